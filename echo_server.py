@@ -1,0 +1,529 @@
+#!/usr/bin/env python3
+"""The TCP echo service of RFC 862: whatever a client sends comes back to it, byte for byte.
+
+    python echo_server.py                     for this machine, on port 7007
+    python echo_server.py --host :: -v        for the whole network, logging each message
+    telnet localhost 7007                     try it
+
+One thread, one selectors loop, non-blocking sockets. What a client sends is received into a buffer
+that all share and sent straight back. What the kernel doesn't take at once is the client's backlog,
+and while there is one the client is not read from: TCP's flow control then keeps it from sending.
+So a client that never reads costs at most one buffer, however much it sends.
+
+Standard library only, Python 3.8 or later. Copy this file anywhere and run it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import ipaddress
+import logging
+import selectors
+import signal
+import socket
+import sys
+import time
+from contextlib import suppress
+from functools import partial
+from typing import Any, Callable, Sequence, Tuple
+
+if sys.platform != "win32":
+    import resource
+
+VERSION = "1.0"
+
+PORT = 7007  # RFC 862 says 7, but ports below 1024 are for the superuser alone
+MAX_CLIENTS = 500 if sys.platform == "win32" else 10_000  # select() takes 512 sockets on Windows
+LISTEN_QUEUE = 1024  # connections that the kernel completes for us ahead of accept()
+ACCEPT_BURST = 100  # newcomers let in in one turn, so that a storm of them holds up nobody
+RETRY_ACCEPT = 1.0  # seconds until the next try after accept() failed
+RECEIVE_SIZE = 256 * 1024  # bytes received at once; also the most that is held for a client
+MAX_LOGGED_LINE = 8 * 1024  # bytes; a longer line is not shown in the log
+
+# Each connection gets these, as far as the system has them. Keepalive: the kernel asks a silent
+# peer whether it is still there, so that one that was unplugged is gone after two minutes. There is
+# no TCP_USER_TIMEOUT here: it would also end a client that takes its time to read.
+SOCKET_OPTIONS = [
+    (level, getattr(socket, name), value)
+    for level, name, value in (
+        (socket.IPPROTO_TCP, "TCP_NODELAY", 1),
+        (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
+        (socket.IPPROTO_TCP, "TCP_KEEPIDLE", 60),  # seconds of silence before the first question
+        (socket.IPPROTO_TCP, "TCP_KEEPINTVL", 15),  # seconds between questions
+        (socket.IPPROTO_TCP, "TCP_KEEPCNT", 4),  # questions without an answer
+    )
+    if hasattr(socket, name)
+]
+
+Address = Tuple[Any, ...]  # as the socket module has it: (host, port) and, for IPv6, two more
+
+log = logging.getLogger("echo")
+
+
+# --- Line framing --------------------------------------------------------------------------------
+
+
+class LineFramer:
+    """Cuts a stream of bytes into whole lines, in whatever pieces the stream comes.
+
+    It holds at most `max_line` bytes of a line that isn't finished yet. A longer line is skipped to
+    its end, so that one that never ends costs no memory.
+    """
+
+    __slots__ = ("max_line", "partial", "skipping")
+
+    def __init__(self, max_line: int) -> None:
+        self.max_line = max_line
+        self.partial = b""  # the unfinished last line
+        self.skipping = False  # that line is too long: drop everything up to its newline
+
+    def feed(self, data: bytes) -> tuple[bytes, int]:
+        """Takes the bytes that came; returns the whole lines and how many lines were too long.
+
+        The whole lines are one chunk of bytes, each line with its LF, because a chunk is searched
+        or passed on with one call, however many lines are in it.
+        """
+        if self.skipping:
+            end = data.find(b"\n") + 1
+            if not end:
+                return b"", 0
+            self.skipping = False
+            data = data[end:]
+        if self.partial:
+            data = self.partial + data
+        end = data.rfind(b"\n") + 1
+        chunk, self.partial = data[:end], data[end:]
+        skipped = 0
+        if len(self.partial) > self.max_line:
+            self.partial, self.skipping, skipped = b"", True, 1
+        if self._has_long_line(chunk):
+            lines = chunk.split(b"\n")
+            kept = [line for line in lines if len(line) <= self.max_line]
+            skipped += len(lines) - len(kept)
+            chunk = b"\n".join(kept)
+        return chunk, skipped
+
+    def finish(self) -> bytes:
+        """The stream has ended: returns its unfinished last line, with an LF, or nothing."""
+        last, self.partial = self.partial, b""
+        return last + b"\n" if last else b""
+
+    def _has_long_line(self, chunk: bytes) -> bool:
+        # Jump from newline to the last newline within reach: 1 us for 64 KiB of short lines, where
+        # a regular expression takes 1,000.
+        at = 0
+        while len(chunk) - at > self.max_line + 1:
+            at = chunk.rfind(b"\n", at, at + self.max_line + 1) + 1
+            if not at:
+                return True
+        return False
+
+
+def printable(line: bytes) -> str:
+    """A line as it can be logged: control characters and broken UTF-8 shown as escapes like \\x1b,
+    so that no peer can play tricks with the terminal that shows the log."""
+    text = line.decode("utf-8", "backslashreplace").rstrip("\r")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+# --- Listening sockets ---------------------------------------------------------------------------
+
+# Names that mean two addresses, whatever this host's resolver says: localhost (RFC 6761, section
+# 6.3), and every interface, which is IPv4 too. IPv6 sockets are IPv6 only here, so that both can be
+# bound, and peers go by their real address instead of ::ffff:192.0.2.1.
+SEVERAL_ADDRESSES = {"localhost": ("::1", "127.0.0.1"), "::": ("::", "0.0.0.0")}
+
+# An address that this machine doesn't have, such as ::1 where IPv6 is switched off.
+NOT_OURS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+
+
+class StartError(Exception):
+    """The server cannot start; the text says what is wrong and what to do about it."""
+
+
+def open_listeners(hosts: Sequence[str], port: int) -> list[socket.socket]:
+    """Returns non-blocking sockets that listen on `port` of every address of the hosts.
+
+    Port 0 stands for one that is free on all of them. Raises StartError.
+    """
+    tries = 1 if port else 20  # a port that is free on the first address may be taken on the next
+    while True:
+        listeners: dict[Address, socket.socket] = {}
+        host = ""
+        try:
+            for host in hosts:
+                listen_on(host, port, listeners)
+            return list(listeners.values())
+        except (OSError, UnicodeError) as error:  # UnicodeError: a name that no host can have
+            for listener in listeners.values():
+                listener.close()
+            tries -= 1
+            if not tries or getattr(error, "errno", None) != errno.EADDRINUSE:
+                raise StartError(why_not_listening(error, host, port)) from error
+
+
+def listen_on(host: str, port: int, listeners: dict[Address, socket.socket]) -> None:
+    """Adds a listener for each address of `host` that has none yet, all on one port.
+
+    Addresses that this machine doesn't have are passed over while another one of the host is left.
+    Raises OSError or UnicodeError.
+    """
+    missing: OSError | None = None
+    listening = False
+    for name in SEVERAL_ADDRESSES.get(host, (host,)):
+        for family, _, _, _, address in socket.getaddrinfo(name, port, type=socket.SOCK_STREAM):
+            if listeners:  # then port 0 has become a real one
+                port = next(iter(listeners.values())).getsockname()[1]
+            try:
+                if address not in listeners:
+                    listeners[address] = bind_and_listen(family, (address[0], port, *address[2:]))
+                listening = True
+            except OSError as error:
+                if error.errno not in NOT_OURS:
+                    raise
+                missing = error
+    if missing and not listening:
+        raise missing
+
+
+def bind_and_listen(family: int, address: Address) -> socket.socket:
+    """Returns a non-blocking socket that listens at the address. Raises OSError."""
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if sys.platform == "win32":  # where SO_REUSEADDR would let two programs have the same port
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+        else:  # start again at once, although connections of the last run linger in TIME_WAIT
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.bind(address)
+        listener.listen(LISTEN_QUEUE)
+        listener.setblocking(False)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def why_not_listening(error: Exception, host: str, port: int) -> str:
+    """Returns what to tell the user when listening on `port` of `host` failed."""
+    if isinstance(error, (socket.gaierror, UnicodeError)):
+        return f"host {host} is unknown; --host takes a name or an address of this machine"
+    number = error.errno if isinstance(error, OSError) else None
+    if number == errno.EADDRINUSE:
+        return f"port {port} on {host} is taken; choose another with --port"
+    if number == errno.EACCES:
+        return f"port {port} on {host} is for the superuser; choose one above 1023 with --port"
+    if number in NOT_OURS:
+        return f"{host} is not an address of this machine; --host :: takes all that it has"
+    return f"cannot listen on port {port} of {host}: {error}"
+
+
+def format_address(address: Address) -> str:
+    """Returns 127.0.0.1:7007 or [::1]:7007."""
+    host, port = address[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def who_can_connect(listeners: Sequence[socket.socket]) -> str:
+    """Returns a sentence for the user that says from where the listeners can be reached."""
+    addresses = [ipaddress.ip_address(one.getsockname()[0].partition("%")[0]) for one in listeners]
+    if all(address.is_loopback for address in addresses):
+        return "only this machine can connect; --host :: lets the network in"
+    if any(address.is_unspecified for address in addresses):
+        return "whoever can reach this machine can connect"
+    return "whoever can reach these addresses can connect"
+
+
+def host_to_name(hosts: Sequence[str]) -> str:
+    """Returns the host that the others should connect to, given the --host options."""
+    host = hosts[0]
+    return socket.gethostname() if host in ("::", "0.0.0.0", "") else host
+
+
+# --- The process ---------------------------------------------------------------------------------
+
+
+def open_signal_socket() -> socket.socket:
+    """Returns a socket on which each SIGINT or SIGTERM arrives as a byte, its number.
+
+    So a signal is one more event for the loop. A handler that raises would strike anywhere, even
+    between receiving bytes and passing them on.
+    """
+    reader, writer = socket.socketpair()
+    reader.setblocking(False)
+    writer.setblocking(False)
+    signal.set_wakeup_fd(writer.detach())
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)  # only a signal with a handler wakes the loop
+    return reader
+
+
+def raise_descriptor_limit(needed: int) -> None:
+    """Makes room for `needed` open sockets, as far as this process may without asking anyone."""
+    if sys.platform == "win32":
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY:
+        needed = min(needed, hard)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        with suppress(OSError, ValueError):  # macOS has one more limit, below the hard one
+            resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
+def send_some(sock: socket.socket, data: bytes | memoryview) -> int:
+    """Hands the kernel as much of `data` as it takes now; returns how many bytes that is."""
+    try:
+        return sock.send(data)
+    except BlockingIOError:
+        return 0
+
+
+class Acceptor:
+    """Accepts newcomers at the listeners; calls `admit` with each one's non-blocking socket and the
+    address of its peer.
+
+    Out of descriptors, a listener stays readable and accept() keeps failing, so that the loop would
+    spin. Newcomers then wait in the kernel's queue, and `retry` lets them in a second later.
+    """
+
+    def __init__(
+        self,
+        selector: selectors.BaseSelector,
+        listeners: Sequence[socket.socket],
+        admit: Callable[[socket.socket, str], None],
+    ) -> None:
+        self.selector = selector
+        self.listeners = listeners
+        self.admit = admit
+        self.failing = False  # the last accept() failed
+        self.retry_at: float | None = None  # monotonic seconds, while newcomers have to wait
+
+    def start(self) -> None:
+        self.retry_at = None
+        for listener in self.listeners:
+            self.selector.register(listener, selectors.EVENT_READ, partial(self.accept, listener))
+
+    def stop(self) -> None:
+        for listener in self.listeners:
+            self.selector.unregister(listener)
+
+    def close(self) -> None:
+        """Gives up the listeners: whoever connects from now on is refused."""
+        if self.retry_at is None:
+            self.stop()
+        self.retry_at = None
+        for listener in self.listeners:
+            listener.close()
+
+    def retry(self) -> None:
+        """Lets newcomers in again when they have waited long enough. For each turn of the loop."""
+        if self.retry_at is not None and time.monotonic() >= self.retry_at:
+            self.start()
+
+    def accept(self, listener: socket.socket, _: int) -> None:
+        if self.retry_at is not None:  # the other listener found out in this same turn
+            return
+        try:
+            for _ in range(ACCEPT_BURST):
+                sock, address = listener.accept()
+                self.failing = False
+                self.welcome(sock, address)
+        except (BlockingIOError, ConnectionAbortedError):  # no more, or one that has left already
+            pass
+        except OSError as error:
+            if not self.failing:
+                log.warning("newcomers have to wait: %s", error.strerror)
+            self.failing = True
+            self.retry_at = time.monotonic() + RETRY_ACCEPT
+            self.stop()
+
+    def welcome(self, sock: socket.socket, address: Address) -> None:
+        try:
+            sock.setblocking(False)
+            for level, option, value in SOCKET_OPTIONS:
+                sock.setsockopt(level, option, value)
+            self.admit(sock, format_address(address))
+        except OSError:  # some systems refuse options on a connection that was reset meanwhile
+            sock.close()
+        except Exception:
+            log.exception("%s could not be admitted", format_address(address))
+            sock.close()
+
+
+# --- The echo server -----------------------------------------------------------------------------
+
+
+class Connection:
+    """A client, and its backlog: the bytes to send back that the kernel hasn't taken yet."""
+
+    __slots__ = ("sock", "peer", "backlog", "framer")
+
+    def __init__(self, sock: socket.socket, peer: str, framer: LineFramer | None) -> None:
+        self.sock = sock
+        self.peer = peer
+        self.backlog = memoryview(b"")
+        self.framer = framer  # only where messages are logged
+
+
+class EchoServer:
+    """Echoes what clients send, until SIGINT or SIGTERM."""
+
+    def __init__(self, listeners: list[socket.socket], max_clients: int, verbose: bool) -> None:
+        self.max_clients = max_clients
+        self.verbose = verbose  # log each message too
+        self.clients = 0
+        self.selector = selectors.DefaultSelector()
+        self.acceptor = Acceptor(self.selector, listeners, self.admit)
+        # One for all: what it holds is sent, or copied to a backlog, before the next receive.
+        self.buffer = memoryview(bytearray(RECEIVE_SIZE))
+        self.running = True
+
+    def run(self) -> None:
+        """Serves. The selector holds with each socket what to call with the events on it."""
+        signals = open_signal_socket()
+        self.selector.register(signals, selectors.EVENT_READ, partial(self.stop, signals))
+        self.acceptor.start()
+        while self.running:
+            timeout = None if self.acceptor.retry_at is None else RETRY_ACCEPT
+            for key, events in self.selector.select(timeout):
+                key.data(events)
+            self.acceptor.retry()
+        self.acceptor.close()
+
+    def stop(self, signals: socket.socket, _: int) -> None:
+        log.info("stopped by %s", signal.Signals(signals.recv(1)[0]).name)
+        self.running = False
+
+    def admit(self, sock: socket.socket, peer: str) -> None:
+        if self.clients == self.max_clients:
+            sock.close()
+            log.info("%s turned away: there are %d clients already", peer, self.clients)
+            return
+        conn = Connection(sock, peer, LineFramer(MAX_LOGGED_LINE) if self.verbose else None)
+        self.selector.register(sock, selectors.EVENT_READ, partial(self.serve, conn))
+        self.clients += 1
+        log.info("%s connected, clients: %d", peer, self.clients)
+
+    def serve(self, conn: Connection, _: int) -> None:
+        """Does what the socket is ready for. Whatever goes wrong ends this client alone."""
+        try:
+            if conn.backlog:
+                self.flush(conn)
+            else:
+                self.echo(conn)
+        except BlockingIOError:  # readiness is a hint, not a promise
+            pass
+        except OSError as error:
+            self.close(conn, f"lost: {error.strerror}")
+        except Exception:
+            log.exception("%s made the server stumble", conn.peer)
+            self.close(conn, "closed")
+
+    def echo(self, conn: Connection) -> None:
+        """Receives once and sends it back. There is no backlog here, so if the client has ended its
+        stream, all of its echo is with the kernel, which delivers it before our close.
+        """
+        received = conn.sock.recv_into(self.buffer)
+        if not received:
+            self.close(conn, "disconnected")
+            return
+        data = self.buffer[:received]
+        sent = send_some(conn.sock, data)
+        if sent < received:
+            conn.backlog = memoryview(bytes(data[sent:]))
+            self.selector.modify(conn.sock, selectors.EVENT_WRITE, partial(self.serve, conn))
+        if conn.framer:
+            self.log_lines(conn, *conn.framer.feed(bytes(data)))
+
+    def flush(self, conn: Connection) -> None:
+        """Sends on what the kernel takes of the backlog; after the last of it, reads again."""
+        conn.backlog = conn.backlog[send_some(conn.sock, conn.backlog) :]
+        if not conn.backlog:
+            self.selector.modify(conn.sock, selectors.EVENT_READ, partial(self.serve, conn))
+
+    def close(self, conn: Connection, why: str) -> None:
+        if conn.framer:
+            self.log_lines(conn, conn.framer.finish())
+        self.selector.unregister(conn.sock)
+        conn.sock.close()
+        self.clients -= 1
+        log.info("%s %s, clients: %d", conn.peer, why, self.clients)
+
+    def log_lines(self, conn: Connection, chunk: bytes, too_long: int = 0) -> None:
+        for line in chunk.split(b"\n")[:-1]:
+            log.debug("%s: %s", conn.peer, printable(line))
+        if too_long:
+            log.debug("%s: (a line of over %d bytes)", conn.peer, MAX_LOGGED_LINE)
+
+
+# --- The command line ----------------------------------------------------------------------------
+
+
+def port_number(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text} is not a port; those go from 0 to 65535")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 1")
+    return int(text)
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="The TCP echo service of RFC 862: sends back whatever a client sends.",
+        epilog="example: python echo_server.py --host :: -v     (then: telnet HOST 7007)",
+    )
+    parser.add_argument(
+        "--host",
+        action="append",
+        help="name or address to listen on, can be repeated; :: is every interface, IPv4 too"
+        " (default: localhost)",
+    )
+    parser.add_argument(
+        "--port", type=port_number, default=PORT, help="0 takes a free one (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--max-clients",
+        type=positive,
+        default=MAX_CLIENTS,
+        metavar="N",
+        help="turn away more than N clients at once (default: %(default)s)",
+    )
+    parser.add_argument("-v", "--verbose", action="store_true", help="log each message too")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
+    args = parser.parse_args(argv)
+    args.host = args.host or ["localhost"]
+    args.prog = parser.prog
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the server; returns the exit status: 0 for a clean end, 1 for a failure."""
+    args = parse_args(argv)
+    logging.basicConfig(
+        format="%(asctime)s %(message)s",
+        datefmt="%Y-%m-%d %H:%M:%S",
+        level=logging.DEBUG if args.verbose else logging.INFO,
+    )
+    try:
+        raise_descriptor_limit(args.max_clients)
+        listeners = open_listeners(args.host, args.port)
+        addresses = [format_address(listener.getsockname()) for listener in listeners]
+        log.info("listening on %s; %s", " and ".join(addresses), who_can_connect(listeners))
+        log.info("try it: telnet %s %d", host_to_name(args.host), listeners[0].getsockname()[1])
+        EchoServer(listeners, args.max_clients, args.verbose).run()
+    except StartError as error:
+        print(f"{args.prog}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:  # before the loop took over the signals
+        pass
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
