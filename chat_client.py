@@ -126,7 +126,7 @@ NO_TEXT = dict.fromkeys(
 )
 
 
-def clean(line: bytes) -> str:
+def terminal_text(line: bytes) -> str:
     """Returns the text of a line that came from elsewhere, fit for a terminal: nothing in it can do
     more there than be read. Broken UTF-8 becomes U+FFFD."""
     return ESCAPE.sub("", line.decode("utf-8", "replace")).translate(NO_TEXT)
@@ -242,7 +242,7 @@ class Console:
         if not data:
             self.ended = True
             chunk = self.framer.finish()
-        self.typed.extend(clean(line) for line in chunk.split(b"\n")[:-1])
+        self.typed.extend(terminal_text(line) for line in chunk.split(b"\n")[:-1])
         if too_long:
             self.show(TOO_LONG)
 
@@ -489,7 +489,7 @@ class Client:
             self.lost = "the server closed it"
             chunk = self.framer.finish()
         for line in chunk.split(b"\n")[:-1]:
-            talk.heard(clean(line))
+            talk.heard(terminal_text(line))
         if too_long:
             talk.shown.append(TOO_LONG)
         if not talk.ready:

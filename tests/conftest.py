@@ -1,0 +1,53 @@
+"""Makes the scripts importable, and starts what the tests need."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, Callable, Iterator
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from support import Server, Terminal, allow_many_descriptors  # noqa: E402
+
+allow_many_descriptors()
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """start("chat_server.py", "--history", "3") returns a running Server; stopped after the test."""
+    servers: list[Server] = []
+
+    def start_server(script: str, *options: str, **more: Any) -> Server:
+        servers.append(Server(script, *options, log=tmp_path / f"log{len(servers)}", **more))
+        return servers[-1]
+
+    yield start_server
+    for server in servers:
+        server.kill()
+
+
+@pytest.fixture
+def room(start: Callable[..., Server]) -> Server:
+    return start("chat_server.py")
+
+
+@pytest.fixture
+def echo(start: Callable[..., Server]) -> Server:
+    return start("echo_server.py")
+
+
+@pytest.fixture
+def terminal() -> Iterator[Callable[..., Terminal]]:
+    """terminal("python", "x.py") runs a command in a pseudo-terminal; it is ended after the test."""
+    terminals: list[Terminal] = []
+
+    def run(*command: str, **more: Any) -> Terminal:
+        terminals.append(Terminal(*command, **more))
+        return terminals[-1]
+
+    yield run
+    for one in terminals:
+        one.kill()

@@ -1,0 +1,206 @@
+"""The echo server: exactly the bytes that came, for many, whatever they do."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import threading
+import time
+from typing import Callable
+
+import pytest
+from support import Server, eventually
+
+
+def test_any_bytes_come_back_with_or_without_newlines(echo: Server) -> None:
+    client = echo.connect()
+    for message in (b"Hello\n", b"no newline", bytes(range(256)), b"\xff\xfb\x01\x00\r\n"):
+        client.send(message)
+        assert client.read(len(message)) == message
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_both_addresses_of_localhost_answer(echo: Server, host: str) -> None:
+    try:
+        client = echo.connect(host)
+    except OSError:
+        pytest.skip(f"this machine has no {host}")
+    client.send(b"hi")
+    assert client.read(2) == b"hi"
+
+
+def test_half_closed_client_gets_the_rest_of_its_echo(echo: Server) -> None:
+    client = echo.connect()
+    data = os.urandom(4_000_000)
+    sender = threading.Thread(target=lambda: (client.send(data), client.half_close()))
+    sender.start()
+    assert client.rest() == data
+    sender.join()
+
+
+def test_client_that_only_sends_is_not_read_from_and_nobody_notices(echo: Server) -> None:
+    deaf = echo.connect(receive_buffer=4096)
+    deaf.sock.setblocking(False)
+    sent = 0
+    other = echo.connect()
+
+    def stuck() -> bool:
+        """Sends until the server has stopped reading: what fits in the kernels' buffers."""
+        nonlocal sent
+        try:
+            while True:
+                sent += deaf.sock.send(b"x" * 65536)
+        except BlockingIOError:
+            pass
+        other.send(b"ping")
+        return other.read(4) == b"ping" and sent == stuck_at
+
+    stuck_at = -1
+    for _ in range(1000):
+        if stuck():
+            break
+        stuck_at = sent
+    memory = echo.memory()
+    deaf.sock.settimeout(20)
+    assert sent < 64_000_000
+    deaf.half_close()
+    assert len(deaf.rest()) == sent
+    assert echo.memory() - memory < 4_000_000
+
+
+def test_long_stream_through_a_slow_reader_is_identical_and_memory_stays_flat(
+    echo: Server,
+) -> None:
+    client = echo.connect(receive_buffer=65536)
+    size = 100_000_000
+    block = random.Random(1).getrandbits(8 * 1_000_000).to_bytes(1_000_000, "big")
+
+    def send() -> None:
+        for _ in range(size // len(block)):
+            client.send(block)
+        client.half_close()
+
+    client.send(block)
+    assert client.read(len(block)) == block
+    before = echo.memory()
+    sender = threading.Thread(target=send)
+    sender.start()
+    received = 0
+    peak = 0
+    while True:
+        data = client.read(len(block))
+        if not data:
+            break
+        assert data == block
+        received += len(data)
+        time.sleep(0.005)  # so slow is this reader
+        peak = max(peak, echo.memory())
+    sender.join()
+    assert received == size
+    assert peak - before < 2_000_000
+
+
+def test_a_thousand_clients_at_once_get_every_byte(echo: Server) -> None:
+    clients = [echo.connect() for _ in range(1000)]
+    messages = [f"client {number} ".encode() * 200 for number in range(len(clients))]
+    for client, message in zip(clients, messages):
+        client.send(message)
+        client.half_close()
+    for client, message in zip(clients, messages):
+        assert client.rest() == message
+        client.close()
+
+
+def test_reset_ends_that_client_alone(echo: Server) -> None:
+    other = echo.connect()
+    other.send(b"before")
+    assert other.read(6) == b"before"
+    for _ in range(50):
+        client = echo.connect()
+        client.send(b"x" * 1000)
+        client.reset()
+    other.send(b"after")
+    assert other.read(5) == b"after"
+    eventually(lambda: "clients: 1\n" in echo.log().splitlines(keepends=True)[-1][-12:])
+    assert "Traceback" not in echo.log()
+
+
+def test_more_than_max_clients_are_turned_away(start: Callable[..., Server]) -> None:
+    echo = start("echo_server.py", "--max-clients", "2")
+    first, second = echo.connect(), echo.connect()
+    second.send(b"in")
+    assert second.read(2) == b"in"
+    assert echo.connect().rest() == b""
+    first.close()
+    eventually(lambda: "clients: 1\n" in echo.log())
+    third = echo.connect()
+    third.send(b"now")
+    assert third.read(3) == b"now"
+
+
+def test_verbose_log_shows_messages_as_lines_without_their_tricks(
+    start: Callable[..., Server],
+) -> None:
+    echo = start("echo_server.py", "-v")
+    client = echo.connect()
+    client.send(b"one\r\ntw")
+    assert client.read(7) == b"one\r\ntw"
+    client.send(b"o\n\x1b[31m\xff\n" + b"x" * 10_000 + b"\nlast")
+    client.half_close()
+    client.rest()
+    address = "{}:{}".format(*client.sock.getsockname())
+    eventually(lambda: f"{address} disconnected" in echo.log())
+    shown = [line.split(" ", 2)[2] for line in echo.log().splitlines() if f"{address}: " in line]
+    assert shown == [
+        f"{address}: one",
+        f"{address}: two",
+        f"{address}: \\x1b[31m\\xff",
+        f"{address}: (a line of over 8192 bytes)",
+        f"{address}: last",
+    ]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_end_it_cleanly(echo: Server, number: int) -> None:
+    client = echo.connect()
+    client.send(b"hi")
+    assert client.read(2) == b"hi"
+    assert echo.stop(number) == 0
+    assert client.rest() == b""
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", echo.port))
+    assert "Traceback" not in echo.log()
+
+
+def test_out_of_descriptors_newcomers_wait_without_spinning(start: Callable[..., Server]) -> None:
+    resource = pytest.importorskip("resource")
+    echo = start(
+        "echo_server.py",
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32)),
+    )
+    clients = [echo.connect() for _ in range(40)]
+    echo.wait_for_log("newcomers have to wait")
+    clients[0].send(b"still here")
+    assert clients[0].read(10) == b"still here"
+    before = echo.cpu_seconds()
+    log = echo.log()
+    time.sleep(1.5)  # not to wait for something, but to see that nothing happens
+    assert echo.cpu_seconds() - before < 0.2
+    assert echo.log() == log
+    for client in clients[:20]:
+        client.close()
+    for client in clients[20:]:
+        client.send(b"in at last")
+        assert client.read(10) == b"in at last"
+
+
+def test_bytes_one_at_a_time(echo: Server) -> None:
+    client = echo.connect()
+    client.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for byte in "Grüße\n".encode():
+        client.send(bytes([byte]))
+        assert client.read(1) == bytes([byte])
+
+

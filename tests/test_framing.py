@@ -1,0 +1,72 @@
+"""Line framing, without I/O: the same class stands in each of the three scripts."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import chat_client
+import chat_server
+import echo_server
+import pytest
+
+
+@pytest.fixture(params=[echo_server, chat_server, chat_client], ids=lambda module: module.__name__)
+def framer(request: pytest.FixtureRequest) -> Any:
+    return request.param.LineFramer(10)
+
+
+def test_lines_come_out_whole_whatever_pieces_they_come_in_in(framer: Any) -> None:
+    assert framer.feed(b"one\ntw") == (b"one\n", 0)
+    assert framer.feed(b"o") == (b"", 0)
+    assert framer.feed(b"\n\nthree\r\n") == (b"two\n\nthree\r\n", 0)
+    assert framer.finish() == b""
+
+
+def test_unfinished_last_line_gets_its_newline_at_the_end(framer: Any) -> None:
+    framer.feed(b"one\ntwo")
+    assert framer.finish() == b"two\n"
+    assert framer.finish() == b""
+
+
+def test_line_of_the_limit_passes_and_one_byte_more_is_skipped(framer: Any) -> None:
+    assert framer.feed(b"0123456789\n") == (b"0123456789\n", 0)
+    assert framer.feed(b"a\n0123456789x\nb\n") == (b"a\nb\n", 1)
+    assert framer.feed(b"0123456789x\n") == (b"", 1)
+
+
+def test_endless_line_is_counted_once_and_costs_nothing(framer: Any) -> None:
+    assert framer.feed(b"x" * 11) == (b"", 1)
+    for _ in range(100):
+        assert framer.feed(b"x" * 1000) == (b"", 0)
+        assert framer.partial == b""
+    assert framer.feed(b"xx\nfine\n") == (b"fine\n", 0)
+
+
+def test_endless_line_at_the_end_of_the_stream_is_not_delivered(framer: Any) -> None:
+    framer.feed(b"x" * 11)
+    assert framer.finish() == b""
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_any_stream_in_any_pieces_gives_what_splitting_it_gives(seed: int) -> None:
+    chance = random.Random(seed)
+    limit = chance.choice([1, 5, 10, 100])
+    framer = chat_server.LineFramer(limit)
+    stream = b"".join(
+        bytes(chance.choices(b"ab\r\x00\xff", k=chance.randrange(limit * 2))) + b"\n"
+        for _ in range(50)
+    )
+    lines = stream.split(b"\n")[:-1]
+    got, skipped, rest = b"", 0, stream
+    while rest:
+        size = chance.choice([1, 2, 3, 50, 500])
+        chunk, too_long = framer.feed(rest[:size])
+        rest = rest[size:]
+        assert chunk == b"" or chunk.endswith(b"\n")
+        assert len(framer.partial) <= limit
+        got += chunk
+        skipped += too_long
+    kept = [line for line in lines if len(line) <= limit]
+    assert got == b"".join(line + b"\n" for line in kept)
+    assert skipped == len(lines) - len(kept)

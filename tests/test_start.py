@@ -1,0 +1,181 @@
+"""What the three scripts have in common at the command line."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Callable
+
+import pytest
+from support import ROOT, Server
+
+SCRIPTS = ["echo_server.py", "chat_server.py", "chat_client.py"]
+SERVERS = SCRIPTS[:2]
+
+
+def run(script: str, *options: str, python: str = sys.executable) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [python, str(ROOT / script), *options],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+
+def pythons() -> list[str]:
+    """Returns the interpreters that CI collected, and those of the usual names on PATH."""
+    named = [shutil.which(f"python3.{minor}") for minor in range(8, 16)]
+    listed = os.environ.get("CHAT_TEST_PYTHONS", "").split(os.pathsep)
+    found = [path for path in [*listed, *named] if path and works(path)]
+    return sorted({os.path.realpath(path) for path in found}) or [sys.executable]
+
+
+def works(python: str) -> bool:
+    return subprocess.run([python, "-c", ""], capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_has_every_option_and_an_example(script: str) -> None:
+    done = run(script, "--help")
+    assert done.returncode == 0
+    assert "example: python " + script in done.stdout
+    options = re.findall(r'add_argument\(\s*"(--[a-z-]+)"', (ROOT / script).read_text())
+    assert options
+    for option in options:
+        assert option in done.stdout
+
+
+def test_versions_are_the_same() -> None:
+    said = {run(script, "--version").stdout.split()[1] for script in SCRIPTS}
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_wrong_command_line_is_exit_status_2(script: str) -> None:
+    assert run(script, "--no-such-option").returncode == 2
+    port = ["--port", "70000"] if script in SERVERS else ["localhost", "70000"]
+    done = run(script, *port)
+    assert done.returncode == 2
+    assert "70000 is not a port" in done.stderr
+
+
+@pytest.mark.parametrize("script", SERVERS)
+def test_taken_port_is_one_clear_line(script: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = run(script, "--port", str(port))
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"{script}: port {port} on localhost is taken; choose another with --port\n"
+    )
+
+
+@pytest.mark.parametrize("script", SERVERS)
+@pytest.mark.parametrize(
+    "host, message",
+    [
+        ("no-such-host.invalid", "host no-such-host.invalid is unknown"),
+        ("x" * 70, "is unknown"),
+        ("203.0.113.1", "203.0.113.1 is not an address of this machine"),
+    ],
+)
+def test_impossible_host_is_one_clear_line(script: str, host: str, message: str) -> None:
+    done = run(script, "--host", host, "--port", "0")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"{script}: ")
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("script", SERVERS)
+def test_repeated_hosts_share_a_port(start: Callable[..., Server], script: str) -> None:
+    server = start(script, "--host", "127.0.0.2", "--host", "127.0.0.1", "--host", "127.0.0.2")
+    assert f"127.0.0.2:{server.port} and 127.0.0.1:{server.port};" in server.log()
+    server.connect("127.0.0.1")
+    server.connect("127.0.0.2")
+
+
+@pytest.mark.parametrize("script", SERVERS)
+def test_every_interface_is_ipv4_too(start: Callable[..., Server], script: str) -> None:
+    try:
+        server = start(script, "--host", "::")
+        server.connect("::1").close()
+    except (OSError, AssertionError):
+        pytest.skip("no IPv6 here")
+    server.connect("127.0.0.1")
+    assert "whoever can reach this machine can connect" in server.log()
+    assert "::ffff" not in server.log()
+
+
+@pytest.mark.parametrize("script", SERVERS)
+def test_log_says_who_can_connect_and_how(start: Callable[..., Server], script: str) -> None:
+    server = start(script)
+    server.wait_for_log(rf"(telnet|chat_client\.py) localhost {server.port}")
+    assert "only this machine can connect" in server.log()
+
+
+@pytest.mark.parametrize("script", SERVERS)
+def test_starts_again_at_once_on_the_same_port(start: Callable[..., Server], script: str) -> None:
+    first = start(script)
+    peer = first.connect()
+    peer.send(b"hi\n")
+    peer.line()
+    first.stop()  # the side that closes first keeps the address in TIME_WAIT
+    second = subprocess.Popen(
+        [sys.executable, str(ROOT / script), "--port", str(first.port)], stderr=subprocess.PIPE
+    )
+    try:
+        assert second.stderr and b"listening" in second.stderr.readline()
+    finally:
+        second.kill()
+        second.communicate()
+
+
+@pytest.mark.parametrize("python", pythons())
+def test_each_script_runs_alone_in_an_empty_folder(
+    python: str, tmp_path: Path, start: Callable[..., Server]
+) -> None:
+    for script in SCRIPTS:
+        folder = tmp_path / script[:-3]
+        folder.mkdir()
+        shutil.copy(ROOT / script, folder)
+        command = [python, "-W", "error", "-I", str(folder / script), "--help"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+        assert (done.returncode, done.stderr) == (0, "")
+    echo = start("echo_server.py", python=python, cwd=tmp_path / "echo_server")
+    room = start("chat_server.py", python=python, cwd=tmp_path / "chat_server")
+    listener = room.join("Ann")
+    client = [python, str(tmp_path / "chat_client" / "chat_client.py"), "localhost"]
+    said = subprocess.run(
+        [*client, str(room.port)], input="John\nHi\nexit\n", capture_output=True, text=True, timeout=30
+    )
+    assert said.stdout == "name: John\nWelcome to the chatroom!\nJohn: Hi\n"
+    listener.expect("* John joined\n", "John: Hi\n", "* John left\n")
+    said = subprocess.run(
+        [*client, str(echo.port), "--echo"], input="test\nquit\n", capture_output=True, text=True, timeout=30
+    )
+    assert said.stdout == "send: test\nrecv: test\nsend: quit\n"
+
+
+def test_same_names_stand_for_the_same_lines() -> None:
+    """The scripts share no module, but what stands in two of them is the same."""
+    import ast
+
+    definitions: dict[str, dict[str, str]] = {}
+    for script in SCRIPTS:
+        source = (ROOT / script).read_text()
+        for node in ast.parse(source).body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                text = ast.get_source_segment(source, node) or ""
+                definitions.setdefault(node.name, {})[script] = text
+    shared = {name: texts for name, texts in definitions.items() if len(texts) > 1}
+    assert "LineFramer" in shared
+    own = {"main", "parse_args", "Connection"}
+    different = {name for name, texts in shared.items() if len(set(texts.values())) > 1}
+    assert different <= own
