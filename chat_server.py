@@ -80,7 +80,7 @@ PATIENCE = 5.0  # seconds
 PIECE_COST = 384  # bytes of the objects around a piece in a backlog; so much is a one-letter line
 TICK = 1.0  # seconds between looks at what depends on time
 FAREWELL = 5.0  # seconds for a member that leaves to get what was said before
-LINGER = 1.0  # seconds that we wait for its own close after that
+LINGER = 0.5  # seconds that we wait for its own close after that
 
 WELCOME = b"Welcome to the chatroom!\n"
 PRIVATE = " (private)"
@@ -1078,6 +1078,7 @@ class ChatServer:
         with suppress(OSError):
             conn.sock.shutdown(socket.SHUT_WR)
         self.leaving[conn] = min(self.leaving[conn], time.monotonic() + LINGER)
+        self.next_tick = min(self.next_tick, self.leaving[conn])
 
     def watch(self, conn: Connection) -> None:
         """Has the selector wait for just what the connection is to be served for now."""

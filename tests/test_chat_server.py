@@ -1,0 +1,251 @@
+"""The chat server on real sockets: what members see of each other, and how they come and go."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import stat
+import time
+from pathlib import Path
+from typing import Callable
+
+import pytest
+from support import DEADLINE, WELCOME, Server
+
+
+def test_line_goes_to_all_but_its_sender(room: Server) -> None:
+    one, two, three = room.join(), room.join(), room.join()
+    one.send("hi\n")
+    two.expect("hi\n")
+    three.expect("hi\n")
+    two.send("hello\n")
+    one.expect("hello\n")
+    three.expect("hello\n")
+
+
+def test_crlf_goes_out_as_lf(room: Server) -> None:
+    one, two = room.join(), room.join()
+    one.send("hi\r\n")
+    two.expect("hi\n")
+
+
+def test_bytes_one_at_a_time_with_a_character_split_between_reads(room: Server) -> None:
+    one, two = room.join("John"), room.join()
+    one.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for byte in "John: Grüße 😀\r\n".encode():
+        one.send(bytes([byte]))
+    two.expect("John: Grüße 😀\n")
+
+
+def test_a_thousand_lines_in_one_segment(room: Server) -> None:
+    one, two = room.join(), room.join()
+    lines = [f"{number}\n" for number in range(1000)]
+    one.send("".join(lines))
+    two.expect(*lines)
+
+
+def test_a_thousand_commands_in_one_segment_are_all_answered(room: Server) -> None:
+    one, two = room.join(), room.join()
+    one.send("/nonsense\n/who\n" * 500 + "done\n")
+    for _ in range(500):
+        assert one.line().startswith(b"* no such command")
+        one.expect("* here: 2 unnamed\n")
+    two.expect("done\n")
+
+
+def test_names_joins_and_leaves_are_announced(room: Server) -> None:
+    two = room.join("Ann")
+    one = room.join("John")
+    two.expect("* John joined\n")
+    one.send("John: Hi\n/msg Ann: psst\n/who\n/name Jim\n/quit\n")
+    two.expect("John: Hi\n", "John (private): psst\n", "* John is now Jim\n", "* Jim left\n")
+    one.expect("* here: Ann, John\n", "* you are Jim\n")
+    assert one.rest() == b""
+
+
+def test_a_name_is_free_again_when_its_owner_has_left(room: Server) -> None:
+    room.join("John").close()
+    room.wait_for_log("John at .* left")
+    room.join("John")
+
+
+def test_unfinished_last_line_is_delivered_with_its_newline(room: Server) -> None:
+    one, two = room.join("John"), room.join()
+    one.send("John: first\nlast")
+    one.half_close()
+    two.expect("John: first\n", "John: last\n", "* John left\n")
+    assert one.rest() == b""
+
+
+def test_last_words_count_although_the_speaker_has_read_nothing(room: Server) -> None:
+    """A peer that closes with input unread sends RST, so sending to it fails; its lines still count."""
+    two = room.join()
+    for number in range(50):
+        one = room.join()
+        two.send("unread\n" * 100)
+        one.send(f"last words {number}\n")
+        one.close()
+        two.expect(f"last words {number}\n")
+
+
+def test_who_half_closes_gets_what_was_said_before(room: Server) -> None:
+    one, two = room.join(), room.join(receive_buffer=4096)
+    line = "x" * 1000 + "\n"
+    one.send(line * 3000)
+    one.send("end\n/who\n")
+    one.expect("* here: 2 unnamed\n")  # so all of it has been heard
+    two.half_close()
+    assert two.rest() == (line * 3000 + "end\n").encode()
+
+
+def test_reset_ends_that_member_alone(room: Server) -> None:
+    two = room.join()
+    for _ in range(20):
+        one = room.join("John")
+        two.expect("* John joined\n")
+        one.reset()
+        two.expect("* John left\n")
+    assert "Traceback" not in room.log()
+
+
+def test_newcomers_get_the_last_messages(start: Callable[..., Server]) -> None:
+    room = start("chat_server.py", "--history", "2")
+    one = room.join("John")
+    one.send("John: 1\nJohn: 2\nJohn: 3\n/who\n")
+    one.expect("* here: John\n")
+    two = room.connect()
+    two.expect(WELCOME, "John: 2\n", "John: 3\n")
+    one.send("John: 4\n")
+    two.expect("John: 4\n")
+
+
+def test_transcript_has_every_public_line_with_its_time(
+    start: Callable[..., Server], tmp_path: Path
+) -> None:
+    file = tmp_path / "transcript"
+    file.write_text("before\n")
+    room = start("chat_server.py", "--transcript", str(file))
+    one, two = room.join("John"), room.join()
+    one.send("a\n/msg John: secret\nb\n")
+    two.expect("John: a\n", "John: b\n")
+    room.stop()
+    first, *lines = file.read_text().splitlines()
+    assert first == "before"
+    for line in lines:
+        time.strptime(line.split(" ")[0], "%Y-%m-%dT%H:%M:%SZ")
+    assert [line.split(" ", 1)[1] for line in lines] == [
+        "* John joined",
+        "John: a",
+        "John: b",
+        "* the room is closing",
+    ]
+
+
+def test_transcript_that_vanishes_is_logged_and_started_anew(
+    start: Callable[..., Server], tmp_path: Path
+) -> None:
+    file = tmp_path / "transcript"
+    room = start("chat_server.py", "--transcript", str(file))
+    one, two = room.join(), room.join()
+    file.unlink()
+    one.send("a\n")
+    two.expect("a\n")
+    room.wait_for_log("has vanished")
+    assert file.read_text().endswith(" a\n")
+
+
+def test_transcript_on_a_full_disk_is_logged_once_and_the_room_goes_on(
+    start: Callable[..., Server],
+) -> None:
+    full = Path("/dev/full")
+    if not full.exists() or not stat.S_ISCHR(full.stat().st_mode):
+        pytest.skip("needs /dev/full")
+    room = start("chat_server.py", "--transcript", "/dev/full")
+    one, two = room.join(), room.join()
+    for number in range(3):
+        one.send(f"{number}\n")
+        two.expect(f"{number}\n")
+    assert room.log().count("cannot write the transcript /dev/full: No space left") == 1
+
+
+def test_transcript_that_cannot_be_written_ends_the_start(tmp_path: Path) -> None:
+    from test_start import run
+
+    done = run("chat_server.py", "--port", "0", "--transcript", str(tmp_path / "no" / "file"))
+    assert done.returncode == 1
+    assert "cannot write the transcript" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_delivers_what_was_said_and_says_goodbye(room: Server, number: int) -> None:
+    one, two = room.join("John"), room.join()
+    one.send("John: last\n")
+    two.expect("John: last\n")
+    room.process.send_signal(number)
+    two.expect("* the room is closing\n")
+    assert two.rest() == b""
+    one.expect("* the room is closing\n")
+    one.close()
+    two.close()
+    assert room.process.wait(DEADLINE) == 0
+    with pytest.raises(ConnectionRefusedError):
+        room.connect()
+    assert "Traceback" not in room.log()
+
+
+def test_closing_room_delivers_a_backlog_to_a_slow_reader(room: Server) -> None:
+    one, slow = room.join(), room.join(receive_buffer=4096)
+    line = "x" * 1000 + "\n"
+    one.send(line * 200)  # more than the kernels hold, less than the high-water mark
+    one.send("/who\n")
+    one.expect("* here: 2 unnamed\n")
+    room.process.send_signal(signal.SIGTERM)
+    assert slow.rest() == (line * 200 + "* the room is closing\n").encode()
+    slow.close()
+    one.close()
+    assert room.process.wait(DEADLINE) == 0
+
+
+def test_second_signal_ends_it_at_once(room: Server) -> None:
+    one, stuck = room.join(), room.join(receive_buffer=4096)
+    one.send(("x" * 1000 + "\n") * 200)
+    one.send("/who\n")
+    one.line()
+    room.process.send_signal(signal.SIGTERM)
+    stuck.sock.settimeout(DEADLINE)
+    one.expect("* the room is closing\n")
+    room.process.send_signal(signal.SIGTERM)
+    assert room.process.wait(DEADLINE) == 1
+
+
+def test_signals_in_the_middle_of_everything_leave_no_traceback(
+    start: Callable[..., Server],
+) -> None:
+    for round_ in range(6):
+        room = start("chat_server.py")
+        members = [room.join(f"m{number}") for number in range(5)]
+        for member in members:
+            member.send("hello\n" * 50)
+        assert room.stop(signal.SIGINT if round_ % 2 else signal.SIGTERM) == 0
+        assert "Traceback" not in room.log()
+
+
+def test_verbose_log_shows_what_is_said(start: Callable[..., Server]) -> None:
+    room = start("chat_server.py", "-v")
+    one, two = room.join("John"), room.join()
+    one.send("hi\n")
+    two.expect("John: hi\n")
+    room.wait_for_log("said: John: hi")
+
+
+def test_a_thousand_members_each_get_every_line(room: Server) -> None:
+    members = [room.join() for _ in range(1000)]
+    lines = [f"line {number} of 20\n" for number in range(20)]
+    for member, line in zip(members, lines):
+        member.send(line)
+    order = [members[-1].line() for _ in lines]
+    assert sorted(order) == sorted(line.encode() for line in lines)
+    for number, member in enumerate(members[:-1]):
+        own = lines[number].encode() if number < len(lines) else b""
+        member.expect(*(line for line in order if line != own))
