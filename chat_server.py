@@ -109,7 +109,7 @@ SOCKET_OPTIONS = [
     if hasattr(socket, name)
 ]
 
-Address = Tuple[Any, ...]  # as the socket module has it: (host, port) and, for IPv6, two more
+Address = Tuple[Any, ...]  # as the socket module has it: (host, port), IPv6 adds two
 Cut = Tuple[int, int, bytes]  # start, end, what a member gets instead
 
 log = logging.getLogger("chat")
@@ -250,8 +250,8 @@ class Batch:
     """What is said in one turn of the loop, in order; everyone is handed the same bytes.
 
     A member for whom something differs has cuts: (start, end, instead) means that in place of
-    the bytes from start to end it gets `instead`. What it said itself is cut out, an answer is put in
-    where it asked, and a newcomer has its welcome in place of all that was said before.
+    the bytes from start to end it gets `instead`. What it said itself is cut out, an answer is put
+    in where it asked, and a newcomer has its welcome in place of all that was said before.
     """
 
     __slots__ = ("parts", "size", "weight", "cuts")
@@ -637,7 +637,7 @@ class Acceptor:
     address of its peer.
 
     Out of descriptors, a listener stays readable and accept() keeps failing, so that the loop would
-    spin. Newcomers then wait in the kernel's queue, and `retry` lets them in a second later.
+    spin. Newcomers then wait in the kernel's queue until one is free.
     """
 
     def __init__(
@@ -670,7 +670,12 @@ class Acceptor:
             listener.close()
 
     def retry(self) -> None:
-        """Lets newcomers in again when they have waited long enough. For each turn of the loop."""
+        """Lets newcomers in again if they wait: for when a connection was closed."""
+        if self.retry_at is not None:
+            self.start()
+
+    def retry_if_due(self) -> None:
+        """Does so after a while in any case: others may have used up what the whole system has."""
         if self.retry_at is not None and time.monotonic() >= self.retry_at:
             self.start()
 
@@ -843,7 +848,7 @@ class ChatServer:
     def tick(self, now: float) -> None:
         """Once a second, if there is anything to do: renews allowances, ends what took too long."""
         self.next_tick = now + TICK
-        self.acceptor.retry()
+        self.acceptor.retry_if_due()
         for conn in [conn for conn, since in self.congested.items() if now - since >= PATIENCE]:
             self.lose(conn, f"let go: has not read for {PATIENCE:.0f} s what it was sent")
         for conn in [conn for conn, deadline in self.leaving.items() if now >= deadline]:
@@ -871,10 +876,10 @@ class ChatServer:
 
     def lose(self, conn: Connection, why: str) -> None:
         """Closes a connection that has no use any more."""
-        log.info("%s %s", conn, why)
         if conn in self.room.members:
             self.room.leave(conn)
         self.close(conn)
+        log.info("%s %s, members: %d", conn, why, len(self.room.members))
 
     def close(self, conn: Connection) -> None:
         self.leaving.pop(conn, None)
@@ -885,6 +890,7 @@ class ChatServer:
         conn.reading, conn.backlog = False, None
         self.watch(conn)
         conn.sock.close()
+        self.acceptor.retry()
 
     def close_room(self) -> None:
         """Lets nobody in any more and says goodbye to everyone."""

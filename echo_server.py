@@ -56,7 +56,7 @@ SOCKET_OPTIONS = [
     if hasattr(socket, name)
 ]
 
-Address = Tuple[Any, ...]  # as the socket module has it: (host, port) and, for IPv6, two more
+Address = Tuple[Any, ...]  # as the socket module has it: (host, port), IPv6 adds two
 
 log = logging.getLogger("echo")
 
@@ -285,7 +285,7 @@ class Acceptor:
     address of its peer.
 
     Out of descriptors, a listener stays readable and accept() keeps failing, so that the loop would
-    spin. Newcomers then wait in the kernel's queue, and `retry` lets them in a second later.
+    spin. Newcomers then wait in the kernel's queue until one is free.
     """
 
     def __init__(
@@ -318,7 +318,12 @@ class Acceptor:
             listener.close()
 
     def retry(self) -> None:
-        """Lets newcomers in again when they have waited long enough. For each turn of the loop."""
+        """Lets newcomers in again if they wait: for when a connection was closed."""
+        if self.retry_at is not None:
+            self.start()
+
+    def retry_if_due(self) -> None:
+        """Does so after a while in any case: others may have used up what the whole system has."""
         if self.retry_at is not None and time.monotonic() >= self.retry_at:
             self.start()
 
@@ -389,7 +394,7 @@ class EchoServer:
             timeout = None if self.acceptor.retry_at is None else RETRY_ACCEPT
             for key, events in self.selector.select(timeout):
                 key.data(events)
-            self.acceptor.retry()
+            self.acceptor.retry_if_due()
         self.acceptor.close()
 
     def stop(self, signals: socket.socket, _: int) -> None:
@@ -448,6 +453,7 @@ class EchoServer:
             self.log_lines(conn, conn.framer.finish())
         self.selector.unregister(conn.sock)
         conn.sock.close()
+        self.acceptor.retry()
         self.clients -= 1
         log.info("%s %s, clients: %d", conn.peer, why, self.clients)
 

@@ -183,6 +183,12 @@ class Peer:
                 return b"".join(parts)
             parts.append(data)
 
+    def discard(self) -> None:
+        """Reads away what has come."""
+        self.buffer = b""
+        while select.select([self.sock], [], [], 0)[0] and self.sock.recv(1 << 20):
+            pass
+
     def expect_nothing(self) -> None:
         """Nothing has come. Only meaningful after something that is sent later was seen."""
         assert not self.buffer and not select.select([self.sock], [], [], 0)[0]

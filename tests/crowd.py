@@ -1,0 +1,81 @@
+"""Many peers at once, moved by one selectors loop: for floods, and for members drawn by chance."""
+
+from __future__ import annotations
+
+import selectors
+import socket
+import time
+from typing import Callable, Iterable
+
+from support import DEADLINE
+
+
+class Walker:
+    """A non-blocking peer: sends what it has to as fast as it can, and keeps what it gets."""
+
+    def __init__(self, address: tuple[str, int], receive_buffer: int = 0) -> None:
+        self.sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        if receive_buffer:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self.sock.settimeout(DEADLINE)
+        self.sock.connect(address)
+        self.sock.setblocking(False)
+        self.outgoing = memoryview(b"")
+        self.received = bytearray()
+        self.reading = True  # False for one that is stuck
+        self.ended = False  # the server has closed, or reset, the connection
+        self.closed = False  # we have
+
+    def say(self, data: bytes) -> None:
+        self.outgoing = memoryview(bytes(self.outgoing) + data)
+
+    def lines(self) -> list[bytes]:
+        return bytes(self.received).split(b"\n")[:-1]
+
+    def wants(self) -> int:
+        if self.closed:
+            return 0
+        reading = self.reading and not self.ended
+        return (selectors.EVENT_READ if reading else 0) | (
+            selectors.EVENT_WRITE if self.outgoing else 0
+        )
+
+    def move(self, events: int) -> None:
+        try:
+            if events & selectors.EVENT_WRITE and self.outgoing:
+                self.outgoing = self.outgoing[self.sock.send(self.outgoing[:65536]) :]
+            if events & selectors.EVENT_READ:
+                data = self.sock.recv(1 << 20)
+                self.received += data
+                self.ended = not data
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.ended = True
+            self.outgoing = memoryview(b"")
+
+    def close(self) -> None:
+        self.closed = True
+        self.sock.close()
+
+
+def pump(
+    walkers: Iterable[Walker], until: Callable[[], bool], seconds: float = DEADLINE
+) -> None:
+    """Moves the walkers' bytes until the condition holds."""
+    deadline = time.monotonic() + seconds
+    with selectors.DefaultSelector() as selector:
+        registered: dict[Walker, int] = {}
+        while not until():
+            assert time.monotonic() < deadline, "did not happen in time"
+            for walker in walkers:
+                wants, has = walker.wants(), registered.get(walker, 0)
+                if wants == has:
+                    continue
+                if has:
+                    selector.unregister(walker.sock)
+                if wants:
+                    selector.register(walker.sock, wants, walker)
+                registered[walker] = wants
+            for key, events in selector.select(0.02):
+                key.data.move(events)

@@ -1,0 +1,280 @@
+"""The guarantees of the room that only show under load, or when something goes wrong."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from pathlib import Path
+from typing import Callable
+
+import pytest
+from crowd import Walker, pump
+from support import ROOT, WELCOME, Server, eventually
+
+
+def numbered(name: str, count: int, size: int = 64) -> bytes:
+    """Returns lines that say who sent them and which one each is."""
+    lines = (f"{name} {number} ".encode().ljust(size - 1, b".") + b"\n" for number in range(count))
+    return b"".join(lines)
+
+
+def walkers(room: Server, count: int, receive_buffer: int = 0) -> list[Walker]:
+    """Returns so many members that have got their welcome."""
+    members = [Walker(("127.0.0.1", room.port), receive_buffer) for _ in range(count)]
+    pump(members, lambda: all(len(member.received) >= len(WELCOME) for member in members))
+    for member in members:
+        del member.received[: len(WELCOME)]
+    return members
+
+
+# 1 and 2: a flood is slowed, and arrives whole and in order
+
+
+def test_flood_arrives_whole_and_in_the_same_order_everywhere(room: Server) -> None:
+    listeners, senders = walkers(room, 30), walkers(room, 5)
+    floods = [numbered(f"s{number}", 4000) for number in range(len(senders))]
+    for sender, flood in zip(senders, floods):
+        sender.say(flood)
+    size = sum(map(len, floods))
+    everyone = listeners + senders
+    pump(
+        everyone,
+        lambda: all(len(one.received) >= size for one in listeners)
+        and all(len(one.received) >= size - len(own) for one, own in zip(senders, floods)),
+    )
+    order = bytes(listeners[0].received)
+    assert all(one.received == order for one in listeners)
+    lines = order.splitlines(keepends=True)
+    for number, (sender, flood) in enumerate(zip(senders, floods)):
+        own = f"s{number} ".encode()
+        assert b"".join(line for line in lines if line.startswith(own)) == flood
+        assert sender.received == b"".join(line for line in lines if not line.startswith(own))
+
+
+def test_slow_reader_of_a_bounded_flood_loses_nothing(room: Server) -> None:
+    (slow,), (sender,) = walkers(room, 1, receive_buffer=65536), walkers(room, 1)
+    flood = numbered("s", 64_000)
+    sender.say(flood)
+    began = time.monotonic()
+
+    def read_2_mb_a_second() -> bool:
+        slow.reading = len(slow.received) < 2_000_000 * (time.monotonic() - began)
+        return len(slow.received) >= len(flood)
+
+    pump([slow, sender], read_2_mb_a_second)
+    assert slow.received == flood
+    assert "let go" not in room.log()
+
+
+# 3: one stuck member costs the others nothing
+
+
+def test_stuck_member_under_a_flood_is_let_go_and_nobody_else_notices(room: Server) -> None:
+    stuck = room.join("Stuck", receive_buffer=4096)
+    ann, bob = room.join("Ann"), room.join("Bob")
+    flooder, listener = walkers(room, 2)
+    flooder.say(numbered("flood", 60_000))
+    delays: list[float] = []
+
+    def talk() -> bool:
+        """Ann says a line; the time until Bob has it is measured."""
+        line = f"Ann: {len(delays)}\n".encode()
+        began = time.monotonic()
+        ann.send(line)
+        while bob.line() != line:
+            pass
+        delays.append(time.monotonic() - began)
+        ann.discard()
+        return "let go" in room.log()
+
+    pump([flooder, listener], talk)
+    room.wait_for_log("Stuck at .* let go")
+    assert statistics.median(delays) < 0.1
+    said = {b"flood": 60_000, b"Ann:": len(delays)}
+
+    def all_has_come() -> bool:
+        ann.discard()
+        bob.discard()
+        return all(listener.received.count(word) == count for word, count in said.items())
+
+    pump([flooder, listener], all_has_come)
+    stuck.close()
+
+
+@pytest.fixture
+def impatient_room(start: Callable[..., Server], tmp_path: Path) -> Server:
+    """A room that waits one second for a stuck member, not five."""
+    return patched(start, tmp_path, "chat_server.PATIENCE = 1.0")
+
+
+def patched(start: Callable[..., Server], tmp_path: Path, patch: str) -> Server:
+    """Starts a room of which something was changed."""
+    (tmp_path / "patched.py").write_text(
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport chat_server\n"
+        f"{patch}\nsys.exit(chat_server.main())\n"
+    )
+    return start("patched.py", cwd=tmp_path)
+
+
+@pytest.mark.parametrize("line", [b"x" * 8000 + b"\n", b"y\n"], ids=["long lines", "one byte"])
+def test_fifty_stuck_members_under_a_flood_cost_little_memory(
+    impatient_room: Server, line: bytes
+) -> None:
+    room = impatient_room
+    before = room.memory()
+    stuck = [room.join(receive_buffer=4096) for _ in range(50)]
+    flooders = walkers(room, 3)
+    (listener,) = walkers(room, 1)
+    for one in flooders:
+        one.say(line * (12_000_000 // len(line) // 3))
+    peak = 0
+
+    def all_let_go() -> bool:
+        nonlocal peak
+        peak = max(peak, room.memory())
+        listener.received.clear()
+        for one in flooders:
+            one.received.clear()
+        return room.log().count("let go") == len(stuck)
+
+    pump([*flooders, listener], all_let_go, 40)
+    assert peak - before < 32 * 1024 * 1024
+    for one in stuck:
+        one.close()
+
+
+def test_who_floods_and_never_reads_is_let_go_too(impatient_room: Server) -> None:
+    room = impatient_room
+    two = room.join("Two")
+    before = room.memory()
+    (flooder,) = walkers(room, 1, receive_buffer=4096)
+    flooder.reading = False
+    flooder.say(b"/help\n" * 200_000)
+    pump([flooder], lambda: "let go" in room.log())
+    assert room.memory() - before < 32 * 1024 * 1024
+    two.send("/who\n")
+    two.expect("* here: Two\n")
+
+
+# 4: a slow or endless line
+
+
+def test_line_that_is_too_long_is_skipped_and_its_sender_told(start: Callable[..., Server]) -> None:
+    room = start("chat_server.py", "--max-line", "100")
+    one, two = room.join(), room.join()
+    one.send("x" * 100 + "\n" + "y" * 101 + "\nshort\n")
+    two.expect("x" * 100 + "\n", "short\n")
+    one.expect("* too long: a line has at most 100 bytes\n")
+    one.send("z" * 100_000)
+    one.expect("* too long: a line has at most 100 bytes\n")
+    one.send("\nstill here\n")
+    two.expect("still here\n")
+    one.expect_nothing()
+
+
+def test_thousands_of_unfinished_lines_cost_at_most_their_bytes(room: Server) -> None:
+    one, two = room.join(), room.join()
+    before = room.memory()
+    others = [room.connect() for _ in range(2000)]
+    for other in others:
+        other.send(b"u" * 8000)
+    one.send("talk\n")
+    two.expect("talk\n")
+    eventually(lambda: "members: 2002" in room.log())
+    two.send("more\n")
+    one.expect("more\n")
+    assert room.memory() - before < 2000 * (8192 + 4096)
+    for other in others:
+        other.reset()
+    eventually(lambda: "members: 2\n" in room.log()[-60:])
+    one.send("talk\n")
+    assert two.line() != b""
+
+
+# 5: full is not broken
+
+
+def test_full_room_says_so_and_has_a_place_again_later(start: Callable[..., Server]) -> None:
+    room = start("chat_server.py", "--max-clients", "2")
+    one, two = room.join(), room.join()
+    assert room.connect().rest() == b"* the room is full\n"
+    one.send("hi\n")
+    two.expect("hi\n")
+    one.close()
+    room.wait_for_log("members: 1\n")
+    room.join()
+
+
+def test_out_of_descriptors_the_room_goes_on_and_idles(start: Callable[..., Server]) -> None:
+    resource = pytest.importorskip("resource")
+    room = start(
+        "chat_server.py",
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64)),
+    )
+    one, two = room.join(), room.join()
+    knocking = [room.connect() for _ in range(200)]
+    room.wait_for_log("newcomers have to wait")
+    for number in range(20):
+        one.send(f"{number}\n")
+        two.expect(f"{number}\n")
+    before = room.cpu_seconds()
+    time.sleep(1.5)  # not to wait for something, but to see that nothing happens
+    assert room.cpu_seconds() - before < 0.2
+    for peer in knocking:
+        peer.close()
+    room.join()
+
+
+def test_storms_of_resets_leave_the_room_alone(room: Server) -> None:
+    one, two = room.join(), room.join()
+    for round_ in range(5):
+        storm = [room.connect() for _ in range(200)]
+        for peer in storm:
+            peer.reset()
+        one.send(f"{round_}\n")
+        two.expect(f"{round_}\n")
+    eventually(lambda: room.log().rstrip().endswith("members: 2"))
+    assert "Traceback" not in room.log()
+
+
+# 7: dead peers
+
+
+def test_the_kernel_is_asked_to_find_dead_peers() -> None:
+    import socket
+
+    import chat_server
+
+    names = {option for _, option, _ in chat_server.SOCKET_OPTIONS}
+    assert socket.SO_KEEPALIVE in names
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        assert socket.TCP_USER_TIMEOUT in names
+
+
+# 8: one connection's trouble stays its own
+
+STUMBLING = """
+hear_line = chat_server.Room.hear_line
+
+def stumble(self, member, line):
+    if line == "/boom":
+        raise RuntimeError("a bug")
+    hear_line(self, member, line)
+
+chat_server.Room.hear_line = stumble
+"""
+
+
+def test_unexpected_exception_ends_one_connection_alone(
+    start: Callable[..., Server], tmp_path: Path
+) -> None:
+    room = patched(start, tmp_path, STUMBLING)
+    one, two = room.join("John"), room.join("Ann")
+    one.expect("* Ann joined\n")
+    one.send("John: a\n/boom\n")
+    two.expect("John: a\n", "* John left\n")
+    one.rest()
+    assert "RuntimeError: a bug" in room.log()
+    three = room.join()
+    three.send("on\n")
+    two.expect("on\n")
