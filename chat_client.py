@@ -164,8 +164,8 @@ class Chat:
             self.ready = True
             if self.asked:
                 self.ask(self.asked[: MAX_NAME - 1] + "_")
-        elif not self.in_room:
-            self.ready = True  # it speaks, but it is no room of ours: just a relay
+        elif not self.in_room and not line.startswith("* "):
+            self.ready = True  # a relay that is no room of ours; a room that is full says so with *
         self.shown.append(line)
 
     def ask(self, name: str) -> None:

@@ -109,7 +109,7 @@ SOCKET_OPTIONS = [
     if hasattr(socket, name)
 ]
 
-Address = Tuple[Any, ...]  # as the socket module has it: (host, port), IPv6 adds two
+Address = Tuple[Any, ...]  # as in the socket module: (host, port), for IPv6 two more
 Cut = Tuple[int, int, bytes]  # start, end, what a member gets instead
 
 log = logging.getLogger("chat")
@@ -715,18 +715,29 @@ class Acceptor:
 class Connection(Member):
     """A member's connection: what it has sent that isn't dealt with, what it has yet to receive."""
 
-    __slots__ = ("sock", "peer", "framer", "unheard", "backlog", "cost", "reading", "events")
+    __slots__ = (
+        "sock",
+        "peer",
+        "events",
+        "framer",
+        "unheard",
+        "reading",
+        "backlog",
+        "cost",
+        "broken",
+    )
 
     def __init__(self, sock: socket.socket, peer: str, max_line: int) -> None:
         super().__init__()
         self.sock = sock
         self.peer = peer
+        self.events = 0  # for which it is registered with the selector
         self.framer = LineFramer(max_line)
         self.unheard = b""  # whole lines that wait for the next turn
-        self.backlog: deque[memoryview] | None = None  # made when something has to wait
-        self.cost = 0  # bytes of memory
         self.reading = True  # not while it is held up, and not after the end of its stream
-        self.events = 0  # for which it is registered with the selector
+        self.backlog: deque[memoryview] | None = None  # made when something has to wait
+        self.cost = 0  # bytes of memory that the backlog takes
+        self.broken = False  # sending has failed
 
     def __str__(self) -> str:
         return f"{self.name} at {self.peer}" if self.name else self.peer
@@ -960,11 +971,15 @@ class ChatServer:
             self.part(conn)
 
     def end(self, conn: Connection) -> None:
-        """The end of a member's stream: an unfinished last line counts, then it has left."""
+        """The end of a member's stream: an unfinished last line counts, then it has left.
+
+        Of a broken connection this is no end: the error that says so was spent on sending, and the
+        unfinished line may have lost its other half.
+        """
         conn.reading = False
         self.watch(conn)
         last = conn.framer.finish()
-        if last:
+        if last and not conn.broken:
             self.room.hear(conn, last, self.share)
         if conn in self.room.members:
             self.room.leave(conn)
@@ -1064,6 +1079,7 @@ class ChatServer:
     def stop_sending(self, conn: Connection) -> None:
         """After an error nothing can be sent any more, but what the peer said before it went may
         still wait to be read: reading it, we find out about its end."""
+        conn.broken = True
         conn.backlog, conn.cost = None, 0
         with suppress(OSError):
             conn.sock.shutdown(socket.SHUT_WR)

@@ -56,7 +56,7 @@ SOCKET_OPTIONS = [
     if hasattr(socket, name)
 ]
 
-Address = Tuple[Any, ...]  # as the socket module has it: (host, port), IPv6 adds two
+Address = Tuple[Any, ...]  # as in the socket module: (host, port), for IPv6 two more
 
 log = logging.getLogger("echo")
 

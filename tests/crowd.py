@@ -60,7 +60,10 @@ class Walker:
 
 
 def pump(
-    walkers: Iterable[Walker], until: Callable[[], bool], seconds: float = DEADLINE
+    walkers: Iterable[Walker],
+    until: Callable[[], bool],
+    seconds: float = DEADLINE,
+    wait: float = 0.02,
 ) -> None:
     """Moves the walkers' bytes until the condition holds."""
     deadline = time.monotonic() + seconds
@@ -77,5 +80,5 @@ def pump(
                 if wants:
                     selector.register(walker.sock, wants, walker)
                 registered[walker] = wants
-            for key, events in selector.select(0.02):
+            for key, events in selector.select(wait):
                 key.data.move(events)

@@ -1,0 +1,396 @@
+"""The client in plain mode: in pipes, with files, in a pseudo-terminal; and its logic without I/O."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+from chat_client import Chat, Echo, terminal_text
+from support import DEADLINE, ROOT, WELCOME, Peer, Server, Terminal, eventually
+
+CLIENT = [sys.executable, str(ROOT / "chat_client.py")]
+
+
+def client(*options: Any, typed: str = "", **more: Any) -> subprocess.CompletedProcess[str]:
+    """Runs the client with what is typed in a pipe, until it ends."""
+    if "stdin" not in more:
+        more["input"] = typed
+    command = [*CLIENT, *map(str, options)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE, **more)
+
+
+class Listener:
+    """A server that does what a test wants: accepts one client, and is its peer."""
+
+    def __init__(self) -> None:
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.listener.settimeout(DEADLINE)
+        self.port = self.listener.getsockname()[1]
+
+    def accept(self) -> Peer:
+        sock, _ = self.listener.accept()
+        sock.settimeout(DEADLINE)
+        return Peer(sock)
+
+
+@pytest.fixture
+def listener() -> Any:
+    one = Listener()
+    yield one
+    one.listener.close()
+
+
+# The logic without I/O
+
+
+def test_messages_have_the_name_before_them() -> None:
+    chat = Chat("John")
+    chat.ready = True
+    chat.typed("Hi")
+    chat.typed("/who")
+    chat.typed("")
+    assert chat.outgoing == b"John: Hi\nJohn: /who\n"
+    assert chat.shown == ["John: Hi", "John: /who"]
+
+
+def test_in_a_room_the_name_is_made_known_and_the_answer_hidden() -> None:
+    chat = Chat("John")
+    chat.heard("Welcome to the chatroom!")
+    assert (chat.outgoing, chat.ready) == (b"/name John\n", False)
+    chat.heard("* Ann joined")
+    chat.heard("* you are John")
+    assert chat.ready
+    assert chat.shown == ["Welcome to the chatroom!", "* Ann joined"]
+
+
+def test_a_taken_name_gets_an_underscore_and_the_user_is_told() -> None:
+    chat = Chat("x" * 32)
+    chat.heard("Welcome to the chatroom!")
+    chat.heard("* " + "x" * 32 + " is taken")
+    assert chat.outgoing.endswith(b"\n/name " + b"x" * 31 + b"_\n")
+    assert not chat.ready
+    chat.heard("* you are " + "x" * 31 + "_")
+    chat.typed("hi")
+    assert chat.shown[1:] == ["* " + "x" * 32 + " is taken", "x" * 31 + "_: hi"]
+
+
+def test_commands_pass_through_and_two_slashes_are_meant_as_one() -> None:
+    chat = Chat("John")
+    chat.heard("Welcome to the chatroom!")
+    chat.heard("* you are John")
+    chat.outgoing.clear()
+    chat.typed("/who")
+    chat.typed("//shrug")
+    assert chat.outgoing == b"/who\nJohn: /shrug\n"
+
+
+def test_a_new_name_is_followed() -> None:
+    chat = Chat("John")
+    chat.heard("Welcome to the chatroom!")
+    chat.heard("* you are John")
+    chat.typed("/name Jim")
+    assert not chat.ready
+    chat.heard("* you are Jim")
+    assert chat.ready
+    assert chat.shown[-1] == "* you are Jim"
+    chat.typed("hi")
+    assert chat.shown[-1] == "Jim: hi"
+
+
+def test_a_welcome_among_the_messages_of_a_relay_is_just_a_message() -> None:
+    chat = Chat("John")
+    chat.heard("Ann: hi")
+    assert chat.ready
+    chat.heard("Welcome to the chatroom!")
+    chat.heard("* you are somebody else")
+    assert chat.outgoing == b""
+    assert chat.name == "John"
+
+
+def test_echo_waits_for_each_answer() -> None:
+    echo = Echo()
+    echo.typed("test")
+    assert not echo.ready
+    echo.heard("test")
+    assert (echo.ready, echo.shown) == (True, ["recv: test"])
+
+
+@pytest.mark.parametrize(
+    "line, text",
+    [
+        (b"plain \xc3\xa4", "plain ä"),
+        (b"a\x1b[31;1mred\x1b[0m", "ared"),
+        (b"a\x1b]0;title\x07b\x1b]8;;x\x1b\\c", "abc"),
+        (b"a\x1b(Bb\x1bcc", "abc"),
+        (b"\r\nx\x00\x07\x08\x7fy\tz", "xy\tz"),
+        (b"\xff\xc3", "\ufffd\ufffd"),
+        ("\x9b31mC1 \x85".encode(), "C1 "),
+        ("a\u202eb\u2066c\u2069".encode(), "abc"),
+        (b"\x1b[", ""),
+        (b"\x1b", ""),
+    ],
+)
+def test_only_text_reaches_the_terminal(line: bytes, text: str) -> None:
+    assert terminal_text(line) == text
+
+
+# In pipes
+
+
+def test_walk_through_in_a_pipe(room: Server) -> None:
+    other = room.join()
+    done = client("localhost", room.port, typed="John\nHi\nexit\n")
+    assert done.stdout == "name: John\nWelcome to the chatroom!\nJohn: Hi\n"
+    assert (done.stderr, done.returncode) == ("", 0)
+    other.expect("* John joined\n", "John: Hi\n", "* John left\n")
+
+
+def test_end_of_input_says_everything_and_shows_what_still_comes(listener: Listener) -> None:
+    results: list[subprocess.CompletedProcess[str]] = []
+    lines = "".join(f"{number}\n" for number in range(2000))
+    runner = threading.Thread(
+        target=lambda: results.append(
+            client("127.0.0.1", listener.port, "--name", "J", typed=lines + "last")
+        )
+    )
+    runner.start()
+    server = listener.accept()
+    server.send("a relay\n")
+    said = server.rest()  # it has half-closed
+    server.send("one more\nunfinished")
+    server.close()
+    runner.join()
+    assert said == "".join(f"J: {line}\n" for line in [*lines.split(), "last"]).encode()
+    assert results[0].returncode == 0
+    assert results[0].stdout.endswith("J: last\none more\nunfinished\n")
+
+
+@pytest.mark.parametrize("word", ["quit", "exit", "/quit"])
+def test_words_that_leave(room: Server, word: str) -> None:
+    other = room.join()
+    done = client("localhost", room.port, "--name", "John", typed=f"a\n {word} \nb\n")
+    assert done.returncode == 0
+    other.expect("* John joined\n", "John: a\n", "* John left\n")
+
+
+def test_taken_name_becomes_another(room: Server) -> None:
+    john = room.join("John")
+    done = client("localhost", room.port, "--name", "John", typed="hi\n")
+    assert done.stdout == "Welcome to the chatroom!\n* John is taken\nJohn_: hi\n"
+    john.expect("* John_ joined\n", "John_: hi\n", "* John_ left\n")
+
+
+def test_a_name_that_the_room_refuses_does_not_hold_up_what_is_said(room: Server) -> None:
+    other = room.join()
+    done = client("localhost", room.port, "--name", "a:b", typed="hi\n")
+    assert "* a name has no colon" in done.stdout
+    other.expect("a:b: hi\n")
+
+
+def test_echo_in_a_pipe(echo: Server) -> None:
+    done = client("localhost", echo.port, "--echo", typed="test\n\ngrüße\nquit\nmore\n")
+    assert done.stdout == "send: test\nrecv: test\nsend: \nrecv: \nsend: grüße\nrecv: grüße\nsend: quit\n"
+    assert done.returncode == 0
+
+
+def test_echo_goes_on_when_there_is_no_answer(listener: Listener) -> None:
+    results = []
+    runner = threading.Thread(
+        target=lambda: results.append(
+            client("127.0.0.1", listener.port, "--echo", typed="a\nb\nquit\n")
+        )
+    )
+    runner.start()
+    server = listener.accept()
+    assert server.rest() == b"a\nb\n"
+    server.close()
+    runner.join()
+    assert results[0].stdout == "send: a\nsend: b\nsend: quit\n"
+    assert results[0].returncode == 0
+
+
+@pytest.mark.parametrize("kind", ["file", "null", "closed"])
+def test_other_kinds_of_standard_input(room: Server, tmp_path: Path, kind: str) -> None:
+    other = room.join()
+    if kind == "file":
+        (tmp_path / "input").write_text("from a file\n")
+        with open(tmp_path / "input", "rb") as file:
+            done = client("localhost", room.port, "--name", "J", stdin=file)
+    elif kind == "null":
+        done = client("localhost", room.port, "--name", "J", stdin=subprocess.DEVNULL)
+    else:
+        done = client(
+            "localhost", room.port, "--name", "J", stdin=None, preexec_fn=lambda: os.close(0)
+        )
+    assert (done.stderr, done.returncode) == ("", 0)
+    assert done.stdout.startswith(WELCOME.decode())
+    other.expect("* J joined\n", *(["J: from a file\n"] if kind == "file" else []), "* J left\n")
+
+
+def test_no_name_is_a_clean_end() -> None:
+    done = client(stdin=subprocess.DEVNULL)
+    assert (done.stdout, done.stderr, done.returncode) == ("name: \n", "", 0)
+
+
+def test_thread_that_feeds_standard_input_where_only_sockets_can_be_waited_for(
+    room: Server, tmp_path: Path
+) -> None:
+    """As on Windows, but here."""
+    other = room.join()
+    code = "import sys, chat_client; chat_client.ONLY_SOCKETS = True; sys.exit(chat_client.main())"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "localhost", str(room.port)],
+        input="John\nHi\nexit\n",
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=DEADLINE,
+    )
+    assert done.stdout == "name: John\nWelcome to the chatroom!\nJohn: Hi\n"
+    assert (done.stderr, done.returncode) == ("", 0)
+    other.expect("* John joined\n", "John: Hi\n", "* John left\n")
+
+
+@pytest.mark.parametrize("closed", ["before", "meanwhile"])
+def test_closed_standard_output_is_one_clear_line(listener: Listener, closed: str) -> None:
+    read_end, write_end = os.pipe()
+    if closed == "before":
+        os.close(read_end)
+    process = subprocess.Popen(
+        [*CLIENT, "127.0.0.1", str(listener.port), "--name", "J"],
+        stdin=subprocess.PIPE,
+        stdout=write_end,
+        stderr=subprocess.PIPE,
+    )
+    os.close(write_end)
+    server = listener.accept()
+    server.send("one\n")
+    if closed == "meanwhile":
+        assert os.read(read_end, 100) == b"one\n"
+        os.close(read_end)
+        server.send("two\n")
+    _, errors = process.communicate(timeout=DEADLINE)
+    assert errors == b"chat_client.py: standard output is closed\n"
+    assert process.returncode == 1
+
+
+def test_standard_output_that_was_never_open() -> None:
+    done = subprocess.run(
+        [*CLIENT, "--name", "J"],
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: os.close(1),
+    )
+    assert done.stderr == b"chat_client.py: standard output is closed\n"
+    assert done.returncode == 1
+
+
+def test_nobody_listening_is_one_clear_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        port = one.getsockname()[1]
+    done = client("127.0.0.1", port, "--name", "J")
+    assert done.stderr == (
+        f"chat_client.py: cannot connect to port {port} on 127.0.0.1: "
+        "nobody listens there; start a room with: python chat_server.py\n"
+    )
+    assert done.returncode == 1
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "x" * 70, "a..b"])
+def test_unknown_host_is_one_clear_line(host: str) -> None:
+    done = client(host, "--name", "J")
+    assert (done.stderr, done.returncode) == (f"chat_client.py: host {host} is unknown\n", 1)
+
+
+@pytest.mark.parametrize("how", ["close", "reset"])
+def test_lost_connection_is_one_clear_line(listener: Listener, how: str) -> None:
+    process = subprocess.Popen(
+        [*CLIENT, "127.0.0.1", str(listener.port), "--name", "J"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    server = listener.accept()
+    server.send("hi\n")
+    assert process.stdout and process.stdout.readline() == "hi\n"
+    getattr(server, how)()
+    _, errors = process.communicate(timeout=DEADLINE)
+    assert errors.startswith("chat_client.py: lost the connection: ")
+    assert errors.count("\n") == 1
+    assert process.returncode == 1
+
+
+def test_full_room_is_shown(start: Callable[..., Server]) -> None:
+    room = start("chat_server.py", "--max-clients", "1")
+    inside = room.join()
+    done = client("localhost", room.port, "--name", "J", typed="hi\n")
+    inside.close()
+    assert done.stdout == "* the room is full\n"
+    assert done.stderr == "chat_client.py: lost the connection: the server closed it\n"
+    assert done.returncode == 1
+
+
+def test_a_flood_from_the_server_into_a_slow_pipe_stays_within_bounds(listener: Listener) -> None:
+    process = subprocess.Popen(
+        [*CLIENT, "127.0.0.1", str(listener.port), "--name", "J"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    server = listener.accept()
+    line = b"x" * 999 + b"\n"
+    server.send(b"begin\n")
+    assert process.stdout and process.stdout.readline() == b"begin\n"
+    server.sock.settimeout(0.5)
+    sent = 0
+    with pytest.raises(TimeoutError):  # nobody reads the pipe, so the client stops reading
+        while sent < 100_000_000:
+            sent += server.sock.send(line * 64)
+    status = Path(f"/proc/{process.pid}/status")
+    if status.exists():
+        kilobytes = int(status.read_text().split("VmRSS:")[1].split()[0])
+        assert kilobytes < 40_000
+    server.close()
+    output, _ = process.communicate(timeout=DEADLINE)
+    assert len(output) == sent
+    process.wait()
+
+
+# In a terminal
+
+
+def test_typed_ahead_lines_are_kept(room: Server, terminal: Callable[..., Terminal]) -> None:
+    other = room.join()
+    window = terminal(*CLIENT, "localhost", str(room.port))
+    window.type("John\nfirst\nsecond\n")
+    other.expect("* John joined\n", "John: first\n", "John: second\n")
+    window.type("exit\n")
+    assert window.wait() == 0
+
+
+@pytest.mark.parametrize("keys", ["\x04", "quit\n", "\x03"])
+def test_ways_to_leave_a_terminal(
+    room: Server, terminal: Callable[..., Terminal], keys: str
+) -> None:
+    window = terminal(*CLIENT, "localhost", str(room.port), "--name", "John")
+    window.expect("Welcome to the chatroom!\n")
+    room.wait_for_log("connected")
+    window.type(keys)
+    assert window.wait() == 0
+    assert "Traceback" not in window.rest()
+    eventually(lambda: "members: 0" in room.log())
+
+
+def test_interrupt_at_the_name_prompt(terminal: Callable[..., Terminal]) -> None:
+    window = terminal(*CLIENT)
+    window.expect("name: ")
+    window.process.send_signal(signal.SIGINT)
+    assert window.wait() == 0
+    assert "Traceback" not in window.rest()

@@ -1,0 +1,173 @@
+"""The four steps of the challenge, to the letter, with the real telnet, nc and ncat."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from typing import Callable
+
+import pytest
+from support import DEADLINE, ROOT, Server, Terminal, eventually, needs
+
+CLIENT = [sys.executable, str(ROOT / "chat_client.py")]
+
+
+@pytest.mark.parametrize("host", ["localhost", "::1", "127.0.0.1"])
+def test_step_1_telnet_to_the_echo_server(
+    echo: Server, terminal: Callable[..., Terminal], host: str
+) -> None:
+    window = terminal(needs("telnet"), host, str(echo.port))
+    window.expect(f"Connected to {host}.")
+    window.expect("Escape character is '^]'.\n")
+    window.type("Hello Coding Challenges!\n")
+    window.expect("Hello Coding Challenges!\nHello Coding Challenges!\n")
+    window.type("\x1d")
+    window.expect("telnet> ")
+    window.type("quit\n")
+    window.expect("Connection closed.")
+    assert window.wait() == 0
+
+
+def test_step_2_client_of_the_echo_server(
+    echo: Server, terminal: Callable[..., Terminal]
+) -> None:
+    window = terminal(*CLIENT, "--echo", "localhost", str(echo.port))
+    window.expect("send: ")
+    window.type("test\n")
+    window.expect("test\nrecv: test\nsend: ")
+    window.type("quit\n")
+    assert window.rest() == "quit\n"
+    assert window.wait() == 0
+
+
+def test_step_3_chat_client_with_the_echo_server(
+    echo: Server, terminal: Callable[..., Terminal]
+) -> None:
+    window = terminal(*CLIENT, "localhost", str(echo.port))
+    window.expect("name: ")
+    window.type("John\n")
+    window.expect("John\n")
+    echo.wait_for_log("connected")
+    window.type("Hi\n")
+    window.expect("Hi\nJohn: Hi\nJohn: Hi\n")
+    window.type("exit\n")
+    assert window.rest() == "exit\n"
+    assert window.wait() == 0
+
+
+def test_step_4_two_clients_in_the_room(
+    room: Server, terminal: Callable[..., Terminal]
+) -> None:
+    john, other = (terminal(*CLIENT, "localhost", str(room.port)) for _ in range(2))
+    for window, name in (john, "John"), (other, "OtherJohn"):
+        window.expect("name: ")
+        window.type(f"{name}\n")
+        window.expect(f"{name}\nWelcome to the chatroom!\n")
+    john.expect("* OtherJohn joined\n")
+    other.type("Hi!\n")
+    other.expect("Hi!\nOtherJohn: Hi!\n")
+    john.expect("OtherJohn: Hi!\n")
+    for line in ("Hey John!", "How's things? What are you doing?"):
+        john.type(f"{line}\n")
+        john.expect(f"{line}\nJohn: {line}\n")
+        other.expect(f"John: {line}\n")
+    other.type("Writing a Coding Challenge!\n")
+    john.expect("OtherJohn: Writing a Coding Challenge!\n")
+    john.type("Same!\n")
+    john.expect("Same!\nJohn: Same!\n")
+    john.type("exit\n")
+    assert john.rest() == "exit\n"
+    assert john.wait() == 0
+    other.expect("John: Same!\n* John left\n")
+
+
+@pytest.mark.parametrize("tool", ["nc", "ncat"])
+def test_netcat_is_a_full_member(room: Server, tool: str) -> None:
+    john = room.join("John")
+    process = subprocess.Popen(
+        [needs(tool), "localhost", str(room.port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdin and process.stdout
+    assert process.stdout.readline() == b"Welcome to the chatroom!\n"
+    process.stdin.write(b"hello\n")
+    process.stdin.flush()
+    john.expect("hello\n")
+    john.send("hi\n")
+    assert process.stdout.readline() == b"John: hi\n"
+    process.stdin.write(b"/quit\n")
+    process.stdin.close()
+    assert process.stdout.read() == b""
+    process.wait(DEADLINE)
+
+
+def test_telnet_is_a_full_member(room: Server, terminal: Callable[..., Terminal]) -> None:
+    john = room.join("John")
+    window = terminal(needs("telnet"), "localhost", str(room.port))
+    window.expect("Welcome to the chatroom!\n")
+    window.type("hello\n")
+    john.expect("hello\n")
+    window.type("/name Tel\n")
+    window.expect("* you are Tel\n")
+    john.expect("* Tel joined\n")
+    window.type("/quit\n")
+    window.expect("Connection closed by foreign host.")
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        return int(one.getsockname()[1])
+
+
+def wait_until_listening(port: int) -> None:
+    def connects() -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+        except ConnectionRefusedError:
+            return False
+        return True
+
+    eventually(connects)
+
+
+def test_client_with_a_broker_that_is_not_ours(terminal: Callable[..., Terminal]) -> None:
+    port = free_port()
+    broker = subprocess.Popen([needs("ncat"), "--broker", "-l", "127.0.0.1", str(port)])
+    try:
+        wait_until_listening(port)
+        one, two = (
+            terminal(*CLIENT, "127.0.0.1", str(port), "--name", name) for name in ("One", "Two")
+        )
+        one.type("anybody?\n")
+        one.expect("anybody?\nOne: anybody?\n")
+        two.type("me\n")
+        two.expect("Two: me\n")
+        two.type("exit\n")
+        one.type("exit\n")
+        assert (one.wait(), two.wait()) == (0, 0)
+    finally:
+        broker.kill()
+        broker.wait()
+
+
+def test_client_with_an_echo_server_that_is_not_ours(terminal: Callable[..., Terminal]) -> None:
+    port = free_port()
+    server = subprocess.Popen(
+        [needs("ncat"), "-k", "-l", "127.0.0.1", str(port), "-e", needs("cat")]
+    )
+    try:
+        wait_until_listening(port)
+        window = terminal(*CLIENT, "127.0.0.1", str(port), "--echo")
+        window.expect("send: ")
+        window.type("test\n")
+        window.expect("test\nrecv: test\nsend: ")
+        window.type("quit\n")
+        assert window.wait() == 0
+        window = terminal(*CLIENT, "127.0.0.1", str(port), "--name", "John")
+        window.type("Hi\n")
+        window.expect("Hi\nJohn: Hi\nJohn: Hi\n")
+        window.type("exit\n")
+        assert window.wait() == 0
+    finally:
+        server.kill()
+        server.wait()
