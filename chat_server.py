@@ -882,7 +882,7 @@ class ChatServer:
 
     def part(self, conn: Connection) -> None:
         """Somebody is a member no more: it still gets what was said before, then the end."""
-        self.congested.pop(conn, None)
+        self.clear_congestion(conn)
         self.leaving[conn] = time.monotonic() + FAREWELL
 
     def lose(self, conn: Connection, why: str) -> None:
@@ -894,10 +894,10 @@ class ChatServer:
 
     def close(self, conn: Connection) -> None:
         self.leaving.pop(conn, None)
-        self.congested.pop(conn, None)
         self.held_up.discard(conn)
         self.unfinished.discard(conn)
         self.spent.pop(conn, None)
+        self.clear_congestion(conn)
         conn.reading, conn.backlog = False, None
         self.watch(conn)
         conn.sock.close()
