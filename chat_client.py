@@ -17,18 +17,26 @@ Standard library only, Python 3.8 or later. Copy this file anywhere and run it.
 from __future__ import annotations
 
 import argparse
+import codecs
 import errno
 import os
+import random
 import re
 import select
 import selectors
+import signal
 import socket
 import sys
 import threading
 import time
+import unicodedata
+import zlib
 from collections import deque
 from contextlib import suppress
 from typing import Any, Callable, Sequence
+
+if sys.platform != "win32":
+    import termios
 
 VERSION = "1.0"
 
@@ -39,14 +47,31 @@ PATIENCE = 1.0  # seconds to wait for a welcome or an answer that may never come
 LINGER = 2.0  # seconds for the server to close after the user has left
 RECEIVE_SIZE = 64 * 1024  # bytes received at once
 MAX_LINE = 64 * 1024  # bytes; a longer line is left out
-MAX_WAITING = 256 * 1024  # bytes that wait for a slow reader before we stop reading the other side
+MAX_WAITING = 64 * 1024  # bytes that wait for a slow reader before we stop reading the other side
+MAX_HISTORY = 1000  # lines that Up goes back to
+MAX_NAMES = 1000  # names that Tab completes
+RETRY_DELAYS = (1, 30)  # seconds until the next try to connect again: doubled from the first on
 
 WELCOME = "Welcome to the chatroom!"
 YOU_ARE = "* you are "
 IS_TAKEN = " is taken"
+PRIVATE = " (private)"
+# Notices of a room in which others are named.
+SIGHTINGS = [
+    re.compile(pattern)
+    for pattern in (
+        r"\* (.+) joined",
+        r"\* .+ is now (.+)",
+        r"\* here: (?!\d+ unnamed)(.+?)(?: and \d+ unnamed)?",
+    )
+]
 MAX_NAME = 32  # characters that a room allows
 LEAVE = ("quit", "exit", "/quit")
 TOO_LONG = f"* (a line of over {MAX_LINE} bytes was left out)"
+
+# Of the 256 colours, those that can be read on black and on white.
+COLOURS = (33, 37, 64, 71, 98, 130, 133, 136, 160, 166, 168, 172)
+BOLD, DIM, NORMAL = "\x1b[1m", "\x1b[2m", "\x1b[0m"
 
 # On Windows select() takes nothing but sockets.
 ONLY_SOCKETS = os.name == "nt"
@@ -132,49 +157,117 @@ def terminal_text(line: bytes) -> str:
     return ESCAPE.sub("", line.decode("utf-8", "replace")).translate(NO_TEXT)
 
 
-class Chat:
-    """One's part in a chat: what goes out for what is typed, what is shown for what comes in.
+class Talk:
+    """One's part in a conversation, without I/O: what goes out for what is typed, and what is shown
+    for what comes in."""
 
-    It talks to any line relay by putting the name before each message. If it is one of our rooms,
-    which the first line shows, it makes the name known there as well, and commands are possible.
-    """
-
+    asks = False  # each line is asked for, with the prompt
     prompt = ""
+    name = ""  # the user's
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self) -> None:
         self.outgoing = bytearray()  # lines to send, each with its LF
         self.shown: list[str] = []  # lines to show
-        self.ready = False  # for what is typed: the room has to know the name first
-        self.in_room = False
-        self.asked = ""  # the name that we asked the room for, until it answers
+        self.ready = True  # to be told what was typed
+        self.mentioned = False  # somebody has said the user's name
 
     def heard(self, line: str) -> None:
         """Takes a line from the other side, clean and without its newline."""
+        raise NotImplementedError
+
+    def typed(self, line: str) -> None:
+        """Takes a line from the user, without its newline."""
+        raise NotImplementedError
+
+    def candidates(self, beginning: str) -> list[str]:
+        """Returns the names that begin so, the likeliest first."""
+        return []
+
+
+class Echo(Talk):
+    """A talk with an echo server: a line goes out, an answer comes, then the next."""
+
+    asks = True
+    prompt = "send: "
+
+    def heard(self, line: str) -> None:
+        self.shown.append(f"recv: {line}")
+        self.ready = True
+
+    def typed(self, line: str) -> None:
+        self.outgoing += f"{line}\n".encode()
+        self.ready = False
+
+
+class Chat(Talk):
+    """A chat. It works with any line relay, by putting the name before each message. If the first
+    line shows that it is one of our rooms, it makes the name known there, and there are commands."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.ready = False  # the room has to know the name first
+        self.be(name)
+        self.in_room = False
+        self.asked = ""  # the name that we asked the room for, until it answers
+        self.names: dict[str, None] = {}  # that were seen here, the latest last
+
+    def be(self, name: str) -> None:
+        self.name = name
+        self.prompt = f"{name}: "
+        self.mention = re.compile(rf"(?<!\w){re.escape(name)}(?!\w)", re.IGNORECASE)
+
+    def heard(self, line: str) -> None:
+        if self.in_room and line.startswith("* "):
+            if self.heard_room(line):
+                self.shown.append(line)
+            return
         if not self.in_room and not self.ready and line == WELCOME:
             self.in_room = True
             self.ask(self.name)
-        elif self.in_room and line.startswith(YOU_ARE):
-            self.name = line[len(YOU_ARE) :]
+        elif not line.startswith("* "):  # so does a room that is full
+            self.ready = self.ready or not self.in_room  # a relay that is no room of ours
+            speaker, colon, text = line.partition(": ")
+            if colon:
+                self.saw(speaker.replace(PRIVATE, ""))
+            self.mentioned = self.mentioned or bool(self.mention.search(text))
+        self.shown.append(line)
+
+    def heard_room(self, line: str) -> bool:
+        """Follows what the room itself says; returns whether the user wants to know it."""
+        if line.startswith(YOU_ARE):
+            self.be(line[len(YOU_ARE) :])
             self.ready = True
-            if self.asked:
-                self.asked = ""
-                return  # the user knows
-        elif self.in_room and line.startswith("* ") and line.endswith(IS_TAKEN):
+            self.asked, expected = "", bool(self.asked)
+            return not expected
+        if line.endswith(IS_TAKEN):
             self.ready = True
             if self.asked:
                 self.ask(self.asked[: MAX_NAME - 1] + "_")
-        elif not self.in_room and not line.startswith("* "):
-            self.ready = True  # a relay that is no room of ours; a room that is full says so with *
-        self.shown.append(line)
+        for pattern in SIGHTINGS:
+            match = pattern.fullmatch(line)
+            for names in match.groups() if match else ():
+                for name in names.split(", "):
+                    self.saw(name)
+        return True
+
+    def saw(self, name: str) -> None:
+        if 0 < len(name) <= MAX_NAME and name != self.name:
+            self.names.pop(name, None)
+            self.names[name] = None
+            if len(self.names) > MAX_NAMES:
+                del self.names[next(iter(self.names))]
+
+    def candidates(self, beginning: str) -> list[str]:
+        start = beginning.casefold()
+        return [name for name in reversed(list(self.names)) if name.casefold().startswith(start)]
 
     def ask(self, name: str) -> None:
+        """Asks the room for a name. What is typed waits for the answer."""
         self.asked = name
         self.ready = False
         self.outgoing += f"/name {name}\n".encode()
 
     def typed(self, line: str) -> None:
-        """Takes a line from the user, without its newline."""
         if not line.strip():
             return
         command = self.in_room and line.startswith("/")
@@ -187,23 +280,310 @@ class Chat:
         self.shown.append(message)
 
 
-class Echo:
-    """One's part in a talk with an echo server: a line goes out, an answer comes, then the next."""
+# --- The line editor -----------------------------------------------------------------------------
 
-    prompt = "send: "
+# What a terminal sends for a key (ECMA-48, xterm, the Linux console, rxvt), and the method that it calls.
+KEYS = {
+    **dict.fromkeys(("\r", "\n"), "enter"),
+    **dict.fromkeys(("\x01", "\x1b[H", "\x1bOH", "\x1b[1~", "\x1b[7~"), "home"),
+    **dict.fromkeys(("\x05", "\x1b[F", "\x1bOF", "\x1b[4~", "\x1b[8~"), "end"),
+    **dict.fromkeys(("\x02", "\x1b[D", "\x1bOD"), "left"),
+    **dict.fromkeys(("\x06", "\x1b[C", "\x1bOC"), "right"),
+    **dict.fromkeys(("\x1bb", "\x1b[1;5D", "\x1b[1;3D", "\x1b[5D", "\x1bOd"), "word_left"),
+    **dict.fromkeys(("\x1bf", "\x1b[1;5C", "\x1b[1;3C", "\x1b[5C", "\x1bOc"), "word_right"),
+    **dict.fromkeys(("\x10", "\x1b[A", "\x1bOA"), "older"),
+    **dict.fromkeys(("\x0e", "\x1b[B", "\x1bOB"), "newer"),
+    **dict.fromkeys(("\x08", "\x7f"), "backspace"),
+    **dict.fromkeys(("\x17", "\x1b\x7f", "\x1b\x08"), "kill_word_left"),
+    "\x1b[3~": "delete",
+    "\x1bd": "kill_word_right",
+    "\x0b": "kill_to_end",
+    "\x15": "kill_to_start",
+    "\x19": "yank",
+    "\x14": "transpose",
+    "\t": "complete",
+    "\x03": "interrupt",
+    "\x04": "delete_or_end",
+    "\x0c": "clear_screen",
+    "\x1a": "suspend",
+    "\x1b[200~": "begin_paste",
+}
+PASTE_END = "\x1b[201~"
+# One key: an escape sequence, Alt and a character, or a character; and one that isn't complete yet.
+KEY = re.compile(r"\x1b+\[[0-?]*[ -/]*[@-~]|\x1b+O[@-~]|\x1b[^\x1b\[O]|[^\x1b]", re.DOTALL)
+UNFINISHED_KEY = re.compile(r"\x1b+(?:\[[0-?]*[ -/]*|O)?")
 
-    def __init__(self) -> None:
-        self.outgoing = bytearray()
-        self.shown: list[str] = []
-        self.ready = True
+ZERO_WIDTH = ("Mn", "Me", "Cf")  # Unicode categories: combining marks and format characters
+JOINER = "\u200d"
+WIDE_VARIANT = "\ufe0f"  # makes an emoji of the character before it
+SKIN_TONES = range(0x1F3FB, 0x1F400)
+MARKS = {ord("\n"): "\u21b5", ord("\t"): " "}  # how a pasted newline or tab is shown in the line
 
-    def heard(self, line: str) -> None:
-        self.shown.append(f"recv: {line}")
-        self.ready = True
 
-    def typed(self, line: str) -> None:
-        self.outgoing += f"{line}\n".encode()
-        self.ready = False
+def char_width(char: str) -> int:
+    """Returns how many columns a character takes at most. Terminals differ; see Editor.view."""
+    if char == WIDE_VARIANT:
+        return 1
+    if unicodedata.category(char) in ZERO_WIDTH:
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
+
+
+def joins(before: str, char: str) -> bool:
+    """Says whether `char` forms one visible character with the one before it."""
+    return unicodedata.category(char) in ZERO_WIDTH or before == JOINER or ord(char) in SKIN_TONES
+
+
+class Editor:
+    """A line that is being typed. It does no I/O: keys go in as they come from the terminal,
+    finished lines and wishes come out, and `view` says how the line looks."""
+
+    def __init__(self, complete: Callable[[str], Sequence[str]] = lambda _: ()) -> None:
+        self.candidates = complete  # names that begin with a text, the likeliest first
+        self.text = ""
+        self.cursor = 0  # an index of text
+        self.history: deque[str] = deque(maxlen=MAX_HISTORY)
+        self.place = 0  # in the history, counted from its end; 0 is the line itself
+        self.draft = ""  # the line itself, while another is shown
+        self.killed = ""
+        self.completing: list[str] = []  # what the next Tab puts in place of `completed`
+        self.completed = ""
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self.unread = ""  # the beginning of a key
+        self.pasting = False
+        self.lines: list[str] = []  # finished
+        self.wishes: list[str] = []  # "interrupt", "end", "suspend", "clear_screen"
+
+    # Keys
+
+    def feed(self, data: bytes) -> None:
+        """Takes bytes from the terminal, in whatever pieces they come."""
+        self.unread += self.decoder.decode(data)
+        while self.unread:
+            if self.pasting:
+                if not self.paste():
+                    break
+                continue
+            match = KEY.match(self.unread)
+            if not match:
+                if UNFINISHED_KEY.fullmatch(self.unread):
+                    break
+                self.unread = self.unread[1:]
+                continue
+            self.unread = self.unread[match.end() :]
+            self.press(match.group())
+
+    def press(self, key: str) -> None:
+        method = KEYS.get(key)
+        if method != "complete":
+            self.completing = []
+        if method:
+            getattr(self, method)()
+        elif not key.startswith("\x1b"):
+            self.insert(key.translate(NO_TEXT))
+
+    def begin_paste(self) -> None:
+        self.pasting = True
+
+    def paste(self) -> bool:
+        """Takes what there is of pasted text; returns False if more has to come.
+
+        Nothing in it is a key: newlines wait in the line until Enter, other controls are left out.
+        """
+        text, end, rest = self.unread.partition(PASTE_END)
+        if not end:  # its own beginning may be the last thing here
+            keep = next((n for n in range(5, 0, -1) if text.endswith(PASTE_END[:n])), 0)
+            keep = keep or int(text.endswith("\r"))  # as may the other half of a newline
+            text, rest = text[: len(text) - keep], text[len(text) - keep :]
+        self.unread = rest
+        self.pasting = not end
+        lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+        self.insert("\n".join(line.translate(NO_TEXT) for line in lines))
+        return bool(end)
+
+    def insert(self, text: str) -> None:
+        self.text = self.text[: self.cursor] + text + self.text[self.cursor :]
+        self.cursor += len(text)
+
+    def set(self, text: str) -> None:
+        self.text, self.cursor = text, len(text)
+
+    def enter(self) -> None:
+        if self.text.strip():
+            self.history.append(self.text)
+        self.lines += self.text.rstrip("\n").split("\n")
+        self.place = 0
+        self.set("")
+
+    def interrupt(self) -> None:
+        if not self.text:
+            self.wishes.append("interrupt")
+        self.place = 0
+        self.set("")
+
+    def delete_or_end(self) -> None:
+        if self.text:
+            self.delete()
+        else:
+            self.wishes.append("end")
+
+    def suspend(self) -> None:
+        self.wishes.append("suspend")
+
+    def clear_screen(self) -> None:
+        self.wishes.append("clear_screen")
+
+    # Movement
+
+    def before(self) -> int:
+        """Returns where the visible character before the cursor begins."""
+        at = self.cursor - 1
+        while at > 0 and joins(self.text[at - 1], self.text[at]):
+            at -= 1
+        return max(at, 0)
+
+    def after(self) -> int:
+        """Returns where the visible character at the cursor ends."""
+        at = self.cursor + 1
+        while at < len(self.text) and joins(self.text[at - 1], self.text[at]):
+            at += 1
+        return min(at, len(self.text))
+
+    def word_before(self) -> int:
+        """Returns where the word before the cursor begins."""
+        return len(re.sub(r"\w+\W*\Z|\W+\Z", "", self.text[: self.cursor]))
+
+    def word_after(self) -> int:
+        """Returns where the word after the cursor ends."""
+        match = re.compile(r"\W*\w*").match(self.text, self.cursor)
+        return match.end() if match else self.cursor
+
+    def home(self) -> None:
+        self.cursor = 0
+
+    def end(self) -> None:
+        self.cursor = len(self.text)
+
+    def left(self) -> None:
+        self.cursor = self.before()
+
+    def right(self) -> None:
+        self.cursor = self.after()
+
+    def word_left(self) -> None:
+        self.cursor = self.word_before()
+
+    def word_right(self) -> None:
+        self.cursor = self.word_after()
+
+    def older(self) -> None:
+        self.go_to(self.place + 1)
+
+    def newer(self) -> None:
+        self.go_to(self.place - 1)
+
+    def go_to(self, place: int) -> None:
+        """Shows another line of the history; 0 is the one that was being typed."""
+        if not 0 <= place <= len(self.history):
+            return
+        if self.place == 0:
+            self.draft = self.text
+        self.place = place
+        self.set(self.history[-place] if place else self.draft)
+
+    # Changes
+
+    def cut(self, start: int, end: int) -> str:
+        """Takes a stretch out of the line and returns it."""
+        removed = self.text[start:end]
+        self.text = self.text[:start] + self.text[end:]
+        self.cursor = start
+        return removed
+
+    def backspace(self) -> None:
+        self.cut(self.before(), self.cursor)
+
+    def delete(self) -> None:
+        self.cut(self.cursor, self.after())
+
+    def kill(self, start: int, end: int) -> None:
+        self.killed = self.cut(start, end) or self.killed
+
+    def kill_to_end(self) -> None:
+        self.kill(self.cursor, len(self.text))
+
+    def kill_to_start(self) -> None:
+        self.kill(0, self.cursor)
+
+    def kill_word_left(self) -> None:
+        self.kill(self.word_before(), self.cursor)
+
+    def kill_word_right(self) -> None:
+        self.kill(self.cursor, self.word_after())
+
+    def yank(self) -> None:
+        self.insert(self.killed)
+
+    def transpose(self) -> None:
+        """Swaps the two characters around the cursor, at the end of the line the last two."""
+        if self.cursor == len(self.text):
+            self.left()
+        start, end = self.before(), self.after()
+        swapped = self.text[self.cursor : end] + self.text[start : self.cursor]
+        if start < self.cursor:
+            self.cut(start, end)
+            self.insert(swapped)
+
+    def complete(self) -> None:
+        """Completes the name before the cursor; another Tab takes the next that fits."""
+        if not self.completing:
+            self.completed = self.text[: self.cursor].rpartition(" ")[2]
+            start = self.cursor - len(self.completed)
+            suffix = ": " if self.text[:start] in ("", "/msg ") else " "
+            names = self.candidates(self.completed) if self.completed else ()
+            self.completing = [name + suffix for name in names]
+        if self.completing:
+            self.cut(self.cursor - len(self.completed), self.cursor)
+            self.completed = self.completing.pop(0)
+            self.completing.append(self.completed)
+            self.insert(self.completed)
+
+    # How it looks
+
+    def view(self, prompt: str, width: int) -> tuple[str, str]:
+        """Returns what a window of so many columns shows before and after the cursor.
+
+        That is always one row, a stretch around the cursor of what doesn't fit: a row that wraps
+        can't be redrawn after the window was resized. Whoever draws it lets the terminal remember
+        where the cursor belongs, so here no width has to be exact, only not too small.
+        """
+        before = prompt + self.text[: self.cursor].translate(MARKS)
+        after = self.text[self.cursor :].translate(MARKS)
+        room = width - 1  # the cursor itself needs a column
+        behind = sum(map(char_width, fitting_start(after, room // 3)))  # is seen in any case
+        before = fitting_end(before, room - behind)
+        return before, fitting_start(after, room - sum(map(char_width, before)))
+
+
+def fitting_start(text: str, room: int) -> str:
+    """Returns as much of the beginning of a text as so many columns hold."""
+    for index, char in enumerate(text):
+        room -= char_width(char)
+        if room < 0:
+            return text[:index]
+    return text
+
+
+def fitting_end(text: str, room: int) -> str:
+    """Returns as much of the end of a text as so many columns hold."""
+    start = len(text)
+    for index in range(len(text) - 1, -1, -1):
+        room -= char_width(text[index])
+        if room < 0:
+            break
+        if index == 0 or not joins(text[index - 1], text[index]):
+            start = index
+    return text[start:]
 
 
 # --- The console ---------------------------------------------------------------------------------
@@ -213,31 +593,74 @@ class Failure(Exception):
     """The client can't go on; the text says why."""
 
 
-class Console:
-    """Standard input and output: lines that were typed, text that waits to be written."""
+class Disconnected(Failure):
+    """There is no connection, or no more."""
 
-    def __init__(self) -> None:
-        if sys.stdout is None:  # closed: a socket would get its descriptor
-            raise Failure("standard output is closed")
-        if sys.stdin is None:  # as well: this opens descriptor 0, the lowest that is free
-            os.open(os.devnull, os.O_RDONLY)
+
+class Terminated(Exception):
+    """A signal told us to end: its number."""
+
+
+class Painter:
+    """Decorates the lines that are shown: the time, dim notices, a colour for each name."""
+
+    def __init__(self, colours: bool, timestamps: bool) -> None:
+        self.colours = colours
+        self.timestamps = timestamps
+        self.me = ""  # the user's name; without one nobody's is looked for
+
+    def paint(self, line: str) -> str:
+        stamp = time.strftime("[%H:%M] ") if self.timestamps else ""
+        if not self.colours:
+            return stamp + line
+        if line.startswith("* "):
+            return f"{stamp}{DIM}{line}{NORMAL}"
+        speaker, colon, text = line.partition(": ")
+        if not self.me or not colon or len(speaker) > MAX_NAME + len(PRIVATE):
+            return stamp + line
+        return f"{stamp}{self.colour(speaker)}{speaker}{NORMAL}: {text}"
+
+    def colour(self, speaker: str) -> str:
+        """Returns what makes a name stand out: always the same for the same name."""
+        name = speaker.replace(PRIVATE, "")
+        if name == self.me:
+            return BOLD
+        number = COLOURS[zlib.crc32(name.casefold().encode()) % len(COLOURS)]
+        return f"\x1b[38;5;{number}m"
+
+    def paint_prompt(self, row: str, prompt: str) -> str:
+        """Makes the prompt at the beginning of a row bold, if it is seen whole."""
+        if not self.colours or not row.startswith(prompt):
+            return row
+        return f"{BOLD}{prompt}{NORMAL}{row[len(prompt) :]}"
+
+
+class Console:
+    """Standard input and output as they are: lines in, lines out, no escape sequences."""
+
+    edits = False
+
+    def __init__(self, painter: Painter) -> None:
+        self.painter = painter
+        self.candidates: Callable[[str], Sequence[str]] = lambda _: ()  # names for Tab
         self.input = open_input()
-        self.is_terminal = os.isatty(0)
-        self.ended = False
+        self.screen = 1  # the descriptor that is written to
+        self.signals: socket.socket | None = None
+        self.ended = False  # nothing more will be typed
+        self.typed: deque[str] = deque()  # lines that nobody has taken yet
+        self.output = bytearray()  # waits to be written
         self.framer = LineFramer(MAX_LINE)
-        self.typed: deque[str] = deque()
-        self.output = bytearray()
+        self.is_terminal = os.isatty(0)
         self.at_prompt = False
+
+    # Input
+
+    def wants_input(self) -> bool:
+        return not self.ended and not self.typed
 
     def read(self, _: int) -> None:
         """Receives what was typed."""
-        try:
-            if isinstance(self.input, socket.socket):
-                data = self.input.recv(RECEIVE_SIZE)
-            else:
-                data = os.read(self.input, RECEIVE_SIZE)
-        except OSError:  # the terminal is gone
-            data = b""
+        data = self.receive()
         chunk, too_long = self.framer.feed(data)
         if not data:
             self.ended = True
@@ -246,28 +669,26 @@ class Console:
         if too_long:
             self.show(TOO_LONG)
 
-    def write(self, _: int = 0) -> None:
-        """Writes what standard output takes. Raises Failure if nobody will ever read it."""
-        # A pipe that is ready takes this much without blocking (POSIX: PIPE_BUF).
-        size = len(self.output) if ONLY_SOCKETS else select.PIPE_BUF
+    def receive(self) -> bytes:
         try:
-            del self.output[: os.write(1, self.output[:size])]
-        except BlockingIOError:
-            pass
-        except OSError:
-            self.output.clear()
-            raise Failure("standard output is closed") from None
+            if isinstance(self.input, socket.socket):
+                return self.input.recv(RECEIVE_SIZE)
+            return os.read(self.input, RECEIVE_SIZE)
+        except OSError:  # the terminal is gone
+            return b""
 
-    def show(self, line: str) -> None:
-        """Puts out a line of text."""
-        self.end_line()
-        self.output += f"{line}\n".encode()
-
-    def end_line(self) -> None:
-        """Ends a line that so far is a prompt."""
-        if self.at_prompt:
-            self.output += b"\n"
+    def take(self) -> str:
+        """Returns the next line that was typed."""
+        line = self.typed.popleft()
+        if self.at_prompt and not self.is_terminal:  # which would have shown it
+            self.output += f"{line}\n".encode()
         self.at_prompt = False
+        return line
+
+    def keep(self, line: str) -> None:
+        """Leaves on the screen what was typed, with its prompt. Here it is there already."""
+
+    # Output
 
     def prompt(self, prompt: str) -> None:
         """Invites the user to type, if that isn't done yet."""
@@ -275,13 +696,215 @@ class Console:
             self.output += prompt.encode()
             self.at_prompt = True
 
-    def take(self) -> str:
-        """Returns the next line that was typed."""
-        line = self.typed.popleft()
-        if self.at_prompt and not self.is_terminal:  # what a terminal has shown already
-            self.output += f"{line}\n".encode()
+    def show(self, line: str) -> None:
+        """Puts out a line of text."""
+        self.end_line()
+        self.output += f"{self.painter.paint(line)}\n".encode()
+
+    def end_line(self) -> None:
+        """Ends a line that so far is a prompt."""
+        if self.at_prompt:
+            self.output += b"\n"
         self.at_prompt = False
-        return line
+
+    def ring(self) -> None:
+        """Calls for the user's attention. Not here: a bell is a control character."""
+
+    def waiting(self) -> int:
+        """Returns how many bytes wait to be written."""
+        return len(self.output)
+
+    def update(self) -> None:
+        """Brings the output up to date, before the loop waits."""
+        if ONLY_SOCKETS and self.output:
+            self.write()
+
+    def write(self, _: int = 0) -> None:
+        """Writes what the output takes. Raises Failure if nobody will ever read it."""
+        # A pipe that is ready takes this much without blocking (POSIX: PIPE_BUF).
+        size = len(self.output) if ONLY_SOCKETS else select.PIPE_BUF
+        try:
+            del self.output[: os.write(self.screen, self.output[:size])]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.output.clear()
+            raise Failure("standard output is closed") from None
+
+    def on_signal(self, _: int) -> None:
+        """Signals do here what they do to any program."""
+
+    def close(self) -> None:
+        """Writes the rest."""
+        self.end_line()
+        while self.output:
+            if not ONLY_SOCKETS:
+                select.select([], [self.screen], [])
+            self.write()
+
+
+class Terminal(Console):
+    """A terminal in raw mode, with a line that is edited below the lines that are shown.
+
+    The line being edited takes one row, at the bottom. To show a line above it is to draw over that
+    row and to draw the row again below, in a single write, so that nothing flickers.
+    """
+
+    edits = True
+
+    def __init__(self, painter: Painter) -> None:
+        super().__init__(painter)
+        self.editor = Editor(lambda beginning: self.candidates(beginning))
+        self.row_prompt = ""
+        self.pending = ""  # lines to show above the row
+        self.stale = True  # the row has to be drawn again
+        self.cursor_column = 0
+        self.modes = termios.tcgetattr(0)
+        # Opened anew for a mode of its own: O_NONBLOCK on the descriptor that we were given would
+        # also hold for the shell. A terminal that is stopped must not stop the loop.
+        self.screen = os.open(os.ttyname(1), os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
+        self.signals = open_signal_socket(
+            signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGWINCH, signal.SIGCONT
+        )
+        self.measure()
+        self.enter()
+
+    # Modes
+
+    def enter(self) -> None:
+        """Takes the terminal: every key comes at once and unseen, what was typed ahead is kept."""
+        modes = termios.tcgetattr(0)
+        modes[0] &= ~(termios.ICRNL | termios.INLCR | termios.IGNCR | termios.IXON)
+        modes[3] &= ~(termios.ECHO | termios.ICANON | termios.ISIG | termios.IEXTEN)
+        modes[6][termios.VMIN], modes[6][termios.VTIME] = 1, 0
+        termios.tcsetattr(0, termios.TCSANOW, modes)
+        self.output += b"\x1b[?2004h"  # bracketed paste
+        self.stale = True
+
+    def leave(self) -> None:
+        """Gives the terminal back as it was found, with the row cleared."""
+        self.output += b"\r\x1b[K\x1b[?2004l"
+        deadline = time.monotonic() + 1.0  # a terminal that is stopped is not waited for
+        with suppress(OSError, Failure):
+            while self.output and time.monotonic() < deadline:
+                select.select([], [self.screen], [], 0.1)
+                self.write()
+        with suppress(termios.error):
+            termios.tcsetattr(0, termios.TCSANOW, self.modes)
+
+    def suspend(self) -> None:
+        """Stops, as Ctrl-Z does in a terminal that isn't raw; continues with `fg`."""
+        self.leave()
+        os.kill(0, signal.SIGTSTP)
+        self.enter()
+
+    def close(self) -> None:
+        if self.pending:
+            self.output += b"\r\x1b[K" + self.pending.encode()
+        self.leave()
+
+    def on_signal(self, _: int) -> None:
+        assert self.signals
+        for number in self.signals.recv(64):
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            if number == signal.SIGWINCH:
+                self.resize()
+            elif number == signal.SIGCONT:  # the shell has had the terminal meanwhile
+                self.enter()
+            else:
+                raise Terminated(number)
+
+    def resize(self) -> None:
+        """The window has another width. Most terminals wrapped the row to fit: clear all its rows."""
+        self.measure()
+        above = self.cursor_column // self.width
+        self.output += f"\x1b[{above}A".encode() if above else b""
+        self.output += b"\r\x1b[J"
+        self.stale = True
+
+    def measure(self) -> None:
+        self.width = os.get_terminal_size(0).columns or 80
+
+    # Input
+
+    def wants_input(self) -> bool:
+        return not self.ended
+
+    def read(self, _: int) -> None:
+        data = self.receive()
+        self.ended = self.ended or not data
+        self.editor.feed(data)
+        self.stale = True
+        self.typed.extend(self.editor.lines)
+        self.editor.lines.clear()
+        wishes, self.editor.wishes = self.editor.wishes, []
+        for wish in wishes:
+            if wish == "interrupt":
+                raise KeyboardInterrupt
+            if wish == "suspend":
+                self.suspend()
+            elif wish == "clear_screen":
+                self.output += b"\x1b[H\x1b[2J"
+            else:
+                self.ended = True
+
+    def take(self) -> str:
+        return self.typed.popleft()
+
+    def keep(self, line: str) -> None:
+        self.show(line)
+
+    # Output
+
+    def prompt(self, prompt: str) -> None:
+        self.stale = self.stale or prompt != self.row_prompt
+        self.row_prompt = prompt
+
+    def show(self, line: str) -> None:
+        self.pending += self.painter.paint(line) + "\n"
+
+    def ring(self) -> None:
+        self.pending += "\a"
+
+    def waiting(self) -> int:
+        return len(self.output) + len(self.pending)
+
+    def update(self) -> None:
+        """Draws what is new, if what was drawn before has reached the terminal."""
+        if self.output or not (self.pending or self.stale):
+            return
+        before, after = self.editor.view(self.row_prompt, self.width)
+        self.cursor_column = sum(map(char_width, before))
+        row = self.painter.paint_prompt(before, self.row_prompt)
+        if after:  # the terminal itself remembers where the cursor belongs, and comes back there
+            row += f"\x1b7{after}\x1b[K\x1b8"
+        else:
+            row += "\x1b[K"
+        above = f"\r\x1b[K{self.pending}" if self.pending else ""
+        self.output += f"{above}\r{row}".encode()
+        self.pending, self.stale = "", False
+
+    def write(self, _: int = 0) -> None:
+        try:
+            del self.output[: os.write(self.screen, self.output)]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.output.clear()
+            raise Failure("the terminal is gone") from None
+
+
+def open_console(args: argparse.Namespace) -> Console:
+    """Returns what suits standard input and output. Raises Failure."""
+    if sys.stdout is None:  # it was closed: a socket would get its descriptor
+        raise Failure("standard output is closed")
+    if sys.stdin is None:  # this too: open() takes the lowest descriptor that is free, 0
+        os.open(os.devnull, os.O_RDONLY)
+    plain = args.plain or ONLY_SOCKETS or os.environ.get("TERM", "") in ("", "dumb")
+    if plain or not (os.isatty(0) and os.isatty(1)):
+        return Console(Painter(False, args.timestamps))
+    return Terminal(Painter(not os.environ.get("NO_COLOR"), args.timestamps))
 
 
 def open_input() -> int | socket.socket:
@@ -303,6 +926,21 @@ def feed(feeder: socket.socket) -> None:
             feeder.sendall(data)
 
 
+def open_signal_socket(*numbers: int) -> socket.socket:
+    """Returns a socket on which each of these signals arrives as a byte, its number.
+
+    So a signal is one more event for the loop. A handler that raises would strike anywhere, even
+    between receiving bytes and passing them on.
+    """
+    reader, writer = socket.socketpair()
+    reader.setblocking(False)
+    writer.setblocking(False)
+    signal.set_wakeup_fd(writer.detach())
+    for number in numbers:
+        signal.signal(number, lambda *_: None)  # only a signal with a handler wakes the loop
+    return reader
+
+
 # --- The client ----------------------------------------------------------------------------------
 
 
@@ -319,9 +957,9 @@ class Client:
         self.selector = selectors.SelectSelector()
         self.console = console
         self.sock: socket.socket | None = None
+        self.talk: Talk | None = None
         self.framer = LineFramer(MAX_LINE)
         self.lost = ""  # why the connection ended, once it has
-        self.talk: Chat | Echo | None = None
         self.leaving = False  # the user wants to go
         self.goodbye = False  # and we have told the server
         self.deadline: float | None = None  # monotonic time at which we stop waiting for it
@@ -331,14 +969,17 @@ class Client:
     def turn(self, deadline: float | None = None) -> None:
         """Waits until something can be moved, or for the deadline, and moves it."""
         console = self.console
-        want_input = not console.ended and not console.typed
+        console.update()
+        want_input = console.wants_input()
         self.watch(console.input, selectors.EVENT_READ if want_input else 0, console.read)
+        if console.signals:
+            self.watch(console.signals, selectors.EVENT_READ, console.on_signal)
         if not ONLY_SOCKETS:
-            self.watch(1, selectors.EVENT_WRITE if console.output else 0, console.write)
-        elif console.output:
-            console.write()
+            self.watch(
+                console.screen, selectors.EVENT_WRITE if console.output else 0, console.write
+            )
         if self.sock and self.talk:
-            want_more = len(console.output) < MAX_WAITING
+            want_more = console.waiting() < MAX_WAITING
             events = selectors.EVENT_READ if want_more else 0
             events |= selectors.EVENT_WRITE if self.talk.outgoing else 0
             self.watch(self.sock, events, self.serve)
@@ -366,15 +1007,18 @@ class Client:
                 self.turn()
             if not self.console.typed:
                 return None
-            answer = self.console.take().strip()
+            line = self.console.take()
+            self.console.keep(prompt + line)
+            answer = line.strip()
+        self.console.prompt("")
         return answer
 
     def connect(self, host: str, port: int) -> None:
-        """Connects to the first address of the host that answers. Raises Failure."""
+        """Connects to the first address of the host that answers. Raises Disconnected."""
         try:
             addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError):  # UnicodeError: a name that no host can have
-            raise Failure(f"host {host} is unknown") from None
+            raise Disconnected(f"host {host} is unknown") from None
         code = 0
         for family, kind, protocol, _, address in addresses:
             sock = socket.socket(family, kind, protocol)
@@ -384,7 +1028,7 @@ class Client:
                 self.sock = sock
                 return
             sock.close()
-        raise Failure(f"cannot connect to port {port} on {host}: {why_not_connected(code)}")
+        raise Disconnected(f"cannot connect to port {port} on {host}: {why_not_connected(code)}")
 
     def finish_connecting(self, sock: socket.socket, address: Any) -> int:
         """Connects; returns the error number of how it ended, 0 for success."""
@@ -399,10 +1043,35 @@ class Client:
         self.watch(sock, 0, ready.append)
         return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if ready else errno.ETIMEDOUT
 
-    def converse(self, talk: Chat | Echo) -> None:
-        """Talks until the user leaves. Raises Failure if the server closes before that."""
-        self.talk = talk
+    def reconnect(self, host: str, port: int) -> bool:
+        """Connects again, trying more and more rarely; returns False if the user leaves meanwhile."""
+        delay, longest = RETRY_DELAYS
+        noted = 0
+        while True:
+            # Not all of a room that was started again shall come in the same moment.
+            pause = delay * random.uniform(0.5, 1.0)
+            self.console.show(f"* trying again in {pause:.1f} s")
+            deadline = time.monotonic() + pause
+            while time.monotonic() < deadline:
+                self.turn(deadline)
+                if self.console.ended or any(line.strip() in LEAVE for line in self.console.typed):
+                    return False
+                for line in list(self.console.typed)[noted:]:
+                    self.console.show(f"* waits to be sent: {line}")
+                noted = len(self.console.typed)
+            try:
+                self.connect(host, port)
+                return True
+            except Disconnected:
+                delay = min(2 * delay, longest)
+
+    def converse(self, talk: Talk) -> None:
+        """Talks until the user leaves. Raises Disconnected if the server closes before that."""
+        self.talk, self.framer, self.lost = talk, LineFramer(MAX_LINE), ""
+        self.leaving = self.goodbye = False
         self.be_patient()
+        if self.console.edits:
+            self.console.prompt(talk.prompt)
         while not self.lost:
             self.forward_typed(talk)
             if self.has_said_all(talk) and not self.goodbye:
@@ -414,29 +1083,34 @@ class Client:
                     break
                 talk.ready = True  # it may never answer, so go on without
         self.show(talk)
+        self.hang_up()
         if not self.goodbye:
-            raise Failure(f"lost the connection: {self.lost}")
+            raise Disconnected(f"lost the connection: {self.lost}")
 
     def be_patient(self) -> None:
         """Gives the other side time for an answer, from now on."""
         self.deadline = time.monotonic() + PATIENCE
 
-    def forward_typed(self, talk: Chat | Echo) -> None:
+    def forward_typed(self, talk: Talk) -> None:
         """Lets the talk have the lines that were typed, as long as it wants more."""
         while talk.ready and not self.leaving and len(talk.outgoing) < MAX_WAITING:
-            self.console.prompt(talk.prompt)
+            if talk.asks or self.console.edits:
+                self.console.prompt(talk.prompt)
             if not self.console.typed:
                 self.leaving = self.console.ended and self.console.is_terminal  # Ctrl-D
                 break
             line = self.console.take()
             if line.strip() in LEAVE:
                 self.leaving = True
-            else:
-                talk.typed(line)
-                self.be_patient()
-                self.show(talk)
+                self.console.keep(line)
+                break
+            talk.typed(line)
+            self.be_patient()
+            if line.strip() and not talk.shown:
+                self.console.keep(talk.prompt + line)
+            self.show(talk)
 
-    def has_said_all(self, talk: Chat | Echo) -> bool:
+    def has_said_all(self, talk: Talk) -> bool:
         ended = self.leaving or (self.console.ended and not self.console.typed)
         return ended and talk.ready and not talk.outgoing
 
@@ -452,21 +1126,20 @@ class Client:
             with suppress(OSError):
                 self.sock.shutdown(socket.SHUT_WR)
 
-    def show(self, talk: Chat | Echo) -> None:
+    def show(self, talk: Talk) -> None:
+        self.console.painter.me = talk.name
         for line in talk.shown:
             self.console.show(line)
         talk.shown.clear()
+        if talk.mentioned:
+            self.console.ring()
+        talk.mentioned = False
 
-    def finish(self) -> None:
-        """Hangs up, and writes what still waits to be written."""
+    def hang_up(self) -> None:
         if self.sock:
             self.watch(self.sock, 0, self.serve)
             self.sock.close()
             self.sock = None
-        self.console.end_line()
-        self.console.ended = True
-        while self.console.output:
-            self.turn()
 
     # The socket
 
@@ -483,7 +1156,7 @@ class Client:
         except OSError as error:
             self.lost = error.strerror or str(error)
 
-    def receive(self, data: bytes, talk: Chat | Echo) -> None:
+    def receive(self, data: bytes, talk: Talk) -> None:
         chunk, too_long = self.framer.feed(data)
         if not data:
             self.lost = "the server closed it"
@@ -526,6 +1199,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--name", help="be known as NAME (default: ask)")
     parser.add_argument("--echo", action="store_true", help="talk to an echo server")
+    parser.add_argument("--plain", action="store_true", help="no line editor, no colours")
+    parser.add_argument("--timestamps", action="store_true", help="show when each line came")
     parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     args = parser.parse_args(argv)
     args.prog = parser.prog
@@ -534,34 +1209,49 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def run(client: Client, args: argparse.Namespace) -> None:
     """Asks, connects, talks. Raises Failure."""
-    talk: Chat | Echo = Echo()
+    name = ""
     if not args.echo:
-        name = (args.name or "").strip() or client.ask("name: ")
-        if name is None:
+        name = (args.name or "").strip() or client.ask("name: ") or ""
+        if not name:
             return
-        talk = Chat(name)
     client.connect(args.host, args.port)
-    client.converse(talk)
+    while True:
+        talk: Talk = Echo() if args.echo else Chat(name)
+        client.console.candidates = talk.candidates
+        try:
+            client.converse(talk)
+            return
+        except Disconnected as failure:
+            if args.echo or not client.console.edits:
+                raise
+            client.console.show(f"* {failure}")
+        name = talk.name
+        if not client.reconnect(args.host, args.port):
+            return
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the client; returns the exit status: 0 for a clean end, 1 for a failure."""
     args = parse_args(argv)
-    failure = ""
+    console: Console | None = None
+    failure, status = "", 0
     try:
-        client = Client(Console())
         try:
-            run(client, args)
-        except Failure as error:
-            failure = str(error)
-        client.finish()
+            console = open_console(args)
+            run(Client(console), args)
+        finally:  # also on the way to a traceback
+            if console:
+                console.close()
     except Failure as error:
-        failure = str(error)
+        failure, status = str(error), 1
+    except Terminated as signal_number:
+        status = 128 + int(signal_number.args[0])  # as a shell says it
     except KeyboardInterrupt:
-        sys.stderr.write("\n")  # the terminal has shown ^C
+        if console and not console.edits:
+            sys.stderr.write("\n")  # behind the ^C that the terminal shows
     if failure:
         print(f"{args.prog}: {failure}", file=sys.stderr)
-    return 1 if failure else 0
+    return status
 
 
 if __name__ == "__main__":

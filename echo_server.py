@@ -245,8 +245,8 @@ def host_to_name(hosts: Sequence[str]) -> str:
 # --- The process ---------------------------------------------------------------------------------
 
 
-def open_signal_socket() -> socket.socket:
-    """Returns a socket on which each SIGINT or SIGTERM arrives as a byte, its number.
+def open_signal_socket(*numbers: int) -> socket.socket:
+    """Returns a socket on which each of these signals arrives as a byte, its number.
 
     So a signal is one more event for the loop. A handler that raises would strike anywhere, even
     between receiving bytes and passing them on.
@@ -255,7 +255,7 @@ def open_signal_socket() -> socket.socket:
     reader.setblocking(False)
     writer.setblocking(False)
     signal.set_wakeup_fd(writer.detach())
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in numbers:
         signal.signal(number, lambda *_: None)  # only a signal with a handler wakes the loop
     return reader
 
@@ -387,7 +387,7 @@ class EchoServer:
 
     def run(self) -> None:
         """Serves. The selector holds with each socket what to call with the events on it."""
-        signals = open_signal_socket()
+        signals = open_signal_socket(signal.SIGINT, signal.SIGTERM)
         self.selector.register(signals, selectors.EVENT_READ, partial(self.stop, signals))
         self.acceptor.start()
         while self.running:

@@ -16,6 +16,7 @@ from chat_client import Chat, Echo, terminal_text
 from support import DEADLINE, ROOT, WELCOME, Peer, Server, Terminal, eventually
 
 CLIENT = [sys.executable, str(ROOT / "chat_client.py")]
+PLAIN = [*CLIENT, "--plain"]
 
 
 def client(*options: Any, typed: str = "", **more: Any) -> subprocess.CompletedProcess[str]:
@@ -368,7 +369,7 @@ def test_a_flood_from_the_server_into_a_slow_pipe_stays_within_bounds(listener: 
 
 def test_typed_ahead_lines_are_kept(room: Server, terminal: Callable[..., Terminal]) -> None:
     other = room.join()
-    window = terminal(*CLIENT, "localhost", str(room.port))
+    window = terminal(*PLAIN, "localhost", str(room.port))
     window.type("John\nfirst\nsecond\n")
     other.expect("* John joined\n", "John: first\n", "John: second\n")
     window.type("exit\n")
@@ -379,7 +380,7 @@ def test_typed_ahead_lines_are_kept(room: Server, terminal: Callable[..., Termin
 def test_ways_to_leave_a_terminal(
     room: Server, terminal: Callable[..., Terminal], keys: str
 ) -> None:
-    window = terminal(*CLIENT, "localhost", str(room.port), "--name", "John")
+    window = terminal(*PLAIN, "localhost", str(room.port), "--name", "John")
     window.expect("Welcome to the chatroom!\n")
     room.wait_for_log("connected")
     window.type(keys)
@@ -389,7 +390,7 @@ def test_ways_to_leave_a_terminal(
 
 
 def test_interrupt_at_the_name_prompt(terminal: Callable[..., Terminal]) -> None:
-    window = terminal(*CLIENT)
+    window = terminal(*PLAIN)
     window.expect("name: ")
     window.process.send_signal(signal.SIGINT)
     assert window.wait() == 0

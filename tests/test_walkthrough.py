@@ -11,6 +11,7 @@ import pytest
 from support import DEADLINE, ROOT, Server, Terminal, eventually, needs
 
 CLIENT = [sys.executable, str(ROOT / "chat_client.py")]
+PLAIN = [*CLIENT, "--plain"]
 
 
 @pytest.mark.parametrize("host", ["localhost", "::1", "127.0.0.1"])
@@ -32,7 +33,7 @@ def test_step_1_telnet_to_the_echo_server(
 def test_step_2_client_of_the_echo_server(
     echo: Server, terminal: Callable[..., Terminal]
 ) -> None:
-    window = terminal(*CLIENT, "--echo", "localhost", str(echo.port))
+    window = terminal(*PLAIN, "--echo", "localhost", str(echo.port))
     window.expect("send: ")
     window.type("test\n")
     window.expect("test\nrecv: test\nsend: ")
@@ -44,7 +45,7 @@ def test_step_2_client_of_the_echo_server(
 def test_step_3_chat_client_with_the_echo_server(
     echo: Server, terminal: Callable[..., Terminal]
 ) -> None:
-    window = terminal(*CLIENT, "localhost", str(echo.port))
+    window = terminal(*PLAIN, "localhost", str(echo.port))
     window.expect("name: ")
     window.type("John\n")
     window.expect("John\n")
@@ -59,7 +60,7 @@ def test_step_3_chat_client_with_the_echo_server(
 def test_step_4_two_clients_in_the_room(
     room: Server, terminal: Callable[..., Terminal]
 ) -> None:
-    john, other = (terminal(*CLIENT, "localhost", str(room.port)) for _ in range(2))
+    john, other = (terminal(*PLAIN, "localhost", str(room.port)) for _ in range(2))
     for window, name in (john, "John"), (other, "OtherJohn"):
         window.expect("name: ")
         window.type(f"{name}\n")
@@ -136,7 +137,7 @@ def test_client_with_a_broker_that_is_not_ours(terminal: Callable[..., Terminal]
     try:
         wait_until_listening(port)
         one, two = (
-            terminal(*CLIENT, "127.0.0.1", str(port), "--name", name) for name in ("One", "Two")
+            terminal(*PLAIN, "127.0.0.1", str(port), "--name", name) for name in ("One", "Two")
         )
         one.type("anybody?\n")
         one.expect("anybody?\nOne: anybody?\n")
@@ -157,13 +158,13 @@ def test_client_with_an_echo_server_that_is_not_ours(terminal: Callable[..., Ter
     )
     try:
         wait_until_listening(port)
-        window = terminal(*CLIENT, "127.0.0.1", str(port), "--echo")
+        window = terminal(*PLAIN, "127.0.0.1", str(port), "--echo")
         window.expect("send: ")
         window.type("test\n")
         window.expect("test\nrecv: test\nsend: ")
         window.type("quit\n")
         assert window.wait() == 0
-        window = terminal(*CLIENT, "127.0.0.1", str(port), "--name", "John")
+        window = terminal(*PLAIN, "127.0.0.1", str(port), "--name", "John")
         window.type("Hi\n")
         window.expect("Hi\nJohn: Hi\nJohn: Hi\n")
         window.type("exit\n")
