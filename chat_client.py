@@ -138,9 +138,9 @@ class LineFramer:
 
 # --- What is said and shown ----------------------------------------------------------------------
 
-# Escape sequences as a whole (ECMA-48: CSI, the strings of OSC and its kin, the short ones); and what
-# else is no text: control characters but the tab, and the marks that turn the direction of what is
-# behind them (UAX #9), with which a line can be made to read as another.
+# Escape sequences as a whole (ECMA-48: CSI, the strings of OSC and its kin, the short ones); and
+# what else is no text: control characters but the tab, and the marks that turn the direction of what
+# is behind them (UAX #9), with which a line can be made to read as another.
 ESCAPE = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?"
     r"|(?:\x1b[]PX^_]|[\x9d\x90\x98\x9e\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)?"
@@ -200,8 +200,8 @@ class Echo(Talk):
 
 
 class Chat(Talk):
-    """A chat. It works with any line relay, by putting the name before each message. If the first
-    line shows that it is one of our rooms, it makes the name known there, and there are commands."""
+    """A chat. It works with any line relay, by putting the name before each message. In one of our
+    rooms, which the first line shows, it makes the name known as well, and there are commands."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -229,7 +229,8 @@ class Chat(Talk):
             speaker, colon, text = line.partition(": ")
             if colon:
                 self.saw(speaker.replace(PRIVATE, ""))
-            self.mentioned = self.mentioned or bool(self.mention.search(text))
+            said = text if colon else line
+            self.mentioned = self.mentioned or bool(self.mention.search(said))
         self.shown.append(line)
 
     def heard_room(self, line: str) -> bool:
@@ -282,7 +283,7 @@ class Chat(Talk):
 
 # --- The line editor -----------------------------------------------------------------------------
 
-# What a terminal sends for a key (ECMA-48, xterm, the Linux console, rxvt), and the method that it calls.
+# What terminals send for a key (xterm, VT100, the Linux console, rxvt), and the method it calls.
 KEYS = {
     **dict.fromkeys(("\r", "\n"), "enter"),
     **dict.fromkeys(("\x01", "\x1b[H", "\x1bOH", "\x1b[1~", "\x1b[7~"), "home"),
@@ -310,7 +311,7 @@ KEYS = {
 }
 PASTE_END = "\x1b[201~"
 # One key: an escape sequence, Alt and a character, or a character; and one that isn't complete yet.
-KEY = re.compile(r"\x1b+\[[0-?]*[ -/]*[@-~]|\x1b+O[@-~]|\x1b[^\x1b\[O]|[^\x1b]", re.DOTALL)
+KEY = re.compile(r"\x1b{1,2}\[[0-?]*[ -/]*[@-~]|\x1b{1,2}O[@-~]|\x1b[^\x1b\[O]|[^\x1b]", re.DOTALL)
 UNFINISHED_KEY = re.compile(r"\x1b+(?:\[[0-?]*[ -/]*|O)?")
 
 ZERO_WIDTH = ("Mn", "Me", "Cf")  # Unicode categories: combining marks and format characters
@@ -374,6 +375,8 @@ class Editor:
             self.press(match.group())
 
     def press(self, key: str) -> None:
+        if key.startswith("\x1b\x1b"):  # the Escape key and then an arrow, or rxvt's Alt-arrow
+            key = key[1:]
         method = KEYS.get(key)
         if method != "complete":
             self.completing = []
@@ -435,16 +438,16 @@ class Editor:
 
     # Movement
 
-    def before(self) -> int:
-        """Returns where the visible character before the cursor begins."""
-        at = self.cursor - 1
+    def before(self, place: int) -> int:
+        """Returns where the visible character before a place in the text begins."""
+        at = place - 1
         while at > 0 and joins(self.text[at - 1], self.text[at]):
             at -= 1
         return max(at, 0)
 
-    def after(self) -> int:
-        """Returns where the visible character at the cursor ends."""
-        at = self.cursor + 1
+    def after(self, place: int) -> int:
+        """Returns where the visible character at a place in the text ends."""
+        at = place + 1
         while at < len(self.text) and joins(self.text[at - 1], self.text[at]):
             at += 1
         return min(at, len(self.text))
@@ -465,10 +468,10 @@ class Editor:
         self.cursor = len(self.text)
 
     def left(self) -> None:
-        self.cursor = self.before()
+        self.cursor = self.before(self.cursor)
 
     def right(self) -> None:
-        self.cursor = self.after()
+        self.cursor = self.after(self.cursor)
 
     def word_left(self) -> None:
         self.cursor = self.word_before()
@@ -501,10 +504,10 @@ class Editor:
         return removed
 
     def backspace(self) -> None:
-        self.cut(self.before(), self.cursor)
+        self.cut(self.before(self.cursor), self.cursor)
 
     def delete(self) -> None:
-        self.cut(self.cursor, self.after())
+        self.cut(self.cursor, self.after(self.cursor))
 
     def kill(self, start: int, end: int) -> None:
         self.killed = self.cut(start, end) or self.killed
@@ -526,11 +529,10 @@ class Editor:
 
     def transpose(self) -> None:
         """Swaps the two characters around the cursor, at the end of the line the last two."""
-        if self.cursor == len(self.text):
-            self.left()
-        start, end = self.before(), self.after()
-        swapped = self.text[self.cursor : end] + self.text[start : self.cursor]
-        if start < self.cursor:
+        middle = min(self.cursor, self.before(len(self.text)))
+        start, end = self.before(middle), self.after(middle)
+        if start < middle < end:
+            swapped = self.text[middle:end] + self.text[start:middle]
             self.cut(start, end)
             self.insert(swapped)
 
@@ -816,7 +818,7 @@ class Terminal(Console):
                 raise Terminated(number)
 
     def resize(self) -> None:
-        """The window has another width. Most terminals wrapped the row to fit: clear all its rows."""
+        """The window has another width. Most terminals wrap the row to fit: clear all its rows."""
         self.measure()
         above = self.cursor_column // self.width
         self.output += f"\x1b[{above}A".encode() if above else b""
@@ -1044,7 +1046,7 @@ class Client:
         return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if ready else errno.ETIMEDOUT
 
     def reconnect(self, host: str, port: int) -> bool:
-        """Connects again, trying more and more rarely; returns False if the user leaves meanwhile."""
+        """Connects again, trying ever more rarely; returns False if the user leaves meanwhile."""
         delay, longest = RETRY_DELAYS
         noted = 0
         while True:

@@ -56,7 +56,7 @@ SOCKET_OPTIONS = [
     if hasattr(socket, name)
 ]
 
-Address = Tuple[Any, ...]  # as in the socket module: (host, port), for IPv6 two more
+Address = Tuple[Any, ...]  # as in the socket module: (host, port), IPv6 has two more
 
 log = logging.getLogger("echo")
 

@@ -1,0 +1,226 @@
+"""The line editor without I/O: keys in, lines and a view out."""
+
+from __future__ import annotations
+
+import random
+from typing import Sequence
+
+import pytest
+from chat_client import Chat, Editor, Painter, char_width
+
+LEFT, RIGHT, UP, DOWN = "\x1b[D", "\x1b[C", "\x1b[A", "\x1b[B"
+PASTE, END_PASTE = "\x1b[200~", "\x1b[201~"
+
+
+def names(beginning: str) -> Sequence[str]:
+    return [name for name in ("Ann", "Anton", "Bob Lee") if name.lower().startswith(beginning)]
+
+
+def typed(keys: str, editor: Editor | None = None) -> Editor:
+    editor = editor or Editor(names)
+    editor.feed(keys.encode())
+    return editor
+
+
+def shown(editor: Editor) -> str:
+    """Returns the line with a bar for the cursor."""
+    return f"{editor.text[: editor.cursor]}|{editor.text[editor.cursor :]}"
+
+
+@pytest.mark.parametrize(
+    "keys, result",
+    [
+        ("abc", "abc|"),
+        ("abc\x01", "|abc"),
+        ("abc\x1b[H", "|abc"),
+        ("abc\x1bOHx\x1b[4~y", "xabcy|"),
+        ("abc\x01\x05", "abc|"),
+        ("abc\x02\x02x", "ax|bc"),
+        (f"abc{LEFT}{LEFT}{RIGHT}x", "abx|c"),
+        (f"{LEFT}{RIGHT}\x7f\x04", "|"),
+        (f"abc{LEFT}\x7f", "a|c"),
+        ("abc\x08", "ab|"),
+        ("abc\x01\x04", "|bc"),
+        ("abc\x01\x1b[3~", "|bc"),
+        ("abc\x02\x0b", "ab|"),
+        ("abc\x02\x15", "|c"),
+        ("one two  three\x17", "one two  |"),
+        ("one two  \x17", "one |"),
+        ("one two\x17\x17\x19\x19", "one one |"),
+        ("one two\x01\x1bd\x1bd\x19", " two|"),
+        ("one two\x1bb\x1bb\x1bfx", "onex| two"),
+        ("one two\x1b[1;5Dx", "one x|two"),
+        ("one two\x01\x1b[1;5Cx", "onex| two"),
+        ("one two\x1b\x7f", "one |"),
+        ("abc\x14", "acb|"),
+        ("abc\x02\x14", "acb|"),
+        ("abc\x02\x02\x14", "ba|c"),
+        ("\x14a\x14", "a|"),
+        ("abc\x01\x14", "|abc"),
+        ("a\x00\x1b[99~\x1bxb", "ab|"),
+        ("a\x1b\x1b[Db", "b|a"),
+    ],
+)
+def test_keys_do_what_a_shell_user_expects(keys: str, result: str) -> None:
+    assert shown(typed(keys)) == result
+
+
+def test_enter_finishes_the_line() -> None:
+    editor = typed("one\rtwo\nthree")
+    assert editor.lines == ["one", "two"]
+    assert shown(editor) == "three|"
+
+
+def test_keys_may_come_in_any_pieces() -> None:
+    keys = f"Grüße {LEFT}{LEFT}😀\x1b[1;5D{PASTE}x\ny{END_PASTE}\x1bb\x7f\x1b[3~你好\x17\r".encode()
+    whole = Editor()
+    whole.feed(keys)
+    for seed in range(100):
+        chance = random.Random(seed)
+        editor, rest = Editor(), keys
+        while rest:
+            size = chance.choice([1, 1, 2, 3, 10])
+            editor.feed(rest[:size])
+            rest = rest[size:]
+        assert (editor.lines, shown(editor)) == (whole.lines, shown(whole))
+
+
+def test_any_bytes_leave_the_editor_in_order() -> None:
+    for seed in range(300):
+        chance = random.Random(seed)
+        editor = Editor(names)
+        for _ in range(30):
+            keys = bytes(chance.choices(b"\x1b[ab;5DC~O\x01\x05\x08\x17\x19\t\x14\x0b\xe4\xbd\xa0", k=5))
+            editor.feed(keys)
+            assert 0 <= editor.cursor <= len(editor.text)
+            before, after = editor.view("John: ", 20)
+            assert sum(map(char_width, before + after)) <= 19
+
+
+def test_control_c_clears_a_line_and_leaves_on_an_empty_one() -> None:
+    editor = typed("abc\x03")
+    assert (shown(editor), editor.wishes) == ("|", [])
+    assert typed("\x03", editor).wishes == ["interrupt"]
+
+
+def test_control_d_deletes_and_ends_on_an_empty_line() -> None:
+    editor = typed("a\x01\x04")
+    assert (shown(editor), editor.wishes) == ("|", [])
+    assert typed("\x04", editor).wishes == ["end"]
+
+
+def test_other_wishes() -> None:
+    assert typed("ab\x0c\x1a").wishes == ["clear_screen", "suspend"]
+
+
+def test_history_goes_back_and_forth_and_keeps_the_draft() -> None:
+    editor = typed(f"one\rtwo\r\rdraft{UP}")
+    assert shown(editor) == "two|"
+    assert shown(typed(f"{UP}{UP}{UP}", editor)) == "one|"
+    assert shown(typed(f"{DOWN}!", editor)) == "two!|"
+    assert shown(typed(f"{DOWN}{DOWN}", editor)) == "draft|"
+
+
+def test_pasted_newlines_wait_and_go_out_as_messages_on_enter() -> None:
+    editor = typed(f"a{PASTE}b\r\nc\x03\x1b[Ad\re\n{END_PASTE}")
+    assert editor.lines == []
+    assert "".join(editor.view("", 40)) == "ab\u21b5c[Ad\u21b5e\u21b5"
+    typed("f\r", editor)
+    assert editor.lines == ["ab", "c[Ad", "e", "f"]
+    assert shown(typed(UP, editor)) == "ab\nc[Ad\ne\nf|"
+
+
+def test_fifty_pasted_lines() -> None:
+    lines = [f"line {number}" for number in range(50)]
+    editor = typed(PASTE + "\r".join(lines) + "\r" + END_PASTE + "\r")
+    assert editor.lines == lines
+
+
+@pytest.mark.parametrize(
+    "character", ["\u4f60", "e\u0301", "\U0001f469\u200d\U0001f467", "\u2764\ufe0f", "\U0001f44d\U0001f3fd"]
+)
+def test_a_visible_character_is_edited_as_one(character: str) -> None:
+    assert shown(typed(f"a{character}b{LEFT}{LEFT}")) == f"a|{character}b"
+    assert shown(typed(f"a{character}b\x01{RIGHT}{RIGHT}")) == f"a{character}|b"
+    assert shown(typed(f"a{character}b{LEFT}\x7f")) == "a|b"
+    assert shown(typed(f"a{character}b\x01{RIGHT}\x04")) == "a|b"
+
+
+def test_tab_completes_names() -> None:
+    assert shown(typed("an\t")) == "Ann: |"
+    assert shown(typed("an\t\t")) == "Anton: |"
+    assert shown(typed("an\t\t\t")) == "Ann: |"
+    assert shown(typed("hi an\t")) == "hi Ann |"
+    assert shown(typed("/msg b\thi")) == "/msg Bob Lee: hi|"
+    assert shown(typed("x\t")) == "x|"
+    assert shown(typed("\t")) == "|"
+    assert shown(typed("an\tb\t")) == "Ann: Bob Lee |"
+
+
+def test_view_is_one_row_around_the_cursor() -> None:
+    editor = typed("0123456789" * 3)
+    assert editor.view("me: ", 80) == ("me: " + "0123456789" * 3, "")
+    assert editor.view("me: ", 11) == ("0123456789", "")
+    typed("\x01", editor)
+    assert editor.view("me: ", 11) == ("me: ", "012345")
+    typed(RIGHT * 15, editor)
+    assert editor.view("me: ", 11) == ("8901234", "567")
+
+
+def test_view_never_breaks_a_wide_or_combined_character() -> None:
+    editor = typed("\u4f60" * 10)
+    assert editor.view("", 6) == ("\u4f60\u4f60", "")
+    editor = typed("e\u0301" * 10)
+    assert editor.view("", 4) == ("e\u0301" * 3, "")
+
+
+# What is around it
+
+
+@pytest.mark.parametrize(
+    "line, candidates",
+    [
+        ("Ann: hi", ["Ann"]),
+        ("Ann (private): hi", ["Ann"]),
+        ("* Ann joined", ["Ann"]),
+        ("* Bob is now Ann", ["Ann"]),
+        ("* here: Ann, Anton and 2 unnamed", ["Anton", "Ann"]),
+        ("* here: 2 unnamed", []),
+        ("* the room is closing", []),
+    ],
+)
+def test_names_are_learnt_from_what_is_said(line: str, candidates: list[str]) -> None:
+    chat = Chat("me")
+    chat.heard("Welcome to the chatroom!")
+    chat.heard(line)
+    assert chat.candidates("an") == candidates
+
+
+@pytest.mark.parametrize(
+    "line, mentioned",
+    [
+        ("Ann: hi john!", True),
+        ("Ann: John", True),
+        ("Ann: johnny", False),
+        ("John: hi", False),
+        ("* John is now Jim", False),
+        ("hello John", True),
+    ],
+)
+def test_a_mention_is_noticed(line: str, mentioned: bool) -> None:
+    chat = Chat("John")
+    chat.heard("Welcome to the chatroom!")
+    chat.heard(line)
+    assert chat.mentioned is mentioned
+
+
+def test_colours_are_steady_and_optional() -> None:
+    painter = Painter(True, False)
+    painter.me = "John"
+    ann = painter.paint("Ann: hi")
+    assert ann == painter.paint("Ann: hi")
+    assert ann.endswith("Ann\x1b[0m: hi")
+    assert painter.paint("John: hi") == "\x1b[1mJohn\x1b[0m: hi"
+    assert painter.paint("* Ann joined") == "\x1b[2m* Ann joined\x1b[0m"
+    assert painter.paint("plain") == "plain"
+    assert Painter(False, False).paint("* Ann joined") == "* Ann joined"

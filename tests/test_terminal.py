@@ -1,0 +1,489 @@
+"""The client on a terminal: in tmux, whose screen can be read, and in a bare pseudo-terminal."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Callable, Iterator
+
+import pytest
+from support import DEADLINE, ROOT, WELCOME, Peer, Server, Terminal, eventually, needs
+
+CLIENT = [sys.executable, str(ROOT / "chat_client.py")]
+XTERM = {**os.environ, "TERM": "xterm-256color", "NO_COLOR": ""}
+
+
+class Window:
+    """A shell in a tmux window: keys go in, the screen can be read."""
+
+    def __init__(self, folder: Path, columns: int = 80, rows: int = 24) -> None:
+        self.tmux = [needs("tmux"), "-S", str(folder / "tmux"), "-f", "/dev/null"]
+        self.columns = columns
+        environment = {**os.environ, "LC_ALL": "C.UTF-8", "NO_COLOR": ""}
+        size = ["-x", str(columns), "-y", str(rows)]
+        shell = ["bash", "--norc", "--noprofile"]
+        subprocess.run(
+            [*self.tmux, "new-session", "-d", *size, shlex.join(shell)], env=environment, check=True
+        )
+        self.command("set-option", "-g", "history-limit", "20000")
+
+    def command(self, *words: str) -> str:
+        done = subprocess.run([*self.tmux, *words], check=True, capture_output=True, text=True)
+        return done.stdout
+
+    def keys(self, *names: str) -> None:
+        """Presses keys, by tmux's names for them."""
+        self.command("send-keys", *names)
+
+    def type(self, text: str) -> None:
+        self.command("send-keys", "-l", text)
+
+    def paste(self, text: str) -> None:
+        self.command("set-buffer", text)
+        self.command("paste-buffer", "-p")
+
+    def run(self, *words: str) -> None:
+        self.type(f"PS1='$ '; clear; {shlex.join(words)}")
+        self.keys("Enter")
+
+    def lines(self) -> list[str]:
+        """Returns the lines of the screen and of what has scrolled off, wrapped ones joined."""
+        text = self.command("capture-pane", "-p", "-J", "-S", "-")
+        return [line.rstrip() for line in text.rstrip("\n").split("\n")]
+
+    def expect(self, *last: str) -> None:
+        """Waits until these are the last lines."""
+
+        def are_last() -> bool:
+            self.seen = [line for line in self.lines() if line]
+            return self.seen[-len(last) :] == list(last)
+
+        self.seen: list[str] = []
+        try:
+            eventually(are_last)
+        except AssertionError:
+            raise AssertionError(f"expected {last}, seen {self.seen[-len(last) - 5 :]}") from None
+
+    def cursor(self) -> int:
+        return int(self.command("display-message", "-p", "#{cursor_x}"))
+
+    def resize(self, columns: int) -> None:
+        self.command("resize-window", "-x", str(columns))
+
+    def kill(self) -> None:
+        subprocess.run([*self.tmux, "kill-server"], capture_output=True)
+
+
+@pytest.fixture
+def window(tmp_path: Path) -> Iterator[Window]:
+    one = Window(tmp_path)
+    yield one
+    one.kill()
+
+
+class Host:
+    """A server that does what a test wants: accepts one client, and is its peer."""
+
+    def __init__(self) -> None:
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.listener.settimeout(DEADLINE)
+        self.port = str(self.listener.getsockname()[1])
+
+    def accept(self) -> Peer:
+        sock, _ = self.listener.accept()
+        sock.settimeout(DEADLINE)
+        return Peer(sock)
+
+
+@pytest.fixture
+def host() -> Iterator[Host]:
+    one = Host()
+    yield one
+    one.listener.close()
+
+
+# What the screen shows
+
+
+def test_walk_through_with_the_typed_line_as_local_echo(room: Server, window: Window) -> None:
+    window.run(*CLIENT, "localhost", str(room.port))
+    window.expect("name:")
+    window.type("John")
+    window.keys("Enter")
+    window.expect("name: John", "Welcome to the chatroom!", "John:")
+    other = room.join("OtherJohn")
+    other.send("Hi!\n")
+    window.expect("* OtherJohn joined", "OtherJohn: Hi!", "John:")
+    for line in ("Hey John!", "How's things? What are you doing?"):
+        window.type(line)
+        window.keys("Enter")
+        other.expect(f"John: {line}\n")
+    other.send("Writing a Coding Challenge!\n")
+    window.expect(
+        "OtherJohn: Hi!",
+        "John: Hey John!",
+        "John: How's things? What are you doing?",
+        "OtherJohn: Writing a Coding Challenge!",
+        "John:",
+    )
+    window.type("exit")
+    window.keys("Enter")
+    window.expect("OtherJohn: Writing a Coding Challenge!", "exit", "$")
+
+
+def test_echo_has_the_editor_too(echo: Server, window: Window) -> None:
+    window.run(*CLIENT, "--echo", "localhost", str(echo.port))
+    window.expect("send:")
+    window.type("tesst")
+    window.keys("Left", "BSpace", "Enter")
+    window.expect("send: test", "recv: test", "send:")
+    window.type("quit")
+    window.keys("Enter")
+    window.expect("send: test", "recv: test", "quit", "$")
+
+
+def test_lines_arriving_while_one_is_edited_leave_it_intact(room: Server, window: Window) -> None:
+    ann = room.join("Ann")
+    window.run(*CLIENT, "localhost", str(room.port), "--name", "John")
+    ann.expect("* John joined\n")
+    window.expect("Welcome to the chatroom!", "John:")
+    text = "the quick brown fox jumps over the lazy dog"
+    window.type(text)
+    window.keys(*["Left"] * 22)  # behind "jumps"
+    for number in range(200):
+        ann.send(f"line {number}\n")
+        if number % 10 == 0:
+            window.keys("x")
+        elif number % 10 == 5:
+            window.keys("BSpace")
+    lines = [f"Ann: line {number}" for number in range(200)]
+    window.expect(*lines, f"John: {text}")
+    window.keys("Enter")
+    ann.expect(f"John: {text}\n")
+
+
+def test_wide_and_combined_characters_keep_the_cursor_right(room: Server, window: Window) -> None:
+    ann = room.join("Ann")
+    window.run(*CLIENT, "localhost", str(room.port), "--name", "J")
+    window.expect("Welcome to the chatroom!", "J:")
+    window.type("a\u4f60\u597de\u0301\U0001f600z")
+    window.expect("J: a\u4f60\u597de\u0301\U0001f600z")
+    eventually(lambda: window.cursor() == len("J: ") + 1 + 2 + 2 + 1 + 2 + 1)
+    window.keys("Left", "Left")
+    eventually(lambda: window.cursor() == len("J: ") + 1 + 2 + 2 + 1)
+    window.type("!")
+    window.keys("Left", "BSpace", "BSpace", "Enter")
+    ann.expect("* J joined\n", "J: a\u4f60!\U0001f600z\n")
+
+
+def test_long_line_in_a_window_that_changes(room: Server, window: Window) -> None:
+    ann = room.join("Ann")
+    window.run(*CLIENT, "localhost", str(room.port), "--name", "John")
+    window.expect("Welcome to the chatroom!", "John:")
+    text = " ".join(f"word{number}" for number in range(40))  # three times the width
+    window.type(text)
+    window.expect(f"John: {text}"[-79:].strip())
+    window.resize(40)
+    window.expect(f"John: {text}"[-39:].strip())
+    window.keys("Home")
+    window.expect(f"John: {text}"[:39].strip())
+    window.resize(100)
+    window.expect(f"John: {text}"[:99].strip())
+    window.type("> ")
+    ann.send("meanwhile\n")
+    window.expect("Ann: meanwhile", f"John: > {text}"[:99].strip())
+    window.keys("Enter")
+    window.expect("Ann: meanwhile", f"John: > {text}", "John:")
+    ann.expect("* John joined\n", f"John: > {text}\n")
+
+
+def test_pasted_block_waits_and_goes_out_as_messages(room: Server, window: Window) -> None:
+    ann = room.join("Ann")
+    window.run(*CLIENT, "localhost", str(room.port), "--name", "John")
+    window.expect("Welcome to the chatroom!", "John:")
+    ann.expect("* John joined\n")
+    window.paste("".join(f"{number}\n" for number in range(50)))
+    window.expect(("John: " + "".join(f"{number}\u21b5" for number in range(50)))[-79:])
+    ann.send("nothing was sent yet\n")
+    window.expect("Ann: nothing was sent yet", window.lines()[-1])
+    window.keys("Enter")
+    ann.expect(*(f"John: {number}\n" for number in range(50)))
+    window.expect(*(f"John: {number}" for number in range(50)), "John:")
+
+
+def test_suspend_and_resume(room: Server, window: Window) -> None:
+    ann = room.join("Ann")
+    window.run(*CLIENT, "localhost", str(room.port), "--name", "John")
+    window.expect("Welcome to the chatroom!", "John:")
+    window.type("half")
+    window.expect("John: half")
+    window.keys("C-z")
+    eventually(lambda: window.lines()[-1].strip() == "$")
+    window.type("stty -a | grep -ow '.icanon\\|icanon'")
+    window.keys("Enter")
+    window.expect("icanon", "$")
+    ann.send("while you were away\n")
+    window.type("fg")
+    window.keys("Enter")
+    window.expect("Ann: while you were away", "John: half")
+    window.type(" done")
+    window.keys("Enter")
+    ann.expect("* John joined\n", "John: half done\n")
+
+
+def test_tab_history_and_redraw(room: Server, window: Window) -> None:
+    ann = room.join("Ann")
+    window.run(*CLIENT, "localhost", str(room.port), "--name", "John")
+    ann.expect("* John joined\n")
+    ann.send("hi\n")
+    window.expect("Ann: hi", "John:")
+    window.type("an")
+    window.keys("Tab")
+    window.type("hello")
+    window.keys("Enter", "Up")
+    window.expect("John: Ann: hello", "John: Ann: hello")
+    window.keys("C-l")
+    eventually(lambda: window.command("capture-pane", "-p").split() == ["John:", "Ann:", "hello"])
+
+
+def test_hostile_server_gets_only_text_onto_the_screen(host: Host, window: Window) -> None:
+    window.run(*CLIENT, "127.0.0.1", host.port, "--name", "John")
+    server = host.accept()
+    server.send("begin\n")
+    window.expect("begin", "John:")
+    window.type("half")
+    server.send(
+        b"\x1b[2J\x1b[1;1Hone\r\n\x1b]0;title\x07two\x00\x08\n\xff\xfethree\n"
+        b"\x9b31mfour \xc2\x9b31m\nfi\rve\x1b[?1049h\n\x1b[\x1b\x1b]x\n" + b"y" * 1_000_000 + b"\nend\n"
+    )
+    window.expect(
+        "begin",
+        "one",
+        "two",
+        "\ufffd\ufffdthree",
+        "\ufffd31mfour",
+        "five",
+        "* (a line of over 65536 bytes was left out)",
+        "end",
+        "John: half",
+    )
+    window.type(" fine")
+    window.keys("Enter")
+    assert server.line() == b"John: half fine\n"
+
+
+def test_server_that_was_away_gets_what_was_typed_meanwhile_once(
+    room: Server, start: Callable[..., Server], window: Window
+) -> None:
+    window.run(*CLIENT, "localhost", str(room.port), "--name", "John")
+    window.expect("Welcome to the chatroom!", "John:")
+    room.process.kill()
+    eventually(lambda: any("* trying again in" in line for line in window.lines()))
+    window.type("are you there?")
+    window.keys("Enter")
+    eventually(lambda: "* waits to be sent: are you there?" in window.lines())
+    again = subprocess.Popen(
+        [sys.executable, str(ROOT / "chat_server.py"), "--port", str(room.port)],
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+
+        def join() -> Peer | None:
+            try:
+                return room.join("Ann")
+            except ConnectionRefusedError:
+                return None
+
+        ann = eventually(join)
+        ann.expect("* John joined\n", "John: are you there?\n")
+        window.expect("John: are you there?", "John:")
+        window.type("bye")
+        window.keys("Enter")
+        ann.expect("John: bye\n")
+    finally:
+        again.kill()
+        again.wait()
+
+
+# In a bare pseudo-terminal
+
+
+def in_terminal(terminal: Callable[..., Terminal], *options: str, **environment: str) -> Terminal:
+    return terminal(*CLIENT, *options, env={**XTERM, **environment})
+
+
+def modes(window: Terminal) -> list[Any]:
+    import termios
+
+    return termios.tcgetattr(window.master)
+
+
+def test_what_is_typed_ahead_is_kept_with_either_end_of_line(
+    room: Server, terminal: Callable[..., Terminal]
+) -> None:
+    other = room.join()
+    window = in_terminal(terminal, "localhost", str(room.port))
+    window.type("John\none\rtwo\nhalf")
+    other.expect("* John joined\n", "John: one\n", "John: two\n")
+    window.type(" done\r")
+    other.expect("John: half done\n")
+
+
+@pytest.mark.parametrize("way", ["quit", "ctrl-c", "ctrl-d", "SIGTERM", "SIGHUP", "SIGINT", "lost"])
+def test_terminal_is_given_back_as_it_was(
+    host: Host, terminal: Callable[..., Terminal], way: str
+) -> None:
+    options = ["--echo"] if way == "lost" else ["--name", "John"]
+    # The shell in between keeps the pseudo-terminal open until we have looked at it.
+    command = shlex.join([*CLIENT, "127.0.0.1", host.port, *options])
+    window = terminal("sh", "-c", f"read go; {command}; echo status $?; read wait", env=XTERM)
+    before = modes(window)
+    window.type("\n")
+    server = host.accept()
+    window.expect("\x1b[?2004h")
+    eventually(lambda: modes(window) != before)
+    if way == "lost":
+        server.close()
+    elif way in ("quit", "ctrl-c", "ctrl-d"):
+        window.type({"quit": "quit\r", "ctrl-c": "\x03", "ctrl-d": "\x04"}[way])
+        if way != "ctrl-c":
+            assert server.rest() == b""
+            server.close()
+    else:
+        found = subprocess.run(
+            ["pgrep", "-f", f"chat_client.py 127.0.0.1 {host.port}"], capture_output=True, text=True
+        )
+        for pid in found.stdout.split():
+            if Path(f"/proc/{pid}/comm").read_text().startswith("python"):
+                os.kill(int(pid), getattr(signal, way))
+    window.expect("\x1b[?2004l")
+    status = {"SIGTERM": 143, "SIGHUP": 129, "lost": 1}.get(way, 0)
+    window.expect(f"status {status}")
+    assert modes(window) == before
+    assert "Traceback" not in window.shown
+
+
+def test_terminal_is_given_back_after_an_exception(terminal: Callable[..., Terminal]) -> None:
+    code = "import chat_client as c; c.run = lambda *_: 1 / 0; c.main([])"
+    command = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)}"
+    window = terminal("sh", "-c", f"{command}; echo status $?; read wait", env=XTERM, cwd=ROOT)
+    before = modes(window)
+    window.expect("ZeroDivisionError")
+    window.expect("status 1")
+    assert modes(window) == before
+
+
+def test_closed_window_ends_the_client(host: Host) -> None:
+    window = Terminal(*CLIENT, "127.0.0.1", host.port, "--name", "John", env=XTERM)
+    server = host.accept()
+    window.expect("\x1b[?2004h")
+    os.close(window.master)
+    server.rest()
+    assert window.wait() in (1, 129)
+
+
+def test_flood_leaves_the_keys_alive_and_control_c_leaves_at_once(
+    host: Host, terminal: Callable[..., Terminal]
+) -> None:
+    window = in_terminal(terminal, "127.0.0.1", host.port, "--name", "John")
+    server = host.accept()
+    server.sock.setblocking(False)
+    line = b"flood " * 20 + b"\n"
+    sent = 0
+
+    def pour() -> None:
+        nonlocal sent
+        try:
+            while True:
+                sent += server.sock.send(line * 500)
+        except BlockingIOError:
+            pass
+
+    def typed_is_shown(text: str) -> bool:
+        pour()
+        window.shown = (window.shown + window.read(0.05))[-100_000:]
+        return text in re.sub(r"\x1b\[[0-9;]*m", "", window.shown)
+
+    eventually(lambda: typed_is_shown("flood flood"))
+    window.type("still alive")
+    eventually(lambda: typed_is_shown("John: still alive"))
+    window.type("\x03\x03")
+
+    def ended() -> bool:
+        try:
+            pour()
+        except OSError:
+            pass
+        window.read(0.01)
+        return window.process.poll() is not None
+
+    began = time.monotonic()
+    eventually(ended)
+    assert time.monotonic() - began < 2
+    assert sent > 1_000_000
+
+
+def test_a_terminal_that_does_not_read_stops_neither_keys_nor_memory(
+    host: Host, terminal: Callable[..., Terminal]
+) -> None:
+    window = in_terminal(terminal, "127.0.0.1", host.port, "--name", "John")
+    server = host.accept()
+    window.expect("\x1b[?2004h")
+    server.sock.settimeout(1)
+    with pytest.raises(TimeoutError):  # the client stops reading: its terminal takes no more
+        for _ in range(100):
+            server.send(b"flood\n" * 200_000)
+    window.type("\x03")
+    assert window.wait() == 0
+
+
+def test_a_line_is_shown_with_one_write(host: Host, terminal: Callable[..., Terminal]) -> None:
+    window = in_terminal(terminal, "127.0.0.1", host.port, "--name", "John")
+    server = host.accept()
+    window.type("half")
+    server.send("first\n")
+    window.expect("half\x1b[K")
+    server.send("second\n")
+    eventually(lambda: window.read(1))
+    assert window.shown == ""
+
+
+def test_colours_bell_and_timestamps(room: Server, terminal: Callable[..., Terminal]) -> None:
+    ann = room.join("Ann")
+    plain = ["localhost", str(room.port), "--name", "John"]
+    window = in_terminal(terminal, *plain, "--timestamps")
+    ann.expect("* John joined\n")
+    ann.send("hi john\n/quit\n")
+    window.expect("\x1b[0m: hi john\n")
+    window.expect("] \x1b[2m* Ann left\x1b[0m\n")
+    window.expect("\a")
+
+
+@pytest.mark.parametrize("environment", [{"NO_COLOR": "1"}, {"TERM": "dumb"}, {"TERM": ""}])
+def test_no_colours_where_they_are_not_wanted(
+    room: Server, terminal: Callable[..., Terminal], environment: dict[str, str]
+) -> None:
+    ann = room.join("Ann")
+    options = ["localhost", str(room.port), "--name", "John", "--timestamps"]
+    window = in_terminal(terminal, *options, **environment)
+    ann.expect("* John joined\n")
+    ann.send("hi John\n/quit\n")
+    window.expect("] * Ann left\n")
+    shown = window.shown
+    assert "\x1b[3" not in shown and "\x1b[2m" not in shown and "\x1b[1m" not in shown
+    if "TERM" in environment:
+        window.type("exit\n")
+        assert window.wait() == 0
+
+
+def test_welcome_is_the_constant_of_the_room() -> None:
+    import chat_client
+
+    assert chat_client.WELCOME.encode() + b"\n" == WELCOME
