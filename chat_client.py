@@ -139,8 +139,8 @@ class LineFramer:
 # --- What is said and shown ----------------------------------------------------------------------
 
 # Escape sequences as a whole (ECMA-48: CSI, the strings of OSC and its kin, the short ones); and
-# what else is no text: control characters but the tab, and the marks that turn the direction of what
-# is behind them (UAX #9), with which a line can be made to read as another.
+# what else is no text: control characters but the tab, and the marks that turn the direction of
+# what is behind them (UAX #9), with which a line can be made to read as another.
 ESCAPE = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?"
     r"|(?:\x1b[]PX^_]|[\x9d\x90\x98\x9e\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)?"
@@ -904,9 +904,10 @@ def open_console(args: argparse.Namespace) -> Console:
     if sys.stdin is None:  # this too: open() takes the lowest descriptor that is free, 0
         os.open(os.devnull, os.O_RDONLY)
     plain = args.plain or ONLY_SOCKETS or os.environ.get("TERM", "") in ("", "dumb")
-    if plain or not (os.isatty(0) and os.isatty(1)):
-        return Console(Painter(False, args.timestamps))
-    return Terminal(Painter(not os.environ.get("NO_COLOR"), args.timestamps))
+    if not plain and os.isatty(0) and os.isatty(1):
+        with suppress(OSError):  # another user's terminal, after su, can't be opened
+            return Terminal(Painter(not os.environ.get("NO_COLOR"), args.timestamps))
+    return Console(Painter(False, args.timestamps))
 
 
 def open_input() -> int | socket.socket:
@@ -1229,6 +1230,9 @@ def run(client: Client, args: argparse.Namespace) -> None:
             client.console.show(f"* {failure}")
         name = talk.name
         if not client.reconnect(args.host, args.port):
+            unsent = [line for line in client.console.typed if line.strip() not in LEAVE]
+            if unsent:
+                raise Failure("not sent: " + "; ".join(unsent))
             return
 
 
