@@ -227,7 +227,11 @@ def test_signals_in_the_middle_of_everything_leave_no_traceback(
         members = [room.join(f"m{number}") for number in range(5)]
         for member in members:
             member.send("hello\n" * 50)
-        assert room.stop(signal.SIGINT if round_ % 2 else signal.SIGTERM) == 0
+        room.process.send_signal(signal.SIGINT if round_ % 2 else signal.SIGTERM)
+        for member in members:
+            assert b"* the room is closing\n" in member.rest()
+            member.close()
+        assert room.process.wait(DEADLINE) == 0
         assert "Traceback" not in room.log()
 
 

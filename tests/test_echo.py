@@ -134,7 +134,7 @@ def test_more_than_max_clients_are_turned_away(start: Callable[..., Server]) -> 
     assert second.read(2) == b"in"
     assert echo.connect().rest() == b""
     first.close()
-    eventually(lambda: "clients: 1\n" in echo.log())
+    echo.wait_for_log("disconnected, clients: 1")
     third = echo.connect()
     third.send(b"now")
     assert third.read(3) == b"now"

@@ -201,7 +201,7 @@ def test_full_room_says_so_and_has_a_place_again_later(start: Callable[..., Serv
     one.send("hi\n")
     two.expect("hi\n")
     one.close()
-    room.wait_for_log("members: 1\n")
+    room.wait_for_log("left, members: 1")
     room.join()
 
 
