@@ -55,17 +55,19 @@ VERSION = "1.0"
 
 PORT = 7007
 MAX_CLIENTS = 500 if sys.platform == "win32" else 10_000  # select() takes 512 sockets on Windows
+OTHER_DESCRIPTORS = 32  # listeners, the selector, standard input and output, files
 LISTEN_QUEUE = 1024  # connections that the kernel completes for us ahead of accept()
 ACCEPT_BURST = 100  # newcomers let in in one turn, so that a storm of them holds up nobody
 RETRY_ACCEPT = 1.0  # seconds until the next try after accept() failed
 
 MAX_LINE = 8 * 1024  # bytes of a line without its newline; --max-line
 MAX_NAME = 32  # characters
-MAX_NAME_SOURCE = 200  # characters that are looked at to find a name: NFKC makes one of several
+MAX_NAME_SOURCE = 200  # characters that can be a name: NFKC makes one of several, slowly
 MAX_WHO = 200  # names in an answer to /who
+MAX_HISTORY = 128 * 1024  # bytes that a newcomer gets of what was said before
 
-# One turn reads at most TURN_READ bytes, fewer in a crowd, so that it delivers at most
-# TURN_DELIVERY bytes: 10 to 20 ms, and that is how long a flood can hold up anybody's line.
+# One turn reads about TURN_READ bytes at most, fewer in a crowd, and delivers about TURN_DELIVERY
+# bytes at most: 10 to 20 ms, and that is how long a flood can hold up anybody's line.
 TURN_READ = 256 * 1024
 TURN_DELIVERY = 16 * 1024 * 1024
 MIN_READ = 512  # bytes that each connection may send in a turn in any case
@@ -95,21 +97,25 @@ HELP = (
 
 # Each connection gets these, as far as the system has them. Keepalive: the kernel asks a silent
 # peer whether it is still there, so that one that was unplugged is gone after two minutes, as is one
-# that for two minutes doesn't acknowledge what it was sent (TCP_USER_TIMEOUT, RFC 5482).
+# that for two minutes doesn't acknowledge what it was sent (TCP_USER_TIMEOUT, RFC 5482). The last
+# one makes a socket writable again when the kernel has little left to send. Otherwise that is when a
+# third of megabytes is free, and in the meantime a slow reader looks as if it didn't read at all.
 SOCKET_OPTIONS = [
     (level, getattr(socket, name), value)
     for level, name, value in (
         (socket.IPPROTO_TCP, "TCP_NODELAY", 1),
         (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
         (socket.IPPROTO_TCP, "TCP_KEEPIDLE", 60),  # seconds of silence before the first question
+        (socket.IPPROTO_TCP, "TCP_KEEPALIVE", 60),  # the same on macOS
         (socket.IPPROTO_TCP, "TCP_KEEPINTVL", 15),  # seconds between questions
         (socket.IPPROTO_TCP, "TCP_KEEPCNT", 4),  # questions without an answer
         (socket.IPPROTO_TCP, "TCP_USER_TIMEOUT", 120_000),  # milliseconds
+        (socket.IPPROTO_TCP, "TCP_NOTSENT_LOWAT", 64 * 1024),  # bytes
     )
     if hasattr(socket, name)
 ]
 
-Address = Tuple[Any, ...]  # as in the socket module: (host, port), IPv6 has two more
+Address = Tuple[Any, ...]  # as the socket module has it: (host, port) and more
 Cut = Tuple[int, int, bytes]  # start, end, what a member gets instead
 
 log = logging.getLogger("chat")
@@ -188,7 +194,16 @@ def printable(line: bytes) -> str:
 CONTROLS = bytes(c for c in (*range(32), 127) if c not in b"\t\n")
 CONTROL_TABLE = dict.fromkeys([*CONTROLS, *range(0x80, 0xA0)])
 C1_CONTROL = re.compile(rb"\xc2[\x80-\x9f]")
-COMMAND_OR_NOTICE = re.compile(rb"\n[/*]")  # the start of a line that has to be looked at
+
+# The start of a line that has to be looked at, if its speaker has no name.
+COMMAND_OR_NOTICE = re.compile(rb"[ \t]*[/*]")
+NEXT_COMMAND_OR_NOTICE = re.compile(rb"\n[ \t]*[/*]")
+
+# What terminals show as nothing at all although Unicode counts it as printable: characters that are
+# ignorable by default (DerivedCoreProperties.txt), and the blank Braille pattern.
+INVISIBLE = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
 
 
 def clean(data: bytes) -> str:
@@ -214,9 +229,17 @@ def notice(text: str) -> bytes:
     return f"* {text}\n".encode()
 
 
+def visible(text: str) -> str:
+    """Returns what the beginning of a text looks like on a screen: every space as a space, what
+    shows nothing left out, letters in their compatible form (NFKC)."""
+    spaced = "".join(" " if char.isspace() else char for char in INVISIBLE.sub("", text))
+    shown = "".join(filter(str.isprintable, spaced)).lstrip()
+    return unicodedata.normalize("NFKC", shown[:MAX_NAME_SOURCE])
+
+
 def identity(name: str) -> str:
     """Returns what all ways to write a name have in common: John, JOHN, or in fullwidth letters."""
-    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold()).strip()
+    return visible(visible(name).casefold()).strip()
 
 
 def valid_name(text: str) -> str:
@@ -224,7 +247,7 @@ def valid_name(text: str) -> str:
     name = unicodedata.normalize("NFKC", text[:MAX_NAME_SOURCE]).strip()
     if not 1 <= len(name) <= MAX_NAME:
         raise ValueError(f"a name has 1 to {MAX_NAME} characters: /name NAME")
-    if not name.isprintable() or ":" in name:
+    if ":" in name or name != visible(name) or unicodedata.category(name[0]).startswith("M"):
         raise ValueError("a name has no colon and nothing invisible in it")
     if name.startswith(("*", "/")):
         raise ValueError("a name does not begin with an asterisk or a slash")
@@ -297,6 +320,28 @@ def pieces(text: memoryview, cuts: Sequence[Cut]) -> Iterator[memoryview]:
         yield text[at:]
 
 
+class History:
+    """The last messages, for newcomers: at most `count`, and at most MAX_HISTORY bytes."""
+
+    def __init__(self, count: int) -> None:
+        self.lines: deque[bytes] = deque(maxlen=count)
+        self.joined: bytes | None = b""  # shared by all who come before the next message
+
+    def add(self, chunk: bytes) -> None:
+        """Takes whole lines."""
+        if self.lines.maxlen:
+            self.lines.extend(chunk.splitlines(keepends=True))
+            self.joined = None
+
+    def text(self) -> bytes:
+        if self.joined is None:
+            size = sum(map(len, self.lines))
+            while size > MAX_HISTORY:
+                size -= len(self.lines.popleft())
+            self.joined = b"".join(self.lines)
+        return self.joined
+
+
 class Room:
     """Who is here and what a line means. It knows no sockets: it hears lines, and what members get
     to see of it is put into `batch`, which the server takes at the end of each turn."""
@@ -304,7 +349,7 @@ class Room:
     def __init__(self, history: int = 0) -> None:
         self.members: set[Member] = set()
         self.names: dict[str, Member] = {}  # the owners, by identity(name)
-        self.history: deque[bytes] | None = deque(maxlen=history) if history else None
+        self.history = History(history)
         self.batch = Batch()
         self.commands: dict[str, Callable[[Member, str], None]] = {
             "/name": self.take_name,
@@ -321,9 +366,8 @@ class Room:
 
     def join(self, member: Member) -> None:
         self.members.add(member)
-        history = b"".join(self.history or ())
-        self.batch.cut(member, 0, self.batch.size, WELCOME + history)
-        self.batch.weight += len(WELCOME) + len(history)
+        self.batch.cut(member, 0, self.batch.size, WELCOME)
+        self.batch.cut(member, self.batch.size, self.batch.size, self.history.text())
 
     def leave(self, member: Member) -> None:
         """Lets a member go; of this turn it still gets what came before."""
@@ -357,14 +401,15 @@ class Room:
             self.say(member, chunk)
             return b""
         enough = self.batch.weight + limit
-        lines = clean(chunk).split("\n")[:-1]
+        end = chunk.find(b"\n", min(limit, len(chunk) - 1)) + 1  # a line weighs more than its bytes
+        lines = clean(chunk[:end]).split("\n")[:-1]
         for number, line in enumerate(lines):
             if self.batch.weight >= enough:
-                return "".join(f"{line}\n" for line in lines[number:]).encode()
+                return "".join(f"{line}\n" for line in lines[number:]).encode() + chunk[end:]
             self.hear_line(member, line)
             if member not in self.members:  # it said /quit
-                break
-        return b""
+                return b""
+        return chunk[end:]
 
     def is_plain(self, member: Member, chunk: bytes) -> bool:
         """Says whether all lines of a chunk can be relayed as they are, without a look at each.
@@ -382,7 +427,7 @@ class Room:
         # Without a name it may not pass for somebody who has one, nor with letters that look alike.
         if not chunk.isascii() or (self.names and b":" in chunk):
             return False
-        return chunk[0] not in b"/*" and not COMMAND_OR_NOTICE.search(chunk)
+        return not (COMMAND_OR_NOTICE.match(chunk) or NEXT_COMMAND_OR_NOTICE.search(chunk))
 
     def hear_line(self, member: Member, line: str) -> None:
         if line.startswith("//"):
@@ -407,19 +452,16 @@ class Room:
 
     def say(self, member: Member, chunk: bytes) -> None:
         self.batch.say(chunk, member)
-        if self.history is not None:
-            self.history.extend(chunk.splitlines(keepends=True))
+        self.history.add(chunk)
 
     def objection(self, line: str) -> str | None:
-        """Returns why somebody without a name can't say this line: it would look as if another did.
-
-        What shows nothing on a screen is left out first, or "\\u200bJohn: " would pass for John.
-        """
-        visible = "".join(filter(str.isprintable, line))
-        head = unicodedata.normalize("NFKC", visible[:MAX_NAME_SOURCE]).lstrip()
+        """Returns why somebody without a name can't say this line: because it would look as if
+        somebody else did."""
+        head = visible(line)
         if head.startswith("* "):
             return "only the room begins a line with an asterisk and a space; say it differently"
         speaker, colon, _ = head.partition(":")
+        speaker = speaker.rstrip()
         if speaker.endswith(PRIVATE):
             speaker = speaker[: -len(PRIVATE)]
         owner = self.names.get(identity(speaker)) if colon else None
@@ -527,9 +569,10 @@ def listen_on(host: str, port: int, listeners: dict[Address, socket.socket]) -> 
         for family, _, _, _, address in socket.getaddrinfo(name, port, type=socket.SOCK_STREAM):
             if listeners:  # then port 0 has become a real one
                 port = next(iter(listeners.values())).getsockname()[1]
+            key = (address[0], *address[2:])  # without the port
             try:
-                if address not in listeners:
-                    listeners[address] = bind_and_listen(family, (address[0], port, *address[2:]))
+                if key not in listeners:
+                    listeners[key] = bind_and_listen(family, (address[0], port, *address[2:]))
                 listening = True
             except OSError as error:
                 if error.errno not in NOT_OURS:
@@ -572,8 +615,10 @@ def why_not_listening(error: Exception, host: str, port: int) -> str:
     return f"cannot listen on port {port} of {host}: {error}"
 
 
-def format_address(address: Address) -> str:
+def format_address(address: Address | None) -> str:
     """Returns 127.0.0.1:7007 or [::1]:7007."""
+    if not address:  # macOS, for a connection that was reset before it was accepted
+        return "somebody"
     host, port = address[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
@@ -612,16 +657,20 @@ def open_signal_socket(*numbers: int) -> socket.socket:
     return reader
 
 
-def raise_descriptor_limit(needed: int) -> None:
-    """Makes room for `needed` open sockets, as far as this process may without asking anyone."""
+def make_room(clients: int) -> int:
+    """Makes room for so many sockets, as far as the system lets us; returns for how many clients."""
     if sys.platform == "win32":
-        return
+        return min(clients, MAX_CLIENTS)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = clients + OTHER_DESCRIPTORS
     if hard != resource.RLIM_INFINITY:
         needed = min(needed, hard)
-    if soft != resource.RLIM_INFINITY and soft < needed:
-        with suppress(OSError, ValueError):  # macOS has one more limit, below the hard one
-            resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    for limit in (needed, 10_240):  # macOS: no more than that, whatever the hard limit says
+        if soft != resource.RLIM_INFINITY and soft < limit <= needed:
+            with suppress(OSError, ValueError):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+                break
+    return clients
 
 
 def send_some(sock: socket.socket, data: bytes | memoryview) -> int:
@@ -696,16 +745,17 @@ class Acceptor:
             self.retry_at = time.monotonic() + RETRY_ACCEPT
             self.stop()
 
-    def welcome(self, sock: socket.socket, address: Address) -> None:
+    def welcome(self, sock: socket.socket, address: Address | None) -> None:
+        peer = format_address(address)
         try:
             sock.setblocking(False)
             for level, option, value in SOCKET_OPTIONS:
                 sock.setsockopt(level, option, value)
-            self.admit(sock, format_address(address))
+            self.admit(sock, peer)
         except OSError:  # some systems refuse options on a connection that was reset meanwhile
             sock.close()
         except Exception:
-            log.exception("%s could not be admitted", format_address(address))
+            log.exception("%s could not be admitted", peer)
             sock.close()
 
 
@@ -757,16 +807,16 @@ class Transcript:
             raise StartError(f"cannot write the transcript {path}: {error.strerror}") from error
 
     def open(self) -> None:
-        self.file = open(self.path, "ab", buffering=0)
-        self.inode = os.fstat(self.file.fileno()).st_ino
+        self.file = open(self.path, "ab", buffering=0)  # noqa: SIM115
 
     def write(self, text: bytes) -> None:
         """Adds whole lines."""
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ ", time.gmtime()).encode()
-        lines = stamp + text[:-1].replace(b"\n", b"\n" + stamp) + b"\n"
         try:
             self.follow()
-            self.file.write(lines)
+            lines = stamp + text[:-1].replace(b"\n", b"\n" + stamp) + b"\n"
+            while lines:
+                lines = lines[self.file.write(lines) :]
             self.failing = False
         except OSError as error:
             if not self.failing:
@@ -775,14 +825,13 @@ class Transcript:
 
     def follow(self) -> None:
         """Starts the file anew if somebody has moved it away or deleted it."""
-        try:
-            if os.stat(self.path).st_ino == self.inode:
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(self.path), os.fstat(self.file.fileno())):
                 return
-        except FileNotFoundError:
-            pass
-        log.warning("the transcript %s has vanished; starting it anew", self.path)
-        self.file.close()
+        old = self.file
         self.open()
+        old.close()
+        log.warning("the transcript %s had vanished and was started anew", self.path)
 
 
 class ChatServer:
@@ -802,9 +851,8 @@ class ChatServer:
         self.transcript = transcript
         self.selector = selectors.DefaultSelector()
         self.acceptor = Acceptor(self.selector, listeners, self.admit)
-        self.share = MIN_READ  # bytes that each connection may send in this turn
         self.unfinished: set[Connection] = set()  # have unheard lines
-        self.spent: dict[Connection, int] = {}  # what they have said since the last tick
+        self.spent: dict[Connection, int] = {}  # bytes, or their consequences, since the last tick
         self.congested: dict[Connection, float] = {}  # over HIGH_WATER, since this monotonic time
         self.held_up: set[Connection] = set()  # have spent their allowance
         self.leaving: dict[Connection, float] = {}  # no longer members; to be closed by this time
@@ -814,7 +862,8 @@ class ChatServer:
     def run(self) -> int:
         """Serves; returns the exit status.
 
-        The selector holds with each socket what to call with the events on it.
+        The selector holds with each socket its connection, with others what to call when they are
+        ready.
         """
         signals = open_signal_socket(signal.SIGINT, signal.SIGTERM)
         self.selector.register(signals, selectors.EVENT_READ, partial(self.on_signal, signals))
@@ -834,26 +883,46 @@ class ChatServer:
     def turn(self) -> None:
         """Waits for sockets to be ready, hears what came, delivers it."""
         events = self.selector.select(self.timeout())
-        unfinished, self.unfinished = self.unfinished, set()
-        crowd = len(self.room.members) or 1
-        ready = len(events) + len(unfinished) or 1
-        self.share = max(MIN_READ, min(TURN_READ, TURN_DELIVERY // crowd) // ready)
-        for conn in unfinished:
-            self.serve(conn, selectors.EVENT_READ)
+        speakers, self.unfinished = self.unfinished, set()
         for key, event in events:
-            key.data(event)
+            conn = key.data
+            if not isinstance(conn, Connection):
+                conn(event)
+                continue
+            if event & selectors.EVENT_WRITE:
+                self.guard(self.flush, conn)
+            if event & selectors.EVENT_READ:
+                speakers.add(conn)
+        self.hear_all(speakers)
         if self.room.batch.cuts or self.room.batch.parts:
             self.deliver(self.room.take_batch())
         now = time.monotonic()
+        if self.leaving:
+            self.close_overdue(now)
         if now >= self.next_tick:
             self.tick(now)
+
+    def hear_all(self, speakers: set[Connection]) -> None:
+        """Reads from everyone who has something to say, each once, until the turn is full.
+
+        Who has said least lately comes first, so that a flood doesn't keep others from being heard.
+        Who is left over for the next turn is still ready then, or still unfinished.
+        """
+        crowd = len(self.room.members) or 1
+        share = max(MIN_READ, min(TURN_READ, TURN_DELIVERY // crowd) // (len(speakers) or 1))
+        for conn in sorted(speakers, key=lambda conn: self.spent.get(conn, 0)):
+            if self.room.batch.size * crowd >= TURN_DELIVERY:
+                if conn.unheard:
+                    self.unfinished.add(conn)
+            elif conn.reading:
+                self.guard(self.read, conn, share)
 
     def timeout(self) -> float | None:
         """Returns how long the loop may sleep at most: for ever, if nothing depends on time."""
         if self.unfinished or self.room.batch.parts:
             return 0
         if self.congested or self.held_up or self.leaving or self.acceptor.retry_at is not None:
-            return max(0.0, self.next_tick - time.monotonic())
+            return max(0.0, min([self.next_tick, *self.leaving.values()]) - time.monotonic())
         return None
 
     def tick(self, now: float) -> None:
@@ -861,16 +930,18 @@ class ChatServer:
         self.next_tick = now + TICK
         self.acceptor.retry_if_due()
         for conn in [conn for conn, since in self.congested.items() if now - since >= PATIENCE]:
-            self.lose(conn, f"let go: has not read for {PATIENCE:.0f} s what it was sent")
-        for conn in [conn for conn, deadline in self.leaving.items() if now >= deadline]:
-            self.close(conn)
+            self.lose(conn, f"let go: too far behind for {PATIENCE:.0f} s")
         self.spent.clear()
         self.release()
+
+    def close_overdue(self, now: float) -> None:
+        for conn in [conn for conn, deadline in self.leaving.items() if now >= deadline]:
+            self.close(conn)
 
     # Members come and go
 
     def admit(self, sock: socket.socket, peer: str) -> None:
-        if len(self.room.members) >= self.max_clients:
+        if len(self.room.members) + len(self.leaving) >= self.max_clients:
             log.info("%s turned away: there are %d members already", peer, self.max_clients)
             send_some(sock, notice("the room is full"))
             sock.close()
@@ -907,8 +978,8 @@ class ChatServer:
         """Lets nobody in any more and says goodbye to everyone."""
         self.acceptor.close()
         self.release()
-        for conn in self.unfinished:
-            self.room.hear(conn, conn.unheard, sys.maxsize)
+        for conn in list(self.unfinished):
+            self.hear(conn, conn.unheard, TURN_READ)
         members = self.members()
         self.room.close()
         for conn in members:
@@ -920,13 +991,10 @@ class ChatServer:
 
     # From a member
 
-    def serve(self, conn: Connection, events: int) -> None:
-        """Does what the socket is ready for. Whatever goes wrong ends this connection alone."""
+    def guard(self, action: Callable[..., None], conn: Connection, *more: int) -> None:
+        """Does something for a connection. Whatever goes wrong with it ends that one alone."""
         try:
-            if events & selectors.EVENT_WRITE:
-                self.flush(conn)
-            if events & selectors.EVENT_READ and conn.reading:
-                self.read(conn)
+            action(conn, *more)
         except BlockingIOError:  # readiness is a hint, not a promise
             pass
         except OSError as error:
@@ -935,40 +1003,53 @@ class ChatServer:
             log.exception("%s made the server stumble", conn)
             self.lose(conn, "closed")
 
-    def read(self, conn: Connection) -> None:
+    def read(self, conn: Connection, limit: int) -> None:
         """Receives once, if the member may speak now, and lets the room hear the whole lines."""
-        if conn in self.leaving:  # only its end is of interest
-            if not conn.sock.recv(TURN_READ):
-                self.close(conn)
+        if conn in self.leaving:
+            self.drain(conn)
             return
-        limit = self.share
+        spent = self.spent.get(conn, 0)
         if self.congested:
-            limit = min(limit, ALLOWANCE - self.spent.get(conn, 0))
+            limit = min(limit, ALLOWANCE - spent)
             if limit <= 0:
                 self.hold_up(conn)
                 return
+        weight = self.room.batch.weight
+        received = 0
         if conn.unheard:
             self.hear(conn, conn.unheard, limit)
-            return
+        else:
+            received = self.receive(conn, limit)
+        if conn in self.room.members:
+            self.spent[conn] = spent + max(received, self.room.batch.weight - weight)
+
+    def receive(self, conn: Connection, limit: int) -> int:
+        """Receives so many bytes at most; returns how many it was."""
         data = conn.sock.recv(limit)
         if not data:
             self.end(conn)
-            return
+            return 0
         chunk, skipped = conn.framer.feed(data)
         if skipped:
             self.room.tell(conn, f"too long: a line has at most {self.max_line} bytes")
         if chunk:
             self.hear(conn, chunk, limit)
+        return len(data)
 
     def hear(self, conn: Connection, chunk: bytes, limit: int) -> None:
-        before = self.room.batch.weight
         conn.unheard = self.room.hear(conn, chunk, limit)
         if conn.unheard:
             self.unfinished.add(conn)
-        self.spent[conn] = self.spent.get(conn, 0) + self.room.batch.weight - before
         if conn not in self.room.members:
             log.info("%s quit, members: %d", conn, len(self.room.members))
             self.part(conn)
+
+    def drain(self, conn: Connection) -> None:
+        """Receives from somebody who has left; only its end is of interest."""
+        if not conn.sock.recv(TURN_READ):
+            conn.reading = False
+            self.watch(conn)
+            self.end_stream_when_flushed(conn)
 
     def end(self, conn: Connection) -> None:
         """The end of a member's stream: an unfinished last line counts, then it has left.
@@ -980,7 +1061,7 @@ class ChatServer:
         self.watch(conn)
         last = conn.framer.finish()
         if last and not conn.broken:
-            self.room.hear(conn, last, self.share)
+            self.room.hear(conn, last, TURN_READ)
         if conn in self.room.members:
             self.room.leave(conn)
         log.info("%s left, members: %d", conn, len(self.room.members))
@@ -1100,7 +1181,6 @@ class ChatServer:
         with suppress(OSError):
             conn.sock.shutdown(socket.SHUT_WR)
         self.leaving[conn] = min(self.leaving[conn], time.monotonic() + LINGER)
-        self.next_tick = min(self.next_tick, self.leaving[conn])
 
     def watch(self, conn: Connection) -> None:
         """Has the selector wait for just what the connection is to be served for now."""
@@ -1112,9 +1192,9 @@ class ChatServer:
         if not events:
             self.selector.unregister(conn.sock)
         elif not conn.events:
-            self.selector.register(conn.sock, events, partial(self.serve, conn))
+            self.selector.register(conn.sock, events, conn)
         else:
-            self.selector.modify(conn.sock, events, partial(self.serve, conn))
+            self.selector.modify(conn.sock, events, conn)
         conn.events = events
 
 
@@ -1128,8 +1208,8 @@ def port_number(text: str) -> int:
 
 
 def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text} is not a number from 1")
+    if not text.isdecimal() or not 0 < int(text) <= 10**9:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 1 to 1,000,000,000")
     return int(text)
 
 
@@ -1188,7 +1268,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         level=logging.DEBUG if args.verbose else logging.INFO,
     )
     try:
-        raise_descriptor_limit(args.max_clients)
+        max_clients = make_room(args.max_clients)
         transcript = Transcript(args.transcript) if args.transcript else None
         listeners = open_listeners(args.host, args.port)
         addresses = [format_address(listener.getsockname()) for listener in listeners]
@@ -1196,7 +1276,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         host, port = host_to_name(args.host), listeners[0].getsockname()[1]
         log.info("join: python chat_client.py %s %d, or: nc %s %d", host, port, host, port)
         room = Room(args.history)
-        return ChatServer(listeners, room, args.max_clients, args.max_line, transcript).run()
+        return ChatServer(listeners, room, max_clients, args.max_line, transcript).run()
     except StartError as error:
         print(f"{args.prog}: {error}", file=sys.stderr)
         return 1

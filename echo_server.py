@@ -35,6 +35,7 @@ VERSION = "1.0"
 
 PORT = 7007  # RFC 862 says 7, but ports below 1024 are for the superuser alone
 MAX_CLIENTS = 500 if sys.platform == "win32" else 10_000  # select() takes 512 sockets on Windows
+OTHER_DESCRIPTORS = 32  # listeners, the selector, standard input and output, files
 LISTEN_QUEUE = 1024  # connections that the kernel completes for us ahead of accept()
 ACCEPT_BURST = 100  # newcomers let in in one turn, so that a storm of them holds up nobody
 RETRY_ACCEPT = 1.0  # seconds until the next try after accept() failed
@@ -50,13 +51,14 @@ SOCKET_OPTIONS = [
         (socket.IPPROTO_TCP, "TCP_NODELAY", 1),
         (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
         (socket.IPPROTO_TCP, "TCP_KEEPIDLE", 60),  # seconds of silence before the first question
+        (socket.IPPROTO_TCP, "TCP_KEEPALIVE", 60),  # the same on macOS
         (socket.IPPROTO_TCP, "TCP_KEEPINTVL", 15),  # seconds between questions
         (socket.IPPROTO_TCP, "TCP_KEEPCNT", 4),  # questions without an answer
     )
     if hasattr(socket, name)
 ]
 
-Address = Tuple[Any, ...]  # as in the socket module: (host, port), IPv6 has two more
+Address = Tuple[Any, ...]  # as the socket module has it: (host, port) and more
 
 log = logging.getLogger("echo")
 
@@ -175,9 +177,10 @@ def listen_on(host: str, port: int, listeners: dict[Address, socket.socket]) -> 
         for family, _, _, _, address in socket.getaddrinfo(name, port, type=socket.SOCK_STREAM):
             if listeners:  # then port 0 has become a real one
                 port = next(iter(listeners.values())).getsockname()[1]
+            key = (address[0], *address[2:])  # without the port
             try:
-                if address not in listeners:
-                    listeners[address] = bind_and_listen(family, (address[0], port, *address[2:]))
+                if key not in listeners:
+                    listeners[key] = bind_and_listen(family, (address[0], port, *address[2:]))
                 listening = True
             except OSError as error:
                 if error.errno not in NOT_OURS:
@@ -220,8 +223,10 @@ def why_not_listening(error: Exception, host: str, port: int) -> str:
     return f"cannot listen on port {port} of {host}: {error}"
 
 
-def format_address(address: Address) -> str:
+def format_address(address: Address | None) -> str:
     """Returns 127.0.0.1:7007 or [::1]:7007."""
+    if not address:  # macOS, for a connection that was reset before it was accepted
+        return "somebody"
     host, port = address[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
@@ -260,16 +265,20 @@ def open_signal_socket(*numbers: int) -> socket.socket:
     return reader
 
 
-def raise_descriptor_limit(needed: int) -> None:
-    """Makes room for `needed` open sockets, as far as this process may without asking anyone."""
+def make_room(clients: int) -> int:
+    """Makes room for so many sockets, as far as the system lets us; returns for how many clients."""
     if sys.platform == "win32":
-        return
+        return min(clients, MAX_CLIENTS)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = clients + OTHER_DESCRIPTORS
     if hard != resource.RLIM_INFINITY:
         needed = min(needed, hard)
-    if soft != resource.RLIM_INFINITY and soft < needed:
-        with suppress(OSError, ValueError):  # macOS has one more limit, below the hard one
-            resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    for limit in (needed, 10_240):  # macOS: no more than that, whatever the hard limit says
+        if soft != resource.RLIM_INFINITY and soft < limit <= needed:
+            with suppress(OSError, ValueError):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+                break
+    return clients
 
 
 def send_some(sock: socket.socket, data: bytes | memoryview) -> int:
@@ -344,16 +353,17 @@ class Acceptor:
             self.retry_at = time.monotonic() + RETRY_ACCEPT
             self.stop()
 
-    def welcome(self, sock: socket.socket, address: Address) -> None:
+    def welcome(self, sock: socket.socket, address: Address | None) -> None:
+        peer = format_address(address)
         try:
             sock.setblocking(False)
             for level, option, value in SOCKET_OPTIONS:
                 sock.setsockopt(level, option, value)
-            self.admit(sock, format_address(address))
+            self.admit(sock, peer)
         except OSError:  # some systems refuse options on a connection that was reset meanwhile
             sock.close()
         except Exception:
-            log.exception("%s could not be admitted", format_address(address))
+            log.exception("%s could not be admitted", peer)
             sock.close()
 
 
@@ -474,8 +484,8 @@ def port_number(text: str) -> int:
 
 
 def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text} is not a number from 1")
+    if not text.isdecimal() or not 0 < int(text) <= 10**9:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 1 to 1,000,000,000")
     return int(text)
 
 
@@ -517,12 +527,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         level=logging.DEBUG if args.verbose else logging.INFO,
     )
     try:
-        raise_descriptor_limit(args.max_clients)
+        max_clients = make_room(args.max_clients)
         listeners = open_listeners(args.host, args.port)
         addresses = [format_address(listener.getsockname()) for listener in listeners]
         log.info("listening on %s; %s", " and ".join(addresses), who_can_connect(listeners))
         log.info("try it: telnet %s %d", host_to_name(args.host), listeners[0].getsockname()[1])
-        EchoServer(listeners, args.max_clients, args.verbose).run()
+        EchoServer(listeners, max_clients, args.verbose).run()
     except StartError as error:
         print(f"{args.prog}: {error}", file=sys.stderr)
         return 1

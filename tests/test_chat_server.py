@@ -108,6 +108,23 @@ def test_reset_ends_that_member_alone(room: Server) -> None:
     assert "Traceback" not in room.log()
 
 
+@pytest.mark.parametrize("end", ["quit", "signal"])
+def test_half_close_after_the_goodbye_loses_nothing(room: Server, end: str) -> None:
+    one, slow = room.join(), room.join(receive_buffer=4096)
+    line = "x" * 1000 + "\n"
+    one.send(line * 200 + "/who\n")
+    one.expect("* here: 2 unnamed\n")
+    if end == "quit":
+        slow.send("/quit\n")
+        room.wait_for_log("quit")
+    else:
+        room.process.send_signal(signal.SIGTERM)
+        one.expect("* the room is closing\n")
+    slow.half_close()
+    goodbye = "* the room is closing\n" if end == "signal" else ""
+    assert slow.rest() == (line * 200 + goodbye).encode()
+
+
 def test_newcomers_get_the_last_messages(start: Callable[..., Server]) -> None:
     room = start("chat_server.py", "--history", "2")
     one = room.join("John")
@@ -150,8 +167,27 @@ def test_transcript_that_vanishes_is_logged_and_started_anew(
     file.unlink()
     one.send("a\n")
     two.expect("a\n")
-    room.wait_for_log("has vanished")
+    room.wait_for_log("vanished")
     assert file.read_text().endswith(" a\n")
+
+
+def test_transcript_whose_folder_is_moved_away_and_back(
+    start: Callable[..., Server], tmp_path: Path
+) -> None:
+    folder, elsewhere = tmp_path / "folder", tmp_path / "elsewhere"
+    folder.mkdir()
+    room = start("chat_server.py", "--transcript", str(folder / "file"))
+    one, two = room.join(), room.join()
+    folder.rename(elsewhere)
+    one.send("a\nb\n")
+    two.expect("a\n", "b\n")
+    one.send("c\n")
+    two.expect("c\n")
+    elsewhere.rename(folder)
+    one.send("d\n")
+    two.expect("d\n")
+    assert (folder / "file").read_text().endswith("Z d\n")
+    assert room.log().count("cannot write the transcript") == 1
 
 
 def test_transcript_on_a_full_disk_is_logged_once_and_the_room_goes_on(

@@ -27,6 +27,21 @@ def walkers(room: Server, count: int, receive_buffer: int = 0) -> list[Walker]:
     return members
 
 
+@pytest.fixture
+def impatient_room(start: Callable[..., Server], tmp_path: Path) -> Server:
+    """A room that waits one second for a stuck member, not five."""
+    return patched(start, tmp_path, "chat_server.PATIENCE = 1.0")
+
+
+def patched(start: Callable[..., Server], tmp_path: Path, patch: str) -> Server:
+    """Starts a room of which something was changed."""
+    (tmp_path / "patched.py").write_text(
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport chat_server\n"
+        f"{patch}\nsys.exit(chat_server.main())\n"
+    )
+    return start("patched.py", cwd=tmp_path)
+
+
 # 1 and 2: a flood is slowed, and arrives whole and in order
 
 
@@ -66,6 +81,21 @@ def test_slow_reader_of_a_bounded_flood_loses_nothing(room: Server) -> None:
     assert "let go" not in room.log()
 
 
+def test_slow_but_steady_reader_is_not_let_go(impatient_room: Server) -> None:
+    room = impatient_room
+    (slow,), (sender,) = walkers(room, 1, receive_buffer=65536), walkers(room, 1)
+    flood = numbered("s", 30_000)
+    sender.say(flood)
+    began = time.monotonic()
+
+    def read_half_a_mb_a_second() -> bool:
+        slow.reading = len(slow.received) < 500_000 * (time.monotonic() - began)
+        return len(slow.received) >= len(flood)
+
+    pump([slow, sender], read_half_a_mb_a_second)
+    assert slow.received == flood
+
+
 # 3: one stuck member costs the others nothing
 
 
@@ -99,21 +129,6 @@ def test_stuck_member_under_a_flood_is_let_go_and_nobody_else_notices(room: Serv
 
     pump([flooder, listener], all_has_come)
     stuck.close()
-
-
-@pytest.fixture
-def impatient_room(start: Callable[..., Server], tmp_path: Path) -> Server:
-    """A room that waits one second for a stuck member, not five."""
-    return patched(start, tmp_path, "chat_server.PATIENCE = 1.0")
-
-
-def patched(start: Callable[..., Server], tmp_path: Path, patch: str) -> Server:
-    """Starts a room of which something was changed."""
-    (tmp_path / "patched.py").write_text(
-        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport chat_server\n"
-        f"{patch}\nsys.exit(chat_server.main())\n"
-    )
-    return start("patched.py", cwd=tmp_path)
 
 
 @pytest.mark.parametrize("line", [b"x" * 8000 + b"\n", b"y\n"], ids=["long lines", "one byte"])
@@ -154,6 +169,39 @@ def test_who_floods_and_never_reads_is_let_go_too(impatient_room: Server) -> Non
     assert room.memory() - before < 32 * 1024 * 1024
     two.send("/who\n")
     two.expect("* here: Two\n")
+
+
+def test_three_hundred_lines_that_end_at_once_hold_up_nobody(room: Server) -> None:
+    """A turn is bounded by what it delivers, not by what it reads: each newline here ends 8 KB."""
+    ann, bob = room.join("Ann"), room.join("Bob")
+    ann.expect("* Bob joined\n")
+    crowd = walkers(room, 300)
+    for one in crowd:
+        one.say(b"x" * 7990)
+    pump(crowd, lambda: not any(one.outgoing for one in crowd))
+    ann.send("/who\n")
+    ann.expect("* here: Ann, Bob and 300 unnamed\n")
+    for one in crowd:
+        one.sock.send(b"\n")
+    began = time.monotonic()
+    ann.send("Ann: hi\n")
+    delays = []
+
+    def heard() -> bool:
+        bob.sock.setblocking(False)
+        try:
+            while True:
+                bob.buffer = bob.buffer[-100:] + bob.sock.recv(1 << 20)
+                if b"Ann: hi\n" in bob.buffer:
+                    delays.append(time.monotonic() - began)
+        except BlockingIOError:
+            bob.sock.setblocking(True)
+        ann.discard()
+        return bool(delays)
+
+    pump(crowd, heard)
+    assert delays[0] < 0.5
+    pump(crowd, lambda: all(len(one.received) >= 299 * 7991 for one in crowd))
 
 
 # 4: a slow or endless line

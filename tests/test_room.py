@@ -130,7 +130,10 @@ def test_one_may_change_the_case_of_ones_own_name(hall: Hall) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["", "x" * (MAX_NAME + 1), "a:b", "*x", "/x", "a\u200bb", "a\u202eb", "John (private)"],
+    [
+        *("", "x" * (MAX_NAME + 1), "a:b", "*x", "/x", "a\u200bb", "a\u202eb", "John (private)"),
+        *("John\ufe0f", "Jo\u034fhn", "\u3164", "\u2800", "\u0301"),
+    ],
 )
 def test_bad_name_is_explained(hall: Hall, name: str) -> None:
     one, two = hall.join(), hall.join()
@@ -185,6 +188,15 @@ def test_messages_of_a_named_member_begin_with_the_name(hall: Hall) -> None:
         "* John left",
         "\u200b* John left",
         "\uff0a John left",
+        "*\u00a0John left",
+        "*\tJohn left",
+        " * John left",
+        "John\u00a0(private): hi",
+        "John (private) : hi",
+        "Jo\ufe0fhn: hi",
+        "J\u180bohn\u3164: hi",
+        " " * 300 + "John: hi",
+        "\u200b" * 300 + "John: hi",
     ],
 )
 def test_nobody_without_a_name_speaks_for_another_or_for_the_room(hall: Hall, line: str) -> None:
@@ -342,6 +354,17 @@ def test_history_is_given_to_newcomers_once_and_in_order(hall: Hall) -> None:
         "John: 4",
         "John: 5",
     ]
+
+
+def test_history_is_bounded_in_bytes_and_shared(hall: Hall) -> None:
+    hall = Hall(history=1000)
+    one = hall.join()
+    for number in range(100):
+        hall.say(one, f"{number:03}" + "x" * 8000 + "\n")
+    text = hall.room.history.text()
+    assert len(text) <= 128 * 1024
+    assert text.endswith(b"099" + b"x" * 8000 + b"\n")
+    assert hall.room.history.text() is text
 
 
 def test_closing_the_room_is_the_last_thing_everyone_hears(hall: Hall) -> None:

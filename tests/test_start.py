@@ -102,6 +102,14 @@ def test_repeated_hosts_share_a_port(start: Callable[..., Server], script: str) 
 
 
 @pytest.mark.parametrize("script", SERVERS)
+def test_name_and_address_of_the_same_host_go_together(
+    start: Callable[..., Server], script: str
+) -> None:
+    server = start(script, "--host", "127.0.0.1", "--host", "localhost")
+    assert server.log().count("127.0.0.1:") == 1
+
+
+@pytest.mark.parametrize("script", SERVERS)
 def test_every_interface_is_ipv4_too(start: Callable[..., Server], script: str) -> None:
     try:
         server = start(script, "--host", "::")
