@@ -96,10 +96,10 @@ HELP = (
 )
 
 # Each connection gets these, as far as the system has them. Keepalive: the kernel asks a silent
-# peer whether it is still there, so that one that was unplugged is gone after two minutes, as is one
-# that for two minutes doesn't acknowledge what it was sent (TCP_USER_TIMEOUT, RFC 5482). The last
-# one makes a socket writable again when the kernel has little left to send. Otherwise that is when a
-# third of megabytes is free, and in the meantime a slow reader looks as if it didn't read at all.
+# peer whether it is still there, so that one that was unplugged is gone after two minutes, as is
+# one that for so long doesn't acknowledge what it was sent (TCP_USER_TIMEOUT, RFC 5482). The last
+# makes a socket writable again when the kernel has little left to send. Without it, that is when a
+# third of some megabytes is free, and till then a slow reader looks as if it didn't read at all.
 SOCKET_OPTIONS = [
     (level, getattr(socket, name), value)
     for level, name, value in (
@@ -658,7 +658,8 @@ def open_signal_socket(*numbers: int) -> socket.socket:
 
 
 def make_room(clients: int) -> int:
-    """Makes room for so many sockets, as far as the system lets us; returns for how many clients."""
+    """Makes room for so many sockets, as far as the system lets us. Returns how many clients that
+    allows."""
     if sys.platform == "win32":
         return min(clients, MAX_CLIENTS)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -266,7 +266,8 @@ def open_signal_socket(*numbers: int) -> socket.socket:
 
 
 def make_room(clients: int) -> int:
-    """Makes room for so many sockets, as far as the system lets us; returns for how many clients."""
+    """Makes room for so many sockets, as far as the system lets us. Returns how many clients that
+    allows."""
     if sys.platform == "win32":
         return min(clients, MAX_CLIENTS)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -23,6 +23,7 @@ class Walker:
         self.outgoing = memoryview(b"")
         self.received = bytearray()
         self.reading = True  # False for one that is stuck
+        self.most = 1 << 20  # bytes that it reads at once
         self.ended = False  # the server has closed, or reset, the connection
         self.closed = False  # we have
 
@@ -45,7 +46,7 @@ class Walker:
             if events & selectors.EVENT_WRITE and self.outgoing:
                 self.outgoing = self.outgoing[self.sock.send(self.outgoing[:65536]) :]
             if events & selectors.EVENT_READ:
-                data = self.sock.recv(1 << 20)
+                data = self.sock.recv(self.most)
                 self.received += data
                 self.ended = not data
         except BlockingIOError:
