@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import hmac
 import ipaddress
 import logging
 import os
@@ -50,12 +51,16 @@ from typing import Any, Callable, Iterator, Sequence, Tuple, cast
 
 if sys.platform != "win32":
     import resource
+try:
+    import ssl
+except ImportError:  # a Python built without OpenSSL can do everything but TLS
+    ssl = None  # type: ignore[assignment]
 
 VERSION = "1.0"
 
 PORT = 7007
-MAX_CLIENTS = 500 if sys.platform == "win32" else 10_000  # select() takes 512 sockets on Windows
-OTHER_DESCRIPTORS = 32  # listeners, the selector, standard input and output, files
+MAX_CLIENTS = 400 if sys.platform == "win32" else 10_000  # select() takes 512 sockets on Windows
+OTHER_DESCRIPTORS = 132  # the listeners, files, those who wait at the door or are leaving
 LISTEN_QUEUE = 1024  # connections that the kernel completes for us ahead of accept()
 ACCEPT_BURST = 100  # newcomers let in in one turn, so that a storm of them holds up nobody
 RETRY_ACCEPT = 1.0  # seconds until the next try after accept() failed
@@ -84,7 +89,14 @@ TICK = 1.0  # seconds between looks at what depends on time
 FAREWELL = 5.0  # seconds for a member that leaves to get what was said before
 LINGER = 0.5  # seconds that we wait for its own close after that
 
+# A closed room has a door: newcomers finish the TLS handshake and give the password there. However
+# many come, they cost the members nothing.
+DOOR_TIME = 10.0  # seconds for both
+DOOR_SIZE = 100  # newcomers at the door at once; for one more the oldest has to go
+WRONG_TIME = 1.0  # seconds until a connection is closed that gave a wrong password
+
 WELCOME = b"Welcome to the chatroom!\n"
+CLIENT_HELLO = b"\x16\x03"  # how TLS begins (RFC 8446, section 5.1), and no line of text does
 PRIVATE = " (private)"
 HELP = (
     "/name NAME: be known as NAME",
@@ -764,12 +776,16 @@ class Acceptor:
 
 
 class Connection(Member):
-    """A member's connection: what it has sent that isn't dealt with, what it has yet to receive."""
+    """A member's connection: what it has sent that isn't dealt with, what it has yet to receive.
+
+    `receive` and `send` raise OSError: BlockingIOError if there is nothing to receive now.
+    """
 
     __slots__ = (
         "sock",
         "peer",
         "events",
+        "wants",
         "framer",
         "unheard",
         "reading",
@@ -783,6 +799,7 @@ class Connection(Member):
         self.sock = sock
         self.peer = peer
         self.events = 0  # for which it is registered with the selector
+        self.wants = 0  # the event that TLS needs before anything else can go on
         self.framer = LineFramer(max_line)
         self.unheard = b""  # whole lines that wait for the next turn
         self.reading = True  # not while it is held up, and not after the end of its stream
@@ -792,6 +809,74 @@ class Connection(Member):
 
     def __str__(self) -> str:
         return f"{self.name} at {self.peer}" if self.name else self.peer
+
+    def receive(self, limit: int) -> bytes:
+        return self.sock.recv(limit)
+
+    def send(self, data: memoryview) -> int:
+        """Returns how many bytes the kernel took, 0 if it takes none now."""
+        return send_some(self.sock, data)
+
+    def end_stream(self) -> None:
+        """Tells the peer that nothing more will come."""
+        with suppress(OSError):
+            self.sock.shutdown(socket.SHUT_WR)
+
+    def waits_for(self) -> int:
+        """Returns the events of which the selector shall tell."""
+        events = selectors.EVENT_READ if self.reading else 0
+        return events | (selectors.EVENT_WRITE if self.backlog else 0)
+
+    def has_more(self) -> bool:
+        """Says whether there is something to hear that the selector doesn't know of."""
+        return bool(self.unheard)
+
+
+class TLSConnection(Connection):
+    """A connection through TLS. Its sends are encrypted here, and its handshake comes first."""
+
+    __slots__ = ()
+    sock: ssl.SSLSocket
+
+    def shake_hands(self) -> bool:
+        """Goes on with the handshake; returns whether it is finished."""
+        try:
+            self.sock.do_handshake()
+        except ssl.SSLWantReadError:
+            return False
+        except ssl.SSLWantWriteError:
+            self.wants = selectors.EVENT_WRITE
+            return False
+        return True
+
+    def receive(self, limit: int) -> bytes:
+        try:
+            return self.sock.recv(limit)
+        except ssl.SSLWantReadError:
+            raise BlockingIOError from None
+        except ssl.SSLWantWriteError:  # it has to answer a change of keys first
+            self.wants = selectors.EVENT_WRITE
+            raise BlockingIOError from None
+
+    def send(self, data: memoryview) -> int:
+        try:
+            return self.sock.send(data)
+        except ssl.SSLWantWriteError:
+            return 0
+        except ssl.SSLWantReadError:
+            self.wants = selectors.EVENT_READ
+            return 0
+
+    def end_stream(self) -> None:
+        with suppress(OSError):
+            self.sock.unwrap()  # sends close_notify; that of the peer is not waited for
+        super().end_stream()
+
+    def waits_for(self) -> int:
+        return self.wants or super().waits_for()
+
+    def has_more(self) -> bool:
+        return bool(self.unheard or self.sock.pending())  # decrypted, so not in the kernel any more
 
 
 class Transcript:
@@ -845,18 +930,25 @@ class ChatServer:
         max_clients: int = MAX_CLIENTS,
         max_line: int = MAX_LINE,
         transcript: Transcript | None = None,
+        password: bytes = b"",
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.room = room
         self.max_clients = max_clients
         self.max_line = max_line
         self.transcript = transcript
+        self.password = password  # none if empty
+        self.tls = tls
         self.selector = selectors.DefaultSelector()
         self.acceptor = Acceptor(self.selector, listeners, self.admit)
-        self.unfinished: set[Connection] = set()  # have unheard lines
+        self.unfinished: set[Connection] = set()  # have something to be heard in the next turn
         self.spent: dict[Connection, int] = {}  # bytes, or their consequences, since the last tick
         self.congested: dict[Connection, float] = {}  # over HIGH_WATER, since this monotonic time
         self.held_up: set[Connection] = set()  # have spent their allowance
-        self.leaving: dict[Connection, float] = {}  # no longer members; to be closed by this time
+        self.door: dict[Connection, float] = {}  # not members yet; have to be by this time
+        self.leaving: dict[
+            Connection, float
+        ] = {}  # not members any more; to be closed by this time
         self.next_tick = 0.0
         self.stop_signals = 0
 
@@ -890,6 +982,12 @@ class ChatServer:
             if not isinstance(conn, Connection):
                 conn(event)
                 continue
+            if conn.wants:  # whatever TLS was stuck in can go on
+                conn.wants, event = 0, selectors.EVENT_READ | selectors.EVENT_WRITE
+                self.watch(conn)
+            if conn in self.door:
+                self.guard(self.answer, conn)
+                continue
             if event & selectors.EVENT_WRITE:
                 self.guard(self.flush, conn)
             if event & selectors.EVENT_READ:
@@ -898,7 +996,7 @@ class ChatServer:
         if self.room.batch.cuts or self.room.batch.parts:
             self.deliver(self.room.take_batch())
         now = time.monotonic()
-        if self.leaving:
+        if self.leaving or self.door:
             self.close_overdue(now)
         if now >= self.next_tick:
             self.tick(now)
@@ -913,7 +1011,7 @@ class ChatServer:
         share = max(MIN_READ, min(TURN_READ, TURN_DELIVERY // crowd) // (len(speakers) or 1))
         for conn in sorted(speakers, key=lambda conn: self.spent.get(conn, 0)):
             if self.room.batch.size * crowd >= TURN_DELIVERY:
-                if conn.unheard:
+                if conn.has_more():
                     self.unfinished.add(conn)
             elif conn.reading:
                 self.guard(self.read, conn, share)
@@ -922,9 +1020,10 @@ class ChatServer:
         """Returns how long the loop may sleep at most: for ever, if nothing depends on time."""
         if self.unfinished or self.room.batch.parts:
             return 0
-        if self.congested or self.held_up or self.leaving or self.acceptor.retry_at is not None:
-            return max(0.0, min([self.next_tick, *self.leaving.values()]) - time.monotonic())
-        return None
+        deadlines = [*self.leaving.values(), *self.door.values()]
+        if self.congested or self.held_up or self.acceptor.retry_at is not None:
+            deadlines.append(self.next_tick)
+        return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
 
     def tick(self, now: float) -> None:
         """Once a second, if there is anything to do: renews allowances, ends what took too long."""
@@ -938,18 +1037,74 @@ class ChatServer:
     def close_overdue(self, now: float) -> None:
         for conn in [conn for conn, deadline in self.leaving.items() if now >= deadline]:
             self.close(conn)
+        for conn in [conn for conn, deadline in self.door.items() if now >= deadline]:
+            self.lose(conn, "was not let in")
 
     # Members come and go
 
     def admit(self, sock: socket.socket, peer: str) -> None:
-        if len(self.room.members) + len(self.leaving) >= self.max_clients:
-            log.info("%s turned away: there are %d members already", peer, self.max_clients)
-            send_some(sock, notice("the room is full"))
-            sock.close()
+        """Lets a newcomer to the door, or right in if there is none."""
+        if len(self.room.members) + len(self.leaving) >= self.max_clients + DOOR_SIZE:
+            sock.close()  # so many are turned away at once that they don't get a word
             return
         conn = Connection(sock, peer, self.max_line)
+        if self.tls:
+            sock = self.tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+            conn = TLSConnection(sock, peer, self.max_line)
         self.watch(conn)
+        if not self.tls and not self.password:
+            self.enter(conn)
+            return
+        if len(self.door) >= DOOR_SIZE:
+            self.lose(next(iter(self.door)), "had to make room at the door")
+        self.door[conn] = time.monotonic() + DOOR_TIME
+        if not self.tls:
+            self.send(conn, memoryview(notice("password?")))
+
+    def answer(self, conn: Connection) -> None:
+        """Goes on with somebody at the door: first the handshake, then the password."""
+        if isinstance(conn, TLSConnection) and not conn.sock.version():
+            if not conn.shake_hands():
+                self.watch(conn)
+            elif self.password:
+                self.send(conn, memoryview(notice("password?")))
+            else:
+                self.enter(conn)
+            return
+        if conn.backlog:
+            self.flush(conn)
+        data = conn.receive(MIN_READ)
+        if not data:
+            self.lose(conn, "left the door")
+            return
+        chunk, skipped = conn.framer.feed(data)
+        if chunk or skipped:
+            given, _, conn.unheard = chunk.partition(b"\n")
+            if not skipped and hmac.compare_digest(given.rstrip(b"\r"), self.password):
+                self.enter(conn)
+            else:
+                self.refuse(conn)
+
+    def refuse(self, conn: Connection) -> None:
+        """Lets somebody with a wrong password wait at the door, so that guessing is slow work."""
+        log.info("%s gave a wrong password", conn)
+        self.send(conn, memoryview(notice("wrong password")))
+        self.door[conn] = time.monotonic() + WRONG_TIME
+        conn.reading = False
+        self.watch(conn)
+
+    def enter(self, conn: Connection) -> None:
+        """Makes somebody a member, if there is a place."""
+        self.door.pop(conn, None)
+        if len(self.room.members) >= self.max_clients:
+            log.info("%s turned away: there are %d members already", conn, self.max_clients)
+            self.send(conn, memoryview(notice("the room is full")))
+            self.part(conn)
+            self.end_stream_when_flushed(conn)
+            return
         self.room.join(conn)
+        if conn.has_more():
+            self.unfinished.add(conn)
         log.info("%s connected, members: %d", conn, len(self.room.members))
 
     def part(self, conn: Connection) -> None:
@@ -965,6 +1120,7 @@ class ChatServer:
         log.info("%s %s, members: %d", conn, why, len(self.room.members))
 
     def close(self, conn: Connection) -> None:
+        self.door.pop(conn, None)
         self.leaving.pop(conn, None)
         self.held_up.discard(conn)
         self.unfinished.discard(conn)
@@ -978,6 +1134,8 @@ class ChatServer:
     def close_room(self) -> None:
         """Lets nobody in any more and says goodbye to everyone."""
         self.acceptor.close()
+        for conn in list(self.door):
+            self.close(conn)
         self.release()
         for conn in list(self.unfinished):
             self.hear(conn, conn.unheard, TURN_READ)
@@ -997,7 +1155,7 @@ class ChatServer:
         try:
             action(conn, *more)
         except BlockingIOError:  # readiness is a hint, not a promise
-            pass
+            self.watch(conn)
         except OSError as error:
             self.lose(conn, f"lost: {error.strerror}")
         except Exception:
@@ -1021,14 +1179,19 @@ class ChatServer:
             self.hear(conn, conn.unheard, limit)
         else:
             received = self.receive(conn, limit)
+        if conn.has_more():
+            self.unfinished.add(conn)
         if conn in self.room.members:
             self.spent[conn] = spent + max(received, self.room.batch.weight - weight)
 
     def receive(self, conn: Connection, limit: int) -> int:
         """Receives so many bytes at most; returns how many it was."""
-        data = conn.sock.recv(limit)
+        data = conn.receive(limit)
         if not data:
             self.end(conn)
+            return 0
+        if data.startswith(CLIENT_HELLO):
+            self.lose(conn, "speaks TLS to a room that doesn't")
             return 0
         chunk, skipped = conn.framer.feed(data)
         if skipped:
@@ -1039,15 +1202,13 @@ class ChatServer:
 
     def hear(self, conn: Connection, chunk: bytes, limit: int) -> None:
         conn.unheard = self.room.hear(conn, chunk, limit)
-        if conn.unheard:
-            self.unfinished.add(conn)
         if conn not in self.room.members:
             log.info("%s quit, members: %d", conn, len(self.room.members))
             self.part(conn)
 
     def drain(self, conn: Connection) -> None:
         """Receives from somebody who has left; only its end is of interest."""
-        if not conn.sock.recv(TURN_READ):
+        if not conn.receive(TURN_READ):
             conn.reading = False
             self.watch(conn)
             self.end_stream_when_flushed(conn)
@@ -1078,7 +1239,7 @@ class ChatServer:
         for conn in self.held_up:
             conn.reading = True
             self.watch(conn)
-            if conn.unheard:
+            if conn.has_more():
                 self.unfinished.add(conn)
         self.held_up.clear()
 
@@ -1113,7 +1274,7 @@ class ChatServer:
     def send(self, conn: Connection, data: memoryview) -> None:
         """Hands data to the kernel at once, if nothing is ahead of it; the rest has to wait."""
         try:
-            sent = 0 if conn.backlog else send_some(conn.sock, data)
+            sent = 0 if conn.backlog else conn.send(data)
         except OSError:
             self.stop_sending(conn)
         else:
@@ -1137,7 +1298,7 @@ class ChatServer:
         try:
             while conn.backlog:
                 data = conn.backlog[0]
-                sent = send_some(conn.sock, data)
+                sent = conn.send(data)
                 conn.cost -= sent
                 if sent < len(data):
                     conn.backlog[0] = data[sent:]
@@ -1149,8 +1310,8 @@ class ChatServer:
             return
         if not conn.backlog:
             conn.backlog = None
-            self.watch(conn)
             self.end_stream_when_flushed(conn)
+        self.watch(conn)
         if conn.cost <= HIGH_WATER:
             self.clear_congestion(conn)
 
@@ -1163,8 +1324,7 @@ class ChatServer:
         still wait to be read: reading it, we find out about its end."""
         conn.broken = True
         conn.backlog, conn.cost = None, 0
-        with suppress(OSError):
-            conn.sock.shutdown(socket.SHUT_WR)
+        conn.end_stream()
         self.watch(conn)
         self.clear_congestion(conn)
 
@@ -1179,15 +1339,12 @@ class ChatServer:
         if not conn.reading:
             self.close(conn)
             return
-        with suppress(OSError):
-            conn.sock.shutdown(socket.SHUT_WR)
+        conn.end_stream()
         self.leaving[conn] = min(self.leaving[conn], time.monotonic() + LINGER)
 
     def watch(self, conn: Connection) -> None:
         """Has the selector wait for just what the connection is to be served for now."""
-        events = selectors.EVENT_READ if conn.reading else 0
-        if conn.backlog:
-            events |= selectors.EVENT_WRITE
+        events = conn.waits_for()
         if events == conn.events:
             return
         if not events:
@@ -1252,12 +1409,51 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--transcript", metavar="FILE", help="add every public line to FILE, with its time"
     )
+    parser.add_argument(
+        "--password-file",
+        metavar="FILE",
+        help="let in who gives the password in FILE, or in CHAT_PASSWORD in the environment",
+    )
+    parser.add_argument("--tls-cert", metavar="FILE", help="speak TLS, with this certificate")
+    parser.add_argument("--tls-key", metavar="FILE", help="and its private key")
     parser.add_argument("-v", "--verbose", action="store_true", help="log what is said too")
     parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     args = parser.parse_args(argv)
     args.host = args.host or ["localhost"]
     args.prog = parser.prog
+    if bool(args.tls_cert) != bool(args.tls_key):
+        parser.error("--tls-cert and --tls-key go together")
     return args
+
+
+def read_password(file: str | None) -> bytes:
+    """Returns the password, the first line of the file; b"" if there is none. Raises StartError."""
+    if not file:
+        return os.environ.get("CHAT_PASSWORD", "").encode()
+    try:
+        with open(file, "rb") as lines:
+            password = lines.readline().rstrip(b"\r\n")
+    except OSError as error:
+        raise StartError(f"cannot read the password file {file}: {error.strerror}") from error
+    if not password:
+        raise StartError(f"there is no password in {file}; put one into its first line")
+    return password
+
+
+def make_tls(cert: str, key: str) -> ssl.SSLContext:
+    """Returns what connections need to speak TLS as a server. Raises StartError."""
+    if ssl is None:
+        raise StartError("this Python was built without TLS")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # No renegotiation, so that sending doesn't have to wait for receiving. A peer that half-closes
+    # without close_notify, as most do, still gets what was said before.
+    context.options |= ssl.OP_NO_RENEGOTIATION | getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
+    try:
+        context.load_cert_chain(cert, key)
+    except OSError as error:  # ssl.SSLError is one too
+        raise StartError(f"cannot use {cert} with {key}: {error.strerror}") from error
+    return context
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -1271,13 +1467,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         max_clients = make_room(args.max_clients)
         transcript = Transcript(args.transcript) if args.transcript else None
+        password = read_password(args.password_file)
+        tls = make_tls(args.tls_cert, args.tls_key) if args.tls_cert else None
         listeners = open_listeners(args.host, args.port)
         addresses = [format_address(listener.getsockname()) for listener in listeners]
         log.info("listening on %s; %s", " and ".join(addresses), who_can_connect(listeners))
         host, port = host_to_name(args.host), listeners[0].getsockname()[1]
-        log.info("join: python chat_client.py %s %d, or: nc %s %d", host, port, host, port)
+        if tls:
+            log.info("join: python chat_client.py %s %d --tls", host, port)
+        else:
+            log.info("join: python chat_client.py %s %d, or: nc %s %d", host, port, host, port)
+            if password:
+                log.warning(
+                    "the password travels in the clear; --tls-cert and --tls-key change that"
+                )
         room = Room(args.history)
-        return ChatServer(listeners, room, max_clients, args.max_line, transcript).run()
+        return ChatServer(
+            listeners, room, max_clients, args.max_line, transcript, password, tls
+        ).run()
     except StartError as error:
         print(f"{args.prog}: {error}", file=sys.stderr)
         return 1

@@ -35,7 +35,7 @@ VERSION = "1.0"
 
 PORT = 7007  # RFC 862 says 7, but ports below 1024 are for the superuser alone
 MAX_CLIENTS = 500 if sys.platform == "win32" else 10_000  # select() takes 512 sockets on Windows
-OTHER_DESCRIPTORS = 32  # listeners, the selector, standard input and output, files
+OTHER_DESCRIPTORS = 32  # the listeners, files
 LISTEN_QUEUE = 1024  # connections that the kernel completes for us ahead of accept()
 ACCEPT_BURST = 100  # newcomers let in in one turn, so that a storm of them holds up nobody
 RETRY_ACCEPT = 1.0  # seconds until the next try after accept() failed
