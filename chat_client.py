@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import codecs
 import errno
+import getpass
 import os
 import random
 import re
@@ -37,6 +38,10 @@ from typing import Any, Callable, Sequence
 
 if sys.platform != "win32":
     import termios
+try:
+    import ssl
+except ImportError:  # a Python built without OpenSSL can do everything but TLS
+    ssl = None  # type: ignore[assignment]
 
 VERSION = "1.0"
 
@@ -55,6 +60,9 @@ RETRY_DELAYS = (1, 30)  # seconds until the next try to connect again: doubled f
 WELCOME = "Welcome to the chatroom!"
 YOU_ARE = "* you are "
 IS_TAKEN = " is taken"
+PASSWORD = "* password?"
+WRONG_PASSWORD = "* wrong password"
+TLS_ALERT = b"\x15\x03"  # how a server that speaks TLS answers one who doesn't (RFC 8446, 5.1)
 PRIVATE = " (private)"
 # Notices of a room in which others are named.
 SIGHTINGS = [
@@ -164,12 +172,19 @@ class Talk:
     asks = False  # each line is asked for, with the prompt
     prompt = ""
     name = ""  # the user's
+    password = ""
 
     def __init__(self) -> None:
         self.outgoing = bytearray()  # lines to send, each with its LF
         self.shown: list[str] = []  # lines to show
         self.ready = True  # to be told what was typed
         self.mentioned = False  # somebody has said the user's name
+        self.wants_password = False
+        self.refused = ""  # why there is no use in trying again
+
+    def go_on(self) -> None:
+        """The answer that we wait for may never come."""
+        self.ready = True
 
     def heard(self, line: str) -> None:
         """Takes a line from the other side, clean and without its newline."""
@@ -177,6 +192,10 @@ class Talk:
 
     def typed(self, line: str) -> None:
         """Takes a line from the user, without its newline."""
+        raise NotImplementedError
+
+    def give_password(self, password: str) -> None:
+        """Takes what the user answered to `wants_password`."""
         raise NotImplementedError
 
     def candidates(self, beginning: str) -> list[str]:
@@ -203,10 +222,12 @@ class Chat(Talk):
     """A chat. It works with any line relay, by putting the name before each message. In one of our
     rooms, which the first line shows, it makes the name known as well, and there are commands."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, password: str = "") -> None:
         super().__init__()
         self.ready = False  # the room has to know the name first
         self.be(name)
+        self.password = password
+        self.at_door = False  # what goes out now would be taken for the password
         self.in_room = False
         self.asked = ""  # the name that we asked the room for, until it answers
         self.names: dict[str, None] = {}  # that were seen here, the latest last
@@ -223,7 +244,18 @@ class Chat(Talk):
             return
         if not self.in_room and not self.ready and line == WELCOME:
             self.in_room = True
+            self.at_door = False
             self.ask(self.name)
+        elif not self.in_room and line == PASSWORD:
+            self.at_door = True
+            if not self.password:
+                self.wants_password = True
+                return
+            self.give_password(self.password)
+            return
+        elif self.at_door and line == WRONG_PASSWORD:
+            self.refused = "wrong password"
+            return
         elif not line.startswith("* "):  # so does a room that is full
             self.ready = self.ready or not self.in_room  # a relay that is no room of ours
             speaker, colon, text = line.partition(": ")
@@ -232,6 +264,15 @@ class Chat(Talk):
             said = text if colon else line
             self.mentioned = self.mentioned or bool(self.mention.search(said))
         self.shown.append(line)
+
+    def go_on(self) -> None:
+        self.ready = not self.at_door
+
+    def give_password(self, password: str) -> None:
+        """Answers the question at the door of a closed room."""
+        self.wants_password = False
+        self.password = password
+        self.outgoing += os.fsencode(password) + b"\n"
 
     def heard_room(self, line: str) -> bool:
         """Follows what the room itself says; returns whether the user wants to know it."""
@@ -712,6 +753,15 @@ class Console:
     def ring(self) -> None:
         """Calls for the user's attention. Not here: a bell is a control character."""
 
+    def ask_secret(self, prompt: str) -> str:
+        """Returns what the user types unseen. Raises Failure if there is no user to ask."""
+        if not self.is_terminal:
+            raise Failure("the room wants a password; give it with --password-file FILE")
+        try:
+            return getpass.getpass(prompt)
+        except EOFError:
+            raise Failure("no password given") from None
+
     def waiting(self) -> int:
         """Returns how many bytes wait to be written."""
         return len(self.output)
@@ -799,6 +849,15 @@ class Terminal(Console):
         self.leave()
         os.kill(0, signal.SIGTSTP)
         self.enter()
+
+    def ask_secret(self, prompt: str) -> str:
+        self.leave()
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            return super().ask_secret(prompt)
+        finally:
+            signal.signal(signal.SIGINT, before)
+            self.enter()
 
     def close(self) -> None:
         if self.pending:
@@ -954,14 +1013,17 @@ class Client:
     counterpart is slow is not read from, so that little is held in between.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, tls: ssl.SSLContext | None = None) -> None:
         # select(), not epoll: it also takes regular files and /dev/null as standard input, which
         # epoll refuses (EPERM), and three descriptors are no load for it.
         self.selector = selectors.SelectSelector()
         self.console = console
+        self.tls = tls
         self.sock: socket.socket | None = None
+        self.wants = 0  # the event that TLS needs before anything else can go on
         self.talk: Talk | None = None
         self.framer = LineFramer(MAX_LINE)
+        self.silent = True  # the server has not said anything yet
         self.lost = ""  # why the connection ended, once it has
         self.leaving = False  # the user wants to go
         self.goodbye = False  # and we have told the server
@@ -985,7 +1047,7 @@ class Client:
             want_more = console.waiting() < MAX_WAITING
             events = selectors.EVENT_READ if want_more else 0
             events |= selectors.EVENT_WRITE if self.talk.outgoing else 0
-            self.watch(self.sock, events, self.serve)
+            self.watch(self.sock, self.wants or events, self.serve)
         timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
         for key, events in self.selector.select(timeout):
             key.data(events)
@@ -1028,7 +1090,7 @@ class Client:
             sock.setblocking(False)
             code = self.finish_connecting(sock, address)
             if not code:
-                self.sock = sock
+                self.sock = self.shake_hands(sock, host) if self.tls else sock
                 return
             sock.close()
         raise Disconnected(f"cannot connect to port {port} on {host}: {why_not_connected(code)}")
@@ -1038,13 +1100,41 @@ class Client:
         code = sock.connect_ex(address)
         if code not in (errno.EINPROGRESS, errno.EWOULDBLOCK):
             return code
+        if not self.wait_for(sock, selectors.EVENT_WRITE):
+            return errno.ETIMEDOUT
+        return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+
+    def shake_hands(self, sock: socket.socket, host: str) -> socket.socket:
+        """Returns the socket with TLS around it. Raises Failure if that can't be trusted."""
+        assert self.tls
+        try:
+            tls = self.tls.wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False)
+            while True:
+                try:
+                    tls.do_handshake()
+                    return tls
+                except ssl.SSLWantReadError:
+                    events = selectors.EVENT_READ
+                except ssl.SSLWantWriteError:
+                    events = selectors.EVENT_WRITE
+                if not self.wait_for(tls, events):
+                    raise Disconnected(f"{host} does not answer in TLS; does it speak it?")
+        except ssl.SSLError as error:
+            raise Failure(why_no_tls(error, host)) from None
+        except OSError as error:
+            raise Disconnected(f"no TLS with {host}: {error.strerror}") from None
+
+    def wait_for(self, sock: socket.socket, events: int) -> bool:
+        """Waits for events on a socket that is being connected; returns False if they don't come."""
         ready: list[int] = []
         deadline = time.monotonic() + CONNECT_TIMEOUT
-        self.watch(sock, selectors.EVENT_WRITE, ready.append)
-        while not ready and time.monotonic() < deadline:
-            self.turn(deadline)
-        self.watch(sock, 0, ready.append)
-        return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if ready else errno.ETIMEDOUT
+        self.watch(sock, events, ready.append)
+        try:
+            while not ready and time.monotonic() < deadline:
+                self.turn(deadline)
+        finally:
+            self.watch(sock, 0, ready.append)
+        return bool(ready)
 
     def reconnect(self, host: str, port: int) -> bool:
         """Connects again, trying ever more rarely; returns False if the user leaves meanwhile."""
@@ -1069,13 +1159,17 @@ class Client:
                 delay = min(2 * delay, longest)
 
     def converse(self, talk: Talk) -> None:
-        """Talks until the user leaves. Raises Disconnected if the server closes before that."""
+        """Talks until the user leaves. Raises Disconnected if the server closes before that, Failure
+        if there is no use in trying again."""
         self.talk, self.framer, self.lost = talk, LineFramer(MAX_LINE), ""
+        self.wants, self.silent = 0, True
         self.leaving = self.goodbye = False
         self.be_patient()
         if self.console.edits:
             self.console.prompt(talk.prompt)
         while not self.lost:
+            if talk.wants_password:
+                talk.give_password(self.console.ask_secret("password: "))
             self.forward_typed(talk)
             if self.has_said_all(talk) and not self.goodbye:
                 self.say_goodbye()
@@ -1084,9 +1178,11 @@ class Client:
                 self.deadline = None
                 if self.goodbye:
                     break
-                talk.ready = True  # it may never answer, so go on without
+                talk.go_on()
         self.show(talk)
         self.hang_up()
+        if talk.refused:
+            raise Failure(talk.refused)
         if not self.goodbye:
             raise Disconnected(f"lost the connection: {self.lost}")
 
@@ -1125,9 +1221,13 @@ class Client:
         """
         self.goodbye = True
         self.deadline = time.monotonic() + LINGER if self.leaving else None
-        if self.sock:
-            with suppress(OSError):
-                self.sock.shutdown(socket.SHUT_WR)
+        assert self.sock
+        with suppress(OSError):
+            if self.tls and self.leaving:
+                self.sock.unwrap()  # type: ignore[attr-defined]  # sends close_notify
+        with suppress(OSError):
+            # Of the plain socket: that of TLS would not decrypt any more what still comes.
+            socket.socket.shutdown(self.sock, socket.SHUT_WR)
 
     def show(self, talk: Talk) -> None:
         self.console.painter.me = talk.name
@@ -1149,17 +1249,26 @@ class Client:
     def serve(self, events: int) -> None:
         """Receives and sends once, as the socket is ready for it."""
         assert self.sock and self.talk
+        self.wants, wanted = 0, self.wants
         try:
-            if events & selectors.EVENT_READ:
+            # A TLS record has at most 16 KiB, so nothing that is decrypted stays behind unseen.
+            if (events | wanted) & selectors.EVENT_READ:
                 self.receive(self.sock.recv(RECEIVE_SIZE), self.talk)
-            if events & selectors.EVENT_WRITE and not self.lost:
+            if (events | wanted) & selectors.EVENT_WRITE and self.talk.outgoing and not self.lost:
                 del self.talk.outgoing[: self.sock.send(self.talk.outgoing)]
         except BlockingIOError:  # readiness is a hint, not a promise
             pass
         except OSError as error:
-            self.lost = error.strerror or str(error)
+            if not ssl or not isinstance(error, (ssl.SSLWantReadError, ssl.SSLWantWriteError)):
+                self.lost = error.strerror or str(error)
+            elif isinstance(error, ssl.SSLWantWriteError):
+                self.wants = selectors.EVENT_WRITE
 
     def receive(self, data: bytes, talk: Talk) -> None:
+        if self.silent and (not data or data.startswith(TLS_ALERT)) and not self.tls:
+            self.lost = "the server closed it without a word; if it speaks TLS, use --tls"
+            return
+        self.silent = False
         chunk, too_long = self.framer.feed(data)
         if not data:
             self.lost = "the server closed it"
@@ -1171,6 +1280,48 @@ class Client:
         if not talk.ready:
             self.be_patient()
         self.show(talk)
+
+
+def make_tls(ca_file: str | None) -> ssl.SSLContext:
+    """Returns what it takes to speak TLS to a server whose certificate and name are verified, with the
+    authorities that this system trusts, or the ones in the file. Raises Failure."""
+    if ssl is None:
+        raise Failure("this Python was built without TLS")
+    try:
+        context = ssl.create_default_context(cafile=ca_file)
+    except OSError as error:  # ssl.SSLError is one too
+        raise Failure(f"cannot use {ca_file}: {error.strerror}") from error
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
+def why_no_tls(error: ssl.SSLError, host: str) -> str:
+    """Returns what to tell the user when the handshake failed."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        if error.verify_code == 10:  # X509_V_ERR_CERT_HAS_EXPIRED
+            return f"the certificate of {host} has expired; its owner has to renew it"
+        if error.verify_code in (62, 64):  # X509_V_ERR_HOSTNAME_MISMATCH, _IP_ADDRESS_MISMATCH
+            return f"the certificate is not for {host}; connect by a name that is in it"
+        if error.verify_code in (18, 19, 20, 21):  # self-signed, or an issuer that isn't known
+            return (
+                f"the certificate of {host} is from an unknown authority; "
+                "if it is a private one, give it with --tls-ca FILE"
+            )
+        return f"the certificate of {host} can't be trusted: {error.verify_message}"
+    if error.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"):
+        return f"{host} does not speak TLS there; leave out --tls"
+    return f"no TLS with {host}: {error.reason or error}"
+
+
+def read_password(file: str | None) -> str:
+    """Returns the password, the first line of the file; "" if there is none. Raises Failure."""
+    if not file:
+        return os.environ.get("CHAT_PASSWORD", "")
+    try:
+        with open(file, encoding="utf-8", errors="surrogateescape") as lines:
+            return lines.readline().rstrip("\n")
+    except OSError as error:
+        raise Failure(f"cannot read the password file {file}: {error.strerror}") from error
 
 
 def why_not_connected(code: int) -> str:
@@ -1203,6 +1354,17 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--name", help="be known as NAME (default: ask)")
     parser.add_argument("--echo", action="store_true", help="talk to an echo server")
     parser.add_argument("--plain", action="store_true", help="no line editor, no colours")
+    parser.add_argument("--tls", action="store_true", help="speak TLS")
+    parser.add_argument(
+        "--tls-ca",
+        metavar="FILE",
+        help="trust the authorities in FILE, not the system's; implies --tls",
+    )
+    parser.add_argument(
+        "--password-file",
+        metavar="FILE",
+        help="the password for a closed room (default: CHAT_PASSWORD in the environment, or ask)",
+    )
     parser.add_argument("--timestamps", action="store_true", help="show when each line came")
     parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     args = parser.parse_args(argv)
@@ -1210,8 +1372,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def run(client: Client, args: argparse.Namespace) -> None:
+def run(console: Console, args: argparse.Namespace) -> None:
     """Asks, connects, talks. Raises Failure."""
+    password = read_password(args.password_file)
+    client = Client(console, make_tls(args.tls_ca) if args.tls or args.tls_ca else None)
     name = ""
     if not args.echo:
         name = (args.name or "").strip() or client.ask("name: ") or ""
@@ -1219,18 +1383,18 @@ def run(client: Client, args: argparse.Namespace) -> None:
             return
     client.connect(args.host, args.port)
     while True:
-        talk: Talk = Echo() if args.echo else Chat(name)
-        client.console.candidates = talk.candidates
+        talk = Echo() if args.echo else Chat(name, password)
+        console.candidates = talk.candidates
         try:
             client.converse(talk)
             return
         except Disconnected as failure:
-            if args.echo or not client.console.edits:
+            if args.echo or not console.edits:
                 raise
-            client.console.show(f"* {failure}")
-        name = talk.name
+            console.show(f"* {failure}")
+        name, password = talk.name, talk.password
         if not client.reconnect(args.host, args.port):
-            unsent = [line for line in client.console.typed if line.strip() not in LEAVE]
+            unsent = [line for line in console.typed if line.strip() not in LEAVE]
             if unsent:
                 raise Failure("not sent: " + "; ".join(unsent))
             return
@@ -1244,7 +1408,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         try:
             console = open_console(args)
-            run(Client(console), args)
+            run(console, args)
         finally:  # also on the way to a traceback
             if console:
                 console.close()

@@ -96,6 +96,7 @@ DOOR_SIZE = 100  # newcomers at the door at once; for one more the oldest has to
 WRONG_TIME = 1.0  # seconds until a connection is closed that gave a wrong password
 
 WELCOME = b"Welcome to the chatroom!\n"
+NOT_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE")  # OpenSSL's reasons
 CLIENT_HELLO = b"\x16\x03"  # how TLS begins (RFC 8446, section 5.1), and no line of text does
 PRIVATE = " (private)"
 HELP = (
@@ -847,6 +848,11 @@ class TLSConnection(Connection):
         except ssl.SSLWantWriteError:
             self.wants = selectors.EVENT_WRITE
             return False
+        except ssl.SSLError as error:
+            if error.reason in NOT_TLS:
+                with suppress(OSError):  # in plain text, as it was asked
+                    socket.socket.send(self.sock, notice("this room speaks TLS; use --tls"))
+            raise
         return True
 
     def receive(self, limit: int) -> bytes:
@@ -1086,12 +1092,11 @@ class ChatServer:
                 self.refuse(conn)
 
     def refuse(self, conn: Connection) -> None:
-        """Lets somebody with a wrong password wait at the door, so that guessing is slow work."""
+        """Sends somebody with a wrong password away, but not at once: guessing shall be slow work."""
         log.info("%s gave a wrong password", conn)
         self.send(conn, memoryview(notice("wrong password")))
-        self.door[conn] = time.monotonic() + WRONG_TIME
-        conn.reading = False
-        self.watch(conn)
+        del self.door[conn]
+        self.leaving[conn] = time.monotonic() + WRONG_TIME
 
     def enter(self, conn: Connection) -> None:
         """Makes somebody a member, if there is a place."""
@@ -1429,7 +1434,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def read_password(file: str | None) -> bytes:
     """Returns the password, the first line of the file; b"" if there is none. Raises StartError."""
     if not file:
-        return os.environ.get("CHAT_PASSWORD", "").encode()
+        return os.fsencode(os.environ.get("CHAT_PASSWORD", ""))
     try:
         with open(file, "rb") as lines:
             password = lines.readline().rstrip(b"\r\n")
@@ -1446,6 +1451,7 @@ def make_tls(cert: str, key: str) -> ssl.SSLContext:
         raise StartError("this Python was built without TLS")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.num_tickets = 0  # nobody resumes a session here
     # No renegotiation, so that sending doesn't have to wait for receiving. A peer that half-closes
     # without close_notify, as most do, still gets what was said before.
     context.options |= ssl.OP_NO_RENEGOTIATION | getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)

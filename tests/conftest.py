@@ -16,11 +16,16 @@ allow_many_descriptors()
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Server]]:
-    """start("chat_server.py", "--history", "3") returns a running Server; stopped after the test."""
+def start(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[..., Server]]:
+    """start("chat_server.py", "--history", "3") returns a running Server; stopped after the test.
+
+    A test that is parametrized with it decides by "tls" or "plain" what its servers speak.
+    """
     servers: list[Server] = []
+    tls = getattr(request, "param", "plain") == "tls"
 
     def start_server(script: str, *options: str, **more: Any) -> Server:
+        more.setdefault("tls", tls)
         servers.append(Server(script, *options, log=tmp_path / f"log{len(servers)}", **more))
         return servers[-1]
 

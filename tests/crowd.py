@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import selectors
-import socket
+import ssl
 import time
 from typing import Callable, Iterable
 
-from support import DEADLINE
+from support import DEADLINE, Server
 
 
 class Walker:
     """A non-blocking peer: sends what it has to as fast as it can, and keeps what it gets."""
 
-    def __init__(self, address: tuple[str, int], receive_buffer: int = 0) -> None:
-        self.sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        if receive_buffer:
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        self.sock.settimeout(DEADLINE)
-        self.sock.connect(address)
+    def __init__(self, server: Server, receive_buffer: int = 0) -> None:
+        self.sock = server.dial(receive_buffer=receive_buffer)
         self.sock.setblocking(False)
         self.outgoing = memoryview(b"")
         self.received = bytearray()
@@ -49,7 +45,9 @@ class Walker:
                 data = self.sock.recv(self.most)
                 self.received += data
                 self.ended = not data
-        except BlockingIOError:
+                if isinstance(self.sock, ssl.SSLSocket) and self.sock.pending():
+                    self.move(events)
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             pass
         except OSError:
             self.ended = True

@@ -5,12 +5,14 @@ Nothing here sleeps for a fixed time: everything waits for an event, and fails a
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import select
 import shutil
 import signal
 import socket
+import ssl
 import struct
 import subprocess
 import sys
@@ -21,6 +23,8 @@ from typing import Any, Callable
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+CERTS = ROOT / "tests" / "certs"
+TLS_OPTIONS = ["--tls-cert", str(CERTS / "room.pem"), "--tls-key", str(CERTS / "room.key")]
 DEADLINE = 20.0  # seconds; generous, because a loaded machine is no failure
 WELCOME = b"Welcome to the chatroom!\n"
 
@@ -66,11 +70,20 @@ class Server:
         log: Path,
         python: str = sys.executable,
         cwd: Path = ROOT,
+        tls: bool = False,
         **popen: Any,
     ) -> None:
+        self.tls = tls
         self.log_file = log
         self.log_position = 0
-        command = [python, str(cwd / script), "--port", "0", *options]
+        command = [
+            python,
+            str(cwd / script),
+            "--port",
+            "0",
+            *(TLS_OPTIONS if tls else ()),
+            *options,
+        ]
         with open(log, "wb") as stderr:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stderr=stderr, cwd=cwd, **popen
@@ -91,14 +104,22 @@ class Server:
         assert found
         return found
 
-    def connect(self, host: str = "127.0.0.1", receive_buffer: int = 0) -> Peer:
+    def dial(self, host: str = "127.0.0.1", receive_buffer: int = 0) -> socket.socket:
+        """Returns a socket that is connected, and through TLS if the server speaks it."""
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         sock = socket.socket(family, socket.SOCK_STREAM)
         if receive_buffer:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         sock.settimeout(DEADLINE)
         sock.connect((host, self.port))
-        return Peer(sock)
+        return (
+            trusting(CERTS / "room.pem").wrap_socket(sock, server_hostname=host)
+            if self.tls
+            else sock
+        )
+
+    def connect(self, host: str = "127.0.0.1", receive_buffer: int = 0) -> Peer:
+        return Peer(self.dial(host, receive_buffer))
 
     def join(self, name: str = "", receive_buffer: int = 0) -> Peer:
         """Connects to a room, and takes a name there."""
@@ -131,6 +152,10 @@ class Server:
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
+
+
+def trusting(certificate: Path) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=str(certificate))
 
 
 class Peer:
@@ -183,18 +208,22 @@ class Peer:
                 return b"".join(parts)
             parts.append(data)
 
-    def discard(self) -> None:
-        """Reads away what has come."""
-        self.buffer = b""
-        while select.select([self.sock], [], [], 0)[0] and self.sock.recv(1 << 20):
-            pass
+    def available(self) -> bytes:
+        """Returns what has come by now, without waiting."""
+        parts, self.buffer = [self.buffer], b""
+        self.sock.setblocking(False)
+        with contextlib.suppress(BlockingIOError, ssl.SSLWantReadError):
+            while parts[-1] or len(parts) == 1:
+                parts.append(self.sock.recv(1 << 20))
+        self.sock.settimeout(DEADLINE)
+        return b"".join(parts)
 
     def expect_nothing(self) -> None:
         """Nothing has come. Only meaningful after something that is sent later was seen."""
-        assert not self.buffer and not select.select([self.sock], [], [], 0)[0]
+        assert self.available() == b""
 
     def half_close(self) -> None:
-        self.sock.shutdown(socket.SHUT_WR)
+        end_stream(self.sock)
 
     def reset(self) -> None:
         """Closes so that the other side gets a RST."""
@@ -203,6 +232,11 @@ class Peer:
 
     def close(self) -> None:
         self.sock.close()
+
+
+def end_stream(sock: socket.socket) -> None:
+    """Half-closes. Not by the method of a TLS socket, which stops decrypting then."""
+    socket.socket.shutdown(sock, socket.SHUT_WR)
 
 
 class Terminal:

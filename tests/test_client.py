@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import selectors
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any, Callable
 
 import pytest
-from chat_client import Chat, Echo, terminal_text
 from support import DEADLINE, ROOT, WELCOME, Peer, Server, Terminal, eventually
+
+from chat_client import MAX_LINE, TOO_LONG, Chat, Client, Echo, terminal_text
 
 CLIENT = [sys.executable, str(ROOT / "chat_client.py")]
 PLAIN = [*CLIENT, "--plain"]
@@ -197,7 +200,10 @@ def test_a_name_that_the_room_refuses_does_not_hold_up_what_is_said(room: Server
 
 def test_echo_in_a_pipe(echo: Server) -> None:
     done = client("localhost", echo.port, "--echo", typed="test\n\ngrüße\nquit\nmore\n")
-    assert done.stdout == "send: test\nrecv: test\nsend: \nrecv: \nsend: grüße\nrecv: grüße\nsend: quit\n"
+    assert (
+        done.stdout
+        == "send: test\nrecv: test\nsend: \nrecv: \nsend: grüße\nrecv: grüße\nsend: quit\n"
+    )
     assert done.returncode == 0
 
 
@@ -205,15 +211,15 @@ def test_echo_goes_on_when_there_is_no_answer(listener: Listener) -> None:
     results = []
     runner = threading.Thread(
         target=lambda: results.append(
-            client("127.0.0.1", listener.port, "--echo", typed="a\nb\nquit\n")
+            client("127.0.0.1", listener.port, "--echo", typed="a\nquit\n")
         )
     )
     runner.start()
     server = listener.accept()
-    assert server.rest() == b"a\nb\n"
+    assert server.rest() == b"a\n"
     server.close()
     runner.join()
-    assert results[0].stdout == "send: a\nsend: b\nsend: quit\n"
+    assert results[0].stdout == "send: a\nsend: quit\n"
     assert results[0].returncode == 0
 
 
@@ -362,6 +368,110 @@ def test_a_flood_from_the_server_into_a_slow_pipe_stays_within_bounds(listener: 
     output, _ = process.communicate(timeout=DEADLINE)
     assert len(output) == sent
     process.wait()
+
+
+def test_input_faster_than_the_server_stays_within_bounds(listener: Listener) -> None:
+    process = subprocess.Popen(
+        [*CLIENT, "127.0.0.1", str(listener.port), "--name", "J"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+    )
+    server = listener.accept()
+    server.send("a relay\n")
+    assert process.stdin
+    os.set_blocking(process.stdin.fileno(), False)
+    taken, last = 0, time.monotonic()
+    data = b"x" * 999 + b"\n"
+    while time.monotonic() - last < 0.5 and taken < 50_000_000:
+        try:
+            taken += os.write(process.stdin.fileno(), data * 4)
+            last = time.monotonic()
+        except BlockingIOError:
+            time.sleep(0.01)
+    assert taken < 50_000_000
+    process.stdin.close()
+    said = server.rest()
+    server.close()
+    assert said.count(b"x") == taken - taken // 1000
+    assert process.wait(DEADLINE) == 0
+
+
+def test_who_leaves_does_not_wait_for_ever(listener: Listener) -> None:
+    peers = []
+    accepter = threading.Thread(target=lambda: peers.append(listener.accept()))
+    accepter.start()
+    assert client("127.0.0.1", listener.port, "--echo", typed="quit\n").returncode == 0
+    accepter.join()
+
+
+def test_too_long_lines_are_left_out_and_the_user_told(listener: Listener) -> None:
+    results: list[Any] = []
+    long = "x" * (MAX_LINE + 1)
+    runner = threading.Thread(
+        target=lambda: results.append(
+            client("127.0.0.1", listener.port, "--name", "J", typed=f"{long}\nshort\n")
+        )
+    )
+    runner.start()
+    server = listener.accept()
+    server.send(f"a relay\n{long}\n")
+    assert server.rest() == b"J: short\n"
+    server.close()
+    runner.join()
+    assert results[0].stdout.count(TOO_LONG) == 2
+    assert "xxx" not in results[0].stdout
+
+
+def test_unread_output_does_not_keep_the_user_from_talking(listener: Listener) -> None:
+    process = subprocess.Popen(
+        [*CLIENT, "127.0.0.1", str(listener.port), "--name", "J"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    server = listener.accept()
+    server.send(b"x" * 999 + b"\n")
+    assert process.stdout and process.stdin
+    process.stdout.readline()
+    server.send((b"x" * 999 + b"\n") * 10)
+    eventually(lambda: waiting(process.stdout) >= 10_000)
+    server.send((b"x" * 999 + b"\n") * 150)  # more than the pipe takes now
+    eventually(lambda: waiting(process.stdout) >= 50_000)
+    process.stdin.write(b"hi\n")
+    process.stdin.flush()
+    assert server.line() == b"J: hi\n"
+    process.kill()
+    process.communicate()
+
+
+def waiting(pipe: Any) -> int:
+    """Returns how many bytes nobody has read yet."""
+    import array
+    import fcntl
+    import termios
+
+    count = array.array("i", [0])
+    fcntl.ioctl(pipe, termios.FIONREAD, count)
+    return count[0]
+
+
+class Sipping:
+    """A socket that takes little at once."""
+
+    def __init__(self) -> None:
+        self.taken = b""
+
+    def send(self, data: bytes) -> int:
+        self.taken += data[:3]
+        return len(data[:3])
+
+
+def test_what_the_kernel_does_not_take_is_sent_later() -> None:
+    one: Any = Client.__new__(Client)
+    one.sock, one.talk, one.lost = Sipping(), Echo(), ""
+    one.talk.typed("hello")
+    while one.talk.outgoing:
+        one.serve(selectors.EVENT_WRITE)
+    assert one.sock.taken == b"hello\n"
 
 
 # In a terminal

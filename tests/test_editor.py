@@ -6,6 +6,7 @@ import random
 from typing import Sequence
 
 import pytest
+
 from chat_client import Chat, Editor, Painter, char_width
 
 LEFT, RIGHT, UP, DOWN = "\x1b[D", "\x1b[C", "\x1b[A", "\x1b[B"
@@ -90,7 +91,9 @@ def test_any_bytes_leave_the_editor_in_order() -> None:
         chance = random.Random(seed)
         editor = Editor(names)
         for _ in range(30):
-            keys = bytes(chance.choices(b"\x1b[ab;5DC~O\x01\x05\x08\x17\x19\t\x14\x0b\xe4\xbd\xa0", k=5))
+            keys = bytes(
+                chance.choices(b"\x1b[ab;5DC~O\x01\x05\x08\x17\x19\t\x14\x0b\xe4\xbd\xa0", k=5)
+            )
             editor.feed(keys)
             assert 0 <= editor.cursor <= len(editor.text)
             before, after = editor.view("John: ", 20)
@@ -137,7 +140,8 @@ def test_fifty_pasted_lines() -> None:
 
 
 @pytest.mark.parametrize(
-    "character", ["\u4f60", "e\u0301", "\U0001f469\u200d\U0001f467", "\u2764\ufe0f", "\U0001f44d\U0001f3fd"]
+    "character",
+    ["\u4f60", "e\u0301", "\U0001f469\u200d\U0001f467", "\u2764\ufe0f", "\U0001f44d\U0001f3fd"],
 )
 def test_a_visible_character_is_edited_as_one(character: str) -> None:
     assert shown(typed(f"a{character}b{LEFT}{LEFT}")) == f"a|{character}b"

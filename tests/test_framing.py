@@ -5,10 +5,11 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import pytest
+
 import chat_client
 import chat_server
 import echo_server
-import pytest
 
 
 @pytest.fixture(params=[echo_server, chat_server, chat_client], ids=lambda module: module.__name__)

@@ -9,14 +9,14 @@ import struct
 
 import pytest
 from crowd import Walker, pump
-from support import WELCOME, Server
+from support import WELCOME, Server, end_stream
 
 
 class Talker(Walker):
     """A member that acts by chance, and knows what it has said."""
 
     def __init__(self, server: Server, name: str, chance: random.Random) -> None:
-        super().__init__(("127.0.0.1", server.port), chance.choice([0, 0, 4096]))
+        super().__init__(server, chance.choice([0, 0, 4096]))
         self.name = name
         self.chance = chance
         self.named = chance.random() < 0.5
@@ -76,7 +76,7 @@ class Play:
         self.room = room
         self.chance = random.Random(seed)
         self.members: list[Talker] = []
-        self.watcher = Walker(("127.0.0.1", room.port))  # sees everything, says nothing
+        self.watcher = Walker(room)  # sees everything, says nothing
         pump([self.watcher], lambda: self.watcher.received == WELCOME)
 
     def present(self) -> list[Talker]:
@@ -108,7 +108,7 @@ class Play:
         for member in self.members:
             if member.fate == "half-closed" and not member.outgoing and not member.shut:
                 member.shut = True
-                member.sock.shutdown(socket.SHUT_WR)
+                end_stream(member.sock)
 
     def see_who_was_let_in(self) -> None:
         for member in self.members:
@@ -125,8 +125,10 @@ class Play:
         self.see_who_was_let_in()
         for member in self.members:
             if member.fate == "half-closed" and not member.shut:
-                member.sock.shutdown(socket.SHUT_WR)
-        last_words = [member.said[-1] for member in self.members if not member.closed and member.said]
+                end_stream(member.sock)
+        last_words = [
+            member.said[-1] for member in self.members if not member.closed and member.said
+        ]
         pump(self.crowd(), lambda: set(last_words) <= set(self.watcher.lines()))
         # What comes behind all that was said: nobody misses anything now.
         self.watcher.say(b"the end\n")
@@ -167,7 +169,11 @@ class Play:
             assert member.before is None or number < member.before.get(name, 0), "missed"
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize(
+    "start, seed",
+    [*(("plain", seed) for seed in range(8)), *(("tls", seed) for seed in range(20, 23))],
+    indirect=["start"],
+)
 def test_everyone_gets_what_others_say_once_whole_and_in_one_order(room: Server, seed: int) -> None:
     play = Play(room, seed)
     for _ in range(500):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from chat_server import MAX_NAME, WELCOME, Member, Room, identity, pieces, valid_name
 
 LIMIT = 1 << 20
@@ -313,6 +314,12 @@ def test_control_characters_hide_neither_a_command_nor_a_name(hall: Hall) -> Non
     hall.say(one, "\x00/who\n\x07John: hi\n")
     assert len(hall.heard(one)) == 2
     assert hall.heard(two) == []
+
+
+def test_c1_controls_are_removed_from_lines_that_begin_with_the_name(hall: Hall) -> None:
+    one, two = hall.join("John"), hall.join()
+    hall.say(one, "John: \u009b31mred\n")
+    assert hall.heard(two) == ["John: 31mred"]
 
 
 # Work

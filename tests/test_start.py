@@ -18,7 +18,9 @@ SCRIPTS = ["echo_server.py", "chat_server.py", "chat_client.py"]
 SERVERS = SCRIPTS[:2]
 
 
-def run(script: str, *options: str, python: str = sys.executable) -> subprocess.CompletedProcess[str]:
+def run(
+    script: str, *options: str, python: str = sys.executable
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [python, str(ROOT / script), *options],
         stdin=subprocess.DEVNULL,
@@ -161,12 +163,20 @@ def test_each_script_runs_alone_in_an_empty_folder(
     listener = room.join("Ann")
     client = [python, str(tmp_path / "chat_client" / "chat_client.py"), "localhost"]
     said = subprocess.run(
-        [*client, str(room.port)], input="John\nHi\nexit\n", capture_output=True, text=True, timeout=30
+        [*client, str(room.port)],
+        input="John\nHi\nexit\n",
+        capture_output=True,
+        text=True,
+        timeout=30,
     )
     assert said.stdout == "name: John\nWelcome to the chatroom!\nJohn: Hi\n"
     listener.expect("* John joined\n", "John: Hi\n", "* John left\n")
     said = subprocess.run(
-        [*client, str(echo.port), "--echo"], input="test\nquit\n", capture_output=True, text=True, timeout=30
+        [*client, str(echo.port), "--echo"],
+        input="test\nquit\n",
+        capture_output=True,
+        text=True,
+        timeout=30,
     )
     assert said.stdout == "send: test\nrecv: test\nsend: quit\n"
 
@@ -187,3 +197,23 @@ def test_same_names_stand_for_the_same_lines() -> None:
     own = {"main", "parse_args", "Connection"}
     different = {name for name, texts in shared.items() if len(set(texts.values())) > 1}
     assert different <= own
+
+
+@pytest.mark.parametrize("script", ["chat_server.py", "echo_server.py"])
+def test_descriptor_limit_is_raised(start: Callable[..., Server], script: str) -> None:
+    resource = pytest.importorskip("resource")
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    server = start(
+        script, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+    )
+    peers = [server.connect() for _ in range(100)]
+    server.wait_for_log("(members|clients): 100\n")
+    assert "have to wait" not in server.log()
+    del peers
+
+
+def test_transcript_that_cannot_be_written_ends_the_start(tmp_path: Path) -> None:
+    done = run("chat_server.py", "--port", "0", "--transcript", str(tmp_path / "no" / "file"))
+    assert done.returncode == 1
+    assert "cannot write the transcript" in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -30,9 +30,7 @@ def test_step_1_telnet_to_the_echo_server(
     assert window.wait() == 0
 
 
-def test_step_2_client_of_the_echo_server(
-    echo: Server, terminal: Callable[..., Terminal]
-) -> None:
+def test_step_2_client_of_the_echo_server(echo: Server, terminal: Callable[..., Terminal]) -> None:
     window = terminal(*PLAIN, "--echo", "localhost", str(echo.port))
     window.expect("send: ")
     window.type("test\n")
@@ -57,9 +55,7 @@ def test_step_3_chat_client_with_the_echo_server(
     assert window.wait() == 0
 
 
-def test_step_4_two_clients_in_the_room(
-    room: Server, terminal: Callable[..., Terminal]
-) -> None:
+def test_step_4_two_clients_in_the_room(room: Server, terminal: Callable[..., Terminal]) -> None:
     john, other = (terminal(*PLAIN, "localhost", str(room.port)) for _ in range(2))
     for window, name in (john, "John"), (other, "OtherJohn"):
         window.expect("name: ")

@@ -1,0 +1,430 @@
+"""Closed rooms: TLS, the password, and who is at the door."""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Callable
+
+import chat_server
+import pytest
+from crowd import Walker, pump
+from support import (
+    CERTS,
+    DEADLINE,
+    ROOT,
+    TLS_OPTIONS,
+    WELCOME,
+    Peer,
+    Server,
+    Terminal,
+    eventually,
+    needs,
+    trusting,
+)
+from test_client import client
+from test_guarantees import patched
+from test_start import run
+
+CLIENT = [sys.executable, str(ROOT / "chat_client.py")]
+CA = ["--tls-ca", str(CERTS / "room.pem")]
+PASSWORD = "correct horse"
+plain_and_tls = pytest.mark.parametrize("start", ["plain", "tls"], indirect=True)
+tls = pytest.mark.parametrize("start", ["tls"], indirect=True)
+
+
+@pytest.fixture
+def password_file(tmp_path: Path) -> str:
+    file = tmp_path / "password"
+    file.write_text(f"{PASSWORD}\nsecond line\n")
+    return str(file)
+
+
+@pytest.fixture
+def closed(start: Callable[..., Server], password_file: str) -> Server:
+    return start("chat_server.py", "--password-file", password_file)
+
+
+def get_in(room: Server, name: str = "") -> Peer:
+    peer = room.connect()
+    peer.expect("* password?\n")
+    peer.send(f"{PASSWORD}\r\n")
+    peer.expect(WELCOME)
+    if name:
+        peer.send(f"/name {name}\n")
+        peer.expect(f"* you are {name}\n")
+    return peer
+
+
+def impatient(start: Callable[..., Server], tmp_path: Path, *options: str) -> Server:
+    """A room whose door is open for one second, not ten."""
+    file = tmp_path / "patched.py"
+    file.write_text(
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport chat_server\n"
+        "chat_server.DOOR_TIME = 1.0\nsys.exit(chat_server.main())\n"
+    )
+    return start("patched.py", *options, cwd=tmp_path)
+
+
+# The password
+
+
+@plain_and_tls
+def test_who_knows_the_password_is_a_member(closed: Server) -> None:
+    ann, bob = get_in(closed, "Ann"), get_in(closed)
+    bob.send("hi\n")
+    ann.expect("hi\n")
+
+
+@plain_and_tls
+def test_what_is_sent_behind_the_password_counts(closed: Server) -> None:
+    ann = get_in(closed, "Ann")
+    bob = closed.connect()
+    bob.send(f"{PASSWORD}\n/name Bob\nBob: hi\nBob: unfin")
+    ann.expect("* Bob joined\n", "Bob: hi\n")
+    bob.send("ished\n")
+    ann.expect("Bob: unfinished\n")
+    bob.expect("* password?\n", WELCOME, "* you are Bob\n")
+
+
+@pytest.mark.parametrize(
+    "start, guess",
+    [
+        ("tls", "wrong"),
+        ("plain", "wrong"),
+        ("plain", ""),
+        ("plain", f" {PASSWORD}"),
+        pytest.param("plain", "x" * 10_000, id="plain-long"),
+    ],
+    indirect=["start"],
+)
+def test_one_wrong_try_closes_after_a_second(closed: Server, guess: str) -> None:
+    member = get_in(closed)
+    stranger = closed.connect()
+    stranger.expect("* password?\n")
+    began = time.monotonic()
+    stranger.send(f"{guess}\n{PASSWORD}\nheard?\n")
+    assert stranger.rest() == b"* wrong password\n"
+    assert time.monotonic() - began > 0.9
+    member.send("/who\n")
+    member.expect("* here: 1 unnamed\n")
+    assert member.available() == b""
+
+
+def test_a_stranger_receives_nothing_and_counts_for_nobody(closed: Server) -> None:
+    ann, bob = get_in(closed, "Ann"), get_in(closed, "Bob")
+    stranger = closed.connect()
+    stranger.expect("* password?\n")
+    ann.expect("* Bob joined\n")
+    for number in range(20):
+        ann.send(f"{number}\n/who\n")
+        bob.expect(f"Ann: {number}\n")
+        ann.expect("* here: Ann, Bob\n")
+    stranger.send("Ann: I am in")  # not even a line
+    stranger.half_close()
+    assert stranger.rest() == b""
+    closed.wait_for_log("left the door")
+    assert ann.available() == bob.available() == b""
+
+
+def test_silence_at_the_door_ends(
+    start: Callable[..., Server], tmp_path: Path, password_file: str
+) -> None:
+    assert chat_server.DOOR_TIME == 10
+    room = impatient(start, tmp_path, "--password-file", password_file)
+    stranger = room.connect()
+    assert stranger.rest() == b"* password?\n"
+    room.wait_for_log("was not let in")
+
+
+def test_a_crowd_at_the_door_disturbs_nobody_and_the_oldest_goes(closed: Server) -> None:
+    ann, bob = get_in(closed, "Ann"), get_in(closed, "Bob")
+    ann.expect("* Bob joined\n")
+    first = closed.connect()
+    first.expect("* password?\n")
+    crowd = [closed.connect() for _ in range(100)]
+    assert first.rest() == b""
+    closed.wait_for_log("had to make room at the door")
+    for number in range(10):
+        ann.send(f"{number}\n")
+        bob.expect(f"Ann: {number}\n")
+    crowd[-1].expect("* password?\n")
+    crowd[-1].send(f"{PASSWORD}\n")
+    crowd[-1].expect(WELCOME)
+
+
+def test_a_thousand_wrong_tries_do_not_slow_the_room(closed: Server) -> None:
+    ann, bob = get_in(closed, "Ann"), get_in(closed, "Bob")
+    ann.expect("* Bob joined\n")
+    worst = 0.0
+    for number in range(1000):
+        stranger = closed.connect()
+        stranger.send("guess\n")
+        if number % 20 == 0:
+            began = time.monotonic()
+            ann.send(f"{number}\n")
+            bob.expect(f"Ann: {number}\n")
+            worst = max(worst, time.monotonic() - began)
+        stranger.close()
+    assert worst < 1
+    assert "Traceback" not in closed.log()
+
+
+def test_full_room_says_so_behind_the_door(
+    start: Callable[..., Server], password_file: str
+) -> None:
+    room = start("chat_server.py", "--password-file", password_file, "--max-clients", "1")
+    inside = get_in(room)
+    late = room.connect()
+    late.send(f"{PASSWORD}\n")
+    late.expect("* password?\n", "* the room is full\n")
+    assert late.rest() == b""
+    inside.close()
+
+
+def test_the_log_warns_of_a_password_in_the_clear(
+    start: Callable[..., Server], password_file: str
+) -> None:
+    in_the_clear = start("chat_server.py", "--password-file", password_file)
+    in_the_clear.wait_for_log("travels in the clear")
+    through_tls = start("chat_server.py", "--password-file", password_file, tls=True)
+    through_tls.connect()
+    assert "in the clear" not in through_tls.log()
+
+
+def test_password_from_the_environment(start: Callable[..., Server]) -> None:
+    room = start("chat_server.py", env={**os.environ, "CHAT_PASSWORD": PASSWORD})
+    get_in(room)
+
+
+@pytest.mark.parametrize("content", [None, "", "\nsecond"])
+def test_bad_password_file_is_one_clear_line(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "file").write_text(content)
+    done = run("chat_server.py", "--port", "0", "--password-file", str(tmp_path / "file"))
+    assert done.returncode == 1
+    assert "password" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+# The client at the door
+
+
+@plain_and_tls
+def test_client_gives_its_password(closed: Server, password_file: str) -> None:
+    ann = get_in(closed, "Ann")
+    options = ["localhost", closed.port, "--name", "John", *(CA if closed.tls else [])]
+    done = client(*options, "--password-file", password_file, typed="hi\n")
+    assert (done.stdout, done.returncode) == ("Welcome to the chatroom!\nJohn: hi\n", 0)
+    ann.expect("* John joined\n", "John: hi\n", "* John left\n")
+    done = client(*options, typed="hi\n", env={**os.environ, "CHAT_PASSWORD": PASSWORD})
+    assert done.returncode == 0
+
+
+def test_client_with_a_wrong_password_or_none(closed: Server) -> None:
+    options = ["localhost", closed.port, "--name", "John"]
+    done = client(*options, typed="hi\n", env={**os.environ, "CHAT_PASSWORD": "wrong"})
+    assert (done.stderr, done.returncode) == ("chat_client.py: wrong password\n", 1)
+    done = client(*options, typed="hi\n")
+    assert done.returncode == 1
+    assert "--password-file" in done.stderr
+    assert "wrong password" not in closed.log().split("gave a wrong password", 1)[1]
+
+
+@pytest.mark.parametrize("options", [["--plain"], []])
+def test_client_asks_for_the_password_on_a_terminal(
+    closed: Server, terminal: Callable[..., Terminal], options: list[str]
+) -> None:
+    ann = get_in(closed, "Ann")
+    command = [*CLIENT, "localhost", str(closed.port), "--name", "John", *options]
+    window = terminal(*command, env={**os.environ, "TERM": "xterm"})
+    window.expect("password: ")
+    window.type(f"{PASSWORD}\n")
+    window.expect("Welcome to the chatroom!")
+    assert PASSWORD not in window.shown
+    window.type("hi\n")
+    ann.expect("* John joined\n", "John: hi\n")
+
+
+# TLS
+
+
+@tls
+def test_openssl_is_a_full_member(room: Server) -> None:
+    ann = room.join("Ann")
+    command = [needs("openssl"), "s_client", "-quiet", "-verify_return_error", "-CAfile"]
+    command += [str(CERTS / "room.pem"), "-connect", f"localhost:{room.port}"]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    assert process.stdin and process.stdout
+    assert process.stdout.readline() == WELCOME
+    process.stdin.write(b"/name Ossl\nhello\n")
+    process.stdin.flush()
+    ann.expect("* Ossl joined\n", "Ossl: hello\n")
+    ann.send("hi\n")
+    assert process.stdout.readline() == b"* you are Ossl\n"
+    assert process.stdout.readline() == b"Ann: hi\n"
+    process.stdin.write(b"/quit\n")
+    process.stdin.close()
+    assert process.stdout.read() == b""
+    process.wait(DEADLINE)
+
+
+@tls
+def test_clean_end_is_said_with_close_notify(room: Server) -> None:
+    context = trusting(CERTS / "room.pem")
+    raw = socket.create_connection(("127.0.0.1", room.port), DEADLINE)
+    peer = context.wrap_socket(raw, server_hostname="localhost", suppress_ragged_eofs=False)
+    peer.sendall(b"/quit\n")
+    received = b""
+    while True:
+        data = peer.recv(1000)  # raises SSLEOFError where there is no close_notify
+        if not data:
+            break
+        received += data
+    assert received == WELCOME
+
+
+@tls
+def test_client_in_a_room_with_tls(room: Server) -> None:
+    ann = room.join("Ann")
+    done = client("localhost", room.port, *CA, typed="John\nHi\nexit\n")
+    assert done.stdout == "name: John\nWelcome to the chatroom!\nJohn: Hi\n"
+    assert (done.stderr, done.returncode) == ("", 0)
+    ann.expect("* John joined\n", "John: Hi\n", "* John left\n")
+    lines = "".join(f"{number}\n" for number in range(5000))
+    done = client("localhost", room.port, *CA, "--name", "J", typed=lines)
+    assert done.returncode == 0
+    ann.expect("* J joined\n", *(f"J: {number}\n" for number in range(5000)), "* J left\n")
+
+
+@tls
+def test_plain_client_at_a_tls_port(room: Server) -> None:
+    done = client("localhost", room.port, "--name", "J", typed="hi\n")
+    assert "* this room speaks TLS; use --tls\n" in done.stdout
+    assert room.log().count("lost: ") == 1
+
+
+@tls
+def test_silent_plain_client_at_a_tls_port(
+    start: Callable[..., Server], tmp_path: Path, terminal: Callable[..., Terminal]
+) -> None:
+    room = impatient(start, tmp_path)
+    window = terminal(*CLIENT, "localhost", str(room.port), "--name", "J", "--plain")
+    window.expect("without a word; if it speaks TLS, use --tls\n")
+    assert window.wait() == 1
+
+
+def test_tls_client_at_a_plain_port(room: Server) -> None:
+    ann = room.join("Ann")
+    done = client("localhost", room.port, "--name", "J", "--tls", typed="hi\n")
+    assert done.stderr == ("chat_client.py: localhost does not speak TLS there; leave out --tls\n")
+    assert done.returncode == 1
+    room.wait_for_log("speaks TLS to a room that doesn't")
+    ann.send("/who\n")
+    ann.expect("* here: Ann\n")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("version", ["TLSv1", "TLSv1_1"])
+@tls
+def test_old_versions_are_refused(room: Server, version: str) -> None:
+    context = trusting(CERTS / "room.pem")
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    context.minimum_version = context.maximum_version = getattr(ssl.TLSVersion, version)
+    raw = socket.create_connection(("127.0.0.1", room.port), DEADLINE)
+    with pytest.raises((ssl.SSLError, ConnectionError)):
+        context.wrap_socket(raw, server_hostname="localhost").recv(100)
+    room.wait_for_log("lost: ")
+
+
+@pytest.mark.parametrize(
+    "certificate, authority, message",
+    [
+        ("room", None, "from an unknown authority; if it is a private one, give it with --tls-ca"),
+        ("room", "other", "from an unknown authority"),
+        ("other", "other", "is not for localhost"),
+        ("expired", "expired", "has expired"),
+    ],
+)
+def test_client_says_what_is_wrong_with_a_certificate(
+    start: Callable[..., Server], certificate: str, authority: str | None, message: str
+) -> None:
+    files = ["--tls-cert", f"{CERTS / certificate}.pem", "--tls-key", f"{CERTS / certificate}.key"]
+    room = start("chat_server.py", *files)
+    trust = ["--tls-ca", f"{CERTS / authority}.pem"] if authority else ["--tls"]
+    done = client("localhost", room.port, "--name", "J", *trust, typed="hi\n")
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "connected" not in room.log()
+
+
+@tls
+@pytest.mark.parametrize("kind", ["stall", "garbage"])
+def test_a_hundred_bad_handshakes_delay_nobody(
+    start: Callable[..., Server], tmp_path: Path, kind: str
+) -> None:
+    room = impatient(start, tmp_path)
+    ann, bob = room.join("Ann"), room.join("Bob")
+    ann.expect("* Bob joined\n")
+    crowd = []
+    for number in range(100):
+        sock = socket.create_connection(("127.0.0.1", room.port), DEADLINE)
+        if kind == "garbage":
+            sock.sendall(os.urandom(50) + b"\n")
+        elif number % 2:
+            sock.sendall(b"\x16\x03\x01\x02\x00\x01")  # the beginning of a handshake
+        crowd.append(Peer(sock))
+    delays = []
+    gone = "was not let in" if kind == "stall" else "lost: "
+
+    def all_gone() -> bool:
+        began = time.monotonic()
+        ann.send("hi\n")
+        bob.expect("Ann: hi\n")
+        delays.append(time.monotonic() - began)
+        return room.log().count(gone) >= 90
+
+    eventually(all_gone)
+    assert sorted(delays)[len(delays) // 2] < 0.1
+    for peer in crowd:
+        peer.close()
+
+
+@tls
+def test_decrypted_data_is_never_left_lying(start: Callable[..., Server], tmp_path: Path) -> None:
+    """A record is larger than what may be read in a turn: its rest is not in the kernel any more."""
+    room = patched(start, tmp_path, "chat_server.TURN_READ = 100")
+    (talker, listener) = (Walker(room) for _ in range(2))
+    lines = b"".join(b"%d\n" % number for number in range(2000))
+    talker.sock.setblocking(True)
+    talker.sock.sendall(lines)
+    pump([listener], lambda: bytes(listener.received) == WELCOME + lines)
+
+
+@pytest.mark.parametrize(
+    "options, status, message",
+    [
+        (TLS_OPTIONS[:2], 2, "--tls-cert and --tls-key go together"),
+        (["--tls-cert", "/no/file", "--tls-key", "/no/file"], 1, "cannot use /no/file"),
+        ([*TLS_OPTIONS[:3], str(CERTS / "other.key")], 1, "cannot use"),
+    ],
+)
+def test_bad_certificate_options(options: list[str], status: int, message: str) -> None:
+    done = run("chat_server.py", "--port", "0", *options)
+    assert done.returncode == status
+    assert message in done.stderr
+
+
+def test_certificates_of_the_tests_last_for_decades() -> None:
+    decode: Any = ssl._ssl._test_decode_cert  # type: ignore[attr-defined]
+    for name in ("room", "other"):
+        end = ssl.cert_time_to_seconds(decode(str(CERTS / f"{name}.pem"))["notAfter"])
+        assert end > time.time() + 50 * 365 * 86400

@@ -1,0 +1,178 @@
+"""The servers from inside: they are made but don't run, and what the tests are about is called."""
+
+from __future__ import annotations
+
+import selectors
+import socket
+import time
+import tracemalloc
+from typing import Any
+
+import pytest
+from support import DEADLINE, Peer
+
+import chat_server
+import echo_server
+from chat_server import ALLOWANCE, ChatServer, Connection, Room
+
+READ = selectors.EVENT_READ
+
+
+def pair() -> tuple[socket.socket, Peer]:
+    """Returns the two ends of a connection: the server's, and the peer's."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        theirs = socket.create_connection(listener.getsockname(), DEADLINE)
+        ours, _ = listener.accept()
+    ours.setblocking(False)
+    return ours, Peer(theirs)
+
+
+class Inside:
+    """A chat server that doesn't run, and its members: each one's connection, and its peer."""
+
+    def __init__(self) -> None:
+        self.server = ChatServer([], Room())
+
+    def join(self) -> tuple[Connection, Peer]:
+        sock, peer = pair()
+        before = set(self.server.members())
+        self.server.admit(sock, "peer")
+        self.server.deliver(self.server.room.take_batch())
+        peer.expect(chat_server.WELCOME)
+        (conn,) = set(self.server.members()) - before
+        return conn, peer
+
+
+@pytest.fixture
+def inside() -> Inside:
+    return Inside()
+
+
+def test_backlog_costs_what_is_counted(inside: Inside) -> None:
+    conn, _ = inside.join()
+    tracemalloc.start()
+    try:
+        for _ in range(1000):
+            inside.server.queue(conn, memoryview(b"%010d" % 7 * 1000)[:2])
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 1.2 * conn.cost
+
+
+def test_allowance_is_renewed_with_each_tick(inside: Inside) -> None:
+    server = inside.server
+    (stuck, _), (talker, peer) = inside.join(), inside.join()
+    server.congested[stuck] = time.monotonic()
+    peer.send((b"x" * 99 + b"\n") * 300)
+    for _ in range(3):
+        before = server.room.batch.size
+        for _ in range(100):
+            server.guard(server.read, talker, 100_000)
+        assert 0 < server.room.batch.size - before <= 2 * ALLOWANCE
+        assert not talker.reading
+        server.tick(time.monotonic())
+        assert talker.reading
+
+
+def test_end_of_congestion_frees_those_it_held_up(inside: Inside) -> None:
+    server = inside.server
+    for end in (server.clear_congestion, server.stop_sending, server.close):
+        (stuck, _), (talker, _) = inside.join(), inside.join()
+        server.congested[stuck] = time.monotonic()
+        talker.unheard = b"waits\n"
+        server.hold_up(talker)
+        end(stuck)
+        assert not server.congested
+        assert talker.reading
+        assert talker in server.unfinished
+
+
+def test_what_came_before_sending_failed_is_heard_but_no_torn_line(inside: Inside) -> None:
+    server = inside.server
+    conn, peer = inside.join()
+    peer.send(b"last words\ntorn")
+    peer.reset()
+    server.send(conn, memoryview(b"too late\n"))
+    for _ in range(3):
+        if conn in server.room.members:
+            server.guard(server.read, conn, 100)
+    assert server.room.take_batch().text() == b"last words\n"
+
+
+def test_closing_room_hears_what_waits_for_the_next_turn(inside: Inside) -> None:
+    server = inside.server
+    (one, _), (_, two) = inside.join(), inside.join()
+    one.unheard = b"waits\n"
+    server.unfinished.add(one)
+    server.close_room()
+    two.expect("waits\n", "* the room is closing\n")
+
+
+def test_exception_in_delivery_ends_one_connection_alone(
+    inside: Inside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = inside.server
+    members = [inside.join() for _ in range(3)]
+    send = server.send
+
+    def stumble(conn: Connection, data: memoryview) -> None:
+        if conn is members[0][0]:
+            raise RuntimeError("a bug")
+        send(conn, data)
+
+    monkeypatch.setattr(server, "send", stumble)
+    server.room.announce("hi")
+    server.deliver(server.room.take_batch())
+    assert members[0][1].rest() == b""
+    for _, peer in members[1:]:
+        peer.expect("* hi\n")
+
+
+@pytest.mark.parametrize("module", [chat_server, echo_server])
+def test_newcomers_are_let_in_when_a_connection_was_closed(module: Any) -> None:
+    server = ChatServer([], Room()) if module is chat_server else module.EchoServer([], 9, False)
+    sock, peer = pair()
+    server.admit(sock, "peer")
+    server.acceptor.retry_at = time.monotonic() + 1000
+    (key,) = server.selector.get_map().values()
+    conn = key.data if module is chat_server else key.data.args[0]
+    (server.lose if module is chat_server else server.close)(conn, "gone")
+    assert server.acceptor.retry_at is None
+
+
+def test_newcomers_are_let_in_after_a_while(inside: Inside) -> None:
+    inside.server.acceptor.retry_at = time.monotonic()
+    inside.server.tick(time.monotonic())
+    assert inside.server.acceptor.retry_at is None
+
+
+@pytest.mark.parametrize("module", [chat_server, echo_server])
+def test_each_connection_gets_the_socket_options(module: Any) -> None:
+    admitted: list[socket.socket] = []
+    acceptor = module.Acceptor(
+        selectors.DefaultSelector(), [], lambda sock, _: admitted.append(sock)
+    )
+    sock, peer = pair()
+    acceptor.welcome(sock, sock.getpeername())
+    for level, option, value in module.SOCKET_OPTIONS:
+        assert admitted[0].getsockopt(level, option) == value
+
+
+def test_one_turn_hears_at_most_its_share(inside: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_server, "TURN_READ", 2000)
+    conn, peer = inside.join()
+    peer.send(b"y\n" * 10_000)
+    inside.server.next_tick = time.monotonic() + 1000  # or it forgets what was spent
+    inside.server.turn()
+    assert 0 < inside.server.spent[conn] <= 2000 + chat_server.PIECE_WEIGHT
+
+
+def test_exception_ends_one_echo_client_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = echo_server.EchoServer([], 9, False)
+    sock, peer = pair()
+    server.admit(sock, "peer")
+    monkeypatch.setattr(server, "echo", lambda conn: [][0])
+    (key,) = server.selector.get_map().values()
+    key.data(READ)
+    assert peer.rest() == b""
