@@ -48,7 +48,7 @@ VERSION = "1.0"
 HOST = "localhost"
 PORT = 7007
 CONNECT_TIMEOUT = 10.0  # seconds for each address of a host
-PATIENCE = 1.0  # seconds to wait for a welcome or an answer that may never come
+PATIENCE = 0.5  # seconds to wait for a welcome or an answer that may never come
 LINGER = 2.0  # seconds for the server to close after the user has left
 RECEIVE_SIZE = 64 * 1024  # bytes received at once
 MAX_LINE = 64 * 1024  # bytes; a longer line is left out
@@ -1282,7 +1282,7 @@ class Client:
         self.show(talk)
 
 
-def make_tls(ca_file: str | None) -> ssl.SSLContext:
+def make_client_tls(ca_file: str | None) -> ssl.SSLContext:
     """Returns what it takes to speak TLS to a server whose certificate and name are verified, with the
     authorities that this system trusts, or the ones in the file. Raises Failure."""
     if ssl is None:
@@ -1313,7 +1313,7 @@ def why_no_tls(error: ssl.SSLError, host: str) -> str:
     return f"no TLS with {host}: {error.reason or error}"
 
 
-def read_password(file: str | None) -> str:
+def find_password(file: str | None) -> str:
     """Returns the password, the first line of the file; "" if there is none. Raises Failure."""
     if not file:
         return os.environ.get("CHAT_PASSWORD", "")
@@ -1374,8 +1374,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def run(console: Console, args: argparse.Namespace) -> None:
     """Asks, connects, talks. Raises Failure."""
-    password = read_password(args.password_file)
-    client = Client(console, make_tls(args.tls_ca) if args.tls or args.tls_ca else None)
+    password = find_password(args.password_file)
+    client = Client(console, make_client_tls(args.tls_ca) if args.tls or args.tls_ca else None)
     name = ""
     if not args.echo:
         name = (args.name or "").strip() or client.ask("name: ") or ""

@@ -97,6 +97,7 @@ WRONG_TIME = 1.0  # seconds until a connection is closed that gave a wrong passw
 
 WELCOME = b"Welcome to the chatroom!\n"
 NOT_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE")  # OpenSSL's reasons
+TLS_RECORD = 16 * 1024  # bytes in a record at most; so much is decrypted at once
 CLIENT_HELLO = b"\x16\x03"  # how TLS begins (RFC 8446, section 5.1), and no line of text does
 PRIVATE = " (private)"
 HELP = (
@@ -792,7 +793,6 @@ class Connection(Member):
         "reading",
         "backlog",
         "cost",
-        "broken",
     )
 
     def __init__(self, sock: socket.socket, peer: str, max_line: int) -> None:
@@ -806,7 +806,6 @@ class Connection(Member):
         self.reading = True  # not while it is held up, and not after the end of its stream
         self.backlog: deque[memoryview] | None = None  # made when something has to wait
         self.cost = 0  # bytes of memory that the backlog takes
-        self.broken = False  # sending has failed
 
     def __str__(self) -> str:
         return f"{self.name} at {self.peer}" if self.name else self.peer
@@ -819,7 +818,7 @@ class Connection(Member):
         return send_some(self.sock, data)
 
     def end_stream(self) -> None:
-        """Tells the peer that nothing more will come."""
+        """Tells the peer that nothing more will come. What it sends can then only be drained."""
         with suppress(OSError):
             self.sock.shutdown(socket.SHUT_WR)
 
@@ -831,6 +830,15 @@ class Connection(Member):
     def has_more(self) -> bool:
         """Says whether there is something to hear that the selector doesn't know of."""
         return bool(self.unheard)
+
+    def was_reset(self) -> bool:
+        """Says whether the stream ended with a reset. An error says so once only, perhaps to a send,
+        and TLS takes it for a plain end. But such a socket has no peer any more."""
+        try:
+            self.sock.getpeername()
+        except OSError:
+            return True
+        return False
 
 
 class TLSConnection(Connection):
@@ -1079,7 +1087,7 @@ class ChatServer:
             return
         if conn.backlog:
             self.flush(conn)
-        data = conn.receive(MIN_READ)
+        data = conn.receive(TLS_RECORD)
         if not data:
             self.lose(conn, "left the door")
             return
@@ -1092,7 +1100,7 @@ class ChatServer:
                 self.refuse(conn)
 
     def refuse(self, conn: Connection) -> None:
-        """Sends somebody with a wrong password away, but not at once: guessing shall be slow work."""
+        """Sends away who gave a wrong password, but not at once: guessing shall be slow work."""
         log.info("%s gave a wrong password", conn)
         self.send(conn, memoryview(notice("wrong password")))
         del self.door[conn]
@@ -1221,13 +1229,12 @@ class ChatServer:
     def end(self, conn: Connection) -> None:
         """The end of a member's stream: an unfinished last line counts, then it has left.
 
-        Of a broken connection this is no end: the error that says so was spent on sending, and the
-        unfinished line may have lost its other half.
+        After a reset it doesn't count: its other half may have been lost on the way.
         """
         conn.reading = False
         self.watch(conn)
         last = conn.framer.finish()
-        if last and not conn.broken:
+        if last and not conn.was_reset():
             self.room.hear(conn, last, TURN_READ)
         if conn in self.room.members:
             self.room.leave(conn)
@@ -1327,9 +1334,9 @@ class ChatServer:
     def stop_sending(self, conn: Connection) -> None:
         """After an error nothing can be sent any more, but what the peer said before it went may
         still wait to be read: reading it, we find out about its end."""
-        conn.broken = True
         conn.backlog, conn.cost = None, 0
-        conn.end_stream()
+        with suppress(OSError):  # not conn.end_stream(): TLS would not decrypt any more
+            socket.socket.shutdown(conn.sock, socket.SHUT_WR)
         self.watch(conn)
         self.clear_congestion(conn)
 
@@ -1445,7 +1452,7 @@ def read_password(file: str | None) -> bytes:
     return password
 
 
-def make_tls(cert: str, key: str) -> ssl.SSLContext:
+def make_server_tls(cert: str, key: str) -> ssl.SSLContext:
     """Returns what connections need to speak TLS as a server. Raises StartError."""
     if ssl is None:
         raise StartError("this Python was built without TLS")
@@ -1474,7 +1481,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         max_clients = make_room(args.max_clients)
         transcript = Transcript(args.transcript) if args.transcript else None
         password = read_password(args.password_file)
-        tls = make_tls(args.tls_cert, args.tls_key) if args.tls_cert else None
+        tls = make_server_tls(args.tls_cert, args.tls_key) if args.tls_cert else None
         listeners = open_listeners(args.host, args.port)
         addresses = [format_address(listener.getsockname()) for listener in listeners]
         log.info("listening on %s; %s", " and ".join(addresses), who_can_connect(listeners))

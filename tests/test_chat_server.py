@@ -257,7 +257,7 @@ def test_second_signal_ends_it_at_once(room: Server) -> None:
 def test_signals_in_the_middle_of_everything_leave_no_traceback(
     start: Callable[..., Server],
 ) -> None:
-    for round_ in range(6):
+    for round_ in range(4):
         room = start("chat_server.py")
         members = [room.join(f"m{number}") for number in range(5)]
         for member in members:
@@ -278,8 +278,8 @@ def test_verbose_log_shows_what_is_said(start: Callable[..., Server]) -> None:
     room.wait_for_log("said: John: hi")
 
 
-def test_a_thousand_members_each_get_every_line(room: Server) -> None:
-    members = [room.join() for _ in range(1000)]
+def test_many_members_each_get_every_line(room: Server) -> None:
+    members = [room.join() for _ in range(300 if room.tls else 1000)]
     lines = [f"line {number} of 20\n" for number in range(20)]
     for member, line in zip(members, lines):
         member.send(line)

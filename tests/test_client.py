@@ -467,7 +467,7 @@ class Sipping:
 
 def test_what_the_kernel_does_not_take_is_sent_later() -> None:
     one: Any = Client.__new__(Client)
-    one.sock, one.talk, one.lost = Sipping(), Echo(), ""
+    one.sock, one.talk, one.lost, one.wants = Sipping(), Echo(), "", 0
     one.talk.typed("hello")
     while one.talk.outgoing:
         one.serve(selectors.EVENT_WRITE)
