@@ -3,12 +3,16 @@
 
     python chat_client.py                     chat on this machine, port 7007
     python chat_client.py HOST 7007           chat elsewhere
+    python chat_client.py HOST --tls          chat in a closed room
     python chat_client.py --echo              talk to an echo server: send, receive, send, ...
     printf 'John\\nHi\\nexit\\n' | python chat_client.py
 
 It asks for a name and puts it before each message, "John: Hi". quit, exit and the end of input
 leave. In one of our rooms, which begin with a welcome line, it makes the name known there too, and
 lines with a slash are commands: /help lists them.
+
+On a terminal it has a line editor, and what arrives appears above the line that is being typed; in
+a pipe it reads and writes plain lines.
 
 One thread, one selectors loop around standard input, standard output and a non-blocking socket.
 Standard library only, Python 3.8 or later. Copy this file anywhere and run it.
@@ -1125,7 +1129,7 @@ class Client:
             raise Disconnected(f"no TLS with {host}: {error.strerror}") from None
 
     def wait_for(self, sock: socket.socket, events: int) -> bool:
-        """Waits for events on a socket that is being connected; returns False if they don't come."""
+        """Waits for events on a socket that is being connected; says whether they have come."""
         ready: list[int] = []
         deadline = time.monotonic() + CONNECT_TIMEOUT
         self.watch(sock, events, ready.append)
@@ -1159,8 +1163,8 @@ class Client:
                 delay = min(2 * delay, longest)
 
     def converse(self, talk: Talk) -> None:
-        """Talks until the user leaves. Raises Disconnected if the server closes before that, Failure
-        if there is no use in trying again."""
+        """Talks until the user leaves. Raises Disconnected if the server closes before that, and
+        Failure if there is no use in trying again."""
         self.talk, self.framer, self.lost = talk, LineFramer(MAX_LINE), ""
         self.wants, self.silent = 0, True
         self.leaving = self.goodbye = False
@@ -1283,7 +1287,7 @@ class Client:
 
 
 def make_client_tls(ca_file: str | None) -> ssl.SSLContext:
-    """Returns what it takes to speak TLS to a server whose certificate and name are verified, with the
+    """Returns what it takes to speak TLS, and to verify the server's certificate and name, with the
     authorities that this system trusts, or the ones in the file. Raises Failure."""
     if ssl is None:
         raise Failure("this Python was built without TLS")

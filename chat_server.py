@@ -5,6 +5,9 @@
     python chat_server.py --host ::           a room for the whole network
     python chat_client.py HOST                join it; or: nc HOST 7007, telnet HOST 7007
 
+    python chat_server.py --host :: --tls-cert FILE --tls-key FILE --password-file FILE
+                                              a closed room: nobody listens, nobody else gets in
+
 The protocol is lines of UTF-8 text, ended by LF or CRLF. A member sends
 
     /name NAME          be known as NAME             /help       what can I say?
@@ -12,7 +15,8 @@ The protocol is lines of UTF-8 text, ended by LF or CRLF. A member sends
     /msg NAME: TEXT     a message for NAME alone     //TEXT      the message /TEXT
 
 and any other line is a message for every other member. The room answers and announces with lines
-that begin with "* ". A member with a name has it before each of its messages, "John: Hi".
+that begin with "* ". A member with a name has it before each of its messages, "John: Hi". In a
+closed room the first line from a newcomer is the password.
 
 One thread, one selectors loop, non-blocking sockets. A turn of the loop goes like this:
 
@@ -832,8 +836,8 @@ class Connection(Member):
         return bool(self.unheard)
 
     def was_reset(self) -> bool:
-        """Says whether the stream ended with a reset. An error says so once only, perhaps to a send,
-        and TLS takes it for a plain end. But such a socket has no peer any more."""
+        """Says whether the stream ended with a reset. The error that tells is raised once, perhaps
+        for a send, and TLS takes it for a plain end. But such a socket has no peer any more."""
         try:
             self.sock.getpeername()
         except OSError:
@@ -960,9 +964,7 @@ class ChatServer:
         self.congested: dict[Connection, float] = {}  # over HIGH_WATER, since this monotonic time
         self.held_up: set[Connection] = set()  # have spent their allowance
         self.door: dict[Connection, float] = {}  # not members yet; have to be by this time
-        self.leaving: dict[
-            Connection, float
-        ] = {}  # not members any more; to be closed by this time
+        self.leaving: dict[Connection, float] = {}  # members no more; closed by this time
         self.next_tick = 0.0
         self.stop_signals = 0
 
