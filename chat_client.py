@@ -61,6 +61,22 @@ MAX_HISTORY = 1000  # lines that Up goes back to
 MAX_NAMES = 1000  # names that Tab completes
 RETRY_DELAYS = (1, 30)  # seconds until the next try to connect again: doubled from the first on
 
+# The connection gets these, as far as the system has them: a network that is gone is then noticed
+# after two minutes, in silence (keepalive) or after words (TCP_USER_TIMEOUT, RFC 5482).
+SOCKET_OPTIONS = [
+    (level, getattr(socket, name), value)
+    for level, name, value in (
+        (socket.IPPROTO_TCP, "TCP_NODELAY", 1),
+        (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
+        (socket.IPPROTO_TCP, "TCP_KEEPIDLE", 60),  # seconds of silence before the first question
+        (socket.IPPROTO_TCP, "TCP_KEEPALIVE", 60),  # the same on macOS
+        (socket.IPPROTO_TCP, "TCP_KEEPINTVL", 15),  # seconds between questions
+        (socket.IPPROTO_TCP, "TCP_KEEPCNT", 4),  # questions without an answer
+        (socket.IPPROTO_TCP, "TCP_USER_TIMEOUT", 120_000),  # milliseconds
+    )
+    if hasattr(socket, name)
+]
+
 WELCOME = "Welcome to the chatroom!"
 YOU_ARE = "* you are "
 IS_TAKEN = " is taken"
@@ -1092,6 +1108,8 @@ class Client:
         for family, kind, protocol, _, address in addresses:
             sock = socket.socket(family, kind, protocol)
             sock.setblocking(False)
+            for level, option, value in SOCKET_OPTIONS:
+                sock.setsockopt(level, option, value)
             code = self.finish_connecting(sock, address)
             if not code:
                 self.sock = self.shake_hands(sock, host) if self.tls else sock
