@@ -16,7 +16,7 @@ class Talker(Walker):
     """A member that acts by chance, and knows what it has said."""
 
     def __init__(self, server: Server, name: str, chance: random.Random) -> None:
-        super().__init__(server, chance.choice([0, 0, 4096]))
+        super().__init__(server, chance.choice([0, 0, 32_768]))
         self.name = name
         self.chance = chance
         self.named = chance.random() < 0.5
