@@ -153,6 +153,9 @@ def test_transcript_has_every_public_line_with_its_time(
     one, two = room.join("John"), room.join()
     one.send("a\n/msg John: secret\nb\n")
     two.expect("John: a\n", "John: b\n")
+    one.close()
+    two.expect("* John left\n")
+    two.close()
     room.stop()
     first, *lines = file.read_text().splitlines()
     assert first == "before"
@@ -162,6 +165,7 @@ def test_transcript_has_every_public_line_with_its_time(
         "* John joined",
         "John: a",
         "John: b",
+        "* John left",
         "* the room is closing",
     ]
 

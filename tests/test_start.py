@@ -190,7 +190,7 @@ def test_same_names_stand_for_the_same_lines() -> None:
         source = (ROOT / script).read_text()
         for node in ast.parse(source).body:
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-                text = ast.get_source_segment(source, node) or ""
+                text = "\n".join(source.split("\n")[node.lineno - 1 : node.end_lineno])
                 definitions.setdefault(node.name, {})[script] = text
     shared = {name: texts for name, texts in definitions.items() if len(texts) > 1}
     assert "LineFramer" in shared
