@@ -186,8 +186,8 @@ def test_out_of_descriptors_newcomers_wait_without_spinning(start: Callable[...,
     assert clients[0].read(10) == b"still here"
     before = echo.cpu_seconds()
     log = echo.log()
-    time.sleep(0.8)  # not to wait for something, but to see that nothing happens
-    assert echo.cpu_seconds() - before < 0.1
+    time.sleep(0.5)  # not to wait for something, but to see that nothing happens
+    assert echo.cpu_seconds() - before < 0.06
     assert echo.log() == log
     for client in clients[:20]:
         client.close()
@@ -232,7 +232,7 @@ def test_backlog_takes_no_cpu_while_it_waits_nor_when_it_is_gone(echo: Server) -
     for _ in range(2):
         before = echo.cpu_seconds()
         time.sleep(0.3)  # not to wait for something, but to see that nothing happens
-        assert echo.cpu_seconds() - before < 0.1
+        assert echo.cpu_seconds() - before < 0.06
         assert len(deaf.read(sent)) == sent
         deaf.send(b"x" * 10)
         sent = 10
