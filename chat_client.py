@@ -1106,10 +1106,11 @@ class Client:
             raise Disconnected(f"host {host} is unknown") from None
         code = 0
         for family, kind, protocol, _, address in addresses:
-            sock = socket.socket(family, kind, protocol)
-            sock.setblocking(False)
-            for level, option, value in SOCKET_OPTIONS:
-                sock.setsockopt(level, option, value)
+            try:
+                sock = socket.socket(family, kind, protocol)
+            except OSError as error:  # such as IPv6 where it is switched off
+                code = error.errno or 0
+                continue
             code = self.finish_connecting(sock, address)
             if not code:
                 self.sock = self.shake_hands(sock, host) if self.tls else sock
@@ -1119,6 +1120,9 @@ class Client:
 
     def finish_connecting(self, sock: socket.socket, address: Any) -> int:
         """Connects; returns the error number of how it ended, 0 for success."""
+        sock.setblocking(False)
+        for level, option, value in SOCKET_OPTIONS:
+            sock.setsockopt(level, option, value)
         code = sock.connect_ex(address)
         if code not in (errno.EINPROGRESS, errno.EWOULDBLOCK):
             return code
