@@ -871,12 +871,15 @@ class Terminal(Console):
         self.enter()
 
     def ask_secret(self, prompt: str) -> str:
+        # The loop doesn't run meanwhile, so signals have to strike at once.
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         self.leave()
-        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        before = [signal.signal(number, raise_signal) for number in numbers]
         try:
             return super().ask_secret(prompt)
         finally:
-            signal.signal(signal.SIGINT, before)
+            for number, handler in zip(numbers, before):
+                signal.signal(number, handler)
             self.enter()
 
     def close(self) -> None:
@@ -974,6 +977,13 @@ class Terminal(Console):
         except OSError:
             self.output.clear()
             raise Failure("the terminal is gone") from None
+
+
+def raise_signal(number: int, _: Any) -> None:
+    """A signal handler for where no loop runs."""
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise Terminated(number)
 
 
 def open_console(args: argparse.Namespace) -> Console:

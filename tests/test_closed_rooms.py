@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import ssl
 import subprocess
@@ -242,6 +243,19 @@ def test_client_asks_for_the_password_on_a_terminal(
     assert PASSWORD not in window.shown
     window.type("hi\n")
     ann.expect("* John joined\n", "John: hi\n")
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
+def test_signals_end_the_question_for_the_password(
+    closed: Server, terminal: Callable[..., Terminal], number: int, status: int
+) -> None:
+    termios = pytest.importorskip("termios")
+    command = [*CLIENT, "localhost", str(closed.port), "--name", "John"]
+    window = terminal(*command, env={**os.environ, "TERM": "xterm"})
+    window.expect("password: ")
+    window.process.send_signal(number)
+    assert window.wait() == status
+    assert termios.tcgetattr(window.master)[3] & termios.ECHO
 
 
 # TLS
