@@ -890,14 +890,12 @@ class Terminal(Console):
     def on_signal(self, _: int) -> None:
         assert self.signals
         for number in self.signals.recv(64):
-            if number == signal.SIGINT:
-                raise KeyboardInterrupt
             if number == signal.SIGWINCH:
                 self.resize()
             elif number == signal.SIGCONT:  # the shell has had the terminal meanwhile
                 self.enter()
             else:
-                raise Terminated(number)
+                raise_signal(number, None)
 
     def resize(self) -> None:
         """The window has another width. Most terminals wrap the row to fit: clear all its rows."""
