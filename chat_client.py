@@ -52,6 +52,7 @@ VERSION = "1.0"
 HOST = "localhost"
 PORT = 7007
 CONNECT_TIMEOUT = 10.0  # seconds for each address of a host
+DOOR_PATIENCE = 5.0  # seconds to wait for a question when we have a password to give
 PATIENCE = 0.5  # seconds to wait for a welcome or an answer that may never come
 LINGER = 1.0  # seconds for the server to close after the user has left
 RECEIVE_SIZE = 64 * 1024  # bytes received at once
@@ -80,6 +81,7 @@ SOCKET_OPTIONS = [
 WELCOME = "Welcome to the chatroom!"
 YOU_ARE = "* you are "
 IS_TAKEN = " is taken"
+BAD_NAME = "* a name "
 PASSWORD = "* password?"
 WRONG_PASSWORD = "* wrong password"
 TLS_ALERT = b"\x15\x03"  # how a server that speaks TLS answers one who doesn't (RFC 8446, 5.1)
@@ -192,7 +194,7 @@ class Talk:
     asks = False  # each line is asked for, with the prompt
     prompt = ""
     name = ""  # the user's
-    password = ""
+    password = b""
 
     def __init__(self) -> None:
         self.outgoing = bytearray()  # lines to send, each with its LF
@@ -214,7 +216,7 @@ class Talk:
         """Takes a line from the user, without its newline."""
         raise NotImplementedError
 
-    def give_password(self, password: str) -> None:
+    def give_password(self, password: bytes) -> None:
         """Takes what the user answered to `wants_password`."""
         raise NotImplementedError
 
@@ -242,14 +244,16 @@ class Chat(Talk):
     """A chat. It works with any line relay, by putting the name before each message. In one of our
     rooms, which the first line shows, it makes the name known as well, and there are commands."""
 
-    def __init__(self, name: str, password: str = "") -> None:
+    def __init__(self, name: str, password: bytes = b"") -> None:
         super().__init__()
         self.ready = False  # the room has to know the name first
         self.be(name)
         self.password = password
         self.at_door = False  # what goes out now would be taken for the password
         self.in_room = False
-        self.asked = ""  # the name that we asked the room for, until it answers
+        self.asked = ""  # the name that the room was asked for, until it answers
+        self.asked_by_user = False
+        self.first = True  # nothing was heard yet
         self.names: dict[str, None] = {}  # that were seen here, the latest last
 
     def be(self, name: str) -> None:
@@ -258,25 +262,28 @@ class Chat(Talk):
         self.mention = re.compile(rf"(?<!\w){re.escape(name)}(?!\w)", re.IGNORECASE)
 
     def heard(self, line: str) -> None:
+        first, self.first = self.first, False
         if self.in_room and line.startswith("* "):
             if self.heard_room(line):
                 self.shown.append(line)
-            return
-        if not self.in_room and not self.ready and line == WELCOME:
+        elif (first or self.at_door) and line == WELCOME:
             self.in_room = True
             self.at_door = False
             self.ask(self.name)
-        elif not self.in_room and line == PASSWORD:
+            self.shown.append(line)
+        elif first and line == PASSWORD:
             self.at_door = True
-            if not self.password:
-                self.wants_password = True
-                return
-            self.give_password(self.password)
-            return
+            self.ready = False
+            self.wants_password = not self.password
+            if self.password:
+                self.give_password(self.password)
         elif self.at_door and line == WRONG_PASSWORD:
             self.refused = "wrong password"
-            return
-        elif not line.startswith("* "):  # so does a room that is full
+        else:
+            self.heard_message(line)
+
+    def heard_message(self, line: str) -> None:
+        if not line.startswith("* "):  # so does a room that is full
             self.ready = self.ready or not self.in_room  # a relay that is no room of ours
             speaker, colon, text = line.partition(": ")
             if colon:
@@ -288,23 +295,26 @@ class Chat(Talk):
     def go_on(self) -> None:
         self.ready = not self.at_door
 
-    def give_password(self, password: str) -> None:
+    def give_password(self, password: bytes) -> None:
         """Answers the question at the door of a closed room."""
         self.wants_password = False
         self.password = password
-        self.outgoing += os.fsencode(password) + b"\n"
+        self.outgoing += password + b"\n"
 
     def heard_room(self, line: str) -> bool:
         """Follows what the room itself says; returns whether the user wants to know it."""
-        if line.startswith(YOU_ARE):
-            self.be(line[len(YOU_ARE) :])
-            self.ready = True
-            self.asked, expected = "", bool(self.asked)
-            return not expected
-        if line.endswith(IS_TAKEN):
-            self.ready = True
-            if self.asked:
-                self.ask(self.asked[: MAX_NAME - 1] + "_")
+        if self.asked:
+            name = unicodedata.normalize("NFKC", self.asked).strip()
+            if line == YOU_ARE + name:
+                self.be(name)
+                return self.is_answered() and self.asked_by_user
+            if line == f"* {name}{IS_TAKEN}":
+                another = name[: MAX_NAME - 1] + "_"
+                if self.is_answered() and not self.asked_by_user and another != name:
+                    self.ask(another)
+                return True
+            if line.startswith(BAD_NAME):
+                return self.is_answered()
         for pattern in SIGHTINGS:
             match = pattern.fullmatch(line)
             for names in match.groups() if match else ():
@@ -323,19 +333,28 @@ class Chat(Talk):
         start = beginning.casefold()
         return [name for name in reversed(list(self.names)) if name.casefold().startswith(start)]
 
-    def ask(self, name: str) -> None:
+    def ask(self, name: str, by_user: bool = False) -> None:
         """Asks the room for a name. What is typed waits for the answer."""
-        self.asked = name
+        self.asked, self.asked_by_user = name, by_user
         self.ready = False
         self.outgoing += f"/name {name}\n".encode()
+
+    def is_answered(self) -> bool:
+        """The room has answered: goes on; returns True."""
+        self.asked = ""
+        self.ready = True
+        return True
 
     def typed(self, line: str) -> None:
         if not line.strip():
             return
         command = self.in_room and line.startswith("/")
         if command and not line.startswith("//"):
-            self.outgoing += f"{line}\n".encode()
-            self.ready = not line.startswith("/name")  # the next message begins with the new name
+            word, _, argument = line.partition(" ")
+            if word == "/name" and argument.strip():  # the next message begins with it
+                self.ask(argument.strip(), by_user=True)
+            else:
+                self.outgoing += f"{line}\n".encode()
             return
         message = f"{self.name}: {line[1:] if command else line}"
         self.outgoing += f"{message}\n".encode()
@@ -372,8 +391,10 @@ KEYS = {
 }
 PASTE_END = "\x1b[201~"
 # One key: an escape sequence, Alt and a character, or a character; and one that isn't complete yet.
-KEY = re.compile(r"\x1b{1,2}\[[0-?]*[ -/]*[@-~]|\x1b{1,2}O[@-~]|\x1b[^\x1b\[O]|[^\x1b]", re.DOTALL)
-UNFINISHED_KEY = re.compile(r"\x1b+(?:\[[0-?]*[ -/]*|O)?")
+KEY = re.compile(
+    r"\x1b\[\[.|\x1b{1,2}\[[0-?]*[ -/]*[@-~]|\x1b{1,2}O[@-~]|\x1b[^\x00-\x07\x09-\x1f\[O]|[^\x1b]"
+)
+UNFINISHED_KEY = re.compile(r"\x1b+(?:\[\[?[0-?]*[ -/]*|O)?")
 
 ZERO_WIDTH = ("Mn", "Me", "Cf")  # Unicode categories: combining marks and format characters
 JOINER = "\u200d"
@@ -394,6 +415,10 @@ def char_width(char: str) -> int:
 def joins(before: str, char: str) -> bool:
     """Says whether `char` forms one visible character with the one before it."""
     return unicodedata.category(char) in ZERO_WIDTH or before == JOINER or ord(char) in SKIN_TONES
+
+
+def is_word(char: str) -> bool:
+    return char.isalnum() or char == "_"
 
 
 class Editor:
@@ -515,7 +540,12 @@ class Editor:
 
     def word_before(self) -> int:
         """Returns where the word before the cursor begins."""
-        return len(re.sub(r"\w+\W*\Z|\W+\Z", "", self.text[: self.cursor]))
+        at = self.cursor
+        while at > 0 and not is_word(self.text[at - 1]):
+            at -= 1
+        while at > 0 and is_word(self.text[at - 1]):
+            at -= 1
+        return at
 
     def word_after(self) -> int:
         """Returns where the word after the cursor ends."""
@@ -773,14 +803,28 @@ class Console:
     def ring(self) -> None:
         """Calls for the user's attention. Not here: a bell is a control character."""
 
-    def ask_secret(self, prompt: str) -> str:
+    def ask_secret(self, prompt: str) -> bytes:
         """Returns what the user types unseen. Raises Failure if there is no user to ask."""
         if not self.is_terminal:
             raise Failure("the room wants a password; give it with --password-file FILE")
+        if self.typed:  # ahead, and it is not to be published
+            return self.typed.popleft().encode()
+        # The loop doesn't run meanwhile, so signals have to strike at once. But not Ctrl-Z: after
+        # `fg` the terminal would show what is typed.
+        handlers: dict[str, Any] = dict.fromkeys(("SIGINT", "SIGTERM", "SIGHUP"), raise_signal)
+        handlers["SIGTSTP"] = signal.SIG_IGN
+        before = {
+            number: signal.signal(number, handlers[name])
+            for name, number in signal.Signals.__members__.items()
+            if name in handlers
+        }
         try:
-            return getpass.getpass(prompt)
+            return getpass.getpass(prompt).encode("utf-8", "surrogateescape")
         except EOFError:
             raise Failure("no password given") from None
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def waiting(self) -> int:
         """Returns how many bytes wait to be written."""
@@ -831,6 +875,7 @@ class Terminal(Console):
         self.pending = ""  # lines to show above the row
         self.stale = True  # the row has to be drawn again
         self.cursor_column = 0
+        self.gone = False  # the terminal is; after Ctrl-D it isn't, and Ctrl-C may come
         self.modes = termios.tcgetattr(0)
         # Opened anew for a mode of its own: O_NONBLOCK on the descriptor that we were given would
         # also hold for the shell. A terminal that is stopped must not stop the loop.
@@ -838,14 +883,17 @@ class Terminal(Console):
         self.signals = open_signal_socket(
             signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGWINCH, signal.SIGCONT
         )
-        self.measure()
         self.enter()
 
     # Modes
 
     def enter(self) -> None:
         """Takes the terminal: every key comes at once and unseen, what was typed ahead is kept."""
-        modes = termios.tcgetattr(0)
+        try:
+            modes = termios.tcgetattr(0)
+            self.width = os.get_terminal_size(0).columns or 80  # it may have changed meanwhile
+        except (OSError, termios.error):
+            raise Failure("the terminal is gone") from None
         modes[0] &= ~(termios.ICRNL | termios.INLCR | termios.IGNCR | termios.IXON)
         modes[3] &= ~(termios.ECHO | termios.ICANON | termios.ISIG | termios.IEXTEN)
         modes[6][termios.VMIN], modes[6][termios.VTIME] = 1, 0
@@ -870,16 +918,11 @@ class Terminal(Console):
         os.kill(0, signal.SIGTSTP)
         self.enter()
 
-    def ask_secret(self, prompt: str) -> str:
-        # The loop doesn't run meanwhile, so signals have to strike at once.
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    def ask_secret(self, prompt: str) -> bytes:
         self.leave()
-        before = [signal.signal(number, raise_signal) for number in numbers]
         try:
             return super().ask_secret(prompt)
         finally:
-            for number, handler in zip(numbers, before):
-                signal.signal(number, handler)
             self.enter()
 
     def close(self) -> None:
@@ -899,23 +942,21 @@ class Terminal(Console):
 
     def resize(self) -> None:
         """The window has another width. Most terminals wrap the row to fit: clear all its rows."""
-        self.measure()
+        self.width = os.get_terminal_size(0).columns or 80
         above = self.cursor_column // self.width
         self.output += f"\x1b[{above}A".encode() if above else b""
         self.output += b"\r\x1b[J"
         self.stale = True
 
-    def measure(self) -> None:
-        self.width = os.get_terminal_size(0).columns or 80
-
     # Input
 
     def wants_input(self) -> bool:
-        return not self.ended
+        return not self.gone
 
     def read(self, _: int) -> None:
         data = self.receive()
-        self.ended = self.ended or not data
+        self.gone = not data
+        self.ended = self.ended or self.gone
         self.editor.feed(data)
         self.stale = True
         self.typed.extend(self.editor.lines)
@@ -1054,6 +1095,7 @@ class Client:
         self.silent = True  # the server has not said anything yet
         self.lost = ""  # why the connection ended, once it has
         self.leaving = False  # the user wants to go
+        self.hurried = False  # and the talk isn't ready for it
         self.goodbye = False  # and we have told the server
         self.deadline: float | None = None  # monotonic time at which we stop waiting for it
 
@@ -1153,6 +1195,8 @@ class Client:
                     events = selectors.EVENT_WRITE
                 if not self.wait_for(tls, events):
                     raise Disconnected(f"{host} does not answer in TLS; does it speak it?")
+        except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
+            raise Disconnected(f"{host} closed the connection in the TLS handshake") from None
         except ssl.SSLError as error:
             raise Failure(why_no_tls(error, host)) from None
         except OSError as error:
@@ -1166,6 +1210,8 @@ class Client:
         try:
             while not ready and time.monotonic() < deadline:
                 self.turn(deadline)
+                if self.console.edits and self.wants_to_leave():
+                    raise KeyboardInterrupt
         finally:
             self.watch(sock, 0, ready.append)
         return bool(ready)
@@ -1181,7 +1227,7 @@ class Client:
             deadline = time.monotonic() + pause
             while time.monotonic() < deadline:
                 self.turn(deadline)
-                if self.console.ended or any(line.strip() in LEAVE for line in self.console.typed):
+                if self.wants_to_leave():
                     return False
                 for line in list(self.console.typed)[noted:]:
                     self.console.show(f"* waits to be sent: {line}")
@@ -1197,8 +1243,8 @@ class Client:
         Failure if there is no use in trying again."""
         self.talk, self.framer, self.lost = talk, LineFramer(MAX_LINE), ""
         self.wants, self.silent = 0, True
-        self.leaving = self.goodbye = False
-        self.be_patient()
+        self.leaving = self.hurried = self.goodbye = False
+        self.be_patient(DOOR_PATIENCE if talk.password else PATIENCE)
         if self.console.edits:
             self.console.prompt(talk.prompt)
         while not self.lost:
@@ -1207,12 +1253,16 @@ class Client:
             self.forward_typed(talk)
             if self.has_said_all(talk) and not self.goodbye:
                 self.say_goodbye()
+            elif not talk.ready and not self.hurried and self.wants_to_leave():
+                self.hurried = True
+                self.be_patient(LINGER)
             self.turn(self.deadline)
             if self.deadline is not None and time.monotonic() >= self.deadline:
                 self.deadline = None
-                if self.goodbye:
-                    break
                 talk.go_on()
+                if self.goodbye or self.leaving or (self.hurried and not talk.ready):
+                    self.goodbye = True  # nobody has heard it, but the user wants to go
+                    break
         self.show(talk)
         self.hang_up()
         if talk.refused:
@@ -1220,9 +1270,15 @@ class Client:
         if not self.goodbye:
             raise Disconnected(f"lost the connection: {self.lost}")
 
-    def be_patient(self) -> None:
-        """Gives the other side time for an answer, from now on."""
-        self.deadline = time.monotonic() + PATIENCE
+    def be_patient(self, seconds: float = PATIENCE) -> None:
+        """Gives the other side so much time for an answer, from now on."""
+        self.deadline = time.monotonic() + seconds
+
+    def wants_to_leave(self) -> bool:
+        """Says whether the user wants to go now, and not only when all that was typed is said."""
+        console = self.console
+        typed = list(console.typed) if console.edits else list(console.typed)[:1]
+        return (console.ended and console.edits) or any(line.strip() in LEAVE for line in typed)
 
     def forward_typed(self, talk: Talk) -> None:
         """Lets the talk have the lines that were typed, as long as it wants more."""
@@ -1230,11 +1286,14 @@ class Client:
             if talk.asks or self.console.edits:
                 self.console.prompt(talk.prompt)
             if not self.console.typed:
-                self.leaving = self.console.ended and self.console.is_terminal  # Ctrl-D
+                if self.console.ended and self.console.is_terminal:  # Ctrl-D
+                    self.leaving = True
+                    self.be_patient(LINGER)
                 break
             line = self.console.take()
             if line.strip() in LEAVE:
                 self.leaving = True
+                self.be_patient(LINGER)
                 self.console.keep(line)
                 break
             talk.typed(line)
@@ -1257,10 +1316,7 @@ class Client:
         self.deadline = time.monotonic() + LINGER if self.leaving else None
         assert self.sock
         with suppress(OSError):
-            if self.tls and self.leaving:
-                self.sock.unwrap()  # type: ignore[attr-defined]  # sends close_notify
-        with suppress(OSError):
-            # Of the plain socket: that of TLS would not decrypt any more what still comes.
+            # The plain socket's: after that of TLS nothing that still comes would be decrypted.
             socket.socket.shutdown(self.sock, socket.SHUT_WR)
 
     def show(self, talk: Talk) -> None:
@@ -1311,7 +1367,7 @@ class Client:
             talk.heard(terminal_text(line))
         if too_long:
             talk.shown.append(TOO_LONG)
-        if not talk.ready:
+        if not talk.ready and not self.hurried:
             self.be_patient()
         self.show(talk)
 
@@ -1321,11 +1377,14 @@ def make_client_tls(ca_file: str | None) -> ssl.SSLContext:
     authorities that this system trusts, or the ones in the file. Raises Failure."""
     if ssl is None:
         raise Failure("this Python was built without TLS")
+    if ca_file == "":  # such as a variable of the shell that isn't set
+        raise Failure("--tls-ca is given no file")
     try:
         context = ssl.create_default_context(cafile=ca_file)
     except OSError as error:  # ssl.SSLError is one too
         raise Failure(f"cannot use {ca_file}: {error.strerror}") from error
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION  # so that sending doesn't wait for receiving
     return context
 
 
@@ -1347,13 +1406,13 @@ def why_no_tls(error: ssl.SSLError, host: str) -> str:
     return f"no TLS with {host}: {error.reason or error}"
 
 
-def find_password(file: str | None) -> str:
-    """Returns the password, the first line of the file; "" if there is none. Raises Failure."""
+def find_password(file: str | None) -> bytes:
+    """Returns the password, the first line of the file; b"" if there is none. Raises Failure."""
     if not file:
-        return os.environ.get("CHAT_PASSWORD", "")
+        return os.fsencode(os.environ.get("CHAT_PASSWORD", ""))
     try:
-        with open(file, encoding="utf-8", errors="surrogateescape") as lines:
-            return lines.readline().rstrip("\n")
+        with open(file, "rb") as lines:
+            return lines.readline().rstrip(b"\r\n")
     except OSError as error:
         raise Failure(f"cannot read the password file {file}: {error.strerror}") from error
 
@@ -1409,10 +1468,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def run(console: Console, args: argparse.Namespace) -> None:
     """Asks, connects, talks. Raises Failure."""
     password = find_password(args.password_file)
-    client = Client(console, make_client_tls(args.tls_ca) if args.tls or args.tls_ca else None)
+    client = Client(
+        console, make_client_tls(args.tls_ca) if args.tls or args.tls_ca is not None else None
+    )
     name = ""
     if not args.echo:
-        name = (args.name or "").strip() or client.ask("name: ") or ""
+        name = terminal_text(os.fsencode(args.name or "")).strip() or client.ask("name: ") or ""
         if not name:
             return
     client.connect(args.host, args.port)

@@ -97,6 +97,7 @@ LINGER = 0.5  # seconds that we wait for its own close after that
 # many come, they cost the members nothing.
 DOOR_TIME = 10.0  # seconds for both
 DOOR_SIZE = 100  # newcomers at the door at once; for one more the oldest has to go
+DOOR_STEPS = 10  # taken in a turn: one step of a handshake can be some ms of arithmetic
 WRONG_TIME = 1.0  # seconds until a connection is closed that gave a wrong password
 
 WELCOME = b"Welcome to the chatroom!\n"
@@ -993,11 +994,16 @@ class ChatServer:
         """Waits for sockets to be ready, hears what came, delivers it."""
         events = self.selector.select(self.timeout())
         speakers, self.unfinished = self.unfinished, set()
+        knocks = 0
         for key, event in events:
             conn = key.data
             if not isinstance(conn, Connection):
                 conn(event)
                 continue
+            if conn in self.door:
+                knocks += 1
+                if knocks > DOOR_STEPS:
+                    continue
             if conn.wants:  # whatever TLS was stuck in can go on
                 conn.wants, event = 0, selectors.EVENT_READ | selectors.EVENT_WRITE
                 self.watch(conn)
@@ -1093,6 +1099,9 @@ class ChatServer:
         if not data:
             self.lose(conn, "left the door")
             return
+        if data.startswith(CLIENT_HELLO):
+            self.lose(conn, "speaks TLS to a room that doesn't")
+            return
         chunk, skipped = conn.framer.feed(data)
         if chunk or skipped:
             given, _, conn.unheard = chunk.partition(b"\n")
@@ -1141,7 +1150,7 @@ class ChatServer:
         self.unfinished.discard(conn)
         self.spent.pop(conn, None)
         self.clear_congestion(conn)
-        conn.reading, conn.backlog = False, None
+        conn.reading, conn.backlog, conn.wants = False, None, 0
         self.watch(conn)
         conn.sock.close()
         self.acceptor.retry()

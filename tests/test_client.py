@@ -26,7 +26,7 @@ def client(*options: Any, typed: str = "", **more: Any) -> subprocess.CompletedP
     """Runs the client with what is typed in a pipe, until it ends."""
     if "stdin" not in more:
         more["input"] = typed
-    command = [*CLIENT, *map(str, options)]
+    command = [*CLIENT, *(one if isinstance(one, bytes) else str(one) for one in options)]
     return subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE, **more)
 
 
@@ -83,6 +83,58 @@ def test_a_taken_name_gets_an_underscore_and_the_user_is_told() -> None:
     chat.heard("* you are " + "x" * 31 + "_")
     chat.typed("hi")
     assert chat.shown[1:] == ["* " + "x" * 32 + " is taken", "x" * 31 + "_: hi"]
+
+
+def test_only_the_answer_to_our_own_question_names_us() -> None:
+    chat = Chat("Ann")
+    chat.heard("Welcome to the chatroom!")
+    chat.heard("* you are Ann")
+    chat.heard("* you are Bob joined")  # somebody has named himself so
+    chat.heard("* you are Bob")
+    assert chat.name == "Ann"
+    chat.typed("/name Zoe")
+    chat.heard("* Ann is now Zoe is taken")
+    assert not chat.ready
+    chat.heard("* Zoe is taken")
+    assert (chat.ready, chat.name) == (True, "Ann")
+    assert chat.outgoing.endswith(b"/name Zoe\n")
+
+
+def test_asking_for_names_comes_to_an_end() -> None:
+    chat = Chat("a" * 31 + "_")
+    chat.heard("Welcome to the chatroom!")
+    chat.heard("* " + "a" * 31 + "_ is taken")
+    assert chat.ready
+    assert chat.outgoing.count(b"/name") == 1
+
+
+def test_a_refused_name_is_forgotten() -> None:
+    chat = Chat("a:b")
+    chat.heard("Welcome to the chatroom!")
+    chat.heard("* a name has no colon and nothing invisible in it")
+    assert chat.ready
+    chat.typed("/name Ann")
+    chat.heard("* Ann is taken")
+    assert chat.outgoing.endswith(b"/name Ann\n")
+
+
+def test_the_password_is_given_once_and_only_for_the_first_line() -> None:
+    chat = Chat("Ann", b"secret")
+    chat.heard("* password?")
+    chat.heard("* password?")
+    assert chat.outgoing == b"secret\n"
+    chat = Chat("Ann", b"secret")
+    chat.heard("Bob: hi")
+    chat.heard("* password?")
+    assert chat.outgoing == b""
+
+
+def test_a_late_welcome_is_a_welcome() -> None:
+    chat = Chat("Ann")
+    chat.go_on()
+    chat.typed("hi")
+    chat.heard("Welcome to the chatroom!")
+    assert chat.outgoing == b"Ann: hi\n/name Ann\n"
 
 
 def test_commands_pass_through_and_two_slashes_are_meant_as_one() -> None:
@@ -472,6 +524,13 @@ def test_what_the_kernel_does_not_take_is_sent_later() -> None:
     while one.talk.outgoing:
         one.serve(selectors.EVENT_WRITE)
     assert one.sock.taken == b"hello\n"
+
+
+def test_name_option_is_only_text(room: Server) -> None:
+    other = room.join()
+    done = client("localhost", room.port, "--name", b"J\xff\x1b[2J\n", typed="hi\n")
+    assert (done.stderr, done.returncode) == ("", 0)
+    other.expect("* J\ufffd joined\n", "J\ufffd: hi\n")
 
 
 # In a terminal

@@ -60,6 +60,8 @@ def shown(editor: Editor) -> str:
         ("abc\x01\x14", "|abc"),
         ("a\x00\x1b[99~\x1bxb", "ab|"),
         ("a\x1b\x1b[Db", "b|a"),
+        ("a\x1b[[Ab", "ab|"),
+        ("a\x1b\x03b", "b|"),
     ],
 )
 def test_keys_do_what_a_shell_user_expects(keys: str, result: str) -> None:
@@ -110,6 +112,11 @@ def test_control_d_deletes_and_ends_on_an_empty_line() -> None:
     editor = typed("a\x01\x04")
     assert (shown(editor), editor.wishes) == ("|", [])
     assert typed("\x04", editor).wishes == ["end"]
+
+
+def test_words_in_a_very_long_line_take_no_time() -> None:
+    editor = typed("x" * 200_000 + " " * 200_000 + "!\x17")
+    assert shown(editor) == "|"
 
 
 def test_other_wishes() -> None:

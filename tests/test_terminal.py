@@ -391,6 +391,18 @@ def test_closed_window_ends_the_client(host: Host) -> None:
     assert window.wait() in (1, 129)
 
 
+@pytest.mark.parametrize("keys", ["exit\r", "\x04", "\x04\x03"])
+def test_user_can_leave_a_server_that_asks_and_then_is_silent(
+    host: Host, terminal: Callable[..., Terminal], keys: str
+) -> None:
+    window = in_terminal(terminal, "127.0.0.1", host.port, "--name", "John", CHAT_PASSWORD="secret")
+    server = host.accept()
+    server.send("* password?\n")
+    server.expect("secret\n")
+    window.type(keys)
+    assert window.wait() == 0
+
+
 def test_flood_leaves_the_keys_alive_and_control_c_leaves_at_once(
     host: Host, terminal: Callable[..., Terminal]
 ) -> None:
