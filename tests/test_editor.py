@@ -115,7 +115,7 @@ def test_control_d_deletes_and_ends_on_an_empty_line() -> None:
 
 
 def test_words_in_a_very_long_line_take_no_time() -> None:
-    editor = typed("x" * 200_000 + " " * 200_000 + "!\x17")
+    editor = typed(PASTE + "x" * 200_000 + " " * 200_000 + "!" + END_PASTE + "\x17")
     assert shown(editor) == "|"
 
 
