@@ -1088,6 +1088,7 @@ class Client:
         self.selector = selectors.SelectSelector()
         self.console = console
         self.tls = tls
+        self.addresses: list[Any] = []  # of the server, as getaddrinfo() returns them
         self.sock: socket.socket | None = None
         self.wants = 0  # the event that TLS needs before anything else can go on
         self.talk: Talk | None = None
@@ -1150,12 +1151,14 @@ class Client:
 
     def connect(self, host: str, port: int) -> None:
         """Connects to the first address of the host that answers. Raises Disconnected."""
-        try:
-            addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        try:  # just once: a resolver that is gone as well would freeze the keys at each new try
+            self.addresses = self.addresses or socket.getaddrinfo(
+                host, port, type=socket.SOCK_STREAM
+            )
         except (OSError, UnicodeError):  # UnicodeError: a name that no host can have
             raise Disconnected(f"host {host} is unknown") from None
         code = 0
-        for family, kind, protocol, _, address in addresses:
+        for family, kind, protocol, _, address in self.addresses:
             try:
                 sock = socket.socket(family, kind, protocol)
             except OSError as error:  # such as IPv6 where it is switched off
@@ -1489,10 +1492,14 @@ def run(console: Console, args: argparse.Namespace) -> None:
             console.show(f"* {failure}")
         name, password = talk.name, talk.password
         if not client.reconnect(args.host, args.port):
-            unsent = [line for line in console.typed if line.strip() not in LEAVE]
-            if unsent:
-                raise Failure("not sent: " + "; ".join(unsent))
+            if unsent(console):
+                raise Failure("left without a connection")
             return
+
+
+def unsent(console: Console) -> list[str]:
+    """Returns the lines that the user saw on the screen and that can't be sent any more."""
+    return [line for line in console.typed if console.edits and line.strip() not in LEAVE]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -1509,6 +1516,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 console.close()
     except Failure as error:
         failure, status = str(error), 1
+        if console and unsent(console):
+            failure += f"; not sent: {'; '.join(unsent(console))}"
     except Terminated as signal_number:
         status = 128 + int(signal_number.args[0])  # as a shell says it
     except KeyboardInterrupt:

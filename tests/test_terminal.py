@@ -392,6 +392,21 @@ def test_closed_window_ends_the_client(host: Host) -> None:
     assert window.wait() in (1, 129)
 
 
+def test_who_leaves_without_a_connection_is_told_what_was_not_sent(
+    host: Host, terminal: Callable[..., Terminal]
+) -> None:
+    window = in_terminal(terminal, "127.0.0.1", host.port, "--name", "John")
+    server = host.accept()
+    server.send("hi\n")
+    window.expect("hi\n")
+    host.listener.close()
+    server.close()
+    window.expect("* trying again in")
+    window.type("one\rtwo\rexit\r")
+    assert window.wait() == 1
+    window.expect("chat_client.py: left without a connection; not sent: one; two\n")
+
+
 @pytest.mark.parametrize("keys", ["exit\r", "\x04\x03"])
 def test_user_can_leave_a_server_that_asks_and_then_is_silent(
     host: Host, terminal: Callable[..., Terminal], keys: str
