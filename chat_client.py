@@ -84,6 +84,7 @@ IS_TAKEN = " is taken"
 BAD_NAME = "* a name "
 PASSWORD = "* password?"
 WRONG_PASSWORD = "* wrong password"
+NOT_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE")  # OpenSSL's reasons
 TLS_ALERT = b"\x15\x03"  # how a server that speaks TLS answers one who doesn't (RFC 8446, 5.1)
 PRIVATE = " (private)"
 # Notices of a room in which others are named.
@@ -307,14 +308,15 @@ class Chat(Talk):
             name = unicodedata.normalize("NFKC", self.asked).strip()
             if line == YOU_ARE + name:
                 self.be(name)
-                return self.is_answered() and self.asked_by_user
+                self.take_answer()
+                return self.asked_by_user
             if line == f"* {name}{IS_TAKEN}":
+                self.take_answer()
                 another = name[: MAX_NAME - 1] + "_"
-                if self.is_answered() and not self.asked_by_user and another != name:
+                if not self.asked_by_user and another != name:
                     self.ask(another)
-                return True
-            if line.startswith(BAD_NAME):
-                return self.is_answered()
+            elif line.startswith(BAD_NAME):
+                self.take_answer()
         for pattern in SIGHTINGS:
             match = pattern.fullmatch(line)
             for names in match.groups() if match else ():
@@ -339,11 +341,10 @@ class Chat(Talk):
         self.ready = False
         self.outgoing += f"/name {name}\n".encode()
 
-    def is_answered(self) -> bool:
-        """The room has answered: goes on; returns True."""
+    def take_answer(self) -> None:
+        """The room has answered, so what was typed can go out."""
         self.asked = ""
         self.ready = True
-        return True
 
     def typed(self, line: str) -> None:
         if not line.strip():
@@ -1404,7 +1405,7 @@ def why_no_tls(error: ssl.SSLError, host: str) -> str:
                 "if it is a private one, give it with --tls-ca FILE"
             )
         return f"the certificate of {host} can't be trusted: {error.verify_message}"
-    if error.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"):
+    if error.reason in NOT_TLS:
         return f"{host} does not speak TLS there; leave out --tls"
     return f"no TLS with {host}: {error.reason or error}"
 

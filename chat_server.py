@@ -1104,8 +1104,9 @@ class ChatServer:
             return
         chunk, skipped = conn.framer.feed(data)
         if chunk or skipped:
-            given, _, conn.unheard = chunk.partition(b"\n")
+            given, _, rest = chunk.partition(b"\n")
             if not skipped and hmac.compare_digest(given.rstrip(b"\r"), self.password):
+                conn.unheard = rest
                 self.enter(conn)
             else:
                 self.refuse(conn)
@@ -1133,6 +1134,7 @@ class ChatServer:
 
     def part(self, conn: Connection) -> None:
         """Somebody is a member no more: it still gets what was said before, then the end."""
+        conn.unheard = b""
         self.clear_congestion(conn)
         self.leaving[conn] = time.monotonic() + FAREWELL
 
@@ -1161,8 +1163,9 @@ class ChatServer:
         for conn in list(self.door):
             self.close(conn)
         self.release()
-        for conn in list(self.unfinished):
-            self.hear(conn, conn.unheard, TURN_READ)
+        for conn in self.members():
+            if conn.unheard:
+                self.hear(conn, conn.unheard, TURN_READ)
         members = self.members()
         self.room.close()
         for conn in members:

@@ -10,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from support import Server, Terminal, allow_many_descriptors  # noqa: E402
+from support import Listener, Server, Terminal, allow_many_descriptors  # noqa: E402
 
 allow_many_descriptors()
 
@@ -42,6 +42,13 @@ def room(start: Callable[..., Server]) -> Server:
 @pytest.fixture
 def echo(start: Callable[..., Server]) -> Server:
     return start("echo_server.py")
+
+
+@pytest.fixture
+def listener() -> Iterator[Listener]:
+    one = Listener()
+    yield one
+    one.listener.close()
 
 
 @pytest.fixture

@@ -234,6 +234,20 @@ class Peer:
         self.sock.close()
 
 
+class Listener:
+    """A server that does what a test wants: accepts one client, and is its peer."""
+
+    def __init__(self) -> None:
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.listener.settimeout(DEADLINE)
+        self.port = self.listener.getsockname()[1]
+
+    def accept(self) -> Peer:
+        sock, _ = self.listener.accept()
+        sock.settimeout(DEADLINE)
+        return Peer(sock)
+
+
 def end_stream(sock: socket.socket) -> None:
     """Half-closes. Not by the method of a TLS socket, which stops decrypting then."""
     socket.socket.shutdown(sock, socket.SHUT_WR)

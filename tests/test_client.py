@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 import pytest
-from support import DEADLINE, ROOT, WELCOME, Peer, Server, Terminal, eventually
+from support import DEADLINE, ROOT, WELCOME, Listener, Server, Terminal, eventually
 
 from chat_client import MAX_LINE, TOO_LONG, Chat, Client, Echo, terminal_text
 
@@ -28,27 +28,6 @@ def client(*options: Any, typed: str = "", **more: Any) -> subprocess.CompletedP
         more["input"] = typed
     command = [*CLIENT, *(one if isinstance(one, bytes) else str(one) for one in options)]
     return subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE, **more)
-
-
-class Listener:
-    """A server that does what a test wants: accepts one client, and is its peer."""
-
-    def __init__(self) -> None:
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.listener.settimeout(DEADLINE)
-        self.port = self.listener.getsockname()[1]
-
-    def accept(self) -> Peer:
-        sock, _ = self.listener.accept()
-        sock.settimeout(DEADLINE)
-        return Peer(sock)
-
-
-@pytest.fixture
-def listener() -> Any:
-    one = Listener()
-    yield one
-    one.listener.close()
 
 
 # The logic without I/O

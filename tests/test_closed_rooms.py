@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 from typing import Any, Callable
 
-import chat_server
 import pytest
 from crowd import Walker, pump
 from support import (
@@ -31,6 +30,8 @@ from support import (
 from test_client import client
 from test_guarantees import patched
 from test_start import run
+
+import chat_server
 
 CLIENT = [sys.executable, str(ROOT / "chat_client.py")]
 CA = ["--tls-ca", str(CERTS / "room.pem")]
@@ -175,10 +176,11 @@ def test_full_room_says_so_behind_the_door(
     room = start("chat_server.py", "--password-file", password_file, "--max-clients", "1")
     inside = get_in(room)
     late = room.connect()
-    late.send(f"{PASSWORD}\n")
+    late.send(f"{PASSWORD}\nnot heard\n")
     late.expect("* password?\n", "* the room is full\n")
-    assert late.rest() == b""
-    inside.close()
+    room.process.send_signal(signal.SIGTERM)
+    assert inside.rest() == b"* the room is closing\n"
+    late.close()
 
 
 def test_the_log_warns_of_a_password_in_the_clear(

@@ -8,10 +8,11 @@ import time
 from pathlib import Path
 from typing import Callable
 
-import chat_server
 import pytest
 from crowd import Walker, pump
 from support import ROOT, WELCOME, Server, eventually
+
+import chat_server
 
 
 def numbered(name: str, count: int, size: int = 64) -> bytes:

@@ -6,7 +6,6 @@ import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any, Callable, Iterator
 
 import pytest
-from support import DEADLINE, ROOT, WELCOME, Peer, Server, Terminal, eventually, needs
+from support import ROOT, WELCOME, Listener, Peer, Server, Terminal, eventually, needs
 
 CLIENT = [sys.executable, str(ROOT / "chat_client.py")]
 XTERM = {**os.environ, "TERM": "xterm-256color", "NO_COLOR": ""}
@@ -86,27 +85,6 @@ def window(tmp_path: Path) -> Iterator[Window]:
     one = Window(tmp_path)
     yield one
     one.kill()
-
-
-class Host:
-    """A server that does what a test wants: accepts one client, and is its peer."""
-
-    def __init__(self) -> None:
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.listener.settimeout(DEADLINE)
-        self.port = str(self.listener.getsockname()[1])
-
-    def accept(self) -> Peer:
-        sock, _ = self.listener.accept()
-        sock.settimeout(DEADLINE)
-        return Peer(sock)
-
-
-@pytest.fixture
-def host() -> Iterator[Host]:
-    one = Host()
-    yield one
-    one.listener.close()
 
 
 # What the screen shows
@@ -253,9 +231,9 @@ def test_tab_history_and_redraw(room: Server, window: Window) -> None:
     eventually(lambda: window.command("capture-pane", "-p").split() == ["John:", "Ann:", "hello"])
 
 
-def test_hostile_server_gets_only_text_onto_the_screen(host: Host, window: Window) -> None:
-    window.run(*CLIENT, "127.0.0.1", host.port, "--name", "John")
-    server = host.accept()
+def test_hostile_server_gets_only_text_onto_the_screen(listener: Listener, window: Window) -> None:
+    window.run(*CLIENT, "127.0.0.1", str(listener.port), "--name", "John")
+    server = listener.accept()
     server.send("begin\n")
     window.expect("begin", "John:")
     window.type("half")
@@ -340,15 +318,15 @@ def test_what_is_typed_ahead_is_kept_with_either_end_of_line(
 
 @pytest.mark.parametrize("way", ["quit", "ctrl-c", "ctrl-d", "SIGTERM", "SIGHUP", "SIGINT", "lost"])
 def test_terminal_is_given_back_as_it_was(
-    host: Host, terminal: Callable[..., Terminal], way: str
+    listener: Listener, terminal: Callable[..., Terminal], way: str
 ) -> None:
     options = ["--echo"] if way == "lost" else ["--name", "John"]
     # The shell in between keeps the pseudo-terminal open until we have looked at it.
-    command = shlex.join([*CLIENT, "127.0.0.1", host.port, *options])
+    command = shlex.join([*CLIENT, "127.0.0.1", str(listener.port), *options])
     window = terminal("sh", "-c", f"read go; {command}; echo status $?; read wait", env=XTERM)
     before = modes(window)
     window.type("\n")
-    server = host.accept()
+    server = listener.accept()
     server.send("hi\n")
     window.expect("hi\n")
     eventually(lambda: modes(window) != before)
@@ -361,7 +339,9 @@ def test_terminal_is_given_back_as_it_was(
             server.close()
     else:
         found = subprocess.run(
-            ["pgrep", "-f", f"chat_client.py 127.0.0.1 {host.port}"], capture_output=True, text=True
+            ["pgrep", "-f", f"chat_client.py 127.0.0.1 {listener.port}"],
+            capture_output=True,
+            text=True,
         )
         for pid in found.stdout.split():
             if Path(f"/proc/{pid}/comm").read_text().startswith("python"):
@@ -383,9 +363,9 @@ def test_terminal_is_given_back_after_an_exception(terminal: Callable[..., Termi
     assert modes(window) == before
 
 
-def test_closed_window_ends_the_client(host: Host) -> None:
-    window = Terminal(*CLIENT, "127.0.0.1", host.port, "--name", "John", env=XTERM)
-    server = host.accept()
+def test_closed_window_ends_the_client(listener: Listener) -> None:
+    window = Terminal(*CLIENT, "127.0.0.1", str(listener.port), "--name", "John", env=XTERM)
+    server = listener.accept()
     window.expect("\x1b[?2004h")
     os.close(window.master)
     server.rest()
@@ -393,13 +373,13 @@ def test_closed_window_ends_the_client(host: Host) -> None:
 
 
 def test_who_leaves_without_a_connection_is_told_what_was_not_sent(
-    host: Host, terminal: Callable[..., Terminal]
+    listener: Listener, terminal: Callable[..., Terminal]
 ) -> None:
-    window = in_terminal(terminal, "127.0.0.1", host.port, "--name", "John")
-    server = host.accept()
+    window = in_terminal(terminal, "127.0.0.1", str(listener.port), "--name", "John")
+    server = listener.accept()
     server.send("hi\n")
     window.expect("hi\n")
-    host.listener.close()
+    listener.listener.close()
     server.close()
     window.expect("* trying again in")
     window.type("one\rtwo\rexit\r")
@@ -409,10 +389,12 @@ def test_who_leaves_without_a_connection_is_told_what_was_not_sent(
 
 @pytest.mark.parametrize("keys", ["exit\r", "\x04\x03"])
 def test_user_can_leave_a_server_that_asks_and_then_is_silent(
-    host: Host, terminal: Callable[..., Terminal], keys: str
+    listener: Listener, terminal: Callable[..., Terminal], keys: str
 ) -> None:
-    window = in_terminal(terminal, "127.0.0.1", host.port, "--name", "John", CHAT_PASSWORD="secret")
-    server = host.accept()
+    window = in_terminal(
+        terminal, "127.0.0.1", str(listener.port), "--name", "John", CHAT_PASSWORD="secret"
+    )
+    server = listener.accept()
     server.send("* password?\n")
     server.expect("secret\n")
     window.type(keys)
@@ -420,10 +402,10 @@ def test_user_can_leave_a_server_that_asks_and_then_is_silent(
 
 
 def test_flood_leaves_the_keys_alive_and_control_c_leaves_at_once(
-    host: Host, terminal: Callable[..., Terminal]
+    listener: Listener, terminal: Callable[..., Terminal]
 ) -> None:
-    window = in_terminal(terminal, "127.0.0.1", host.port, "--name", "John")
-    server = host.accept()
+    window = in_terminal(terminal, "127.0.0.1", str(listener.port), "--name", "John")
+    server = listener.accept()
     server.sock.setblocking(False)
     line = b"flood " * 20 + b"\n"
     sent = 0
@@ -461,10 +443,10 @@ def test_flood_leaves_the_keys_alive_and_control_c_leaves_at_once(
 
 
 def test_a_terminal_that_does_not_read_stops_neither_keys_nor_memory(
-    host: Host, terminal: Callable[..., Terminal]
+    listener: Listener, terminal: Callable[..., Terminal]
 ) -> None:
-    window = in_terminal(terminal, "127.0.0.1", host.port, "--name", "John")
-    server = host.accept()
+    window = in_terminal(terminal, "127.0.0.1", str(listener.port), "--name", "John")
+    server = listener.accept()
     window.expect("\x1b[?2004h")
     server.sock.settimeout(0.4)
     with pytest.raises(TimeoutError):  # the client stops reading: its terminal takes no more
@@ -474,9 +456,11 @@ def test_a_terminal_that_does_not_read_stops_neither_keys_nor_memory(
     assert window.wait() == 0
 
 
-def test_a_line_is_shown_with_one_write(host: Host, terminal: Callable[..., Terminal]) -> None:
-    window = in_terminal(terminal, "127.0.0.1", host.port, "--name", "John")
-    server = host.accept()
+def test_a_line_is_shown_with_one_write(
+    listener: Listener, terminal: Callable[..., Terminal]
+) -> None:
+    window = in_terminal(terminal, "127.0.0.1", str(listener.port), "--name", "John")
+    server = listener.accept()
     window.type("half")
     server.send("first\n")
     window.expect("half\x1b[K")
