@@ -78,7 +78,7 @@ MAX_HISTORY = 128 * 1024  # bytes that a newcomer gets of what was said before
 # One turn reads about TURN_READ bytes at most, fewer in a crowd, and delivers about TURN_DELIVERY
 # bytes at most: 10 to 20 ms, and that is how long a flood can hold up anybody's line.
 TURN_READ = 256 * 1024
-TURN_DELIVERY = 16 * 1024 * 1024
+TURN_DELIVERY = 32 * 1024 * 1024
 MIN_READ = 512  # bytes that each connection may send in a turn in any case
 PIECE_WEIGHT = 64  # counted with each line that is handled on its own, for the time that it takes
 
