@@ -693,14 +693,6 @@ def make_room(clients: int) -> int:
     return clients
 
 
-def send_some(sock: socket.socket, data: bytes | memoryview) -> int:
-    """Hands the kernel as much of `data` as it takes now; returns how many bytes that is."""
-    try:
-        return sock.send(data)
-    except BlockingIOError:
-        return 0
-
-
 class Acceptor:
     """Accepts newcomers at the listeners; calls `admit` with each one's non-blocking socket and the
     address of its peer.
@@ -818,9 +810,12 @@ class Connection(Member):
     def receive(self, limit: int) -> bytes:
         return self.sock.recv(limit)
 
-    def send(self, data: memoryview) -> int:
+    def send(self, data: bytes | memoryview) -> int:
         """Returns how many bytes the kernel took, 0 if it takes none now."""
-        return send_some(self.sock, data)
+        try:
+            return self.sock.send(data)
+        except BlockingIOError:
+            return 0
 
     def end_stream(self) -> None:
         """Tells the peer that nothing more will come. What it sends can then only be drained."""
@@ -877,7 +872,7 @@ class TLSConnection(Connection):
             self.wants = selectors.EVENT_WRITE
             raise BlockingIOError from None
 
-    def send(self, data: memoryview) -> int:
+    def send(self, data: bytes | memoryview) -> int:
         try:
             return self.sock.send(data)
         except ssl.SSLWantWriteError:
@@ -1273,16 +1268,20 @@ class ChatServer:
 
     def deliver(self, batch: Batch) -> None:
         """Hands a turn's batch to everyone who is in the room, or has left it in this turn."""
-        text = memoryview(batch.text())
+        text = batch.text()
         if text:
             self.record(text)
-        leavers = [conn for conn in self.leaving if conn in batch.cuts]
-        for conn in self.members() + leavers:
+        cuts = cast("dict[Connection, list[Cut]]", batch.cuts)
+        # If all that happened is between the room and some, such as a private message, the others
+        # aren't even looked at: for 8,000 of them that takes 0.5 ms.
+        members = self.members() if text else [conn for conn in cuts if conn in self.room.members]
+        leavers = [conn for conn in self.leaving if conn in cuts]
+        for conn in members + leavers:
             try:
-                if conn in batch.cuts:
-                    for piece in pieces(text, batch.cuts[conn]):
+                if conn in cuts:
+                    for piece in pieces(memoryview(text), cuts[conn]):
                         self.send(conn, piece)
-                elif text:
+                else:
                     self.send(conn, text)
             except Exception:
                 log.exception("%s made the server stumble", conn)
@@ -1290,14 +1289,14 @@ class ChatServer:
         for conn in leavers:
             self.end_stream_when_flushed(conn)
 
-    def record(self, text: memoryview) -> None:
+    def record(self, text: bytes) -> None:
         if self.transcript:
-            self.transcript.write(bytes(text))
+            self.transcript.write(text)
         if log.isEnabledFor(logging.DEBUG):
-            for line in bytes(text).splitlines():
+            for line in text.splitlines():
                 log.debug("said: %s", printable(line))
 
-    def send(self, conn: Connection, data: memoryview) -> None:
+    def send(self, conn: Connection, data: bytes | memoryview) -> None:
         """Hands data to the kernel at once, if nothing is ahead of it; the rest has to wait."""
         try:
             sent = 0 if conn.backlog else conn.send(data)
@@ -1305,7 +1304,7 @@ class ChatServer:
             self.stop_sending(conn)
         else:
             if sent < len(data):
-                self.queue(conn, data[sent:])
+                self.queue(conn, memoryview(data)[sent:])
 
     def queue(self, conn: Connection, data: memoryview) -> None:
         """Adds to a member's backlog. Views on one batch share it, however many members wait."""

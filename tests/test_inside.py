@@ -136,8 +136,7 @@ def test_newcomers_are_let_in_when_a_connection_was_closed(module: Any) -> None:
     server.admit(sock, "peer")
     server.acceptor.retry_at = time.monotonic() + 1000
     (key,) = server.selector.get_map().values()
-    conn = key.data if module is chat_server else key.data.args[0]
-    (server.lose if module is chat_server else server.close)(conn, "gone")
+    (server.lose if module is chat_server else server.close)(key.data, "gone")
     assert server.acceptor.retry_at is None
 
 
@@ -174,5 +173,5 @@ def test_exception_ends_one_echo_client_alone(monkeypatch: pytest.MonkeyPatch) -
     server.admit(sock, "peer")
     monkeypatch.setattr(server, "echo", lambda conn: [][0])
     (key,) = server.selector.get_map().values()
-    key.data(READ)
+    server.serve(key.data)
     assert peer.rest() == b""

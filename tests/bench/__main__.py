@@ -134,7 +134,7 @@ def parse_args(
 def main(argv: Sequence[str] | None = None) -> int:
     rooms, echoes, missing = find_servers()
     names = list(dict.fromkeys(server.name for server in (*rooms, *echoes)))
-    args = parse_args(argv, FIGURES, names)
+    args = parse_args(argv, list(FIGURES), names)
     wanted = {rooms[0].name, echoes[0].name, *(set(args.only) & set(names) or names)}
     rooms = [server for server in rooms if server.name in wanted]
     echoes = [server for server in echoes if server.name in wanted]

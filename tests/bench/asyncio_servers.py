@@ -1,6 +1,8 @@
-"""What our servers are measured against: a room and an echo server, as one writes them in asyncio.
+"""A room and an echo server as one writes them in asyncio, to measure ours against.
 
     python asyncio_servers.py room|echo PORT [uvloop]
+
+They listen on 127.0.0.1 until they are killed.
 """
 
 from __future__ import annotations

@@ -194,7 +194,7 @@ def find_servers() -> tuple[list[Server], list[Server], list[str]]:
         rooms.append(Server("nats-server", nats, "-a", "127.0.0.1", "-p", port, dialect=Nats()))
     redis = find("redis-server")
     if redis:
-        options = "--bind 127.0.0.1 --save  --maxclients 12000 --port".split(" ")
+        options = ["--bind", "127.0.0.1", "--save", "", "--maxclients", "12000", "--port"]
         rooms.append(Server("redis-server", redis, *options, port, dialect=Redis()))
     socat = find("socat")
     if socat:

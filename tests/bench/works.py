@@ -23,7 +23,7 @@ from servers import Running
 TEXT_SIZE = 63  # bytes of a message without its newline: a line has 64
 MARK = b"~"  # ends each text and is nowhere else
 CHUNK_LINES = 1024  # that a flooding sender hands to the kernel at once
-SEND_BUFFER = 64 * 1024  # bytes that the kernel holds for a sender: it is the server's turn, not its
+SEND_BUFFER = 64 * 1024  # bytes at most that the kernel holds of what a member says
 RECEIVE_SIZE = 1024 * 1024
 DISCARD = socket.MSG_TRUNC if sys.platform == "linux" else 0
 WATCHERS = 20  # members of a conversation that look at the time when a line arrives
@@ -115,12 +115,14 @@ class Member:
         self.heard += size
         return size
 
-    def receive_all(self) -> None:
-        """Receives what there is, also the answers to what it said."""
+    def receive_all(self) -> int:
+        """Receives what there is, also the answers to what it said; returns how many bytes came."""
+        before = self.heard
         while self.receive():
             pass
         if self.says is not self.hears:
             self.receive_answers()
+        return self.heard - before
 
     def receive_answers(self) -> None:
         with suppress(BlockingIOError):
@@ -244,9 +246,7 @@ class Flood:
         member.send()
 
 
-def converse(
-    server: Running, seconds: float, talkers: int, rate: int, idle: int = 0
-) -> Result:
+def converse(server: Running, seconds: float, talkers: int, rate: int, idle: int = 0) -> Result:
     return Conversation(server, seconds, talkers, rate, idle).run()
 
 
@@ -260,13 +260,13 @@ class Conversation:
     def __init__(
         self, server: Running, seconds: float, talkers: int, rate: int, idle: int = 0
     ) -> None:
+        self.poller = select.epoll()  # made first: select() takes descriptors below 1,024 alone
         self.members = gather(server, talkers + idle)
         self.talkers = self.members[:talkers]
         random.Random(7).shuffle(self.talkers)  # the order of talking isn't that of joining
         self.rests = dict.fromkeys(self.talkers[:WATCHERS], b"")  # beginnings of texts
         self.others = cycle([member for member in self.members if member not in self.rests])
         self.watchers = {member.hears.fileno(): member for member in self.rests}
-        self.poller = select.epoll()
         for descriptor in self.watchers:
             self.poller.register(descriptor, select.EPOLLIN)
         self.delays: list[float] = []
@@ -277,14 +277,16 @@ class Conversation:
     def run(self) -> Result:
         due = self.meter.start
         speakers = cycle(self.talkers)
+        share = 8 + len(self.members) // 100
         while (self.left or missing(self.members)) and not self.meter.gives_up():
             # select() takes times of less than a millisecond, and an epoll is a descriptor too.
             wait = max(0.0, due - time.perf_counter()) if self.left else 0.01
             select.select([self.poller], [], [], wait)
             for descriptor, _ in self.poller.poll(0):
                 self.look(descriptor)
-            for member in islice(self.others, 8):
-                member.receive_all()
+            for member in islice(self.others, share if self.left else len(self.members)):
+                if member.receive_all():
+                    self.meter.arrived()
             while self.left and time.perf_counter() >= due:
                 self.say(next(speakers))
                 due += self.gap
