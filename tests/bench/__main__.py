@@ -59,9 +59,17 @@ def list_works(
         run = partial(converse, seconds=seconds, talkers=200, rate=rate)
         title = f"conversation: 200 members, {rate:,} lines a second"
         works.append(Work(title, rooms, run))
+    for others in (0, idlers):
+        title = f"conversation: 200 of {200 + others:,} members, 100 lines a second"
+        run = partial(converse, seconds=seconds, talkers=200, rate=100, idle=others)
+        works.append(Work(title, rooms[:1], run))
     for connections in (1, 100, 1000):
         run = partial(echo_small, seconds=seconds, connections=connections)
         works.append(Work(f"echo-small: {connections:,} x 64 bytes", echoes, run))
+    for others in (0, idlers):
+        title = f"echo-small: 200 of {200 + others:,} connections x 64 bytes"
+        run = partial(echo_small, seconds=seconds, connections=200, idle=others)
+        works.append(Work(title, [server for server in echoes if not server.forks], run))
     for connections, size, title in ((10, 64 * 1024, "64 KiB"), (1, 1024 * 1024, "1 MiB")):
         run = partial(echo_bulk, seconds=seconds, connections=connections, size=size)
         works.append(Work(f"echo-bulk: {connections} x {title}", echoes, run))

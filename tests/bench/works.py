@@ -217,7 +217,8 @@ class Flood:
             self.talking = self.meter.end < self.deadline
         messages = sum(member.messages() for member in self.members)
         result = self.meter.result(messages, missing(self.members))
-        result.lost += abs(self.auditor.marks - self.auditor.messages())
+        if not result.late:
+            result.lost += abs(self.auditor.marks - self.auditor.messages())
         close_all(self.members)
         return result
 
@@ -237,13 +238,15 @@ class Flood:
 
     def say(self, descriptor: int) -> None:
         member = self.sayers[descriptor]
-        if member.gone or not (member.unsent or self.talking):
-            self.poller.modify(descriptor, select.EPOLLIN)
+        if member.gone:
             return
-        if not member.unsent:
-            member.unsent = self.chunk
-            member.said += CHUNK_LINES
-        member.send()
+        if member.unsent or self.talking:
+            if not member.unsent:
+                member.unsent = self.chunk
+                member.said += CHUNK_LINES
+            member.send()
+        else:
+            self.poller.modify(descriptor, select.EPOLLIN)
 
 
 def converse(server: Running, seconds: float, talkers: int, rate: int, idle: int = 0) -> Result:
@@ -318,12 +321,13 @@ class Conversation:
 # --- Echo servers --------------------------------------------------------------------------------
 
 
-def echo_small(server: Running, seconds: float, connections: int) -> Result:
-    """Each connection has one message of 64 bytes under way.
+def echo_small(server: Running, seconds: float, connections: int, idle: int = 0) -> Result:
+    """Each connection has one message of 64 bytes under way, beside so many idle connections.
 
     They are served in turns, with blocking calls and nothing else: two system calls a message.
     """
     message = b"." * TEXT_SIZE + b"\n"
+    idlers = [server.connect() for _ in range(idle)]
     socks = [server.connect() for _ in range(connections)]
     for sock in socks:
         sock.sendall(message)
@@ -346,10 +350,11 @@ def echo_small(server: Running, seconds: float, connections: int) -> Result:
             sent_at[number] = now
             send(message)
         meter.arrived()
-    for sock in socks:
-        lost += len(receive_exactly(sock, size)) != size
+    result = meter.result(len(delays), 0, delays)
+    result.lost = lost
+    for sock in socks + idlers:
         sock.close()
-    return meter.result(len(delays), lost, delays)
+    return result
 
 
 def receive_exactly(sock: socket.socket, size: int) -> bytes:
