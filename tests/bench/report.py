@@ -91,7 +91,11 @@ def print_bars(results: Mapping[str, ByServer], field: Callable[[str], str]) -> 
     for title, by_server in results.items():
         name = field(title)
         print(f"\n{title}: {name}")
-        figures = {who: median(values(rounds, name)) for who, rounds in by_server.items() if rounds}
+        figures = {
+            who: median(values(rounds, name))
+            for who, rounds in by_server.items()
+            if values(rounds, name)
+        }
         longest = max(figures.values(), default=0) or 1
         for who, figure in figures.items():
             bar = "█" * max(1, round(BAR_WIDTH * figure / longest)) if figure else ""

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -134,11 +135,12 @@ class Running:
 
     def cpu(self) -> float:
         """Returns how many seconds of CPU time it has used so far."""
-        ticks = 0
+        nanoseconds = 0
         for pid in self.processes():
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            ticks += sum(map(int, fields[11:15]))  # user and system, its own and of ended children
-        return ticks / os.sysconf("SC_CLK_TCK")
+            with suppress(OSError):  # it may have ended meanwhile
+                for thread in Path(f"/proc/{pid}/task").iterdir():
+                    nanoseconds += int((thread / "schedstat").read_text().split()[0])
+        return nanoseconds / 1e9
 
     def memory(self) -> int:
         """Returns how many bytes of memory it takes."""
@@ -151,9 +153,10 @@ class Running:
     def status(self, field: str) -> int:
         total = 0
         for pid in self.processes():
-            for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-                if line.startswith(field):
-                    total += int(line.split()[1]) * 1024
+            with suppress(OSError):
+                for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+                    if line.startswith(field):
+                        total += int(line.split()[1]) * 1024
         return total
 
 
