@@ -37,11 +37,14 @@ import time
 import unicodedata
 import zlib
 from collections import deque
-from contextlib import suppress
+from contextlib import closing, suppress
+from functools import partial
+from selectors import EVENT_READ, EVENT_WRITE
 from typing import Any, Callable, Sequence
 
 if sys.platform != "win32":
     import termios
+    import tty
 try:
     import ssl
 except ImportError:  # a Python built without OpenSSL can do everything but TLS
@@ -51,14 +54,14 @@ VERSION = "1.0"
 
 HOST = "localhost"
 PORT = 7007
-CONNECT_TIMEOUT = 10.0  # seconds for each address of a host
-DOOR_PATIENCE = 5.0  # seconds to wait for a question when we have a password to give
-PATIENCE = 0.5  # seconds to wait for a welcome or an answer that may never come
+CONNECT_TIME = 10.0  # seconds for each address of a host
+QUESTION_TIME = 5.0  # seconds to wait for a question when we have a password to give
+ANSWER_TIME = 0.5  # seconds to wait for a welcome or an answer that may never come
 LINGER = 1.0  # seconds for the server to close after the user has left
 RECEIVE_SIZE = 64 * 1024  # bytes received at once
 MAX_LINE = 64 * 1024  # bytes; a longer line is left out
 MAX_WAITING = 64 * 1024  # bytes that wait for a slow reader before we stop reading the other side
-MAX_HISTORY = 1000  # lines that Up goes back to
+MAX_RECALLED = 1000  # lines that Up goes back to
 MAX_NAMES = 1000  # names that Tab completes
 RETRY_DELAYS = (1, 30)  # seconds until the next try to connect again: doubled from the first on
 
@@ -81,7 +84,7 @@ SOCKET_OPTIONS = [
 WELCOME = "Welcome to the chatroom!"
 YOU_ARE = "* you are "
 IS_TAKEN = " is taken"
-BAD_NAME = "* a name "
+BAD_NAME = re.compile(r"\* a name .*: /name NAME")  # names have no colon: no notice of one fits
 PASSWORD = "* password?"
 WRONG_PASSWORD = "* wrong password"
 NOT_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE")  # OpenSSL's reasons
@@ -205,21 +208,18 @@ class Talk:
         self.wants_password = False
         self.refused = ""  # why there is no use in trying again
 
-    def go_on(self) -> None:
-        """The answer that we wait for may never come."""
+    def stop_waiting(self) -> None:
+        """Goes on as well as it can: the answer that it waits for may never come."""
         self.ready = True
 
     def heard(self, line: str) -> None:
         """Takes a line from the other side, clean and without its newline."""
-        raise NotImplementedError
 
     def typed(self, line: str) -> None:
         """Takes a line from the user, without its newline."""
-        raise NotImplementedError
 
     def give_password(self, password: bytes) -> None:
         """Takes what the user answered to `wants_password`."""
-        raise NotImplementedError
 
     def candidates(self, beginning: str) -> list[str]:
         """Returns the names that begin so, the likeliest first."""
@@ -252,12 +252,13 @@ class Chat(Talk):
         self.password = password
         self.at_door = False  # what goes out now would be taken for the password
         self.in_room = False
-        self.asked = ""  # the name that the room was asked for, until it answers
-        self.asked_by_user = False
+        self.requested = ""  # a name that the room was asked for, until it answers
+        self.requested_by_user = False
         self.first = True  # nothing was heard yet
         self.names: dict[str, None] = {}  # that were seen here, the latest last
 
     def be(self, name: str) -> None:
+        """Is known as this name from now on."""
         self.name = name
         self.prompt = f"{name}: "
         self.mention = re.compile(rf"(?<!\w){re.escape(name)}(?!\w)", re.IGNORECASE)
@@ -270,7 +271,7 @@ class Chat(Talk):
         elif (first or self.at_door) and line == WELCOME:
             self.in_room = True
             self.at_door = False
-            self.ask(self.name)
+            self.request_name(self.name)
             self.shown.append(line)
         elif first and line == PASSWORD:
             self.at_door = True
@@ -284,6 +285,7 @@ class Chat(Talk):
             self.heard_message(line)
 
     def heard_message(self, line: str) -> None:
+        """Shows what somebody said, and learns from it who is there."""
         if not line.startswith("* "):  # so does a room that is full
             self.ready = self.ready or not self.in_room  # a relay that is no room of ours
             speaker, colon, text = line.partition(": ")
@@ -293,7 +295,7 @@ class Chat(Talk):
             self.mentioned = self.mentioned or bool(self.mention.search(said))
         self.shown.append(line)
 
-    def go_on(self) -> None:
+    def stop_waiting(self) -> None:
         self.ready = not self.at_door
 
     def give_password(self, password: bytes) -> None:
@@ -304,27 +306,27 @@ class Chat(Talk):
 
     def heard_room(self, line: str) -> bool:
         """Follows what the room itself says; returns whether the user wants to know it."""
-        if self.asked:
-            name = unicodedata.normalize("NFKC", self.asked).strip()
+        if self.requested:
+            name = unicodedata.normalize("NFKC", self.requested).strip()
             if line == YOU_ARE + name:
                 self.be(name)
                 self.take_answer()
-                return self.asked_by_user
+                return self.requested_by_user
             if line == f"* {name}{IS_TAKEN}":
                 self.take_answer()
                 another = name[: MAX_NAME - 1] + "_"
-                if not self.asked_by_user and another != name:
-                    self.ask(another)
-            elif line.startswith(BAD_NAME):
+                if not self.requested_by_user and another != name:
+                    self.request_name(another)
+            elif BAD_NAME.fullmatch(line):
                 self.take_answer()
         for pattern in SIGHTINGS:
             match = pattern.fullmatch(line)
-            for names in match.groups() if match else ():
-                for name in names.split(", "):
-                    self.saw(name)
+            for name in match[1].split(", ") if match else ():
+                self.saw(name)
         return True
 
     def saw(self, name: str) -> None:
+        """Remembers somebody who is there."""
         if 0 < len(name) <= MAX_NAME and name != self.name:
             self.names.pop(name, None)
             self.names[name] = None
@@ -335,15 +337,15 @@ class Chat(Talk):
         start = beginning.casefold()
         return [name for name in reversed(list(self.names)) if name.casefold().startswith(start)]
 
-    def ask(self, name: str, by_user: bool = False) -> None:
+    def request_name(self, name: str, by_user: bool = False) -> None:
         """Asks the room for a name. What is typed waits for the answer."""
-        self.asked, self.asked_by_user = name, by_user
+        self.requested, self.requested_by_user = name, by_user
         self.ready = False
         self.outgoing += f"/name {name}\n".encode()
 
     def take_answer(self) -> None:
         """The room has answered, so what was typed can go out."""
-        self.asked = ""
+        self.requested = ""
         self.ready = True
 
     def typed(self, line: str) -> None:
@@ -353,7 +355,7 @@ class Chat(Talk):
         if command and not line.startswith("//"):
             word, _, argument = line.partition(" ")
             if word == "/name" and argument.strip():  # the next message begins with it
-                self.ask(argument.strip(), by_user=True)
+                self.request_name(argument.strip(), by_user=True)
             else:
                 self.outgoing += f"{line}\n".encode()
             return
@@ -388,12 +390,11 @@ KEYS = {
     "\x04": "delete_or_end",
     "\x0c": "clear_screen",
     "\x1a": "suspend",
-    "\x1b[200~": "begin_paste",
 }
-PASTE_END = "\x1b[201~"
+PASTE_START, PASTE_END = "\x1b[200~", "\x1b[201~"  # bracketed paste
 # One key: an escape sequence, Alt and a character, or a character; and one that isn't complete yet.
 KEY = re.compile(
-    r"\x1b\[\[.|\x1b{1,2}\[[0-?]*[ -/]*[@-~]|\x1b{1,2}O[@-~]|\x1b[^\x00-\x07\x09-\x1f\[O]|[^\x1b]"
+    r"\x1b\[\[.|\x1b{1,2}\[[0-?]*[ -/]*[@-~]|\x1b{1,2}O[@-~]|\x1b[^\x00-\x07\x09-\x1f\[O]|(?s:.)"
 )
 UNFINISHED_KEY = re.compile(r"\x1b+(?:\[\[?[0-?]*[ -/]*|O)?")
 
@@ -418,110 +419,94 @@ def joins(before: str, char: str) -> bool:
     return unicodedata.category(char) in ZERO_WIDTH or before == JOINER or ord(char) in SKIN_TONES
 
 
-def is_word(char: str) -> bool:
-    return char.isalnum() or char == "_"
+def first_word_end(text: str) -> int:
+    """Returns where the first word of a text ends."""
+    return len(text) - len(re.sub(r"^\W*\w*", "", text))
 
 
 class Editor:
     """A line that is being typed. It does no I/O: keys go in as they come from the terminal,
     finished lines and wishes come out, and `view` says how the line looks."""
 
-    def __init__(self, complete: Callable[[str], Sequence[str]] = lambda _: ()) -> None:
-        self.candidates = complete  # names that begin with a text, the likeliest first
+    def __init__(self, candidates: Callable[[str], Sequence[str]] = lambda _: ()) -> None:
+        self.candidates = candidates  # names that begin with a text, the likeliest first
         self.text = ""
         self.cursor = 0  # an index of text
-        self.history: deque[str] = deque(maxlen=MAX_HISTORY)
-        self.place = 0  # in the history, counted from its end; 0 is the line itself
+        self.history: deque[str] = deque(maxlen=MAX_RECALLED)
+        self.recalled = 0  # place in the history, counted from its end; 0 is the line itself
         self.draft = ""  # the line itself, while another is shown
         self.killed = ""
         self.completing: list[str] = []  # what the next Tab puts in place of `completed`
         self.completed = ""
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.unread = ""  # the beginning of a key
-        self.pasting = False
         self.lines: list[str] = []  # finished
-        self.wishes: list[str] = []  # "interrupt", "end", "suspend", "clear_screen"
+        self.wishes: list[str] = []  # "interrupt", "end_of_input", "suspend", "clear_screen"
 
     # Keys
 
     def feed(self, data: bytes) -> None:
         """Takes bytes from the terminal, in whatever pieces they come."""
         self.unread += self.decoder.decode(data)
-        while self.unread:
-            if self.pasting:
-                if not self.paste():
+        while self.unread and not UNFINISHED_KEY.fullmatch(self.unread):
+            if self.unread.startswith(PASTE_START):
+                pasted, end, rest = self.unread[len(PASTE_START) :].partition(PASTE_END)
+                if not end:  # more has to come
                     break
-                continue
-            match = KEY.match(self.unread)
-            if not match:
-                if UNFINISHED_KEY.fullmatch(self.unread):
-                    break
-                self.unread = self.unread[1:]
-                continue
-            self.unread = self.unread[match.end() :]
-            self.press(match.group())
+                self.unread = rest
+                self.paste(pasted)
+            else:
+                match = KEY.match(self.unread)
+                assert match  # if nothing else, any character
+                self.unread = self.unread[match.end() :]
+                self.press(match.group())
 
     def press(self, key: str) -> None:
+        """Does what one key is for."""
         if key.startswith("\x1b\x1b"):  # the Escape key and then an arrow, or rxvt's Alt-arrow
             key = key[1:]
         method = KEYS.get(key)
         if method != "complete":
             self.completing = []
-        if method:
+        if method in ("suspend", "clear_screen"):  # not the line's business
+            self.wishes.append(method)
+        elif method:
             getattr(self, method)()
         elif not key.startswith("\x1b"):
             self.insert(key.translate(NO_TEXT))
 
-    def begin_paste(self) -> None:
-        self.pasting = True
-
-    def paste(self) -> bool:
-        """Takes what there is of pasted text; returns False if more has to come.
-
-        Nothing in it is a key: newlines wait in the line until Enter, other controls are left out.
-        """
-        text, end, rest = self.unread.partition(PASTE_END)
-        if not end:  # its own beginning may be the last thing here
-            keep = next((n for n in range(5, 0, -1) if text.endswith(PASTE_END[:n])), 0)
-            keep = keep or int(text.endswith("\r"))  # as may the other half of a newline
-            text, rest = text[: len(text) - keep], text[len(text) - keep :]
-        self.unread = rest
-        self.pasting = not end
-        lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-        self.insert("\n".join(line.translate(NO_TEXT) for line in lines))
-        return bool(end)
+    def paste(self, text: str) -> None:
+        """Puts in text in which nothing is a key: its newlines wait in the line until Enter."""
+        self.completing = []
+        self.insert("\n".join(line.translate(NO_TEXT) for line in re.split("\r\n?|\n", text)))
 
     def insert(self, text: str) -> None:
+        """Puts a text in at the cursor."""
         self.text = self.text[: self.cursor] + text + self.text[self.cursor :]
         self.cursor += len(text)
 
     def set(self, text: str) -> None:
+        """Makes this the line, with the cursor at its end."""
         self.text, self.cursor = text, len(text)
 
     def enter(self) -> None:
         if self.text.strip():
             self.history.append(self.text)
         self.lines += self.text.rstrip("\n").split("\n")
-        self.place = 0
+        self.recalled = 0
         self.set("")
 
     def interrupt(self) -> None:
         if not self.text:
             self.wishes.append("interrupt")
-        self.place = 0
+        self.recalled = 0
         self.set("")
 
     def delete_or_end(self) -> None:
         if self.text:
             self.delete()
         else:
-            self.wishes.append("end")
-
-    def suspend(self) -> None:
-        self.wishes.append("suspend")
-
-    def clear_screen(self) -> None:
-        self.wishes.append("clear_screen")
+            self.wishes.append("end_of_input")
 
     # Movement
 
@@ -541,17 +526,11 @@ class Editor:
 
     def word_before(self) -> int:
         """Returns where the word before the cursor begins."""
-        at = self.cursor
-        while at > 0 and not is_word(self.text[at - 1]):
-            at -= 1
-        while at > 0 and is_word(self.text[at - 1]):
-            at -= 1
-        return at
+        return self.cursor - first_word_end(self.text[: self.cursor][::-1])
 
     def word_after(self) -> int:
         """Returns where the word after the cursor ends."""
-        match = re.compile(r"\W*\w*").match(self.text, self.cursor)
-        return match.end() if match else self.cursor
+        return self.cursor + first_word_end(self.text[self.cursor :])
 
     def home(self) -> None:
         self.cursor = 0
@@ -572,18 +551,18 @@ class Editor:
         self.cursor = self.word_after()
 
     def older(self) -> None:
-        self.go_to(self.place + 1)
+        self.go_to(self.recalled + 1)
 
     def newer(self) -> None:
-        self.go_to(self.place - 1)
+        self.go_to(self.recalled - 1)
 
     def go_to(self, place: int) -> None:
         """Shows another line of the history; 0 is the one that was being typed."""
         if not 0 <= place <= len(self.history):
             return
-        if self.place == 0:
+        if self.recalled == 0:
             self.draft = self.text
-        self.place = place
+        self.recalled = place
         self.set(self.history[-place] if place else self.draft)
 
     # Changes
@@ -602,6 +581,7 @@ class Editor:
         self.cut(self.cursor, self.after(self.cursor))
 
     def kill(self, start: int, end: int) -> None:
+        """Cuts a stretch that `yank` can put back."""
         self.killed = self.cut(start, end) or self.killed
 
     def kill_to_end(self) -> None:
@@ -680,11 +660,11 @@ def fitting_end(text: str, room: int) -> str:
     return text[start:]
 
 
-# --- The console ---------------------------------------------------------------------------------
+# --- The process ---------------------------------------------------------------------------------
 
 
 class Failure(Exception):
-    """The client can't go on; the text says why."""
+    """The script can't go on; the text says why, and what to do about it."""
 
 
 class Disconnected(Failure):
@@ -693,6 +673,50 @@ class Disconnected(Failure):
 
 class Terminated(Exception):
     """A signal told us to end: its number."""
+
+
+def open_signal_socket(*numbers: int) -> socket.socket:
+    """Returns a socket on which each of these signals arrives as a byte, its number.
+
+    So a signal is one more event for the loop. A handler that raises would strike anywhere, even
+    between receiving bytes and passing them on.
+    """
+    reader, writer = socket.socketpair()
+    reader.setblocking(False)
+    writer.setblocking(False)
+    signal.set_wakeup_fd(writer.detach())
+    for number in numbers:
+        signal.signal(number, lambda *_: None)  # only a signal with a handler wakes the loop
+    return reader
+
+
+def raise_signal(number: int, _: Any) -> None:
+    """A signal handler for where no loop runs."""
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise Terminated(number)
+
+
+def open_input() -> int | socket.socket:
+    """Returns what to wait at and read from for standard input: its descriptor, or, where only
+    sockets can be waited for, a socket that a thread feeds."""
+    if not ONLY_SOCKETS:
+        return 0
+    ours, feeder = socket.socketpair()
+    threading.Thread(target=feed_input, args=(feeder,), daemon=True).start()
+    return ours
+
+
+def feed_input(feeder: socket.socket) -> None:
+    """Passes standard input on until it ends."""
+    stdin: Any = sys.stdin.buffer
+    with feeder, suppress(OSError):
+        # From the raw file: a buffered one is locked by the reader, also when the process ends.
+        for data in iter(lambda: stdin.raw.read(RECEIVE_SIZE), b""):
+            feeder.sendall(data)
+
+
+# --- The console ---------------------------------------------------------------------------------
 
 
 class Painter:
@@ -733,6 +757,7 @@ class Console:
     """Standard input and output as they are: lines in, lines out, no escape sequences."""
 
     edits = False
+    closed = "standard output is closed"
 
     def __init__(self, painter: Painter) -> None:
         self.painter = painter
@@ -839,14 +864,14 @@ class Console:
     def write(self, _: int = 0) -> None:
         """Writes what the output takes. Raises Failure if nobody will ever read it."""
         # A pipe that is ready takes this much without blocking (POSIX: PIPE_BUF).
-        size = len(self.output) if ONLY_SOCKETS else select.PIPE_BUF
+        size = len(self.output) if ONLY_SOCKETS or self.edits else select.PIPE_BUF
         try:
             del self.output[: os.write(self.screen, self.output[:size])]
         except BlockingIOError:
             pass
         except OSError:
             self.output.clear()
-            raise Failure("standard output is closed") from None
+            raise Failure(self.closed) from None
 
     def on_signal(self, _: int) -> None:
         """Signals do here what they do to any program."""
@@ -868,6 +893,8 @@ class Terminal(Console):
     """
 
     edits = True
+    closed = "the terminal is gone"
+    signals: socket.socket
 
     def __init__(self, painter: Painter) -> None:
         super().__init__(painter)
@@ -884,25 +911,25 @@ class Terminal(Console):
         self.signals = open_signal_socket(
             signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGWINCH, signal.SIGCONT
         )
-        self.enter()
+        self.take_over()
 
     # Modes
 
-    def enter(self) -> None:
+    def take_over(self) -> None:
         """Takes the terminal: every key comes at once and unseen, what was typed ahead is kept."""
         try:
             modes = termios.tcgetattr(0)
             self.width = os.get_terminal_size(0).columns or 80  # it may have changed meanwhile
         except (OSError, termios.error):
-            raise Failure("the terminal is gone") from None
-        modes[0] &= ~(termios.ICRNL | termios.INLCR | termios.IGNCR | termios.IXON)
-        modes[3] &= ~(termios.ECHO | termios.ICANON | termios.ISIG | termios.IEXTEN)
-        modes[6][termios.VMIN], modes[6][termios.VTIME] = 1, 0
+            raise Failure(self.closed) from None
+        modes[tty.IFLAG] &= ~(termios.ICRNL | termios.INLCR | termios.IGNCR | termios.IXON)
+        modes[tty.LFLAG] &= ~(termios.ECHO | termios.ICANON | termios.ISIG | termios.IEXTEN)
+        modes[tty.CC][termios.VMIN], modes[tty.CC][termios.VTIME] = 1, 0
         termios.tcsetattr(0, termios.TCSANOW, modes)
         self.output += b"\x1b[?2004h"  # bracketed paste
         self.stale = True
 
-    def leave(self) -> None:
+    def give_back(self) -> None:
         """Gives the terminal back as it was found, with the row cleared."""
         self.output += b"\r\x1b[K\x1b[?2004l"
         deadline = time.monotonic() + 1.0  # a terminal that is stopped is not waited for
@@ -915,29 +942,28 @@ class Terminal(Console):
 
     def suspend(self) -> None:
         """Stops, as Ctrl-Z does in a terminal that isn't raw; continues with `fg`."""
-        self.leave()
+        self.give_back()
         os.kill(0, signal.SIGTSTP)
-        self.enter()
+        self.take_over()
 
     def ask_secret(self, prompt: str) -> bytes:
-        self.leave()
+        self.give_back()
         try:
             return super().ask_secret(prompt)
         finally:
-            self.enter()
+            self.take_over()
 
     def close(self) -> None:
         if self.pending:
             self.output += b"\r\x1b[K" + self.pending.encode()
-        self.leave()
+        self.give_back()
 
     def on_signal(self, _: int) -> None:
-        assert self.signals
         for number in self.signals.recv(64):
             if number == signal.SIGWINCH:
                 self.resize()
             elif number == signal.SIGCONT:  # the shell has had the terminal meanwhile
-                self.enter()
+                self.take_over()
             else:
                 raise_signal(number, None)
 
@@ -973,9 +999,6 @@ class Terminal(Console):
             else:
                 self.ended = True
 
-    def take(self) -> str:
-        return self.typed.popleft()
-
     def keep(self, line: str) -> None:
         self.show(line)
 
@@ -1001,29 +1024,11 @@ class Terminal(Console):
         before, after = self.editor.view(self.row_prompt, self.width)
         self.cursor_column = sum(map(char_width, before))
         row = self.painter.paint_prompt(before, self.row_prompt)
-        if after:  # the terminal itself remembers where the cursor belongs, and comes back there
-            row += f"\x1b7{after}\x1b[K\x1b8"
-        else:
-            row += "\x1b[K"
+        # The terminal itself remembers where the cursor belongs, and comes back there.
+        row += f"\x1b7{after}\x1b[K\x1b8"
         above = f"\r\x1b[K{self.pending}" if self.pending else ""
         self.output += f"{above}\r{row}".encode()
         self.pending, self.stale = "", False
-
-    def write(self, _: int = 0) -> None:
-        try:
-            del self.output[: os.write(self.screen, self.output)]
-        except BlockingIOError:
-            pass
-        except OSError:
-            self.output.clear()
-            raise Failure("the terminal is gone") from None
-
-
-def raise_signal(number: int, _: Any) -> None:
-    """A signal handler for where no loop runs."""
-    if number == signal.SIGINT:
-        raise KeyboardInterrupt
-    raise Terminated(number)
 
 
 def open_console(args: argparse.Namespace) -> Console:
@@ -1037,40 +1042,6 @@ def open_console(args: argparse.Namespace) -> Console:
         with suppress(OSError):  # another user's terminal, after su, can't be opened
             return Terminal(Painter(not os.environ.get("NO_COLOR"), args.timestamps))
     return Console(Painter(False, args.timestamps))
-
-
-def open_input() -> int | socket.socket:
-    """Returns what to wait at and read from for standard input: its descriptor, or, where only
-    sockets can be waited for, a socket that a thread feeds."""
-    if not ONLY_SOCKETS:
-        return 0
-    ours, feeder = socket.socketpair()
-    threading.Thread(target=feed, args=(feeder,), daemon=True).start()
-    return ours
-
-
-def feed(feeder: socket.socket) -> None:
-    """Passes standard input on until it ends."""
-    stdin: Any = sys.stdin.buffer
-    with feeder, suppress(OSError):
-        # From the raw file: a buffered one is locked by the reader, also when the process ends.
-        for data in iter(lambda: stdin.raw.read(RECEIVE_SIZE), b""):
-            feeder.sendall(data)
-
-
-def open_signal_socket(*numbers: int) -> socket.socket:
-    """Returns a socket on which each of these signals arrives as a byte, its number.
-
-    So a signal is one more event for the loop. A handler that raises would strike anywhere, even
-    between receiving bytes and passing them on.
-    """
-    reader, writer = socket.socketpair()
-    reader.setblocking(False)
-    writer.setblocking(False)
-    signal.set_wakeup_fd(writer.detach())
-    for number in numbers:
-        signal.signal(number, lambda *_: None)  # only a signal with a handler wakes the loop
-    return reader
 
 
 # --- The client ----------------------------------------------------------------------------------
@@ -1090,14 +1061,11 @@ class Client:
         self.console = console
         self.tls = tls
         self.addresses: list[Any] = []  # of the server, as getaddrinfo() returns them
-        self.sock: socket.socket | None = None
         self.wants = 0  # the event that TLS needs before anything else can go on
-        self.talk: Talk | None = None
         self.framer = LineFramer(MAX_LINE)
         self.silent = True  # the server has not said anything yet
         self.lost = ""  # why the connection ended, once it has
-        self.leaving = False  # the user wants to go
-        self.hurried = False  # and the talk isn't ready for it
+        self.leaving = False  # the user has said all and wants to go
         self.goodbye = False  # and we have told the server
         self.deadline: float | None = None  # monotonic time at which we stop waiting for it
 
@@ -1107,25 +1075,19 @@ class Client:
         """Waits until something can be moved, or for the deadline, and moves it."""
         console = self.console
         console.update()
-        want_input = console.wants_input()
-        self.watch(console.input, selectors.EVENT_READ if want_input else 0, console.read)
+        self.watch(console.input, EVENT_READ if console.wants_input() else 0, console.read)
         if console.signals:
-            self.watch(console.signals, selectors.EVENT_READ, console.on_signal)
+            self.watch(console.signals, EVENT_READ, console.on_signal)
         if not ONLY_SOCKETS:
-            self.watch(
-                console.screen, selectors.EVENT_WRITE if console.output else 0, console.write
-            )
-        if self.sock and self.talk:
-            want_more = console.waiting() < MAX_WAITING
-            events = selectors.EVENT_READ if want_more else 0
-            events |= selectors.EVENT_WRITE if self.talk.outgoing else 0
-            self.watch(self.sock, self.wants or events, self.serve)
+            self.watch(console.screen, EVENT_WRITE if console.output else 0, console.write)
         timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
         for key, events in self.selector.select(timeout):
             key.data(events)
 
-    def watch(self, file: int | socket.socket, events: int, handler: Callable[[int], None]) -> None:
-        """Has the selector wait for exactly these events."""
+    def watch(
+        self, file: int | socket.socket, events: int, handler: Callable[[int], None] | None = None
+    ) -> None:
+        """Has the selector wait for exactly these events on a file, and then call the handler."""
         key = self.selector.get_map().get(file)
         if key and key.events != events:
             self.selector.unregister(file)
@@ -1150,8 +1112,9 @@ class Client:
         self.console.prompt("")
         return answer
 
-    def connect(self, host: str, port: int) -> None:
-        """Connects to the first address of the host that answers. Raises Disconnected."""
+    def connect(self, host: str, port: int) -> socket.socket:
+        """Connects to the first address of the host that answers. Raises Disconnected, Failure if
+        the host can't be trusted, and KeyboardInterrupt if the user doesn't want to wait."""
         try:  # just once: a resolver that is gone as well would freeze the keys at each new try
             self.addresses = self.addresses or socket.getaddrinfo(
                 host, port, type=socket.SOCK_STREAM
@@ -1165,14 +1128,13 @@ class Client:
             except OSError as error:  # such as IPv6 where it is switched off
                 code = error.errno or 0
                 continue
-            code = self.finish_connecting(sock, address)
+            code = self.connect_to(address, sock)
             if not code:
-                self.sock = self.shake_hands(sock, host) if self.tls else sock
-                return
+                return self.shake_hands(sock, host, self.tls) if self.tls else sock
             sock.close()
         raise Disconnected(f"cannot connect to port {port} on {host}: {why_not_connected(code)}")
 
-    def finish_connecting(self, sock: socket.socket, address: Any) -> int:
+    def connect_to(self, address: Any, sock: socket.socket) -> int:
         """Connects; returns the error number of how it ended, 0 for success."""
         sock.setblocking(False)
         for level, option, value in SOCKET_OPTIONS:
@@ -1180,24 +1142,23 @@ class Client:
         code = sock.connect_ex(address)
         if code not in (errno.EINPROGRESS, errno.EWOULDBLOCK):
             return code
-        if not self.wait_for(sock, selectors.EVENT_WRITE):
+        if not self.wait_for(sock, EVENT_WRITE):
             return errno.ETIMEDOUT
         return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
-    def shake_hands(self, sock: socket.socket, host: str) -> socket.socket:
+    def shake_hands(self, plain: socket.socket, host: str, tls: ssl.SSLContext) -> socket.socket:
         """Returns the socket with TLS around it. Raises Failure if that can't be trusted."""
-        assert self.tls
         try:
-            tls = self.tls.wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False)
+            sock = tls.wrap_socket(plain, server_hostname=host, do_handshake_on_connect=False)
             while True:
                 try:
-                    tls.do_handshake()
-                    return tls
+                    sock.do_handshake()
+                    return sock
                 except ssl.SSLWantReadError:
-                    events = selectors.EVENT_READ
+                    events = EVENT_READ
                 except ssl.SSLWantWriteError:
-                    events = selectors.EVENT_WRITE
-                if not self.wait_for(tls, events):
+                    events = EVENT_WRITE
+                if not self.wait_for(sock, events):
                     raise Disconnected(f"{host} does not answer in TLS; does it speak it?")
         except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
             raise Disconnected(f"{host} closed the connection in the TLS handshake") from None
@@ -1209,7 +1170,7 @@ class Client:
     def wait_for(self, sock: socket.socket, events: int) -> bool:
         """Waits for events on a socket that is being connected; says whether they have come."""
         ready: list[int] = []
-        deadline = time.monotonic() + CONNECT_TIMEOUT
+        deadline = time.monotonic() + CONNECT_TIME
         self.watch(sock, events, ready.append)
         try:
             while not ready and time.monotonic() < deadline:
@@ -1217,11 +1178,11 @@ class Client:
                 if self.console.edits and self.wants_to_leave():
                     raise KeyboardInterrupt
         finally:
-            self.watch(sock, 0, ready.append)
+            self.watch(sock, 0)
         return bool(ready)
 
-    def reconnect(self, host: str, port: int) -> bool:
-        """Connects again, trying ever more rarely; returns False if the user leaves meanwhile."""
+    def reconnect(self, host: str, port: int) -> socket.socket | None:
+        """Connects again, trying ever more rarely; returns None if the user leaves meanwhile."""
         delay, longest = RETRY_DELAYS
         noted = 0
         while True:
@@ -1232,23 +1193,21 @@ class Client:
             while time.monotonic() < deadline:
                 self.turn(deadline)
                 if self.wants_to_leave():
-                    return False
+                    return None
                 for line in list(self.console.typed)[noted:]:
                     self.console.show(f"* waits to be sent: {line}")
                 noted = len(self.console.typed)
             try:
-                self.connect(host, port)
-                return True
+                return self.connect(host, port)
             except Disconnected:
                 delay = min(2 * delay, longest)
 
-    def converse(self, talk: Talk) -> None:
+    def converse(self, sock: socket.socket, talk: Talk) -> None:
         """Talks until the user leaves. Raises Disconnected if the server closes before that, and
         Failure if there is no use in trying again."""
-        self.talk, self.framer, self.lost = talk, LineFramer(MAX_LINE), ""
-        self.wants, self.silent = 0, True
-        self.leaving = self.hurried = self.goodbye = False
-        self.be_patient(DOOR_PATIENCE if talk.password else PATIENCE)
+        self.framer, self.lost, self.wants, self.silent = LineFramer(MAX_LINE), "", 0, True
+        self.leaving = self.goodbye = False
+        self.be_patient(QUESTION_TIME if talk.password else ANSWER_TIME)
         if self.console.edits:
             self.console.prompt(talk.prompt)
         while not self.lost:
@@ -1256,33 +1215,38 @@ class Client:
                 talk.give_password(self.console.ask_secret("password: "))
             self.forward_typed(talk)
             if self.has_said_all(talk) and not self.goodbye:
-                self.say_goodbye()
-            elif not talk.ready and not self.hurried and self.wants_to_leave():
-                self.hurried = True
-                self.be_patient(LINGER)
+                self.say_goodbye(sock)
+            elif self.is_hurried(talk):
+                self.be_patient(LINGER, self.deadline)
+            self.watch_server(sock, talk)
             self.turn(self.deadline)
             if self.deadline is not None and time.monotonic() >= self.deadline:
                 self.deadline = None
-                talk.go_on()
-                if self.goodbye or self.leaving or (self.hurried and not talk.ready):
-                    self.goodbye = True  # nobody has heard it, but the user wants to go
+                talk.stop_waiting()
+                if self.goodbye or self.leaving or self.is_hurried(talk):
                     break
         self.show(talk)
-        self.hang_up()
+        self.watch(sock, 0)
+        sock.close()
         if talk.refused:
             raise Failure(talk.refused)
-        if not self.goodbye:
+        if self.lost and not self.goodbye:
             raise Disconnected(f"lost the connection: {self.lost}")
 
-    def be_patient(self, seconds: float = PATIENCE) -> None:
+    def be_patient(self, seconds: float = ANSWER_TIME, at_most: float | None = None) -> None:
         """Gives the other side so much time for an answer, from now on."""
-        self.deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + seconds
+        self.deadline = deadline if at_most is None else min(deadline, at_most)
 
     def wants_to_leave(self) -> bool:
         """Says whether the user wants to go now, and not only when all that was typed is said."""
         console = self.console
         typed = list(console.typed) if console.edits else list(console.typed)[:1]
         return (console.ended and console.edits) or any(line.strip() in LEAVE for line in typed)
+
+    def is_hurried(self, talk: Talk) -> bool:
+        """Says whether the user wants to go although the talk still waits for an answer."""
+        return not talk.ready and self.wants_to_leave()
 
     def forward_typed(self, talk: Talk) -> None:
         """Lets the talk have the lines that were typed, as long as it wants more."""
@@ -1307,10 +1271,11 @@ class Client:
             self.show(talk)
 
     def has_said_all(self, talk: Talk) -> bool:
+        """Says whether nothing that the user typed or will type has still to go out."""
         ended = self.leaving or (self.console.ended and not self.console.typed)
         return ended and talk.ready and not talk.outgoing
 
-    def say_goodbye(self) -> None:
+    def say_goodbye(self, sock: socket.socket) -> None:
         """Ends our direction of the stream. The server then sends what is left and closes.
 
         To close ourselves, with input unread, would reset the connection, and a reset destroys what
@@ -1318,12 +1283,12 @@ class Client:
         """
         self.goodbye = True
         self.deadline = time.monotonic() + LINGER if self.leaving else None
-        assert self.sock
         with suppress(OSError):
             # The plain socket's: after that of TLS nothing that still comes would be decrypted.
-            socket.socket.shutdown(self.sock, socket.SHUT_WR)
+            socket.socket.shutdown(sock, socket.SHUT_WR)
 
     def show(self, talk: Talk) -> None:
+        """Puts out what the talk has to show."""
         self.console.painter.me = talk.name
         for line in talk.shown:
             self.console.show(line)
@@ -1332,33 +1297,34 @@ class Client:
             self.console.ring()
         talk.mentioned = False
 
-    def hang_up(self) -> None:
-        if self.sock:
-            self.watch(self.sock, 0, self.serve)
-            self.sock.close()
-            self.sock = None
-
     # The socket
 
-    def serve(self, events: int) -> None:
+    def watch_server(self, sock: socket.socket, talk: Talk) -> None:
+        """Has the selector wait for what can be done with the server now."""
+        events = EVENT_READ if self.console.waiting() < MAX_WAITING else 0
+        events |= EVENT_WRITE if talk.outgoing else 0
+        self.watch(sock, self.wants or events, partial(self.serve, sock, talk))
+
+    def serve(self, sock: socket.socket, talk: Talk, events: int) -> None:
         """Receives and sends once, as the socket is ready for it."""
-        assert self.sock and self.talk
-        self.wants, wanted = 0, self.wants
+        if self.wants:  # whatever TLS was stuck in can go on
+            self.wants, events = 0, EVENT_READ | EVENT_WRITE
         try:
             # A TLS record has at most 16 KiB, so nothing that is decrypted stays behind unseen.
-            if (events | wanted) & selectors.EVENT_READ:
-                self.receive(self.sock.recv(RECEIVE_SIZE), self.talk)
-            if (events | wanted) & selectors.EVENT_WRITE and self.talk.outgoing and not self.lost:
-                del self.talk.outgoing[: self.sock.send(self.talk.outgoing)]
+            if events & EVENT_READ:
+                self.receive(sock.recv(RECEIVE_SIZE), talk)
+            if events & EVENT_WRITE and talk.outgoing and not self.lost:
+                del talk.outgoing[: sock.send(talk.outgoing)]
         except BlockingIOError:  # readiness is a hint, not a promise
             pass
         except OSError as error:
             if not ssl or not isinstance(error, (ssl.SSLWantReadError, ssl.SSLWantWriteError)):
                 self.lost = error.strerror or str(error)
             elif isinstance(error, ssl.SSLWantWriteError):
-                self.wants = selectors.EVENT_WRITE
+                self.wants = EVENT_WRITE
 
     def receive(self, data: bytes, talk: Talk) -> None:
+        """Lets the talk have the lines in what was received; nothing means the end."""
         if self.silent and (not data or data.startswith(TLS_ALERT)) and not self.tls:
             self.lost = "the server closed it without a word; if it speaks TLS, use --tls"
             return
@@ -1371,25 +1337,9 @@ class Client:
             talk.heard(terminal_text(line))
         if too_long:
             talk.shown.append(TOO_LONG)
-        if not talk.ready and not self.hurried:
+        if not talk.ready and not self.wants_to_leave():
             self.be_patient()
         self.show(talk)
-
-
-def make_client_tls(ca_file: str | None) -> ssl.SSLContext:
-    """Returns what it takes to speak TLS, and to verify the server's certificate and name, with the
-    authorities that this system trusts, or the ones in the file. Raises Failure."""
-    if ssl is None:
-        raise Failure("this Python was built without TLS")
-    if ca_file == "":  # such as a variable of the shell that isn't set
-        raise Failure("--tls-ca is given no file")
-    try:
-        context = ssl.create_default_context(cafile=ca_file)
-    except OSError as error:  # ssl.SSLError is one too
-        raise Failure(f"cannot use {ca_file}: {error.strerror}") from error
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.options |= ssl.OP_NO_RENEGOTIATION  # so that sending doesn't wait for receiving
-    return context
 
 
 def why_no_tls(error: ssl.SSLError, host: str) -> str:
@@ -1410,22 +1360,11 @@ def why_no_tls(error: ssl.SSLError, host: str) -> str:
     return f"no TLS with {host}: {error.reason or error}"
 
 
-def find_password(file: str | None) -> bytes:
-    """Returns the password, the first line of the file; b"" if there is none. Raises Failure."""
-    if not file:
-        return os.fsencode(os.environ.get("CHAT_PASSWORD", ""))
-    try:
-        with open(file, "rb") as lines:
-            return lines.readline().rstrip(b"\r\n")
-    except OSError as error:
-        raise Failure(f"cannot read the password file {file}: {error.strerror}") from error
-
-
 def why_not_connected(code: int) -> str:
     """Returns what to tell the user for an error number of connect()."""
-    if code in (errno.ECONNREFUSED, 10061):  # the latter on Windows
+    if code == errno.ECONNREFUSED:
         return "nobody listens there; start a room with: python chat_server.py"
-    if code in (errno.ETIMEDOUT, 10060):
+    if code == errno.ETIMEDOUT:
         return "no answer"
     return os.strerror(code)
 
@@ -1434,6 +1373,7 @@ def why_not_connected(code: int) -> str:
 
 
 def port_number(text: str) -> int:
+    """Returns the number. Raises ArgumentTypeError, which argparse shows."""
     if not text.isdecimal() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"{text} is not a port; those go from 0 to 65535")
     return int(text)
@@ -1469,33 +1409,61 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
+def read_password(file: str | None) -> bytes:
+    """Returns the password, the first line of the file; b"" if there is none. Raises Failure."""
+    if file is None:
+        return os.fsencode(os.environ.get("CHAT_PASSWORD", ""))
+    try:
+        with open(file, "rb") as lines:
+            password = lines.readline().rstrip(b"\r\n")
+    except OSError as error:
+        raise Failure(f"cannot read the password file {file}: {error.strerror}") from error
+    if not password:
+        raise Failure(f"there is no password in {file}; put one into its first line")
+    return password
+
+
+def make_client_tls(ca_file: str | None) -> ssl.SSLContext:
+    """Returns what it takes to speak TLS, and to verify the server's certificate and name, with the
+    authorities that this system trusts, or the ones in the file. Raises Failure."""
+    if ssl is None:
+        raise Failure("this Python was built without TLS")
+    if ca_file == "":  # such as a variable of the shell that isn't set
+        raise Failure("--tls-ca is given no file")
+    try:
+        context = ssl.create_default_context(cafile=ca_file)
+    except OSError as error:  # ssl.SSLError is one too
+        raise Failure(f"cannot use {ca_file}: {error.strerror}") from error
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION  # so that sending doesn't wait for receiving
+    return context
+
+
 def run(console: Console, args: argparse.Namespace) -> None:
     """Asks, connects, talks. Raises Failure."""
-    password = find_password(args.password_file)
-    client = Client(
-        console, make_client_tls(args.tls_ca) if args.tls or args.tls_ca is not None else None
-    )
+    password = read_password(args.password_file)
+    tls = make_client_tls(args.tls_ca) if args.tls or args.tls_ca is not None else None
+    client = Client(console, tls)
     name = ""
     if not args.echo:
         name = terminal_text(os.fsencode(args.name or "")).strip() or client.ask("name: ") or ""
         if not name:
             return
-    client.connect(args.host, args.port)
-    while True:
+    sock: socket.socket | None = client.connect(args.host, args.port)
+    while sock:
         talk = Echo() if args.echo else Chat(name, password)
         console.candidates = talk.candidates
         try:
-            client.converse(talk)
+            client.converse(sock, talk)
             return
         except Disconnected as failure:
             if args.echo or not console.edits:
                 raise
             console.show(f"* {failure}")
         name, password = talk.name, talk.password
-        if not client.reconnect(args.host, args.port):
-            if unsent(console):
-                raise Failure("left without a connection")
-            return
+        sock = client.reconnect(args.host, args.port)
+    if unsent(console):
+        raise Failure("left without a connection")
 
 
 def unsent(console: Console) -> list[str]:
@@ -1507,26 +1475,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the client; returns the exit status: 0 for a clean end, 1 for a failure."""
     args = parse_args(argv)
     console: Console | None = None
-    failure, status = "", 0
     try:
-        try:
-            console = open_console(args)
+        console = open_console(args)
+        with closing(console):  # also on the way to a traceback
             run(console, args)
-        finally:  # also on the way to a traceback
-            if console:
-                console.close()
     except Failure as error:
-        failure, status = str(error), 1
-        if console and unsent(console):
-            failure += f"; not sent: {'; '.join(unsent(console))}"
+        lines = unsent(console) if console else []
+        not_sent = f"; not sent: {'; '.join(lines)}" if lines else ""
+        print(f"{args.prog}: {error}{not_sent}", file=sys.stderr)
+        return 1
     except Terminated as signal_number:
-        status = 128 + int(signal_number.args[0])  # as a shell says it
+        return 128 + int(signal_number.args[0])  # as a shell says it
     except KeyboardInterrupt:
         if console and not console.edits:
             sys.stderr.write("\n")  # behind the ^C that the terminal shows
-    if failure:
-        print(f"{args.prog}: {failure}", file=sys.stderr)
-    return status
+    return 0
 
 
 if __name__ == "__main__":

@@ -51,6 +51,7 @@ from collections import deque
 from contextlib import suppress
 from functools import partial
 from itertools import islice
+from selectors import EVENT_READ, EVENT_WRITE
 from typing import Any, Callable, Iterator, Sequence, Tuple, cast
 
 if sys.platform != "win32":
@@ -63,8 +64,10 @@ except ImportError:  # a Python built without OpenSSL can do everything but TLS
 VERSION = "1.0"
 
 PORT = 7007
-MAX_CLIENTS = 400 if sys.platform == "win32" else 10_000  # select() takes 512 sockets on Windows
-OTHER_DESCRIPTORS = 132  # the listeners, files, those who wait at the door or are leaving
+DOOR_SIZE = 100  # newcomers at the door at once; for one more the oldest has to go
+OTHER_DESCRIPTORS = 32 + DOOR_SIZE  # the listeners, files; and who is no member yet, or no more
+# On Windows select() takes 512 sockets.
+MAX_CLIENTS = 512 - OTHER_DESCRIPTORS if sys.platform == "win32" else 10_000
 LISTEN_QUEUE = 1024  # connections that the kernel completes for us ahead of accept()
 ACCEPT_BURST = 100  # newcomers let in in one turn, so that a storm of them holds up nobody
 RETRY_ACCEPT = 1.0  # seconds until the next try after accept() failed
@@ -76,7 +79,7 @@ MAX_WHO = 200  # names in an answer to /who
 MAX_HISTORY = 128 * 1024  # bytes that a newcomer gets of what was said before
 
 # One turn reads about TURN_READ bytes at most, fewer in a crowd, and delivers about TURN_DELIVERY
-# bytes at most: 10 to 20 ms, and that is how long a flood can hold up anybody's line.
+# bytes at most: that takes some 10 ms, and so long can a flood hold up anybody's line.
 TURN_READ = 256 * 1024
 TURN_DELIVERY = 32 * 1024 * 1024
 MIN_READ = 512  # bytes that each connection may send in a turn in any case
@@ -96,14 +99,14 @@ LINGER = 0.5  # seconds that we wait for its own close after that
 # A closed room has a door: newcomers finish the TLS handshake and give the password there. However
 # many come, they cost the members nothing.
 DOOR_TIME = 10.0  # seconds for both
-DOOR_SIZE = 100  # newcomers at the door at once; for one more the oldest has to go
 DOOR_STEPS = 10  # taken in a turn: one step of a handshake can be some ms of arithmetic
 WRONG_TIME = 1.0  # seconds until a connection is closed that gave a wrong password
 
 WELCOME = b"Welcome to the chatroom!\n"
 NOT_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE")  # OpenSSL's reasons
 TLS_RECORD = 16 * 1024  # bytes in a record at most; so much is decrypted at once
-CLIENT_HELLO = b"\x16\x03"  # how TLS begins (RFC 8446, section 5.1), and no line of text does
+# How TLS begins (RFC 8446, sections 4 and 5.1), and no line of text does.
+CLIENT_HELLO = re.compile(rb"\x16\x03[\x00-\x04]..\x01", re.DOTALL)
 PRIVATE = " (private)"
 HELP = (
     "/name NAME: be known as NAME",
@@ -215,8 +218,7 @@ CONTROL_TABLE = dict.fromkeys([*CONTROLS, *range(0x80, 0xA0)])
 C1_CONTROL = re.compile(rb"\xc2[\x80-\x9f]")
 
 # The start of a line that has to be looked at, if its speaker has no name.
-COMMAND_OR_NOTICE = re.compile(rb"[ \t]*[/*]")
-NEXT_COMMAND_OR_NOTICE = re.compile(rb"\n[ \t]*[/*]")
+COMMAND_OR_NOTICE = re.compile(rb"\n[ \t]*[/*]")
 
 # What terminals show as nothing at all although Unicode counts it as printable: characters that are
 # ignorable by default (DerivedCoreProperties.txt), and the blank Braille pattern.
@@ -265,7 +267,7 @@ def valid_name(text: str) -> str:
     """Returns the name as the room writes it. Raises ValueError with what is wrong with it."""
     name = unicodedata.normalize("NFKC", text[:MAX_NAME_SOURCE]).strip()
     if not 1 <= len(name) <= MAX_NAME:
-        raise ValueError(f"a name has 1 to {MAX_NAME} characters: /name NAME")
+        raise ValueError(f"a name has 1 to {MAX_NAME} characters")
     if ":" in name or name != visible(name) or unicodedata.category(name[0]).startswith("M"):
         raise ValueError("a name has no colon and nothing invisible in it")
     if name.startswith(("*", "/")):
@@ -319,6 +321,7 @@ class Batch:
         self.cut(member, self.size, self.size, data)
 
     def cut(self, member: Member, start: int, end: int, instead: bytes) -> None:
+        """Gives one member something else in place of a stretch; later ones lie further on."""
         self.cuts.setdefault(member, []).append((start, end, instead))
 
     def text(self) -> bytes:
@@ -343,20 +346,25 @@ class History:
     """The last messages, for newcomers: at most `count`, and at most MAX_HISTORY bytes."""
 
     def __init__(self, count: int) -> None:
-        self.lines: deque[bytes] = deque(maxlen=count)
+        self.count = count
+        self.lines: deque[bytes] = deque()
+        self.size = 0  # bytes
         self.joined: bytes | None = b""  # shared by all who come before the next message
 
     def add(self, chunk: bytes) -> None:
         """Takes whole lines."""
-        if self.lines.maxlen:
-            self.lines.extend(chunk.splitlines(keepends=True))
-            self.joined = None
+        if not self.count:
+            return
+        for line in chunk.splitlines(keepends=True):
+            self.lines.append(line)
+            self.size += len(line)
+            while len(self.lines) > self.count or self.size > MAX_HISTORY:
+                self.size -= len(self.lines.popleft())
+        self.joined = None
 
     def text(self) -> bytes:
+        """Returns whole lines."""
         if self.joined is None:
-            size = sum(map(len, self.lines))
-            while size > MAX_HISTORY:
-                size -= len(self.lines.popleft())
             self.joined = b"".join(self.lines)
         return self.joined
 
@@ -384,6 +392,7 @@ class Room:
         return batch
 
     def join(self, member: Member) -> None:
+        """Lets somebody in, who first gets the welcome and the history."""
         self.members.add(member)
         self.batch.cut(member, 0, self.batch.size, WELCOME)
         self.batch.cut(member, self.batch.size, self.batch.size, self.history.text())
@@ -405,22 +414,26 @@ class Room:
         self.names.clear()
 
     def announce(self, text: str, but: Member | None = None) -> None:
+        """The room itself says something to all but one. That is no history."""
         self.batch.say(notice(text), but)
 
     def tell(self, member: Member, text: str) -> None:
+        """The room itself says something to one member."""
         self.batch.tell(member, notice(text))
 
-    def hear(self, member: Member, chunk: bytes, limit: int) -> bytes:
-        """Takes whole lines, at least one; returns those that have to wait for the next turn.
+    def hear(self, member: Member, chunk: bytes, weight: int) -> bytes:
+        """Takes whole lines, at least one; returns those that have to wait for the next turn, of
+        somebody who has left none.
 
         Short lines can have long consequences: one byte to which a long name is added, `/who` in a
-        crowd. When a chunk makes the batch heavier by more than `limit`, its other lines wait.
+        crowd. When a chunk has made the batch so much heavier, its other lines wait.
         """
         if self.is_plain(member, chunk):
             self.say(member, chunk)
             return b""
-        enough = self.batch.weight + limit
-        end = chunk.find(b"\n", min(limit, len(chunk) - 1)) + 1  # a line weighs more than its bytes
+        enough = self.batch.weight + weight
+        # No more is looked at than can be heard: a line weighs more than its bytes.
+        end = chunk.find(b"\n", min(weight, len(chunk) - 1)) + 1
         lines = clean(chunk[:end]).split("\n")[:-1]
         for number, line in enumerate(lines):
             if self.batch.weight >= enough:
@@ -438,17 +451,16 @@ class Room:
         """
         if not is_clean(chunk):
             return False
+        lines = b"\n" + chunk  # so that each line, the first too, has a newline before it
         if member.prefix:
-            others = chunk.count(b"\n") - 1
-            return chunk.startswith(member.prefix) and (
-                chunk.count(b"\n" + member.prefix) == others
-            )
+            return lines.count(b"\n" + member.prefix) == chunk.count(b"\n")
         # Without a name it may not pass for somebody who has one, nor with letters that look alike.
         if not chunk.isascii() or (self.names and b":" in chunk):
             return False
-        return not (COMMAND_OR_NOTICE.match(chunk) or NEXT_COMMAND_OR_NOTICE.search(chunk))
+        return not COMMAND_OR_NOTICE.search(lines)
 
     def hear_line(self, member: Member, line: str) -> None:
+        """Takes one line, clean and without its newline."""
         if line.startswith("//"):
             self.message(member, line[1:])
         elif line.startswith("/"):
@@ -459,6 +471,7 @@ class Room:
             self.message(member, line)
 
     def message(self, member: Member, line: str) -> None:
+        """Says one line, with its speaker's name before it, unless it would pass for another's."""
         data = line.encode() + b"\n"
         if not member.prefix:
             objection = self.objection(line)
@@ -470,6 +483,7 @@ class Room:
         self.say(member, data)
 
     def say(self, member: Member, chunk: bytes) -> None:
+        """Says whole lines, clean, to all but their author."""
         self.batch.say(chunk, member)
         self.history.add(chunk)
 
@@ -497,7 +511,7 @@ class Room:
         try:
             name = valid_name(argument)
         except ValueError as error:
-            self.tell(member, str(error))
+            self.tell(member, f"{error}: /name NAME")
             return
         key = identity(name)
         if self.names.get(key, member) is not member:
@@ -525,7 +539,7 @@ class Room:
 
     def send_private(self, member: Member, argument: str) -> None:
         name, colon, text = argument.partition(":")
-        receiver = self.names.get(identity(name[:MAX_NAME_SOURCE].strip()))
+        receiver = self.names.get(identity(name))
         if not colon:
             self.tell(member, "a private message goes like this: /msg NAME: TEXT")
         elif not member.name:
@@ -551,19 +565,18 @@ SEVERAL_ADDRESSES = {"localhost": ("::1", "127.0.0.1"), "::": ("::", "0.0.0.0")}
 NOT_OURS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
-class StartError(Exception):
-    """The server cannot start; the text says what is wrong and what to do about it."""
+class Failure(Exception):
+    """The script can't go on; the text says why, and what to do about it."""
 
 
 def open_listeners(hosts: Sequence[str], port: int) -> list[socket.socket]:
     """Returns non-blocking sockets that listen on `port` of every address of the hosts.
 
-    Port 0 stands for one that is free on all of them. Raises StartError.
+    Port 0 stands for one that is free on all of them. Raises Failure.
     """
     tries = 1 if port else 20  # a port that is free on the first address may be taken on the next
     while True:
         listeners: dict[Address, socket.socket] = {}
-        host = ""
         try:
             for host in hosts:
                 listen_on(host, port, listeners)
@@ -572,8 +585,9 @@ def open_listeners(hosts: Sequence[str], port: int) -> list[socket.socket]:
             for listener in listeners.values():
                 listener.close()
             tries -= 1
-            if not tries or getattr(error, "errno", None) != errno.EADDRINUSE:
-                raise StartError(why_not_listening(error, host, port)) from error
+            taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+            if not (taken and tries):
+                raise Failure(why_not_listening(error, host, port)) from error
 
 
 def listen_on(host: str, port: int, listeners: dict[Address, socket.socket]) -> None:
@@ -620,16 +634,15 @@ def bind_and_listen(family: int, address: Address) -> socket.socket:
     return listener
 
 
-def why_not_listening(error: Exception, host: str, port: int) -> str:
+def why_not_listening(error: OSError | UnicodeError, host: str, port: int) -> str:
     """Returns what to tell the user when listening on `port` of `host` failed."""
     if isinstance(error, (socket.gaierror, UnicodeError)):
         return f"host {host} is unknown; --host takes a name or an address of this machine"
-    number = error.errno if isinstance(error, OSError) else None
-    if number == errno.EADDRINUSE:
+    if error.errno == errno.EADDRINUSE:
         return f"port {port} on {host} is taken; choose another with --port"
-    if number == errno.EACCES:
+    if error.errno == errno.EACCES:
         return f"port {port} on {host} is for the superuser; choose one above 1023 with --port"
-    if number in NOT_OURS:
+    if error.errno in NOT_OURS:
         return f"{host} is not an address of this machine; --host :: takes all that it has"
     return f"cannot listen on port {port} of {host}: {error}"
 
@@ -652,9 +665,8 @@ def who_can_connect(listeners: Sequence[socket.socket]) -> str:
     return "whoever can reach these addresses can connect"
 
 
-def host_to_name(hosts: Sequence[str]) -> str:
-    """Returns the host that the others should connect to, given the --host options."""
-    host = hosts[0]
+def host_for_others(host: str) -> str:
+    """Returns the host that the others should connect to, given a --host option."""
     return socket.gethostname() if host in ("::", "0.0.0.0", "") else host
 
 
@@ -676,9 +688,9 @@ def open_signal_socket(*numbers: int) -> socket.socket:
     return reader
 
 
-def make_room(clients: int) -> int:
-    """Makes room for so many sockets, as far as the system lets us. Returns how many clients that
-    allows."""
+def raise_descriptor_limit(clients: int) -> int:
+    """Lets this process have a socket for each of so many clients, as far as the system does.
+    Returns `clients`; on Windows, where select() sets the limit, MAX_CLIENTS at most."""
     if sys.platform == "win32":
         return min(clients, MAX_CLIENTS)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -694,8 +706,8 @@ def make_room(clients: int) -> int:
 
 
 class Acceptor:
-    """Accepts newcomers at the listeners; calls `admit` with each one's non-blocking socket and the
-    address of its peer.
+    """Accepts newcomers at the listeners; calls `admit` with each one's non-blocking socket, which
+    is from then on its own, and the address of its peer, as text.
 
     Out of descriptors, a listener stays readable and accept() keeps failing, so that the loop would
     spin. Newcomers then wait in the kernel's queue until one is free.
@@ -714,40 +726,39 @@ class Acceptor:
         self.retry_at: float | None = None  # monotonic seconds, while newcomers have to wait
 
     def start(self) -> None:
+        """Has the selector tell of newcomers."""
         self.retry_at = None
         for listener in self.listeners:
-            self.selector.register(listener, selectors.EVENT_READ, partial(self.accept, listener))
+            self.selector.register(listener, EVENT_READ, partial(self.accept, listener))
 
-    def stop(self) -> None:
+    def pause(self) -> None:
+        """Leaves newcomers in the kernel's queue."""
         for listener in self.listeners:
             self.selector.unregister(listener)
 
     def close(self) -> None:
         """Gives up the listeners: whoever connects from now on is refused."""
         if self.retry_at is None:
-            self.stop()
+            self.pause()
         self.retry_at = None
         for listener in self.listeners:
             listener.close()
 
-    def retry(self) -> None:
-        """Lets newcomers in again if they wait: for when a connection was closed."""
-        if self.retry_at is not None:
+    def retry(self, now: float = float("inf")) -> None:
+        """Lets newcomers in again if they wait: at once when a connection was closed, else when it
+        is time, as others may have used up what the whole system has."""
+        if self.retry_at is not None and now >= self.retry_at:
             self.start()
 
-    def retry_if_due(self) -> None:
-        """Does so after a while in any case: others may have used up what the whole system has."""
-        if self.retry_at is not None and time.monotonic() >= self.retry_at:
-            self.start()
-
-    def accept(self, listener: socket.socket, _: int) -> None:
+    def accept(self, listener: socket.socket) -> None:
+        """Admits those who wait at a listener, a burst at most."""
         if self.retry_at is not None:  # the other listener found out in this same turn
             return
         try:
             for _ in range(ACCEPT_BURST):
                 sock, address = listener.accept()
                 self.failing = False
-                self.welcome(sock, address)
+                self.hand_over(sock, address)
         except (BlockingIOError, ConnectionAbortedError):  # no more, or one that has left already
             pass
         except OSError as error:
@@ -755,16 +766,18 @@ class Acceptor:
                 log.warning("newcomers have to wait: %s", error.strerror)
             self.failing = True
             self.retry_at = time.monotonic() + RETRY_ACCEPT
-            self.stop()
+            self.pause()
 
-    def welcome(self, sock: socket.socket, address: Address | None) -> None:
+    def hand_over(self, sock: socket.socket, address: Address | None) -> None:
+        """Makes a newcomer's socket what the loop needs, and admits it."""
         peer = format_address(address)
         try:
             sock.setblocking(False)
             for level, option, value in SOCKET_OPTIONS:
                 sock.setsockopt(level, option, value)
             self.admit(sock, peer)
-        except OSError:  # some systems refuse options on a connection that was reset meanwhile
+        except OSError as error:  # some systems refuse options on a connection that was reset
+            log.info("%s could not be admitted: %s", peer, error.strerror)
             sock.close()
         except Exception:
             log.exception("%s could not be admitted", peer)
@@ -780,17 +793,7 @@ class Connection(Member):
     `receive` and `send` raise OSError: BlockingIOError if there is nothing to receive now.
     """
 
-    __slots__ = (
-        "sock",
-        "peer",
-        "events",
-        "wants",
-        "framer",
-        "unheard",
-        "reading",
-        "backlog",
-        "cost",
-    )
+    __slots__ = ("sock", "peer", "events", "wants", "framer", "later", "reading", "backlog", "cost")
 
     def __init__(self, sock: socket.socket, peer: str, max_line: int) -> None:
         super().__init__()
@@ -799,7 +802,7 @@ class Connection(Member):
         self.events = 0  # for which it is registered with the selector
         self.wants = 0  # the event that TLS needs before anything else can go on
         self.framer = LineFramer(max_line)
-        self.unheard = b""  # whole lines that wait for the next turn
+        self.later = b""  # whole lines that wait for the next turn
         self.reading = True  # not while it is held up, and not after the end of its stream
         self.backlog: deque[memoryview] | None = None  # made when something has to wait
         self.cost = 0  # bytes of memory that the backlog takes
@@ -808,7 +811,11 @@ class Connection(Member):
         return f"{self.name} at {self.peer}" if self.name else self.peer
 
     def receive(self, limit: int) -> bytes:
-        return self.sock.recv(limit)
+        """Returns some bytes, so many at most; none at the end of the stream."""
+        data = self.sock.recv(limit)
+        if CLIENT_HELLO.match(data):
+            raise ConnectionError(errno.EPROTO, "speaks TLS to a room that doesn't")
+        return data
 
     def send(self, data: bytes | memoryview) -> int:
         """Returns how many bytes the kernel took, 0 if it takes none now."""
@@ -822,14 +829,9 @@ class Connection(Member):
         with suppress(OSError):
             self.sock.shutdown(socket.SHUT_WR)
 
-    def waits_for(self) -> int:
-        """Returns the events of which the selector shall tell."""
-        events = selectors.EVENT_READ if self.reading else 0
-        return events | (selectors.EVENT_WRITE if self.backlog else 0)
-
     def has_more(self) -> bool:
         """Says whether there is something to hear that the selector doesn't know of."""
-        return bool(self.unheard)
+        return bool(self.later)
 
     def was_reset(self) -> bool:
         """Says whether the stream ended with a reset. The error that tells is raised once, perhaps
@@ -854,7 +856,7 @@ class TLSConnection(Connection):
         except ssl.SSLWantReadError:
             return False
         except ssl.SSLWantWriteError:
-            self.wants = selectors.EVENT_WRITE
+            self.wants = EVENT_WRITE
             return False
         except ssl.SSLError as error:
             if error.reason in NOT_TLS:
@@ -869,7 +871,7 @@ class TLSConnection(Connection):
         except ssl.SSLWantReadError:
             raise BlockingIOError from None
         except ssl.SSLWantWriteError:  # it has to answer a change of keys first
-            self.wants = selectors.EVENT_WRITE
+            self.wants = EVENT_WRITE
             raise BlockingIOError from None
 
     def send(self, data: bytes | memoryview) -> int:
@@ -878,7 +880,7 @@ class TLSConnection(Connection):
         except ssl.SSLWantWriteError:
             return 0
         except ssl.SSLWantReadError:
-            self.wants = selectors.EVENT_READ
+            self.wants = EVENT_READ
             return 0
 
     def end_stream(self) -> None:
@@ -886,11 +888,8 @@ class TLSConnection(Connection):
             self.sock.unwrap()  # sends close_notify; that of the peer is not waited for
         super().end_stream()
 
-    def waits_for(self) -> int:
-        return self.wants or super().waits_for()
-
     def has_more(self) -> bool:
-        return bool(self.unheard or self.sock.pending())  # decrypted, so not in the kernel any more
+        return bool(self.later or self.sock.pending())  # decrypted, so not in the kernel any more
 
 
 class Transcript:
@@ -898,15 +897,16 @@ class Transcript:
     vanished is the log's business: the room goes on."""
 
     def __init__(self, path: str) -> None:
-        """Raises StartError."""
+        """Raises Failure."""
         self.path = path
         self.failing = False
         try:
             self.open()
         except OSError as error:
-            raise StartError(f"cannot write the transcript {path}: {error.strerror}") from error
+            raise Failure(f"cannot write the transcript {path}: {error.strerror}") from error
 
     def open(self) -> None:
+        """Raises OSError."""
         self.file = open(self.path, "ab", buffering=0)  # noqa: SIM115
 
     def write(self, text: bytes) -> None:
@@ -935,7 +935,11 @@ class Transcript:
 
 
 class ChatServer:
-    """Moves bytes between the sockets and the room, until SIGINT or SIGTERM."""
+    """Moves bytes between the sockets and the room, until SIGINT or SIGTERM.
+
+    A connection is in one of three places: at the door, in room.members, or leaving: it still gets
+    what was said before, and isn't heard any more. After close() it is in none.
+    """
 
     def __init__(
         self,
@@ -955,12 +959,13 @@ class ChatServer:
         self.tls = tls
         self.selector = selectors.DefaultSelector()
         self.acceptor = Acceptor(self.selector, listeners, self.admit)
-        self.unfinished: set[Connection] = set()  # have something to be heard in the next turn
+        self.pending: set[Connection] = set()  # have something that can be heard in the next turn
         self.spent: dict[Connection, int] = {}  # bytes, or their consequences, since the last tick
-        self.congested: dict[Connection, float] = {}  # over HIGH_WATER, since this monotonic time
         self.held_up: set[Connection] = set()  # have spent their allowance
-        self.door: dict[Connection, float] = {}  # not members yet; have to be by this time
-        self.leaving: dict[Connection, float] = {}  # members no more; closed by this time
+        # Each of these with the monotonic time at which it is closed if nothing changes:
+        self.congested: dict[Connection, float] = {}  # members that are over HIGH_WATER
+        self.door: dict[Connection, float] = {}  # no members yet
+        self.leaving: dict[Connection, float] = {}  # no members any more, or never
         self.next_tick = 0.0
         self.stop_signals = 0
 
@@ -971,7 +976,7 @@ class ChatServer:
         ready.
         """
         signals = open_signal_socket(signal.SIGINT, signal.SIGTERM)
-        self.selector.register(signals, selectors.EVENT_READ, partial(self.on_signal, signals))
+        self.selector.register(signals, EVENT_READ, partial(self.on_signal, signals))
         self.acceptor.start()
         while not self.stop_signals:
             self.turn()
@@ -980,7 +985,8 @@ class ChatServer:
             self.turn()
         return 0 if not self.leaving else 1
 
-    def on_signal(self, signals: socket.socket, _: int) -> None:
+    def on_signal(self, signals: socket.socket) -> None:
+        """Closes the room; a second signal ends the farewells too."""
         for number in signals.recv(16):
             log.info("stopped by %s", signal.Signals(number).name)
             self.stop_signals += 1
@@ -988,80 +994,77 @@ class ChatServer:
     def turn(self) -> None:
         """Waits for sockets to be ready, hears what came, delivers it."""
         events = self.selector.select(self.timeout())
-        speakers, self.unfinished = self.unfinished, set()
+        speakers, self.pending = self.pending, set()
         knocks = 0
         for key, event in events:
-            conn = key.data
-            if not isinstance(conn, Connection):
-                conn(event)
-                continue
-            if conn in self.door:
+            ready = key.data
+            if not isinstance(ready, Connection):
+                ready()
+            elif ready in self.door:
                 knocks += 1
-                if knocks > DOOR_STEPS:
-                    continue
-            if conn.wants:  # whatever TLS was stuck in can go on
-                conn.wants, event = 0, selectors.EVENT_READ | selectors.EVENT_WRITE
-                self.watch(conn)
-            if conn in self.door:
-                self.guard(self.answer, conn)
-                continue
-            if event & selectors.EVENT_WRITE:
-                self.guard(self.flush, conn)
-            if event & selectors.EVENT_READ:
-                speakers.add(conn)
-        self.hear_all(speakers)
+                if knocks <= DOOR_STEPS:
+                    self.guard(self.step_at_door, ready)
+            else:
+                if ready.wants:  # whatever TLS was stuck in can go on
+                    ready.wants, event = 0, EVENT_READ | EVENT_WRITE
+                    self.watch(ready)
+                if event & EVENT_WRITE:
+                    self.guard(self.flush, ready)
+                if event & EVENT_READ:
+                    speakers.add(ready)
+        self.read_all(speakers)
         if self.room.batch.cuts or self.room.batch.parts:
             self.deliver(self.room.take_batch())
         now = time.monotonic()
-        if self.leaving or self.door:
-            self.close_overdue(now)
+        self.close_overdue(now)
         if now >= self.next_tick:
             self.tick(now)
 
-    def hear_all(self, speakers: set[Connection]) -> None:
+    def read_all(self, speakers: set[Connection]) -> None:
         """Reads from everyone who has something to say, each once, until the turn is full.
 
         Who has said least lately comes first, so that a flood doesn't keep others from being heard.
-        Who is left over for the next turn is still ready then, or still unfinished.
+        Who is left over for the next turn is still ready then, or still pending.
         """
         crowd = len(self.room.members) or 1
         share = max(MIN_READ, min(TURN_READ, TURN_DELIVERY // crowd) // (len(speakers) or 1))
         for conn in sorted(speakers, key=lambda conn: self.spent.get(conn, 0)):
-            if self.room.batch.size * crowd >= TURN_DELIVERY:
-                if conn.has_more():
-                    self.unfinished.add(conn)
-            elif conn.reading:
+            if conn.reading and self.room.batch.size * crowd < TURN_DELIVERY:
                 self.guard(self.read, conn, share)
+            if conn.reading and conn.has_more():
+                self.pending.add(conn)
 
     def timeout(self) -> float | None:
         """Returns how long the loop may sleep at most: for ever, if nothing depends on time."""
-        if self.unfinished or self.room.batch.parts:
+        if self.pending or self.room.batch.parts:
             return 0
-        deadlines = [*self.leaving.values(), *self.door.values()]
+        deadlines = [*self.leaving.values(), *self.door.values(), *self.congested.values()]
         if self.congested or self.held_up or self.acceptor.retry_at is not None:
             deadlines.append(self.next_tick)
         return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
 
     def tick(self, now: float) -> None:
-        """Once a second, if there is anything to do: renews allowances, ends what took too long."""
+        """Once a second, if there is anything to do: renews the allowances."""
         self.next_tick = now + TICK
-        self.acceptor.retry_if_due()
-        for conn in [conn for conn, since in self.congested.items() if now - since >= PATIENCE]:
-            self.lose(conn, f"let go: too far behind for {PATIENCE:.0f} s")
+        self.acceptor.retry(now)
         self.spent.clear()
         self.release()
 
     def close_overdue(self, now: float) -> None:
+        """Closes those whose time is up."""
         for conn in [conn for conn, deadline in self.leaving.items() if now >= deadline]:
             self.close(conn)
         for conn in [conn for conn, deadline in self.door.items() if now >= deadline]:
-            self.lose(conn, "was not let in")
+            self.drop(conn, "was not let in")
+        for conn in [conn for conn, deadline in self.congested.items() if now >= deadline]:
+            self.drop(conn, f"let go: too far behind for {PATIENCE:.0f} s")
 
     # Members come and go
 
     def admit(self, sock: socket.socket, peer: str) -> None:
         """Lets a newcomer to the door, or right in if there is none."""
-        if len(self.room.members) + len(self.leaving) >= self.max_clients + DOOR_SIZE:
+        guests = len(self.room.members) + len(self.leaving) + len(self.door)
+        if guests >= self.max_clients + DOOR_SIZE:
             sock.close()  # so many are turned away at once that they don't get a word
             return
         conn = Connection(sock, peer, self.max_line)
@@ -1070,21 +1073,23 @@ class ChatServer:
             conn = TLSConnection(sock, peer, self.max_line)
         self.watch(conn)
         if not self.tls and not self.password:
-            self.enter(conn)
+            self.guard(self.enter, conn)
             return
         if len(self.door) >= DOOR_SIZE:
-            self.lose(next(iter(self.door)), "had to make room at the door")
+            self.drop(next(iter(self.door)), "had to make room at the door")
         self.door[conn] = time.monotonic() + DOOR_TIME
         if not self.tls:
-            self.send(conn, memoryview(notice("password?")))
+            self.send(conn, notice("password?"))
 
-    def answer(self, conn: Connection) -> None:
+    def step_at_door(self, conn: Connection) -> None:
         """Goes on with somebody at the door: first the handshake, then the password."""
+        conn.wants = 0
+        self.watch(conn)
         if isinstance(conn, TLSConnection) and not conn.sock.version():
             if not conn.shake_hands():
                 self.watch(conn)
             elif self.password:
-                self.send(conn, memoryview(notice("password?")))
+                self.send(conn, notice("password?"))
             else:
                 self.enter(conn)
             return
@@ -1092,16 +1097,13 @@ class ChatServer:
             self.flush(conn)
         data = conn.receive(TLS_RECORD)
         if not data:
-            self.lose(conn, "left the door")
+            self.drop(conn, "left the door")
             return
-        if data.startswith(CLIENT_HELLO):
-            self.lose(conn, "speaks TLS to a room that doesn't")
-            return
-        chunk, skipped = conn.framer.feed(data)
-        if chunk or skipped:
+        chunk, too_long = conn.framer.feed(data)
+        if chunk or too_long:
             given, _, rest = chunk.partition(b"\n")
-            if not skipped and hmac.compare_digest(given.rstrip(b"\r"), self.password):
-                conn.unheard = rest
+            if not too_long and hmac.compare_digest(given.rstrip(b"\r"), self.password):
+                conn.later = rest
                 self.enter(conn)
             else:
                 self.refuse(conn)
@@ -1109,7 +1111,7 @@ class ChatServer:
     def refuse(self, conn: Connection) -> None:
         """Sends away who gave a wrong password, but not at once: guessing shall be slow work."""
         log.info("%s gave a wrong password", conn)
-        self.send(conn, memoryview(notice("wrong password")))
+        self.send(conn, notice("wrong password"))
         del self.door[conn]
         self.leaving[conn] = time.monotonic() + WRONG_TIME
 
@@ -1118,22 +1120,22 @@ class ChatServer:
         self.door.pop(conn, None)
         if len(self.room.members) >= self.max_clients:
             log.info("%s turned away: there are %d members already", conn, self.max_clients)
-            self.send(conn, memoryview(notice("the room is full")))
-            self.part(conn)
+            self.send(conn, notice("the room is full"))
+            self.say_farewell(conn)
             self.end_stream_when_flushed(conn)
             return
         self.room.join(conn)
         if conn.has_more():
-            self.unfinished.add(conn)
+            self.pending.add(conn)
         log.info("%s connected, members: %d", conn, len(self.room.members))
 
-    def part(self, conn: Connection) -> None:
+    def say_farewell(self, conn: Connection) -> None:
         """Somebody is a member no more: it still gets what was said before, then the end."""
-        conn.unheard = b""
+        conn.later = b""
         self.clear_congestion(conn)
         self.leaving[conn] = time.monotonic() + FAREWELL
 
-    def lose(self, conn: Connection, why: str) -> None:
+    def drop(self, conn: Connection, why: str) -> None:
         """Closes a connection that has no use any more."""
         if conn in self.room.members:
             self.room.leave(conn)
@@ -1141,10 +1143,11 @@ class ChatServer:
         log.info("%s %s, members: %d", conn, why, len(self.room.members))
 
     def close(self, conn: Connection) -> None:
+        """Forgets a connection and everything about it."""
         self.door.pop(conn, None)
         self.leaving.pop(conn, None)
         self.held_up.discard(conn)
-        self.unfinished.discard(conn)
+        self.pending.discard(conn)
         self.spent.pop(conn, None)
         self.clear_congestion(conn)
         conn.reading, conn.backlog, conn.wants = False, None, 0
@@ -1159,12 +1162,12 @@ class ChatServer:
             self.close(conn)
         self.release()
         for conn in self.members():
-            if conn.unheard:
-                self.hear(conn, conn.unheard, TURN_READ)
+            if conn.later:
+                self.hear(conn, conn.later, sys.maxsize)
         members = self.members()
         self.room.close()
         for conn in members:
-            self.part(conn)
+            self.say_farewell(conn)
         self.deliver(self.room.take_batch())
 
     def members(self) -> list[Connection]:
@@ -1179,10 +1182,10 @@ class ChatServer:
         except BlockingIOError:  # readiness is a hint, not a promise
             self.watch(conn)
         except OSError as error:
-            self.lose(conn, f"lost: {error.strerror}")
+            self.drop(conn, f"lost: {error.strerror}")
         except Exception:
             log.exception("%s made the server stumble", conn)
-            self.lose(conn, "closed")
+            self.drop(conn, "closed")
 
     def read(self, conn: Connection, limit: int) -> None:
         """Receives once, if the member may speak now, and lets the room hear the whole lines."""
@@ -1197,12 +1200,10 @@ class ChatServer:
                 return
         weight = self.room.batch.weight
         received = 0
-        if conn.unheard:
-            self.hear(conn, conn.unheard, limit)
+        if conn.later:
+            self.hear(conn, conn.later, limit)
         else:
             received = self.receive(conn, limit)
-        if conn.has_more():
-            self.unfinished.add(conn)
         if conn in self.room.members:
             self.spent[conn] = spent + max(received, self.room.batch.weight - weight)
 
@@ -1210,23 +1211,21 @@ class ChatServer:
         """Receives so many bytes at most; returns how many it was."""
         data = conn.receive(limit)
         if not data:
-            self.end(conn)
+            self.hear_end(conn)
             return 0
-        if data.startswith(CLIENT_HELLO):
-            self.lose(conn, "speaks TLS to a room that doesn't")
-            return 0
-        chunk, skipped = conn.framer.feed(data)
-        if skipped:
+        chunk, too_long = conn.framer.feed(data)
+        if too_long:
             self.room.tell(conn, f"too long: a line has at most {self.max_line} bytes")
         if chunk:
             self.hear(conn, chunk, limit)
         return len(data)
 
-    def hear(self, conn: Connection, chunk: bytes, limit: int) -> None:
-        conn.unheard = self.room.hear(conn, chunk, limit)
+    def hear(self, conn: Connection, chunk: bytes, weight: int) -> None:
+        """Lets the room hear whole lines, as many as weigh so much."""
+        conn.later = self.room.hear(conn, chunk, weight)
         if conn not in self.room.members:
             log.info("%s quit, members: %d", conn, len(self.room.members))
-            self.part(conn)
+            self.say_farewell(conn)
 
     def drain(self, conn: Connection) -> None:
         """Receives from somebody who has left; only its end is of interest."""
@@ -1235,7 +1234,7 @@ class ChatServer:
             self.watch(conn)
             self.end_stream_when_flushed(conn)
 
-    def end(self, conn: Connection) -> None:
+    def hear_end(self, conn: Connection) -> None:
         """The end of a member's stream: an unfinished last line counts, then it has left.
 
         After a reset it doesn't count: its other half may have been lost on the way.
@@ -1244,11 +1243,11 @@ class ChatServer:
         self.watch(conn)
         last = conn.framer.finish()
         if last and not conn.was_reset():
-            self.room.hear(conn, last, TURN_READ)
+            self.room.hear(conn, last, sys.maxsize)
         if conn in self.room.members:
             self.room.leave(conn)
         log.info("%s left, members: %d", conn, len(self.room.members))
-        self.part(conn)
+        self.say_farewell(conn)
 
     def hold_up(self, conn: Connection) -> None:
         """Doesn't read from a member for now: TCP's flow control then slows it down."""
@@ -1257,11 +1256,12 @@ class ChatServer:
         self.watch(conn)
 
     def release(self) -> None:
+        """Reads again from everyone who was held up."""
         for conn in self.held_up:
             conn.reading = True
             self.watch(conn)
             if conn.has_more():
-                self.unfinished.add(conn)
+                self.pending.add(conn)
         self.held_up.clear()
 
     # To the members
@@ -1285,11 +1285,12 @@ class ChatServer:
                     self.send(conn, text)
             except Exception:
                 log.exception("%s made the server stumble", conn)
-                self.lose(conn, "closed")
+                self.drop(conn, "closed")
         for conn in leavers:
             self.end_stream_when_flushed(conn)
 
     def record(self, text: bytes) -> None:
+        """Writes whole lines, all that was said in a turn, into the transcript and the log."""
         if self.transcript:
             self.transcript.write(text)
         if log.isEnabledFor(logging.DEBUG):
@@ -1308,7 +1309,7 @@ class ChatServer:
 
     def queue(self, conn: Connection, data: memoryview) -> None:
         """Adds to a member's backlog. Views on one batch share it, however many members wait."""
-        if 2 * len(data) < len(cast(bytes, data.obj)):
+        if 2 * len(data) < memoryview(data.obj).nbytes:
             data = memoryview(bytes(data))  # a small view would hold on to the whole batch
         if conn.backlog is None:
             conn.backlog = deque()
@@ -1316,7 +1317,7 @@ class ChatServer:
         conn.cost += len(data) + PIECE_COST
         self.watch(conn)
         if conn.cost > HIGH_WATER and conn not in self.leaving:
-            self.congested.setdefault(conn, time.monotonic())
+            self.congested.setdefault(conn, time.monotonic() + PATIENCE)
 
     def flush(self, conn: Connection) -> None:
         """Sends of a backlog what the kernel takes now."""
@@ -1341,6 +1342,7 @@ class ChatServer:
             self.clear_congestion(conn)
 
     def clear_congestion(self, conn: Connection) -> None:
+        """A backlog is small enough again, or gone. After the last, everyone may speak freely."""
         if self.congested.pop(conn, None) is not None and not self.congested:
             self.release()
 
@@ -1369,7 +1371,8 @@ class ChatServer:
 
     def watch(self, conn: Connection) -> None:
         """Has the selector wait for just what the connection is to be served for now."""
-        events = conn.waits_for()
+        events = (EVENT_READ if conn.reading else 0) | (EVENT_WRITE if conn.backlog else 0)
+        events = conn.wants or events
         if events == conn.events:
             return
         if not events:
@@ -1385,12 +1388,14 @@ class ChatServer:
 
 
 def port_number(text: str) -> int:
+    """Returns the number. Raises ArgumentTypeError, which argparse shows."""
     if not text.isdecimal() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"{text} is not a port; those go from 0 to 65535")
     return int(text)
 
 
 def positive(text: str) -> int:
+    """Returns the number. Raises ArgumentTypeError, which argparse shows."""
     if not text.isdecimal() or not 0 < int(text) <= 10**9:
         raise argparse.ArgumentTypeError(f"{text} is not a number from 1 to 1,000,000,000")
     return int(text)
@@ -1444,31 +1449,31 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("-v", "--verbose", action="store_true", help="log what is said too")
     parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     args = parser.parse_args(argv)
-    args.host = args.host or ["localhost"]
+    args.host = args.host or ["localhost"]  # as the option's default it would be added to
     args.prog = parser.prog
-    if bool(args.tls_cert) != bool(args.tls_key):
+    if (args.tls_cert is None) != (args.tls_key is None):
         parser.error("--tls-cert and --tls-key go together")
     return args
 
 
 def read_password(file: str | None) -> bytes:
-    """Returns the password, the first line of the file; b"" if there is none. Raises StartError."""
-    if not file:
+    """Returns the password, the first line of the file; b"" if there is none. Raises Failure."""
+    if file is None:
         return os.fsencode(os.environ.get("CHAT_PASSWORD", ""))
     try:
         with open(file, "rb") as lines:
             password = lines.readline().rstrip(b"\r\n")
     except OSError as error:
-        raise StartError(f"cannot read the password file {file}: {error.strerror}") from error
+        raise Failure(f"cannot read the password file {file}: {error.strerror}") from error
     if not password:
-        raise StartError(f"there is no password in {file}; put one into its first line")
+        raise Failure(f"there is no password in {file}; put one into its first line")
     return password
 
 
 def make_server_tls(cert: str, key: str) -> ssl.SSLContext:
-    """Returns what connections need to speak TLS as a server. Raises StartError."""
+    """Returns what connections need to speak TLS as a server. Raises Failure."""
     if ssl is None:
-        raise StartError("this Python was built without TLS")
+        raise Failure("this Python was built without TLS")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.num_tickets = 0  # nobody resumes a session here
@@ -1478,7 +1483,7 @@ def make_server_tls(cert: str, key: str) -> ssl.SSLContext:
     try:
         context.load_cert_chain(cert, key)
     except OSError as error:  # ssl.SSLError is one too
-        raise StartError(f"cannot use {cert} with {key}: {error.strerror}") from error
+        raise Failure(f"cannot use {cert} with {key}: {error.strerror}") from error
     return context
 
 
@@ -1491,27 +1496,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         level=logging.DEBUG if args.verbose else logging.INFO,
     )
     try:
-        max_clients = make_room(args.max_clients)
-        transcript = Transcript(args.transcript) if args.transcript else None
+        max_clients = raise_descriptor_limit(args.max_clients)
+        transcript = Transcript(args.transcript) if args.transcript is not None else None
         password = read_password(args.password_file)
-        tls = make_server_tls(args.tls_cert, args.tls_key) if args.tls_cert else None
+        tls = make_server_tls(args.tls_cert, args.tls_key) if args.tls_cert is not None else None
         listeners = open_listeners(args.host, args.port)
         addresses = [format_address(listener.getsockname()) for listener in listeners]
         log.info("listening on %s; %s", " and ".join(addresses), who_can_connect(listeners))
-        host, port = host_to_name(args.host), listeners[0].getsockname()[1]
-        if tls:
-            log.info("join: python chat_client.py %s %d --tls", host, port)
-        else:
-            log.info("join: python chat_client.py %s %d, or: nc %s %d", host, port, host, port)
-            if password:
-                log.warning(
-                    "the password travels in the clear; --tls-cert and --tls-key change that"
-                )
+        host, port = host_for_others(args.host[0]), listeners[0].getsockname()[1]
+        join = f"python chat_client.py {host} {port}"
+        log.info("join: %s", f"{join} --tls" if tls else f"{join}, or: nc {host} {port}")
+        if password and not tls:
+            log.warning("the password travels in the clear; --tls-cert and --tls-key change that")
         room = Room(args.history)
         return ChatServer(
             listeners, room, max_clients, args.max_line, transcript, password, tls
         ).run()
-    except StartError as error:
+    except Failure as error:
         print(f"{args.prog}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:  # before the loop took over the signals

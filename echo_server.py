@@ -26,6 +26,7 @@ import sys
 import time
 from contextlib import suppress
 from functools import partial
+from selectors import EVENT_READ, EVENT_WRITE
 from typing import Any, Callable, Sequence, Tuple
 
 if sys.platform != "win32":
@@ -34,13 +35,14 @@ if sys.platform != "win32":
 VERSION = "1.0"
 
 PORT = 7007  # RFC 862 says 7, but ports below 1024 are for the superuser alone
-MAX_CLIENTS = 500 if sys.platform == "win32" else 10_000  # select() takes 512 sockets on Windows
 OTHER_DESCRIPTORS = 32  # the listeners, files
+# On Windows select() takes 512 sockets.
+MAX_CLIENTS = 512 - OTHER_DESCRIPTORS if sys.platform == "win32" else 10_000
 LISTEN_QUEUE = 1024  # connections that the kernel completes for us ahead of accept()
 ACCEPT_BURST = 100  # newcomers let in in one turn, so that a storm of them holds up nobody
 RETRY_ACCEPT = 1.0  # seconds until the next try after accept() failed
-# Bytes received at once, and the most that is held for a client. Above 128 KiB, glibc's malloc()
-# asks the kernel for each buffer: 10 us that a message of 64 bytes, which takes 4, can do without.
+# Bytes received at once, and the most that is held for a client. From 128 KiB on, glibc's malloc()
+# maps and unmaps each buffer, which takes 10 us, where all else for 64 bytes takes 4.
 RECEIVE_SIZE = 120 * 1024
 MAX_LOGGED_LINE = 8 * 1024  # bytes; a longer line is not shown in the log
 
@@ -142,19 +144,18 @@ SEVERAL_ADDRESSES = {"localhost": ("::1", "127.0.0.1"), "::": ("::", "0.0.0.0")}
 NOT_OURS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
-class StartError(Exception):
-    """The server cannot start; the text says what is wrong and what to do about it."""
+class Failure(Exception):
+    """The script can't go on; the text says why, and what to do about it."""
 
 
 def open_listeners(hosts: Sequence[str], port: int) -> list[socket.socket]:
     """Returns non-blocking sockets that listen on `port` of every address of the hosts.
 
-    Port 0 stands for one that is free on all of them. Raises StartError.
+    Port 0 stands for one that is free on all of them. Raises Failure.
     """
     tries = 1 if port else 20  # a port that is free on the first address may be taken on the next
     while True:
         listeners: dict[Address, socket.socket] = {}
-        host = ""
         try:
             for host in hosts:
                 listen_on(host, port, listeners)
@@ -163,8 +164,9 @@ def open_listeners(hosts: Sequence[str], port: int) -> list[socket.socket]:
             for listener in listeners.values():
                 listener.close()
             tries -= 1
-            if not tries or getattr(error, "errno", None) != errno.EADDRINUSE:
-                raise StartError(why_not_listening(error, host, port)) from error
+            taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+            if not (taken and tries):
+                raise Failure(why_not_listening(error, host, port)) from error
 
 
 def listen_on(host: str, port: int, listeners: dict[Address, socket.socket]) -> None:
@@ -211,16 +213,15 @@ def bind_and_listen(family: int, address: Address) -> socket.socket:
     return listener
 
 
-def why_not_listening(error: Exception, host: str, port: int) -> str:
+def why_not_listening(error: OSError | UnicodeError, host: str, port: int) -> str:
     """Returns what to tell the user when listening on `port` of `host` failed."""
     if isinstance(error, (socket.gaierror, UnicodeError)):
         return f"host {host} is unknown; --host takes a name or an address of this machine"
-    number = error.errno if isinstance(error, OSError) else None
-    if number == errno.EADDRINUSE:
+    if error.errno == errno.EADDRINUSE:
         return f"port {port} on {host} is taken; choose another with --port"
-    if number == errno.EACCES:
+    if error.errno == errno.EACCES:
         return f"port {port} on {host} is for the superuser; choose one above 1023 with --port"
-    if number in NOT_OURS:
+    if error.errno in NOT_OURS:
         return f"{host} is not an address of this machine; --host :: takes all that it has"
     return f"cannot listen on port {port} of {host}: {error}"
 
@@ -243,9 +244,8 @@ def who_can_connect(listeners: Sequence[socket.socket]) -> str:
     return "whoever can reach these addresses can connect"
 
 
-def host_to_name(hosts: Sequence[str]) -> str:
-    """Returns the host that the others should connect to, given the --host options."""
-    host = hosts[0]
+def host_for_others(host: str) -> str:
+    """Returns the host that the others should connect to, given a --host option."""
     return socket.gethostname() if host in ("::", "0.0.0.0", "") else host
 
 
@@ -267,9 +267,9 @@ def open_signal_socket(*numbers: int) -> socket.socket:
     return reader
 
 
-def make_room(clients: int) -> int:
-    """Makes room for so many sockets, as far as the system lets us. Returns how many clients that
-    allows."""
+def raise_descriptor_limit(clients: int) -> int:
+    """Lets this process have a socket for each of so many clients, as far as the system does.
+    Returns `clients`; on Windows, where select() sets the limit, MAX_CLIENTS at most."""
     if sys.platform == "win32":
         return min(clients, MAX_CLIENTS)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -285,8 +285,8 @@ def make_room(clients: int) -> int:
 
 
 class Acceptor:
-    """Accepts newcomers at the listeners; calls `admit` with each one's non-blocking socket and the
-    address of its peer.
+    """Accepts newcomers at the listeners; calls `admit` with each one's non-blocking socket, which
+    is from then on its own, and the address of its peer, as text.
 
     Out of descriptors, a listener stays readable and accept() keeps failing, so that the loop would
     spin. Newcomers then wait in the kernel's queue until one is free.
@@ -305,40 +305,39 @@ class Acceptor:
         self.retry_at: float | None = None  # monotonic seconds, while newcomers have to wait
 
     def start(self) -> None:
+        """Has the selector tell of newcomers."""
         self.retry_at = None
         for listener in self.listeners:
-            self.selector.register(listener, selectors.EVENT_READ, partial(self.accept, listener))
+            self.selector.register(listener, EVENT_READ, partial(self.accept, listener))
 
-    def stop(self) -> None:
+    def pause(self) -> None:
+        """Leaves newcomers in the kernel's queue."""
         for listener in self.listeners:
             self.selector.unregister(listener)
 
     def close(self) -> None:
         """Gives up the listeners: whoever connects from now on is refused."""
         if self.retry_at is None:
-            self.stop()
+            self.pause()
         self.retry_at = None
         for listener in self.listeners:
             listener.close()
 
-    def retry(self) -> None:
-        """Lets newcomers in again if they wait: for when a connection was closed."""
-        if self.retry_at is not None:
+    def retry(self, now: float = float("inf")) -> None:
+        """Lets newcomers in again if they wait: at once when a connection was closed, else when it
+        is time, as others may have used up what the whole system has."""
+        if self.retry_at is not None and now >= self.retry_at:
             self.start()
 
-    def retry_if_due(self) -> None:
-        """Does so after a while in any case: others may have used up what the whole system has."""
-        if self.retry_at is not None and time.monotonic() >= self.retry_at:
-            self.start()
-
-    def accept(self, listener: socket.socket, _: int) -> None:
+    def accept(self, listener: socket.socket) -> None:
+        """Admits those who wait at a listener, a burst at most."""
         if self.retry_at is not None:  # the other listener found out in this same turn
             return
         try:
             for _ in range(ACCEPT_BURST):
                 sock, address = listener.accept()
                 self.failing = False
-                self.welcome(sock, address)
+                self.hand_over(sock, address)
         except (BlockingIOError, ConnectionAbortedError):  # no more, or one that has left already
             pass
         except OSError as error:
@@ -346,16 +345,18 @@ class Acceptor:
                 log.warning("newcomers have to wait: %s", error.strerror)
             self.failing = True
             self.retry_at = time.monotonic() + RETRY_ACCEPT
-            self.stop()
+            self.pause()
 
-    def welcome(self, sock: socket.socket, address: Address | None) -> None:
+    def hand_over(self, sock: socket.socket, address: Address | None) -> None:
+        """Makes a newcomer's socket what the loop needs, and admits it."""
         peer = format_address(address)
         try:
             sock.setblocking(False)
             for level, option, value in SOCKET_OPTIONS:
                 sock.setsockopt(level, option, value)
             self.admit(sock, peer)
-        except OSError:  # some systems refuse options on a connection that was reset meanwhile
+        except OSError as error:  # some systems refuse options on a connection that was reset
+            log.info("%s could not be admitted: %s", peer, error.strerror)
             sock.close()
         except Exception:
             log.exception("%s could not be admitted", peer)
@@ -385,11 +386,10 @@ class Connection:
 
 
 class EchoServer:
-    """Echoes what clients send, until SIGINT or SIGTERM."""
+    """Echoes what clients send, until SIGINT or SIGTERM. Messages too are logged at level DEBUG."""
 
-    def __init__(self, listeners: list[socket.socket], max_clients: int, verbose: bool) -> None:
+    def __init__(self, listeners: Sequence[socket.socket], max_clients: int) -> None:
         self.max_clients = max_clients
-        self.verbose = verbose  # log each message too
         self.clients = 0
         self.selector = selectors.DefaultSelector()
         self.acceptor = Acceptor(self.selector, listeners, self.admit)
@@ -402,30 +402,33 @@ class EchoServer:
         ready.
         """
         signals = open_signal_socket(signal.SIGINT, signal.SIGTERM)
-        self.selector.register(signals, selectors.EVENT_READ, partial(self.stop, signals))
+        self.selector.register(signals, EVENT_READ, partial(self.on_signal, signals))
         self.acceptor.start()
         while self.running:
             timeout = None if self.acceptor.retry_at is None else RETRY_ACCEPT
-            for key, event in self.selector.select(timeout):
-                conn = key.data
-                if isinstance(conn, Connection):
-                    self.serve(conn)
+            for key, _ in self.selector.select(timeout):
+                ready = key.data
+                if isinstance(ready, Connection):
+                    self.serve(ready)
                 else:
-                    conn(event)
-            self.acceptor.retry_if_due()
+                    ready()
+            self.acceptor.retry(time.monotonic())
         self.acceptor.close()
 
-    def stop(self, signals: socket.socket, _: int) -> None:
+    def on_signal(self, signals: socket.socket) -> None:
+        """Ends the loop."""
         log.info("stopped by %s", signal.Signals(signals.recv(1)[0]).name)
         self.running = False
 
     def admit(self, sock: socket.socket, peer: str) -> None:
+        """Serves a newcomer from now on, if there is a place."""
         if self.clients == self.max_clients:
             sock.close()
             log.info("%s turned away: there are %d clients already", peer, self.clients)
             return
-        conn = Connection(sock, peer, LineFramer(MAX_LOGGED_LINE) if self.verbose else None)
-        self.selector.register(sock, selectors.EVENT_READ, conn)
+        logs_messages = log.isEnabledFor(logging.DEBUG)
+        conn = Connection(sock, peer, LineFramer(MAX_LOGGED_LINE) if logs_messages else None)
+        self.selector.register(sock, EVENT_READ, conn)
         self.clients += 1
         log.info("%s connected, clients: %d", peer, self.clients)
 
@@ -439,10 +442,10 @@ class EchoServer:
         except BlockingIOError:  # readiness is a hint, not a promise
             pass
         except OSError as error:
-            self.close(conn, f"lost: {error.strerror}")
+            self.drop(conn, f"lost: {error.strerror}")
         except Exception:
             log.exception("%s made the server stumble", conn.peer)
-            self.close(conn, "closed")
+            self.drop(conn, "closed")
 
     def echo(self, conn: Connection) -> None:
         """Receives once and sends it back. There is no backlog here, so if the client has ended its
@@ -450,12 +453,12 @@ class EchoServer:
         """
         data = conn.sock.recv(RECEIVE_SIZE)
         if not data:
-            self.close(conn, "disconnected")
+            self.drop(conn, "disconnected")
             return
         sent = conn.send(data)
         if sent < len(data):
             conn.backlog = memoryview(data)[sent:]
-            self.selector.modify(conn.sock, selectors.EVENT_WRITE, conn)
+            self.selector.modify(conn.sock, EVENT_WRITE, conn)
         if conn.framer:
             self.log_lines(conn, *conn.framer.feed(data))
 
@@ -463,9 +466,10 @@ class EchoServer:
         """Sends on what the kernel takes of the backlog; after the last of it, reads again."""
         conn.backlog = conn.backlog[conn.send(conn.backlog) :]
         if not conn.backlog:
-            self.selector.modify(conn.sock, selectors.EVENT_READ, conn)
+            self.selector.modify(conn.sock, EVENT_READ, conn)
 
-    def close(self, conn: Connection, why: str) -> None:
+    def drop(self, conn: Connection, why: str) -> None:
+        """Closes a connection; what the kernel has taken still gets there."""
         if conn.framer:
             self.log_lines(conn, conn.framer.finish())
         self.selector.unregister(conn.sock)
@@ -475,6 +479,7 @@ class EchoServer:
         log.info("%s %s, clients: %d", conn.peer, why, self.clients)
 
     def log_lines(self, conn: Connection, chunk: bytes, too_long: int = 0) -> None:
+        """Logs whole lines, and that some were too long."""
         for line in chunk.split(b"\n")[:-1]:
             log.debug("%s: %s", conn.peer, printable(line))
         if too_long:
@@ -485,12 +490,14 @@ class EchoServer:
 
 
 def port_number(text: str) -> int:
+    """Returns the number. Raises ArgumentTypeError, which argparse shows."""
     if not text.isdecimal() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"{text} is not a port; those go from 0 to 65535")
     return int(text)
 
 
 def positive(text: str) -> int:
+    """Returns the number. Raises ArgumentTypeError, which argparse shows."""
     if not text.isdecimal() or not 0 < int(text) <= 10**9:
         raise argparse.ArgumentTypeError(f"{text} is not a number from 1 to 1,000,000,000")
     return int(text)
@@ -520,7 +527,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("-v", "--verbose", action="store_true", help="log each message too")
     parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     args = parser.parse_args(argv)
-    args.host = args.host or ["localhost"]
+    args.host = args.host or ["localhost"]  # as the option's default it would be added to
     args.prog = parser.prog
     return args
 
@@ -534,13 +541,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         level=logging.DEBUG if args.verbose else logging.INFO,
     )
     try:
-        max_clients = make_room(args.max_clients)
+        max_clients = raise_descriptor_limit(args.max_clients)
         listeners = open_listeners(args.host, args.port)
         addresses = [format_address(listener.getsockname()) for listener in listeners]
         log.info("listening on %s; %s", " and ".join(addresses), who_can_connect(listeners))
-        log.info("try it: telnet %s %d", host_to_name(args.host), listeners[0].getsockname()[1])
-        EchoServer(listeners, max_clients, args.verbose).run()
-    except StartError as error:
+        host, port = host_for_others(args.host[0]), listeners[0].getsockname()[1]
+        log.info("try it: telnet %s %d", host, port)
+        EchoServer(listeners, max_clients).run()
+    except Failure as error:
         print(f"{args.prog}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:  # before the loop took over the signals

@@ -90,7 +90,9 @@ def test_asking_for_names_comes_to_an_end() -> None:
 def test_a_refused_name_is_forgotten() -> None:
     chat = Chat("a:b")
     chat.heard("Welcome to the chatroom!")
-    chat.heard("* a name has no colon and nothing invisible in it")
+    chat.heard("* a name has no colon and nothing invisible in it joined")  # says a relay's member
+    assert not chat.ready
+    chat.heard("* a name has no colon and nothing invisible in it: /name NAME")
     assert chat.ready
     chat.typed("/name Ann")
     chat.heard("* Ann is taken")
@@ -110,7 +112,7 @@ def test_the_password_is_given_once_and_only_for_the_first_line() -> None:
 
 def test_a_late_welcome_is_a_welcome() -> None:
     chat = Chat("Ann")
-    chat.go_on()
+    chat.stop_waiting()
     chat.typed("hi")
     chat.heard("Welcome to the chatroom!")
     assert chat.outgoing == b"Ann: hi\n/name Ann\n"
@@ -498,11 +500,13 @@ class Sipping:
 
 def test_what_the_kernel_does_not_take_is_sent_later() -> None:
     one: Any = Client.__new__(Client)
-    one.sock, one.talk, one.lost, one.wants = Sipping(), Echo(), "", 0
-    one.talk.typed("hello")
-    while one.talk.outgoing:
-        one.serve(selectors.EVENT_WRITE)
-    assert one.sock.taken == b"hello\n"
+    one.lost, one.wants = "", 0
+    sock: Any = Sipping()
+    talk = Echo()
+    talk.typed("hello")
+    while talk.outgoing:
+        one.serve(sock, talk, selectors.EVENT_WRITE)
+    assert sock.taken == b"hello\n"
 
 
 def test_name_option_is_only_text(room: Server) -> None:

@@ -111,7 +111,7 @@ def test_control_c_clears_a_line_and_leaves_on_an_empty_one() -> None:
 def test_control_d_deletes_and_ends_on_an_empty_line() -> None:
     editor = typed("a\x01\x04")
     assert (shown(editor), editor.wishes) == ("|", [])
-    assert typed("\x04", editor).wishes == ["end"]
+    assert typed("\x04", editor).wishes == ["end_of_input"]
 
 
 def test_words_in_a_very_long_line_take_no_time() -> None:

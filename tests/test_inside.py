@@ -13,7 +13,7 @@ from support import DEADLINE, Peer
 
 import chat_server
 import echo_server
-from chat_server import ALLOWANCE, ChatServer, Connection, Room
+from chat_server import ALLOWANCE, PATIENCE, ChatServer, Connection, Room
 
 READ = selectors.EVENT_READ
 
@@ -63,7 +63,7 @@ def test_backlog_costs_what_is_counted(inside: Inside) -> None:
 def test_allowance_is_renewed_with_each_tick(inside: Inside) -> None:
     server = inside.server
     (stuck, _), (talker, peer) = inside.join(), inside.join()
-    server.congested[stuck] = time.monotonic()
+    server.congested[stuck] = time.monotonic() + PATIENCE
     peer.send((b"x" * 99 + b"\n") * 300)
     for _ in range(3):
         before = server.room.batch.size
@@ -79,13 +79,13 @@ def test_end_of_congestion_frees_those_it_held_up(inside: Inside) -> None:
     server = inside.server
     for end in (server.clear_congestion, server.stop_sending, server.close):
         (stuck, _), (talker, _) = inside.join(), inside.join()
-        server.congested[stuck] = time.monotonic()
-        talker.unheard = b"waits\n"
+        server.congested[stuck] = time.monotonic() + PATIENCE
+        talker.later = b"waits\n"
         server.hold_up(talker)
         end(stuck)
         assert not server.congested
         assert talker.reading
-        assert talker in server.unfinished
+        assert talker in server.pending
 
 
 def test_what_came_before_sending_failed_is_heard_but_no_torn_line(inside: Inside) -> None:
@@ -103,8 +103,8 @@ def test_what_came_before_sending_failed_is_heard_but_no_torn_line(inside: Insid
 def test_closing_room_hears_what_waits_for_the_next_turn(inside: Inside) -> None:
     server = inside.server
     (one, _), (_, two) = inside.join(), inside.join()
-    one.unheard = b"waits\n"
-    server.unfinished.add(one)
+    one.later = b"waits\n"
+    server.pending.add(one)
     server.close_room()
     two.expect("waits\n", "* the room is closing\n")
 
@@ -131,12 +131,12 @@ def test_exception_in_delivery_ends_one_connection_alone(
 
 @pytest.mark.parametrize("module", [chat_server, echo_server])
 def test_newcomers_are_let_in_when_a_connection_was_closed(module: Any) -> None:
-    server = ChatServer([], Room()) if module is chat_server else module.EchoServer([], 9, False)
+    server = ChatServer([], Room()) if module is chat_server else module.EchoServer([], 9)
     sock, peer = pair()
     server.admit(sock, "peer")
     server.acceptor.retry_at = time.monotonic() + 1000
     (key,) = server.selector.get_map().values()
-    (server.lose if module is chat_server else server.close)(key.data, "gone")
+    server.drop(key.data, "gone")
     assert server.acceptor.retry_at is None
 
 
@@ -153,7 +153,7 @@ def test_each_connection_gets_the_socket_options(module: Any) -> None:
         selectors.DefaultSelector(), [], lambda sock, _: admitted.append(sock)
     )
     sock, peer = pair()
-    acceptor.welcome(sock, sock.getpeername())
+    acceptor.hand_over(sock, sock.getpeername())
     for level, option, value in module.SOCKET_OPTIONS:
         assert admitted[0].getsockopt(level, option) == value
 
@@ -168,7 +168,7 @@ def test_one_turn_hears_at_most_its_share(inside: Inside, monkeypatch: pytest.Mo
 
 
 def test_exception_ends_one_echo_client_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    server = echo_server.EchoServer([], 9, False)
+    server = echo_server.EchoServer([], 9)
     sock, peer = pair()
     server.admit(sock, "peer")
     monkeypatch.setattr(server, "echo", lambda conn: [][0])

@@ -463,7 +463,7 @@ def test_a_line_is_shown_with_one_write(
     server = listener.accept()
     window.type("half")
     server.send("first\n")
-    window.expect("half\x1b[K")
+    window.expect("half\x1b7\x1b[K\x1b8")
     server.send("second\n")
     eventually(lambda: window.read(1))
     assert window.shown == ""
