@@ -1217,7 +1217,7 @@ class Client:
             if self.has_said_all(talk) and not self.goodbye:
                 self.say_goodbye(sock)
             elif self.is_hurried(talk):
-                self.be_patient(LINGER, self.deadline)
+                self.hurry()
             self.watch_server(sock, talk)
             self.turn(self.deadline)
             if self.deadline is not None and time.monotonic() >= self.deadline:
@@ -1233,10 +1233,13 @@ class Client:
         if self.lost and not self.goodbye:
             raise Disconnected(f"lost the connection: {self.lost}")
 
-    def be_patient(self, seconds: float = ANSWER_TIME, at_most: float | None = None) -> None:
+    def be_patient(self, seconds: float = ANSWER_TIME) -> None:
         """Gives the other side so much time for an answer, from now on."""
-        deadline = time.monotonic() + seconds
-        self.deadline = deadline if at_most is None else min(deadline, at_most)
+        self.deadline = time.monotonic() + seconds
+
+    def hurry(self) -> None:
+        """Gives it no more than a moment from now on."""
+        self.deadline = min(self.deadline or float("inf"), time.monotonic() + LINGER)
 
     def wants_to_leave(self) -> bool:
         """Says whether the user wants to go now, and not only when all that was typed is said."""
@@ -1380,30 +1383,24 @@ def port_number(text: str) -> int:
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Returns the options, and `prog`, the script's name. Wrong ones end the process, status 2."""
     parser = argparse.ArgumentParser(
         description="The terminal client for chat rooms and echo servers.",
-        epilog="example: python chat_client.py 192.0.2.7 --name John     (quit or exit leaves)",
+        epilog="example: python chat_client.py 192.0.2.7 --name John (quit leaves, /help tells more)",
     )
-    parser.add_argument("host", nargs="?", default=HOST, help="(default: %(default)s)")
-    parser.add_argument(
-        "port", nargs="?", type=port_number, default=PORT, help="(default: %(default)s)"
-    )
-    parser.add_argument("--name", help="be known as NAME (default: ask)")
-    parser.add_argument("--echo", action="store_true", help="talk to an echo server")
-    parser.add_argument("--plain", action="store_true", help="no line editor, no colours")
-    parser.add_argument("--tls", action="store_true", help="speak TLS")
-    parser.add_argument(
-        "--tls-ca",
-        metavar="FILE",
-        help="trust the authorities in FILE, not the system's; implies --tls",
-    )
-    parser.add_argument(
-        "--password-file",
-        metavar="FILE",
-        help="the password for a closed room (default: CHAT_PASSWORD in the environment, or ask)",
-    )
-    parser.add_argument("--timestamps", action="store_true", help="show when each line came")
-    parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
+    add = parser.add_argument
+    add("host", nargs="?", default=HOST, help="(default: %(default)s)")
+    add("port", nargs="?", type=port_number, default=PORT, help="(default: %(default)s)")
+    add("--name", help="be known as NAME (default: ask)")
+    add("--echo", action="store_true", help="talk to an echo server")
+    add("--plain", action="store_true", help="no line editor, no colours")
+    add("--tls", action="store_true", help="speak TLS")
+    authorities = "trust the authorities in FILE, not the system's; implies --tls"
+    add("--tls-ca", metavar="FILE", help=authorities)
+    password = "give the password in FILE (default: CHAT_PASSWORD in the environment, or ask)"
+    add("--password-file", metavar="FILE", help=password)
+    add("--timestamps", action="store_true", help="show when each line came")
+    add("--version", action="version", version=f"%(prog)s {VERSION}")
     args = parser.parse_args(argv)
     args.prog = parser.prog
     return args

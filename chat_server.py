@@ -1401,53 +1401,36 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def server_parser(description: str, example: str) -> argparse.ArgumentParser:
+    """Returns a parser for the options that both servers have."""
+    parser = argparse.ArgumentParser(description=description, epilog=f"example: {example}")
+    add = parser.add_argument
+    host = "listen on this name or address, can be repeated; :: is every interface, IPv4 too"
+    add("--host", action="append", help=f"{host} (default: localhost)")
+    add("--port", type=port_number, default=PORT, help="0 takes a free one (default: %(default)s)")
+    crowd = "turn away more than N at once (default: %(default)s)"
+    add("--max-clients", type=positive, default=MAX_CLIENTS, metavar="N", help=crowd)
+    add("-v", "--verbose", action="store_true", help="log each message too")
+    add("--version", action="version", version=f"%(prog)s {VERSION}")
+    return parser
+
+
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="A chat room: what one member says goes to every other member.",
-        epilog="example: python chat_server.py --host ::     (then: python chat_client.py HOST)",
+    """Returns the options, and `prog`, the script's name. Wrong ones end the process, status 2."""
+    parser = server_parser(
+        "A chat room: what one member says goes to every other member.",
+        "python chat_server.py --host :: (then: python chat_client.py HOST)",
     )
-    parser.add_argument(
-        "--host",
-        action="append",
-        help="name or address to listen on, can be repeated; :: is every interface, IPv4 too"
-        " (default: localhost)",
-    )
-    parser.add_argument(
-        "--port", type=port_number, default=PORT, help="0 takes a free one (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--max-clients",
-        type=positive,
-        default=MAX_CLIENTS,
-        metavar="N",
-        help="turn away more than N members at once (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--max-line",
-        type=positive,
-        default=MAX_LINE,
-        metavar="BYTES",
-        help="skip lines that are longer (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--history",
-        type=positive,
-        default=0,
-        metavar="N",
-        help="give newcomers the last N messages (default: none)",
-    )
-    parser.add_argument(
-        "--transcript", metavar="FILE", help="add every public line to FILE, with its time"
-    )
-    parser.add_argument(
-        "--password-file",
-        metavar="FILE",
-        help="let in who gives the password in FILE, or in CHAT_PASSWORD in the environment",
-    )
-    parser.add_argument("--tls-cert", metavar="FILE", help="speak TLS, with this certificate")
-    parser.add_argument("--tls-key", metavar="FILE", help="and its private key")
-    parser.add_argument("-v", "--verbose", action="store_true", help="log what is said too")
-    parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
+    add = parser.add_argument
+    long = "skip lines that are longer (default: %(default)s)"
+    add("--max-line", type=positive, default=MAX_LINE, metavar="BYTES", help=long)
+    history = "give newcomers the last N messages (default: none)"
+    add("--history", type=positive, default=0, metavar="N", help=history)
+    add("--transcript", metavar="FILE", help="add every public line to FILE, with its time")
+    password = "let in who gives the password in FILE, or in CHAT_PASSWORD in the environment"
+    add("--password-file", metavar="FILE", help=password)
+    add("--tls-cert", metavar="FILE", help="speak TLS, with this certificate")
+    add("--tls-key", metavar="FILE", help="and its private key")
     args = parser.parse_args(argv)
     args.host = args.host or ["localhost"]  # as the option's default it would be added to
     args.prog = parser.prog

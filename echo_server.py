@@ -503,29 +503,26 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def server_parser(description: str, example: str) -> argparse.ArgumentParser:
+    """Returns a parser for the options that both servers have."""
+    parser = argparse.ArgumentParser(description=description, epilog=f"example: {example}")
+    add = parser.add_argument
+    host = "listen on this name or address, can be repeated; :: is every interface, IPv4 too"
+    add("--host", action="append", help=f"{host} (default: localhost)")
+    add("--port", type=port_number, default=PORT, help="0 takes a free one (default: %(default)s)")
+    crowd = "turn away more than N at once (default: %(default)s)"
+    add("--max-clients", type=positive, default=MAX_CLIENTS, metavar="N", help=crowd)
+    add("-v", "--verbose", action="store_true", help="log each message too")
+    add("--version", action="version", version=f"%(prog)s {VERSION}")
+    return parser
+
+
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="The TCP echo service of RFC 862: sends back whatever a client sends.",
-        epilog="example: python echo_server.py --host :: -v     (then: telnet HOST 7007)",
+    """Returns the options, and `prog`, the script's name. Wrong ones end the process, status 2."""
+    parser = server_parser(
+        "The TCP echo service of RFC 862: sends back whatever a client sends.",
+        "python echo_server.py --host :: -v (then: telnet HOST 7007)",
     )
-    parser.add_argument(
-        "--host",
-        action="append",
-        help="name or address to listen on, can be repeated; :: is every interface, IPv4 too"
-        " (default: localhost)",
-    )
-    parser.add_argument(
-        "--port", type=port_number, default=PORT, help="0 takes a free one (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--max-clients",
-        type=positive,
-        default=MAX_CLIENTS,
-        metavar="N",
-        help="turn away more than N clients at once (default: %(default)s)",
-    )
-    parser.add_argument("-v", "--verbose", action="store_true", help="log each message too")
-    parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     args = parser.parse_args(argv)
     args.host = args.host or ["localhost"]  # as the option's default it would be added to
     args.prog = parser.prog

@@ -340,6 +340,14 @@ def test_tls_client_at_a_plain_port(room: Server) -> None:
     ann.expect("* here: Ann\n")
 
 
+@plain_and_tls
+def test_a_member_may_send_what_looks_a_little_like_tls(start: Callable[..., Server]) -> None:
+    room = start("chat_server.py")
+    one, two = room.join(), room.join()
+    one.send("\x16\x03 is what TLS begins with\n")
+    two.expect(" is what TLS begins with\n")
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("version", ["TLSv1", "TLSv1_1"])
 @tls
@@ -423,10 +431,14 @@ def test_decrypted_data_is_never_left_lying(start: Callable[..., Server], tmp_pa
     [
         (TLS_OPTIONS[:2], 2, "--tls-cert and --tls-key go together"),
         (["--tls-cert", "/no/file", "--tls-key", "/no/file"], 1, "cannot use /no/file"),
+        # A variable of the shell that isn't set must not open the room.
+        (["--tls-cert", "", "--tls-key", ""], 1, "cannot use"),
+        (["--password-file", ""], 1, "cannot read the password file"),
+        (["--transcript", ""], 1, "cannot write the transcript"),
         ([*TLS_OPTIONS[:3], str(CERTS / "other.key")], 1, "cannot use"),
     ],
 )
-def test_bad_certificate_options(options: list[str], status: int, message: str) -> None:
+def test_bad_file_options(options: list[str], status: int, message: str) -> None:
     done = run("chat_server.py", "--port", "0", *options)
     assert done.returncode == status
     assert message in done.stderr

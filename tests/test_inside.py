@@ -103,10 +103,11 @@ def test_what_came_before_sending_failed_is_heard_but_no_torn_line(inside: Insid
 def test_closing_room_hears_what_waits_for_the_next_turn(inside: Inside) -> None:
     server = inside.server
     (one, _), (_, two) = inside.join(), inside.join()
-    one.later = b"waits\n"
+    server.hear(one, b"/name John\n", 99)
+    one.later = b"waits\n" * 5000  # more than one turn would hear
     server.pending.add(one)
     server.close_room()
-    two.expect("waits\n", "* the room is closing\n")
+    two.expect("* John joined\n", *["John: waits\n"] * 5000, "* the room is closing\n")
 
 
 def test_exception_in_delivery_ends_one_connection_alone(
