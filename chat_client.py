@@ -1386,7 +1386,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Returns the options, and `prog`, the script's name. Wrong ones end the process, status 2."""
     parser = argparse.ArgumentParser(
         description="The terminal client for chat rooms and echo servers.",
-        epilog="example: python chat_client.py 192.0.2.7 --name John (quit leaves, /help tells more)",
+        epilog="example: python chat_client.py 192.0.2.7 --name John (quit leaves, /help helps)",
     )
     add = parser.add_argument
     add("host", nargs="?", default=HOST, help="(default: %(default)s)")

@@ -53,7 +53,7 @@ def listener() -> Iterator[Listener]:
 
 @pytest.fixture
 def terminal() -> Iterator[Callable[..., Terminal]]:
-    """terminal("python", "x.py") runs a command in a pseudo-terminal; it is ended after the test."""
+    """terminal("python", "x.py") runs a command in a pseudo-terminal until the test ends."""
     terminals: list[Terminal] = []
 
     def run(*command: str, **more: Any) -> Terminal:

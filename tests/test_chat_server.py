@@ -86,7 +86,7 @@ def test_unfinished_last_line_is_delivered_with_its_newline(room: Server) -> Non
 
 
 def test_last_words_count_although_the_speaker_has_read_nothing(room: Server) -> None:
-    """A peer that closes with input unread sends RST, so sending to it fails; its lines still count."""
+    """Who closes with input unread sends RST, so sending to it fails; its lines still count."""
     two = room.join()
     for number in range(50):
         one = room.join()

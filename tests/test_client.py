@@ -1,4 +1,4 @@
-"""The client in plain mode: in pipes, with files, in a pseudo-terminal; and its logic without I/O."""
+"""The client in plain mode, in pipes, with files, in a pseudo-terminal; its logic without I/O."""
 
 from __future__ import annotations
 

@@ -417,7 +417,7 @@ def test_a_hundred_bad_handshakes_delay_nobody(
 
 @tls
 def test_decrypted_data_is_never_left_lying(start: Callable[..., Server], tmp_path: Path) -> None:
-    """A record is larger than what may be read in a turn: its rest is not in the kernel any more."""
+    """A record is larger than what is read in a turn: its rest isn't in the kernel any more."""
     room = patched(start, tmp_path, "chat_server.TURN_READ = 100")
     (talker, listener) = (Walker(room) for _ in range(2))
     lines = b"".join(b"%d\n" % number for number in range(2000))

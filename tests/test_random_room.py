@@ -1,4 +1,4 @@
-"""A whole room by chance, against a model: members come, talk, stall, half-close, reset and vanish."""
+"""A whole room by chance, against a model: members come, talk, stall, reset and vanish."""
 
 from __future__ import annotations
 

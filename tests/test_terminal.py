@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
@@ -429,10 +430,8 @@ def test_flood_leaves_the_keys_alive_and_control_c_leaves_at_once(
     window.type("\x03\x03")
 
     def ended() -> bool:
-        try:
+        with suppress(OSError):
             pour()
-        except OSError:
-            pass
         window.read(0.01)
         return window.process.poll() is not None
 
