@@ -37,9 +37,11 @@ from __future__ import annotations
 import argparse
 import errno
 import hmac
+import io
 import ipaddress
 import logging
 import os
+import random
 import re
 import selectors
 import signal
@@ -65,7 +67,7 @@ VERSION = "1.0"
 
 PORT = 7007
 DOOR_SIZE = 100  # newcomers at the door at once; for one more the oldest has to go
-OTHER_DESCRIPTORS = 32 + DOOR_SIZE  # the listeners, files; and who is no member yet, or no more
+OTHER_DESCRIPTORS = 32 + 2 * DOOR_SIZE  # the listeners, files; who is no member yet, or no more
 # On Windows select() takes 512 sockets.
 MAX_CLIENTS = 512 - OTHER_DESCRIPTORS if sys.platform == "win32" else 10_000
 LISTEN_QUEUE = 1024  # connections that the kernel completes for us ahead of accept()
@@ -74,7 +76,7 @@ RETRY_ACCEPT = 1.0  # seconds until the next try after accept() failed
 
 MAX_LINE = 8 * 1024  # bytes of a line without its newline; --max-line
 MAX_NAME = 32  # characters
-MAX_NAME_SOURCE = 200  # characters that can be a name: NFKC makes one of several, slowly
+MAX_NAME_SOURCE = 160  # characters that can be a name: NFKC makes one of several, slowly
 MAX_WHO = 200  # names in an answer to /who
 MAX_HISTORY = 128 * 1024  # bytes that a newcomer gets of what was said before
 
@@ -83,23 +85,28 @@ MAX_HISTORY = 128 * 1024  # bytes that a newcomer gets of what was said before
 TURN_READ = 256 * 1024
 TURN_DELIVERY = 32 * 1024 * 1024
 MIN_READ = 512  # bytes that each connection may send in a turn in any case
+TURN_WEIGHT = 512 * 1024  # as Batch counts it: what is heard line by line takes more time
 PIECE_WEIGHT = 64  # counted with each line that is handled on its own, for the time that it takes
+LETTERS_WEIGHT = 1024  # counted with a line that isn't ASCII: to compare its letters takes 0.1 ms
 
 # A member that reads more slowly than the others talk has a backlog. While one is over HIGH_WATER,
-# nobody may say more than ALLOWANCE a second: that stops a flood, and no human notices. If it stays
-# over it for PATIENCE, the member has stopped reading and is let go.
+# nobody may say more than ALLOWANCE a second, many together no more than ALLOWANCES: that stops
+# floods, and no human notices. If it stays over it for PATIENCE, the member has stopped reading and
+# is let go.
 HIGH_WATER = 256 * 1024  # bytes
 ALLOWANCE = 4 * 1024  # bytes
+ALLOWANCES = 16 * 1024  # bytes
 PATIENCE = 5.0  # seconds
-PIECE_COST = 384  # bytes of the objects around a piece in a backlog; so much is a one-letter line
+SMALL_PIECE = 4 * 1024  # bytes up to which pieces of a backlog are joined: a view costs more
+PIECE_COST = 384  # bytes of the objects around a piece in a backlog
 TICK = 1.0  # seconds between looks at what depends on time
 FAREWELL = 5.0  # seconds for a member that leaves to get what was said before
 LINGER = 0.5  # seconds that we wait for its own close after that
 
-# A closed room has a door: newcomers finish the TLS handshake and give the password there. However
-# many come, they cost the members nothing.
+# A closed room has a door: newcomers finish the TLS handshake and give the password there.
 DOOR_TIME = 10.0  # seconds for both
 DOOR_STEPS = 10  # taken in a turn: one step of a handshake can be some ms of arithmetic
+MAX_LOGGED = 100  # lines that are logged of a turn
 WRONG_TIME = 1.0  # seconds until a connection is closed that gave a wrong password
 
 WELCOME = b"Welcome to the chatroom!\n"
@@ -220,11 +227,12 @@ C1_CONTROL = re.compile(rb"\xc2[\x80-\x9f]")
 # The start of a line that has to be looked at, if its speaker has no name.
 COMMAND_OR_NOTICE = re.compile(rb"\n[ \t]*[/*]")
 
-# What terminals show as nothing at all although Unicode counts it as printable: characters that are
-# ignorable by default (DerivedCoreProperties.txt), and the blank Braille pattern.
+# What terminals show as nothing at all, or as a blank, although Unicode counts it as printable: all
+# that is ignorable by default (DerivedCoreProperties.txt), and the blank Braille pattern.
 INVISIBLE = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
 )
+BLANK = re.compile("[\u115f\u1160\u2800\u3164\uffa0]")  # those that are a blank on some screens
 
 
 def clean(data: bytes) -> str:
@@ -255,7 +263,7 @@ def visible(text: str) -> str:
     shows nothing left out, letters in their compatible form (NFKC)."""
     spaced = "".join(" " if char.isspace() else char for char in INVISIBLE.sub("", text))
     shown = "".join(filter(str.isprintable, spaced)).lstrip()
-    return unicodedata.normalize("NFKC", shown[:MAX_NAME_SOURCE])
+    return unicodedata.normalize("NFKC", shown[:MAX_NAME_SOURCE])[:MAX_NAME_SOURCE]
 
 
 def identity(name: str) -> str:
@@ -272,7 +280,7 @@ def valid_name(text: str) -> str:
         raise ValueError("a name has no colon and nothing invisible in it")
     if name.startswith(("*", "/")):
         raise ValueError("a name does not begin with an asterisk or a slash")
-    if name.endswith(PRIVATE.strip()):
+    if name.casefold().endswith(PRIVATE.strip()):
         raise ValueError("a name does not end like the mark of a private message")
     return name
 
@@ -298,7 +306,7 @@ class Batch:
     in where it asked, and a newcomer has its welcome in place of all that was said before.
     """
 
-    __slots__ = ("parts", "size", "weight", "cuts")
+    __slots__ = ("cuts", "parts", "size", "weight")
 
     def __init__(self) -> None:
         self.parts: list[bytes] = []
@@ -355,7 +363,7 @@ class History:
         """Takes whole lines."""
         if not self.count:
             return
-        for line in chunk.splitlines(keepends=True):
+        for line in chunk.splitlines(keepends=True)[-self.count :]:
             self.lines.append(line)
             self.size += len(line)
             while len(self.lines) > self.count or self.size > MAX_HISTORY:
@@ -428,20 +436,20 @@ class Room:
         Short lines can have long consequences: one byte to which a long name is added, `/who` in a
         crowd. When a chunk has made the batch so much heavier, its other lines wait.
         """
-        if self.is_plain(member, chunk):
-            self.say(member, chunk)
-            return b""
         enough = self.batch.weight + weight
-        # No more is looked at than can be heard: a line weighs more than its bytes.
-        end = chunk.find(b"\n", min(weight, len(chunk) - 1)) + 1
-        lines = clean(chunk[:end]).split("\n")[:-1]
+        end = chunk.find(b"\n", min(weight, len(chunk) - 1)) + 1  # a line weighs no less than that
+        now, later = chunk[:end], chunk[end:]
+        if self.is_plain(member, now):
+            self.say(member, now)
+            return later
+        lines = clean(now).split("\n")[:-1]
         for number, line in enumerate(lines):
             if self.batch.weight >= enough:
-                return "".join(f"{line}\n" for line in lines[number:]).encode() + chunk[end:]
+                return "".join(f"{line}\n" for line in lines[number:]).encode() + later
             self.hear_line(member, line)
             if member not in self.members:  # it said /quit
                 return b""
-        return chunk[end:]
+        return later
 
     def is_plain(self, member: Member, chunk: bytes) -> bool:
         """Says whether all lines of a chunk can be relayed as they are, without a look at each.
@@ -461,6 +469,8 @@ class Room:
 
     def hear_line(self, member: Member, line: str) -> None:
         """Takes one line, clean and without its newline."""
+        if not line.isascii():
+            self.batch.weight += LETTERS_WEIGHT
         if line.startswith("//"):
             self.message(member, line[1:])
         elif line.startswith("/"):
@@ -474,7 +484,7 @@ class Room:
         """Says one line, with its speaker's name before it, unless it would pass for another's."""
         data = line.encode() + b"\n"
         if not member.prefix:
-            objection = self.objection(line)
+            objection = self.objection(line) or self.objection(BLANK.sub(" ", line))
             if objection:
                 self.tell(member, objection)
                 return
@@ -495,7 +505,7 @@ class Room:
             return "only the room begins a line with an asterisk and a space; say it differently"
         speaker, colon, _ = head.partition(":")
         speaker = speaker.rstrip()
-        if speaker.endswith(PRIVATE):
+        if speaker.casefold().endswith(PRIVATE):
             speaker = speaker[: -len(PRIVATE)]
         owner = self.names.get(identity(speaker)) if colon else None
         if owner:
@@ -793,14 +803,14 @@ class Connection(Member):
     `receive` and `send` raise OSError: BlockingIOError if there is nothing to receive now.
     """
 
-    __slots__ = ("sock", "peer", "events", "wants", "framer", "later", "reading", "backlog", "cost")
+    __slots__ = ("backlog", "cost", "events", "framer", "later", "peer", "reading", "sock", "wants")
 
     def __init__(self, sock: socket.socket, peer: str, max_line: int) -> None:
         super().__init__()
         self.sock = sock
         self.peer = peer
         self.events = 0  # for which it is registered with the selector
-        self.wants = 0  # the event that TLS needs before anything else can go on
+        self.wants = 0  # EVENT_WRITE if TLS has to send before anything else can go on
         self.framer = LineFramer(max_line)
         self.later = b""  # whole lines that wait for the next turn
         self.reading = True  # not while it is held up, and not after the end of its stream
@@ -813,7 +823,7 @@ class Connection(Member):
     def receive(self, limit: int) -> bytes:
         """Returns some bytes, so many at most; none at the end of the stream."""
         data = self.sock.recv(limit)
-        if CLIENT_HELLO.match(data):
+        if CLIENT_HELLO.match(data) and not self.framer.partial:
             raise ConnectionError(errno.EPROTO, "speaks TLS to a room that doesn't")
         return data
 
@@ -849,21 +859,20 @@ class TLSConnection(Connection):
     __slots__ = ()
     sock: ssl.SSLSocket
 
-    def shake_hands(self) -> bool:
-        """Goes on with the handshake; returns whether it is finished."""
+    def shake_hands(self) -> None:
+        """Goes on with the handshake. Raises BlockingIOError if that isn't finished."""
         try:
             self.sock.do_handshake()
         except ssl.SSLWantReadError:
-            return False
+            raise BlockingIOError from None
         except ssl.SSLWantWriteError:
             self.wants = EVENT_WRITE
-            return False
+            raise BlockingIOError from None
         except ssl.SSLError as error:
             if error.reason in NOT_TLS:
                 with suppress(OSError):  # in plain text, as it was asked
                     socket.socket.send(self.sock, notice("this room speaks TLS; use --tls"))
             raise
-        return True
 
     def receive(self, limit: int) -> bytes:
         try:
@@ -878,9 +887,6 @@ class TLSConnection(Connection):
         try:
             return self.sock.send(data)
         except ssl.SSLWantWriteError:
-            return 0
-        except ssl.SSLWantReadError:
-            self.wants = EVENT_READ
             return 0
 
     def end_stream(self) -> None:
@@ -907,7 +913,7 @@ class Transcript:
 
     def open(self) -> None:
         """Raises OSError."""
-        self.file = open(self.path, "ab", buffering=0)  # noqa: SIM115
+        self.file = io.FileIO(self.path, "a")
 
     def write(self, text: bytes) -> None:
         """Adds whole lines."""
@@ -995,15 +1001,13 @@ class ChatServer:
         """Waits for sockets to be ready, hears what came, delivers it."""
         events = self.selector.select(self.timeout())
         speakers, self.pending = self.pending, set()
-        knocks = 0
+        knocking = []
         for key, event in events:
             ready = key.data
             if not isinstance(ready, Connection):
                 ready()
             elif ready in self.door:
-                knocks += 1
-                if knocks <= DOOR_STEPS:
-                    self.guard(self.step_at_door, ready)
+                knocking.append(ready)
             else:
                 if ready.wants:  # whatever TLS was stuck in can go on
                     ready.wants, event = 0, EVENT_READ | EVENT_WRITE
@@ -1012,6 +1016,9 @@ class ChatServer:
                     self.guard(self.flush, ready)
                 if event & EVENT_READ:
                     speakers.add(ready)
+        # By chance, so that nobody who keeps knocking is always served before the others.
+        for conn in random.sample(knocking, min(DOOR_STEPS, len(knocking))):
+            self.guard(self.step_at_door, conn)
         self.read_all(speakers)
         if self.room.batch.cuts or self.room.batch.parts:
             self.deliver(self.room.take_batch())
@@ -1029,7 +1036,9 @@ class ChatServer:
         crowd = len(self.room.members) or 1
         share = max(MIN_READ, min(TURN_READ, TURN_DELIVERY // crowd) // (len(speakers) or 1))
         for conn in sorted(speakers, key=lambda conn: self.spent.get(conn, 0)):
-            if conn.reading and self.room.batch.size * crowd < TURN_DELIVERY:
+            batch = self.room.batch
+            full = batch.size * crowd >= TURN_DELIVERY or batch.weight >= TURN_WEIGHT
+            if conn.reading and not full:
                 self.guard(self.read, conn, share)
             if conn.reading and conn.has_more():
                 self.pending.add(conn)
@@ -1063,8 +1072,7 @@ class ChatServer:
 
     def admit(self, sock: socket.socket, peer: str) -> None:
         """Lets a newcomer to the door, or right in if there is none."""
-        guests = len(self.room.members) + len(self.leaving) + len(self.door)
-        if guests >= self.max_clients + DOOR_SIZE:
+        if len(self.room.members) + len(self.leaving) >= self.max_clients + DOOR_SIZE:
             sock.close()  # so many are turned away at once that they don't get a word
             return
         conn = Connection(sock, peer, self.max_line)
@@ -1086,34 +1094,37 @@ class ChatServer:
         conn.wants = 0
         self.watch(conn)
         if isinstance(conn, TLSConnection) and not conn.sock.version():
-            if not conn.shake_hands():
-                self.watch(conn)
-            elif self.password:
+            conn.shake_hands()
+            if self.password:
                 self.send(conn, notice("password?"))
             else:
                 self.enter(conn)
             return
         if conn.backlog:
             self.flush(conn)
+        if not conn.reading:  # it was refused
+            return
         data = conn.receive(TLS_RECORD)
         if not data:
             self.drop(conn, "left the door")
             return
-        chunk, too_long = conn.framer.feed(data)
-        if chunk or too_long:
-            given, _, rest = chunk.partition(b"\n")
-            if not too_long and hmac.compare_digest(given.rstrip(b"\r"), self.password):
-                conn.later = rest
-                self.enter(conn)
-            else:
-                self.refuse(conn)
+        first, newline, rest = data.partition(b"\n")
+        given, too_long = conn.framer.feed(first + newline)
+        if too_long or (given and not hmac.compare_digest(given.rstrip(b"\r\n"), self.password)):
+            self.refuse(conn)
+        elif given:
+            conn.later, too_long = conn.framer.feed(rest)
+            self.enter(conn)
+            if too_long and conn in self.room.members:
+                self.tell_too_long(conn)
 
     def refuse(self, conn: Connection) -> None:
         """Sends away who gave a wrong password, but not at once: guessing shall be slow work."""
         log.info("%s gave a wrong password", conn)
         self.send(conn, notice("wrong password"))
-        del self.door[conn]
-        self.leaving[conn] = time.monotonic() + WRONG_TIME
+        conn.reading = False
+        self.watch(conn)
+        self.door[conn] = time.monotonic() + WRONG_TIME
 
     def enter(self, conn: Connection) -> None:
         """Makes somebody a member, if there is a place."""
@@ -1190,11 +1201,12 @@ class ChatServer:
     def read(self, conn: Connection, limit: int) -> None:
         """Receives once, if the member may speak now, and lets the room hear the whole lines."""
         if conn in self.leaving:
-            self.drain(conn)
+            self.drain(conn, limit)
             return
         spent = self.spent.get(conn, 0)
         if self.congested:
-            limit = min(limit, ALLOWANCE - spent)
+            share = max(MIN_READ, min(ALLOWANCE, ALLOWANCES // (len(self.spent) or 1)))
+            limit = min(limit, share - spent)
             if limit <= 0:
                 self.hold_up(conn)
                 return
@@ -1215,10 +1227,13 @@ class ChatServer:
             return 0
         chunk, too_long = conn.framer.feed(data)
         if too_long:
-            self.room.tell(conn, f"too long: a line has at most {self.max_line} bytes")
+            self.tell_too_long(conn)
         if chunk:
-            self.hear(conn, chunk, limit)
+            self.hear(conn, chunk, max(limit, len(chunk)))
         return len(data)
+
+    def tell_too_long(self, conn: Connection) -> None:
+        self.room.tell(conn, f"too long: a line has at most {self.max_line} bytes")
 
     def hear(self, conn: Connection, chunk: bytes, weight: int) -> None:
         """Lets the room hear whole lines, as many as weigh so much."""
@@ -1227,9 +1242,9 @@ class ChatServer:
             log.info("%s quit, members: %d", conn, len(self.room.members))
             self.say_farewell(conn)
 
-    def drain(self, conn: Connection) -> None:
+    def drain(self, conn: Connection, limit: int) -> None:
         """Receives from somebody who has left; only its end is of interest."""
-        if not conn.receive(TURN_READ):
+        if not conn.receive(limit):
             conn.reading = False
             self.watch(conn)
             self.end_stream_when_flushed(conn)
@@ -1294,8 +1309,11 @@ class ChatServer:
         if self.transcript:
             self.transcript.write(text)
         if log.isEnabledFor(logging.DEBUG):
-            for line in text.splitlines():
+            lines = text.splitlines()
+            for line in lines[:MAX_LOGGED]:
                 log.debug("said: %s", printable(line))
+            if len(lines) > MAX_LOGGED:
+                log.debug("said: (%d more lines)", len(lines) - MAX_LOGGED)
 
     def send(self, conn: Connection, data: bytes | memoryview) -> None:
         """Hands data to the kernel at once, if nothing is ahead of it; the rest has to wait."""
@@ -1309,12 +1327,17 @@ class ChatServer:
 
     def queue(self, conn: Connection, data: memoryview) -> None:
         """Adds to a member's backlog. Views on one batch share it, however many members wait."""
-        if 2 * len(data) < memoryview(data.obj).nbytes:
-            data = memoryview(bytes(data))  # a small view would hold on to the whole batch
         if conn.backlog is None:
             conn.backlog = deque()
-        conn.backlog.append(data)
-        conn.cost += len(data) + PIECE_COST
+        last = conn.backlog[-1] if conn.backlog else b""
+        if last and len(last) + len(data) <= SMALL_PIECE:
+            conn.backlog[-1] = memoryview(bytes(last) + data)
+            conn.cost += len(data)
+        else:
+            if 2 * len(data) < memoryview(data.obj).nbytes:
+                data = memoryview(bytes(data))  # a small view would hold on to the whole batch
+            conn.backlog.append(data)
+            conn.cost += len(data) + PIECE_COST
         self.watch(conn)
         if conn.cost > HIGH_WATER and conn not in self.leaving:
             self.congested.setdefault(conn, time.monotonic() + PATIENCE)
@@ -1334,12 +1357,12 @@ class ChatServer:
         except OSError:
             self.stop_sending(conn)
             return
-        if not conn.backlog:
-            conn.backlog = None
-            self.end_stream_when_flushed(conn)
-        self.watch(conn)
         if conn.cost <= HIGH_WATER:
             self.clear_congestion(conn)
+        if not conn.backlog:
+            conn.backlog = None
+        self.watch(conn)
+        self.end_stream_when_flushed(conn)
 
     def clear_congestion(self, conn: Connection) -> None:
         """A backlog is small enough again, or gone. After the last, everyone may speak freely."""

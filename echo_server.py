@@ -45,6 +45,7 @@ RETRY_ACCEPT = 1.0  # seconds until the next try after accept() failed
 # maps and unmaps each buffer, which takes 10 us, where all else for 64 bytes takes 4.
 RECEIVE_SIZE = 120 * 1024
 MAX_LOGGED_LINE = 8 * 1024  # bytes; a longer line is not shown in the log
+MAX_LOGGED = 100  # lines that are logged of what is received at once
 
 # Each connection gets these, as far as the system has them. Keepalive: the kernel asks a silent
 # peer whether it is still there, so that one that was unplugged is gone after two minutes. There is
@@ -369,7 +370,7 @@ class Acceptor:
 class Connection:
     """A client, and its backlog: the bytes to send back that the kernel hasn't taken yet."""
 
-    __slots__ = ("sock", "peer", "backlog", "framer")
+    __slots__ = ("backlog", "framer", "peer", "sock")
 
     def __init__(self, sock: socket.socket, peer: str, framer: LineFramer | None) -> None:
         self.sock = sock
@@ -480,8 +481,11 @@ class EchoServer:
 
     def log_lines(self, conn: Connection, chunk: bytes, too_long: int = 0) -> None:
         """Logs whole lines, and that some were too long."""
-        for line in chunk.split(b"\n")[:-1]:
+        lines = chunk.split(b"\n")[:-1]
+        for line in lines[:MAX_LOGGED]:
             log.debug("%s: %s", conn.peer, printable(line))
+        if len(lines) > MAX_LOGGED:
+            log.debug("%s: (%d more lines)", conn.peer, len(lines) - MAX_LOGGED)
         if too_long:
             log.debug("%s: (a line of over %d bytes)", conn.peer, MAX_LOGGED_LINE)
 

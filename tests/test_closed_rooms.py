@@ -346,6 +346,20 @@ def test_a_member_may_send_what_looks_a_little_like_tls(start: Callable[..., Ser
     one, two = room.join(), room.join()
     one.send("\x16\x03 is what TLS begins with\n")
     two.expect(" is what TLS begins with\n")
+    one.send("half a li")
+    one.send(b"\x16\x03\x01zz\x01ne\n")
+    two.expect("half a lizzne\n")
+
+
+@plain_and_tls
+def test_what_follows_the_password_at_once_is_another_line(closed: Server) -> None:
+    ann = get_in(closed, "Ann")
+    bob = closed.connect()
+    bob.expect("* password?\n")
+    bob.send(f"{PASSWORD}\n{'x' * 9000}\nhi\n")
+    bob.expect(WELCOME)
+    bob.expect("* too long: a line has at most 8192 bytes\n")
+    ann.expect("hi\n")
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

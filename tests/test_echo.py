@@ -225,7 +225,7 @@ def test_backlog_takes_no_cpu_while_it_waits_nor_when_it_is_gone(echo: Server) -
     deaf = echo.connect(receive_buffer=4096)
     deaf.sock.settimeout(0.3)
     sent = 0
-    with pytest.raises(TimeoutError):
+    with pytest.raises(socket.timeout):
         while True:
             sent += deaf.sock.send(b"x" * 65536)
     deaf.sock.settimeout(DEADLINE)
@@ -236,3 +236,14 @@ def test_backlog_takes_no_cpu_while_it_waits_nor_when_it_is_gone(echo: Server) -
         assert len(deaf.read(sent)) == sent
         deaf.send(b"x" * 10)
         sent = 10
+
+
+@pytest.mark.parametrize("script", ["echo_server.py", "chat_server.py"])
+def test_verbose_log_shows_the_beginning_of_a_flood(
+    start: Callable[..., Server], script: str
+) -> None:
+    server = start(script, "-v")
+    peer = server.connect()
+    peer.send("\n" * 50_000)
+    server.wait_for_log("more lines")
+    assert len(server.log().splitlines()) < 10_000

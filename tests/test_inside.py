@@ -52,12 +52,24 @@ def test_backlog_costs_what_is_counted(inside: Inside) -> None:
     conn, _ = inside.join()
     tracemalloc.start()
     try:
-        for _ in range(1000):
+        for _ in range(50_000):
             inside.server.queue(conn, memoryview(b"%010d" % 7 * 1000)[:2])
         held, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert held < 1.2 * conn.cost
+    assert conn.cost < 1.2 * 100_000  # one-letter lines cost little more than their bytes
+
+
+def test_many_who_flood_share_what_one_may_say(inside: Inside) -> None:
+    server = inside.server
+    (stuck, _), (talker, peer) = inside.join(), inside.join()
+    server.congested[stuck] = time.monotonic() + PATIENCE
+    server.spent = {inside.join()[0]: 1 for _ in range(16)}
+    peer.send((b"x" * 99 + b"\n") * 300)
+    for _ in range(10):
+        server.guard(server.read, talker, 100_000)
+    assert 0 < server.room.batch.size <= ALLOWANCE // 2
 
 
 def test_allowance_is_renewed_with_each_tick(inside: Inside) -> None:
@@ -133,7 +145,7 @@ def test_exception_in_delivery_ends_one_connection_alone(
 @pytest.mark.parametrize("module", [chat_server, echo_server])
 def test_newcomers_are_let_in_when_a_connection_was_closed(module: Any) -> None:
     server = ChatServer([], Room()) if module is chat_server else module.EchoServer([], 9)
-    sock, peer = pair()
+    sock, _peer = pair()
     server.admit(sock, "peer")
     server.acceptor.retry_at = time.monotonic() + 1000
     (key,) = server.selector.get_map().values()
@@ -153,7 +165,7 @@ def test_each_connection_gets_the_socket_options(module: Any) -> None:
     acceptor = module.Acceptor(
         selectors.DefaultSelector(), [], lambda sock, _: admitted.append(sock)
     )
-    sock, peer = pair()
+    sock, _peer = pair()
     acceptor.hand_over(sock, sock.getpeername())
     for level, option, value in module.SOCKET_OPTIONS:
         assert admitted[0].getsockopt(level, option) == value
@@ -172,7 +184,7 @@ def test_exception_ends_one_echo_client_alone(monkeypatch: pytest.MonkeyPatch) -
     server = echo_server.EchoServer([], 9)
     sock, peer = pair()
     server.admit(sock, "peer")
-    monkeypatch.setattr(server, "echo", lambda conn: [][0])
+    monkeypatch.setattr(server, "echo", lambda conn: 1 / 0)
     (key,) = server.selector.get_map().values()
     server.serve(key.data)
     assert peer.rest() == b""

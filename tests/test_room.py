@@ -375,6 +375,26 @@ def test_history_is_bounded_in_bytes_and_shared(hall: Hall) -> None:
     assert hall.room.history.text() is text
 
 
+def test_letters_that_take_time_to_compare_count_for_more(hall: Hall) -> None:
+    one = hall.join()
+    chunk = ("/msg " + "\ufdfa" * 200 + ":\n").encode() * 100
+    rest = hall.room.hear(one, chunk, 20_000)
+    assert 70 < rest.count(b"\n") < 90
+
+
+@pytest.mark.parametrize("filler", "\u115f\u1160\u2800\u3164\uffa0")
+def test_a_blank_is_a_blank_whatever_it_is_called(hall: Hall, filler: str) -> None:
+    john, one = hall.join("John"), hall.join()
+    hall.say(one, f"*{filler}the room is closing\nJohn{filler}(private): hi\n")
+    assert hall.heard(john) == []
+
+
+def test_the_mark_of_a_private_message_in_any_case(hall: Hall) -> None:
+    john, one = hall.join("John"), hall.join()
+    hall.say(one, "John (Private): hi\n/name John (PRIVATE)\n")
+    assert hall.heard(john) == []
+
+
 def test_closing_the_room_is_the_last_thing_everyone_hears(hall: Hall) -> None:
     one, two = hall.join("John"), hall.join()
     hall.say(one, "John: bye\n")
