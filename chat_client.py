@@ -1142,12 +1142,13 @@ class Client:
         code = sock.connect_ex(address)
         if code not in (errno.EINPROGRESS, errno.EWOULDBLOCK):
             return code
-        if not self.wait_for(sock, EVENT_WRITE):
+        if not self.wait_for(sock, EVENT_WRITE, time.monotonic() + CONNECT_TIME):
             return errno.ETIMEDOUT
         return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
     def shake_hands(self, plain: socket.socket, host: str, tls: ssl.SSLContext) -> socket.socket:
         """Returns the socket with TLS around it. Raises Failure if that can't be trusted."""
+        deadline = time.monotonic() + CONNECT_TIME
         try:
             sock = tls.wrap_socket(plain, server_hostname=host, do_handshake_on_connect=False)
             while True:
@@ -1158,7 +1159,7 @@ class Client:
                     events = EVENT_READ
                 except ssl.SSLWantWriteError:
                     events = EVENT_WRITE
-                if not self.wait_for(sock, events):
+                if not self.wait_for(sock, events, deadline):
                     raise Disconnected(f"{host} does not answer in TLS; does it speak it?")
         except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
             raise Disconnected(f"{host} closed the connection in the TLS handshake") from None
@@ -1167,10 +1168,9 @@ class Client:
         except OSError as error:
             raise Disconnected(f"no TLS with {host}: {error.strerror}") from None
 
-    def wait_for(self, sock: socket.socket, events: int) -> bool:
+    def wait_for(self, sock: socket.socket, events: int, deadline: float) -> bool:
         """Waits for events on a socket that is being connected; says whether they have come."""
         ready: list[int] = []
-        deadline = time.monotonic() + CONNECT_TIME
         self.watch(sock, events, ready.append)
         try:
             while not ready and time.monotonic() < deadline:
@@ -1336,11 +1336,12 @@ class Client:
         if not data:
             self.lost = "the server closed it"
             chunk = self.framer.finish()
+        unsent = len(talk.outgoing)
         for line in chunk.split(b"\n")[:-1]:
             talk.heard(terminal_text(line))
         if too_long:
             talk.shown.append(TOO_LONG)
-        if not talk.ready and not self.wants_to_leave():
+        if len(talk.outgoing) > unsent and not self.wants_to_leave():  # a question has gone out
             self.be_patient()
         self.show(talk)
 

@@ -266,7 +266,7 @@ class Terminal:
             stdout=slave,
             stderr=slave,
             start_new_session=True,
-            preexec_fn=take_terminal,
+            preexec_fn=take_terminal,  # noqa: PLW1509
             **popen,
         )
         os.close(slave)
@@ -281,14 +281,16 @@ class Terminal:
     def type(self, keys: str) -> None:
         os.write(self.master, keys.encode())
 
-    def expect(self, text: str) -> None:
-        """Waits until the text is shown; it and what was before is then behind us."""
+    def expect(self, text: str) -> str:
+        """Waits until the text is shown; returns what was shown before it. Both are then behind
+        us."""
         deadline = time.monotonic() + DEADLINE
         while text not in self.shown:
             more = self.read(deadline - time.monotonic())
             assert more, f"{text!r} was not shown, but: {self.shown!r}"
             self.shown += more
-        self.shown = self.shown.partition(text)[2]
+        before, _, self.shown = self.shown.partition(text)
+        return before
 
     def read(self, timeout: float) -> str:
         """Returns what is shown next, with \\n for the terminal's \\r\\n; nothing at the end."""
