@@ -10,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from support import Listener, Server, Terminal, allow_many_descriptors  # noqa: E402
+from support import Listener, Server, Terminal, allow_many_descriptors
 
 allow_many_descriptors()
 

@@ -25,6 +25,7 @@ def run(
         [python, str(ROOT / script), *options],
         stdin=subprocess.DEVNULL,
         capture_output=True,
+        check=False,
         text=True,
         timeout=30,
     )
@@ -39,7 +40,7 @@ def pythons() -> list[str]:
 
 
 def works(python: str) -> bool:
-    return subprocess.run([python, "-c", ""], capture_output=True).returncode == 0
+    return subprocess.run([python, "-c", ""], capture_output=True, check=False).returncode == 0
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -169,6 +170,7 @@ def test_each_script_runs_alone_in_an_empty_folder(
         [*client, str(room.port)],
         input="John\nHi\nexit\n",
         capture_output=True,
+        check=False,
         text=True,
         timeout=30,
     )
@@ -178,6 +180,7 @@ def test_each_script_runs_alone_in_an_empty_folder(
         [*client, str(echo.port), "--echo"],
         input="test\nquit\n",
         capture_output=True,
+        check=False,
         text=True,
         timeout=30,
     )

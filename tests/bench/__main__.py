@@ -12,6 +12,7 @@ import os
 import platform
 import resource
 import sys
+from contextlib import closing
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -19,9 +20,9 @@ from typing import Callable, NamedTuple, Sequence
 
 sys.path.insert(0, str(Path(__file__).parent))  # so that `python tests/bench` works as well
 
-from report import headline, print_bars, print_table  # noqa: E402
-from servers import Running, Server, find_servers  # noqa: E402
-from works import Result, converse, echo_bulk, echo_small, flood, idle  # noqa: E402
+from report import headline, print_bars, print_table
+from servers import Running, Server, find_servers
+from works import Result, converse, echo_bulk, echo_small, flood, idle
 
 # The kinds of work, and the figure of each that is drawn as a bar.
 FIGURES = {
@@ -90,7 +91,7 @@ def measure(works: Sequence[Work], rounds: int) -> dict[str, dict[str, list[Resu
                 progress = f"round {number + 1} of {rounds}, {work.title}, {server.name}:"
                 print(progress, end=" ", file=sys.stderr, flush=True)
                 try:
-                    with server.start() as running:
+                    with closing(server.start()) as running:
                         result = work.run(running)
                     results[work.title][server.name].append(result)
                     print(headline(result), file=sys.stderr)

@@ -79,7 +79,7 @@ class Server:
 
 
 class Running:
-    """A server's process. As a context manager, it is killed at the end."""
+    """The process of a server, until `close`."""
 
     def __init__(self, server: Server) -> None:
         self.dialect = server.dialect
@@ -102,17 +102,11 @@ class Running:
                 return
             except ConnectionError:
                 if self.process.poll() is not None or time.monotonic() > deadline:
-                    self.stop()
+                    self.close()
                     raise RuntimeError(f"{server.name} does not start") from None
                 time.sleep(0.02)
 
-    def __enter__(self) -> Running:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def stop(self) -> None:
+    def close(self) -> None:
         self.process.kill()
         self.process.wait()
         self.directory.cleanup()
