@@ -37,10 +37,10 @@ import time
 import unicodedata
 import zlib
 from collections import deque
+from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
-from functools import partial
 from selectors import EVENT_READ, EVENT_WRITE
-from typing import Any, Callable, Sequence
+from typing import Any
 
 if sys.platform != "win32":
     import termios
@@ -54,7 +54,7 @@ VERSION = "1.0"
 
 HOST = "localhost"
 PORT = 7007
-CONNECT_TIME = 10.0  # seconds for each address of a host
+CONNECT_TIME = 10.0  # seconds for each address of a host, and for a TLS handshake
 QUESTION_TIME = 5.0  # seconds to wait for a question when we have a password to give
 ANSWER_TIME = 0.5  # seconds to wait for a welcome or an answer that may never come
 LINGER = 1.0  # seconds for the server to close after the user has left
@@ -82,10 +82,8 @@ SOCKET_OPTIONS = [
 ]
 
 WELCOME = "Welcome to the chatroom!"
-YOU_ARE = "* you are "
-IS_TAKEN = " is taken"
-BAD_NAME = re.compile(r"\* a name .*: /name NAME")  # names have no colon: no notice of one fits
-PASSWORD = "* password?"
+BAD_NAME = re.compile(r"\* a name .*: /name NAME")  # no name has a colon, so none can look like it
+PASSWORD_QUESTION = "* password?"
 WRONG_PASSWORD = "* wrong password"
 NOT_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE")  # OpenSSL's reasons
 TLS_ALERT = b"\x15\x03"  # how a server that speaks TLS answers one who doesn't (RFC 8446, 5.1)
@@ -108,7 +106,7 @@ COLOURS = (33, 37, 64, 71, 98, 130, 133, 136, 160, 166, 168, 172)
 BOLD, DIM, NORMAL = "\x1b[1m", "\x1b[2m", "\x1b[0m"
 
 # On Windows select() takes nothing but sockets.
-ONLY_SOCKETS = os.name == "nt"
+ONLY_SOCKETS = sys.platform == "win32"
 
 
 # --- Line framing --------------------------------------------------------------------------------
@@ -202,7 +200,7 @@ class Talk:
 
     def __init__(self) -> None:
         self.outgoing = bytearray()  # lines to send, each with its LF
-        self.shown: list[str] = []  # lines to show
+        self.to_show: list[str] = []  # lines
         self.ready = True  # to be told what was typed
         self.mentioned = False  # somebody has said the user's name
         self.wants_password = False
@@ -233,7 +231,7 @@ class Echo(Talk):
     prompt = "send: "
 
     def heard(self, line: str) -> None:
-        self.shown.append(f"recv: {line}")
+        self.to_show.append(f"recv: {line}")
         self.ready = True
 
     def typed(self, line: str) -> None:
@@ -267,13 +265,13 @@ class Chat(Talk):
         first, self.first = self.first, False
         if self.in_room and line.startswith("* "):
             if self.heard_room(line):
-                self.shown.append(line)
+                self.to_show.append(line)
         elif (first or self.at_door) and line == WELCOME:
             self.in_room = True
             self.at_door = False
             self.request_name(self.name)
-            self.shown.append(line)
-        elif first and line == PASSWORD:
+            self.to_show.append(line)
+        elif first and line == PASSWORD_QUESTION:
             self.at_door = True
             self.ready = False
             self.wants_password = not self.password
@@ -286,14 +284,15 @@ class Chat(Talk):
 
     def heard_message(self, line: str) -> None:
         """Shows what somebody said, and learns from it who is there."""
-        if not line.startswith("* "):  # so does a room that is full
-            self.ready = self.ready or not self.in_room  # a relay that is no room of ours
+        if not line.startswith("* "):  # as a room that is full does, without a welcome
+            if not self.in_room:  # some other relay: there is no answer to wait for
+                self.ready = True
             speaker, colon, text = line.partition(": ")
             if colon:
                 self.saw(speaker.replace(PRIVATE, ""))
             said = text if colon else line
             self.mentioned = self.mentioned or bool(self.mention.search(said))
-        self.shown.append(line)
+        self.to_show.append(line)
 
     def stop_waiting(self) -> None:
         self.ready = not self.at_door
@@ -308,11 +307,11 @@ class Chat(Talk):
         """Follows what the room itself says; returns whether the user wants to know it."""
         if self.requested:
             name = unicodedata.normalize("NFKC", self.requested).strip()
-            if line == YOU_ARE + name:
+            if line == f"* you are {name}":
                 self.be(name)
                 self.take_answer()
                 return self.requested_by_user
-            if line == f"* {name}{IS_TAKEN}":
+            if line == f"* {name} is taken":
                 self.take_answer()
                 another = name[: MAX_NAME - 1] + "_"
                 if not self.requested_by_user and another != name:
@@ -351,45 +350,50 @@ class Chat(Talk):
     def typed(self, line: str) -> None:
         if not line.strip():
             return
-        command = self.in_room and line.startswith("/")
-        if command and not line.startswith("//"):
+        slash = self.in_room and line.startswith("/")
+        if slash and not line.startswith("//"):
             word, _, argument = line.partition(" ")
             if word == "/name" and argument.strip():  # the next message begins with it
                 self.request_name(argument.strip(), by_user=True)
             else:
                 self.outgoing += f"{line}\n".encode()
             return
-        message = f"{self.name}: {line[1:] if command else line}"
+        message = f"{self.name}: {line[1:] if slash else line}"
         self.outgoing += f"{message}\n".encode()
-        self.shown.append(message)
+        self.to_show.append(message)
 
 
 # --- The line editor -----------------------------------------------------------------------------
 
-# What terminals send for a key (xterm, VT100, the Linux console, rxvt), and the method it calls.
-KEYS = {
-    **dict.fromkeys(("\r", "\n"), "enter"),
-    **dict.fromkeys(("\x01", "\x1b[H", "\x1bOH", "\x1b[1~", "\x1b[7~"), "home"),
-    **dict.fromkeys(("\x05", "\x1b[F", "\x1bOF", "\x1b[4~", "\x1b[8~"), "end"),
-    **dict.fromkeys(("\x02", "\x1b[D", "\x1bOD"), "left"),
-    **dict.fromkeys(("\x06", "\x1b[C", "\x1bOC"), "right"),
-    **dict.fromkeys(("\x1bb", "\x1b[1;5D", "\x1b[1;3D", "\x1b[5D", "\x1bOd"), "word_left"),
-    **dict.fromkeys(("\x1bf", "\x1b[1;5C", "\x1b[1;3C", "\x1b[5C", "\x1bOc"), "word_right"),
-    **dict.fromkeys(("\x10", "\x1b[A", "\x1bOA"), "older"),
-    **dict.fromkeys(("\x0e", "\x1b[B", "\x1bOB"), "newer"),
-    **dict.fromkeys(("\x08", "\x7f"), "backspace"),
-    **dict.fromkeys(("\x17", "\x1b\x7f", "\x1b\x08"), "kill_word_left"),
-    "\x1b[3~": "delete",
-    "\x1bd": "kill_word_right",
-    "\x0b": "kill_to_end",
-    "\x15": "kill_to_start",
-    "\x19": "yank",
-    "\x14": "transpose",
-    "\t": "complete",
-    "\x03": "interrupt",
-    "\x04": "delete_or_end",
-    "\x0c": "clear_screen",
-    "\x1a": "suspend",
+# What terminals send for a key (xterm, VT100, the Linux console, rxvt), and the method of Editor
+# that it calls, with what it is given.
+KEYS: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("\r", "\n"), ("enter",)),
+    **dict.fromkeys(("\x01", "\x1b[H", "\x1bOH", "\x1b[1~", "\x1b[7~"), ("move", "start")),
+    **dict.fromkeys(("\x05", "\x1b[F", "\x1bOF", "\x1b[4~", "\x1b[8~"), ("move", "end")),
+    **dict.fromkeys(("\x02", "\x1b[D", "\x1bOD"), ("move", "left")),
+    **dict.fromkeys(("\x06", "\x1b[C", "\x1bOC"), ("move", "right")),
+    **dict.fromkeys(
+        ("\x1bb", "\x1b[1;5D", "\x1b[1;3D", "\x1b[5D", "\x1bOd"), ("move", "word left")
+    ),
+    **dict.fromkeys(
+        ("\x1bf", "\x1b[1;5C", "\x1b[1;3C", "\x1b[5C", "\x1bOc"), ("move", "word right")
+    ),
+    **dict.fromkeys(("\x10", "\x1b[A", "\x1bOA"), ("recall", 1)),
+    **dict.fromkeys(("\x0e", "\x1b[B", "\x1bOB"), ("recall", -1)),
+    **dict.fromkeys(("\x08", "\x7f"), ("delete", "left")),
+    "\x1b[3~": ("delete", "right"),
+    "\x04": ("delete_or_end",),
+    **dict.fromkeys(("\x17", "\x1b\x7f", "\x1b\x08"), ("kill", "word left")),
+    "\x1bd": ("kill", "word right"),
+    "\x0b": ("kill", "end"),
+    "\x15": ("kill", "start"),
+    "\x19": ("yank",),
+    "\x14": ("transpose",),
+    "\t": ("complete",),
+    "\x03": ("interrupt",),
+    "\x0c": ("wish", "clear_screen"),
+    "\x1a": ("wish", "suspend"),
 }
 PASTE_START, PASTE_END = "\x1b[200~", "\x1b[201~"  # bracketed paste
 # One key: an escape sequence, Alt and a character, or a character; and one that isn't complete yet.
@@ -402,6 +406,7 @@ ZERO_WIDTH = ("Mn", "Me", "Cf")  # Unicode categories: combining marks and forma
 JOINER = "\u200d"
 WIDE_VARIANT = "\ufe0f"  # makes an emoji of the character before it
 SKIN_TONES = range(0x1F3FB, 0x1F400)
+WORD = re.compile(r"\W*\w*")  # with what is before it
 MARKS = {ord("\n"): "\u21b5", ord("\t"): " "}  # how a pasted newline or tab is shown in the line
 
 
@@ -419,9 +424,44 @@ def joins(before: str, char: str) -> bool:
     return unicodedata.category(char) in ZERO_WIDTH or before == JOINER or ord(char) in SKIN_TONES
 
 
-def first_word_end(text: str) -> int:
-    """Returns where the first word of a text ends."""
-    return len(text) - len(re.sub(r"^\W*\w*", "", text))
+# A place in a text is an index, and stands before the character there.
+
+
+def char_left(text: str, place: int) -> int:
+    """Returns where the visible character before a place begins."""
+    at = place - 1
+    while at > 0 and joins(text[at - 1], text[at]):
+        at -= 1
+    return max(at, 0)
+
+
+def char_right(text: str, place: int) -> int:
+    """Returns where the visible character at a place ends."""
+    at = place + 1
+    while at < len(text) and joins(text[at - 1], text[at]):
+        at += 1
+    return min(at, len(text))
+
+
+def word_left(text: str, place: int) -> int:
+    """Returns where the word before a place begins."""
+    return place - word_right(text[:place][::-1], 0)
+
+
+def word_right(text: str, place: int) -> int:
+    """Returns where the word after a place ends."""
+    word = WORD.match(text, place)
+    return word.end() if word else place
+
+
+MOTIONS: dict[str, Callable[[str, int], int]] = {
+    "start": lambda text, place: 0,
+    "end": lambda text, place: len(text),
+    "left": char_left,
+    "right": char_right,
+    "word left": word_left,
+    "word right": word_right,
+}
 
 
 class Editor:
@@ -465,15 +505,12 @@ class Editor:
         """Does what one key is for."""
         if key.startswith("\x1b\x1b"):  # the Escape key and then an arrow, or rxvt's Alt-arrow
             key = key[1:]
-        method = KEYS.get(key)
+        method, *given = KEYS.get(
+            key, ("insert", "" if key[0] == "\x1b" else key.translate(NO_TEXT))
+        )
         if method != "complete":
             self.completing = []
-        if method in ("suspend", "clear_screen"):  # not the line's business
-            self.wishes.append(method)
-        elif method:
-            getattr(self, method)()
-        elif not key.startswith("\x1b"):
-            self.insert(key.translate(NO_TEXT))
+        getattr(self, method)(*given)
 
     def paste(self, text: str) -> None:
         """Puts in text in which nothing is a key: its newlines wait in the line until Enter."""
@@ -490,6 +527,7 @@ class Editor:
         self.text, self.cursor = text, len(text)
 
     def enter(self) -> None:
+        """Finishes the line; one with newlines in it, from a paste, is several."""
         if self.text.strip():
             self.history.append(self.text)
         self.lines += self.text.rstrip("\n").split("\n")
@@ -497,67 +535,26 @@ class Editor:
         self.set("")
 
     def interrupt(self) -> None:
+        """Drops the line; on an empty one it is a wish to leave."""
         if not self.text:
-            self.wishes.append("interrupt")
+            self.wish("interrupt")
         self.recalled = 0
         self.set("")
 
     def delete_or_end(self) -> None:
+        """Deletes a character; on an empty line it is the end of input."""
         if self.text:
-            self.delete()
+            self.delete("right")
         else:
-            self.wishes.append("end_of_input")
+            self.wish("end_of_input")
 
-    # Movement
+    def wish(self, wish: str) -> None:
+        """Asks for something that isn't the line's business."""
+        self.wishes.append(wish)
 
-    def before(self, place: int) -> int:
-        """Returns where the visible character before a place in the text begins."""
-        at = place - 1
-        while at > 0 and joins(self.text[at - 1], self.text[at]):
-            at -= 1
-        return max(at, 0)
-
-    def after(self, place: int) -> int:
-        """Returns where the visible character at a place in the text ends."""
-        at = place + 1
-        while at < len(self.text) and joins(self.text[at - 1], self.text[at]):
-            at += 1
-        return min(at, len(self.text))
-
-    def word_before(self) -> int:
-        """Returns where the word before the cursor begins."""
-        return self.cursor - first_word_end(self.text[: self.cursor][::-1])
-
-    def word_after(self) -> int:
-        """Returns where the word after the cursor ends."""
-        return self.cursor + first_word_end(self.text[self.cursor :])
-
-    def home(self) -> None:
-        self.cursor = 0
-
-    def end(self) -> None:
-        self.cursor = len(self.text)
-
-    def left(self) -> None:
-        self.cursor = self.before(self.cursor)
-
-    def right(self) -> None:
-        self.cursor = self.after(self.cursor)
-
-    def word_left(self) -> None:
-        self.cursor = self.word_before()
-
-    def word_right(self) -> None:
-        self.cursor = self.word_after()
-
-    def older(self) -> None:
-        self.go_to(self.recalled + 1)
-
-    def newer(self) -> None:
-        self.go_to(self.recalled - 1)
-
-    def go_to(self, place: int) -> None:
-        """Shows another line of the history; 0 is the one that was being typed."""
+    def recall(self, step: int) -> None:
+        """Shows a line so many steps further back in the history; at its end is the draft."""
+        place = self.recalled + step
         if not 0 <= place <= len(self.history):
             return
         if self.recalled == 0:
@@ -567,6 +564,23 @@ class Editor:
 
     # Changes
 
+    def move(self, motion: str) -> None:
+        """Moves the cursor to where a motion leads."""
+        self.cursor = MOTIONS[motion](self.text, self.cursor)
+
+    def delete(self, motion: str) -> str:
+        """Removes what is between the cursor and where a motion leads; returns it."""
+        place = MOTIONS[motion](self.text, self.cursor)
+        return self.cut(min(place, self.cursor), max(place, self.cursor))
+
+    def kill(self, motion: str) -> None:
+        """Deletes what `yank` can put back."""
+        self.killed = self.delete(motion) or self.killed
+
+    def yank(self) -> None:
+        """Puts back what was killed last."""
+        self.insert(self.killed)
+
     def cut(self, start: int, end: int) -> str:
         """Takes a stretch out of the line and returns it."""
         removed = self.text[start:end]
@@ -574,35 +588,10 @@ class Editor:
         self.cursor = start
         return removed
 
-    def backspace(self) -> None:
-        self.cut(self.before(self.cursor), self.cursor)
-
-    def delete(self) -> None:
-        self.cut(self.cursor, self.after(self.cursor))
-
-    def kill(self, start: int, end: int) -> None:
-        """Cuts a stretch that `yank` can put back."""
-        self.killed = self.cut(start, end) or self.killed
-
-    def kill_to_end(self) -> None:
-        self.kill(self.cursor, len(self.text))
-
-    def kill_to_start(self) -> None:
-        self.kill(0, self.cursor)
-
-    def kill_word_left(self) -> None:
-        self.kill(self.word_before(), self.cursor)
-
-    def kill_word_right(self) -> None:
-        self.kill(self.cursor, self.word_after())
-
-    def yank(self) -> None:
-        self.insert(self.killed)
-
     def transpose(self) -> None:
         """Swaps the two characters around the cursor, at the end of the line the last two."""
-        middle = min(self.cursor, self.before(len(self.text)))
-        start, end = self.before(middle), self.after(middle)
+        middle = min(self.cursor, char_left(self.text, len(self.text)))
+        start, end = char_left(self.text, middle), char_right(self.text, middle)
         if start < middle < end:
             swapped = self.text[middle:end] + self.text[start:middle]
             self.cut(start, end)
@@ -672,7 +661,7 @@ class Disconnected(Failure):
 
 
 class Terminated(Exception):
-    """A signal told us to end: its number."""
+    """A signal told us to end; the argument is its number."""
 
 
 def open_signal_socket(*numbers: int) -> socket.socket:
@@ -690,8 +679,9 @@ def open_signal_socket(*numbers: int) -> socket.socket:
     return reader
 
 
-def raise_signal(number: int, _: Any) -> None:
-    """A signal handler for where no loop runs."""
+def raise_for_signal(number: int, _: Any) -> None:
+    """Ends the client as a signal wants it: raises KeyboardInterrupt or Terminated. The loop calls
+    it; where no loop runs, it is the signal's handler."""
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     raise Terminated(number)
@@ -725,7 +715,7 @@ class Painter:
     def __init__(self, colours: bool, timestamps: bool) -> None:
         self.colours = colours
         self.timestamps = timestamps
-        self.me = ""  # the user's name; without one nobody's is looked for
+        self.me = ""  # the user's name; none with an echo server, whose lines have no speaker
 
     def paint(self, line: str) -> str:
         stamp = time.strftime("[%H:%M] ") if self.timestamps else ""
@@ -757,7 +747,7 @@ class Console:
     """Standard input and output as they are: lines in, lines out, no escape sequences."""
 
     edits = False
-    closed = "standard output is closed"
+    why_closed = "standard output is closed"
 
     def __init__(self, painter: Painter) -> None:
         self.painter = painter
@@ -769,12 +759,13 @@ class Console:
         self.typed: deque[str] = deque()  # lines that nobody has taken yet
         self.output = bytearray()  # waits to be written
         self.framer = LineFramer(MAX_LINE)
-        self.is_terminal = os.isatty(0)
+        self.input_is_terminal = os.isatty(0)  # so it shows what is typed, unless in raw mode
         self.at_prompt = False
 
     # Input
 
     def wants_input(self) -> bool:
+        """Says whether there is a use for more of what the user types."""
         return not self.ended and not self.typed
 
     def read(self, _: int) -> None:
@@ -789,6 +780,7 @@ class Console:
             self.show(TOO_LONG)
 
     def receive(self) -> bytes:
+        """Returns what was typed; nothing at the end of input."""
         try:
             if isinstance(self.input, socket.socket):
                 return self.input.recv(RECEIVE_SIZE)
@@ -799,13 +791,21 @@ class Console:
     def take(self) -> str:
         """Returns the next line that was typed."""
         line = self.typed.popleft()
-        if self.at_prompt and not self.is_terminal:  # which would have shown it
+        if self.at_prompt and not self.input_is_terminal:  # which would have shown it
             self.output += f"{line}\n".encode()
         self.at_prompt = False
         return line
 
     def keep(self, line: str) -> None:
         """Leaves on the screen what was typed, with its prompt. Here it is there already."""
+
+    def wants_to_leave(self) -> bool:
+        """Says whether the user wants to go now, and not only when all that was typed is said."""
+        return bool(self.typed) and self.typed[0].strip() in LEAVE
+
+    def unsent(self) -> list[str]:
+        """Returns the lines that the user saw on the screen and that can't be sent any more."""
+        return []
 
     # Output
 
@@ -831,13 +831,13 @@ class Console:
 
     def ask_secret(self, prompt: str) -> bytes:
         """Returns what the user types unseen. Raises Failure if there is no user to ask."""
-        if not self.is_terminal:
+        if not self.input_is_terminal:
             raise Failure("the room wants a password; give it with --password-file FILE")
         if self.typed:  # ahead, and it is not to be published
             return self.typed.popleft().encode()
         # The loop doesn't run meanwhile, so signals have to strike at once. But not Ctrl-Z: after
         # `fg` the terminal would show what is typed.
-        handlers: dict[str, Any] = dict.fromkeys(("SIGINT", "SIGTERM", "SIGHUP"), raise_signal)
+        handlers: dict[str, Any] = dict.fromkeys(("SIGINT", "SIGTERM", "SIGHUP"), raise_for_signal)
         handlers["SIGTSTP"] = signal.SIG_IGN
         before = {
             number: signal.signal(number, handlers[name])
@@ -871,7 +871,7 @@ class Console:
             pass
         except OSError:
             self.output.clear()
-            raise Failure(self.closed) from None
+            raise Failure(self.why_closed) from None
 
     def on_signal(self, _: int) -> None:
         """Signals do here what they do to any program."""
@@ -893,7 +893,7 @@ class Terminal(Console):
     """
 
     edits = True
-    closed = "the terminal is gone"
+    why_closed = "the terminal is gone"
     signals: socket.socket
 
     def __init__(self, painter: Painter) -> None:
@@ -903,7 +903,7 @@ class Terminal(Console):
         self.pending = ""  # lines to show above the row
         self.stale = True  # the row has to be drawn again
         self.cursor_column = 0
-        self.gone = False  # the terminal is; after Ctrl-D it isn't, and Ctrl-C may come
+        self.gone = False  # the terminal is; after Ctrl-D there may still be a Ctrl-C
         self.modes = termios.tcgetattr(0)
         # Opened anew for a mode of its own: O_NONBLOCK on the descriptor that we were given would
         # also hold for the shell. A terminal that is stopped must not stop the loop.
@@ -921,7 +921,7 @@ class Terminal(Console):
             modes = termios.tcgetattr(0)
             self.width = os.get_terminal_size(0).columns or 80  # it may have changed meanwhile
         except (OSError, termios.error):
-            raise Failure(self.closed) from None
+            raise Failure(self.why_closed) from None
         modes[tty.IFLAG] &= ~(termios.ICRNL | termios.INLCR | termios.IGNCR | termios.IXON)
         modes[tty.LFLAG] &= ~(termios.ECHO | termios.ICANON | termios.ISIG | termios.IEXTEN)
         modes[tty.CC][termios.VMIN], modes[tty.CC][termios.VTIME] = 1, 0
@@ -965,11 +965,12 @@ class Terminal(Console):
             elif number == signal.SIGCONT:  # the shell has had the terminal meanwhile
                 self.take_over()
             else:
-                raise_signal(number, None)
+                raise_for_signal(number, None)
 
     def resize(self) -> None:
         """The window has another width. Most terminals wrap the row to fit: clear all its rows."""
-        self.width = os.get_terminal_size(0).columns or 80
+        with suppress(OSError):  # the terminal is gone, as the next read will tell
+            self.width = os.get_terminal_size(0).columns or 80
         above = self.cursor_column // self.width
         self.output += f"\x1b[{above}A".encode() if above else b""
         self.output += b"\r\x1b[J"
@@ -996,11 +997,17 @@ class Terminal(Console):
                 self.suspend()
             elif wish == "clear_screen":
                 self.output += b"\x1b[H\x1b[2J"
-            else:
+            elif wish == "end_of_input":
                 self.ended = True
 
     def keep(self, line: str) -> None:
         self.show(line)
+
+    def wants_to_leave(self) -> bool:
+        return self.ended or any(line.strip() in LEAVE for line in self.typed)
+
+    def unsent(self) -> list[str]:
+        return [line for line in self.typed if line.strip() not in LEAVE]
 
     # Output
 
@@ -1048,26 +1055,22 @@ def open_console(args: argparse.Namespace) -> Console:
 
 
 class Client:
-    """Moves lines between the console, a talk and the server.
+    """One loop around a console and the connection to a server: it connects, and connects again.
 
-    What it waits for follows from the state and is set anew in each turn of the loop. A side whose
-    counterpart is slow is not read from, so that little is held in between.
+    What it waits for follows from the state and is set anew in each turn of the loop.
     """
 
-    def __init__(self, console: Console, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, console: Console, host: str, port: int, tls: ssl.SSLContext | None = None
+    ) -> None:
         # select(), not epoll: it also takes regular files and /dev/null as standard input, which
         # epoll refuses (EPERM), and three descriptors are no load for it.
         self.selector = selectors.SelectSelector()
         self.console = console
+        self.host = host
+        self.port = port
         self.tls = tls
-        self.addresses: list[Any] = []  # of the server, as getaddrinfo() returns them
-        self.wants = 0  # the event that TLS needs before anything else can go on
-        self.framer = LineFramer(MAX_LINE)
-        self.silent = True  # the server has not said anything yet
-        self.lost = ""  # why the connection ended, once it has
-        self.leaving = False  # the user has said all and wants to go
-        self.goodbye = False  # and we have told the server
-        self.deadline: float | None = None  # monotonic time at which we stop waiting for it
+        self.addresses: list[Any] = []  # of the host, as getaddrinfo() returns them
 
     # The loop
 
@@ -1095,8 +1098,6 @@ class Client:
         if events and not key:
             self.selector.register(file, events, handler)
 
-    # The story
-
     def ask(self, prompt: str) -> str | None:
         """Returns the user's answer without the spaces around it, None at the end of input."""
         answer = ""
@@ -1112,15 +1113,17 @@ class Client:
         self.console.prompt("")
         return answer
 
-    def connect(self, host: str, port: int) -> socket.socket:
+    # Connecting
+
+    def connect(self) -> socket.socket:
         """Connects to the first address of the host that answers. Raises Disconnected, Failure if
         the host can't be trusted, and KeyboardInterrupt if the user doesn't want to wait."""
         try:  # just once: a resolver that is gone as well would freeze the keys at each new try
             self.addresses = self.addresses or socket.getaddrinfo(
-                host, port, type=socket.SOCK_STREAM
+                self.host, self.port, type=socket.SOCK_STREAM
             )
         except (OSError, UnicodeError):  # UnicodeError: a name that no host can have
-            raise Disconnected(f"host {host} is unknown") from None
+            raise Disconnected(f"host {self.host} is unknown") from None
         code = 0
         for family, kind, protocol, _, address in self.addresses:
             try:
@@ -1130,9 +1133,10 @@ class Client:
                 continue
             code = self.connect_to(address, sock)
             if not code:
-                return self.shake_hands(sock, host, self.tls) if self.tls else sock
+                return self.shake_hands(sock, self.tls) if self.tls else sock
             sock.close()
-        raise Disconnected(f"cannot connect to port {port} on {host}: {why_not_connected(code)}")
+        why = why_not_connected(code)
+        raise Disconnected(f"cannot connect to port {self.port} on {self.host}: {why}")
 
     def connect_to(self, address: Any, sock: socket.socket) -> int:
         """Connects; returns the error number of how it ended, 0 for success."""
@@ -1146,8 +1150,9 @@ class Client:
             return errno.ETIMEDOUT
         return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
-    def shake_hands(self, plain: socket.socket, host: str, tls: ssl.SSLContext) -> socket.socket:
+    def shake_hands(self, plain: socket.socket, tls: ssl.SSLContext) -> socket.socket:
         """Returns the socket with TLS around it. Raises Failure if that can't be trusted."""
+        host = self.host
         deadline = time.monotonic() + CONNECT_TIME
         try:
             sock = tls.wrap_socket(plain, server_hostname=host, do_handshake_on_connect=False)
@@ -1175,62 +1180,82 @@ class Client:
         try:
             while not ready and time.monotonic() < deadline:
                 self.turn(deadline)
-                if self.console.edits and self.wants_to_leave():
+                if self.console.edits and self.console.wants_to_leave():
                     raise KeyboardInterrupt
         finally:
             self.watch(sock, 0)
         return bool(ready)
 
-    def reconnect(self, host: str, port: int) -> socket.socket | None:
+    def reconnect(self) -> socket.socket | None:
         """Connects again, trying ever more rarely; returns None if the user leaves meanwhile."""
         delay, longest = RETRY_DELAYS
         noted = 0
         while True:
-            # Not all of a room that was started again shall come in the same moment.
+            # So that, when a room starts again, not everyone comes at the same moment.
             pause = delay * random.uniform(0.5, 1.0)
             self.console.show(f"* trying again in {pause:.1f} s")
             deadline = time.monotonic() + pause
             while time.monotonic() < deadline:
                 self.turn(deadline)
-                if self.wants_to_leave():
+                if self.console.wants_to_leave():
                     return None
                 for line in list(self.console.typed)[noted:]:
                     self.console.show(f"* waits to be sent: {line}")
                 noted = len(self.console.typed)
             try:
-                return self.connect(host, port)
+                return self.connect()
             except Disconnected:
                 delay = min(2 * delay, longest)
 
-    def converse(self, sock: socket.socket, talk: Talk) -> None:
+
+class Conversation:
+    """A talk with a server over one connection, until either side ends it.
+
+    A side whose counterpart is slow is not read from, so that little is held in between.
+    """
+
+    def __init__(self, client: Client, sock: socket.socket, talk: Talk) -> None:
+        self.client = client
+        self.console = client.console
+        self.sock = sock
+        self.talk = talk
+        self.framer = LineFramer(MAX_LINE)
+        self.tls_wants = 0  # EVENT_WRITE while TLS has to send before anything else, else 0
+        self.silent = True  # the server has not said anything yet
+        self.lost = ""  # why the connection ended, once it has
+        self.leaving = False  # the user has said all and wants to go
+        self.said_goodbye = False  # our direction of the stream is ended
+        self.deadline: float | None = None  # monotonic time at which we stop waiting for the server
+
+    def run(self) -> None:
         """Talks until the user leaves. Raises Disconnected if the server closes before that, and
         Failure if there is no use in trying again."""
-        self.framer, self.lost, self.wants, self.silent = LineFramer(MAX_LINE), "", 0, True
-        self.leaving = self.goodbye = False
+        talk = self.talk
         self.be_patient(QUESTION_TIME if talk.password else ANSWER_TIME)
+        self.console.candidates = talk.candidates
         if self.console.edits:
             self.console.prompt(talk.prompt)
         while not self.lost:
             if talk.wants_password:
                 talk.give_password(self.console.ask_secret("password: "))
-            self.forward_typed(talk)
-            if self.has_said_all(talk) and not self.goodbye:
-                self.say_goodbye(sock)
-            elif self.is_hurried(talk):
+            self.forward_typed()
+            if self.has_said_all() and not self.said_goodbye:
+                self.say_goodbye()
+            elif self.is_hurried():
                 self.hurry()
-            self.watch_server(sock, talk)
-            self.turn(self.deadline)
+            self.watch_server()
+            self.client.turn(self.deadline)
             if self.deadline is not None and time.monotonic() >= self.deadline:
                 self.deadline = None
                 talk.stop_waiting()
-                if self.goodbye or self.leaving or self.is_hurried(talk):
+                if self.said_goodbye or self.leaving or self.is_hurried():
                     break
-        self.show(talk)
-        self.watch(sock, 0)
-        sock.close()
+        self.show()
+        self.client.watch(self.sock, 0)
+        self.sock.close()
         if talk.refused:
             raise Failure(talk.refused)
-        if self.lost and not self.goodbye:
+        if self.lost and not self.said_goodbye:
             raise Disconnected(f"lost the connection: {self.lost}")
 
     def be_patient(self, seconds: float = ANSWER_TIME) -> None:
@@ -1241,94 +1266,97 @@ class Client:
         """Gives it no more than a moment from now on."""
         self.deadline = min(self.deadline or float("inf"), time.monotonic() + LINGER)
 
-    def wants_to_leave(self) -> bool:
-        """Says whether the user wants to go now, and not only when all that was typed is said."""
-        console = self.console
-        typed = list(console.typed) if console.edits else list(console.typed)[:1]
-        return (console.ended and console.edits) or any(line.strip() in LEAVE for line in typed)
-
-    def is_hurried(self, talk: Talk) -> bool:
+    def is_hurried(self) -> bool:
         """Says whether the user wants to go although the talk still waits for an answer."""
-        return not talk.ready and self.wants_to_leave()
+        return not self.talk.ready and self.console.wants_to_leave()
 
-    def forward_typed(self, talk: Talk) -> None:
+    # From the user
+
+    def forward_typed(self) -> None:
         """Lets the talk have the lines that were typed, as long as it wants more."""
+        talk, console = self.talk, self.console
         while talk.ready and not self.leaving and len(talk.outgoing) < MAX_WAITING:
-            if talk.asks or self.console.edits:
-                self.console.prompt(talk.prompt)
-            if not self.console.typed:
-                if self.console.ended and self.console.is_terminal:  # Ctrl-D
-                    self.leaving = True
-                    self.be_patient(LINGER)
+            if talk.asks or console.edits:
+                console.prompt(talk.prompt)
+            if not console.typed:
+                if console.ended and console.input_is_terminal:  # Ctrl-D
+                    self.leave()
                 break
-            line = self.console.take()
+            line = console.take()
             if line.strip() in LEAVE:
-                self.leaving = True
-                self.be_patient(LINGER)
-                self.console.keep(line)
+                self.leave()
+                console.keep(line)
                 break
             talk.typed(line)
             self.be_patient()
-            if line.strip() and not talk.shown:
-                self.console.keep(talk.prompt + line)
-            self.show(talk)
+            # A chat shows its own message; a command, or what an echo server gets, stays as typed.
+            if line.strip() and not talk.to_show:
+                console.keep(talk.prompt + line)
+            self.show()
 
-    def has_said_all(self, talk: Talk) -> bool:
-        """Says whether nothing that the user typed or will type has still to go out."""
+    def leave(self) -> None:
+        """Takes nothing more from the user, who wants to go."""
+        self.leaving = True
+        self.be_patient(LINGER)
+
+    def has_said_all(self) -> bool:
+        """Says whether the user has come to an end, and all that was to be said has gone out."""
         ended = self.leaving or (self.console.ended and not self.console.typed)
-        return ended and talk.ready and not talk.outgoing
+        return ended and self.talk.ready and not self.talk.outgoing
 
-    def say_goodbye(self, sock: socket.socket) -> None:
+    def say_goodbye(self) -> None:
         """Ends our direction of the stream. The server then sends what is left and closes.
 
         To close ourselves, with input unread, would reset the connection, and a reset destroys what
         is still on its way.
         """
-        self.goodbye = True
+        self.said_goodbye = True
         self.deadline = time.monotonic() + LINGER if self.leaving else None
         with suppress(OSError):
             # The plain socket's: after that of TLS nothing that still comes would be decrypted.
-            socket.socket.shutdown(sock, socket.SHUT_WR)
+            socket.socket.shutdown(self.sock, socket.SHUT_WR)
 
-    def show(self, talk: Talk) -> None:
+    def show(self) -> None:
         """Puts out what the talk has to show."""
-        self.console.painter.me = talk.name
-        for line in talk.shown:
-            self.console.show(line)
-        talk.shown.clear()
+        talk, console = self.talk, self.console
+        console.painter.me = talk.name
+        for line in talk.to_show:
+            console.show(line)
+        talk.to_show.clear()
         if talk.mentioned:
-            self.console.ring()
+            console.ring()
         talk.mentioned = False
 
     # The socket
 
-    def watch_server(self, sock: socket.socket, talk: Talk) -> None:
+    def watch_server(self) -> None:
         """Has the selector wait for what can be done with the server now."""
         events = EVENT_READ if self.console.waiting() < MAX_WAITING else 0
-        events |= EVENT_WRITE if talk.outgoing else 0
-        self.watch(sock, self.wants or events, partial(self.serve, sock, talk))
+        events |= EVENT_WRITE if self.talk.outgoing else 0
+        self.client.watch(self.sock, self.tls_wants or events, self.serve)
 
-    def serve(self, sock: socket.socket, talk: Talk, events: int) -> None:
+    def serve(self, events: int) -> None:
         """Receives and sends once, as the socket is ready for it."""
-        if self.wants:  # whatever TLS was stuck in can go on
-            self.wants, events = 0, EVENT_READ | EVENT_WRITE
+        if self.tls_wants:  # whatever TLS was stuck in can go on
+            self.tls_wants, events = 0, EVENT_READ | EVENT_WRITE
         try:
             # A TLS record has at most 16 KiB, so nothing that is decrypted stays behind unseen.
             if events & EVENT_READ:
-                self.receive(sock.recv(RECEIVE_SIZE), talk)
-            if events & EVENT_WRITE and talk.outgoing and not self.lost:
-                del talk.outgoing[: sock.send(talk.outgoing)]
+                self.receive(self.sock.recv(RECEIVE_SIZE))
+            if events & EVENT_WRITE and self.talk.outgoing and not self.lost:
+                del self.talk.outgoing[: self.sock.send(self.talk.outgoing)]
         except BlockingIOError:  # readiness is a hint, not a promise
             pass
         except OSError as error:
-            if not ssl or not isinstance(error, (ssl.SSLWantReadError, ssl.SSLWantWriteError)):
+            if ssl and isinstance(error, ssl.SSLWantWriteError):
+                self.tls_wants = EVENT_WRITE
+            elif not (ssl and isinstance(error, ssl.SSLWantReadError)):
                 self.lost = error.strerror or str(error)
-            elif isinstance(error, ssl.SSLWantWriteError):
-                self.wants = EVENT_WRITE
 
-    def receive(self, data: bytes, talk: Talk) -> None:
+    def receive(self, data: bytes) -> None:
         """Lets the talk have the lines in what was received; nothing means the end."""
-        if self.silent and (not data or data.startswith(TLS_ALERT)) and not self.tls:
+        talk = self.talk
+        if self.silent and (not data or data.startswith(TLS_ALERT)) and not self.client.tls:
             self.lost = "the server closed it without a word; if it speaks TLS, use --tls"
             return
         self.silent = False
@@ -1336,14 +1364,14 @@ class Client:
         if not data:
             self.lost = "the server closed it"
             chunk = self.framer.finish()
-        unsent = len(talk.outgoing)
+        before = len(talk.outgoing)
         for line in chunk.split(b"\n")[:-1]:
             talk.heard(terminal_text(line))
         if too_long:
-            talk.shown.append(TOO_LONG)
-        if len(talk.outgoing) > unsent and not self.wants_to_leave():  # a question has gone out
+            talk.to_show.append(TOO_LONG)
+        if len(talk.outgoing) > before and not self.console.wants_to_leave():  # that is a question
             self.be_patient()
-        self.show(talk)
+        self.show()
 
 
 def why_no_tls(error: ssl.SSLError, host: str) -> str:
@@ -1441,36 +1469,32 @@ def run(console: Console, args: argparse.Namespace) -> None:
     """Asks, connects, talks. Raises Failure."""
     password = read_password(args.password_file)
     tls = make_client_tls(args.tls_ca) if args.tls or args.tls_ca is not None else None
-    client = Client(console, tls)
+    client = Client(console, args.host, args.port, tls)
     name = ""
     if not args.echo:
+        # A command line can hold bytes that aren't UTF-8, and control characters.
         name = terminal_text(os.fsencode(args.name or "")).strip() or client.ask("name: ") or ""
         if not name:
             return
-    sock: socket.socket | None = client.connect(args.host, args.port)
+    sock: socket.socket | None = client.connect()
     while sock:
         talk = Echo() if args.echo else Chat(name, password)
-        console.candidates = talk.candidates
         try:
-            client.converse(sock, talk)
+            Conversation(client, sock, talk).run()
             return
         except Disconnected as failure:
             if args.echo or not console.edits:
                 raise
             console.show(f"* {failure}")
         name, password = talk.name, talk.password
-        sock = client.reconnect(args.host, args.port)
-    if unsent(console):
+        sock = client.reconnect()
+    if console.unsent():
         raise Failure("left without a connection")
 
 
-def unsent(console: Console) -> list[str]:
-    """Returns the lines that the user saw on the screen and that can't be sent any more."""
-    return [line for line in console.typed if console.edits and line.strip() not in LEAVE]
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the client; returns the exit status: 0 for a clean end, 1 for a failure."""
+    """Runs the client; returns the exit status: 0 for a clean end, 1 for a failure, 128 and its
+    number for a signal."""
     args = parse_args(argv)
     console: Console | None = None
     try:
@@ -1478,12 +1502,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         with closing(console):  # also on the way to a traceback
             run(console, args)
     except Failure as error:
-        lines = unsent(console) if console else []
+        lines = console.unsent() if console else []
         not_sent = f"; not sent: {'; '.join(lines)}" if lines else ""
         print(f"{args.prog}: {error}{not_sent}", file=sys.stderr)
         return 1
-    except Terminated as signal_number:
-        return 128 + int(signal_number.args[0])  # as a shell says it
+    except Terminated as terminated:
+        return 128 + int(terminated.args[0])  # as a shell says it
     except KeyboardInterrupt:
         if console and not console.edits:
             sys.stderr.write("\n")  # behind the ^C that the terminal shows

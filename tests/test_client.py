@@ -12,12 +12,13 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Callable
 
 import pytest
 from support import DEADLINE, ROOT, WELCOME, Listener, Server, Terminal, eventually
 
-from chat_client import MAX_LINE, TOO_LONG, Chat, Client, Echo, terminal_text
+from chat_client import MAX_LINE, TOO_LONG, Chat, Conversation, Echo, terminal_text
 
 CLIENT = [sys.executable, str(ROOT / "chat_client.py")]
 PLAIN = [*CLIENT, "--plain"]
@@ -43,7 +44,7 @@ def test_messages_have_the_name_before_them() -> None:
     chat.typed("/who")
     chat.typed("")
     assert chat.outgoing == b"John: Hi\nJohn: /who\n"
-    assert chat.shown == ["John: Hi", "John: /who"]
+    assert chat.to_show == ["John: Hi", "John: /who"]
 
 
 def test_in_a_room_the_name_is_made_known_and_the_answer_hidden() -> None:
@@ -53,7 +54,7 @@ def test_in_a_room_the_name_is_made_known_and_the_answer_hidden() -> None:
     chat.heard("* Ann joined")
     chat.heard("* you are John")
     assert chat.ready
-    assert chat.shown == ["Welcome to the chatroom!", "* Ann joined"]
+    assert chat.to_show == ["Welcome to the chatroom!", "* Ann joined"]
 
 
 def test_a_taken_name_gets_an_underscore_and_the_user_is_told() -> None:
@@ -64,7 +65,7 @@ def test_a_taken_name_gets_an_underscore_and_the_user_is_told() -> None:
     assert not chat.ready
     chat.heard("* you are " + "x" * 31 + "_")
     chat.typed("hi")
-    assert chat.shown[1:] == ["* " + "x" * 32 + " is taken", "x" * 31 + "_: hi"]
+    assert chat.to_show[1:] == ["* " + "x" * 32 + " is taken", "x" * 31 + "_: hi"]
 
 
 def test_only_the_answer_to_our_own_question_names_us() -> None:
@@ -139,9 +140,9 @@ def test_a_new_name_is_followed() -> None:
     assert not chat.ready
     chat.heard("* you are Jim")
     assert chat.ready
-    assert chat.shown[-1] == "* you are Jim"
+    assert chat.to_show[-1] == "* you are Jim"
     chat.typed("hi")
-    assert chat.shown[-1] == "Jim: hi"
+    assert chat.to_show[-1] == "Jim: hi"
 
 
 def test_a_welcome_among_the_messages_of_a_relay_is_just_a_message() -> None:
@@ -159,7 +160,7 @@ def test_echo_waits_for_each_answer() -> None:
     echo.typed("test")
     assert not echo.ready
     echo.heard("test")
-    assert (echo.ready, echo.shown) == (True, ["recv: test"])
+    assert (echo.ready, echo.to_show) == (True, ["recv: test"])
 
 
 @pytest.mark.parametrize(
@@ -522,13 +523,13 @@ class Sipping:
 
 
 def test_what_the_kernel_does_not_take_is_sent_later() -> None:
-    one: Any = Client.__new__(Client)
-    one.lost, one.wants = "", 0
+    client: Any = SimpleNamespace(console=None)
     sock: Any = Sipping()
     talk = Echo()
     talk.typed("hello")
+    conversation = Conversation(client, sock, talk)
     while talk.outgoing:
-        one.serve(sock, talk, selectors.EVENT_WRITE)
+        conversation.serve(selectors.EVENT_WRITE)
     assert sock.taken == b"hello\n"
 
 
