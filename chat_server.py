@@ -6,7 +6,7 @@
     python chat_client.py HOST                join it; or: nc HOST 7007, telnet HOST 7007
 
     python chat_server.py --host :: --tls-cert FILE --tls-key FILE --password-file FILE
-                                              a closed room: nobody listens, nobody else gets in
+                                              a closed room: nobody eavesdrops, nobody else gets in
 
 The protocol is lines of UTF-8 text, ended by LF or CRLF. A member sends
 
@@ -24,6 +24,7 @@ One thread, one selectors loop, non-blocking sockets. A turn of the loop goes li
     2. read each of them once, and put what was said into one batch, in the order of reading
     3. hand the whole batch to each member; who spoke gets it with its own lines cut out
     4. what a socket doesn't take now waits in its member's backlog
+    5. while somebody's backlog is too long, read from everyone more slowly: TCP slows the senders
 
 So a turn costs one send a member, however many messages it carries, and nothing is copied or put
 together for anyone. In a quiet room a line goes out in the turn in which it came; under load the
@@ -50,11 +51,12 @@ import sys
 import time
 import unicodedata
 from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import islice
 from selectors import EVENT_READ, EVENT_WRITE
-from typing import Any, Callable, Iterator, Sequence, Tuple, cast
+from typing import Any, NamedTuple, cast
 
 if sys.platform != "win32":
     import resource
@@ -76,26 +78,27 @@ RETRY_ACCEPT = 1.0  # seconds until the next try after accept() failed
 
 MAX_LINE = 8 * 1024  # bytes of a line without its newline; --max-line
 MAX_NAME = 32  # characters
-MAX_NAME_SOURCE = 160  # characters that can be a name: NFKC makes one of several, slowly
+MAX_NAME_SOURCE = 5 * MAX_NAME  # characters that can be a name: NFKC joins several, slowly
 MAX_WHO = 200  # names in an answer to /who
 MAX_HISTORY = 128 * 1024  # bytes that a newcomer gets of what was said before
+MAX_LOGGED = 100  # lines that are logged of what comes at once
 
 # One turn reads about TURN_READ bytes at most, fewer in a crowd, and delivers about TURN_DELIVERY
-# bytes at most: that takes some 10 ms, and so long can a flood hold up anybody's line.
+# bytes at most: that takes some 10 ms, and a flood can hold up anybody's line for that long.
 TURN_READ = 256 * 1024
 TURN_DELIVERY = 32 * 1024 * 1024
-MIN_READ = 512  # bytes that each connection may send in a turn in any case
+MIN_READ = 512  # bytes: the least share that a connection gets, of a turn or of TOTAL_ALLOWANCE
 TURN_WEIGHT = 512 * 1024  # as Batch counts it: what is heard line by line takes more time
-PIECE_WEIGHT = 64  # counted with each line that is handled on its own, for the time that it takes
+ITEM_WEIGHT = 64  # counted with each thing that is said or answered, for the time that it takes
 LETTERS_WEIGHT = 1024  # counted with a line that isn't ASCII: to compare its letters takes 0.1 ms
 
 # A member that reads more slowly than the others talk has a backlog. While one is over HIGH_WATER,
-# nobody may say more than ALLOWANCE a second, many together no more than ALLOWANCES: that stops
-# floods, and no human notices. If it stays over it for PATIENCE, the member has stopped reading and
-# is let go.
+# nobody may say more than ALLOWANCE a second, and many no more than their share of TOTAL_ALLOWANCE:
+# that stops floods, and no human notices. If it stays over it for PATIENCE, the member has stopped
+# reading and is let go.
 HIGH_WATER = 256 * 1024  # bytes
-ALLOWANCE = 4 * 1024  # bytes
-ALLOWANCES = 16 * 1024  # bytes
+ALLOWANCE = 4 * 1024  # bytes a second
+TOTAL_ALLOWANCE = 16 * 1024  # bytes a second
 PATIENCE = 5.0  # seconds
 SMALL_PIECE = 4 * 1024  # bytes up to which pieces of a backlog are joined: a view costs more
 PIECE_COST = 384  # bytes of the objects around a piece in a backlog
@@ -106,10 +109,9 @@ LINGER = 0.5  # seconds that we wait for its own close after that
 # A closed room has a door: newcomers finish the TLS handshake and give the password there.
 DOOR_TIME = 10.0  # seconds for both
 DOOR_STEPS = 10  # taken in a turn: one step of a handshake can be some ms of arithmetic
-MAX_LOGGED = 100  # lines that are logged of a turn
 WRONG_TIME = 1.0  # seconds until a connection is closed that gave a wrong password
 
-WELCOME = b"Welcome to the chatroom!\n"
+WELCOME = "Welcome to the chatroom!"
 NOT_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE")  # OpenSSL's reasons
 TLS_RECORD = 16 * 1024  # bytes in a record at most; so much is decrypted at once
 # How TLS begins (RFC 8446, sections 4 and 5.1), and no line of text does.
@@ -126,8 +128,8 @@ HELP = (
 
 # Each connection gets these, as far as the system has them. Keepalive: the kernel asks a silent
 # peer whether it is still there, so that one that was unplugged is gone after two minutes, as is
-# one that for so long doesn't acknowledge what it was sent (TCP_USER_TIMEOUT, RFC 5482). The last
-# makes a socket writable again when the kernel has little left to send. Without it, that is when a
+# one that for so long doesn't acknowledge what it was sent (TCP_USER_TIMEOUT, RFC 5482).
+# TCP_NOTSENT_LOWAT makes a socket writable again when the kernel has little left to send. Without it, that is when a
 # third of some megabytes is free, and till then a slow reader looks as if it didn't read at all.
 SOCKET_OPTIONS = [
     (level, getattr(socket, name), value)
@@ -144,8 +146,7 @@ SOCKET_OPTIONS = [
     if hasattr(socket, name)
 ]
 
-Address = Tuple[Any, ...]  # as the socket module has it: (host, port) and more
-Cut = Tuple[int, int, bytes]  # start, end, what a member gets instead
+Address = Any  # as the socket module has it: (host, port) and more
 
 log = logging.getLogger("chat")
 
@@ -216,6 +217,15 @@ def printable(line: bytes) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def log_lines(speaker: str, chunk: bytes) -> None:
+    """Logs whole lines at level DEBUG, the first MAX_LOGGED of them."""
+    lines = chunk.split(b"\n")[:-1]
+    for line in lines[:MAX_LOGGED]:
+        log.debug("%s: %s", speaker, printable(line))
+    if len(lines) > MAX_LOGGED:
+        log.debug("%s: (%d more lines)", speaker, len(lines) - MAX_LOGGED)
+
+
 # --- Text and names ------------------------------------------------------------------------------
 
 # Control characters but tab and newline: those of ASCII, and U+0080 to U+009F, which some terminals
@@ -254,7 +264,8 @@ def is_clean(data: bytes) -> bool:
 
 
 def notice(text: str) -> bytes:
-    """Returns the line with which the room itself says something."""
+    """Returns the line with which the room itself says something. Clients take it at its word, so
+    of what members choose nothing but a name may stand in one."""
     return f"* {text}\n".encode()
 
 
@@ -272,16 +283,16 @@ def identity(name: str) -> str:
 
 
 def valid_name(text: str) -> str:
-    """Returns the name as the room writes it. Raises ValueError with what is wrong with it."""
+    """Returns the name as the room writes it. Raises ValueError: what a name has to be."""
     name = unicodedata.normalize("NFKC", text[:MAX_NAME_SOURCE]).strip()
     if not 1 <= len(name) <= MAX_NAME:
-        raise ValueError(f"a name has 1 to {MAX_NAME} characters")
+        raise ValueError(f"has 1 to {MAX_NAME} characters")
     if ":" in name or name != visible(name) or unicodedata.category(name[0]).startswith("M"):
-        raise ValueError("a name has no colon and nothing invisible in it")
+        raise ValueError("has no colon and nothing invisible in it")
     if name.startswith(("*", "/")):
-        raise ValueError("a name does not begin with an asterisk or a slash")
+        raise ValueError("does not begin with an asterisk or a slash")
     if name.casefold().endswith(PRIVATE.strip()):
-        raise ValueError("a name does not end like the mark of a private message")
+        raise ValueError("does not end like the mark of a private message")
     return name
 
 
@@ -298,11 +309,18 @@ class Member:
         self.prefix = b""  # what each of its messages begins with once it has a name: b"John: "
 
 
+class Cut(NamedTuple):
+    """What a member gets in place of a stretch of a batch's text."""
+
+    start: int  # bytes
+    end: int
+    instead: bytes
+
+
 class Batch:
     """What is said in one turn of the loop, in order; everyone is handed the same bytes.
 
-    A member for whom something differs has cuts: (start, end, instead) means that in place of
-    the bytes from start to end it gets `instead`. What it said itself is cut out, an answer is put
+    A member for whom something differs has cuts. What it said itself is cut out, an answer is put
     in where it asked, and a newcomer has its welcome in place of all that was said before.
     """
 
@@ -314,23 +332,27 @@ class Batch:
         self.weight = 0  # what the turn costs: bytes said and answered, and the work of each piece
         self.cuts: dict[Member, list[Cut]] = {}
 
-    def say(self, data: bytes, author: Member | None) -> None:
-        """Puts whole lines at the end, for all but their author."""
+    def __bool__(self) -> bool:
+        """Says whether there is anything to deliver."""
+        return bool(self.parts or self.cuts)
+
+    def say(self, data: bytes, but: Member | None) -> None:
+        """Puts whole lines at the end, for all but one, such as their author."""
         start = self.size
         self.parts.append(data)
         self.size += len(data)
-        self.weight += len(data) + PIECE_WEIGHT
-        if author is not None:
-            self.cut(author, start, self.size, b"")
+        self.weight += len(data) + ITEM_WEIGHT
+        if but is not None:
+            self.cut(but, start, self.size, b"")
 
     def tell(self, member: Member, data: bytes) -> None:
         """Puts whole lines at the end, for one member alone."""
-        self.weight += len(data) + PIECE_WEIGHT
+        self.weight += len(data) + ITEM_WEIGHT
         self.cut(member, self.size, self.size, data)
 
     def cut(self, member: Member, start: int, end: int, instead: bytes) -> None:
         """Gives one member something else in place of a stretch; later ones lie further on."""
-        self.cuts.setdefault(member, []).append((start, end, instead))
+        self.cuts.setdefault(member, []).append(Cut(start, end, instead))
 
     def text(self) -> bytes:
         """Returns all that was said. A single part, as in a quiet room, is not copied."""
@@ -402,7 +424,7 @@ class Room:
     def join(self, member: Member) -> None:
         """Lets somebody in, who first gets the welcome and the history."""
         self.members.add(member)
-        self.batch.cut(member, 0, self.batch.size, WELCOME)
+        self.batch.cut(member, 0, self.batch.size, f"{WELCOME}\n".encode())
         self.batch.cut(member, self.batch.size, self.batch.size, self.history.text())
 
     def leave(self, member: Member) -> None:
@@ -422,22 +444,23 @@ class Room:
         self.names.clear()
 
     def announce(self, text: str, but: Member | None = None) -> None:
-        """The room itself says something to all but one. That is no history."""
+        """The room itself says something to all but one. That isn't kept in the history."""
         self.batch.say(notice(text), but)
 
     def tell(self, member: Member, text: str) -> None:
         """The room itself says something to one member."""
         self.batch.tell(member, notice(text))
 
-    def hear(self, member: Member, chunk: bytes, weight: int) -> bytes:
-        """Takes whole lines, at least one; returns those that have to wait for the next turn, of
-        somebody who has left none.
+    def hear(self, member: Member, chunk: bytes, budget: int) -> bytes:
+        """Takes whole lines, at least one; returns those that have to wait for the next turn: none
+        if the member has left.
 
         Short lines can have long consequences: one byte to which a long name is added, `/who` in a
-        crowd. When a chunk has made the batch so much heavier, its other lines wait.
+        crowd. Once they have made the batch heavier by `budget`, the other lines wait.
         """
-        enough = self.batch.weight + weight
-        end = chunk.find(b"\n", min(weight, len(chunk) - 1)) + 1  # a line weighs no less than that
+        enough = self.batch.weight + budget
+        # Plain lines are said all at once, so there are no more of them than a budget's bytes.
+        end = chunk.find(b"\n", min(budget, len(chunk) - 1)) + 1
         now, later = chunk[:end], chunk[end:]
         if self.is_plain(member, now):
             self.say(member, now)
@@ -515,13 +538,15 @@ class Room:
     # Commands: each takes the member and what follows the command's word
 
     def no_such_command(self, member: Member, _: str) -> None:
+        """Says what to do about a mistyped word."""
         self.tell(member, "no such command; /help lists them, and //TEXT says /TEXT")
 
     def take_name(self, member: Member, argument: str) -> None:
+        """Makes a member known as NAME."""
         try:
             name = valid_name(argument)
         except ValueError as error:
-            self.tell(member, f"{error}: /name NAME")
+            self.tell(member, f"a name {error}: /name NAME")
             return
         key = identity(name)
         if self.names.get(key, member) is not member:
@@ -538,6 +563,7 @@ class Room:
             self.announce(f"{before} is now {name}", member)
 
     def who(self, member: Member, _: str) -> None:
+        """Tells who is here."""
         shown = [other.name for other in islice(self.names.values(), MAX_WHO)]
         if len(self.names) > len(shown):
             shown.append(f"{len(self.names) - len(shown)} more")
@@ -548,6 +574,7 @@ class Room:
         self.tell(member, f"here: {' and '.join(parts)}")
 
     def send_private(self, member: Member, argument: str) -> None:
+        """Tells something to NAME alone."""
         name, colon, text = argument.partition(":")
         receiver = self.names.get(identity(name))
         if not colon:
@@ -560,8 +587,48 @@ class Room:
             self.batch.tell(receiver, f"{member.name}{PRIVATE}: {text.strip()}\n".encode())
 
     def help(self, member: Member, _: str) -> None:
+        """Tells what can be said."""
         for line in HELP:
             self.tell(member, line)
+
+
+# --- The process ---------------------------------------------------------------------------------
+
+
+class Failure(Exception):
+    """The script can't go on; the text says why, and what to do about it."""
+
+
+def open_signal_socket(*numbers: int) -> socket.socket:
+    """Returns a socket on which each of these signals arrives as a byte, its number.
+
+    So a signal is one more event for the loop. A handler that raises would strike anywhere, even
+    between receiving bytes and passing them on.
+    """
+    reader, writer = socket.socketpair()
+    reader.setblocking(False)
+    writer.setblocking(False)
+    signal.set_wakeup_fd(writer.detach())
+    for number in numbers:
+        signal.signal(number, lambda *_: None)  # only a signal with a handler wakes the loop
+    return reader
+
+
+def allow_clients(clients: int) -> int:
+    """Has the system let this process have a socket for each of so many clients, if it can. Returns
+    how many to serve: fewer than wanted on Windows, where select() takes no more."""
+    if sys.platform == "win32":
+        return min(clients, MAX_CLIENTS)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = clients + OTHER_DESCRIPTORS
+    if hard != resource.RLIM_INFINITY:
+        needed = min(needed, hard)
+    for limit in (needed, 10_240):  # macOS: no more than that, whatever the hard limit says
+        if soft != resource.RLIM_INFINITY and soft < limit <= needed:
+            with suppress(OSError, ValueError):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+                break
+    return clients
 
 
 # --- Listening sockets ---------------------------------------------------------------------------
@@ -573,10 +640,6 @@ SEVERAL_ADDRESSES = {"localhost": ("::1", "127.0.0.1"), "::": ("::", "0.0.0.0")}
 
 # An address that this machine doesn't have, such as ::1 where IPv6 is switched off.
 NOT_OURS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
-
-
-class Failure(Exception):
-    """The script can't go on; the text says why, and what to do about it."""
 
 
 def open_listeners(hosts: Sequence[str], port: int) -> list[socket.socket]:
@@ -680,41 +743,6 @@ def host_for_others(host: str) -> str:
     return socket.gethostname() if host in ("::", "0.0.0.0", "") else host
 
 
-# --- The process ---------------------------------------------------------------------------------
-
-
-def open_signal_socket(*numbers: int) -> socket.socket:
-    """Returns a socket on which each of these signals arrives as a byte, its number.
-
-    So a signal is one more event for the loop. A handler that raises would strike anywhere, even
-    between receiving bytes and passing them on.
-    """
-    reader, writer = socket.socketpair()
-    reader.setblocking(False)
-    writer.setblocking(False)
-    signal.set_wakeup_fd(writer.detach())
-    for number in numbers:
-        signal.signal(number, lambda *_: None)  # only a signal with a handler wakes the loop
-    return reader
-
-
-def raise_descriptor_limit(clients: int) -> int:
-    """Lets this process have a socket for each of so many clients, as far as the system does.
-    Returns `clients`; on Windows, where select() sets the limit, MAX_CLIENTS at most."""
-    if sys.platform == "win32":
-        return min(clients, MAX_CLIENTS)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = clients + OTHER_DESCRIPTORS
-    if hard != resource.RLIM_INFINITY:
-        needed = min(needed, hard)
-    for limit in (needed, 10_240):  # macOS: no more than that, whatever the hard limit says
-        if soft != resource.RLIM_INFINITY and soft < limit <= needed:
-            with suppress(OSError, ValueError):
-                resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
-                break
-    return clients
-
-
 class Acceptor:
     """Accepts newcomers at the listeners; calls `admit` with each one's non-blocking socket, which
     is from then on its own, and the address of its peer, as text.
@@ -798,27 +826,43 @@ class Acceptor:
 
 
 class Connection(Member):
-    """A member's connection: what it has sent that isn't dealt with, what it has yet to receive.
+    """Somebody's connection: what it has sent that isn't dealt with, what it has yet to receive.
 
-    `receive` and `send` raise OSError: BlockingIOError if there is nothing to receive now.
+    It is the room's member as well, so that neither has to be looked up by the other. `receive` and
+    `send` raise OSError: BlockingIOError if there is nothing to receive now.
     """
 
-    __slots__ = ("backlog", "cost", "events", "framer", "later", "peer", "reading", "sock", "wants")
+    __slots__ = (
+        "backlog",
+        "events",
+        "framer",
+        "later",
+        "peer",
+        "reading",
+        "sock",
+        "tls_wants",
+        "unsent",
+    )
 
     def __init__(self, sock: socket.socket, peer: str, max_line: int) -> None:
         super().__init__()
         self.sock = sock
         self.peer = peer
         self.events = 0  # for which it is registered with the selector
-        self.wants = 0  # EVENT_WRITE if TLS has to send before anything else can go on
+        self.tls_wants = 0  # EVENT_WRITE while TLS has to send before anything else, else 0
         self.framer = LineFramer(max_line)
         self.later = b""  # whole lines that wait for the next turn
-        self.reading = True  # not while it is held up, and not after the end of its stream
+        self.reading = True  # not while it is held up, after its end, or after a wrong password
         self.backlog: deque[memoryview] | None = None  # made when something has to wait
-        self.cost = 0  # bytes of memory that the backlog takes
+        self.unsent = 0  # bytes in the backlog
 
     def __str__(self) -> str:
         return f"{self.name} at {self.peer}" if self.name else self.peer
+
+    @property
+    def cost(self) -> int:
+        """Returns how many bytes of memory the backlog takes."""
+        return self.unsent + PIECE_COST * len(self.backlog or ())
 
     def receive(self, limit: int) -> bytes:
         """Returns some bytes, so many at most; none at the end of the stream."""
@@ -866,7 +910,7 @@ class TLSConnection(Connection):
         except ssl.SSLWantReadError:
             raise BlockingIOError from None
         except ssl.SSLWantWriteError:
-            self.wants = EVENT_WRITE
+            self.tls_wants = EVENT_WRITE
             raise BlockingIOError from None
         except ssl.SSLError as error:
             if error.reason in NOT_TLS:
@@ -880,7 +924,7 @@ class TLSConnection(Connection):
         except ssl.SSLWantReadError:
             raise BlockingIOError from None
         except ssl.SSLWantWriteError:  # it has to answer a change of keys first
-            self.wants = EVENT_WRITE
+            self.tls_wants = EVENT_WRITE
             raise BlockingIOError from None
 
     def send(self, data: bytes | memoryview) -> int:
@@ -975,6 +1019,8 @@ class ChatServer:
         self.next_tick = 0.0
         self.stop_signals = 0
 
+    # The loop
+
     def run(self) -> int:
         """Serves; returns the exit status.
 
@@ -1009,8 +1055,8 @@ class ChatServer:
             elif ready in self.door:
                 knocking.append(ready)
             else:
-                if ready.wants:  # whatever TLS was stuck in can go on
-                    ready.wants, event = 0, EVENT_READ | EVENT_WRITE
+                if ready.tls_wants:  # whatever TLS was stuck in can go on
+                    ready.tls_wants, event = 0, EVENT_READ | EVENT_WRITE
                     self.watch(ready)
                 if event & EVENT_WRITE:
                     self.guard(self.flush, ready)
@@ -1020,7 +1066,7 @@ class ChatServer:
         for conn in random.sample(knocking, min(DOOR_STEPS, len(knocking))):
             self.guard(self.step_at_door, conn)
         self.read_all(speakers)
-        if self.room.batch.cuts or self.room.batch.parts:
+        if self.room.batch:
             self.deliver(self.room.take_batch())
         now = time.monotonic()
         self.close_overdue(now)
@@ -1045,15 +1091,16 @@ class ChatServer:
 
     def timeout(self) -> float | None:
         """Returns how long the loop may sleep at most: for ever, if nothing depends on time."""
-        if self.pending or self.room.batch.parts:
+        if self.pending or self.room.batch:  # somebody left when the last batch was on its way
             return 0
         deadlines = [*self.leaving.values(), *self.door.values(), *self.congested.values()]
-        if self.congested or self.held_up or self.acceptor.retry_at is not None:
+        if self.congested or self.acceptor.retry_at is not None:
             deadlines.append(self.next_tick)
         return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
 
     def tick(self, now: float) -> None:
-        """Once a second, if there is anything to do: renews the allowances."""
+        """Once a second, if there is anything to do: renews the allowances, lets newcomers in again
+        if that had failed."""
         self.next_tick = now + TICK
         self.acceptor.retry(now)
         self.spent.clear()
@@ -1068,41 +1115,71 @@ class ChatServer:
         for conn in [conn for conn, deadline in self.congested.items() if now >= deadline]:
             self.drop(conn, f"let go: too far behind for {PATIENCE:.0f} s")
 
+    def guard(self, action: Callable[..., None], conn: Connection, *more: Any) -> None:
+        """Does something for a connection. Whatever goes wrong with it ends that one alone."""
+        try:
+            action(conn, *more)
+        except BlockingIOError:  # readiness is a hint; or TLS has to send first
+            self.watch(conn)
+        except OSError as error:
+            self.drop(conn, f"lost: {error.strerror}")
+        except Exception:
+            log.exception("%s made the server stumble", conn)
+            self.drop(conn, "closed")
+
+    def watch(self, conn: Connection) -> None:
+        """Has the selector wait for just what the connection is to be served for now."""
+        events = (EVENT_READ if conn.reading else 0) | (EVENT_WRITE if conn.backlog else 0)
+        events = conn.tls_wants or events
+        if events == conn.events:
+            return
+        if not events:
+            self.selector.unregister(conn.sock)
+        elif not conn.events:
+            self.selector.register(conn.sock, events, conn)
+        else:
+            self.selector.modify(conn.sock, events, conn)
+        conn.events = events
+
     # Members come and go
 
+    def members(self) -> list[Connection]:
+        """Returns who is in the room. Every member here is a connection."""
+        return list(cast("set[Connection]", self.room.members))
+
     def admit(self, sock: socket.socket, peer: str) -> None:
-        """Lets a newcomer to the door, or right in if there is none."""
+        """Lets a newcomer to the door, and right in if there is nothing to do there."""
         if len(self.room.members) + len(self.leaving) >= self.max_clients + DOOR_SIZE:
             sock.close()  # so many are turned away at once that they don't get a word
             return
-        conn = Connection(sock, peer, self.max_line)
         if self.tls:
             sock = self.tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
-            conn = TLSConnection(sock, peer, self.max_line)
+        conn = (TLSConnection if self.tls else Connection)(sock, peer, self.max_line)
         self.watch(conn)
-        if not self.tls and not self.password:
-            self.guard(self.enter, conn)
-            return
         if len(self.door) >= DOOR_SIZE:
             self.drop(next(iter(self.door)), "had to make room at the door")
         self.door[conn] = time.monotonic() + DOOR_TIME
         if not self.tls:
+            self.guard(self.greet, conn)
+
+    def greet(self, conn: Connection) -> None:
+        """Asks somebody at the door for the password; if there is none, lets it in."""
+        if self.password:
             self.send(conn, notice("password?"))
+        else:
+            self.enter(conn)
 
     def step_at_door(self, conn: Connection) -> None:
         """Goes on with somebody at the door: first the handshake, then the password."""
-        conn.wants = 0
+        conn.tls_wants = 0
         self.watch(conn)
-        if isinstance(conn, TLSConnection) and not conn.sock.version():
-            conn.shake_hands()
-            if self.password:
-                self.send(conn, notice("password?"))
-            else:
-                self.enter(conn)
-            return
         if conn.backlog:
             self.flush(conn)
-        if not conn.reading:  # it was refused
+        if not conn.reading:  # it was refused, or has just had to make room
+            return
+        if isinstance(conn, TLSConnection) and not conn.sock.version():  # no handshake so far
+            conn.shake_hands()
+            self.greet(conn)
             return
         data = conn.receive(TLS_RECORD)
         if not data:
@@ -1127,12 +1204,12 @@ class ChatServer:
         self.door[conn] = time.monotonic() + WRONG_TIME
 
     def enter(self, conn: Connection) -> None:
-        """Makes somebody a member, if there is a place."""
-        self.door.pop(conn, None)
+        """Makes a member of somebody at the door, if there is a place."""
+        del self.door[conn]
         if len(self.room.members) >= self.max_clients:
             log.info("%s turned away: there are %d members already", conn, self.max_clients)
             self.send(conn, notice("the room is full"))
-            self.say_farewell(conn)
+            self.start_leaving(conn)
             self.end_stream_when_flushed(conn)
             return
         self.room.join(conn)
@@ -1140,11 +1217,11 @@ class ChatServer:
             self.pending.add(conn)
         log.info("%s connected, members: %d", conn, len(self.room.members))
 
-    def say_farewell(self, conn: Connection) -> None:
+    def start_leaving(self, conn: Connection) -> None:
         """Somebody is a member no more: it still gets what was said before, then the end."""
         conn.later = b""
-        self.clear_congestion(conn)
         self.leaving[conn] = time.monotonic() + FAREWELL
+        self.check_congestion(conn)
 
     def drop(self, conn: Connection, why: str) -> None:
         """Closes a connection that has no use any more."""
@@ -1160,9 +1237,8 @@ class ChatServer:
         self.held_up.discard(conn)
         self.pending.discard(conn)
         self.spent.pop(conn, None)
-        self.clear_congestion(conn)
-        conn.reading, conn.backlog, conn.wants = False, None, 0
-        self.watch(conn)
+        conn.reading, conn.tls_wants = False, 0
+        self.drop_backlog(conn)
         conn.sock.close()
         self.acceptor.retry()
 
@@ -1171,32 +1247,17 @@ class ChatServer:
         self.acceptor.close()
         for conn in list(self.door):
             self.close(conn)
-        self.release()
         for conn in self.members():
             if conn.later:
-                self.hear(conn, conn.later, sys.maxsize)
+                self.guard(self.hear, conn, conn.later, sys.maxsize)
+        self.release()
         members = self.members()
         self.room.close()
         for conn in members:
-            self.say_farewell(conn)
+            self.start_leaving(conn)
         self.deliver(self.room.take_batch())
 
-    def members(self) -> list[Connection]:
-        return list(cast("set[Connection]", self.room.members))
-
     # From a member
-
-    def guard(self, action: Callable[..., None], conn: Connection, *more: int) -> None:
-        """Does something for a connection. Whatever goes wrong with it ends that one alone."""
-        try:
-            action(conn, *more)
-        except BlockingIOError:  # readiness is a hint, not a promise
-            self.watch(conn)
-        except OSError as error:
-            self.drop(conn, f"lost: {error.strerror}")
-        except Exception:
-            log.exception("%s made the server stumble", conn)
-            self.drop(conn, "closed")
 
     def read(self, conn: Connection, limit: int) -> None:
         """Receives once, if the member may speak now, and lets the room hear the whole lines."""
@@ -1205,19 +1266,19 @@ class ChatServer:
             return
         spent = self.spent.get(conn, 0)
         if self.congested:
-            share = max(MIN_READ, min(ALLOWANCE, ALLOWANCES // (len(self.spent) or 1)))
-            limit = min(limit, share - spent)
+            share = TOTAL_ALLOWANCE // (len(self.spent) or 1)
+            limit = min(limit, max(MIN_READ, min(ALLOWANCE, share)) - spent)
             if limit <= 0:
                 self.hold_up(conn)
                 return
-        weight = self.room.batch.weight
+        before = self.room.batch.weight
         received = 0
         if conn.later:
             self.hear(conn, conn.later, limit)
         else:
             received = self.receive(conn, limit)
         if conn in self.room.members:
-            self.spent[conn] = spent + max(received, self.room.batch.weight - weight)
+            self.spent[conn] = spent + max(received, self.room.batch.weight - before)
 
     def receive(self, conn: Connection, limit: int) -> int:
         """Receives so many bytes at most; returns how many it was."""
@@ -1233,14 +1294,15 @@ class ChatServer:
         return len(data)
 
     def tell_too_long(self, conn: Connection) -> None:
+        """Explains to a member why a line of its was skipped."""
         self.room.tell(conn, f"too long: a line has at most {self.max_line} bytes")
 
-    def hear(self, conn: Connection, chunk: bytes, weight: int) -> None:
-        """Lets the room hear whole lines, as many as weigh so much."""
-        conn.later = self.room.hear(conn, chunk, weight)
+    def hear(self, conn: Connection, chunk: bytes, budget: int) -> None:
+        """Lets the room hear whole lines, as many as a budget allows."""
+        conn.later = self.room.hear(conn, chunk, budget)
         if conn not in self.room.members:
             log.info("%s quit, members: %d", conn, len(self.room.members))
-            self.say_farewell(conn)
+            self.start_leaving(conn)
 
     def drain(self, conn: Connection, limit: int) -> None:
         """Receives from somebody who has left; only its end is of interest."""
@@ -1262,7 +1324,7 @@ class ChatServer:
         if conn in self.room.members:
             self.room.leave(conn)
         log.info("%s left, members: %d", conn, len(self.room.members))
-        self.say_farewell(conn)
+        self.start_leaving(conn)
 
     def hold_up(self, conn: Connection) -> None:
         """Doesn't read from a member for now: TCP's flow control then slows it down."""
@@ -1309,11 +1371,7 @@ class ChatServer:
         if self.transcript:
             self.transcript.write(text)
         if log.isEnabledFor(logging.DEBUG):
-            lines = text.splitlines()
-            for line in lines[:MAX_LOGGED]:
-                log.debug("said: %s", printable(line))
-            if len(lines) > MAX_LOGGED:
-                log.debug("said: (%d more lines)", len(lines) - MAX_LOGGED)
+            log_lines("said", text)
 
     def send(self, conn: Connection, data: bytes | memoryview) -> None:
         """Hands data to the kernel at once, if nothing is ahead of it; the rest has to wait."""
@@ -1329,18 +1387,16 @@ class ChatServer:
         """Adds to a member's backlog. Views on one batch share it, however many members wait."""
         if conn.backlog is None:
             conn.backlog = deque()
+        conn.unsent += len(data)
         last = conn.backlog[-1] if conn.backlog else b""
         if last and len(last) + len(data) <= SMALL_PIECE:
             conn.backlog[-1] = memoryview(bytes(last) + data)
-            conn.cost += len(data)
         else:
             if 2 * len(data) < memoryview(data.obj).nbytes:
                 data = memoryview(bytes(data))  # a small view would hold on to the whole batch
             conn.backlog.append(data)
-            conn.cost += len(data) + PIECE_COST
         self.watch(conn)
-        if conn.cost > HIGH_WATER and conn not in self.leaving:
-            self.congested.setdefault(conn, time.monotonic() + PATIENCE)
+        self.check_congestion(conn)
 
     def flush(self, conn: Connection) -> None:
         """Sends of a backlog what the kernel takes now."""
@@ -1348,35 +1404,40 @@ class ChatServer:
             while conn.backlog:
                 data = conn.backlog[0]
                 sent = conn.send(data)
-                conn.cost -= sent
+                conn.unsent -= sent
                 if sent < len(data):
                     conn.backlog[0] = data[sent:]
                     break
                 conn.backlog.popleft()
-                conn.cost -= PIECE_COST
         except OSError:
             self.stop_sending(conn)
             return
-        if conn.cost <= HIGH_WATER:
-            self.clear_congestion(conn)
         if not conn.backlog:
             conn.backlog = None
         self.watch(conn)
+        self.check_congestion(conn)
         self.end_stream_when_flushed(conn)
 
-    def clear_congestion(self, conn: Connection) -> None:
-        """A backlog is small enough again, or gone. After the last, everyone may speak freely."""
-        if self.congested.pop(conn, None) is not None and not self.congested:
+    def check_congestion(self, conn: Connection) -> None:
+        """Notes who is too far behind, and who isn't any more. After the last of them, everyone may
+        speak freely."""
+        if conn.cost > HIGH_WATER and conn not in self.leaving:
+            self.congested.setdefault(conn, time.monotonic() + PATIENCE)
+        elif self.congested.pop(conn, None) is not None and not self.congested:
             self.release()
+
+    def drop_backlog(self, conn: Connection) -> None:
+        """Gives up what a connection has yet to receive."""
+        conn.backlog, conn.unsent = None, 0
+        self.watch(conn)
+        self.check_congestion(conn)
 
     def stop_sending(self, conn: Connection) -> None:
         """After an error nothing can be sent any more, but what the peer said before it went may
         still wait to be read: reading it, we find out about its end."""
-        conn.backlog, conn.cost = None, 0
         with suppress(OSError):  # not conn.end_stream(): TLS would not decrypt any more
             socket.socket.shutdown(conn.sock, socket.SHUT_WR)
-        self.watch(conn)
-        self.clear_congestion(conn)
+        self.drop_backlog(conn)
 
     def end_stream_when_flushed(self, conn: Connection) -> None:
         """Ends the stream to somebody who has left and has got everything.
@@ -1391,20 +1452,6 @@ class ChatServer:
             return
         conn.end_stream()
         self.leaving[conn] = min(self.leaving[conn], time.monotonic() + LINGER)
-
-    def watch(self, conn: Connection) -> None:
-        """Has the selector wait for just what the connection is to be served for now."""
-        events = (EVENT_READ if conn.reading else 0) | (EVENT_WRITE if conn.backlog else 0)
-        events = conn.wants or events
-        if events == conn.events:
-            return
-        if not events:
-            self.selector.unregister(conn.sock)
-        elif not conn.events:
-            self.selector.register(conn.sock, events, conn)
-        else:
-            self.selector.modify(conn.sock, events, conn)
-        conn.events = events
 
 
 # --- The command line ----------------------------------------------------------------------------
@@ -1502,7 +1549,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         level=logging.DEBUG if args.verbose else logging.INFO,
     )
     try:
-        max_clients = raise_descriptor_limit(args.max_clients)
+        max_clients = allow_clients(args.max_clients)
         transcript = Transcript(args.transcript) if args.transcript is not None else None
         password = read_password(args.password_file)
         tls = make_server_tls(args.tls_cert, args.tls_key) if args.tls_cert is not None else None
@@ -1515,9 +1562,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if password and not tls:
             log.warning("the password travels in the clear; --tls-cert and --tls-key change that")
         room = Room(args.history)
-        return ChatServer(
-            listeners, room, max_clients, args.max_line, transcript, password, tls
-        ).run()
+        server = ChatServer(listeners, room, max_clients, args.max_line, transcript, password, tls)
+        return server.run()
     except Failure as error:
         print(f"{args.prog}: {error}", file=sys.stderr)
         return 1

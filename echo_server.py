@@ -10,6 +10,9 @@ the kernel doesn't take at once is the client's backlog, and while there is one 
 read from: TCP's flow control then keeps it from sending. So a client that never reads costs at most
 what is received at once, however much it sends.
 
+The file goes from the pure to the impure: line framing, which only the log of -v needs, the process,
+the listening sockets, the server with its loop, the command line.
+
 Standard library only, Python 3.8 or later. Copy this file anywhere and run it.
 """
 
@@ -24,10 +27,11 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from selectors import EVENT_READ, EVENT_WRITE
-from typing import Any, Callable, Sequence, Tuple
+from typing import Any
 
 if sys.platform != "win32":
     import resource
@@ -41,11 +45,12 @@ MAX_CLIENTS = 512 - OTHER_DESCRIPTORS if sys.platform == "win32" else 10_000
 LISTEN_QUEUE = 1024  # connections that the kernel completes for us ahead of accept()
 ACCEPT_BURST = 100  # newcomers let in in one turn, so that a storm of them holds up nobody
 RETRY_ACCEPT = 1.0  # seconds until the next try after accept() failed
-# Bytes received at once, and the most that is held for a client. From 128 KiB on, glibc's malloc()
-# maps and unmaps each buffer, which takes 10 us, where all else for 64 bytes takes 4.
+# Bytes received at once, and the most that is held for a client. recv() allocates them all, however
+# few have come: from 128 KiB on, glibc's malloc() maps and unmaps each buffer, which takes 10 us,
+# where all else for 64 bytes takes 6.
 RECEIVE_SIZE = 120 * 1024
 MAX_LOGGED_LINE = 8 * 1024  # bytes; a longer line is not shown in the log
-MAX_LOGGED = 100  # lines that are logged of what is received at once
+MAX_LOGGED = 100  # lines that are logged of what comes at once
 
 # Each connection gets these, as far as the system has them. Keepalive: the kernel asks a silent
 # peer whether it is still there, so that one that was unplugged is gone after two minutes. There is
@@ -63,7 +68,7 @@ SOCKET_OPTIONS = [
     if hasattr(socket, name)
 ]
 
-Address = Tuple[Any, ...]  # as the socket module has it: (host, port) and more
+Address = Any  # as the socket module has it: (host, port) and more
 
 log = logging.getLogger("echo")
 
@@ -134,6 +139,54 @@ def printable(line: bytes) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def log_lines(speaker: str, chunk: bytes) -> None:
+    """Logs whole lines at level DEBUG, the first MAX_LOGGED of them."""
+    lines = chunk.split(b"\n")[:-1]
+    for line in lines[:MAX_LOGGED]:
+        log.debug("%s: %s", speaker, printable(line))
+    if len(lines) > MAX_LOGGED:
+        log.debug("%s: (%d more lines)", speaker, len(lines) - MAX_LOGGED)
+
+
+# --- The process ---------------------------------------------------------------------------------
+
+
+class Failure(Exception):
+    """The script can't go on; the text says why, and what to do about it."""
+
+
+def open_signal_socket(*numbers: int) -> socket.socket:
+    """Returns a socket on which each of these signals arrives as a byte, its number.
+
+    So a signal is one more event for the loop. A handler that raises would strike anywhere, even
+    between receiving bytes and passing them on.
+    """
+    reader, writer = socket.socketpair()
+    reader.setblocking(False)
+    writer.setblocking(False)
+    signal.set_wakeup_fd(writer.detach())
+    for number in numbers:
+        signal.signal(number, lambda *_: None)  # only a signal with a handler wakes the loop
+    return reader
+
+
+def allow_clients(clients: int) -> int:
+    """Has the system let this process have a socket for each of so many clients, if it can. Returns
+    how many to serve: fewer than wanted on Windows, where select() takes no more."""
+    if sys.platform == "win32":
+        return min(clients, MAX_CLIENTS)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = clients + OTHER_DESCRIPTORS
+    if hard != resource.RLIM_INFINITY:
+        needed = min(needed, hard)
+    for limit in (needed, 10_240):  # macOS: no more than that, whatever the hard limit says
+        if soft != resource.RLIM_INFINITY and soft < limit <= needed:
+            with suppress(OSError, ValueError):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+                break
+    return clients
+
+
 # --- Listening sockets ---------------------------------------------------------------------------
 
 # Names that mean two addresses, whatever this host's resolver says: localhost (RFC 6761, section
@@ -143,10 +196,6 @@ SEVERAL_ADDRESSES = {"localhost": ("::1", "127.0.0.1"), "::": ("::", "0.0.0.0")}
 
 # An address that this machine doesn't have, such as ::1 where IPv6 is switched off.
 NOT_OURS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
-
-
-class Failure(Exception):
-    """The script can't go on; the text says why, and what to do about it."""
 
 
 def open_listeners(hosts: Sequence[str], port: int) -> list[socket.socket]:
@@ -248,41 +297,6 @@ def who_can_connect(listeners: Sequence[socket.socket]) -> str:
 def host_for_others(host: str) -> str:
     """Returns the host that the others should connect to, given a --host option."""
     return socket.gethostname() if host in ("::", "0.0.0.0", "") else host
-
-
-# --- The process ---------------------------------------------------------------------------------
-
-
-def open_signal_socket(*numbers: int) -> socket.socket:
-    """Returns a socket on which each of these signals arrives as a byte, its number.
-
-    So a signal is one more event for the loop. A handler that raises would strike anywhere, even
-    between receiving bytes and passing them on.
-    """
-    reader, writer = socket.socketpair()
-    reader.setblocking(False)
-    writer.setblocking(False)
-    signal.set_wakeup_fd(writer.detach())
-    for number in numbers:
-        signal.signal(number, lambda *_: None)  # only a signal with a handler wakes the loop
-    return reader
-
-
-def raise_descriptor_limit(clients: int) -> int:
-    """Lets this process have a socket for each of so many clients, as far as the system does.
-    Returns `clients`; on Windows, where select() sets the limit, MAX_CLIENTS at most."""
-    if sys.platform == "win32":
-        return min(clients, MAX_CLIENTS)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = clients + OTHER_DESCRIPTORS
-    if hard != resource.RLIM_INFINITY:
-        needed = min(needed, hard)
-    for limit in (needed, 10_240):  # macOS: no more than that, whatever the hard limit says
-        if soft != resource.RLIM_INFINITY and soft < limit <= needed:
-            with suppress(OSError, ValueError):
-                resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
-                break
-    return clients
 
 
 class Acceptor:
@@ -461,7 +475,10 @@ class EchoServer:
             conn.backlog = memoryview(data)[sent:]
             self.selector.modify(conn.sock, EVENT_WRITE, conn)
         if conn.framer:
-            self.log_lines(conn, *conn.framer.feed(data))
+            chunk, too_long = conn.framer.feed(data)
+            log_lines(conn.peer, chunk)
+            if too_long:
+                log.debug("%s: (a line of over %d bytes)", conn.peer, MAX_LOGGED_LINE)
 
     def flush(self, conn: Connection) -> None:
         """Sends on what the kernel takes of the backlog; after the last of it, reads again."""
@@ -472,22 +489,12 @@ class EchoServer:
     def drop(self, conn: Connection, why: str) -> None:
         """Closes a connection; what the kernel has taken still gets there."""
         if conn.framer:
-            self.log_lines(conn, conn.framer.finish())
+            log_lines(conn.peer, conn.framer.finish())
         self.selector.unregister(conn.sock)
         conn.sock.close()
         self.acceptor.retry()
         self.clients -= 1
         log.info("%s %s, clients: %d", conn.peer, why, self.clients)
-
-    def log_lines(self, conn: Connection, chunk: bytes, too_long: int = 0) -> None:
-        """Logs whole lines, and that some were too long."""
-        lines = chunk.split(b"\n")[:-1]
-        for line in lines[:MAX_LOGGED]:
-            log.debug("%s: %s", conn.peer, printable(line))
-        if len(lines) > MAX_LOGGED:
-            log.debug("%s: (%d more lines)", conn.peer, len(lines) - MAX_LOGGED)
-        if too_long:
-            log.debug("%s: (a line of over %d bytes)", conn.peer, MAX_LOGGED_LINE)
 
 
 # --- The command line ----------------------------------------------------------------------------
@@ -542,7 +549,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         level=logging.DEBUG if args.verbose else logging.INFO,
     )
     try:
-        max_clients = raise_descriptor_limit(args.max_clients)
+        max_clients = allow_clients(args.max_clients)
         listeners = open_listeners(args.host, args.port)
         addresses = [format_address(listener.getsockname()) for listener in listeners]
         log.info("listening on %s; %s", " and ".join(addresses), who_can_connect(listeners))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import selectors
 import ssl
 import time
-from typing import Callable, Iterable
+from collections.abc import Callable, Iterable
 
 from support import DEADLINE, Server
 

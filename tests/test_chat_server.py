@@ -6,8 +6,8 @@ import signal
 import socket
 import stat
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 import pytest
 from support import DEADLINE, WELCOME, Server

@@ -8,7 +8,7 @@ import signal
 import socket
 import threading
 import time
-from typing import Callable
+from collections.abc import Callable
 
 import pytest
 from support import DEADLINE, Server, eventually

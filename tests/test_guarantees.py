@@ -5,8 +5,8 @@ from __future__ import annotations
 import socket
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 import pytest
 from crowd import Walker, pump

@@ -9,7 +9,7 @@ import tracemalloc
 from typing import Any
 
 import pytest
-from support import DEADLINE, Peer
+from support import DEADLINE, WELCOME, Peer
 
 import chat_server
 import echo_server
@@ -38,7 +38,7 @@ class Inside:
         before = set(self.server.members())
         self.server.admit(sock, "peer")
         self.server.deliver(self.server.room.take_batch())
-        peer.expect(chat_server.WELCOME)
+        peer.expect(WELCOME)
         (conn,) = set(self.server.members()) - before
         return conn, peer
 
@@ -89,7 +89,7 @@ def test_allowance_is_renewed_with_each_tick(inside: Inside) -> None:
 
 def test_end_of_congestion_frees_those_it_held_up(inside: Inside) -> None:
     server = inside.server
-    for end in (server.clear_congestion, server.stop_sending, server.close):
+    for end in (server.drop_backlog, server.stop_sending, server.close):
         (stuck, _), (talker, _) = inside.join(), inside.join()
         server.congested[stuck] = time.monotonic() + PATIENCE
         talker.later = b"waits\n"
@@ -177,7 +177,7 @@ def test_one_turn_hears_at_most_its_share(inside: Inside, monkeypatch: pytest.Mo
     peer.send(b"y\n" * 10_000)
     inside.server.next_tick = time.monotonic() + 1000  # or it forgets what was spent
     inside.server.turn()
-    assert 0 < inside.server.spent[conn] <= 2000 + chat_server.PIECE_WEIGHT
+    assert 0 < inside.server.spent[conn] <= 2000 + chat_server.ITEM_WEIGHT
 
 
 def test_exception_ends_one_echo_client_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,7 +77,7 @@ def test_welcome_comes_first_and_nothing_from_before(hall: Hall) -> None:
     hall.got[newcomer] = b""
     hall.room.join(newcomer)
     hall.say(one, "after\n")
-    assert hall.heard(newcomer) == [WELCOME.decode().strip(), "after"]
+    assert hall.heard(newcomer) == [WELCOME, "after"]
 
 
 def test_who_leaves_gets_what_was_said_before_in_the_same_turn(hall: Hall) -> None:

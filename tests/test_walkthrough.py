@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
-from typing import Callable
+from collections.abc import Callable
 
 import pytest
 from support import DEADLINE, ROOT, Server, Terminal, eventually, needs

@@ -12,11 +12,12 @@ import os
 import platform
 import resource
 import sys
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Callable, NamedTuple, Sequence
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parent))  # so that `python tests/bench` works as well
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
-from typing import Callable, Mapping, Sequence
 
 from works import Result
 

@@ -13,10 +13,10 @@ import select
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import cycle, islice
-from typing import Sequence
 
 from servers import Running
 
