@@ -133,13 +133,9 @@ class LineFramer:
         or passed on with one call, however many lines are in it.
         """
         if self.skipping:
-            end = data.find(b"\n") + 1
-            if not end:
-                return b"", 0
-            self.skipping = False
-            data = data[end:]
-        if self.partial:
-            data = self.partial + data
+            _, newline, data = data.partition(b"\n")
+            self.skipping = not newline
+        data = self.partial + data
         end = data.rfind(b"\n") + 1
         chunk, self.partial = data[:end], data[end:]
         skipped = 0
@@ -1242,7 +1238,7 @@ class Conversation:
             if self.has_said_all() and not self.said_goodbye:
                 self.say_goodbye()
             elif self.is_hurried():
-                self.hurry()
+                self.deadline = min(self.deadline or float("inf"), time.monotonic() + LINGER)
             self.watch_server()
             self.client.turn(self.deadline)
             if self.deadline is not None and time.monotonic() >= self.deadline:
@@ -1261,10 +1257,6 @@ class Conversation:
     def be_patient(self, seconds: float = ANSWER_TIME) -> None:
         """Gives the other side so much time for an answer, from now on."""
         self.deadline = time.monotonic() + seconds
-
-    def hurry(self) -> None:
-        """Gives it no more than a moment from now on."""
-        self.deadline = min(self.deadline or float("inf"), time.monotonic() + LINGER)
 
     def is_hurried(self) -> bool:
         """Says whether the user wants to go although the talk still waits for an answer."""

@@ -97,13 +97,9 @@ class LineFramer:
         or passed on with one call, however many lines are in it.
         """
         if self.skipping:
-            end = data.find(b"\n") + 1
-            if not end:
-                return b"", 0
-            self.skipping = False
-            data = data[end:]
-        if self.partial:
-            data = self.partial + data
+            _, newline, data = data.partition(b"\n")
+            self.skipping = not newline
+        data = self.partial + data
         end = data.rfind(b"\n") + 1
         chunk, self.partial = data[:end], data[end:]
         skipped = 0
