@@ -1050,6 +1050,12 @@ def open_console(args: argparse.Namespace) -> Console:
 # --- The client ----------------------------------------------------------------------------------
 
 
+WHY_NOT_CONNECTED = {
+    errno.ECONNREFUSED: "nobody listens there; start a room with: python chat_server.py",
+    errno.ETIMEDOUT: "no answer",
+}
+
+
 class Client:
     """One loop around a console and the connection to a server: it connects, and connects again.
 
@@ -1131,7 +1137,7 @@ class Client:
             if not code:
                 return self.shake_hands(sock, self.tls) if self.tls else sock
             sock.close()
-        why = why_not_connected(code)
+        why = WHY_NOT_CONNECTED.get(code) or os.strerror(code)
         raise Disconnected(f"cannot connect to port {self.port} on {self.host}: {why}")
 
     def connect_to(self, address: Any, sock: socket.socket) -> int:
@@ -1382,15 +1388,6 @@ def why_no_tls(error: ssl.SSLError, host: str) -> str:
     if error.reason in NOT_TLS:
         return f"{host} does not speak TLS there; leave out --tls"
     return f"no TLS with {host}: {error.reason or error}"
-
-
-def why_not_connected(code: int) -> str:
-    """Returns what to tell the user for an error number of connect()."""
-    if code == errno.ECONNREFUSED:
-        return "nobody listens there; start a room with: python chat_server.py"
-    if code == errno.ETIMEDOUT:
-        return "no answer"
-    return os.strerror(code)
 
 
 # --- The command line ----------------------------------------------------------------------------

@@ -247,16 +247,12 @@ def clean(data: bytes) -> str:
 
 
 def is_clean(data: bytes) -> bool:
-    """Says whether `clean` would leave the data as it is. Fast for ASCII."""
+    """Says whether `clean` would surely leave the data as it is. Fast, above all for ASCII."""
     if len(data.translate(None, CONTROLS)) != len(data):
         return False
     if data.isascii():
         return True
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        return False
-    return not C1_CONTROL.search(data)
+    return not C1_CONTROL.search(data) and "\ufffd" not in data.decode("utf-8", "replace")
 
 
 def notice(text: str) -> bytes:
@@ -606,10 +602,8 @@ def allow_clients(clients: int) -> int:
         return min(clients, MAX_CLIENTS)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = clients + OTHER_DESCRIPTORS
-    if hard != resource.RLIM_INFINITY:
-        needed = min(needed, hard)
-    for limit in (needed, 10_240):  # macOS: no more than that, whatever the hard limit says
-        if soft != resource.RLIM_INFINITY and soft < limit <= needed:
+    for limit in (needed, hard, 10_240):  # the last: macOS allows that, whatever it says is hard
+        if 0 <= soft < limit <= needed:  # an infinite limit is -1, or very large
             with suppress(OSError, ValueError):
                 resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
                 break

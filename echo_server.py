@@ -10,8 +10,7 @@ the kernel doesn't take at once is the client's backlog, and while there is one 
 read from: TCP's flow control then keeps it from sending. So a client that never reads costs at most
 what is received at once, however much it sends.
 
-The file goes from the pure to the impure: line framing, which only the log of -v needs, the process,
-the listening sockets, the server with its loop, the command line.
+Lines are of no interest to the service; they are framed for the log alone, with -v.
 
 Standard library only, Python 3.8 or later. Copy this file anywhere and run it.
 """
@@ -173,10 +172,8 @@ def allow_clients(clients: int) -> int:
         return min(clients, MAX_CLIENTS)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = clients + OTHER_DESCRIPTORS
-    if hard != resource.RLIM_INFINITY:
-        needed = min(needed, hard)
-    for limit in (needed, 10_240):  # macOS: no more than that, whatever the hard limit says
-        if soft != resource.RLIM_INFINITY and soft < limit <= needed:
+    for limit in (needed, hard, 10_240):  # the last: macOS allows that, whatever it says is hard
+        if 0 <= soft < limit <= needed:  # an infinite limit is -1, or very large
             with suppress(OSError, ValueError):
                 resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
                 break
