@@ -420,23 +420,16 @@ def joins(before: str, char: str) -> bool:
     return unicodedata.category(char) in ZERO_WIDTH or before == JOINER or ord(char) in SKIN_TONES
 
 
-# A place in a text is an index, and stands before the character there.
-
-
 def char_left(text: str, place: int) -> int:
-    """Returns where the visible character before a place begins."""
-    at = place - 1
-    while at > 0 and joins(text[at - 1], text[at]):
-        at -= 1
-    return max(at, 0)
+    """Returns where the visible character before a place, an index, begins."""
+    starts = (at for at in range(place - 1, 0, -1) if not joins(text[at - 1], text[at]))
+    return next(starts, 0)
 
 
 def char_right(text: str, place: int) -> int:
     """Returns where the visible character at a place ends."""
-    at = place + 1
-    while at < len(text) and joins(text[at - 1], text[at]):
-        at += 1
-    return min(at, len(text))
+    ends = (at for at in range(place + 1, len(text)) if not joins(text[at - 1], text[at]))
+    return next(ends, len(text))
 
 
 def word_left(text: str, place: int) -> int:
@@ -458,6 +451,27 @@ MOTIONS: dict[str, Callable[[str, int], int]] = {
     "word left": word_left,
     "word right": word_right,
 }
+
+
+def fitting_start(text: str, columns: int) -> str:
+    """Returns as much of the beginning of a text as so many columns hold."""
+    for index, char in enumerate(text):
+        columns -= char_width(char)
+        if columns < 0:
+            return text[:index]
+    return text
+
+
+def fitting_end(text: str, columns: int) -> str:
+    """Returns as much of the end of a text as so many columns hold."""
+    start = len(text)
+    for index in range(len(text) - 1, -1, -1):
+        columns -= char_width(text[index])
+        if columns < 0:
+            break
+        if index == 0 or not joins(text[index - 1], text[index]):
+            start = index
+    return text[start:]
 
 
 class Editor:
@@ -618,31 +632,10 @@ class Editor:
         """
         before = prompt + self.text[: self.cursor].translate(MARKS)
         after = self.text[self.cursor :].translate(MARKS)
-        room = width - 1  # the cursor itself needs a column
-        behind = sum(map(char_width, fitting_start(after, room // 3)))  # is seen in any case
-        before = fitting_end(before, room - behind)
-        return before, fitting_start(after, room - sum(map(char_width, before)))
-
-
-def fitting_start(text: str, room: int) -> str:
-    """Returns as much of the beginning of a text as so many columns hold."""
-    for index, char in enumerate(text):
-        room -= char_width(char)
-        if room < 0:
-            return text[:index]
-    return text
-
-
-def fitting_end(text: str, room: int) -> str:
-    """Returns as much of the end of a text as so many columns hold."""
-    start = len(text)
-    for index in range(len(text) - 1, -1, -1):
-        room -= char_width(text[index])
-        if room < 0:
-            break
-        if index == 0 or not joins(text[index - 1], text[index]):
-            start = index
-    return text[start:]
+        columns = width - 1  # the cursor itself needs one
+        behind = sum(map(char_width, fitting_start(after, columns // 3)))  # is seen in any case
+        before = fitting_end(before, columns - behind)
+        return before, fitting_start(after, columns - sum(map(char_width, before)))
 
 
 # --- The process ---------------------------------------------------------------------------------
@@ -834,7 +827,7 @@ class Console:
         # The loop doesn't run meanwhile, so signals have to strike at once. But not Ctrl-Z: after
         # `fg` the terminal would show what is typed.
         handlers: dict[str, Any] = dict.fromkeys(("SIGINT", "SIGTERM", "SIGHUP"), raise_for_signal)
-        handlers["SIGTSTP"] = signal.SIG_IGN
+        handlers["SIGTSTP"] = signal.SIG_IGN  # by name, as Windows lacks some of them
         before = {
             number: signal.signal(number, handlers[name])
             for name, number in signal.Signals.__members__.items()

@@ -871,15 +871,20 @@ class TLSConnection(Connection):
     __slots__ = ()
     sock: ssl.SSLSocket
 
+    def attempt(self, action: Callable[..., Any], *given: int) -> Any:
+        """Does what TLS may not be able to do now. Raises BlockingIOError then."""
+        try:
+            return action(*given)
+        except ssl.SSLWantReadError:
+            raise BlockingIOError from None
+        except ssl.SSLWantWriteError:  # such as an answer to a change of keys
+            self.tls_wants = EVENT_WRITE
+            raise BlockingIOError from None
+
     def shake_hands(self) -> None:
         """Goes on with the handshake. Raises BlockingIOError if that isn't finished."""
         try:
-            self.sock.do_handshake()
-        except ssl.SSLWantReadError:
-            raise BlockingIOError from None
-        except ssl.SSLWantWriteError:
-            self.tls_wants = EVENT_WRITE
-            raise BlockingIOError from None
+            self.attempt(self.sock.do_handshake)
         except ssl.SSLError as error:
             if error.reason in NOT_TLS:
                 with suppress(OSError):  # in plain text, as it was asked
@@ -887,13 +892,7 @@ class TLSConnection(Connection):
             raise
 
     def receive(self, limit: int) -> bytes:
-        try:
-            return self.sock.recv(limit)
-        except ssl.SSLWantReadError:
-            raise BlockingIOError from None
-        except ssl.SSLWantWriteError:  # it has to answer a change of keys first
-            self.tls_wants = EVENT_WRITE
-            raise BlockingIOError from None
+        return cast(bytes, self.attempt(self.sock.recv, limit))
 
     def send(self, data: bytes | memoryview) -> int:
         try:
@@ -972,6 +971,7 @@ class ChatServer:
         self.room = room
         self.max_clients = max_clients
         self.max_line = max_line
+        self.too_long = f"too long: a line has at most {max_line} bytes"
         self.transcript = transcript
         self.password = password  # none if empty
         self.tls = tls
@@ -1161,7 +1161,7 @@ class ChatServer:
             conn.later, too_long = conn.framer.feed(rest)
             self.enter(conn)
             if too_long and conn in self.room.members:
-                self.tell_too_long(conn)
+                self.room.tell(conn, self.too_long)
 
     def refuse(self, conn: Connection) -> None:
         """Sends away who gave a wrong password, but not at once: guessing shall be slow work."""
@@ -1186,7 +1186,8 @@ class ChatServer:
         log.info("%s connected, members: %d", conn, len(self.room.members))
 
     def start_leaving(self, conn: Connection) -> None:
-        """Somebody is a member no more: it still gets what was said before, then the end."""
+        """Somebody is a member no more, or can't be: it still gets what was said before, and after
+        the delivery the end."""
         conn.later = b""
         self.leaving[conn] = time.monotonic() + FAREWELL
         self.check_congestion(conn)
@@ -1256,14 +1257,10 @@ class ChatServer:
             return 0
         chunk, too_long = conn.framer.feed(data)
         if too_long:
-            self.tell_too_long(conn)
+            self.room.tell(conn, self.too_long)
         if chunk:
             self.hear(conn, chunk, max(limit, len(chunk)))
         return len(data)
-
-    def tell_too_long(self, conn: Connection) -> None:
-        """Explains to a member why a line of its was skipped."""
-        self.room.tell(conn, f"too long: a line has at most {self.max_line} bytes")
 
     def hear(self, conn: Connection, chunk: bytes, budget: int) -> None:
         """Lets the room hear whole lines, as many as a budget allows."""

@@ -375,6 +375,17 @@ def test_history_is_bounded_in_bytes_and_shared(hall: Hall) -> None:
     assert hall.room.history.text() is text
 
 
+def test_an_empty_line_between_others_is_a_line_too(hall: Hall) -> None:
+    one, two, three = hall.join(), hall.join(), hall.join()
+    hall.room.hear(one, b"\n", 99)
+    hall.room.hear(two, b"hi\n", 99)
+    hall.room.hear(one, b"\n", 99)
+    batch = hall.room.take_batch()
+    text = memoryview(batch.text())
+    for member, gets in ((one, b"hi\n"), (two, b"\n\n"), (three, b"\nhi\n\n")):
+        assert b"".join(pieces(text, batch.cuts.get(member, ()))) == gets
+
+
 def test_letters_that_take_time_to_compare_count_for_more(hall: Hall) -> None:
     one = hall.join()
     chunk = ("/msg " + "\ufdfa" * 200 + ":\n").encode() * 100
