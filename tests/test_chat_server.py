@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import calendar
+import os
 import signal
 import socket
 import stat
@@ -149,7 +151,8 @@ def test_transcript_has_every_public_line_with_its_time(
 ) -> None:
     file = tmp_path / "transcript"
     file.write_text("before\n")
-    room = start("chat_server.py", "--transcript", str(file))
+    elsewhere = {**os.environ, "TZ": "XYZ-9"}  # where the local time is far from UTC
+    room = start("chat_server.py", "--transcript", str(file), env=elsewhere)
     one, two = room.join("John"), room.join()
     one.send("a\n/msg John: secret\nb\n")
     two.expect("John: a\n", "John: b\n")
@@ -160,7 +163,8 @@ def test_transcript_has_every_public_line_with_its_time(
     first, *lines = file.read_text().splitlines()
     assert first == "before"
     for line in lines:
-        time.strptime(line.split(" ")[0], "%Y-%m-%dT%H:%M:%SZ")
+        said_at = time.strptime(line.split(" ")[0], "%Y-%m-%dT%H:%M:%SZ")
+        assert abs(calendar.timegm(said_at) - time.time()) < 3600
     assert [line.split(" ", 1)[1] for line in lines] == [
         "* John joined",
         "John: a",

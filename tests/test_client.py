@@ -6,10 +6,12 @@ import os
 import selectors
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -19,7 +21,17 @@ from typing import Any
 import pytest
 from support import DEADLINE, ROOT, WELCOME, Listener, Server, Terminal, eventually
 
-from chat_client import MAX_LINE, TOO_LONG, Chat, Conversation, Echo, terminal_text
+import chat_client
+from chat_client import (
+    MAX_LINE,
+    TOO_LONG,
+    Chat,
+    Client,
+    Conversation,
+    Disconnected,
+    Echo,
+    terminal_text,
+)
 
 CLIENT = [sys.executable, str(ROOT / "chat_client.py")]
 PLAIN = [*CLIENT, "--plain"]
@@ -532,6 +544,55 @@ def test_what_the_kernel_does_not_take_is_sent_later() -> None:
     while talk.outgoing:
         conversation.serve(selectors.EVENT_WRITE)
     assert sock.taken == b"hello\n"
+
+
+class Blocked:
+    """A socket that TLS lets do nothing before something was sent."""
+
+    def recv(self, size: int) -> bytes:
+        raise ssl.SSLWantWriteError
+
+    def send(self, data: bytes) -> int:
+        raise ssl.SSLWantWriteError
+
+
+def test_while_tls_has_to_send_nothing_else_is_waited_for() -> None:
+    console: Any = SimpleNamespace(waiting=lambda: 0)
+    watched: list[int] = []
+    client: Any = SimpleNamespace(
+        console=console, watch=lambda sock, events, handler: watched.append(events)
+    )
+    sock: Any = Blocked()
+    conversation = Conversation(client, sock, Echo())
+    conversation.serve(selectors.EVENT_READ)
+    conversation.watch_server()
+    assert (watched, conversation.lost) == ([selectors.EVENT_WRITE], "")
+
+
+def test_tries_to_connect_again_are_ever_rarer(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    shown: list[str] = []
+    failures = iter([Disconnected("nobody there")] * 6)
+    console: Any = SimpleNamespace(
+        typed=deque(["hi"]), show=shown.append, wants_to_leave=lambda: False
+    )
+
+    def turn(deadline: float) -> None:
+        clock[0] += 0.3
+
+    def connect() -> str:
+        for failure in failures:
+            raise failure
+        return "connected"
+
+    client: Any = Client(console, "localhost", 7007)
+    monkeypatch.setattr(client, "turn", turn)
+    monkeypatch.setattr(client, "connect", connect)
+    monkeypatch.setattr(chat_client, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(chat_client.random, "uniform", lambda low, high: high)
+    assert client.reconnect() == "connected"
+    assert shown.pop(1) == "* waits to be sent: hi"
+    assert shown == [f"* trying again in {pause}.0 s" for pause in (1, 2, 4, 8, 16, 30, 30)]
 
 
 def test_name_option_is_only_text(room: Server) -> None:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import select
 import selectors
 import socket
+import ssl
 import time
 import tracemalloc
 from typing import Any
 
 import pytest
-from support import DEADLINE, WELCOME, Peer
+from support import CERTS, DEADLINE, WELCOME, Peer
 
+import chat_client
 import chat_server
 import echo_server
 from chat_server import ALLOWANCE, PATIENCE, ChatServer, Connection, Room
-
-READ = selectors.EVENT_READ
 
 
 def pair() -> tuple[socket.socket, Peer]:
@@ -169,6 +170,8 @@ def test_each_connection_gets_the_socket_options(module: Any) -> None:
     acceptor.hand_over(sock, sock.getpeername())
     for level, option, value in module.SOCKET_OPTIONS:
         assert admitted[0].getsockopt(level, option) == value
+    assert admitted[0].getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    assert admitted[0].getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_one_turn_hears_at_most_its_share(inside: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,4 +190,99 @@ def test_exception_ends_one_echo_client_alone(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(server, "echo", lambda conn: 1 / 0)
     (key,) = server.selector.get_map().values()
     server.serve(key.data)
+    assert peer.rest() == b""
+
+
+def echo_client() -> tuple[echo_server.EchoServer, echo_server.Connection, Peer]:
+    """Returns an echo server that doesn't run, with one client, and that one's peer."""
+    server = echo_server.EchoServer([], 9)
+    sock, peer = pair()
+    server.admit(sock, "peer")
+    (key,) = server.selector.get_map().values()
+    return server, key.data, peer
+
+
+def test_echo_of_a_backlog_takes_as_many_sends_as_it_needs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server, conn, peer = echo_client()
+    monkeypatch.setattr(echo_server.Connection, "send", lambda conn, data: conn.sock.send(data[:3]))
+    peer.send(b"0123456789")
+    select.select([conn.sock], [], [], DEADLINE)
+    for _ in range(4):
+        server.serve(conn)
+    assert peer.read(10) == b"0123456789"
+    assert not conn.backlog
+
+
+def test_reset_ends_an_echo_client_at_once() -> None:
+    server, conn, peer = echo_client()
+    peer.reset()
+    select.select([conn.sock], [], [], DEADLINE)
+    server.serve(conn)
+    assert server.clients == 0
+    assert conn.sock.fileno() == -1
+
+
+def test_who_has_said_least_lately_is_heard_first(
+    inside: Inside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = inside.server
+    monkeypatch.setattr(chat_server, "TURN_WEIGHT", 1)  # a turn is full after one of them
+    (one, first), (two, second) = inside.join(), inside.join()
+    for talker, other in ((one, two), (two, one)):
+        first.send(b"first\n")
+        second.send(b"second\n")
+        select.select([one.sock], [], [], DEADLINE)
+        select.select([two.sock], [], [], DEADLINE)
+        server.spent = {talker: 1, other: 2}
+        server.read_all({one, two})
+        said = server.room.take_batch().text()
+        assert said == (b"first\n" if talker is one else b"second\n")
+        server.read_all({other})
+        server.room.take_batch()
+
+
+def test_who_has_left_is_closed_after_its_own_close(inside: Inside) -> None:
+    """Not before: input that comes in between would make a reset of the close."""
+    server = inside.server
+    conn, peer = inside.join()
+    server.hear(conn, b"/quit\n", 99)
+    server.deliver(server.room.take_batch())
+    assert peer.rest() == b""
+    assert conn in server.leaving
+    peer.close()
+    select.select([conn.sock], [], [], DEADLINE)
+    server.guard(server.read, conn, 99)
+    assert conn not in server.leaving
+    assert conn.sock.fileno() == -1
+
+
+def test_tls_is_1_2_at_least_on_both_sides() -> None:
+    server = chat_server.make_server_tls(str(CERTS / "room.pem"), str(CERTS / "room.key"))
+    for context in (server, chat_client.make_client_tls(None)):
+        assert context.minimum_version >= ssl.TLSVersion.TLSv1_2
+
+
+def test_admission_that_fails_ends_that_connection_alone(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for failure in (OSError("reset meanwhile"), RuntimeError("a bug")):
+
+        def admit(sock: socket.socket, peer: str, failure: Exception = failure) -> None:
+            raise failure
+
+        sock, peer = pair()
+        for module in (chat_server, echo_server):
+            module.Acceptor(selectors.DefaultSelector(), [], admit).hand_over(sock, None)
+        assert peer.rest() == b""
+        assert sock.fileno() == -1
+    assert "somebody could not be admitted" in caplog.text
+
+
+def test_too_many_who_are_turned_away_at_once_get_no_word(inside: Inside) -> None:
+    server = inside.server
+    server.max_clients = -chat_server.DOOR_SIZE
+    sock, peer = pair()
+    server.admit(sock, "peer")
     assert peer.rest() == b""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -10,6 +11,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from support import DEADLINE, ROOT, Server
@@ -226,3 +229,39 @@ def test_transcript_that_cannot_be_written_ends_the_start(tmp_path: Path) -> Non
     assert done.returncode == 1
     assert "cannot write the transcript" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("options", [["--max-clients", "0"], ["--max-clients", "some"]])
+@pytest.mark.parametrize("script", SERVERS)
+def test_a_number_out_of_range_is_exit_status_2(script: str, options: list[str]) -> None:
+    done = run(script, *options)
+    assert done.returncode == 2
+    assert f"{options[1]} is not a number from 1 to 1,000,000,000" in done.stderr
+
+
+def test_password_file_without_a_password_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "empty").write_text("\n")
+    for file, problem in (("empty", "there is no password in"), ("none", "cannot read the")):
+        for script in SCRIPTS[1:]:
+            done = run(script, "--password-file", str(tmp_path / file))
+            assert done.returncode == 1
+            assert problem in done.stderr
+            assert done.stderr.count("\n") == 1
+
+
+def test_authorities_without_a_file_are_no_open_door() -> None:
+    done = run("chat_client.py", "--tls-ca", "")
+    assert (done.returncode, done.stderr) == (1, "chat_client.py: --tls-ca is given no file\n")
+
+
+def test_who_can_connect_and_why_nobody_can() -> None:
+    import chat_server
+
+    listener: Any = SimpleNamespace(getsockname=lambda: ("192.0.2.7", 7007))
+    assert (
+        chat_server.who_can_connect([listener]) == "whoever can reach these addresses can connect"
+    )
+    why = chat_server.why_not_listening(PermissionError(errno.EACCES, ""), "localhost", 7)
+    assert why == "port 7 on localhost is for the superuser; choose one above 1023 with --port"
+    why = chat_server.why_not_listening(OSError(errno.EIO, "trouble"), "localhost", 7007)
+    assert "trouble" in why
