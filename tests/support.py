@@ -28,6 +28,11 @@ CERTS = ROOT / "tests" / "certs"
 TLS_OPTIONS = ["--tls-cert", str(CERTS / "room.pem"), "--tls-key", str(CERTS / "room.key")]
 DEADLINE = 20.0  # seconds; generous, because a loaded machine is no failure
 WELCOME = b"Welcome to the chatroom!\n"
+CLIENT = [sys.executable, str(ROOT / "chat_client.py")]
+PLAIN = [*CLIENT, "--plain"]
+
+# Which tests run over both kinds of connection; see the fixture `start`.
+plain_and_tls = pytest.mark.parametrize("start", ["plain", "tls"], indirect=True)
 
 
 def needs(command: str) -> str:
@@ -76,7 +81,6 @@ class Server:
     ) -> None:
         self.tls = tls
         self.log_file = log
-        self.log_position = 0
         command = [
             python,
             str(cwd / script),
@@ -101,7 +105,8 @@ class Server:
                 raise AssertionError(f"the server has ended: {self.log()}")
             return re.search(pattern, self.log())
 
-        found = eventually(look, f"{pattern} in the log")
+        eventually(look, f"{pattern} in the log")
+        found = look()
         assert found
         return found
 
@@ -159,12 +164,25 @@ def trusting(certificate: Path) -> ssl.SSLContext:
     return ssl.create_default_context(cafile=str(certificate))
 
 
+def patched(start: Callable[..., Server], tmp_path: Path, patch: str, *options: str) -> Server:
+    """Starts a room of which something was changed."""
+    (tmp_path / "patched.py").write_text(
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport chat_server\n"
+        f"{patch}\nsys.exit(chat_server.main())\n"
+    )
+    return start("patched.py", *options, cwd=tmp_path)
+
+
 class Peer:
     """The other end of a connection, which reads with a deadline."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.buffer = b""
+
+    def send_and_half_close(self, data: bytes) -> None:
+        self.send(data)
+        self.half_close()
 
     def send(self, data: bytes | str) -> None:
         self.sock.sendall(data.encode() if isinstance(data, str) else data)

@@ -12,9 +12,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import DEADLINE, WELCOME, Server
+from support import DEADLINE, WELCOME, Peer, Server, plain_and_tls
 
-pytestmark = pytest.mark.parametrize("start", ["plain", "tls"], indirect=True)
+pytestmark = plain_and_tls
+
+
+def fill_backlog(one: Peer) -> str:
+    """Says more than the kernels hold for a slow reader, but less than its high-water mark."""
+    text = ("x" * 1000 + "\n") * 200
+    one.send(f"{text}/who\n")
+    one.expect("* here: 2 unnamed\n")  # so all of it has been heard
+    return text
 
 
 def test_line_goes_to_all_but_its_sender(room: Server) -> None:
@@ -100,12 +108,9 @@ def test_last_words_count_although_the_speaker_has_read_nothing(room: Server) ->
 
 def test_who_half_closes_gets_what_was_said_before(room: Server) -> None:
     one, two = room.join(), room.join(receive_buffer=4096)
-    line = "x" * 1000 + "\n"
-    one.send(line * 200)  # more than the kernels hold, less than the high-water mark
-    one.send("end\n/who\n")
-    one.expect("* here: 2 unnamed\n")  # so all of it has been heard
+    text = fill_backlog(one)
     two.half_close()
-    assert two.rest() == (line * 200 + "end\n").encode()
+    assert two.rest() == text.encode()
 
 
 def test_reset_ends_that_member_alone(room: Server) -> None:
@@ -121,9 +126,7 @@ def test_reset_ends_that_member_alone(room: Server) -> None:
 @pytest.mark.parametrize("end", ["quit", "signal"])
 def test_half_close_after_the_goodbye_loses_nothing(room: Server, end: str) -> None:
     one, slow = room.join(), room.join(receive_buffer=4096)
-    line = "x" * 1000 + "\n"
-    one.send(line * 200 + "/who\n")
-    one.expect("* here: 2 unnamed\n")
+    text = fill_backlog(one)
     if end == "quit":
         slow.send("/quit\n")
         room.wait_for_log("quit")
@@ -132,7 +135,7 @@ def test_half_close_after_the_goodbye_loses_nothing(room: Server, end: str) -> N
         one.expect("* the room is closing\n")
     slow.half_close()
     goodbye = "* the room is closing\n" if end == "signal" else ""
-    assert slow.rest() == (line * 200 + goodbye).encode()
+    assert slow.rest() == (text + goodbye).encode()
 
 
 def test_newcomers_get_the_last_messages(start: Callable[..., Server]) -> None:
@@ -239,12 +242,9 @@ def test_signal_delivers_what_was_said_and_says_goodbye(room: Server, number: in
 
 def test_closing_room_delivers_a_backlog_to_a_slow_reader(room: Server) -> None:
     one, slow = room.join(), room.join(receive_buffer=4096)
-    line = "x" * 1000 + "\n"
-    one.send(line * 200)  # more than the kernels hold, less than the high-water mark
-    one.send("/who\n")
-    one.expect("* here: 2 unnamed\n")
+    text = fill_backlog(one)
     room.process.send_signal(signal.SIGTERM)
-    assert slow.rest() == (line * 200 + "* the room is closing\n").encode()
+    assert slow.rest() == (text + "* the room is closing\n").encode()
     slow.close()
     one.close()
     assert room.process.wait(DEADLINE) == 0
@@ -252,9 +252,7 @@ def test_closing_room_delivers_a_backlog_to_a_slow_reader(room: Server) -> None:
 
 def test_second_signal_ends_it_at_once(room: Server) -> None:
     one, stuck = room.join(), room.join(receive_buffer=4096)
-    one.send(("x" * 1000 + "\n") * 200)
-    one.send("/who\n")
-    one.line()
+    fill_backlog(one)
     room.process.send_signal(signal.SIGTERM)
     stuck.sock.settimeout(DEADLINE)
     one.expect("* the room is closing\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import selectors
 import signal
 import socket
@@ -19,7 +20,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from support import DEADLINE, ROOT, WELCOME, Listener, Server, Terminal, eventually
+from support import (
+    CLIENT,
+    DEADLINE,
+    PLAIN,
+    ROOT,
+    WELCOME,
+    Listener,
+    Server,
+    Terminal,
+    eventually,
+)
 
 import chat_client
 from chat_client import (
@@ -32,9 +43,6 @@ from chat_client import (
     Echo,
     terminal_text,
 )
-
-CLIENT = [sys.executable, str(ROOT / "chat_client.py")]
-PLAIN = [*CLIENT, "--plain"]
 
 
 def client(*options: Any, typed: str = "", **more: Any) -> subprocess.CompletedProcess[str]:
@@ -63,7 +71,7 @@ def test_messages_have_the_name_before_them() -> None:
 def test_in_a_room_the_name_is_made_known_and_the_answer_hidden() -> None:
     chat = Chat("John")
     chat.heard("Welcome to the chatroom!")
-    assert (chat.outgoing, chat.ready) == (b"/name John\n", False)
+    assert (bytes(chat.outgoing), chat.ready) == (b"/name John\n", False)
     chat.heard("* Ann joined")
     chat.heard("* you are John")
     assert chat.ready
@@ -589,7 +597,7 @@ def test_tries_to_connect_again_are_ever_rarer(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(client, "turn", turn)
     monkeypatch.setattr(client, "connect", connect)
     monkeypatch.setattr(chat_client, "time", SimpleNamespace(monotonic=lambda: clock[0]))
-    monkeypatch.setattr(chat_client.random, "uniform", lambda low, high: high)
+    monkeypatch.setattr(random, "uniform", lambda low, high: high)
     assert client.reconnect() == "connected"
     assert shown.pop(1) == "* waits to be sent: hi"
     assert shown == [f"* trying again in {pause}.0 s" for pause in (1, 2, 4, 8, 16, 30, 30)]

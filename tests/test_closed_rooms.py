@@ -7,7 +7,6 @@ import signal
 import socket
 import ssl
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +16,8 @@ import pytest
 from crowd import Walker, pump
 from support import (
     CERTS,
+    CLIENT,
     DEADLINE,
-    ROOT,
     TLS_OPTIONS,
     WELCOME,
     Peer,
@@ -26,18 +25,17 @@ from support import (
     Terminal,
     eventually,
     needs,
+    patched,
+    plain_and_tls,
     trusting,
 )
 from test_client import client
-from test_guarantees import patched
 from test_start import run
 
 import chat_server
 
-CLIENT = [sys.executable, str(ROOT / "chat_client.py")]
 CA = ["--tls-ca", str(CERTS / "room.pem")]
 PASSWORD = "correct horse"
-plain_and_tls = pytest.mark.parametrize("start", ["plain", "tls"], indirect=True)
 tls = pytest.mark.parametrize("start", ["tls"], indirect=True)
 
 
@@ -66,15 +64,7 @@ def get_in(room: Server, name: str = "") -> Peer:
 
 def impatient(start: Callable[..., Server], tmp_path: Path, *options: str) -> Server:
     """A room whose door is open for half a second, not ten."""
-    file = tmp_path / "patched.py"
-    file.write_text(
-        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport chat_server\n"
-        "chat_server.DOOR_TIME = 0.5\nsys.exit(chat_server.main())\n"
-    )
-    return start("patched.py", *options, cwd=tmp_path)
-
-
-# The password
+    return patched(start, tmp_path, "chat_server.DOOR_TIME = 0.5", *options)
 
 
 @plain_and_tls

@@ -34,7 +34,7 @@ def test_both_addresses_of_localhost_answer(echo: Server, host: str) -> None:
 def test_half_closed_client_gets_the_rest_of_its_echo(echo: Server) -> None:
     client = echo.connect()
     data = os.urandom(4_000_000)
-    sender = threading.Thread(target=lambda: (client.send(data), client.half_close()))
+    sender = threading.Thread(target=client.send_and_half_close, args=(data,))
     sender.start()
     assert client.rest() == data
     sender.join()
@@ -208,15 +208,13 @@ def test_many_backlogs_are_kept_apart(echo: Server) -> None:
     clients = [echo.connect(receive_buffer=4096) for _ in range(4)]
     data = [os.urandom(6_000_000) for _ in clients]
     senders = [
-        threading.Thread(target=lambda c=c, d=d: (c.send(d), c.half_close()))
-        for c, d in zip(clients, data)
+        threading.Thread(target=c.send_and_half_close, args=(d,)) for c, d in zip(clients, data)
     ]
     for sender in senders:
         sender.start()
-    for c in clients:  # all have backlogs while the first ones are read
-        c.early = c.read(100_000)
-    for c, d in zip(clients, data):
-        assert c.early + c.rest() == d
+    early = [c.read(100_000) for c in clients]  # all have backlogs while the first ones are read
+    for c, d, beginning in zip(clients, data, early):
+        assert beginning + c.rest() == d
     for sender in senders:
         sender.join()
 

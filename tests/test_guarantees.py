@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from crowd import Walker, pump
-from support import ROOT, WELCOME, Server, eventually
+from support import WELCOME, Server, eventually, patched, plain_and_tls
 
 import chat_server
 
@@ -30,22 +30,10 @@ def walkers(room: Server, count: int, receive_buffer: int = 0) -> list[Walker]:
     return members
 
 
-plain_and_tls = pytest.mark.parametrize("start", ["plain", "tls"], indirect=True)
-
-
 @pytest.fixture
 def impatient_room(start: Callable[..., Server], tmp_path: Path) -> Server:
     """A room that waits half a second for a stuck member, not five."""
     return patched(start, tmp_path, "chat_server.PATIENCE, chat_server.TICK = 0.5, 0.25")
-
-
-def patched(start: Callable[..., Server], tmp_path: Path, patch: str) -> Server:
-    """Starts a room of which something was changed."""
-    (tmp_path / "patched.py").write_text(
-        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport chat_server\n"
-        f"{patch}\nsys.exit(chat_server.main())\n"
-    )
-    return start("patched.py", cwd=tmp_path)
 
 
 # 1 and 2: a flood is slowed, and arrives whole and in order
@@ -183,8 +171,8 @@ def test_fifty_stuck_members_under_a_flood_cost_little_memory(
 
     pump([*flooders, listener], all_let_go, 40)
     assert peak - before < 32 * 1024 * 1024
-    for one in stuck:
-        one.close()
+    for member in stuck:
+        member.close()
 
 
 def test_who_floods_and_never_reads_is_let_go_too(impatient_room: Server) -> None:

@@ -16,9 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import ROOT, WELCOME, Listener, Peer, Server, Terminal, eventually, needs
+from support import (
+    CLIENT,
+    ROOT,
+    Listener,
+    Peer,
+    Server,
+    Terminal,
+    eventually,
+    needs,
+)
 
-CLIENT = [sys.executable, str(ROOT / "chat_client.py")]
 XTERM = {**os.environ, "TERM": "xterm-256color", "NO_COLOR": ""}
 
 
@@ -64,14 +72,14 @@ class Window:
         """Waits until these are the last lines."""
 
         def are_last() -> bool:
-            self.seen = [line for line in self.lines() if line]
-            return self.seen[-len(last) :] == list(last)
+            seen[:] = [line for line in self.lines() if line]
+            return seen[-len(last) :] == list(last)
 
-        self.seen: list[str] = []
+        seen: list[str] = []
         try:
             eventually(are_last)
         except AssertionError:
-            raise AssertionError(f"expected {last}, seen {self.seen[-len(last) - 5 :]}") from None
+            raise AssertionError(f"expected {last}, seen {seen[-len(last) - 5 :]}") from None
 
     def cursor(self) -> int:
         return int(self.command("display-message", "-p", "#{cursor_x}"))
@@ -497,9 +505,3 @@ def test_no_colours_where_they_are_not_wanted(
     if "TERM" in environment:
         window.type("exit\n")
         assert window.wait() == 0
-
-
-def test_welcome_is_the_constant_of_the_room() -> None:
-    import chat_client
-
-    assert chat_client.WELCOME.encode() + b"\n" == WELCOME

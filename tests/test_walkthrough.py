@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import socket
 import subprocess
-import sys
 from collections.abc import Callable
 
 import pytest
-from support import DEADLINE, ROOT, Server, Terminal, eventually, needs
-
-CLIENT = [sys.executable, str(ROOT / "chat_client.py")]
-PLAIN = [*CLIENT, "--plain"]
+from support import DEADLINE, PLAIN, Server, Terminal, eventually, needs
 
 
 @pytest.mark.parametrize("host", ["localhost", "::1", "127.0.0.1"])
