@@ -835,7 +835,7 @@ class Console:
         }
         try:
             return getpass.getpass(prompt).encode("utf-8", "surrogateescape")
-        except EOFError:
+        except (EOFError, UnicodeDecodeError):
             raise Failure("no password given") from None
         finally:
             for number, handler in before.items():
@@ -1251,7 +1251,7 @@ class Conversation:
         if talk.refused:
             raise Failure(talk.refused)
         if self.lost and not self.said_goodbye:
-            raise Disconnected(f"lost the connection: {self.lost}")
+            raise (Failure if self.leaving else Disconnected)(f"lost the connection: {self.lost}")
 
     def be_patient(self, seconds: float = ANSWER_TIME) -> None:
         """Gives the other side so much time for an answer, from now on."""
@@ -1360,7 +1360,9 @@ class Conversation:
             talk.heard(terminal_text(line))
         if too_long:
             talk.to_show.append(TOO_LONG)
-        if len(talk.outgoing) > before and not self.console.wants_to_leave():  # that is a question
+        if self.said_goodbye:  # too late for the name that a late welcome asks for
+            talk.outgoing.clear()
+        elif len(talk.outgoing) > before and not self.console.wants_to_leave():  # a question
             self.be_patient()
         self.show()
 

@@ -54,7 +54,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
-from itertools import islice
+from itertools import dropwhile, islice
 from selectors import EVENT_READ, EVENT_WRITE
 from typing import Any, cast
 
@@ -264,9 +264,10 @@ def notice(text: str) -> bytes:
 def visible(text: str) -> str:
     """Returns what the beginning of a text looks like on a screen: every space as a space, what
     shows nothing left out, letters in their compatible form (NFKC)."""
-    spaced = "".join(" " if char.isspace() else char for char in INVISIBLE.sub("", text))
-    shown = "".join(filter(str.isprintable, spaced)).lstrip()
-    return unicodedata.normalize("NFKC", shown[:MAX_NAME_SOURCE])[:MAX_NAME_SOURCE]
+    spaced = (" " if char.isspace() else char for char in INVISIBLE.sub("", text))
+    shown = dropwhile(str.isspace, filter(str.isprintable, spaced))
+    beginning = "".join(islice(shown, MAX_NAME_SOURCE))  # no more: a line can be long
+    return unicodedata.normalize("NFKC", beginning)[:MAX_NAME_SOURCE]
 
 
 def identity(name: str) -> str:
@@ -473,8 +474,8 @@ class Room:
 
     def hear_line(self, member: Member, line: str) -> None:
         """Takes one line, clean and without its newline."""
-        if not line.isascii():
-            self.batch.weight += LETTERS_WEIGHT
+        # To look at it takes time, whatever comes of it.
+        self.batch.weight += len(line) + (0 if line.isascii() else LETTERS_WEIGHT)
         if line.startswith("//"):
             self.message(member, line[1:])
         elif line.startswith("/"):
@@ -488,7 +489,9 @@ class Room:
         """Says one line, with its speaker's name before it, unless it would pass for another's."""
         data = line.encode() + b"\n"
         if not member.prefix:
-            objection = self.objection(line) or self.objection(BLANK.sub(" ", line))
+            objection = self.objection(line)
+            if not objection and BLANK.search(line):
+                objection = self.objection(BLANK.sub(" ", line))
             if objection:
                 self.tell(member, objection)
                 return

@@ -477,6 +477,7 @@ class EchoServer:
         """Sends on what the kernel takes of the backlog; after the last of it, reads again."""
         conn.backlog = conn.backlog[conn.send(conn.backlog) :]
         if not conn.backlog:
+            conn.backlog = memoryview(b"")  # an empty view would still hold all of its buffer
             self.selector.modify(conn.sock, EVENT_READ, conn)
 
     def drop(self, conn: Connection, why: str) -> None:

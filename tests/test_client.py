@@ -41,6 +41,7 @@ from chat_client import (
     Conversation,
     Disconnected,
     Echo,
+    Failure,
     terminal_text,
 )
 
@@ -575,6 +576,33 @@ def test_while_tls_has_to_send_nothing_else_is_waited_for() -> None:
     conversation.serve(selectors.EVENT_READ)
     conversation.watch_server()
     assert (watched, conversation.lost) == ([selectors.EVENT_WRITE], "")
+
+
+def test_a_welcome_that_comes_late_ends_nothing() -> None:
+    console: Any = SimpleNamespace(
+        painter=SimpleNamespace(), show=lambda line: None, wants_to_leave=lambda: False
+    )
+    client: Any = SimpleNamespace(console=console, tls=None)
+    sock: Any = None
+    talk = Chat("John")
+    conversation = Conversation(client, sock, talk)
+    conversation.said_goodbye = True
+    conversation.receive(f"{chat_client.WELCOME}\n".encode())
+    assert not talk.outgoing
+    assert conversation.deadline is None
+
+
+def test_who_has_left_is_not_connected_again() -> None:
+    """Not even if the server was faster to end than the last words were to go out."""
+    console: Any = SimpleNamespace(
+        painter=SimpleNamespace(), edits=False, ended=False, typed=[], waiting=lambda: 0
+    )
+    client: Any = SimpleNamespace(console=console, watch=lambda *_: None)
+    conversation = Conversation(client, socket.socket(), Echo())
+    conversation.leaving, conversation.lost = True, "the server closed it"
+    with pytest.raises(Failure) as caught:
+        conversation.run()
+    assert not isinstance(caught.value, Disconnected)
 
 
 def test_tries_to_connect_again_are_ever_rarer(monkeypatch: pytest.MonkeyPatch) -> None:

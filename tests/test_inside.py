@@ -213,6 +213,7 @@ def test_echo_of_a_backlog_takes_as_many_sends_as_it_needs(
         server.serve(conn)
     assert peer.read(10) == b"0123456789"
     assert not conn.backlog
+    assert conn.backlog.obj == b""  # nor does it hold on to what was sent
 
 
 def test_reset_ends_an_echo_client_at_once() -> None:

@@ -386,6 +386,13 @@ def test_an_empty_line_between_others_is_a_line_too(hall: Hall) -> None:
         assert b"".join(pieces(text, batch.cuts.get(member, ()))) == gets
 
 
+def test_a_long_line_counts_although_it_is_only_refused(hall: Hall) -> None:
+    john, one = hall.join("John"), hall.join()
+    hall.room.hear(one, b"/msg " + b"x" * 8000 + b"\n" + b"John: " + b"x" * 8000 + b"\n", 99_999)
+    assert hall.room.batch.weight > 16_000
+    assert hall.heard(john) == []
+
+
 def test_letters_that_take_time_to_compare_count_for_more(hall: Hall) -> None:
     one = hall.join()
     chunk = ("/msg " + "\ufdfa" * 200 + ":\n").encode() * 100
