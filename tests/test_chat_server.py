@@ -294,3 +294,15 @@ def test_many_members_each_get_every_line(room: Server) -> None:
     for number, member in enumerate(members[:-1]):
         own = lines[number].encode() if number < len(lines) else b""
         member.expect(*(line for line in order if line != own))
+
+
+def test_closing_room_lets_nobody_in(room: Server) -> None:
+    one, slow = room.join(), room.join(receive_buffer=4096)
+    one.send(("x" * 1000 + "\n") * 200 + "/who\n")  # keeps the room from ending
+    one.expect("* here: 2 unnamed\n")
+    room.process.send_signal(signal.SIGTERM)
+    one.expect("* the room is closing\n")
+    with pytest.raises(ConnectionRefusedError):
+        room.connect()
+    assert room.process.poll() is None
+    slow.close()

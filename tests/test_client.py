@@ -204,6 +204,59 @@ def test_only_text_reaches_the_terminal(line: bytes, text: str) -> None:
     assert terminal_text(line) == text
 
 
+def test_each_address_of_a_host_is_tried() -> None:
+    dead = socket.socket()  # bound, but nobody listens
+    dead.bind(("127.0.0.1", 0))
+    console: Any = SimpleNamespace(
+        edits=False,
+        input=0,
+        output=b"",
+        read=None,
+        screen=1,
+        signals=None,
+        update=lambda: None,
+        wants_input=lambda: False,
+        write=None,
+    )
+    with dead, socket.create_server(("127.0.0.1", 0)) as alive:
+        client = Client(console, "localhost", 7007)
+        for one in (dead, alive):
+            client.addresses.append((socket.AF_INET, socket.SOCK_STREAM, 0, "", one.getsockname()))
+        with client.connect() as sock:
+            assert sock.getpeername() == alive.getsockname()
+
+
+def test_end_of_input_waits_for_the_server_and_who_leaves_does_not_for_long() -> None:
+    client: Any = SimpleNamespace(console=None)
+    for leaves in (False, True):
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            conversation = Conversation(client, ours, Chat("John"))
+            conversation.leaving = leaves
+            conversation.say_goodbye()
+            assert theirs.recv(1) == b""
+            assert (conversation.deadline is not None) is leaves
+
+
+def test_names_that_are_remembered_have_a_limit() -> None:
+    chat = Chat("me")
+    for number in range(chat_client.MAX_NAMES + 10):
+        chat.saw(f"name {number}")
+    assert len(chat.names) == chat_client.MAX_NAMES
+    assert chat.candidates("name")[0] == f"name {chat_client.MAX_NAMES + 9}"
+
+
+def test_room_that_never_says_who_we_are_is_not_waited_for_for_ever() -> None:
+    console: Any = SimpleNamespace(painter=SimpleNamespace(), show=lambda _: None)
+    console.wants_to_leave = lambda: False
+    client: Any = SimpleNamespace(console=console, tls=None)
+    sock: Any = None
+    conversation = Conversation(client, sock, Chat("John"))
+    conversation.receive(WELCOME)
+    assert conversation.talk.outgoing == b"/name John\n"
+    assert conversation.deadline is not None
+
+
 # In pipes
 
 
@@ -636,6 +689,14 @@ def test_name_option_is_only_text(room: Server) -> None:
     done = client("localhost", room.port, "--name", b"J\xff\x1b[2J\n", typed="hi\n")
     assert (done.stderr, done.returncode) == ("", 0)
     other.expect("* J\ufffd joined\n", "J\ufffd: hi\n")
+
+
+def test_words_that_leave_are_just_words_in_a_message(room: Server) -> None:
+    other = room.join()
+    lines = ["I quit smoking", "exit here", "quit?", "the /quit command"]
+    done = client("localhost", room.port, "--name", "J", typed="".join(f"{one}\n" for one in lines))
+    assert done.returncode == 0
+    other.expect("* J joined\n", *(f"J: {one}\n" for one in lines), "* J left\n")
 
 
 # In a terminal

@@ -20,6 +20,7 @@ from support import (
     DEADLINE,
     TLS_OPTIONS,
     WELCOME,
+    Listener,
     Peer,
     Server,
     Terminal,
@@ -197,6 +198,13 @@ def test_bad_password_file_is_one_clear_line(tmp_path: Path, content: str | None
     assert done.returncode == 1
     assert "password" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_a_password_with_more_behind_it_is_wrong(closed: Server) -> None:
+    for guess in (f"{PASSWORD}x", f"{PASSWORD} ", f"{PASSWORD} {PASSWORD}"):
+        stranger = closed.connect()
+        stranger.send(f"{guess}\n")
+        stranger.expect("* password?\n", "* wrong password\n")
 
 
 # The client at the door
@@ -454,3 +462,21 @@ def test_certificates_of_the_tests_last_for_decades() -> None:
     for name in ("room", "other"):
         end = ssl.cert_time_to_seconds(decode(str(CERTS / f"{name}.pem"))["notAfter"])
         assert end > time.time() + 50 * 365 * 86400
+
+
+def test_client_gives_the_password_again_when_it_comes_back(
+    listener: Listener, terminal: Callable[..., Terminal]
+) -> None:
+    command = [*CLIENT, "127.0.0.1", str(listener.port), "--name", "John"]
+    window = terminal(*command, env={**os.environ, "TERM": "xterm", "CHAT_PASSWORD": ""})
+    server = listener.accept()
+    server.send("* password?\n")
+    window.expect("password: ")
+    window.type(f"{PASSWORD}\n")
+    server.expect(f"{PASSWORD}\n")
+    server.send(WELCOME)
+    server.expect("/name John\n")
+    server.close()
+    server = listener.accept()
+    server.send("* password?\n")
+    server.expect(f"{PASSWORD}\n")

@@ -9,9 +9,10 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
-from support import DEADLINE, Server, eventually
+from support import DEADLINE, ROOT, WELCOME, Server, eventually
 
 
 def test_any_bytes_come_back_with_or_without_newlines(echo: Server) -> None:
@@ -245,3 +246,27 @@ def test_verbose_log_shows_the_beginning_of_a_flood(
     peer.send("\n" * 50_000)
     server.wait_for_log("more lines")
     assert len(server.log().splitlines()) < 10_000
+
+
+@pytest.mark.parametrize("script", ["echo_server.py", "chat_server.py"])
+def test_newcomers_are_let_in_when_the_system_has_descriptors_again(
+    start: Callable[..., Server], tmp_path: Path, script: str
+) -> None:
+    """Nobody leaves meanwhile, and nothing else wakes the server."""
+    module = script[:-3]
+    (tmp_path / "patched.py").write_text(
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport errno, {module}\n"
+        f"Acceptor = {module}.Acceptor\naccept = Acceptor.accept\n"
+        "class Failing:\n"
+        "    def accept(self):\n"
+        "        raise OSError(errno.ENFILE, 'Too many open files in system')\n"
+        "def fail_once(self, listener):\n"
+        "    Acceptor.accept = accept\n"
+        "    accept(self, Failing())\n"
+        f"Acceptor.accept = fail_once\nsys.exit({module}.main())\n"
+    )
+    server = start("patched.py", cwd=tmp_path)
+    peer = server.connect()
+    server.wait_for_log("newcomers have to wait")
+    peer.send(b"hi\n")
+    assert peer.line() == (b"hi\n" if script == "echo_server.py" else WELCOME)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import pytest
 
+import chat_client
 from chat_client import Chat, Editor, Painter, char_width
 
 LEFT, RIGHT, UP, DOWN = "\x1b[D", "\x1b[C", "\x1b[A", "\x1b[B"
@@ -185,6 +188,21 @@ def test_view_never_breaks_a_wide_or_combined_character() -> None:
     assert editor.view("", 4) == ("e\u0301" * 3, "")
 
 
+def test_enter_on_a_recalled_line_comes_back_to_the_end_of_the_history() -> None:
+    editor = typed(f"one\rtwo\rthree\r{UP}{UP}\r")
+    assert editor.lines == ["one", "two", "three", "two"]
+    assert shown(typed(f"new{DOWN}", editor)) == "new|"
+    assert shown(typed(f"{UP}{UP}{DOWN}{DOWN}", editor)) == "new|"
+
+
+def test_fullwidth_letters_take_two_columns() -> None:
+    assert typed("\uff21" * 10).view("", 6) == ("\uff21\uff21", "")
+
+
+def test_a_paste_ends_the_completion() -> None:
+    assert shown(typed(f"an\t{PASTE}b{END_PASTE}\t")) == "Ann: Bob Lee |"
+
+
 # What is around it
 
 
@@ -235,3 +253,10 @@ def test_colours_are_steady_and_optional() -> None:
     assert painter.paint("* Ann joined") == "\x1b[2m* Ann joined\x1b[0m"
     assert painter.paint("plain") == "plain"
     assert Painter(False, False).paint("* Ann joined") == "* Ann joined"
+
+
+def test_timestamps_are_hours_and_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    afternoon = (2024, 2, 1, 14, 3, 59, 3, 32, -1)
+    clock = SimpleNamespace(strftime=lambda form: time.strftime(form, afternoon))
+    monkeypatch.setattr(chat_client, "time", clock)
+    assert Painter(False, True).paint("Ann: hi") == "[14:03] Ann: hi"

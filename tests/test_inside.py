@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import hmac
 import select
 import selectors
 import socket
 import ssl
 import time
 import tracemalloc
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -287,3 +290,82 @@ def test_too_many_who_are_turned_away_at_once_get_no_word(inside: Inside) -> Non
     sock, peer = pair()
     server.admit(sock, "peer")
     assert peer.rest() == b""
+
+
+def test_small_views_in_a_backlog_do_not_hold_on_to_whole_batches(inside: Inside) -> None:
+    conn, _ = inside.join()
+    tracemalloc.start()
+    try:
+        for _ in range(40):  # each too large to be joined with the one before
+            inside.server.queue(conn, memoryview(b"x" * 200_000)[:5000])
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 1.2 * conn.cost
+
+
+def test_who_leaves_with_a_backlog_slows_nobody_down(inside: Inside) -> None:
+    server = inside.server
+    (slow, _), (talker, _) = inside.join(), inside.join()
+    server.queue(slow, memoryview(b"x" * (chat_server.HIGH_WATER + 1)))
+    assert slow in server.congested
+    server.hold_up(talker)
+    server.room.leave(slow)
+    server.start_leaving(slow)
+    assert slow.backlog
+    assert not server.congested
+    assert talker.reading
+
+
+def test_full_room_ends_the_stream_cleanly_although_the_newcomer_has_spoken() -> None:
+    server = ChatServer([], Room(), max_clients=1)
+    (first, _peer), (second, newcomer) = pair(), pair()
+    newcomer.send(b"/name John\n")  # to close with this unread would be a reset
+    server.admit(first, "first")
+    server.admit(second, "second")
+    assert newcomer.rest() == b"* the room is full\n"
+
+
+def test_time_at_the_door_does_not_begin_anew_with_each_byte() -> None:
+    server = ChatServer([], Room(), password=b"secret")
+    sock, peer = pair()
+    server.admit(sock, "peer")
+    (conn,) = server.door
+    deadline = server.door[conn]
+    for byte in (b"s", b"e", b"c"):
+        peer.send(byte)
+        select.select([sock], [], [], DEADLINE)
+        server.guard(server.step_at_door, conn)
+    assert conn.framer.partial == b"sec"
+    assert server.door == {conn: deadline}
+
+
+def test_password_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = []
+    compare = hmac.compare_digest
+
+    def record(given: bytes, password: bytes) -> bool:
+        compared.append((given, password))
+        return compare(given, password)
+
+    monkeypatch.setattr(hmac, "compare_digest", record)
+    server = ChatServer([], Room(), password=b"secret")
+    sock, peer = pair()
+    server.admit(sock, "peer")
+    peer.send(b"guess\n")
+    select.select([sock], [], [], DEADLINE)
+    server.guard(server.step_at_door, next(iter(server.door)))
+    assert compared == [(b"guess", b"secret")]
+
+
+@pytest.mark.parametrize("module", [chat_server, echo_server])
+def test_failing_accept_is_logged_once(module: Any, caplog: pytest.LogCaptureFixture) -> None:
+    def fail() -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    acceptor = module.Acceptor(selectors.DefaultSelector(), [], lambda *_: None)
+    listener: Any = SimpleNamespace(accept=fail)
+    for _ in range(3):
+        acceptor.accept(listener)
+        acceptor.retry()
+    assert caplog.text.count("newcomers have to wait") == 1

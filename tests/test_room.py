@@ -322,6 +322,12 @@ def test_c1_controls_are_removed_from_lines_that_begin_with_the_name(hall: Hall)
     assert hall.heard(two) == ["John: 31mred"]
 
 
+def test_broken_bytes_of_a_member_that_puts_its_name_itself_are_replaced(hall: Hall) -> None:
+    one, two = hall.join("John"), hall.join()
+    hall.say(one, b"John: a\nJohn: \xff\xe4\xbd\n")
+    assert hall.heard(two) == ["John: a", "John: \ufffd\ufffd"]
+
+
 # Work
 
 
@@ -420,3 +426,11 @@ def test_closing_the_room_is_the_last_thing_everyone_hears(hall: Hall) -> None:
     assert hall.heard(two) == ["John: bye", "* the room is closing"]
     assert hall.heard(one) == ["* the room is closing"]
     assert not hall.room.members
+
+
+def test_history_has_messages_alone() -> None:
+    hall = Hall(history=10)
+    one = hall.join("John")
+    hall.join("Ann")
+    hall.say(one, "John: hi\n/msg Ann: psst\n/name Jim\n/who\n")
+    assert hall.room.history.text() == b"John: hi\n"

@@ -17,6 +17,9 @@ from typing import Any
 import pytest
 from support import DEADLINE, ROOT, Server
 
+import chat_server
+import echo_server
+
 SCRIPTS = ["echo_server.py", "chat_server.py", "chat_client.py"]
 SERVERS = SCRIPTS[:2]
 
@@ -265,3 +268,11 @@ def test_who_can_connect_and_why_nobody_can() -> None:
     assert why == "port 7 on localhost is for the superuser; choose one above 1023 with --port"
     why = chat_server.why_not_listening(OSError(errno.EIO, "trouble"), "localhost", 7007)
     assert "trouble" in why
+
+
+@pytest.mark.parametrize("module", [echo_server, chat_server])
+def test_forbidden_port_is_explained(module: Any) -> None:
+    error = PermissionError(errno.EACCES, "Permission denied")
+    assert module.why_not_listening(error, "localhost", 7) == (
+        "port 7 on localhost is for the superuser; choose one above 1023 with --port"
+    )

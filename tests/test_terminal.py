@@ -19,6 +19,7 @@ import pytest
 from support import (
     CLIENT,
     ROOT,
+    WELCOME,
     Listener,
     Peer,
     Server,
@@ -303,6 +304,20 @@ def test_server_that_was_away_gets_what_was_typed_meanwhile_once(
         again.wait()
 
 
+def test_no_piece_of_a_wrapped_row_stays_when_the_window_gets_narrower(
+    listener: Listener, window: Window
+) -> None:
+    window.run(*CLIENT, "127.0.0.1", str(listener.port), "--name", "John")
+    server = listener.accept()
+    server.send("".join(f"line {number}\n" for number in range(30)))  # the row is at the bottom
+    window.expect("line 29", "John:")
+    text = "0123456789" * 7
+    window.type(text)
+    window.expect("line 29", f"John: {text}")
+    window.resize(30)
+    window.expect("line 28", "line 29", text[-29:])
+
+
 # In a bare pseudo-terminal
 
 
@@ -505,3 +520,41 @@ def test_no_colours_where_they_are_not_wanted(
     if "TERM" in environment:
         window.type("exit\n")
         assert window.wait() == 0
+
+
+def test_lines_that_waited_when_the_connection_was_lost_go_out_once_it_is_back(
+    listener: Listener, terminal: Callable[..., Terminal]
+) -> None:
+    options = ["127.0.0.1", str(listener.port), "--name", "John"]
+    window = in_terminal(terminal, *options, CHAT_PASSWORD="secret")
+    server = listener.accept()
+    server.send("* password?\n")  # and no answer: so what is typed waits
+    server.expect("secret\n")
+    empty_row = "John: \x1b[0m\x1b7\x1b[K\x1b8"
+    window.type("one")
+    window.expect("one\x1b7\x1b[K\x1b8")
+    window.type("\r")
+    window.expect(empty_row)
+    server.close()
+    server = listener.accept()
+    server.send("a relay\n")
+    server.expect("John: one\n")
+    window.type("two\r")
+    server.expect("John: two\n")
+
+
+def test_name_that_was_taken_meanwhile_is_kept_when_the_client_comes_back(
+    listener: Listener, terminal: Callable[..., Terminal]
+) -> None:
+    window = in_terminal(terminal, "127.0.0.1", str(listener.port), "--name", "John")
+    server = listener.accept()
+    server.send(WELCOME)
+    server.expect("/name John\n")
+    server.send("* John is taken\n")
+    server.expect("/name John_\n")
+    server.send("* you are John_\n")
+    window.expect("John_: ")
+    server.close()
+    server = listener.accept()
+    server.send(WELCOME)
+    server.expect("/name John_\n")
