@@ -835,8 +835,10 @@ class Console:
         }
         try:
             return getpass.getpass(prompt).encode("utf-8", "surrogateescape")
-        except (EOFError, UnicodeDecodeError):
+        except EOFError:
             raise Failure("no password given") from None
+        except UnicodeDecodeError:
+            raise Failure("that password is not UTF-8") from None
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -889,7 +891,7 @@ class Terminal(Console):
         super().__init__(painter)
         self.editor = Editor(lambda beginning: self.candidates(beginning))
         self.row_prompt = ""
-        self.pending = ""  # lines to show above the row
+        self.pending: list[str] = []  # to be shown above the row
         self.stale = True  # the row has to be drawn again
         self.cursor_column = 0
         self.gone = False  # the terminal is; after Ctrl-D there may still be a Ctrl-C
@@ -944,7 +946,7 @@ class Terminal(Console):
 
     def close(self) -> None:
         if self.pending:
-            self.output += b"\r\x1b[K" + self.pending.encode()
+            self.output += b"\r\x1b[K" + "".join(self.pending).encode()
         self.give_back()
 
     def on_signal(self, _: int) -> None:
@@ -1005,13 +1007,13 @@ class Terminal(Console):
         self.row_prompt = prompt
 
     def show(self, line: str) -> None:
-        self.pending += self.painter.paint(line) + "\n"
+        self.pending.append(self.painter.paint(line) + "\n")
 
     def ring(self) -> None:
-        self.pending += "\a"
+        self.pending.append("\a")
 
     def waiting(self) -> int:
-        return len(self.output) + len(self.pending)
+        return len(self.output) + sum(map(len, self.pending))
 
     def update(self) -> None:
         """Draws what is new, if what was drawn before has reached the terminal."""
@@ -1022,9 +1024,9 @@ class Terminal(Console):
         row = self.painter.paint_prompt(before, self.row_prompt)
         # The terminal itself remembers where the cursor belongs, and comes back there.
         row += f"\x1b7{after}\x1b[K\x1b8"
-        above = f"\r\x1b[K{self.pending}" if self.pending else ""
+        above = "\r\x1b[K" + "".join(self.pending) if self.pending else ""
         self.output += f"{above}\r{row}".encode()
-        self.pending, self.stale = "", False
+        self.pending, self.stale = [], False
 
 
 def open_console(args: argparse.Namespace) -> Console:
@@ -1176,6 +1178,8 @@ class Client:
             while not ready and time.monotonic() < deadline:
                 self.turn(deadline)
                 if self.console.edits and self.console.wants_to_leave():
+                    if self.console.unsent():
+                        raise Failure("left without a connection")
                     raise KeyboardInterrupt
         finally:
             self.watch(sock, 0)
@@ -1252,6 +1256,8 @@ class Conversation:
             raise Failure(talk.refused)
         if self.lost and not self.said_goodbye:
             raise (Failure if self.leaving else Disconnected)(f"lost the connection: {self.lost}")
+        if talk.outgoing:
+            raise Failure("left before everything was sent")
 
     def be_patient(self, seconds: float = ANSWER_TIME) -> None:
         """Gives the other side so much time for an answer, from now on."""

@@ -128,9 +128,9 @@ HELP = (
 
 # Each connection gets these, as far as the system has them. Keepalive: the kernel asks a silent
 # peer whether it is still there, so that one that was unplugged is gone after two minutes, as is
-# one that for so long doesn't acknowledge what it was sent (TCP_USER_TIMEOUT, RFC 5482).
-# TCP_NOTSENT_LOWAT makes a socket writable again when the kernel has little left to send. Without it, that is when a
-# third of some megabytes is free, and till then a slow reader looks as if it didn't read at all.
+# one that for so long doesn't acknowledge what it was sent (TCP_USER_TIMEOUT, RFC 5482). With
+# TCP_NOTSENT_LOWAT a socket is writable again when the kernel has little left to send. Without it,
+# that is when a third of some megabytes is free; till then a slow reader looks like a stuck one.
 SOCKET_OPTIONS = [
     (level, getattr(socket, name), value)
     for level, name, value in (
@@ -814,7 +814,17 @@ class Connection(Member):
     `send` raise OSError: BlockingIOError if there is nothing to receive now.
     """
 
-    __slots__ = ("backlog", "events", "framer", "later", "peer", "reading", "sock", "tls_wants")
+    __slots__ = (
+        "backlog",
+        "events",
+        "framer",
+        "later",
+        "peer",
+        "reading",
+        "reset",
+        "sock",
+        "tls_wants",
+    )
 
     def __init__(self, sock: socket.socket, peer: str, max_line: int) -> None:
         super().__init__()
@@ -825,6 +835,7 @@ class Connection(Member):
         self.framer = LineFramer(max_line)
         self.later = b""  # whole lines that wait for the next turn
         self.reading = True  # not while it is held up, after its end, or after a wrong password
+        self.reset = False  # sending has found out that the peer has reset the connection
         self.backlog: deque[memoryview] | None = None  # made when something has to wait
 
     def __str__(self) -> str:
@@ -848,6 +859,9 @@ class Connection(Member):
             return self.sock.send(data)
         except BlockingIOError:
             return 0
+        except ConnectionResetError:
+            self.reset = True
+            raise
 
     def end_stream(self) -> None:
         """Tells the peer that nothing more will come. What it sends can then only be drained."""
@@ -859,13 +873,10 @@ class Connection(Member):
         return bool(self.later)
 
     def was_reset(self) -> bool:
-        """Says whether the stream ended with a reset. The error that tells is raised once, perhaps
-        for a send, and TLS takes it for a plain end. But such a socket has no peer any more."""
-        try:
-            self.sock.getpeername()
-        except OSError:
-            return True
-        return False
+        """Says whether the stream ended with a reset. The error that tells of it is raised once,
+        perhaps for a send. A peer that had closed in order, and resets what comes too late, makes
+        another: BrokenPipeError."""
+        return self.reset
 
 
 class TLSConnection(Connection):
@@ -910,6 +921,14 @@ class TLSConnection(Connection):
 
     def has_more(self) -> bool:
         return bool(self.later or self.sock.pending())  # decrypted, so not in the kernel any more
+
+    def was_reset(self) -> bool:
+        # TLS takes a reset for a plain end, but such a socket has no peer any more.
+        try:
+            self.sock.getpeername()
+        except OSError:
+            return True
+        return False
 
 
 class Transcript:

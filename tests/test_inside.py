@@ -116,6 +116,19 @@ def test_what_came_before_sending_failed_is_heard_but_no_torn_line(inside: Insid
     assert server.room.take_batch().text() == b"last words\n"
 
 
+def test_last_words_are_heard_although_something_was_said_after_the_close(inside: Inside) -> None:
+    """Who has closed answers with a reset to what comes then. Its own stream was whole."""
+    server = inside.server
+    conn, peer = inside.join()
+    peer.send(b"bye")
+    peer.close()
+    server.guard(server.read, conn, 100)
+    for _ in range(3):  # the first is answered with the reset
+        server.send(conn, b"too late\n")
+    server.guard(server.read, conn, 100)
+    assert server.room.take_batch().text() == b"bye\n"
+
+
 def test_closing_room_hears_what_waits_for_the_next_turn(inside: Inside) -> None:
     server = inside.server
     (one, _), (_, two) = inside.join(), inside.join()
