@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """The terminal client for chat rooms and echo servers, and for any other relay of lines.
 
-    python chat_client.py                     chat on this machine, port 7007
-    python chat_client.py HOST 7007           chat elsewhere
-    python chat_client.py HOST --tls          chat in a closed room
-    python chat_client.py --echo              talk to an echo server: send, receive, send, ...
-    printf 'John\\nHi\\nexit\\n' | python chat_client.py
+    python3 chat_client.py                    chat on this machine, port 7007
+    python3 chat_client.py HOST 7007          chat elsewhere
+    python3 chat_client.py HOST --tls         chat in a closed room
+    python3 chat_client.py --echo             talk to an echo server: send, receive, send, ...
+    printf 'John\\nHi\\nexit\\n' | python3 chat_client.py
 
 It asks for a name and puts it before each message, "John: Hi". quit, exit and the end of input
 leave. In one of our rooms, which begin with a welcome line, it makes the name known there too, and
@@ -24,6 +24,7 @@ import argparse
 import codecs
 import errno
 import getpass
+import io
 import os
 import random
 import re
@@ -653,6 +654,31 @@ class Terminated(Exception):
     """A signal told us to end; the argument is its number."""
 
 
+class StandardError(io.TextIOBase):
+    """Standard error for a program that goes on, and ends with the status it should, whatever has
+    become of it: gone, closed, or on a disk that is full.
+
+    Python's own keeps what it couldn't write, tries again at the end, and makes the exit status 120
+    when that fails too. This one keeps nothing.
+    """
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            os.write(2, text.encode("utf-8", "backslashreplace"))
+        return len(text)
+
+
+def open_standard_streams() -> None:
+    """Makes standard error one that can be relied on, and opens the null device in place of each
+    standard stream that is closed: a socket would get its descriptor, and with it the log."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest descriptor that is free: this one
+    sys.stderr = StandardError()
+
+
 def open_signal_socket(*numbers: int) -> socket.socket:
     """Returns a socket on which each of these signals arrives as a byte, its number.
 
@@ -1046,7 +1072,7 @@ def open_console(args: argparse.Namespace) -> Console:
 
 
 WHY_NOT_CONNECTED = {
-    errno.ECONNREFUSED: "nobody listens there; start a room with: python chat_server.py",
+    errno.ECONNREFUSED: "nobody listens there; start a room with: python3 chat_server.py",
     errno.ETIMEDOUT: "no answer",
 }
 
@@ -1394,6 +1420,14 @@ def why_no_tls(error: ssl.SSLError, host: str) -> str:
 # --- The command line ----------------------------------------------------------------------------
 
 
+def host_name(text: str) -> str:
+    """Returns a host without the brackets that an IPv6 address has where a port may follow it.
+    Raises ArgumentTypeError, which argparse shows."""
+    if not text:  # such as a variable of the shell that isn't set
+        raise argparse.ArgumentTypeError("no host is given")
+    return text[1:-1] if text[0] + text[-1] == "[]" else text
+
+
 def port_number(text: str) -> int:
     """Returns the number. Raises ArgumentTypeError, which argparse shows."""
     if not text.isdecimal() or int(text) > 65535:
@@ -1401,11 +1435,25 @@ def port_number(text: str) -> int:
     return int(text)
 
 
+def parse_known(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Returns the options. Ends the process with status 2 if there is one that the parser doesn't
+    know. Of that only the name is shown: its value may be a password, and standard error a log."""
+    args, unknown = parser.parse_known_args(argv)
+    for word in unknown:
+        if word.startswith("-"):
+            name = word.partition("=")[0] if word.startswith("--") else word[:2]
+            parser.error(f"there is no option {name}")
+    if unknown:
+        parser.error("too many arguments")
+    return args
+
+
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Returns the options, and `prog`, the script's name. Wrong ones end the process, status 2."""
     parser = argparse.ArgumentParser(
         description="The terminal client for chat rooms and echo servers.",
-        epilog="example: python chat_client.py 192.0.2.7 --name John (quit leaves, /help helps)",
+        epilog="example: python3 chat_client.py 192.0.2.7 --name John (quit leaves, /help helps)",
+        allow_abbrev=False,
     )
     add = parser.add_argument
     add("host", nargs="?", default=HOST, help="(default: %(default)s)")
@@ -1420,22 +1468,28 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--password-file", metavar="FILE", help=password)
     add("--timestamps", action="store_true", help="show when each line came")
     add("--version", action="version", version=f"%(prog)s {VERSION}")
-    args = parser.parse_args(argv)
+    args = parse_known(parser, argv)
     args.prog = parser.prog
     return args
 
 
 def read_password(file: str | None) -> bytes:
-    """Returns the password, the first line of the file; b"" if there is none. Raises Failure."""
-    if file is None:
-        return os.fsencode(os.environ.get("CHAT_PASSWORD", ""))
+    """Returns the password, the first line of the file or else of CHAT_PASSWORD in the environment;
+    b"" if there is neither. Raises Failure."""
+    source = file or "CHAT_PASSWORD"
     try:
-        with open(file, "rb") as lines:
-            password = lines.readline().rstrip(b"\r\n")
+        if file is not None:
+            with open(file, "rb") as lines:
+                text = lines.readline()
+        elif source in os.environ:
+            text = os.fsencode(os.environ[source])
+        else:
+            return b""
     except OSError as error:
         raise Failure(f"cannot read the password file {file}: {error.strerror}") from error
-    if not password:
-        raise Failure(f"there is no password in {file}; put one into its first line")
+    password = text.partition(b"\n")[0].rstrip(b"\r")
+    if not password:  # nobody who sets a variable to nothing means an open room
+        raise Failure(f"there is no password in {source}; put one into its first line")
     return password
 
 
@@ -1505,4 +1559,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    open_standard_streams()
     sys.exit(main())

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """A chat room: what one member says goes to every other member.
 
-    python chat_server.py                     a room for this machine, on port 7007
-    python chat_server.py --host ::           a room for the whole network
-    python chat_client.py HOST                join it; or: nc HOST 7007, telnet HOST 7007
+    python3 chat_server.py                    a room for this machine, on port 7007
+    python3 chat_server.py --host ::          a room for the whole network
+    python3 chat_client.py HOST               join it; or: nc HOST 7007, telnet HOST 7007
 
-    python chat_server.py --host :: --tls-cert FILE --tls-key FILE --password-file FILE
+    python3 chat_server.py --host :: --tls-cert FILE --tls-key FILE --password-file FILE
                                               a closed room: nobody eavesdrops, nobody else gets in
 
 The protocol is lines of UTF-8 text, ended by LF or CRLF. A member sends
@@ -581,6 +581,31 @@ class Room:
 
 class Failure(Exception):
     """The script can't go on; the text says why, and what to do about it."""
+
+
+class StandardError(io.TextIOBase):
+    """Standard error for a program that goes on, and ends with the status it should, whatever has
+    become of it: gone, closed, or on a disk that is full.
+
+    Python's own keeps what it couldn't write, tries again at the end, and makes the exit status 120
+    when that fails too. This one keeps nothing.
+    """
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            os.write(2, text.encode("utf-8", "backslashreplace"))
+        return len(text)
+
+
+def open_standard_streams() -> None:
+    """Makes standard error one that can be relied on, and opens the null device in place of each
+    standard stream that is closed: a socket would get its descriptor, and with it the log."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest descriptor that is free: this one
+    sys.stderr = StandardError()
 
 
 def open_signal_socket(*numbers: int) -> socket.socket:
@@ -1442,11 +1467,32 @@ class ChatServer:
 # --- The command line ----------------------------------------------------------------------------
 
 
+def host_name(text: str) -> str:
+    """Returns a host without the brackets that an IPv6 address has where a port may follow it.
+    Raises ArgumentTypeError, which argparse shows."""
+    if not text:  # such as a variable of the shell that isn't set
+        raise argparse.ArgumentTypeError("no host is given")
+    return text[1:-1] if text[0] + text[-1] == "[]" else text
+
+
 def port_number(text: str) -> int:
     """Returns the number. Raises ArgumentTypeError, which argparse shows."""
     if not text.isdecimal() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"{text} is not a port; those go from 0 to 65535")
     return int(text)
+
+
+def parse_known(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Returns the options. Ends the process with status 2 if there is one that the parser doesn't
+    know. Of that only the name is shown: its value may be a password, and standard error a log."""
+    args, unknown = parser.parse_known_args(argv)
+    for word in unknown:
+        if word.startswith("-"):
+            name = word.partition("=")[0] if word.startswith("--") else word[:2]
+            parser.error(f"there is no option {name}")
+    if unknown:
+        parser.error("too many arguments")
+    return args
 
 
 def positive(text: str) -> int:
@@ -1458,7 +1504,9 @@ def positive(text: str) -> int:
 
 def server_parser(description: str, example: str) -> argparse.ArgumentParser:
     """Returns a parser for the options that both servers have."""
-    parser = argparse.ArgumentParser(description=description, epilog=f"example: {example}")
+    parser = argparse.ArgumentParser(
+        description=description, epilog=f"example: {example}", allow_abbrev=False
+    )
     add = parser.add_argument
     host = "listen on this name or address, can be repeated; :: is every interface, IPv4 too"
     add("--host", action="append", help=f"{host} (default: localhost)")
@@ -1474,7 +1522,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Returns the options, and `prog`, the script's name. Wrong ones end the process, status 2."""
     parser = server_parser(
         "A chat room: what one member says goes to every other member.",
-        "python chat_server.py --host :: (then: python chat_client.py HOST)",
+        "python3 chat_server.py --host :: (then: python3 chat_client.py HOST)",
     )
     add = parser.add_argument
     long = "skip lines that are longer (default: %(default)s)"
@@ -1486,7 +1534,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--password-file", metavar="FILE", help=password)
     add("--tls-cert", metavar="FILE", help="speak TLS, with this certificate")
     add("--tls-key", metavar="FILE", help="and its private key")
-    args = parser.parse_args(argv)
+    args = parse_known(parser, argv)
     args.host = args.host or ["localhost"]  # as the option's default it would be added to
     args.prog = parser.prog
     if (args.tls_cert is None) != (args.tls_key is None):
@@ -1495,16 +1543,22 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def read_password(file: str | None) -> bytes:
-    """Returns the password, the first line of the file; b"" if there is none. Raises Failure."""
-    if file is None:
-        return os.fsencode(os.environ.get("CHAT_PASSWORD", ""))
+    """Returns the password, the first line of the file or else of CHAT_PASSWORD in the environment;
+    b"" if there is neither. Raises Failure."""
+    source = file or "CHAT_PASSWORD"
     try:
-        with open(file, "rb") as lines:
-            password = lines.readline().rstrip(b"\r\n")
+        if file is not None:
+            with open(file, "rb") as lines:
+                text = lines.readline()
+        elif source in os.environ:
+            text = os.fsencode(os.environ[source])
+        else:
+            return b""
     except OSError as error:
         raise Failure(f"cannot read the password file {file}: {error.strerror}") from error
-    if not password:
-        raise Failure(f"there is no password in {file}; put one into its first line")
+    password = text.partition(b"\n")[0].rstrip(b"\r")
+    if not password:  # nobody who sets a variable to nothing means an open room
+        raise Failure(f"there is no password in {source}; put one into its first line")
     return password
 
 
@@ -1542,7 +1596,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         addresses = [format_address(listener.getsockname()) for listener in listeners]
         log.info("listening on %s; %s", " and ".join(addresses), who_can_connect(listeners))
         host, port = host_for_others(args.host[0]), listeners[0].getsockname()[1]
-        join = f"python chat_client.py {host} {port}"
+        join = f"python3 chat_client.py {host} {port}"
         log.info("join: %s", f"{join} --tls" if tls else f"{join}, or: nc {host} {port}")
         if password and not tls:
             log.warning("the password travels in the clear; --tls-cert and --tls-key change that")
@@ -1557,4 +1611,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    open_standard_streams()
     sys.exit(main())

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """The TCP echo service of RFC 862: whatever a client sends comes back to it, byte for byte.
 
-    python echo_server.py                     for this machine, on port 7007
-    python echo_server.py --host :: -v        for the whole network, logging each message
+    python3 echo_server.py                    for this machine, on port 7007
+    python3 echo_server.py --host :: -v       for the whole network, logging each message
     telnet localhost 7007                     try it
 
 One thread, one selectors loop, non-blocking sockets. What a client sends goes straight back. What
@@ -19,8 +19,10 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import ipaddress
 import logging
+import os
 import selectors
 import signal
 import socket
@@ -148,6 +150,31 @@ def log_lines(speaker: str, chunk: bytes) -> None:
 
 class Failure(Exception):
     """The script can't go on; the text says why, and what to do about it."""
+
+
+class StandardError(io.TextIOBase):
+    """Standard error for a program that goes on, and ends with the status it should, whatever has
+    become of it: gone, closed, or on a disk that is full.
+
+    Python's own keeps what it couldn't write, tries again at the end, and makes the exit status 120
+    when that fails too. This one keeps nothing.
+    """
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            os.write(2, text.encode("utf-8", "backslashreplace"))
+        return len(text)
+
+
+def open_standard_streams() -> None:
+    """Makes standard error one that can be relied on, and opens the null device in place of each
+    standard stream that is closed: a socket would get its descriptor, and with it the log."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest descriptor that is free: this one
+    sys.stderr = StandardError()
 
 
 def open_signal_socket(*numbers: int) -> socket.socket:
@@ -494,11 +521,32 @@ class EchoServer:
 # --- The command line ----------------------------------------------------------------------------
 
 
+def host_name(text: str) -> str:
+    """Returns a host without the brackets that an IPv6 address has where a port may follow it.
+    Raises ArgumentTypeError, which argparse shows."""
+    if not text:  # such as a variable of the shell that isn't set
+        raise argparse.ArgumentTypeError("no host is given")
+    return text[1:-1] if text[0] + text[-1] == "[]" else text
+
+
 def port_number(text: str) -> int:
     """Returns the number. Raises ArgumentTypeError, which argparse shows."""
     if not text.isdecimal() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"{text} is not a port; those go from 0 to 65535")
     return int(text)
+
+
+def parse_known(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Returns the options. Ends the process with status 2 if there is one that the parser doesn't
+    know. Of that only the name is shown: its value may be a password, and standard error a log."""
+    args, unknown = parser.parse_known_args(argv)
+    for word in unknown:
+        if word.startswith("-"):
+            name = word.partition("=")[0] if word.startswith("--") else word[:2]
+            parser.error(f"there is no option {name}")
+    if unknown:
+        parser.error("too many arguments")
+    return args
 
 
 def positive(text: str) -> int:
@@ -510,7 +558,9 @@ def positive(text: str) -> int:
 
 def server_parser(description: str, example: str) -> argparse.ArgumentParser:
     """Returns a parser for the options that both servers have."""
-    parser = argparse.ArgumentParser(description=description, epilog=f"example: {example}")
+    parser = argparse.ArgumentParser(
+        description=description, epilog=f"example: {example}", allow_abbrev=False
+    )
     add = parser.add_argument
     host = "listen on this name or address, can be repeated; :: is every interface, IPv4 too"
     add("--host", action="append", help=f"{host} (default: localhost)")
@@ -526,9 +576,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Returns the options, and `prog`, the script's name. Wrong ones end the process, status 2."""
     parser = server_parser(
         "The TCP echo service of RFC 862: sends back whatever a client sends.",
-        "python echo_server.py --host :: -v (then: telnet HOST 7007)",
+        "python3 echo_server.py --host :: -v (then: telnet HOST 7007)",
     )
-    args = parser.parse_args(argv)
+    args = parse_known(parser, argv)
     args.host = args.host or ["localhost"]  # as the option's default it would be added to
     args.prog = parser.prog
     return args
@@ -559,4 +609,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    open_standard_streams()
     sys.exit(main())

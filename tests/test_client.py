@@ -437,7 +437,7 @@ def test_nobody_listening_is_one_clear_line() -> None:
     done = client("127.0.0.1", port, "--name", "J")
     assert done.stderr == (
         f"chat_client.py: cannot connect to port {port} on 127.0.0.1: "
-        "nobody listens there; start a room with: python chat_server.py\n"
+        "nobody listens there; start a room with: python3 chat_server.py\n"
     )
     assert done.returncode == 1
 

@@ -53,7 +53,7 @@ def works(python: str) -> bool:
 def test_help_has_every_option_and_an_example(script: str) -> None:
     done = run(script, "--help")
     assert done.returncode == 0
-    assert "example: python " + script in done.stdout
+    assert "example: python3 " + script in done.stdout
     options = re.findall(r'add\("(--[a-z-]+)"', (ROOT / script).read_text())
     assert options
     for option in options:
