@@ -23,6 +23,16 @@ from typing import Any
 
 import pytest
 
+from chat_server import (
+    BATCH_COST,
+    HIGH_WATER,
+    MAX_UNREAD,
+    ChatServer,
+    Connection,
+    Room,
+    identity,
+)
+
 ROOT = Path(__file__).resolve().parent.parent
 CERTS = ROOT / "tests" / "certs"
 TLS_OPTIONS = ["--tls-cert", str(CERTS / "room.pem"), "--tls-key", str(CERTS / "room.key")]
@@ -167,10 +177,104 @@ def trusting(certificate: Path) -> ssl.SSLContext:
 def patched(start: Callable[..., Server], tmp_path: Path, patch: str, *options: str) -> Server:
     """Starts a room of which something was changed."""
     (tmp_path / "patched.py").write_text(
-        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport chat_server\n"
+        f"import sys\nsys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\nimport chat_server\n"
         f"{patch}\nsys.exit(chat_server.main())\n"
     )
     return start("patched.py", *options, cwd=tmp_path)
+
+
+def check_invariants(server: ChatServer) -> None:
+    """What holds of a room between two turns, whatever has happened."""
+    room, throttle = server.room, server.throttle
+    members, leaving = set(server.members()), set(server.leaving)
+    states = [set(server.door.waiting), members, leaving]
+    everyone = set().union(*states)
+    assert len(everyone) == sum(map(len, states)), "in two states at once"
+    registered = {key.data: key for key in server.selector.get_map().values()}
+    assert {one for one in registered if isinstance(one, Connection)} <= everyone
+    for conn in everyone:
+        check_connection(conn)
+        assert conn.events == (registered[conn].events if conn in registered else 0)
+        assert conn in server.in_hand or conn in server.door.waiting or not conn.has_more()
+    assert server.in_hand <= members | leaving
+    for key, owner in room.names.items():
+        assert owner in room.members and key == identity(owner.name)
+    assert len(room.names) == sum(1 for conn in members if conn.name)
+    assert throttle.paused == {conn for conn in members if not conn.reading}
+    assert throttle.slowing == {one for one in members if one.size - one.unread > HIGH_WATER}
+    unread = {one for one in members if one.unread > MAX_UNREAD}
+    assert set(throttle.behind) == throttle.slowing | unread
+    assert set(throttle.spent) <= members
+    for conn in leaving - set(room.batch.leavers):  # those will be seen off with that batch
+        assert not conn.unheard
+        assert conn.queue or (conn.reading and not conn.sending), "should be closed by now"
+
+
+def check_connection(conn: Connection) -> None:
+    """What holds of one that is open."""
+    assert conn.sock.fileno() != -1
+    wanted = (1 if conn.reading else 0) | (2 if conn.queue else 0)  # EVENT_READ, EVENT_WRITE
+    assert conn.events == (conn.tls_wants if wanted and conn.tls_wants else wanted)
+    queue = conn.queue or ()
+    assert conn.queue is None or queue, "an empty queue is none"
+    assert not queue or (conn.sending and not conn.shaking_hands)
+    gets = [len(batch.text_for(conn)) for batch in queue]
+    assert 0 <= conn.place < (gets[0] if gets else 1)
+    assert conn.size == sum(gets) + BATCH_COST * len(gets) - conn.place
+    assert conn.unread == sum(batch.told.get(conn, 0) for batch in queue)
+
+
+class CheckedServer(ChatServer):
+    """A room whose invariants are checked after each step that is taken from outside."""
+
+    depth = 0
+
+
+def checked(step: Callable[..., Any]) -> Callable[..., Any]:
+    def take_step(server: CheckedServer, *given: Any) -> Any:
+        server.depth += 1
+        try:
+            return step(server, *given)
+        finally:
+            server.depth -= 1
+            if not server.depth:
+                check_invariants(server)
+
+    return take_step
+
+
+for _name in ("turn", "read_all", "deliver", "tick", "admit", "disconnect", "close_room"):
+    setattr(CheckedServer, _name, checked(getattr(ChatServer, _name)))
+
+
+def pair() -> tuple[socket.socket, Peer]:
+    """Returns the two ends of a connection: the server's, and the peer's."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        theirs = socket.create_connection(listener.getsockname(), DEADLINE)
+        ours, _ = listener.accept()
+    ours.setblocking(False)
+    return ours, Peer(theirs)
+
+
+class Inside:
+    """A room that doesn't run, and its members: each one's connection, and its peer."""
+
+    def __init__(self, **options: Any) -> None:
+        self.server = CheckedServer([], Room(), **options)
+
+    def join(self) -> tuple[Connection, Peer]:
+        sock, peer = pair()
+        before = set(self.server.members())
+        self.server.admit(sock, "peer")
+        self.server.deliver(self.server.room.take_batch())
+        peer.expect(WELCOME)
+        (conn,) = set(self.server.members()) - before
+        return conn, peer
+
+    def say(self, text: bytes) -> None:
+        """The room itself says whole lines to everyone."""
+        self.server.room.batch.say(text, None)
+        self.server.deliver(self.server.room.take_batch())
 
 
 class Peer:

@@ -468,7 +468,7 @@ def test_client_gives_the_password_again_when_it_comes_back(
     listener: Listener, terminal: Callable[..., Terminal]
 ) -> None:
     command = [*CLIENT, "127.0.0.1", str(listener.port), "--name", "John"]
-    window = terminal(*command, env={**os.environ, "TERM": "xterm", "CHAT_PASSWORD": ""})
+    window = terminal(*command, env={**os.environ, "TERM": "xterm"})
     server = listener.accept()
     server.send("* password?\n")
     window.expect("password: ")

@@ -3,48 +3,21 @@
 from __future__ import annotations
 
 import errno
-import hmac
 import select
 import selectors
 import socket
 import ssl
 import time
-import tracemalloc
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from support import CERTS, DEADLINE, WELCOME, Peer
+from support import CERTS, DEADLINE, CheckedServer, Inside, Peer, pair
 
 import chat_client
 import chat_server
 import echo_server
-from chat_server import ALLOWANCE, PATIENCE, ChatServer, Connection, Room
-
-
-def pair() -> tuple[socket.socket, Peer]:
-    """Returns the two ends of a connection: the server's, and the peer's."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        theirs = socket.create_connection(listener.getsockname(), DEADLINE)
-        ours, _ = listener.accept()
-    ours.setblocking(False)
-    return ours, Peer(theirs)
-
-
-class Inside:
-    """A chat server that doesn't run, and its members: each one's connection, and its peer."""
-
-    def __init__(self) -> None:
-        self.server = ChatServer([], Room())
-
-    def join(self) -> tuple[Connection, Peer]:
-        sock, peer = pair()
-        before = set(self.server.members())
-        self.server.admit(sock, "peer")
-        self.server.deliver(self.server.room.take_batch())
-        peer.expect(WELCOME)
-        (conn,) = set(self.server.members()) - before
-        return conn, peer
+from chat_server import Batch, Connection, Room
 
 
 @pytest.fixture
@@ -52,68 +25,16 @@ def inside() -> Inside:
     return Inside()
 
 
-def test_backlog_costs_what_is_counted(inside: Inside) -> None:
-    conn, _ = inside.join()
-    tracemalloc.start()
-    try:
-        for _ in range(10_000):
-            inside.server.queue(conn, memoryview(b"%010d" % 7 * 1000)[:2])
-        held, _ = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert held < 1.2 * conn.cost
-    assert conn.cost < 1.2 * 20_000  # one-letter lines cost little more than their bytes
-
-
-def test_many_who_flood_share_what_one_may_say(inside: Inside) -> None:
-    server = inside.server
-    (stuck, _), (talker, peer) = inside.join(), inside.join()
-    server.congested[stuck] = time.monotonic() + PATIENCE
-    server.spent = {inside.join()[0]: 1 for _ in range(16)}
-    peer.send((b"x" * 99 + b"\n") * 300)
-    for _ in range(10):
-        server.guard(server.read, talker, 100_000)
-    assert 0 < server.room.batch.size <= ALLOWANCE // 2
-
-
-def test_allowance_is_renewed_with_each_tick(inside: Inside) -> None:
-    server = inside.server
-    (stuck, _), (talker, peer) = inside.join(), inside.join()
-    server.congested[stuck] = time.monotonic() + PATIENCE
-    peer.send((b"x" * 99 + b"\n") * 300)
-    for _ in range(3):
-        before = server.room.batch.size
-        for _ in range(100):
-            server.guard(server.read, talker, 100_000)
-        assert 0 < server.room.batch.size - before <= 2 * ALLOWANCE
-        assert not talker.reading
-        server.tick(time.monotonic())
-        assert talker.reading
-
-
-def test_end_of_congestion_frees_those_it_held_up(inside: Inside) -> None:
-    server = inside.server
-    for end in (server.drop_backlog, server.stop_sending, server.close):
-        (stuck, _), (talker, _) = inside.join(), inside.join()
-        server.congested[stuck] = time.monotonic() + PATIENCE
-        talker.later = b"waits\n"
-        server.hold_up(talker)
-        end(stuck)
-        assert not server.congested
-        assert talker.reading
-        assert talker in server.pending
-
-
 def test_what_came_before_sending_failed_is_heard_but_no_torn_line(inside: Inside) -> None:
     server = inside.server
     conn, peer = inside.join()
     peer.send(b"last words\ntorn")
     peer.reset()
-    server.send(conn, memoryview(b"too late\n"))
+    conn.say(b"too late\n")
     for _ in range(3):
         if conn in server.room.members:
-            server.guard(server.read, conn, 100)
-    assert server.room.take_batch().text() == b"last words\n"
+            server.read_all({conn})
+    assert server.room.take_batch().text == b"last words\n"
 
 
 def test_last_words_are_heard_although_something_was_said_after_the_close(inside: Inside) -> None:
@@ -122,19 +43,20 @@ def test_last_words_are_heard_although_something_was_said_after_the_close(inside
     conn, peer = inside.join()
     peer.send(b"bye")
     peer.close()
-    server.guard(server.read, conn, 100)
+    server.read_all({conn})
     for _ in range(3):  # the first is answered with the reset
-        server.send(conn, b"too late\n")
-    server.guard(server.read, conn, 100)
-    assert server.room.take_batch().text() == b"bye\n"
+        conn.say(b"too late\n")
+    server.read_all({conn})
+    assert server.room.take_batch().text == b"bye\n"
 
 
 def test_closing_room_hears_what_waits_for_the_next_turn(inside: Inside) -> None:
     server = inside.server
     (one, _), (_, two) = inside.join(), inside.join()
-    server.hear(one, b"/name John\n", 99)
-    one.later = b"waits\n" * 5000  # more than one turn would hear
-    server.pending.add(one)
+    one.unheard = b"/name John\n"
+    server.guard(server.hear, one, 99)
+    one.unheard = b"waits\n" * 5000  # more than one turn would hear
+    server.in_hand.add(one)
     server.close_room()
     two.expect("* John joined\n", *["John: waits\n"] * 5000, "* the room is closing\n")
 
@@ -142,18 +64,16 @@ def test_closing_room_hears_what_waits_for_the_next_turn(inside: Inside) -> None
 def test_exception_in_delivery_ends_one_connection_alone(
     inside: Inside, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server = inside.server
     members = [inside.join() for _ in range(3)]
-    send = server.send
+    write = Connection.write
 
-    def stumble(conn: Connection, data: memoryview) -> None:
+    def stumble(conn: Connection, batch: Batch) -> None:
         if conn is members[0][0]:
             raise RuntimeError("a bug")
-        send(conn, data)
+        write(conn, batch)
 
-    monkeypatch.setattr(server, "send", stumble)
-    server.room.announce("hi")
-    server.deliver(server.room.take_batch())
+    monkeypatch.setattr(Connection, "write", stumble)
+    inside.say(b"* hi\n")
     assert members[0][1].rest() == b""
     for _, peer in members[1:]:
         peer.expect("* hi\n")
@@ -161,12 +81,12 @@ def test_exception_in_delivery_ends_one_connection_alone(
 
 @pytest.mark.parametrize("module", [chat_server, echo_server])
 def test_newcomers_are_let_in_when_a_connection_was_closed(module: Any) -> None:
-    server = ChatServer([], Room()) if module is chat_server else module.EchoServer([], 9)
+    server = CheckedServer([], Room()) if module is chat_server else module.EchoServer([], 9)
     sock, _peer = pair()
     server.admit(sock, "peer")
     server.acceptor.retry_at = time.monotonic() + 1000
     (key,) = server.selector.get_map().values()
-    server.drop(key.data, "gone")
+    (server.disconnect if module is chat_server else server.drop)(key.data, "gone")
     assert server.acceptor.retry_at is None
 
 
@@ -196,7 +116,7 @@ def test_one_turn_hears_at_most_its_share(inside: Inside, monkeypatch: pytest.Mo
     peer.send(b"y\n" * 10_000)
     inside.server.next_tick = time.monotonic() + 1000  # or it forgets what was spent
     inside.server.turn()
-    assert 0 < inside.server.spent[conn] <= 2000 + chat_server.ITEM_WEIGHT
+    assert 0 < inside.server.throttle.spent[conn] <= 2000 + chat_server.ITEM_WEIGHT
 
 
 def test_exception_ends_one_echo_client_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,9 +172,9 @@ def test_who_has_said_least_lately_is_heard_first(
         second.send(b"second\n")
         select.select([one.sock], [], [], DEADLINE)
         select.select([two.sock], [], [], DEADLINE)
-        server.spent = {talker: 1, other: 2}
+        server.throttle.spent = {talker: 1, other: 2}
         server.read_all({one, two})
-        said = server.room.take_batch().text()
+        said = server.room.take_batch().text
         assert said == (b"first\n" if talker is one else b"second\n")
         server.read_all({other})
         server.room.take_batch()
@@ -264,13 +184,14 @@ def test_who_has_left_is_closed_after_its_own_close(inside: Inside) -> None:
     """Not before: input that comes in between would make a reset of the close."""
     server = inside.server
     conn, peer = inside.join()
-    server.hear(conn, b"/quit\n", 99)
+    conn.unheard = b"/quit\n"
+    server.hear(conn, 99)
     server.deliver(server.room.take_batch())
     assert peer.rest() == b""
     assert conn in server.leaving
     peer.close()
     select.select([conn.sock], [], [], DEADLINE)
-    server.guard(server.read, conn, 99)
+    server.read_all({conn})
     assert conn not in server.leaving
     assert conn.sock.fileno() == -1
 
@@ -305,70 +226,13 @@ def test_too_many_who_are_turned_away_at_once_get_no_word(inside: Inside) -> Non
     assert peer.rest() == b""
 
 
-def test_small_views_in_a_backlog_do_not_hold_on_to_whole_batches(inside: Inside) -> None:
-    conn, _ = inside.join()
-    tracemalloc.start()
-    try:
-        for _ in range(40):  # each too large to be joined with the one before
-            inside.server.queue(conn, memoryview(b"x" * 200_000)[:5000])
-        held, _ = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert held < 1.2 * conn.cost
-
-
-def test_who_leaves_with_a_backlog_slows_nobody_down(inside: Inside) -> None:
-    server = inside.server
-    (slow, _), (talker, _) = inside.join(), inside.join()
-    server.queue(slow, memoryview(b"x" * (chat_server.HIGH_WATER + 1)))
-    assert slow in server.congested
-    server.hold_up(talker)
-    server.room.leave(slow)
-    server.start_leaving(slow)
-    assert slow.backlog
-    assert not server.congested
-    assert talker.reading
-
-
 def test_full_room_ends_the_stream_cleanly_although_the_newcomer_has_spoken() -> None:
-    server = ChatServer([], Room(), max_clients=1)
+    server = CheckedServer([], Room(), max_clients=1)
     (first, _peer), (second, newcomer) = pair(), pair()
     newcomer.send(b"/name John\n")  # to close with this unread would be a reset
     server.admit(first, "first")
     server.admit(second, "second")
     assert newcomer.rest() == b"* the room is full\n"
-
-
-def test_time_at_the_door_does_not_begin_anew_with_each_byte() -> None:
-    server = ChatServer([], Room(), password=b"secret")
-    sock, peer = pair()
-    server.admit(sock, "peer")
-    (conn,) = server.door
-    deadline = server.door[conn]
-    for byte in (b"s", b"e", b"c"):
-        peer.send(byte)
-        select.select([sock], [], [], DEADLINE)
-        server.guard(server.step_at_door, conn)
-    assert conn.framer.partial == b"sec"
-    assert server.door == {conn: deadline}
-
-
-def test_password_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    compared = []
-    compare = hmac.compare_digest
-
-    def record(given: bytes, password: bytes) -> bool:
-        compared.append((given, password))
-        return compare(given, password)
-
-    monkeypatch.setattr(hmac, "compare_digest", record)
-    server = ChatServer([], Room(), password=b"secret")
-    sock, peer = pair()
-    server.admit(sock, "peer")
-    peer.send(b"guess\n")
-    select.select([sock], [], [], DEADLINE)
-    server.guard(server.step_at_door, next(iter(server.door)))
-    assert compared == [(b"guess", b"secret")]
 
 
 @pytest.mark.parametrize("module", [chat_server, echo_server])

@@ -6,10 +6,12 @@ import random
 import re
 import socket
 import struct
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from crowd import Walker, pump
-from support import WELCOME, Server, end_stream
+from support import WELCOME, Server, end_stream, patched
 
 
 class Talker(Walker):
@@ -174,12 +176,17 @@ class Play:
     [*(("plain", seed) for seed in range(7)), *(("tls", seed) for seed in range(20, 22))],
     indirect=["start"],
 )
-def test_everyone_gets_what_others_say_once_whole_and_in_one_order(room: Server, seed: int) -> None:
+def test_everyone_gets_what_others_say_once_whole_and_in_one_order(
+    start: Callable[..., Server], tmp_path: Path, seed: int
+) -> None:
+    """The room checks its invariants after each turn."""
+    check = "import support\nchat_server.ChatServer = support.CheckedServer"
+    room = patched(start, tmp_path, check)
     play = Play(room, seed)
     for _ in range(500):
         play.step()
     play.finish()
     play.check()
     assert len(play.members) >= 40
-    assert "let go" not in room.log()
+    assert "disconnected: " not in room.log()
     assert "Traceback" not in room.log()

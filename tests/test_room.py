@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
 
-from chat_server import MAX_NAME, WELCOME, Member, Room, identity, pieces, valid_name
+from chat_server import (
+    MAX_HISTORY,
+    MAX_NAME,
+    MAX_UNREAD,
+    WELCOME,
+    History,
+    Member,
+    Room,
+    identity,
+    valid_name,
+)
 
 LIMIT = 1 << 20
 
@@ -35,10 +46,9 @@ class Hall:
     def turn(self) -> None:
         """Ends a turn: everyone gets the batch."""
         batch = self.room.take_batch()
-        text = memoryview(batch.text())
         for member in self.got:
-            if member in self.room.members or member in batch.cuts:
-                self.got[member] += b"".join(pieces(text, batch.cuts.get(member, ())))
+            if member in self.room.members or member in batch.leavers:
+                self.got[member] += batch.text_for(member)
 
     def heard(self, member: Member) -> list[str]:
         """Returns the lines that the member got since it was last asked."""
@@ -369,16 +379,35 @@ def test_history_is_given_to_newcomers_once_and_in_order(hall: Hall) -> None:
     ]
 
 
-def test_history_is_bounded_in_bytes_and_shared(hall: Hall) -> None:
-    hall = Hall(history=1000)
-    one = hall.join()
+def test_history_is_bounded_in_bytes_and_shared() -> None:
+    history = History(1000)
     for number in range(100):
-        hall.say(one, f"{number:03}" + "x" * 8000 + "\n")
-        assert sum(map(len, hall.room.history.lines)) <= 128 * 1024  # though nobody has joined
-    text = hall.room.history.text()
-    assert len(text) <= 128 * 1024
+        history.add(f"{number:03}".encode() + b"x" * 8000 + b"\n")
+        assert history.size <= 128 * 1024 + 8192 + 4096  # though nobody has joined
+    text = b"".join(history.pieces())
+    assert 120 * 1024 < len(text) <= 128 * 1024
     assert text.endswith(b"099" + b"x" * 8000 + b"\n")
-    assert hall.room.history.text() is text
+    assert text.startswith(b"084xxx")
+    for one, other in zip(history.pieces()[1:], history.pieces()[1:]):
+        assert one is other
+
+
+@pytest.mark.parametrize("count", [1, 3, 100, 5000])
+def test_history_has_the_last_lines_however_they_came(count: int) -> None:
+    chance = random.Random(count)
+    history = History(count)
+    lines: list[bytes] = []
+    for _ in range(300):
+        chunk = [b"x" * chance.choice([0, 1, 30, 700]) for _ in range(chance.choice([1, 1, 2, 90]))]
+        history.add(b"".join(line + b"\n" for line in chunk))
+        lines += chunk
+        kept = b"".join(history.pieces()).split(b"\n")[:-1]
+        assert kept == lines[-count:] or kept == lines[len(lines) - len(kept) :] != []
+        assert len(kept) <= count
+        size = sum(len(line) + 1 for line in kept)
+        assert size <= MAX_HISTORY
+        if len(kept) < min(count, len(lines)):  # one line more would have been too much
+            assert size + len(lines[-len(kept) - 1]) + 1 > MAX_HISTORY
 
 
 def test_an_empty_line_between_others_is_a_line_too(hall: Hall) -> None:
@@ -387,9 +416,8 @@ def test_an_empty_line_between_others_is_a_line_too(hall: Hall) -> None:
     hall.room.hear(two, b"hi\n", 99)
     hall.room.hear(one, b"\n", 99)
     batch = hall.room.take_batch()
-    text = memoryview(batch.text())
     for member, gets in ((one, b"hi\n"), (two, b"\n\n"), (three, b"\nhi\n\n")):
-        assert b"".join(pieces(text, batch.cuts.get(member, ()))) == gets
+        assert batch.text_for(member) == gets
 
 
 def test_a_long_line_counts_although_it_is_only_refused(hall: Hall) -> None:
@@ -433,4 +461,29 @@ def test_history_has_messages_alone() -> None:
     one = hall.join("John")
     hall.join("Ann")
     hall.say(one, "John: hi\n/msg Ann: psst\n/name Jim\n/who\n")
-    assert hall.room.history.text() == b"John: hi\n"
+    assert hall.room.history.pieces() == [b"John: hi\n"]
+
+
+def test_text_without_cuts_is_shared_and_a_forgotten_member_takes_its_cuts_along(
+    hall: Hall,
+) -> None:
+    one, two, three = hall.join(), hall.join("Two"), hall.join("Three")
+    hall.say(one, "hi\n/who\n")
+    hall.say(two, "/msg Three: psst\n")
+    batch = hall.room.take_batch()
+    assert batch.text_for(two) is batch.text
+    assert batch.forget(one) == len("* here: Two, Three and 1 unnamed\n")
+    assert batch.forget(three) == len("Two (private): psst\n")
+    assert not batch.cuts and not batch.told
+    assert batch.forget(three) == 0
+
+
+def test_whoever_does_not_read_gets_no_more_private_messages(hall: Hall) -> None:
+    john, ann = hall.join("John"), hall.join("Ann")
+    ann.unread = MAX_UNREAD // 2 + 1
+    hall.say(john, "/msg Ann: psst\n")
+    assert hall.heard(john) == ["* Ann is not reading; that was not delivered"]
+    assert hall.heard(ann) == []
+    ann.unread = 0
+    hall.say(john, "/msg Ann: psst\n")
+    assert hall.heard(ann) == ["John (private): psst"]
