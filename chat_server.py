@@ -1028,12 +1028,14 @@ class Connection(Member):
         text = batch.text_for(self) if is_cut else batch.text
         sent = self.send(text) if text and self.sending and not self.queue else 0
         if sent < len(text) and self.sending:
-            if not self.queue:
-                self.queue, self.place = deque(), sent
-            self.queue.append(batch)
             self.size += len(text) - sent + BATCH_COST
-            self.unread += batch.told.get(self, 0)
-            self.watch()
+            if is_cut:
+                self.unread += batch.told.get(self, 0)
+            if self.queue:
+                self.queue.append(batch)
+            else:
+                self.queue, self.place = deque([batch]), sent
+                self.watch()
         elif is_cut:
             batch.forget(self)
 

@@ -15,6 +15,7 @@ from support import DEADLINE, Peer, check_connection, pair
 
 from chat_server import (
     ALLOWANCE,
+    BATCH_COST,
     HIGH_WATER,
     MAX_UNREAD,
     MIN_READ,
@@ -120,6 +121,17 @@ def test_queues_share_what_they_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     finally:
         tracemalloc.stop()
     assert held < 100 * 5100 + 50 * 3000
+
+
+def test_what_waits_is_not_looked_at_when_more_comes(
+    stuck: Stuck, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stuck.conn.write(said(b"first\n"))
+    monkeypatch.setattr(Batch, "text_for", None)  # without cuts, even that isn't called
+    for _ in range(1000):
+        stuck.conn.write(said(b"more\n"))
+    assert stuck.sends == 1
+    assert stuck.conn.size == len(b"first\n") + 1000 * len(b"more\n") + 1001 * BATCH_COST
 
 
 def test_what_waits_is_dropped_with_its_connection(stuck: Stuck) -> None:
