@@ -1616,9 +1616,12 @@ def how_to_join_through_tls(
     """Returns the same for a room that speaks TLS with the certificate in the file `cert`, and what
     it takes for that. Logs a warning if clients can't trust the certificate."""
     others = hosts_for_others(listeners)
-    rehearsal = Rehearsal(tls, cert)
-    host = rehearsal.host_for_clients(others or hosts, by_name=bool(others))
-    join = f"join: python3 chat_client.py {host} {listeners[0].getsockname()[1]}"
+    join = f"join: python3 chat_client.py %s {listeners[0].getsockname()[1]}"
+    try:
+        rehearsal = Rehearsal(tls, cert)
+    except OSError:  # a pipe, from which the certificate comes once
+        return [f"{join % (others or hosts)[0]} --tls-ca FILE", "FILE is the room's certificate"]
+    join %= rehearsal.host_for_clients(others or hosts, by_name=bool(others))
     if rehearsal.public:
         return [f"{join} --tls"]
     if not rehearsal.sufficient:
