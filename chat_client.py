@@ -654,29 +654,50 @@ class Terminated(Exception):
     """A signal told us to end; the argument is its number."""
 
 
-class StandardError(io.TextIOBase):
-    """Standard error for a program that goes on, and ends with the status it should, whatever has
-    become of it: gone, closed, or on a disk that is full.
+class StandardStream(io.TextIOBase):
+    """Standard output or error for a program that goes on, and ends with the status it should,
+    whatever has become of it: gone, closed, or on a disk that is full.
 
     Python's own keeps what it couldn't write, tries again at the end, and makes the exit status 120
     when that fails too. This one keeps nothing.
     """
 
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self.descriptor = descriptor
+
     def write(self, text: str) -> int:
         with suppress(OSError):
-            os.write(2, text.encode("utf-8", "backslashreplace"))
+            os.write(self.descriptor, text.encode("utf-8", "backslashreplace"))
         return len(text)
 
 
 def open_standard_streams() -> None:
-    """Makes standard error one that can be relied on, and opens the null device in place of each
-    standard stream that is closed: a socket would get its descriptor, and with it the log."""
+    """Makes standard output and error ones that can be relied on, and opens the null device in
+    place of each standard stream that is closed: a socket would get its descriptor, and with it the
+    log."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest descriptor that is free: this one
-    sys.stderr = StandardError()
+    if sys.stdout is not None:  # it is if it was closed: then what is asked for goes to the error
+        sys.stdout = StandardStream(1)
+    sys.stderr = StandardStream(2)
+
+
+class SignalSocket(socket.socket):
+    """What open_signal_socket returns. After close() no signal arrives any more."""
+
+    def __init__(self, reader: socket.socket, writer: socket.socket) -> None:
+        super().__init__(fileno=reader.detach())
+        self.writer = writer
+        self.woken_before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+
+    def close(self) -> None:
+        signal.set_wakeup_fd(self.woken_before)
+        self.writer.close()
+        super().close()
 
 
 def open_signal_socket(*numbers: int) -> socket.socket:
@@ -688,10 +709,10 @@ def open_signal_socket(*numbers: int) -> socket.socket:
     reader, writer = socket.socketpair()
     reader.setblocking(False)
     writer.setblocking(False)
-    signal.set_wakeup_fd(writer.detach())
+    signals = SignalSocket(reader, writer)
     for number in numbers:
         signal.signal(number, lambda *_: None)  # only a signal with a handler wakes the loop
-    return reader
+    return signals
 
 
 def raise_for_signal(number: int, _: Any) -> None:

@@ -37,7 +37,6 @@ from __future__ import annotations
 
 import argparse
 import errno
-import hmac
 import io
 import ipaddress
 import logging
@@ -58,11 +57,21 @@ from itertools import dropwhile, islice
 from selectors import EVENT_READ, EVENT_WRITE
 from typing import Any, cast
 
-if sys.platform != "win32":
-    import resource
+try:  # Windows has neither, and Debian's python3-minimal lacks the second
+    import fcntl
+except ImportError:
+    fcntl = None  # type: ignore[assignment]
 try:
+    import resource
+except ImportError:
+    resource = None  # type: ignore[assignment]
+try:  # what only closed rooms need; Debian's python3-minimal lacks the first
+    import hmac
+except ImportError:
+    hmac = None  # type: ignore[assignment]
+try:  # a Python can be built without OpenSSL
     import ssl
-except ImportError:  # a Python built without OpenSSL can do everything but TLS
+except ImportError:
     ssl = None  # type: ignore[assignment]
 
 VERSION = "1.0"
@@ -114,6 +123,8 @@ WRONG_TIME = 1.0  # seconds until a connection is closed that gave a wrong passw
 
 WELCOME = "Welcome to the chatroom!"
 NOT_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE")  # OpenSSL's reasons
+PARTIAL_CHAIN = 0x80000  # ssl.VERIFY_X509_PARTIAL_CHAIN, which older Pythons don't name
+NOT_A_PAIR = ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED")  # these too
 TLS_RECORD = 16 * 1024  # bytes in a record at most; so much is decrypted at once
 # How TLS begins (RFC 8446, sections 4 and 5.1), and no line of text does.
 CLIENT_HELLO = re.compile(rb"\x16\x03[\x00-\x04]..\x01", re.DOTALL)
@@ -630,29 +641,50 @@ class Failure(Exception):
     """The script can't go on; the text says why, and what to do about it."""
 
 
-class StandardError(io.TextIOBase):
-    """Standard error for a program that goes on, and ends with the status it should, whatever has
-    become of it: gone, closed, or on a disk that is full.
+class StandardStream(io.TextIOBase):
+    """Standard output or error for a program that goes on, and ends with the status it should,
+    whatever has become of it: gone, closed, or on a disk that is full.
 
     Python's own keeps what it couldn't write, tries again at the end, and makes the exit status 120
     when that fails too. This one keeps nothing.
     """
 
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self.descriptor = descriptor
+
     def write(self, text: str) -> int:
         with suppress(OSError):
-            os.write(2, text.encode("utf-8", "backslashreplace"))
+            os.write(self.descriptor, text.encode("utf-8", "backslashreplace"))
         return len(text)
 
 
 def open_standard_streams() -> None:
-    """Makes standard error one that can be relied on, and opens the null device in place of each
-    standard stream that is closed: a socket would get its descriptor, and with it the log."""
+    """Makes standard output and error ones that can be relied on, and opens the null device in
+    place of each standard stream that is closed: a socket would get its descriptor, and with it the
+    log."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest descriptor that is free: this one
-    sys.stderr = StandardError()
+    if sys.stdout is not None:  # it is if it was closed: then what is asked for goes to the error
+        sys.stdout = StandardStream(1)
+    sys.stderr = StandardStream(2)
+
+
+class SignalSocket(socket.socket):
+    """What open_signal_socket returns. After close() no signal arrives any more."""
+
+    def __init__(self, reader: socket.socket, writer: socket.socket) -> None:
+        super().__init__(fileno=reader.detach())
+        self.writer = writer
+        self.woken_before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+
+    def close(self) -> None:
+        signal.set_wakeup_fd(self.woken_before)
+        self.writer.close()
+        super().close()
 
 
 def open_signal_socket(*numbers: int) -> socket.socket:
@@ -664,25 +696,53 @@ def open_signal_socket(*numbers: int) -> socket.socket:
     reader, writer = socket.socketpair()
     reader.setblocking(False)
     writer.setblocking(False)
-    signal.set_wakeup_fd(writer.detach())
+    signals = SignalSocket(reader, writer)
     for number in numbers:
         signal.signal(number, lambda *_: None)  # only a signal with a handler wakes the loop
-    return reader
+    return signals
 
 
-def allow_clients(clients: int) -> int:
-    """Has the system let this process have a socket for each of so many clients, if it can. Returns
-    how many to serve: fewer than wanted on Windows, where select() takes no more."""
+def raise_descriptor_limit(clients: int) -> int:
+    """Raises the limit on open files, as far as the system allows, so that `clients` can connect.
+    Returns how many to serve at most: fewer on Windows, where select() takes no more."""
     if sys.platform == "win32":
+        if clients > MAX_CLIENTS:
+            log.warning("on Windows at most %d clients can be served", MAX_CLIENTS)
         return min(clients, MAX_CLIENTS)
+    if resource is None:
+        return clients
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = clients + OTHER_DESCRIPTORS
     for limit in (needed, hard, 10_240):  # the last: macOS allows that, whatever it says is hard
         if 0 <= soft < limit <= needed:  # an infinite limit is -1, or very large
             with suppress(OSError, ValueError):
                 resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+                soft = limit
                 break
+    if 0 <= soft < needed:
+        log.warning(
+            "%d clients can need %d open files, and %d are allowed, enough for %d; "
+            "raise the limit with ulimit -n, or lower --max-clients",
+            *(clients, needed, soft, max(0, soft - OTHER_DESCRIPTORS)),
+        )
     return clients
+
+
+def open_log(verbose: bool) -> None:
+    """Starts the log, on standard error, each line with its time.
+
+    The time is in UTC, the transcript's: it makes no jump in spring and autumn, and the logs of
+    several hosts can be laid side by side. Where standard error is systemd's journal there is none,
+    as that keeps its own (systemd.exec(5) explains JOURNAL_STREAM).
+    """
+    error = os.fstat(2)
+    in_journal = os.environ.get("JOURNAL_STREAM") == f"{error.st_dev}:{error.st_ino}"
+    logging.Formatter.converter = time.gmtime
+    logging.basicConfig(
+        format="%(message)s" if in_journal else "%(asctime)s %(message)s",
+        datefmt="%Y-%m-%dT%H:%M:%SZ",
+        level=logging.DEBUG if verbose else logging.INFO,
+    )
 
 
 # --- Listening sockets ---------------------------------------------------------------------------
@@ -690,10 +750,21 @@ def allow_clients(clients: int) -> int:
 # Names that mean two addresses, whatever this host's resolver says: localhost (RFC 6761, section
 # 6.3), and every interface, which is IPv4 too. IPv6 sockets are IPv6 only here, so that both can be
 # bound, and peers go by their real address instead of ::ffff:192.0.2.1.
-SEVERAL_ADDRESSES = {"localhost": ("::1", "127.0.0.1"), "::": ("::", "0.0.0.0")}
+EVERY_INTERFACE = ("::", "0.0.0.0")
+SEVERAL_ADDRESSES = {
+    "localhost": ("::1", "127.0.0.1"),
+    "::": EVERY_INTERFACE,
+    "*": EVERY_INTERFACE,
+}
 
 # An address that this machine doesn't have, such as ::1 where IPv6 is switched off.
 NOT_OURS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)  # for this process, for the whole system
+
+# Addresses that nobody has (RFC 5737, RFC 3849). The way to them is the way to the rest of the
+# world.
+ELSEWHERE: dict[int, str] = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}
+SIOCGIFADDR = 0x8915 if sys.platform == "linux" else 0xC0206921  # on macOS and the BSDs
 
 
 def open_listeners(hosts: Sequence[str], port: int) -> list[socket.socket]:
@@ -701,43 +772,67 @@ def open_listeners(hosts: Sequence[str], port: int) -> list[socket.socket]:
 
     Port 0 stands for one that is free on all of them. Raises Failure.
     """
+    addresses = find_addresses(hosts)
     tries = 1 if port else 20  # a port that is free on the first address may be taken on the next
     while True:
         listeners: dict[Address, socket.socket] = {}
         try:
             for host in hosts:
-                listen_on(host, port, listeners)
+                listen_on(addresses[host], port, listeners)
             return list(listeners.values())
-        except (OSError, UnicodeError) as error:  # UnicodeError: a name that no host can have
+        except OSError as error:
             for listener in listeners.values():
                 listener.close()
             tries -= 1
-            taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
-            if not (taken and tries):
+            if error.errno != errno.EADDRINUSE or not tries:
                 raise Failure(why_not_listening(error, host, port)) from error
 
 
-def listen_on(host: str, port: int, listeners: dict[Address, socket.socket]) -> None:
-    """Adds a listener for each address of `host` that has none yet, all on one port.
+def find_addresses(hosts: Sequence[str]) -> dict[str, list[tuple[int, Address]]]:
+    """Returns the family and the address of everything that each host stands for. Where all
+    addresses of a family are among them, that is in place of each single one, which it would keep
+    from being bound. Raises Failure."""
+    found: dict[str, list[tuple[int, Address]]] = {}
+    everything: dict[int, Address] = {}  # by its family
+    for host in hosts:
+        found[host] = []
+        for name in SEVERAL_ADDRESSES.get(host, (host,)):
+            try:
+                answers = socket.getaddrinfo(name, 0, type=socket.SOCK_STREAM)
+            except (OSError, UnicodeError) as error:  # UnicodeError: a name that no host can have
+                raise Failure(why_not_listening(error, host, 0)) from error
+            for family, _, _, _, address in answers:
+                found[host].append((family, address))
+                if address[0] in EVERY_INTERFACE:
+                    everything[family] = address
+    return {
+        host: [(family, everything.get(family, address)) for family, address in addresses]
+        for host, addresses in found.items()
+    }
+
+
+def listen_on(
+    addresses: Sequence[tuple[int, Address]], port: int, listeners: dict[Address, socket.socket]
+) -> None:
+    """Adds a listener for each address of a host that has none yet, all on one port.
 
     Addresses that this machine doesn't have are passed over while another one of the host is left.
-    Raises OSError or UnicodeError.
+    Raises OSError.
     """
     missing: OSError | None = None
     listening = False
-    for name in SEVERAL_ADDRESSES.get(host, (host,)):
-        for family, _, _, _, address in socket.getaddrinfo(name, port, type=socket.SOCK_STREAM):
-            if listeners:  # then port 0 has become a real one
-                port = next(iter(listeners.values())).getsockname()[1]
-            key = (address[0], *address[2:])  # without the port
-            try:
-                if key not in listeners:
-                    listeners[key] = bind_and_listen(family, (address[0], port, *address[2:]))
-                listening = True
-            except OSError as error:
-                if error.errno not in NOT_OURS:
-                    raise
-                missing = error
+    for family, address in addresses:
+        if listeners:  # then port 0 has become a real one
+            port = next(iter(listeners.values())).getsockname()[1]
+        key = (address[0], *address[2:])  # without the port
+        try:
+            if key not in listeners:
+                listeners[key] = bind_and_listen(family, (address[0], port, *address[2:]))
+            listening = True
+        except OSError as error:
+            if error.errno not in NOT_OURS:
+                raise
+            missing = error
     if missing and not listening:
         raise missing
 
@@ -765,13 +860,15 @@ def why_not_listening(error: OSError | UnicodeError, host: str, port: int) -> st
     """Returns what to tell the user when listening on `port` of `host` failed."""
     if isinstance(error, (socket.gaierror, UnicodeError)):
         return f"host {host} is unknown; --host takes a name or an address of this machine"
+    if host.lower().startswith("fe80:") and "%" not in host:
+        return f"{host} needs the interface that it belongs to, as in {host}%eth0"
     if error.errno == errno.EADDRINUSE:
         return f"port {port} on {host} is taken; choose another with --port"
-    if error.errno == errno.EACCES:
+    if error.errno == errno.EACCES and port < 1024:
         return f"port {port} on {host} is for the superuser; choose one above 1023 with --port"
     if error.errno in NOT_OURS:
         return f"{host} is not an address of this machine; --host :: takes all that it has"
-    return f"cannot listen on port {port} of {host}: {error}"
+    return f"cannot listen on port {port} of {host}: {error.strerror or error}"
 
 
 def format_address(address: Address | None) -> str:
@@ -782,9 +879,14 @@ def format_address(address: Address | None) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def ip_address(listener: socket.socket) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """Returns the address at which a socket listens."""
+    return ipaddress.ip_address(listener.getsockname()[0].partition("%")[0])
+
+
 def who_can_connect(listeners: Sequence[socket.socket]) -> str:
     """Returns a sentence for the user that says from where the listeners can be reached."""
-    addresses = [ipaddress.ip_address(one.getsockname()[0].partition("%")[0]) for one in listeners]
+    addresses = [ip_address(listener) for listener in listeners]
     if all(address.is_loopback for address in addresses):
         return "only this machine can connect; --host :: lets the network in"
     if any(address.is_unspecified for address in addresses):
@@ -792,9 +894,37 @@ def who_can_connect(listeners: Sequence[socket.socket]) -> str:
     return "whoever can reach these addresses can connect"
 
 
-def host_for_others(host: str) -> str:
-    """Returns the host that the others should connect to, given a --host option."""
-    return socket.gethostname() if host in ("::", "0.0.0.0", "") else host
+def hosts_for_others(listeners: Sequence[socket.socket]) -> list[str]:
+    """Returns what other hosts can connect to, the likeliest to work first; nothing if only this
+    machine can connect."""
+    addresses = [ip_address(listener) for listener in listeners]
+    if all(address.is_loopback for address in addresses):
+        return []
+    found: list[str] = []
+    for listener, address in zip(listeners, addresses):
+        if address.is_unspecified:
+            found += own_addresses(listener.family)
+        # A link-local one goes with an interface, which each host calls by a name of its own.
+        elif not address.is_loopback and not (address.version == 6 and address.is_link_local):
+            found.append(str(address))
+    found.sort(key=lambda host: ":" in host)  # IPv4 first, which everyone has
+    return found or [socket.gethostname()]
+
+
+def own_addresses(family: int) -> list[str]:
+    """Returns addresses of this machine, as far as the system tells: first the one from which it
+    reaches the rest of the world, if it does, then each interface's."""
+    found: list[str] = []
+    with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as sock:
+        sock.connect((ELSEWHERE[family], 9))  # sends nothing
+        found.append(sock.getsockname()[0])
+    if family == socket.AF_INET and fcntl and hasattr(socket, "if_nameindex"):
+        with socket.socket(family, socket.SOCK_DGRAM) as sock:
+            for _, name in socket.if_nameindex():
+                with suppress(OSError):  # it has none
+                    answer = fcntl.ioctl(sock, SIOCGIFADDR, os.fsencode(name).ljust(40, b"\0"))
+                    found.append(socket.inet_ntoa(answer[20:24]))  # of a struct ifreq
+    return [host for host in dict.fromkeys(found) if not host.startswith(("127.", "fe80:"))]
 
 
 class Acceptor:
@@ -1171,6 +1301,11 @@ class TLSConnection(Connection):
 # --- The chat server -----------------------------------------------------------------------------
 
 
+def open_private(path: str, flags: int) -> int:
+    """Opens a file that, if it is a new one, only its owner can read. Returns the descriptor."""
+    return os.open(path, flags, 0o600)
+
+
 class Transcript:
     """A file to which every public line is added with its time. A disk that is full or a file that
     vanished is the log's business: the room goes on."""
@@ -1186,7 +1321,7 @@ class Transcript:
 
     def open(self) -> None:
         """Raises OSError."""
-        self.file = io.FileIO(self.path, "a")
+        self.file = io.FileIO(self.path, "a", opener=open_private)
 
     def write(self, text: bytes) -> None:
         """Adds whole lines."""
@@ -1685,6 +1820,111 @@ class ChatServer:
             self.throttle.check(conn)
 
 
+# --- How to join ---------------------------------------------------------------------------------
+
+
+def how_to_join(listeners: Sequence[socket.socket], hosts: Sequence[str]) -> list[str]:
+    """Returns commands for joining that work as they stand on the hosts that can connect. `hosts`
+    are the --host options."""
+    host = (hosts_for_others(listeners) or hosts)[0]
+    port = listeners[0].getsockname()[1]
+    return [f"join: python3 chat_client.py {host} {port}", f"or: nc {host} {port}"]
+
+
+def how_to_join_through_tls(
+    listeners: Sequence[socket.socket], hosts: Sequence[str], tls: ssl.SSLContext, cert: str
+) -> list[str]:
+    """Returns the same for a room that speaks TLS with the certificate in the file `cert`, and what
+    it takes for that. Logs a warning if clients can't trust the certificate."""
+    others = hosts_for_others(listeners)
+    join = f"join: python3 chat_client.py %s {listeners[0].getsockname()[1]}"
+    try:
+        rehearsal = Rehearsal(tls, cert)
+    except OSError:  # a pipe, from which the certificate comes once
+        return [f"{join % (others or hosts)[0]} --tls-ca FILE", "FILE is the room's certificate"]
+    join %= rehearsal.host_for_clients(others or hosts, by_name=bool(others))
+    if rehearsal.public:
+        return [f"{join} --tls"]
+    if not rehearsal.sufficient:
+        return [f"{join} --tls-ca FILE", f"FILE is the certificate of the authority behind {cert}"]
+    if not others:
+        return [f"{join} --tls-ca {shell_word(os.path.abspath(cert))}"]
+    file, note = shell_word(os.path.basename(cert)), "it isn't secret"
+    with open(cert, "rb") as pem:
+        if b"PRIVATE KEY-----" in pem.read():
+            file, note = "NEW.pem", f"that is {file} without the key"
+    return [f"{join} --tls-ca {file}", f"copy {file} to that host first; {note}"]
+
+
+class Rehearsal:
+    """What clients will make of our certificate: we shake hands with ourselves, in memory."""
+
+    def __init__(self, tls: ssl.SSLContext, cert: str) -> None:
+        self.tls = tls
+        self.cert = cert
+        self.client = ssl.create_default_context()
+        self.public = not self.why_refused()  # an authority that everyone trusts vouches for it
+        self.sufficient = True  # a client that is given the file itself trusts it
+        if not self.public:
+            self.client = ssl.create_default_context(cafile=cert)
+            self.client.verify_flags &= ~PARTIAL_CHAIN
+            self.sufficient = "issuer" not in self.why_refused()
+            self.client.verify_flags |= PARTIAL_CHAIN  # even so we can see for which hosts it is
+
+    def host_for_clients(self, hosts: Sequence[str], by_name: bool) -> str:
+        """Returns which of the hosts the certificate is for; if it is for none, another one that it
+        names, if clients can connect by names. Logs a warning if they would refuse it."""
+        why = self.why_refused()
+        if why:
+            log.warning("clients will refuse %s: %s; make or get a new one", self.cert, why)
+            return hosts[0]
+        for host in hosts:
+            if not self.why_refused(host):
+                return host
+        for kind, name in self.shake_hands("").get("subjectAltName", ()):
+            if by_name and kind == "DNS" and name != "localhost" and "*" not in name:
+                return str(name)
+        log.warning(
+            "clients will refuse %s as the certificate of %s; "
+            "make one with the names and addresses by which they connect",
+            *(self.cert, hosts[0]),
+        )
+        return hosts[0]
+
+    def why_refused(self, host: str = "") -> str:
+        """Returns why a client doesn't trust the certificate or, given a host, doesn't take it for
+        that one's; nothing if it does."""
+        try:
+            self.shake_hands(host)
+            return ""
+        except ssl.SSLCertVerificationError as error:
+            return str(error.verify_message)
+        except (ssl.SSLError, ValueError) as error:  # ValueError: a name that nothing can have
+            return str(error)
+
+    def shake_hands(self, host: str) -> Any:
+        """Returns the certificate as SSLSocket.getpeercert() does. Raises ssl.SSLError, or
+        ValueError for a host that can't be one."""
+        self.client.check_hostname = bool(host)
+        to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+        ends = (
+            self.client.wrap_bio(to_client, to_server, server_hostname=host or None),
+            self.tls.wrap_bio(to_server, to_client, server_side=True),
+        )
+        for end in ends * 4:  # more rounds than any version of TLS needs
+            with suppress(ssl.SSLWantReadError):
+                end.do_handshake()
+        return ends[0].getpeercert()
+
+
+def shell_word(text: str) -> str:
+    """Returns the text as a shell takes it for one word, as shlex.quote() does: Debian's
+    python3-minimal lacks that."""
+    if re.fullmatch(r"[\w@%+=:,./-]+", text):
+        return text
+    return "'" + text.replace("'", "'\"'\"'") + "'"
+
+
 # --- The command line ----------------------------------------------------------------------------
 
 
@@ -1694,6 +1934,15 @@ def host_name(text: str) -> str:
     if not text:  # such as a variable of the shell that isn't set
         raise argparse.ArgumentTypeError("no host is given")
     return text[1:-1] if text[0] + text[-1] == "[]" else text
+
+
+def own_host(text: str) -> str:
+    """Returns a host of this machine to listen on. Raises ArgumentTypeError, which argparse
+    shows."""
+    host, _, port = text.rpartition(":")
+    if port.isdecimal() and (":" not in host or host.endswith("]")) and host:
+        raise argparse.ArgumentTypeError(f"{text} has a port in it: --host {host} --port {port}")
+    return host_name(text)
 
 
 def port_number(text: str) -> int:
@@ -1730,7 +1979,7 @@ def server_parser(description: str, example: str) -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     host = "listen on this name or address, can be repeated; :: is every interface, IPv4 too"
-    add("--host", action="append", help=f"{host} (default: localhost)")
+    add("--host", type=own_host, action="append", help=f"{host} (default: localhost)")
     add("--port", type=port_number, default=PORT, help="0 takes a free one (default: %(default)s)")
     crowd = "turn away more than N at once (default: %(default)s)"
     add("--max-clients", type=positive, default=MAX_CLIENTS, metavar="N", help=crowd)
@@ -1783,49 +2032,106 @@ def read_password(file: str | None) -> bytes:
     return password
 
 
+def lacking(module: str, purpose: str) -> Failure:
+    """Returns what to raise where a part of Python isn't installed."""
+    remedy = "install the whole of it; on Debian: apt install python3"
+    return Failure(f"this Python has no module {module}, which {purpose} needs; {remedy}")
+
+
 def make_server_tls(cert: str, key: str) -> ssl.SSLContext:
     """Returns what connections need to speak TLS as a server. Raises Failure."""
     if ssl is None:
-        raise Failure("this Python was built without TLS")
+        raise lacking("ssl", "TLS")
+
+    def ask_for_pass_phrase() -> str:  # instead of OpenSSL, which would ask on the terminal
+        remedy = f"make a copy without it: openssl pkey -in {key} -out NEW.key"
+        raise Failure(f"the key in {key} has a pass phrase; {remedy}")
+
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.num_tickets = 0  # nobody resumes a session here
     # No renegotiation, so that sending doesn't have to wait for receiving. A peer that half-closes
-    # without close_notify, as most do, still gets what was said before.
-    context.options |= ssl.OP_NO_RENEGOTIATION | getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
+    # without close_notify, as most do, still gets what was said before. PyPy and LibreSSL lack the
+    # names.
+    for option in ("OP_NO_RENEGOTIATION", "OP_IGNORE_UNEXPECTED_EOF"):
+        context.options |= getattr(ssl, option, 0)
     try:
-        context.load_cert_chain(cert, key)
+        context.load_cert_chain(cert, key, password=ask_for_pass_phrase)
     except OSError as error:  # ssl.SSLError is one too
-        raise Failure(f"cannot use {cert} with {key}: {error.strerror}") from error
+        raise Failure(why_not_usable(error, cert, key)) from error
     return context
+
+
+def why_not_usable(error: OSError, cert: str, key: str) -> str:
+    """Returns what to tell the user when the certificate and the key couldn't be loaded."""
+    texts = []
+    for option, file in (("--tls-cert", cert), ("--tls-key", key)):
+        try:
+            with open(file, "rb") as pem:
+                texts.append(pem.read())
+        except OSError as problem:
+            return f"cannot read {option} {file}: {problem.strerror}"
+    has_cert = [b"CERTIFICATE-----" in text for text in texts]
+    has_key = [b"PRIVATE KEY-----" in text for text in texts]
+    if has_key[0] and has_cert[1] and not (has_cert[0] and has_key[1]):
+        return f"--tls-cert and --tls-key are swapped: {cert} has the key, {key} the certificate"
+    if not has_cert[0]:
+        return f"there is no certificate in PEM format in {cert}"
+    if not has_key[1]:
+        return f"there is no private key in PEM format in {key}"
+    reason = getattr(error, "reason", None)
+    if reason in NOT_A_PAIR:
+        return f"the key in {key} does not belong to the first certificate in {cert}"
+    if reason:
+        return f"cannot use {cert} with {key}: {reason.lower().replace('_', ' ')}"
+    try:
+        ssl.create_default_context(cafile=cert)
+    except ssl.SSLError:
+        return f"the certificate in {cert} is damaged"
+    return f"the private key in {key} is damaged"
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serves until it is told to stop; returns the exit status. Raises Failure."""
+    max_clients = raise_descriptor_limit(args.max_clients)
+    transcript = Transcript(args.transcript) if args.transcript is not None else None
+    password = read_password(args.password_file)
+    if password and hmac is None:
+        raise lacking("hmac", "a password")
+    if len(password) > args.max_line:
+        raise Failure("the password is longer than a line may be; see --max-line")
+    tls = make_server_tls(args.tls_cert, args.tls_key) if args.tls_cert is not None else None
+    listeners = open_listeners(args.host, args.port)
+    addresses = [format_address(listener.getsockname()) for listener in listeners]
+    log.info("listening on %s; %s", " and ".join(addresses), who_can_connect(listeners))
+    if tls:
+        lines = how_to_join_through_tls(listeners, args.host, tls, args.tls_cert)
+    else:
+        lines = how_to_join(listeners, args.host)
+    for line in lines:
+        log.info("%s", line)
+    if password:
+        log.info("the client asks for the password; any other sends it as its first line")
+    if password and not tls:
+        log.warning("the password travels in the clear; --tls-cert and --tls-key change that")
+    room = Room(args.history)
+    server = ChatServer(listeners, room, max_clients, args.max_line, transcript, password, tls)
+    return server.run()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the server; returns the exit status: 0 for a clean end, 1 for a failure."""
     args = parse_args(argv)
-    logging.basicConfig(
-        format="%(asctime)s %(message)s",
-        datefmt="%Y-%m-%d %H:%M:%S",
-        level=logging.DEBUG if args.verbose else logging.INFO,
-    )
+    open_log(args.verbose)
     try:
-        max_clients = allow_clients(args.max_clients)
-        transcript = Transcript(args.transcript) if args.transcript is not None else None
-        password = read_password(args.password_file)
-        tls = make_server_tls(args.tls_cert, args.tls_key) if args.tls_cert is not None else None
-        listeners = open_listeners(args.host, args.port)
-        addresses = [format_address(listener.getsockname()) for listener in listeners]
-        log.info("listening on %s; %s", " and ".join(addresses), who_can_connect(listeners))
-        host, port = host_for_others(args.host[0]), listeners[0].getsockname()[1]
-        join = f"python3 chat_client.py {host} {port}"
-        log.info("join: %s", f"{join} --tls" if tls else f"{join}, or: nc {host} {port}")
-        if password and not tls:
-            log.warning("the password travels in the clear; --tls-cert and --tls-key change that")
-        room = Room(args.history)
-        server = ChatServer(listeners, room, max_clients, args.max_line, transcript, password, tls)
-        return server.run()
+        return run(args)
     except Failure as error:
         print(f"{args.prog}: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.errno not in NO_DESCRIPTOR:
+            raise
+        print(f"{args.prog}: too few open files are allowed; see ulimit -n", file=sys.stderr)
         return 1
     except KeyboardInterrupt:  # before the loop took over the signals
         return 0

@@ -34,8 +34,14 @@ from functools import partial
 from selectors import EVENT_READ, EVENT_WRITE
 from typing import Any
 
-if sys.platform != "win32":
+try:  # Windows has neither, and Debian's python3-minimal lacks the second
+    import fcntl
+except ImportError:
+    fcntl = None  # type: ignore[assignment]
+try:
     import resource
+except ImportError:
+    resource = None  # type: ignore[assignment]
 
 VERSION = "1.0"
 
@@ -152,29 +158,50 @@ class Failure(Exception):
     """The script can't go on; the text says why, and what to do about it."""
 
 
-class StandardError(io.TextIOBase):
-    """Standard error for a program that goes on, and ends with the status it should, whatever has
-    become of it: gone, closed, or on a disk that is full.
+class StandardStream(io.TextIOBase):
+    """Standard output or error for a program that goes on, and ends with the status it should,
+    whatever has become of it: gone, closed, or on a disk that is full.
 
     Python's own keeps what it couldn't write, tries again at the end, and makes the exit status 120
     when that fails too. This one keeps nothing.
     """
 
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self.descriptor = descriptor
+
     def write(self, text: str) -> int:
         with suppress(OSError):
-            os.write(2, text.encode("utf-8", "backslashreplace"))
+            os.write(self.descriptor, text.encode("utf-8", "backslashreplace"))
         return len(text)
 
 
 def open_standard_streams() -> None:
-    """Makes standard error one that can be relied on, and opens the null device in place of each
-    standard stream that is closed: a socket would get its descriptor, and with it the log."""
+    """Makes standard output and error ones that can be relied on, and opens the null device in
+    place of each standard stream that is closed: a socket would get its descriptor, and with it the
+    log."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest descriptor that is free: this one
-    sys.stderr = StandardError()
+    if sys.stdout is not None:  # it is if it was closed: then what is asked for goes to the error
+        sys.stdout = StandardStream(1)
+    sys.stderr = StandardStream(2)
+
+
+class SignalSocket(socket.socket):
+    """What open_signal_socket returns. After close() no signal arrives any more."""
+
+    def __init__(self, reader: socket.socket, writer: socket.socket) -> None:
+        super().__init__(fileno=reader.detach())
+        self.writer = writer
+        self.woken_before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+
+    def close(self) -> None:
+        signal.set_wakeup_fd(self.woken_before)
+        self.writer.close()
+        super().close()
 
 
 def open_signal_socket(*numbers: int) -> socket.socket:
@@ -186,25 +213,53 @@ def open_signal_socket(*numbers: int) -> socket.socket:
     reader, writer = socket.socketpair()
     reader.setblocking(False)
     writer.setblocking(False)
-    signal.set_wakeup_fd(writer.detach())
+    signals = SignalSocket(reader, writer)
     for number in numbers:
         signal.signal(number, lambda *_: None)  # only a signal with a handler wakes the loop
-    return reader
+    return signals
 
 
-def allow_clients(clients: int) -> int:
-    """Has the system let this process have a socket for each of so many clients, if it can. Returns
-    how many to serve: fewer than wanted on Windows, where select() takes no more."""
+def raise_descriptor_limit(clients: int) -> int:
+    """Raises the limit on open files, as far as the system allows, so that `clients` can connect.
+    Returns how many to serve at most: fewer on Windows, where select() takes no more."""
     if sys.platform == "win32":
+        if clients > MAX_CLIENTS:
+            log.warning("on Windows at most %d clients can be served", MAX_CLIENTS)
         return min(clients, MAX_CLIENTS)
+    if resource is None:
+        return clients
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = clients + OTHER_DESCRIPTORS
     for limit in (needed, hard, 10_240):  # the last: macOS allows that, whatever it says is hard
         if 0 <= soft < limit <= needed:  # an infinite limit is -1, or very large
             with suppress(OSError, ValueError):
                 resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+                soft = limit
                 break
+    if 0 <= soft < needed:
+        log.warning(
+            "%d clients can need %d open files, and %d are allowed, enough for %d; "
+            "raise the limit with ulimit -n, or lower --max-clients",
+            *(clients, needed, soft, max(0, soft - OTHER_DESCRIPTORS)),
+        )
     return clients
+
+
+def open_log(verbose: bool) -> None:
+    """Starts the log, on standard error, each line with its time.
+
+    The time is in UTC, the transcript's: it makes no jump in spring and autumn, and the logs of
+    several hosts can be laid side by side. Where standard error is systemd's journal there is none,
+    as that keeps its own (systemd.exec(5) explains JOURNAL_STREAM).
+    """
+    error = os.fstat(2)
+    in_journal = os.environ.get("JOURNAL_STREAM") == f"{error.st_dev}:{error.st_ino}"
+    logging.Formatter.converter = time.gmtime
+    logging.basicConfig(
+        format="%(message)s" if in_journal else "%(asctime)s %(message)s",
+        datefmt="%Y-%m-%dT%H:%M:%SZ",
+        level=logging.DEBUG if verbose else logging.INFO,
+    )
 
 
 # --- Listening sockets ---------------------------------------------------------------------------
@@ -212,10 +267,21 @@ def allow_clients(clients: int) -> int:
 # Names that mean two addresses, whatever this host's resolver says: localhost (RFC 6761, section
 # 6.3), and every interface, which is IPv4 too. IPv6 sockets are IPv6 only here, so that both can be
 # bound, and peers go by their real address instead of ::ffff:192.0.2.1.
-SEVERAL_ADDRESSES = {"localhost": ("::1", "127.0.0.1"), "::": ("::", "0.0.0.0")}
+EVERY_INTERFACE = ("::", "0.0.0.0")
+SEVERAL_ADDRESSES = {
+    "localhost": ("::1", "127.0.0.1"),
+    "::": EVERY_INTERFACE,
+    "*": EVERY_INTERFACE,
+}
 
 # An address that this machine doesn't have, such as ::1 where IPv6 is switched off.
 NOT_OURS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)  # for this process, for the whole system
+
+# Addresses that nobody has (RFC 5737, RFC 3849). The way to them is the way to the rest of the
+# world.
+ELSEWHERE: dict[int, str] = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}
+SIOCGIFADDR = 0x8915 if sys.platform == "linux" else 0xC0206921  # on macOS and the BSDs
 
 
 def open_listeners(hosts: Sequence[str], port: int) -> list[socket.socket]:
@@ -223,43 +289,67 @@ def open_listeners(hosts: Sequence[str], port: int) -> list[socket.socket]:
 
     Port 0 stands for one that is free on all of them. Raises Failure.
     """
+    addresses = find_addresses(hosts)
     tries = 1 if port else 20  # a port that is free on the first address may be taken on the next
     while True:
         listeners: dict[Address, socket.socket] = {}
         try:
             for host in hosts:
-                listen_on(host, port, listeners)
+                listen_on(addresses[host], port, listeners)
             return list(listeners.values())
-        except (OSError, UnicodeError) as error:  # UnicodeError: a name that no host can have
+        except OSError as error:
             for listener in listeners.values():
                 listener.close()
             tries -= 1
-            taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
-            if not (taken and tries):
+            if error.errno != errno.EADDRINUSE or not tries:
                 raise Failure(why_not_listening(error, host, port)) from error
 
 
-def listen_on(host: str, port: int, listeners: dict[Address, socket.socket]) -> None:
-    """Adds a listener for each address of `host` that has none yet, all on one port.
+def find_addresses(hosts: Sequence[str]) -> dict[str, list[tuple[int, Address]]]:
+    """Returns the family and the address of everything that each host stands for. Where all
+    addresses of a family are among them, that is in place of each single one, which it would keep
+    from being bound. Raises Failure."""
+    found: dict[str, list[tuple[int, Address]]] = {}
+    everything: dict[int, Address] = {}  # by its family
+    for host in hosts:
+        found[host] = []
+        for name in SEVERAL_ADDRESSES.get(host, (host,)):
+            try:
+                answers = socket.getaddrinfo(name, 0, type=socket.SOCK_STREAM)
+            except (OSError, UnicodeError) as error:  # UnicodeError: a name that no host can have
+                raise Failure(why_not_listening(error, host, 0)) from error
+            for family, _, _, _, address in answers:
+                found[host].append((family, address))
+                if address[0] in EVERY_INTERFACE:
+                    everything[family] = address
+    return {
+        host: [(family, everything.get(family, address)) for family, address in addresses]
+        for host, addresses in found.items()
+    }
+
+
+def listen_on(
+    addresses: Sequence[tuple[int, Address]], port: int, listeners: dict[Address, socket.socket]
+) -> None:
+    """Adds a listener for each address of a host that has none yet, all on one port.
 
     Addresses that this machine doesn't have are passed over while another one of the host is left.
-    Raises OSError or UnicodeError.
+    Raises OSError.
     """
     missing: OSError | None = None
     listening = False
-    for name in SEVERAL_ADDRESSES.get(host, (host,)):
-        for family, _, _, _, address in socket.getaddrinfo(name, port, type=socket.SOCK_STREAM):
-            if listeners:  # then port 0 has become a real one
-                port = next(iter(listeners.values())).getsockname()[1]
-            key = (address[0], *address[2:])  # without the port
-            try:
-                if key not in listeners:
-                    listeners[key] = bind_and_listen(family, (address[0], port, *address[2:]))
-                listening = True
-            except OSError as error:
-                if error.errno not in NOT_OURS:
-                    raise
-                missing = error
+    for family, address in addresses:
+        if listeners:  # then port 0 has become a real one
+            port = next(iter(listeners.values())).getsockname()[1]
+        key = (address[0], *address[2:])  # without the port
+        try:
+            if key not in listeners:
+                listeners[key] = bind_and_listen(family, (address[0], port, *address[2:]))
+            listening = True
+        except OSError as error:
+            if error.errno not in NOT_OURS:
+                raise
+            missing = error
     if missing and not listening:
         raise missing
 
@@ -287,13 +377,15 @@ def why_not_listening(error: OSError | UnicodeError, host: str, port: int) -> st
     """Returns what to tell the user when listening on `port` of `host` failed."""
     if isinstance(error, (socket.gaierror, UnicodeError)):
         return f"host {host} is unknown; --host takes a name or an address of this machine"
+    if host.lower().startswith("fe80:") and "%" not in host:
+        return f"{host} needs the interface that it belongs to, as in {host}%eth0"
     if error.errno == errno.EADDRINUSE:
         return f"port {port} on {host} is taken; choose another with --port"
-    if error.errno == errno.EACCES:
+    if error.errno == errno.EACCES and port < 1024:
         return f"port {port} on {host} is for the superuser; choose one above 1023 with --port"
     if error.errno in NOT_OURS:
         return f"{host} is not an address of this machine; --host :: takes all that it has"
-    return f"cannot listen on port {port} of {host}: {error}"
+    return f"cannot listen on port {port} of {host}: {error.strerror or error}"
 
 
 def format_address(address: Address | None) -> str:
@@ -304,9 +396,14 @@ def format_address(address: Address | None) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def ip_address(listener: socket.socket) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """Returns the address at which a socket listens."""
+    return ipaddress.ip_address(listener.getsockname()[0].partition("%")[0])
+
+
 def who_can_connect(listeners: Sequence[socket.socket]) -> str:
     """Returns a sentence for the user that says from where the listeners can be reached."""
-    addresses = [ipaddress.ip_address(one.getsockname()[0].partition("%")[0]) for one in listeners]
+    addresses = [ip_address(listener) for listener in listeners]
     if all(address.is_loopback for address in addresses):
         return "only this machine can connect; --host :: lets the network in"
     if any(address.is_unspecified for address in addresses):
@@ -314,9 +411,37 @@ def who_can_connect(listeners: Sequence[socket.socket]) -> str:
     return "whoever can reach these addresses can connect"
 
 
-def host_for_others(host: str) -> str:
-    """Returns the host that the others should connect to, given a --host option."""
-    return socket.gethostname() if host in ("::", "0.0.0.0", "") else host
+def hosts_for_others(listeners: Sequence[socket.socket]) -> list[str]:
+    """Returns what other hosts can connect to, the likeliest to work first; nothing if only this
+    machine can connect."""
+    addresses = [ip_address(listener) for listener in listeners]
+    if all(address.is_loopback for address in addresses):
+        return []
+    found: list[str] = []
+    for listener, address in zip(listeners, addresses):
+        if address.is_unspecified:
+            found += own_addresses(listener.family)
+        # A link-local one goes with an interface, which each host calls by a name of its own.
+        elif not address.is_loopback and not (address.version == 6 and address.is_link_local):
+            found.append(str(address))
+    found.sort(key=lambda host: ":" in host)  # IPv4 first, which everyone has
+    return found or [socket.gethostname()]
+
+
+def own_addresses(family: int) -> list[str]:
+    """Returns addresses of this machine, as far as the system tells: first the one from which it
+    reaches the rest of the world, if it does, then each interface's."""
+    found: list[str] = []
+    with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as sock:
+        sock.connect((ELSEWHERE[family], 9))  # sends nothing
+        found.append(sock.getsockname()[0])
+    if family == socket.AF_INET and fcntl and hasattr(socket, "if_nameindex"):
+        with socket.socket(family, socket.SOCK_DGRAM) as sock:
+            for _, name in socket.if_nameindex():
+                with suppress(OSError):  # it has none
+                    answer = fcntl.ioctl(sock, SIOCGIFADDR, os.fsencode(name).ljust(40, b"\0"))
+                    found.append(socket.inet_ntoa(answer[20:24]))  # of a struct ifreq
+    return [host for host in dict.fromkeys(found) if not host.startswith(("127.", "fe80:"))]
 
 
 class Acceptor:
@@ -424,6 +549,9 @@ class EchoServer:
     """Echoes what clients send, until SIGINT or SIGTERM. Messages too are logged at level DEBUG."""
 
     def __init__(self, listeners: Sequence[socket.socket], max_clients: int) -> None:
+        for listener in listeners:  # newcomers inherit it, so that it holds from their first byte
+            # Urgent data (MSG_OOB) arrives in its place among the other bytes, so it comes back.
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         self.max_clients = max_clients
         self.clients = 0
         self.selector = selectors.DefaultSelector()
@@ -436,19 +564,26 @@ class EchoServer:
         The selector holds with each socket its connection, with others what to call when they are
         ready.
         """
-        signals = open_signal_socket(signal.SIGINT, signal.SIGTERM)
-        self.selector.register(signals, EVENT_READ, partial(self.on_signal, signals))
-        self.acceptor.start()
-        while self.running:
-            timeout = None if self.acceptor.retry_at is None else RETRY_ACCEPT
-            for key, _ in self.selector.select(timeout):
-                ready = key.data
-                if isinstance(ready, Connection):
-                    self.serve(ready)
-                else:
-                    ready()
-            self.acceptor.retry(time.monotonic())
-        self.acceptor.close()
+        with self.selector, open_signal_socket(signal.SIGINT, signal.SIGTERM) as signals:
+            self.selector.register(signals, EVENT_READ, partial(self.on_signal, signals))
+            self.acceptor.start()
+            while self.running:
+                self.turn()
+            self.acceptor.close()
+            for key in self.selector.get_map().values():
+                if isinstance(key.data, Connection):
+                    key.data.sock.close()
+
+    def turn(self) -> None:
+        """Waits for sockets to be ready, and serves each of them once."""
+        timeout = None if self.acceptor.retry_at is None else RETRY_ACCEPT
+        for key, _ in self.selector.select(timeout):
+            ready = key.data
+            if isinstance(ready, Connection):
+                self.serve(ready)
+            else:
+                ready()
+        self.acceptor.retry(time.monotonic())
 
     def on_signal(self, signals: socket.socket) -> None:
         """Ends the loop."""
@@ -529,6 +664,15 @@ def host_name(text: str) -> str:
     return text[1:-1] if text[0] + text[-1] == "[]" else text
 
 
+def own_host(text: str) -> str:
+    """Returns a host of this machine to listen on. Raises ArgumentTypeError, which argparse
+    shows."""
+    host, _, port = text.rpartition(":")
+    if port.isdecimal() and (":" not in host or host.endswith("]")) and host:
+        raise argparse.ArgumentTypeError(f"{text} has a port in it: --host {host} --port {port}")
+    return host_name(text)
+
+
 def port_number(text: str) -> int:
     """Returns the number. Raises ArgumentTypeError, which argparse shows."""
     if not text.isdecimal() or int(text) > 65535:
@@ -563,7 +707,7 @@ def server_parser(description: str, example: str) -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     host = "listen on this name or address, can be repeated; :: is every interface, IPv4 too"
-    add("--host", action="append", help=f"{host} (default: localhost)")
+    add("--host", type=own_host, action="append", help=f"{host} (default: localhost)")
     add("--port", type=port_number, default=PORT, help="0 takes a free one (default: %(default)s)")
     crowd = "turn away more than N at once (default: %(default)s)"
     add("--max-clients", type=positive, default=MAX_CLIENTS, metavar="N", help=crowd)
@@ -584,24 +728,30 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
+def run(args: argparse.Namespace) -> None:
+    """Serves until it is told to stop. Raises Failure."""
+    max_clients = raise_descriptor_limit(args.max_clients)
+    listeners = open_listeners(args.host, args.port)
+    addresses = [format_address(listener.getsockname()) for listener in listeners]
+    log.info("listening on %s; %s", " and ".join(addresses), who_can_connect(listeners))
+    host = (hosts_for_others(listeners) or args.host)[0]
+    log.info("try it: telnet %s %d", host, listeners[0].getsockname()[1])
+    EchoServer(listeners, max_clients).run()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the server; returns the exit status: 0 for a clean end, 1 for a failure."""
     args = parse_args(argv)
-    logging.basicConfig(
-        format="%(asctime)s %(message)s",
-        datefmt="%Y-%m-%d %H:%M:%S",
-        level=logging.DEBUG if args.verbose else logging.INFO,
-    )
+    open_log(args.verbose)
     try:
-        max_clients = allow_clients(args.max_clients)
-        listeners = open_listeners(args.host, args.port)
-        addresses = [format_address(listener.getsockname()) for listener in listeners]
-        log.info("listening on %s; %s", " and ".join(addresses), who_can_connect(listeners))
-        host, port = host_for_others(args.host[0]), listeners[0].getsockname()[1]
-        log.info("try it: telnet %s %d", host, port)
-        EchoServer(listeners, max_clients).run()
+        run(args)
     except Failure as error:
         print(f"{args.prog}: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.errno not in NO_DESCRIPTOR:
+            raise
+        print(f"{args.prog}: too few open files are allowed; see ulimit -n", file=sys.stderr)
         return 1
     except KeyboardInterrupt:  # before the loop took over the signals
         pass

@@ -53,6 +53,31 @@ def needs(command: str) -> str:
     return path
 
 
+def needs_ipv6() -> None:
+    """Skips the test where IPv6 is switched off."""
+    try:
+        with socket.socket(socket.AF_INET6) as one:
+            one.bind(("::1", 0))
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        return int(one.getsockname()[1])
+
+
+def wait_until_listening(port: int) -> None:
+    def connects() -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+        except ConnectionRefusedError:
+            return False
+        return True
+
+    eventually(connects)
+
+
 def allow_many_descriptors() -> None:
     """A thousand clients are a thousand sockets in the tests' process."""
     try:
