@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 import codecs
 import errno
-import getpass
 import io
 import os
 import random
@@ -36,20 +35,25 @@ import sys
 import threading
 import time
 import unicodedata
-import zlib
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from selectors import EVENT_READ, EVENT_WRITE
 from typing import Any
 
-if sys.platform != "win32":
-    import termios
-    import tty
 try:
     import ssl
 except ImportError:  # a Python built without OpenSSL can do everything but TLS
     ssl = None  # type: ignore[assignment]
+try:
+    import termios
+    import tty
+except ImportError:  # on Windows, and in a Python of the bare minimum, such as python3-minimal
+    termios = None  # type: ignore[assignment]
+try:
+    import getpass
+except ImportError:
+    getpass = None  # type: ignore[assignment]
 
 VERSION = "1.0"
 
@@ -83,7 +87,7 @@ SOCKET_OPTIONS = [
 ]
 
 WELCOME = "Welcome to the chatroom!"
-BAD_NAME = re.compile(r"\* a name .*: /name NAME")  # no name has a colon, so none can look like it
+BAD_NAME = re.compile(r"\* (a name .*): /name NAME")  # no name has a colon, so none can look like it
 PASSWORD_QUESTION = "* password?"
 WRONG_PASSWORD = "* wrong password"
 NOT_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE")  # OpenSSL's reasons
@@ -202,6 +206,9 @@ class Talk:
         self.mentioned = False  # somebody has said the user's name
         self.wants_password = False
         self.refused = ""  # why there is no use in trying again
+        self.turned_away = ""  # what the room said in place of a welcome
+        self.name_refused = ""  # why the user isn't known by the name that was given
+        self.at_door = False  # what goes out now would be taken for the password
 
     def stop_waiting(self) -> None:
         """Goes on as well as it can: the answer that it waits for may never come."""
@@ -245,8 +252,8 @@ class Chat(Talk):
         self.ready = False  # the room has to know the name first
         self.be(name)
         self.password = password
-        self.at_door = False  # what goes out now would be taken for the password
         self.in_room = False
+        self.in_relay = False
         self.requested = ""  # a name that the room was asked for, until it answers
         self.requested_by_user = False
         self.first = True  # nothing was heard yet
@@ -266,6 +273,7 @@ class Chat(Talk):
         elif (first or self.at_door) and line == WELCOME:
             self.in_room = True
             self.at_door = False
+            self.turned_away = ""
             self.request_name(self.name)
             self.to_show.append(line)
         elif first and line == PASSWORD_QUESTION:
@@ -281,7 +289,12 @@ class Chat(Talk):
 
     def heard_message(self, line: str) -> None:
         """Shows what somebody said, and learns from it who is there."""
-        if not line.startswith("* "):  # as a room that is full does, without a welcome
+        if line.startswith("* "):  # as a room that is full does, without a welcome
+            if not self.in_relay:
+                self.turned_away = line[2:]
+        else:
+            self.turned_away = ""
+            self.in_relay = True
             if not self.in_room:  # some other relay: there is no answer to wait for
                 self.ready = True
             speaker, colon, text = line.partition(": ")
@@ -313,8 +326,13 @@ class Chat(Talk):
                 another = name[: MAX_NAME - 1] + "_"
                 if not self.requested_by_user and another != name:
                     self.request_name(another)
-            elif BAD_NAME.fullmatch(line):
+                elif not self.requested_by_user:
+                    self.name_refused = line[2:]
+            bad = BAD_NAME.fullmatch(line)
+            if bad:
                 self.take_answer()
+                if not self.requested_by_user:
+                    self.name_refused = bad[1]
         for pattern in SIGHTINGS:
             match = pattern.fullmatch(line)
             for name in match[1].split(", ") if match else ():
@@ -708,7 +726,10 @@ def open_input() -> int | socket.socket:
     if not ONLY_SOCKETS:
         return 0
     ours, feeder = socket.socketpair()
-    threading.Thread(target=feed_input, args=(feeder,), daemon=True).start()
+    if sys.stdin is None:  # it was closed
+        feeder.close()
+    else:
+        threading.Thread(target=feed_input, args=(feeder,), daemon=True).start()
     return ours
 
 
@@ -748,7 +769,7 @@ class Painter:
         name = speaker.replace(PRIVATE, "")
         if name == self.me:
             return BOLD
-        number = COLOURS[zlib.crc32(name.casefold().encode()) % len(COLOURS)]
+        number = COLOURS[sum(name.casefold().encode()) % len(COLOURS)]
         return f"\x1b[38;5;{number}m"
 
     def paint_prompt(self, row: str, prompt: str) -> str:
@@ -846,7 +867,8 @@ class Console:
 
     def ask_secret(self, prompt: str) -> bytes:
         """Returns what the user types unseen. Raises Failure if there is no user to ask."""
-        if not self.input_is_terminal:
+        can_ask = getpass and (termios or ONLY_SOCKETS)  # without an echo
+        if not (self.input_is_terminal and can_ask):
             raise Failure("the room wants a password; give it with --password-file FILE")
         if self.typed:  # ahead, and it is not to be published
             return self.typed.popleft().encode()
@@ -974,6 +996,8 @@ class Terminal(Console):
         if self.pending:
             self.output += b"\r\x1b[K" + "".join(self.pending).encode()
         self.give_back()
+        signal.set_wakeup_fd(-1)
+        self.signals.close()
 
     def on_signal(self, _: int) -> None:
         for number in self.signals.recv(64):
@@ -1057,11 +1081,9 @@ class Terminal(Console):
 
 def open_console(args: argparse.Namespace) -> Console:
     """Returns what suits standard input and output. Raises Failure."""
-    if sys.stdout is None:  # it was closed: a socket would get its descriptor
+    if sys.stdout is None:
         raise Failure("standard output is closed")
-    if sys.stdin is None:  # this too: open() takes the lowest descriptor that is free, 0
-        os.open(os.devnull, os.O_RDONLY)
-    plain = args.plain or ONLY_SOCKETS or os.environ.get("TERM", "") in ("", "dumb")
+    plain = args.plain or not termios or os.environ.get("TERM", "") in ("", "dumb")
     if not plain and os.isatty(0) and os.isatty(1):
         with suppress(OSError):  # another user's terminal, after su, can't be opened
             return Terminal(Painter(not os.environ.get("NO_COLOR"), args.timestamps))
@@ -1071,9 +1093,15 @@ def open_console(args: argparse.Namespace) -> Console:
 # --- The client ----------------------------------------------------------------------------------
 
 
+# What to tell the user, the most telling first: a host may have several addresses.
 WHY_NOT_CONNECTED = {
-    errno.ECONNREFUSED: "nobody listens there; start a room with: python3 chat_server.py",
-    errno.ETIMEDOUT: "no answer",
+    errno.ECONNREFUSED: "nobody listens there{others}; start the server with: {command}",
+    errno.ETIMEDOUT: "no answer; is it switched on, and does its firewall let port {port} through?",
+    errno.EHOSTUNREACH: "no way there; is it switched on, and in the same network?",
+    errno.ENETUNREACH: "no way there; is this machine in a network that leads to it?",
+    errno.EACCES: "this machine's firewall forbids it",
+    errno.EPERM: "this machine's firewall forbids it",
+    errno.EINVAL: "an address fe80:... needs its interface, such as fe80::1%eth0",
 }
 
 
@@ -1084,7 +1112,12 @@ class Client:
     """
 
     def __init__(
-        self, console: Console, host: str, port: int, tls: ssl.SSLContext | None = None
+        self,
+        console: Console,
+        host: str,
+        port: int,
+        tls: ssl.SSLContext | None = None,
+        script: str = "chat_server.py",
     ) -> None:
         # select(), not epoll: it also takes regular files and /dev/null as standard input, which
         # epoll refuses (EPERM), and three descriptors are no load for it.
@@ -1093,6 +1126,7 @@ class Client:
         self.host = host
         self.port = port
         self.tls = tls
+        self.script = script  # of the server that is to be there
         self.addresses: list[Any] = []  # of the host, as getaddrinfo() returns them
 
     # The loop
@@ -1145,20 +1179,25 @@ class Client:
             self.addresses = self.addresses or socket.getaddrinfo(
                 self.host, self.port, type=socket.SOCK_STREAM
             )
-        except (OSError, UnicodeError):  # UnicodeError: a name that no host can have
-            raise Disconnected(f"host {self.host} is unknown") from None
-        code = 0
+        except (OSError, UnicodeError) as error:  # UnicodeError: a name that no host can have
+            raise Disconnected(why_no_address(error, self.host)) from None
+        codes = []
         for family, kind, protocol, _, address in self.addresses:
             try:
                 sock = socket.socket(family, kind, protocol)
             except OSError as error:  # such as IPv6 where it is switched off
-                code = error.errno or 0
+                codes.append(error.errno or 0)
                 continue
-            code = self.connect_to(address, sock)
-            if not code:
-                return self.shake_hands(sock, self.tls) if self.tls else sock
-            sock.close()
-        why = WHY_NOT_CONNECTED.get(code) or os.strerror(code)
+            with ExitStack() as unless_connected:
+                unless_connected.callback(sock.close)
+                code = self.connect_to(address, sock)
+                if not code:
+                    sock = self.shake_hands(sock, self.tls) if self.tls else sock
+                    unless_connected.pop_all()
+                    return sock
+            codes.append(code)
+        here = all(is_loopback(str(address[0])) for *_, address in self.addresses)
+        why = why_not_connected(codes, self.port, self.script, here)
         raise Disconnected(f"cannot connect to port {self.port} on {self.host}: {why}")
 
     def connect_to(self, address: Any, sock: socket.socket) -> int:
@@ -1176,19 +1215,24 @@ class Client:
     def shake_hands(self, plain: socket.socket, tls: ssl.SSLContext) -> socket.socket:
         """Returns the socket with TLS around it. Raises Failure if that can't be trusted."""
         host = self.host
+        # No certificate has the scope of an address in it, or the dot that may end a full name.
+        name = host.partition("%")[0].rstrip(".")
         deadline = time.monotonic() + CONNECT_TIME
         try:
-            sock = tls.wrap_socket(plain, server_hostname=host, do_handshake_on_connect=False)
-            while True:
-                try:
-                    sock.do_handshake()
-                    return sock
-                except ssl.SSLWantReadError:
-                    events = EVENT_READ
-                except ssl.SSLWantWriteError:
-                    events = EVENT_WRITE
-                if not self.wait_for(sock, events, deadline):
-                    raise Disconnected(f"{host} does not answer in TLS; does it speak it?")
+            sock = tls.wrap_socket(plain, server_hostname=name, do_handshake_on_connect=False)
+            with ExitStack() as unless_done:
+                unless_done.callback(sock.close)
+                while True:
+                    try:
+                        sock.do_handshake()
+                        unless_done.pop_all()
+                        return sock
+                    except ssl.SSLWantReadError:
+                        events = EVENT_READ
+                    except ssl.SSLWantWriteError:
+                        events = EVENT_WRITE
+                    if not self.wait_for(sock, events, deadline):
+                        raise Disconnected(f"{host} does not answer in TLS; does it speak it?")
         except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
             raise Disconnected(f"{host} closed the connection in the TLS handshake") from None
         except ssl.SSLError as error:
@@ -1247,7 +1291,8 @@ class Conversation:
         self.framer = LineFramer(MAX_LINE)
         self.tls_wants = 0  # EVENT_WRITE while TLS has to send before anything else, else 0
         self.silent = True  # the server has not said anything yet
-        self.lost = ""  # why the connection ended, once it has
+        self.over = False  # the server has ended the stream, or the connection is broken
+        self.lost = ""  # why it ended, if that was not as it should
         self.leaving = False  # the user has said all and wants to go
         self.said_goodbye = False  # our direction of the stream is ended
         self.deadline: float | None = None  # monotonic time at which we stop waiting for the server
@@ -1260,7 +1305,9 @@ class Conversation:
         self.console.candidates = talk.candidates
         if self.console.edits:
             self.console.prompt(talk.prompt)
-        while not self.lost:
+        while not self.over:
+            if talk.name_refused and not self.console.input_is_terminal:
+                raise Failure(f"the room refused the name {talk.name}: {talk.name_refused}")
             if talk.wants_password:
                 talk.give_password(self.console.ask_secret("password: "))
             self.forward_typed()
@@ -1280,8 +1327,11 @@ class Conversation:
         self.sock.close()
         if talk.refused:
             raise Failure(talk.refused)
-        if self.lost and not self.said_goodbye:
-            raise (Failure if self.leaving else Disconnected)(f"lost the connection: {self.lost}")
+        disconnected = Failure if self.leaving else Disconnected
+        if talk.turned_away:
+            raise disconnected(f"not let in: {talk.turned_away}")
+        if self.lost:
+            raise disconnected(f"lost the connection: {self.lost}")
         if talk.outgoing:
             raise Failure("left before everything was sent")
 
@@ -1366,7 +1416,7 @@ class Conversation:
             # A TLS record has at most 16 KiB, so nothing that is decrypted stays behind unseen.
             if events & EVENT_READ:
                 self.receive(self.sock.recv(RECEIVE_SIZE))
-            if events & EVENT_WRITE and self.talk.outgoing and not self.lost:
+            if events & EVENT_WRITE and self.talk.outgoing and not self.over:
                 del self.talk.outgoing[: self.sock.send(self.talk.outgoing)]
         except BlockingIOError:  # readiness is a hint, not a promise
             pass
@@ -1374,18 +1424,21 @@ class Conversation:
             if ssl and isinstance(error, ssl.SSLWantWriteError):
                 self.tls_wants = EVENT_WRITE
             elif not (ssl and isinstance(error, ssl.SSLWantReadError)):
-                self.lost = error.strerror or str(error)
+                self.over, self.lost = True, error.strerror or str(error)
 
     def receive(self, data: bytes) -> None:
         """Lets the talk have the lines in what was received; nothing means the end."""
         talk = self.talk
-        if self.silent and (not data or data.startswith(TLS_ALERT)) and not self.client.tls:
+        ended = not data and not (self.said_goodbye and not talk.at_door)
+        if self.silent and (ended or data.startswith(TLS_ALERT)) and not self.client.tls:
+            self.over = True
             self.lost = "the server closed it without a word; if it speaks TLS, use --tls"
             return
         self.silent = False
         chunk, too_long = self.framer.feed(data)
         if not data:
-            self.lost = "the server closed it"
+            self.over = True
+            self.lost = "the server closed it" if ended else ""
             chunk = self.framer.finish()
         before = len(talk.outgoing)
         for line in chunk.split(b"\n")[:-1]:
@@ -1397,6 +1450,28 @@ class Conversation:
         elif len(talk.outgoing) > before and not self.console.wants_to_leave():  # a question
             self.be_patient()
         self.show()
+
+
+def why_no_address(error: Exception, host: str) -> str:
+    """Returns what to tell the user when the host's addresses couldn't be looked up."""
+    if isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN:
+        return f"no name server answers for {host}; check the network, or give the host's address"
+    return f"host {host} is unknown; check its name, or give its address"
+
+
+def why_not_connected(codes: Sequence[int], port: int, script: str, here: bool) -> str:
+    """Returns what to tell the user when the connections to a host's addresses failed with these
+    error numbers. `here` says that no other machine can have the addresses."""
+    code = next((known for known in WHY_NOT_CONNECTED if known in codes), codes[-1])
+    command = f"python3 {script}{'' if here else ' --host ::'}"
+    command += f" --port {port}" if port != PORT else ""
+    why = WHY_NOT_CONNECTED.get(code) or os.strerror(code)
+    return why.format(port=port, command=command, others="" if here else " for other hosts")
+
+
+def is_loopback(address: str) -> bool:
+    """Says whether an address, as getaddrinfo() returns it, can only be this machine's."""
+    return address.startswith(("127.", "::ffff:127.")) or address in ("::1", "0.0.0.0", "::")
 
 
 def why_no_tls(error: ssl.SSLError, host: str) -> str:
@@ -1448,17 +1523,50 @@ def parse_known(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> 
     return args
 
 
+def host_and_port(host: str, port: str | None) -> tuple[str, int]:
+    """Returns where to connect, from HOST and PORT, or HOST:PORT alone. An IPv6 address has more
+    than one colon, and needs brackets only before a port. Raises ArgumentTypeError."""
+    given = host
+    name, colon, joined = host.rpartition(":")
+    if colon and "/" not in joined and (":" not in name or name.endswith("]")):
+        if port is not None:
+            raise argparse.ArgumentTypeError(f"the port is given twice, in {host} and as {port}")
+        if not joined:
+            raise argparse.ArgumentTypeError(f"no port is given after {name}")
+        host, port = name, joined
+    if host.isdecimal() and int(host) <= 65535:
+        first = f"{host} is a port; type the host first: {port or HOST} {host}"
+        raise argparse.ArgumentTypeError(first)
+    host = host_name(host)
+    if not host.isprintable() or re.search(r"[][\s/@\\]|^$", host):
+        raise argparse.ArgumentTypeError(f"{given} is not a host; type its name or address alone")
+    number = PORT if port is None else port_number(port)
+    if number == 0:
+        raise argparse.ArgumentTypeError("nobody can listen on port 0")
+    return host, number
+
+
+def name_option(text: str) -> str:
+    """Returns the user's name. Raises ArgumentTypeError, which argparse shows."""
+    # A command line can hold bytes that aren't UTF-8, and control characters.
+    name = terminal_text(os.fsencode(text)).strip()
+    if not name:  # such as a variable of the shell that isn't set
+        raise argparse.ArgumentTypeError("no name is given")
+    return name
+
+
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Returns the options, and `prog`, the script's name. Wrong ones end the process, status 2."""
     parser = argparse.ArgumentParser(
+        usage="%(prog)s [options] [HOST [PORT]]",
         description="The terminal client for chat rooms and echo servers.",
         epilog="example: python3 chat_client.py 192.0.2.7 --name John (quit leaves, /help helps)",
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("host", nargs="?", default=HOST, help="(default: %(default)s)")
-    add("port", nargs="?", type=port_number, default=PORT, help="(default: %(default)s)")
-    add("--name", help="be known as NAME (default: ask)")
+    add("host", nargs="?", metavar="HOST", default=HOST, help="(default: %(default)s)")
+    add("port", nargs="?", metavar="PORT", help=f"(default: {PORT}); HOST:PORT is taken too")
+    add("--name", type=name_option, help="be known as NAME (default: ask)")
     add("--echo", action="store_true", help="talk to an echo server")
     add("--plain", action="store_true", help="no line editor, no colours")
     add("--tls", action="store_true", help="speak TLS")
@@ -1469,6 +1577,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--timestamps", action="store_true", help="show when each line came")
     add("--version", action="version", version=f"%(prog)s {VERSION}")
     args = parse_known(parser, argv)
+    try:
+        args.host, args.port = host_and_port(args.host, args.port)
+    except argparse.ArgumentTypeError as error:
+        parser.error(str(error))
     args.prog = parser.prog
     return args
 
@@ -1497,7 +1609,7 @@ def make_client_tls(ca_file: str | None) -> ssl.SSLContext:
     """Returns what it takes to speak TLS, and to verify the server's certificate and name, with the
     authorities that this system trusts, or the ones in the file. Raises Failure."""
     if ssl is None:
-        raise Failure("this Python was built without TLS")
+        raise Failure("this Python was built without TLS; leave out --tls and --tls-ca")
     if ca_file == "":  # such as a variable of the shell that isn't set
         raise Failure("--tls-ca is given no file")
     try:
@@ -1505,7 +1617,8 @@ def make_client_tls(ca_file: str | None) -> ssl.SSLContext:
     except OSError as error:  # ssl.SSLError is one too
         raise Failure(f"cannot use {ca_file}: {error.strerror}") from error
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.options |= ssl.OP_NO_RENEGOTIATION  # so that sending doesn't wait for receiving
+    # So that sending doesn't wait for receiving. PyPy and LibreSSL don't have it.
+    context.options |= getattr(ssl, "OP_NO_RENEGOTIATION", 0)
     return context
 
 
@@ -1513,18 +1626,21 @@ def run(console: Console, args: argparse.Namespace) -> None:
     """Asks, connects, talks. Raises Failure."""
     password = read_password(args.password_file)
     tls = make_client_tls(args.tls_ca) if args.tls or args.tls_ca is not None else None
-    client = Client(console, args.host, args.port, tls)
+    script = "echo_server.py" if args.echo else "chat_server.py"
+    client = Client(console, args.host, args.port, tls, script)
     name = ""
     if not args.echo:
-        # A command line can hold bytes that aren't UTF-8, and control characters.
-        name = terminal_text(os.fsencode(args.name or "")).strip() or client.ask("name: ") or ""
-        if not name:
+        name = args.name or client.ask("name: ") or ""
+        if not name and console.input_is_terminal:
             return
+        if not name:
+            raise Failure("no name was given; use --name NAME, or the first line of the input")
     sock: socket.socket | None = client.connect()
     while sock:
         talk = Echo() if args.echo else Chat(name, password)
         try:
-            Conversation(client, sock, talk).run()
+            with sock:
+                Conversation(client, sock, talk).run()
             return
         except Disconnected as failure:
             if args.echo or not console.edits:

@@ -16,8 +16,9 @@ import ssl
 import struct
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 CERTS = ROOT / "tests" / "certs"
 TLS_OPTIONS = ["--tls-cert", str(CERTS / "room.pem"), "--tls-key", str(CERTS / "room.key")]
+TRUSTED = ["--tls-ca", str(CERTS / "room.pem")]
 DEADLINE = 20.0  # seconds; generous, because a loaded machine is no failure
 WELCOME = b"Welcome to the chatroom!\n"
 CLIENT = [sys.executable, str(ROOT / "chat_client.py")]
@@ -173,6 +175,32 @@ def patched(start: Callable[..., Server], tmp_path: Path, patch: str, *options: 
     return start("patched.py", *options, cwd=tmp_path)
 
 
+def client(*options: Any, typed: str = "", **more: Any) -> subprocess.CompletedProcess[str]:
+    """Runs the client with what is typed in a pipe, until it ends."""
+    command = [*CLIENT, *(one if isinstance(one, bytes) else str(one) for one in options)]
+    return finish(command, typed, **more)
+
+
+def finish(
+    command: Sequence[str | bytes], typed: str = "", **more: Any
+) -> subprocess.CompletedProcess[str]:
+    """Runs a command with what is typed in a pipe, until it ends."""
+    if "stdin" not in more:
+        more["input"] = typed
+    if not {"stdout", "stderr"} & set(more):
+        more["capture_output"] = True
+    return subprocess.run(command, check=False, text=True, timeout=DEADLINE, **more)
+
+
+def patched_client(patch: str, python: str = sys.executable) -> list[str]:
+    """Returns the command of a client, before whose import something was changed."""
+    code = (
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nsys.argv[0] = 'chat_client.py'\n{patch}\n"
+        "import chat_client\nchat_client.open_standard_streams()\nsys.exit(chat_client.main())"
+    )
+    return [python, "-c", code]
+
+
 class Peer:
     """The other end of a connection, which reads with a deadline."""
 
@@ -260,6 +288,10 @@ class Listener:
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.listener.settimeout(DEADLINE)
         self.port = self.listener.getsockname()[1]
+
+    def serve(self, conversation: Callable[[Peer], None]) -> None:
+        """Has the conversation with the first client, in a thread."""
+        threading.Thread(target=lambda: conversation(self.accept()), daemon=True).start()
 
     def accept(self) -> Peer:
         sock, _ = self.listener.accept()

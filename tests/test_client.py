@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import selectors
@@ -25,11 +26,18 @@ from support import (
     DEADLINE,
     PLAIN,
     ROOT,
+    TRUSTED,
     WELCOME,
     Listener,
+    Peer,
     Server,
     Terminal,
+    client,
     eventually,
+    finish,
+    needs,
+    patched_client,
+    plain_and_tls,
 )
 
 import chat_client
@@ -44,17 +52,6 @@ from chat_client import (
     Failure,
     terminal_text,
 )
-
-
-def client(*options: Any, typed: str = "", **more: Any) -> subprocess.CompletedProcess[str]:
-    """Runs the client with what is typed in a pipe, until it ends."""
-    if "stdin" not in more:
-        more["input"] = typed
-    command = [*CLIENT, *(one if isinstance(one, bytes) else str(one) for one in options)]
-    return subprocess.run(
-        command, capture_output=True, check=False, text=True, timeout=DEADLINE, **more
-    )
-
 
 # The logic without I/O
 
@@ -321,11 +318,89 @@ def test_taken_name_becomes_another(room: Server) -> None:
     john.expect("* John_ joined\n", "John_: hi\n", "* John_ left\n")
 
 
-def test_a_name_that_the_room_refuses_does_not_hold_up_what_is_said(room: Server) -> None:
+@pytest.mark.parametrize(
+    "name, why",
+    [
+        ("a:b", "a name has no colon and nothing invisible in it"),
+        ("*Ann", "a name does not begin with an asterisk or a slash"),
+        ("x" * 31 + "_", "x" * 31 + "_ is taken"),
+    ],
+)
+def test_a_name_that_the_room_refuses_ends_a_script(room: Server, name: str, why: str) -> None:
+    other = room.join("x" * 31 + "_")
+    done = client("localhost", room.port, "--name", name, typed="hi\n")
+    assert done.stderr == f"chat_client.py: the room refused the name {name}: {why}\n"
+    assert done.returncode == 1
+    other.send("/who\n")
+    other.expect("* here: " + "x" * 31 + "_\n")
+
+
+def test_who_sits_there_can_choose_another_name(
+    room: Server, terminal: Callable[..., Terminal]
+) -> None:
     other = room.join()
-    done = client("localhost", room.port, "--name", "a:b", typed="hi\n")
-    assert "* a name has no colon" in done.stdout
-    other.expect("a:b: hi\n")
+    window = terminal(*PLAIN, "localhost", str(room.port), "--name", "a:b")
+    window.expect("* a name has no colon")
+    window.type("/name Ann\n")
+    other.expect("* Ann joined\n")
+
+
+@pytest.mark.parametrize("when", ["at once", "when all is said"])
+@pytest.mark.parametrize("notice", ["the room is full", "this room speaks TLS; use --tls"])
+def test_who_is_not_let_in_is_told_why(listener: Listener, when: str, notice: str) -> None:
+    def turn_away(server: Peer) -> None:
+        if when == "when all is said":
+            server.rest()
+        server.send(f"* {notice}\n")
+        server.close()
+
+    listener.serve(turn_away)
+    done = client("127.0.0.1", listener.port, "--name", "J", typed="hi\n")
+    assert done.stderr == f"chat_client.py: not let in: {notice}\n"
+    assert done.returncode == 1
+
+
+def test_a_question_that_comes_too_late_is_no_success(listener: Listener) -> None:
+    def ask_late(server: Peer) -> None:
+        server.rest()
+        server.send("* password?\n")
+        server.close()
+
+    listener.serve(ask_late)
+    done = client("127.0.0.1", listener.port, "--name", "J", typed="hi\n")
+    assert done.stderr == (
+        "chat_client.py: the room wants a password; give it with --password-file FILE\n"
+    )
+    assert done.returncode == 1
+
+
+def test_a_notice_among_the_messages_of_a_relay_turns_nobody_away(listener: Listener) -> None:
+    def relay(server: Peer) -> None:
+        server.send("Ann: hi\n* Ann waves\n")
+        server.rest()
+        server.close()
+
+    listener.serve(relay)
+    done = client("127.0.0.1", listener.port, "--name", "J", typed="hi\n")
+    assert (done.stderr, done.returncode) == ("", 0)
+
+
+@pytest.mark.parametrize("how", ["reset", "TLS alert"])
+def test_a_connection_that_breaks_after_the_last_word_is_no_success(
+    listener: Listener, how: str
+) -> None:
+    def refuse(server: Peer) -> None:
+        server.rest()
+        if how == "reset":
+            server.reset()
+        else:
+            server.send(b"\x15\x03\x01\0\2\2\x46")
+            server.close()
+
+    listener.serve(refuse)
+    done = client("127.0.0.1", listener.port, "--name", "J", typed="hi\n")
+    assert done.stderr.startswith("chat_client.py: lost the connection: ")
+    assert (done.stderr.count("\n"), done.returncode) == (1, 1)
 
 
 def test_echo_in_a_pipe(echo: Server) -> None:
@@ -371,9 +446,29 @@ def test_other_kinds_of_standard_input(room: Server, tmp_path: Path, kind: str) 
     other.expect("* J joined\n", *(["J: from a file\n"] if kind == "file" else []), "* J left\n")
 
 
-def test_no_name_is_a_clean_end() -> None:
-    done = client(stdin=subprocess.DEVNULL)
-    assert (done.stdout, done.stderr, done.returncode) == ("name: \n", "", 0)
+@pytest.mark.parametrize("typed", ["", "\n  \n"])
+def test_no_name_in_a_pipe_is_one_clear_line_before_connecting(typed: str) -> None:
+    done = client("203.0.113.1", typed=typed)
+    assert done.stderr == (
+        "chat_client.py: no name was given; use --name NAME, or the first line of the input\n"
+    )
+    assert (done.stdout.count("name: "), done.returncode) == (typed.count("\n") + 1, 1)
+
+
+def test_end_of_input_at_the_name_prompt_of_a_terminal_is_a_clean_end(
+    terminal: Callable[..., Terminal],
+) -> None:
+    window = terminal(*PLAIN)
+    window.expect("name: ")
+    window.type("\x04")
+    assert window.wait() == 0
+
+
+@pytest.mark.parametrize("name", ["", "  ", "\x1b[2J\x07"])
+def test_an_empty_name_is_exit_status_2(name: str) -> None:
+    done = client("--name", name, typed="hi\n")
+    assert done.stderr.endswith("chat_client.py: error: argument --name: no name is given\n")
+    assert done.returncode == 2
 
 
 def test_thread_that_feeds_standard_input_where_only_sockets_can_be_waited_for(
@@ -419,33 +514,324 @@ def test_closed_standard_output_is_one_clear_line(listener: Listener, closed: st
     assert process.returncode == 1
 
 
-def test_standard_output_that_was_never_open() -> None:
-    done = subprocess.run(
-        [*CLIENT, "--name", "J"],
-        stdin=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        preexec_fn=lambda: os.close(1),
-        check=False,
+@pytest.mark.parametrize("closed", [(), (0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2)])
+def test_standard_streams_that_were_never_open(room: Server, closed: tuple[int, ...]) -> None:
+    done = client(
+        "localhost",
+        room.port,
+        "--name",
+        "J",
+        preexec_fn=lambda: [os.close(descriptor) for descriptor in closed],
     )
-    assert done.stderr == b"chat_client.py: standard output is closed\n"
-    assert done.returncode == 1
+    without_output = "chat_client.py: standard output is closed\n"
+    assert done.stdout == ("" if 1 in closed else WELCOME.decode())
+    assert done.stderr == (without_output if 1 in closed and 2 not in closed else "")
+    assert done.returncode == (1 if 1 in closed else 0)
+
+
+@pytest.mark.parametrize("kind", ["gone", "full"])
+@pytest.mark.parametrize("options, status", [(["--no-such-option"], 2), (["localhost", "1"], 1)])
+def test_standard_error_that_takes_nothing_changes_no_status(
+    kind: str, options: list[str], status: int
+) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    if kind == "full":
+        if not Path("/dev/full").exists():
+            pytest.skip("no /dev/full here")
+        stderr = os.open("/dev/full", os.O_WRONLY)
+    else:
+        reader, stderr = os.pipe()
+        os.close(reader)
+    done = client("--name", "J", *options, stderr=stderr, stdout=subprocess.PIPE, env=environment)
+    os.close(stderr)
+    assert (done.stdout, done.returncode) == ("", status)
 
 
 def test_nobody_listening_is_one_clear_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as one:
         port = one.getsockname()[1]
-    done = client("127.0.0.1", port, "--name", "J")
+    for options, script in (["--name", "J"], "chat_server.py"), (["--echo"], "echo_server.py"):
+        done = client("127.0.0.1", port, *options)
+        assert done.stderr == (
+            f"chat_client.py: cannot connect to port {port} on 127.0.0.1: "
+            f"nobody listens there; start the server with: python3 {script} --port {port}\n"
+        )
+        assert done.returncode == 1
+
+
+NOT_FOR_OTHERS = (
+    "nobody listens there for other hosts; start the server with: python3 chat_server.py --host ::"
+)
+
+
+@pytest.mark.parametrize(
+    "codes, here, why",
+    [
+        (
+            [errno.ECONNREFUSED],
+            True,
+            "nobody listens there; start the server with: python3 chat_server.py",
+        ),
+        ([errno.ECONNREFUSED, errno.ENETUNREACH], False, NOT_FOR_OTHERS),
+        (
+            [errno.ETIMEDOUT],
+            False,
+            "no answer; is it switched on, and does its firewall let port 7007 through?",
+        ),
+        (
+            [errno.ENETUNREACH],
+            False,
+            "no way there; is this machine in a network that leads to it?",
+        ),
+        ([errno.EHOSTUNREACH], False, "no way there; is it switched on, and in the same network?"),
+        ([errno.EINVAL], False, "an address fe80:... needs its interface, such as fe80::1%eth0"),
+        ([errno.EPERM], False, "this machine's firewall forbids it"),
+        ([errno.EMFILE], False, os.strerror(errno.EMFILE)),
+    ],
+)
+def test_why_there_is_no_connection(codes: list[int], here: bool, why: str) -> None:
+    assert chat_client.why_not_connected(codes, 7007, "chat_server.py", here) == why
+
+
+def test_addresses_that_only_this_machine_can_have() -> None:
+    for address in ("127.0.0.1", "127.3.2.1", "::1", "::ffff:127.0.0.1", "0.0.0.0", "::"):
+        assert chat_client.is_loopback(address)
+    for address in ("192.0.2.7", "::2", "fe80::1%lo"):
+        assert not chat_client.is_loopback(address)
+
+
+def test_a_machine_without_a_network_is_one_clear_line() -> None:
+    alone = [needs("unshare"), "--map-root-user", "--net"]
+    if finish([*alone, "true"]).returncode:
+        pytest.skip("no network namespace can be made here")
+    done = finish([*alone, *CLIENT, "192.0.2.7", "--name", "J"])
     assert done.stderr == (
-        f"chat_client.py: cannot connect to port {port} on 127.0.0.1: "
-        "nobody listens there; start a room with: python3 chat_server.py\n"
+        "chat_client.py: cannot connect to port 7007 on 192.0.2.7: "
+        "no way there; is this machine in a network that leads to it?\n"
     )
     assert done.returncode == 1
 
 
-@pytest.mark.parametrize("host", ["no-such-host.invalid", "x" * 70, "a..b"])
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "x" * 70, "a..b", "::x"])
 def test_unknown_host_is_one_clear_line(host: str) -> None:
     done = client(host, "--name", "J")
-    assert (done.stderr, done.returncode) == (f"chat_client.py: host {host} is unknown\n", 1)
+    unknown = f"host {host} is unknown; check its name, or give its address"
+    unanswered = f"no name server answers for {host}; check the network, or give the host's address"
+    assert done.stderr in (f"chat_client.py: {unknown}\n", f"chat_client.py: {unanswered}\n")
+    assert done.returncode == 1
+
+
+@pytest.mark.parametrize(
+    "code, message",
+    [
+        (socket.EAI_NONAME, "host lab1 is unknown; check its name, or give its address"),
+        (
+            socket.EAI_AGAIN,
+            "no name server answers for lab1; check the network, or give the host's address",
+        ),
+    ],
+)
+def test_names_that_are_not_found(code: int, message: str) -> None:
+    assert chat_client.why_no_address(socket.gaierror(code, "trouble"), "lab1") == message
+
+
+def test_dot_that_ends_a_full_name_is_not_in_the_certificate(start: Callable[..., Server]) -> None:
+    room = start("chat_server.py", tls=True)
+    resolver = (
+        "import socket\nlook_up = socket.getaddrinfo\n"
+        "socket.getaddrinfo = lambda host, *more, **options: look_up('localhost', *more, **options)"
+    )
+    command = [*patched_client(resolver), f"localhost.:{room.port}", *TRUSTED]
+    done = finish(command, "John\nhi\n")
+    assert (done.stderr, done.returncode) == ("", 0)
+
+
+# The command line
+
+
+@pytest.mark.parametrize(
+    "host, port, place",
+    [
+        ("lab1", None, ("lab1", 7007)),
+        ("lab1", "7100", ("lab1", 7100)),
+        ("lab1:7100", None, ("lab1", 7100)),
+        ("192.0.2.7:1", None, ("192.0.2.7", 1)),
+        ("::1", None, ("::1", 7007)),
+        ("::1", "7100", ("::1", 7100)),
+        ("[::1]", None, ("::1", 7007)),
+        ("[::1]", "7100", ("::1", 7100)),
+        ("[::1]:7100", None, ("::1", 7100)),
+        ("fe80::1%eth0", None, ("fe80::1%eth0", 7007)),
+        ("2130706433", None, ("2130706433", 7007)),
+        ("lab1.", None, ("lab1.", 7007)),
+    ],
+)
+def test_where_to_connect(host: str, port: str | None, place: tuple[str, int]) -> None:
+    assert chat_client.host_and_port(host, port) == place
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["7007"], "7007 is a port; type the host first: localhost 7007"),
+        (["7100", "lab1"], "7100 is a port; type the host first: lab1 7100"),
+        (["-p", "7100", "localhost"], "there is no option -p"),
+        (["-p7100", "localhost"], "there is no option -p"),
+        (["--port", "7100"], "there is no option --port"),
+        (["--host=lab1", "7100"], "there is no option --host"),
+        (["lab1", "seven"], "seven is not a port; those go from 0 to 65535"),
+        (["lab1:seven"], "seven is not a port; those go from 0 to 65535"),
+        (["lab1:70000"], "70000 is not a port; those go from 0 to 65535"),
+        (["lab1:0"], "nobody can listen on port 0"),
+        (["lab1:"], "no port is given after lab1"),
+        ([":7007"], "no host is given"),
+        ([""], "no host is given"),
+        (["lab1:1", "2"], "the port is given twice, in lab1:1 and as 2"),
+        (["[::1]:1", "1"], "the port is given twice, in [::1]:1 and as 1"),
+        (["lab1 7007"], "lab1 7007 is not a host; type its name or address alone"),
+        (["chat://lab1"], "chat://lab1 is not a host; type its name or address alone"),
+        (["tcp://lab1:7007"], "tcp://lab1:7007 is not a host; type its name or address alone"),
+        (["lab1/"], "lab1/ is not a host; type its name or address alone"),
+        (["me@lab1"], "me@lab1 is not a host; type its name or address alone"),
+        (["[::1"], "[::1 is not a host; type its name or address alone"),
+        (["[]:7"], "[]:7 is not a host; type its name or address alone"),
+        (["lab1", "7007", "John"], "too many arguments"),
+    ],
+)
+def test_wrong_places_are_exit_status_2(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        chat_client.main(words)
+    assert caught.value.code == 2
+    usage, error = capsys.readouterr().err.splitlines()
+    assert usage.endswith(" [options] [HOST [PORT]]")
+    assert error.endswith(f"error: {message}")
+
+
+@pytest.mark.parametrize("variable, file", [("", None), (None, "no/such/file"), (None, ".")])
+def test_a_password_that_is_not_there_is_one_clear_line(
+    variable: str | None, file: str | None, tmp_path: Path
+) -> None:
+    environment = dict(os.environ)
+    options = ["--name", "J", "localhost", "1"]
+    if variable is not None:
+        environment["CHAT_PASSWORD"] = variable
+    if file is not None:
+        options += ["--password-file", str(tmp_path / file)]
+    done = client(*options, env=environment)
+    assert done.stderr.startswith("chat_client.py: ")
+    assert "password" in done.stderr and "connect" not in done.stderr
+    assert (done.stderr.count("\n"), done.returncode) == (1, 1)
+
+
+# Other Pythons
+
+NOT_IN_MINIMAL = ["bz2", "fcntl", "getpass", "hmac", "readline", "resource", "termios", "zlib"]
+
+
+@pytest.mark.parametrize("options", [[], ["--plain"]])
+def test_python_of_the_bare_minimum(
+    room: Server, terminal: Callable[..., Terminal], options: list[str]
+) -> None:
+    minimal = patched_client(f"sys.modules.update(dict.fromkeys({NOT_IN_MINIMAL}))")
+    other = room.join()
+    window = terminal(*minimal, "localhost", str(room.port), *options)
+    window.expect("name: ")
+    window.type("John\n")
+    window.expect("Welcome to the chatroom!\n")
+    window.type("hi\nexit\n")
+    other.expect("* John joined\n", "John: hi\n", "* John left\n")
+    assert window.wait() == 0
+    assert "\x1b" not in window.rest()
+
+
+@pytest.mark.parametrize("missing", [["getpass"], ["termios"], NOT_IN_MINIMAL])
+def test_password_that_cannot_be_asked_for_unseen(
+    listener: Listener, terminal: Callable[..., Terminal], missing: list[str]
+) -> None:
+    minimal = patched_client(f"sys.modules.update(dict.fromkeys({missing}))")
+    window = terminal(*minimal, "127.0.0.1", str(listener.port), "--plain", "--name", "J")
+    listener.accept().send("* password?\n")
+    window.expect("the room wants a password; give it with --password-file FILE\n")
+    assert window.wait() == 1
+
+
+def test_python_without_tls(room: Server) -> None:
+    minimal = patched_client("sys.modules['ssl'] = None")
+    done = finish([*minimal, f"localhost:{room.port}"], typed="John\nhi\n")
+    assert (done.stderr, done.returncode) == ("", 0)
+    done = finish([*minimal, f"localhost:{room.port}", "--tls", "--name", "J"])
+    assert done.stderr == (
+        "chat_client.py: this Python was built without TLS; leave out --tls and --tls-ca\n"
+    )
+    assert done.returncode == 1
+
+
+def other_pythons() -> list[Any]:
+    """Returns a Python whose ssl lacks what PyPy's and LibreSSL's lack, and PyPy itself."""
+    return [
+        pytest.param(lambda: patched_client("import ssl\ndel ssl.OP_NO_RENEGOTIATION"), id="less"),
+        pytest.param(lambda: [needs("pypy3"), str(ROOT / "chat_client.py")], id="pypy3"),
+    ]
+
+
+@pytest.mark.parametrize("command", other_pythons())
+@plain_and_tls
+def test_other_pythons_in_a_closed_room(
+    start: Callable[..., Server],
+    tmp_path: Path,
+    terminal: Callable[..., Terminal],
+    command: Callable[[], list[str]],
+) -> None:
+    (tmp_path / "password").write_text("secret\n")
+    room = start("chat_server.py", "--password-file", str(tmp_path / "password"))
+    place = [f"localhost:{room.port}", *(TRUSTED if room.tls else [])]
+    done = finish(
+        [*command(), *place, "--password-file", str(tmp_path / "password")], "John\nhi\nexit\n"
+    )
+    assert done.stdout == "name: John\nWelcome to the chatroom!\nJohn: hi\n"
+    assert (done.stderr, done.returncode) == ("", 0)
+    window = terminal(*command(), *place, "--name", "Ann", env={**os.environ, "TERM": "xterm"})
+    window.expect("password: ")
+    window.type("secret\r")
+    window.expect("Welcome to the chatroom!")
+    window.type("exit\r")
+    assert window.wait() == 0
+
+
+@pytest.mark.parametrize("options", [None, ["--plain"], []], ids=["pipe", "plain", "editor"])
+@plain_and_tls
+def test_nothing_that_python_warns_of(
+    start: Callable[..., Server],
+    tmp_path: Path,
+    terminal: Callable[..., Terminal],
+    options: list[str] | None,
+) -> None:
+    (tmp_path / "password").write_text("secret\n")
+    room = start("chat_server.py", "--password-file", str(tmp_path / "password"))
+    strict = [sys.executable, "-X", "dev", "-W", "error", "-bb", str(ROOT / "chat_client.py")]
+    strict += [f"localhost:{room.port}", *(TRUSTED if room.tls else [])]
+    if options is None:
+        secret = ["--password-file", str(tmp_path / "password")]
+        done = finish([*strict, *secret], "John\nhi\n/who\nexit\n")
+        assert (done.stderr, done.returncode) == ("", 0)
+        done = finish([*strict, *secret, "--name", "a:b"], "hi\n")
+        assert (done.stderr.count("\n"), done.returncode) == (1, 1)
+        return
+    for end in ("exit\r", "\x03"):
+        window = terminal(*strict, *options, env={**os.environ, "TERM": "xterm"})
+        window.expect("name: ")
+        window.type("John\r")
+        window.expect("password: ")
+        window.type("secret\r")
+        window.expect("Welcome to the chatroom!")
+        window.type("hi\r/who\r")
+        window.expect("* here: John")
+        window.type(end)
+        rest = window.rest()
+        assert window.wait() == 0
+        assert "Warning" not in rest and "Error" not in rest
 
 
 @pytest.mark.parametrize("how", ["close", "reset"])
@@ -473,7 +859,7 @@ def test_full_room_is_shown(start: Callable[..., Server]) -> None:
     done = client("localhost", room.port, "--name", "J", typed="hi\n")
     inside.close()
     assert done.stdout == "* the room is full\n"
-    assert done.stderr == "chat_client.py: lost the connection: the server closed it\n"
+    assert done.stderr == "chat_client.py: not let in: the room is full\n"
     assert done.returncode == 1
 
 
@@ -652,7 +1038,8 @@ def test_who_has_left_is_not_connected_again() -> None:
     )
     client: Any = SimpleNamespace(console=console, watch=lambda *_: None)
     conversation = Conversation(client, socket.socket(), Echo())
-    conversation.leaving, conversation.lost = True, "the server closed it"
+    conversation.leaving = conversation.over = True
+    conversation.lost = "the server closed it"
     with pytest.raises(Failure) as caught:
         conversation.run()
     assert not isinstance(caught.value, Disconnected)
