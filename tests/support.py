@@ -24,6 +24,8 @@ from typing import Any
 
 import pytest
 
+import chat_client
+
 ROOT = Path(__file__).resolve().parent.parent
 CERTS = ROOT / "tests" / "certs"
 TLS_OPTIONS = ["--tls-cert", str(CERTS / "room.pem"), "--tls-key", str(CERTS / "room.key")]
@@ -199,6 +201,66 @@ def patched_client(patch: str, python: str = sys.executable) -> list[str]:
         "import chat_client\nchat_client.open_standard_streams()\nsys.exit(chat_client.main())"
     )
     return [python, "-c", code]
+
+
+class FakeConsole(chat_client.Console):
+    """A console without files: what is typed is given, and what is shown can be read."""
+
+    def __init__(self, *typed: str, attended: bool = True, ended: bool = False) -> None:
+        super().__init__(chat_client.Painter(False, False))
+        self.attended = attended
+        self.ended = ended
+        self.typed.extend(typed)
+        self.shown: list[str] = []
+        self.prompts: list[str] = []  # that the user was asked with
+        self.secrets: list[bytes] = []  # what the user answers, in turns of the loop
+
+    def files(self) -> list[Any]:
+        return []
+
+    def wants_input(self) -> bool:
+        return False
+
+    def read(self, _: int) -> None:
+        raise AssertionError("there is nothing to read from")
+
+    def ask_secret(self, prompt: str) -> bytes | None:
+        self.prompts.append(prompt)
+        return self.secrets.pop(0) if self.secrets else None
+
+    def wants_to_leave(self) -> bool:
+        return self.ended or any(line in chat_client.LEAVE for line in self.typed)
+
+    def waits_for_server(self) -> bool:
+        return self.attended
+
+    def unsent(self) -> list[str]:
+        return list(self.typed)
+
+    def label(self, prompt: str) -> None:
+        pass
+
+    def invite(self, prompt: str, ask: bool) -> None:
+        if ask:
+            self.prompts.append(prompt)
+
+    def echo_typed(self, line: str) -> None:
+        self.shown.append(line)
+
+    def show(self, line: str) -> None:
+        self.shown.append(line)
+
+    def ring(self) -> None:
+        self.shown.append("\a")
+
+    def update(self) -> None:
+        pass
+
+    def interrupted(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 class Peer:

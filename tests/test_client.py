@@ -13,7 +13,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -28,6 +27,7 @@ from support import (
     ROOT,
     TRUSTED,
     WELCOME,
+    FakeConsole,
     Listener,
     Peer,
     Server,
@@ -43,143 +43,153 @@ from support import (
 import chat_client
 from chat_client import (
     MAX_LINE,
+    NEVER,
     TOO_LONG,
-    Chat,
+    ChatProtocol,
     Client,
-    Conversation,
     Disconnected,
-    Echo,
+    EchoProtocol,
     Failure,
+    Protocol,
+    Session,
     terminal_text,
 )
+
+
+def unconnected(
+    protocol: Protocol, sock: Any = None, console: FakeConsole | None = None
+) -> Session:
+    """Returns a session whose socket, if any, isn't one."""
+    return Session(Client(console or FakeConsole(), "", 0), sock, protocol)
+
 
 # The logic without I/O
 
 
 def test_messages_have_the_name_before_them() -> None:
-    chat = Chat("John")
-    chat.ready = True
-    chat.typed("Hi")
-    chat.typed("/who")
-    chat.typed("")
+    chat = ChatProtocol("John")
+    chat.stop_waiting()
+    chat.submit("Hi")
+    chat.submit("/who")
+    chat.submit("")
     assert chat.outgoing == b"John: Hi\nJohn: /who\n"
     assert chat.to_show == ["John: Hi", "John: /who"]
 
 
 def test_in_a_room_the_name_is_made_known_and_the_answer_hidden() -> None:
-    chat = Chat("John")
-    chat.heard("Welcome to the chatroom!")
-    assert (bytes(chat.outgoing), chat.ready) == (b"/name John\n", False)
-    chat.heard("* Ann joined")
-    chat.heard("* you are John")
-    assert chat.ready
+    chat = ChatProtocol("John")
+    chat.hear("Welcome to the chatroom!")
+    assert (bytes(chat.outgoing), chat.accepts_input) == (b"/name John\n", False)
+    chat.hear("* Ann joined")
+    chat.hear("* you are John")
+    assert chat.accepts_input
     assert chat.to_show == ["Welcome to the chatroom!", "* Ann joined"]
 
 
 def test_a_taken_name_gets_an_underscore_and_the_user_is_told() -> None:
-    chat = Chat("x" * 32)
-    chat.heard("Welcome to the chatroom!")
-    chat.heard("* " + "x" * 32 + " is taken")
+    chat = ChatProtocol("x" * 32)
+    chat.hear("Welcome to the chatroom!")
+    chat.hear("* " + "x" * 32 + " is taken")
     assert chat.outgoing.endswith(b"\n/name " + b"x" * 31 + b"_\n")
-    assert not chat.ready
-    chat.heard("* you are " + "x" * 31 + "_")
-    chat.typed("hi")
+    assert not chat.accepts_input
+    chat.hear("* you are " + "x" * 31 + "_")
+    chat.submit("hi")
     assert chat.to_show[1:] == ["* " + "x" * 32 + " is taken", "x" * 31 + "_: hi"]
 
 
 def test_only_the_answer_to_our_own_question_names_us() -> None:
-    chat = Chat("Ann")
-    chat.heard("Welcome to the chatroom!")
-    chat.heard("* you are Ann")
-    chat.heard("* you are Bob joined")  # somebody has named himself so
-    chat.heard("* you are Bob")
+    chat = ChatProtocol("Ann")
+    chat.hear("Welcome to the chatroom!")
+    chat.hear("* you are Ann")
+    chat.hear("* you are Bob joined")  # somebody has named himself so
+    chat.hear("* you are Bob")
     assert chat.name == "Ann"
-    chat.typed("/name Zoe")
-    chat.heard("* Ann is now Zoe is taken")
-    assert not chat.ready
-    chat.heard("* Zoe is taken")
-    assert (chat.ready, chat.name) == (True, "Ann")
+    chat.submit("/name Zoe")
+    chat.hear("* Ann is now Zoe is taken")
+    assert not chat.accepts_input
+    chat.hear("* Zoe is taken")
+    assert (chat.accepts_input, chat.name) == (True, "Ann")
     assert chat.outgoing.endswith(b"/name Zoe\n")
 
 
 def test_asking_for_names_comes_to_an_end() -> None:
-    chat = Chat("a" * 31 + "_")
-    chat.heard("Welcome to the chatroom!")
-    chat.heard("* " + "a" * 31 + "_ is taken")
-    assert chat.ready
+    chat = ChatProtocol("a" * 31 + "_")
+    chat.hear("Welcome to the chatroom!")
+    chat.hear("* " + "a" * 31 + "_ is taken")
+    assert chat.accepts_input
     assert chat.outgoing.count(b"/name") == 1
 
 
 def test_a_refused_name_is_forgotten() -> None:
-    chat = Chat("a:b")
-    chat.heard("Welcome to the chatroom!")
-    chat.heard("* a name has no colon and nothing invisible in it joined")  # says a relay's member
-    assert not chat.ready
-    chat.heard("* a name has no colon and nothing invisible in it: /name NAME")
-    assert chat.ready
-    chat.typed("/name Ann")
-    chat.heard("* Ann is taken")
+    chat = ChatProtocol("a:b")
+    chat.hear("Welcome to the chatroom!")
+    chat.hear("* a name has no colon and nothing invisible in it joined")  # says a relay's member
+    assert not chat.accepts_input
+    chat.hear("* a name has no colon and nothing invisible in it: /name NAME")
+    assert chat.accepts_input
+    chat.submit("/name Ann")
+    chat.hear("* Ann is taken")
     assert chat.outgoing.endswith(b"/name Ann\n")
 
 
 def test_the_password_is_given_once_and_only_for_the_first_line() -> None:
-    chat = Chat("Ann", b"secret")
-    chat.heard("* password?")
-    chat.heard("* password?")
+    chat = ChatProtocol("Ann", b"secret")
+    chat.hear("* password?")
+    chat.hear("* password?")
     assert chat.outgoing == b"secret\n"
-    chat = Chat("Ann", b"secret")
-    chat.heard("Bob: hi")
-    chat.heard("* password?")
+    chat = ChatProtocol("Ann", b"secret")
+    chat.hear("Bob: hi")
+    chat.hear("* password?")
     assert chat.outgoing == b""
 
 
 def test_a_late_welcome_is_a_welcome() -> None:
-    chat = Chat("Ann")
+    chat = ChatProtocol("Ann")
     chat.stop_waiting()
-    chat.typed("hi")
-    chat.heard("Welcome to the chatroom!")
+    chat.submit("hi")
+    chat.hear("Welcome to the chatroom!")
     assert chat.outgoing == b"Ann: hi\n/name Ann\n"
 
 
 def test_commands_pass_through_and_two_slashes_are_meant_as_one() -> None:
-    chat = Chat("John")
-    chat.heard("Welcome to the chatroom!")
-    chat.heard("* you are John")
+    chat = ChatProtocol("John")
+    chat.hear("Welcome to the chatroom!")
+    chat.hear("* you are John")
     chat.outgoing.clear()
-    chat.typed("/who")
-    chat.typed("//shrug")
+    chat.submit("/who")
+    chat.submit("//shrug")
     assert chat.outgoing == b"/who\nJohn: /shrug\n"
 
 
 def test_a_new_name_is_followed() -> None:
-    chat = Chat("John")
-    chat.heard("Welcome to the chatroom!")
-    chat.heard("* you are John")
-    chat.typed("/name Jim")
-    assert not chat.ready
-    chat.heard("* you are Jim")
-    assert chat.ready
+    chat = ChatProtocol("John")
+    chat.hear("Welcome to the chatroom!")
+    chat.hear("* you are John")
+    chat.submit("/name Jim")
+    assert not chat.accepts_input
+    chat.hear("* you are Jim")
+    assert chat.accepts_input
     assert chat.to_show[-1] == "* you are Jim"
-    chat.typed("hi")
+    chat.submit("hi")
     assert chat.to_show[-1] == "Jim: hi"
 
 
 def test_a_welcome_among_the_messages_of_a_relay_is_just_a_message() -> None:
-    chat = Chat("John")
-    chat.heard("Ann: hi")
-    assert chat.ready
-    chat.heard("Welcome to the chatroom!")
-    chat.heard("* you are somebody else")
+    chat = ChatProtocol("John")
+    chat.hear("Ann: hi")
+    assert chat.accepts_input
+    chat.hear("Welcome to the chatroom!")
+    chat.hear("* you are somebody else")
     assert chat.outgoing == b""
     assert chat.name == "John"
 
 
 def test_echo_waits_for_each_answer() -> None:
-    echo = Echo()
-    echo.typed("test")
-    assert not echo.ready
-    echo.heard("test")
-    assert (echo.ready, echo.to_show) == (True, ["recv: test"])
+    echo = EchoProtocol()
+    echo.submit("test")
+    assert not echo.accepts_input
+    echo.hear("test")
+    assert (echo.accepts_input, echo.to_show) == (True, ["recv: test"])
 
 
 @pytest.mark.parametrize(
@@ -201,57 +211,43 @@ def test_only_text_reaches_the_terminal(line: bytes, text: str) -> None:
     assert terminal_text(line) == text
 
 
-def test_each_address_of_a_host_is_tried() -> None:
+def test_each_address_of_a_host_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     dead = socket.socket()  # bound, but nobody listens
     dead.bind(("127.0.0.1", 0))
-    console: Any = SimpleNamespace(
-        edits=False,
-        input=0,
-        output=b"",
-        read=None,
-        screen=1,
-        signals=None,
-        update=lambda: None,
-        wants_input=lambda: False,
-        write=None,
-    )
     with dead, socket.create_server(("127.0.0.1", 0)) as alive:
-        client = Client(console, "localhost", 7007)
-        for one in (dead, alive):
-            client.addresses.append((socket.AF_INET, socket.SOCK_STREAM, 0, "", one.getsockname()))
+        client = Client(FakeConsole(), "localhost", 7007)
+        addresses = [
+            (socket.AF_INET, socket.SOCK_STREAM, 0, "", one.getsockname()) for one in (dead, alive)
+        ]
+        monkeypatch.setattr(client, "look_up", lambda: addresses)
         with client.connect() as sock:
             assert sock.getpeername() == alive.getsockname()
 
 
 def test_end_of_input_waits_for_the_server_and_who_leaves_does_not_for_long() -> None:
-    client: Any = SimpleNamespace(console=None)
     for leaves in (False, True):
         ours, theirs = socket.socketpair()
         with ours, theirs:
-            conversation = Conversation(client, ours, Chat("John"))
-            conversation.leaving = leaves
-            conversation.say_goodbye()
+            session = Session(Client(FakeConsole(), "", 0), ours, ChatProtocol("John"))
+            session.left = leaves
+            session.end_stream()
             assert theirs.recv(1) == b""
-            assert (conversation.deadline is not None) is leaves
+            assert (session.leave_by < NEVER) is leaves
 
 
 def test_names_that_are_remembered_have_a_limit() -> None:
-    chat = Chat("me")
+    chat = ChatProtocol("me")
     for number in range(chat_client.MAX_NAMES + 10):
-        chat.saw(f"name {number}")
+        chat.remember(f"name {number}")
     assert len(chat.names) == chat_client.MAX_NAMES
     assert chat.candidates("name")[0] == f"name {chat_client.MAX_NAMES + 9}"
 
 
 def test_room_that_never_says_who_we_are_is_not_waited_for_for_ever() -> None:
-    console: Any = SimpleNamespace(painter=SimpleNamespace(), show=lambda _: None)
-    console.wants_to_leave = lambda: False
-    client: Any = SimpleNamespace(console=console, tls=None)
-    sock: Any = None
-    conversation = Conversation(client, sock, Chat("John"))
-    conversation.receive(WELCOME)
-    assert conversation.talk.outgoing == b"/name John\n"
-    assert conversation.deadline is not None
+    session = unconnected(ChatProtocol("John"))
+    session.receive(WELCOME)
+    assert session.protocol.outgoing == b"/name John\n"
+    assert session.answer_by < NEVER
 
 
 # In pipes
@@ -984,13 +980,11 @@ class Sipping:
 
 
 def test_what_the_kernel_does_not_take_is_sent_later() -> None:
-    client: Any = SimpleNamespace(console=None)
-    sock: Any = Sipping()
-    talk = Echo()
-    talk.typed("hello")
-    conversation = Conversation(client, sock, talk)
-    while talk.outgoing:
-        conversation.serve(selectors.EVENT_WRITE)
+    sock = Sipping()
+    session = unconnected(EchoProtocol(), sock)
+    session.protocol.submit("hello")
+    while session.protocol.outgoing:
+        session.serve(selectors.EVENT_WRITE)
     assert sock.taken == b"hello\n"
 
 
@@ -1004,54 +998,41 @@ class Blocked:
         raise ssl.SSLWantWriteError
 
 
-def test_while_tls_has_to_send_nothing_else_is_waited_for() -> None:
-    console: Any = SimpleNamespace(waiting=lambda: 0)
+def test_while_tls_has_to_send_nothing_else_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     watched: list[int] = []
-    client: Any = SimpleNamespace(
-        console=console, watch=lambda sock, events, handler: watched.append(events)
+    session = unconnected(EchoProtocol(), Blocked())
+    monkeypatch.setattr(
+        session.client, "watch", lambda sock, events, handler: watched.append(events)
     )
-    sock: Any = Blocked()
-    conversation = Conversation(client, sock, Echo())
-    conversation.serve(selectors.EVENT_READ)
-    conversation.watch_server()
-    assert (watched, conversation.lost) == ([selectors.EVENT_WRITE], "")
+    session.serve(selectors.EVENT_READ)
+    session.watch_server()
+    assert (watched, session.over) == ([selectors.EVENT_WRITE], False)
 
 
 def test_a_welcome_that_comes_late_ends_nothing() -> None:
-    console: Any = SimpleNamespace(
-        painter=SimpleNamespace(), show=lambda line: None, wants_to_leave=lambda: False
-    )
-    client: Any = SimpleNamespace(console=console, tls=None)
-    sock: Any = None
-    talk = Chat("John")
-    conversation = Conversation(client, sock, talk)
-    conversation.said_goodbye = True
-    conversation.receive(f"{chat_client.WELCOME}\n".encode())
-    assert not talk.outgoing
-    assert conversation.deadline is None
+    session = unconnected(ChatProtocol("John"))
+    session.stream_ended = True
+    session.receive(WELCOME)
+    assert not session.protocol.outgoing
+    assert session.answer_by == NEVER
 
 
 def test_who_has_left_is_not_connected_again() -> None:
     """Not even if the server was faster to end than the last words were to go out."""
-    console: Any = SimpleNamespace(
-        painter=SimpleNamespace(), edits=False, ended=False, typed=[], waiting=lambda: 0
-    )
-    client: Any = SimpleNamespace(console=console, watch=lambda *_: None)
-    conversation = Conversation(client, socket.socket(), Echo())
-    conversation.leaving = conversation.over = True
-    conversation.lost = "the server closed it"
-    with pytest.raises(Failure) as caught:
-        conversation.run()
+    session = unconnected(EchoProtocol(), socket.socket())
+    session.left = True
+    session.end("the server closed it")
+    with session.sock, pytest.raises(Failure) as caught:
+        session.run()
     assert not isinstance(caught.value, Disconnected)
 
 
 def test_tries_to_connect_again_are_ever_rarer(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    shown: list[str] = []
     failures = iter([Disconnected("nobody there")] * 6)
-    console: Any = SimpleNamespace(
-        typed=deque(["hi"]), show=shown.append, wants_to_leave=lambda: False
-    )
+    console = FakeConsole("hi")
 
     def turn(deadline: float) -> None:
         clock[0] += 0.3
@@ -1067,8 +1048,8 @@ def test_tries_to_connect_again_are_ever_rarer(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(chat_client, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     monkeypatch.setattr(random, "uniform", lambda low, high: high)
     assert client.reconnect() == "connected"
-    assert shown.pop(1) == "* waits to be sent: hi"
-    assert shown == [f"* trying again in {pause}.0 s" for pause in (1, 2, 4, 8, 16, 30, 30)]
+    assert console.shown.pop(1) == "* waits to be sent: hi"
+    assert console.shown == [f"* trying again in {pause}.0 s" for pause in (1, 2, 4, 8, 16, 30, 30)]
 
 
 def test_name_option_is_only_text(room: Server) -> None:

@@ -381,7 +381,7 @@ def test_terminal_is_given_back_as_it_was(
 
 
 def test_terminal_is_given_back_after_an_exception(terminal: Callable[..., Terminal]) -> None:
-    code = "import chat_client as c; c.run = lambda *_: 1 / 0; c.main([])"
+    code = "import chat_client as c; c.Client.run = lambda *_: 1 / 0; c.main([])"
     command = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)}"
     window = terminal("sh", "-c", f"{command}; echo status $?; read wait", env=XTERM, cwd=ROOT)
     before = modes(window)
