@@ -121,7 +121,7 @@ DIM = "\x1b[2m"  # SGR: what follows is dim
 COLOUR = "\x1b[38;5;{}m"  # SGR: what follows has one of the 256 colours
 NORMAL = "\x1b[0m"  # SGR: what follows looks as usual
 START_OF_ROW = "\r"
-UP = "\x1b[{}A"  # CUU: so many rows up
+UP = "\x1b[{}A"  # CUU: up by this number of rows
 CLEAR_ROW = "\r\x1b[K"  # EL: to the start of the row, all of which is cleared
 CLEAR_REST = "\x1b[K"  # EL: clears from the cursor to the end of the row
 CLEAR_BELOW = "\r\x1b[J"  # ED: to the start of the row, and clears it and all that is below
@@ -376,7 +376,7 @@ class ChatProtocol(Protocol):
         if self.requested and line == f"* you are {name}":
             self.set_name(name)
             self.end_request()
-            if not self.requested_by_user:  # who knows the name
+            if not self.requested_by_user:  # then the user knows
                 return
         elif self.requested and line == f"* {name} is taken":
             self.hear_refusal(line[2:], name[: MAX_NAME - 1] + "_")
@@ -1423,12 +1423,8 @@ class Client:
 
     def run(self) -> None:
         """Asks, connects and talks until the user leaves. Raises Failure."""
-        if not self.echo and not self.name:
-            self.name = self.ask("name: ") or ""
-            if not self.name and self.console.attended:
-                return
-            if not self.name:
-                raise Failure("no name was given; use --name NAME, or the first line of the input")
+        if not self.echo and not self.name and not self.ask_name():
+            return
         sock: socket.socket | None = self.connect()
         while sock:
             try:
@@ -1451,20 +1447,22 @@ class Client:
         finally:
             self.name, self.password = protocol.name, protocol.password
 
-    def ask(self, prompt: str) -> str | None:
-        """Returns the user's answer without the spaces around it, None at the end of input."""
-        answer = ""
-        while not answer:
-            self.console.invite(prompt, ask=True)
-            while not self.console.typed and not self.console.ended:
+    def ask_name(self) -> bool:
+        """Asks the user for a name; says whether there is one, and not the end of input. Raises
+        Failure if that isn't somebody's wish to leave."""
+        console = self.console
+        while not self.name and (console.typed or not console.ended):
+            console.invite("name: ", ask=True)
+            while not console.typed and not console.ended:
                 self.turn()
-            if not self.console.typed:
-                return None
-            line = self.console.take()
-            self.console.echo_typed(prompt + line)
-            answer = line.strip()
-        self.console.label("")
-        return answer
+            if console.typed:
+                line = console.take()
+                console.echo_typed(f"name: {line}")
+                self.name = line.strip()
+        console.label("")
+        if not self.name and not console.attended:
+            raise Failure("no name was given; use --name NAME, or the first line of the input")
+        return bool(self.name)
 
     # The loop
 
@@ -1533,7 +1531,7 @@ class Client:
     def look_up(self) -> list[Any]:
         """Returns the host's addresses, as getaddrinfo() does. Raises what connect() raises.
 
-        A thread asks for them: it can take a minute, and meanwhile the keys shall work.
+        A thread asks for them: it can take a minute, during which the keys have to work.
         """
         found: list[Any] = []
         done, asking = socket.socketpair()
@@ -1617,6 +1615,8 @@ class Client:
 
 def look_up(host: str, port: int, found: list[Any], asking: socket.socket) -> None:
     """Puts the addresses of a host into `found`, or why there are none, and closes the socket."""
+    if hasattr(signal, "pthread_sigmask"):  # signals are for the loop, which they interrupt
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     with asking:
         try:
             found.append(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
@@ -1724,8 +1724,8 @@ class Session:
         self.leave_within(LINGER)
 
     def see_off(self) -> None:
-        """Ends our direction of the stream when all is said, and keeps nobody for an answer who
-        wants to go."""
+        """Ends our direction of the stream when all is said; until then, whoever wants to go is
+        kept for an answer only for a while."""
         if self.has_said_all():
             if not self.stream_ended:
                 self.end_stream()

@@ -9,6 +9,7 @@ import contextlib
 import os
 import re
 import select
+import shlex
 import shutil
 import signal
 import socket
@@ -34,6 +35,9 @@ DEADLINE = 20.0  # seconds; generous, because a loaded machine is no failure
 WELCOME = b"Welcome to the chatroom!\n"
 CLIENT = [sys.executable, str(ROOT / "chat_client.py")]
 PLAIN = [*CLIENT, "--plain"]
+
+NOT_IN_MINIMAL = ["bz2", "fcntl", "getpass", "hmac", "readline", "resource", "termios", "zlib"]
+XTERM = {**os.environ, "TERM": "xterm-256color", "NO_COLOR": ""}
 
 # Which tests run over both kinds of connection; see the fixture `start`.
 plain_and_tls = pytest.mark.parametrize("start", ["plain", "tls"], indirect=True)
@@ -263,6 +267,34 @@ class FakeConsole(chat_client.Console):
         pass
 
 
+class Sipping:
+    """A socket that takes little at once."""
+
+    def __init__(self) -> None:
+        self.taken = b""
+
+    def send(self, data: bytes) -> int:
+        self.taken += data[:3]
+        return len(data[:3])
+
+
+class Blocked:
+    """A socket that TLS lets do nothing before something was sent."""
+
+    def recv(self, size: int) -> bytes:
+        raise ssl.SSLWantWriteError
+
+    def send(self, data: bytes) -> int:
+        raise ssl.SSLWantWriteError
+
+
+def unconnected(
+    protocol: chat_client.Protocol, sock: Any = None, console: FakeConsole | None = None
+) -> chat_client.Session:
+    """Returns a session whose socket, if any, isn't one."""
+    return chat_client.Session(chat_client.Client(console or FakeConsole(), "", 0), sock, protocol)
+
+
 class Peer:
     """The other end of a connection, which reads with a deadline."""
 
@@ -366,6 +398,33 @@ def end_stream(sock: socket.socket) -> None:
     socket.socket.shutdown(sock, socket.SHUT_WR)
 
 
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        return int(one.getsockname()[1])
+
+
+def wait_until_listening(port: int) -> None:
+    def connects() -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+        except ConnectionRefusedError:
+            return False
+        return True
+
+    eventually(connects)
+
+
+def unread(pipe: Any) -> int:
+    """Returns how many bytes nobody has read yet."""
+    import array
+    import fcntl
+    import termios
+
+    count = array.array("i", [0])
+    fcntl.ioctl(pipe, termios.FIONREAD, count)
+    return count[0]
+
+
 class Terminal:
     """A command in a pseudo-terminal of its own, driven like a person would."""
 
@@ -439,3 +498,98 @@ def take_terminal() -> None:
     import termios
 
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+def in_terminal(terminal: Callable[..., Terminal], *options: str, **environment: str) -> Terminal:
+    return terminal(*CLIENT, *options, env={**XTERM, **environment})
+
+
+def modes(window: Terminal) -> list[Any]:
+    import termios
+
+    return termios.tcgetattr(window.master)
+
+
+def at_door(terminal: Callable[..., Terminal], listener: Listener) -> tuple[Terminal, Peer]:
+    """Returns a client that is asked for the password, and its server."""
+    window = in_terminal(terminal, "127.0.0.1", str(listener.port), "--name", "John")
+    server = listener.accept()
+    server.send("* password?\n")
+    window.expect("password: ")
+    return window, server
+
+
+class Window:
+    """A shell in a tmux window: keys go in, the screen can be read."""
+
+    def __init__(self, folder: Path, columns: int = 80, rows: int = 24) -> None:
+        self.tmux = [needs("tmux"), "-S", str(folder / "tmux"), "-f", "/dev/null"]
+        self.columns = columns
+        environment = {**os.environ, "LC_ALL": "C.UTF-8", "NO_COLOR": ""}
+        size = ["-x", str(columns), "-y", str(rows)]
+        shell = ["bash", "--norc", "--noprofile"]
+        subprocess.run(
+            [*self.tmux, "new-session", "-d", *size, shlex.join(shell)], env=environment, check=True
+        )
+        self.command("set-option", "-g", "history-limit", "20000")
+
+    def command(self, *words: str) -> str:
+        done = subprocess.run([*self.tmux, *words], check=True, capture_output=True, text=True)
+        return done.stdout
+
+    def keys(self, *names: str) -> None:
+        """Presses keys, by tmux's names for them."""
+        self.command("send-keys", *names)
+
+    def type(self, text: str) -> None:
+        self.command("send-keys", "-l", text)
+
+    def paste(self, text: str) -> None:
+        self.command("set-buffer", text)
+        self.command("paste-buffer", "-p")
+
+    def run(self, *words: str) -> None:
+        self.type(f"PS1='$ '; clear; {shlex.join(words)}")
+        self.keys("Enter")
+
+    def lines(self) -> list[str]:
+        """Returns the lines of the screen and of what has scrolled off, wrapped ones joined."""
+        text = self.command("capture-pane", "-p", "-J", "-S", "-")
+        return [line.rstrip() for line in text.rstrip("\n").split("\n")]
+
+    def expect(self, *last: str) -> None:
+        """Waits until these are the last lines."""
+
+        def are_last() -> bool:
+            seen[:] = [line for line in self.lines() if line]
+            return seen[-len(last) :] == list(last)
+
+        seen: list[str] = []
+        try:
+            eventually(are_last)
+        except AssertionError:
+            raise AssertionError(f"expected {last}, seen {seen[-len(last) - 5 :]}") from None
+
+    def cursor(self) -> int:
+        return int(self.command("display-message", "-p", "#{cursor_x}"))
+
+    def resize(self, columns: int) -> None:
+        self.command("resize-window", "-x", str(columns))
+
+    def kill(self) -> None:
+        subprocess.run([*self.tmux, "kill-server"], capture_output=True, check=False)
+
+
+def names(beginning: str) -> Sequence[str]:
+    return [name for name in ("Ann", "Anton", "Bob Lee") if name.lower().startswith(beginning)]
+
+
+def typed(keys: str, editor: chat_client.Editor | None = None) -> chat_client.Editor:
+    editor = editor or chat_client.Editor(names)
+    editor.feed(keys.encode())
+    return editor
+
+
+def shown(editor: chat_client.Editor) -> str:
+    """Returns the line with a bar for the cursor."""
+    return f"{editor.text[: editor.cursor]}|{editor.text[editor.cursor :]}"

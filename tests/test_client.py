@@ -8,7 +8,6 @@ import random
 import selectors
 import signal
 import socket
-import ssl
 import subprocess
 import sys
 import threading
@@ -23,14 +22,18 @@ import pytest
 from support import (
     CLIENT,
     DEADLINE,
+    NOT_IN_MINIMAL,
     PLAIN,
     ROOT,
     TRUSTED,
     WELCOME,
+    XTERM,
+    Blocked,
     FakeConsole,
     Listener,
     Peer,
     Server,
+    Sipping,
     Terminal,
     client,
     eventually,
@@ -38,6 +41,8 @@ from support import (
     needs,
     patched_client,
     plain_and_tls,
+    unconnected,
+    unread,
 )
 
 import chat_client
@@ -50,18 +55,10 @@ from chat_client import (
     Disconnected,
     EchoProtocol,
     Failure,
-    Protocol,
+    Phase,
     Session,
     terminal_text,
 )
-
-
-def unconnected(
-    protocol: Protocol, sock: Any = None, console: FakeConsole | None = None
-) -> Session:
-    """Returns a session whose socket, if any, isn't one."""
-    return Session(Client(console or FakeConsole(), "", 0), sock, protocol)
-
 
 # The logic without I/O
 
@@ -241,6 +238,104 @@ def test_names_that_are_remembered_have_a_limit() -> None:
         chat.remember(f"name {number}")
     assert len(chat.names) == chat_client.MAX_NAMES
     assert chat.candidates("name")[0] == f"name {chat_client.MAX_NAMES + 9}"
+
+
+JOINED = [chat_client.WELCOME, "* you are J"]
+
+
+@pytest.mark.parametrize(
+    "heard, phase, accepts, turned_away",
+    [
+        ([], Phase.WAITING, False, ""),
+        (["* the room is full"], Phase.WAITING, False, "the room is full"),
+        (["* password?"], Phase.AT_DOOR, False, "the room waits no longer for the password"),
+        (["* password?", "* the room is full"], Phase.AT_DOOR, False, "the room is full"),
+        (JOINED[:1], Phase.IN_ROOM, False, ""),
+        (JOINED, Phase.IN_ROOM, True, ""),
+        (["* password?", *JOINED], Phase.IN_ROOM, True, ""),
+        (["* news", *JOINED], Phase.IN_ROOM, True, ""),
+        ([*JOINED, "* password?"], Phase.IN_ROOM, True, ""),
+        (["Ann: hi"], Phase.RELAY, True, ""),
+        (["* Ann waves", "Ann: hi", "* Ann waves"], Phase.RELAY, True, ""),
+        (["* password?", "Ann: hi"], Phase.RELAY, True, ""),
+        (["Ann: hi", "* password?", *JOINED], Phase.RELAY, True, ""),
+    ],
+)
+def test_phases_of_a_chat(heard: list[str], phase: Phase, accepts: bool, turned_away: str) -> None:
+    chat = ChatProtocol("J")
+    for line in heard:
+        chat.hear(line)
+    assert (chat.phase, chat.accepts_input, chat.turned_away) == (phase, accepts, turned_away)
+    chat.stop_waiting()
+    assert chat.accepts_input is (phase is not Phase.AT_DOOR)
+
+
+def test_whoever_wants_out_is_kept_no_longer_by_what_the_server_asks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(chat_client, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    session = unconnected(ChatProtocol("J"), console=FakeConsole("exit"))
+    session.see_off()
+    assert session.leave_by == chat_client.LINGER
+    for heard in (WELCOME, b"* J is taken\n", b"* J_ is taken\n"):
+        clock[0] += 0.1
+        session.receive(heard)
+        session.see_off()
+    assert session.protocol.outgoing.count(b"/name") == 3
+    assert session.answer_by == clock[0] + chat_client.ANSWER_TIME
+    assert session.leave_by == chat_client.LINGER
+
+
+def test_an_answer_gives_whoever_wants_out_time_for_the_next_line() -> None:
+    session = unconnected(EchoProtocol(), console=FakeConsole("one", "two", "exit"))
+    session.forward_typed()
+    session.see_off()
+    assert session.leave_by < NEVER
+    session.receive(b"one\n")
+    session.see_off()
+    assert session.leave_by == NEVER
+    assert session.console.typed[0] == "two"
+
+
+@pytest.mark.parametrize("attended", [True, False])
+def test_a_refused_name_is_the_end_only_where_nobody_sits(attended: bool) -> None:
+    session = unconnected(ChatProtocol("a:b"), console=FakeConsole(attended=attended))
+    session.receive(WELCOME + b"* a name has no colon: /name NAME\n")
+    assert session.over is not attended
+    session.protocol.outgoing.clear()
+    if attended:
+        session.raise_failure()
+    else:
+        with pytest.raises(Failure, match="refused the name a:b: a name has no colon"):
+            session.raise_failure()
+
+
+def test_the_password_is_waited_for_turn_by_turn() -> None:
+    console = FakeConsole()
+    session = unconnected(ChatProtocol("J"), console=console)
+    session.ask_password()
+    assert console.prompts == []
+    session.receive(b"* password?\n")
+    session.ask_password()
+    assert (console.prompts, session.protocol.outgoing) == (["password: "], b"")
+    console.secrets.append(b"secret")
+    session.ask_password()
+    session.ask_password()
+    assert session.protocol.outgoing == b"secret\n"
+
+
+def test_what_outlives_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Lost(Session):
+        def run(self) -> None:
+            self.protocol.name, self.protocol.password = "J_", b"secret"
+            raise Disconnected("lost")
+
+    monkeypatch.setattr(chat_client, "Session", Lost)
+    client = Client(FakeConsole(), "", 0, name="J")
+    with socket.socket() as sock, pytest.raises(Disconnected):
+        client.talk(sock)
+    assert (client.name, client.password) == ("J_", b"secret")
 
 
 def test_room_that_never_says_who_we_are_is_not_waited_for_for_ever() -> None:
@@ -723,8 +818,6 @@ def test_a_password_that_is_not_there_is_one_clear_line(
 
 # Other Pythons
 
-NOT_IN_MINIMAL = ["bz2", "fcntl", "getpass", "hmac", "readline", "resource", "termios", "zlib"]
-
 
 @pytest.mark.parametrize("options", [[], ["--plain"]])
 def test_python_of_the_bare_minimum(
@@ -947,36 +1040,14 @@ def test_unread_output_does_not_keep_the_user_from_talking(listener: Listener) -
     assert process.stdout and process.stdin
     process.stdout.readline()
     server.send((b"x" * 999 + b"\n") * 10)
-    eventually(lambda: waiting(process.stdout) >= 10_000)
+    eventually(lambda: unread(process.stdout) >= 10_000)
     server.send((b"x" * 999 + b"\n") * 150)  # more than the pipe takes now
-    eventually(lambda: waiting(process.stdout) >= 50_000)
+    eventually(lambda: unread(process.stdout) >= 50_000)
     process.stdin.write(b"hi\n")
     process.stdin.flush()
     assert server.line() == b"J: hi\n"
     process.kill()
     process.communicate()
-
-
-def waiting(pipe: Any) -> int:
-    """Returns how many bytes nobody has read yet."""
-    import array
-    import fcntl
-    import termios
-
-    count = array.array("i", [0])
-    fcntl.ioctl(pipe, termios.FIONREAD, count)
-    return count[0]
-
-
-class Sipping:
-    """A socket that takes little at once."""
-
-    def __init__(self) -> None:
-        self.taken = b""
-
-    def send(self, data: bytes) -> int:
-        self.taken += data[:3]
-        return len(data[:3])
 
 
 def test_what_the_kernel_does_not_take_is_sent_later() -> None:
@@ -986,16 +1057,6 @@ def test_what_the_kernel_does_not_take_is_sent_later() -> None:
     while session.protocol.outgoing:
         session.serve(selectors.EVENT_WRITE)
     assert sock.taken == b"hello\n"
-
-
-class Blocked:
-    """A socket that TLS lets do nothing before something was sent."""
-
-    def recv(self, size: int) -> bytes:
-        raise ssl.SSLWantWriteError
-
-    def send(self, data: bytes) -> int:
-        raise ssl.SSLWantWriteError
 
 
 def test_while_tls_has_to_send_nothing_else_is_waited_for(
@@ -1068,6 +1129,23 @@ def test_words_that_leave_are_just_words_in_a_message(room: Server) -> None:
 
 
 # In a terminal
+
+
+@pytest.mark.parametrize("options", [[], ["--plain"]])
+def test_a_silent_name_server_does_not_freeze_the_keys(
+    terminal: Callable[..., Terminal], options: list[str]
+) -> None:
+    silent = "import socket, time\nsocket.getaddrinfo = lambda *_, **__: time.sleep(600)"
+    command = [*patched_client(silent), "lab1", *options]
+    window = terminal(*command, env=XTERM)
+    window.expect("name: ")
+    window.type("J\r")
+    window.expect("J\n")
+    window.type("hi")
+    window.expect("hi")
+    window.type("\x15\x03")
+    assert window.wait() == 0
+    assert "Traceback" not in window.rest()
 
 
 def test_typed_ahead_lines_are_kept(room: Server, terminal: Callable[..., Terminal]) -> None:

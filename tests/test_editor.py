@@ -4,31 +4,16 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
 from types import SimpleNamespace
 
 import pytest
+from support import names, shown, typed
 
 import chat_client
-from chat_client import ChatProtocol, Editor, Painter, Request, text_width
+from chat_client import ChatProtocol, Editor, Painter, Request, SecretEditor, text_width
 
 LEFT, RIGHT, UP, DOWN = "\x1b[D", "\x1b[C", "\x1b[A", "\x1b[B"
 PASTE, END_PASTE = "\x1b[200~", "\x1b[201~"
-
-
-def names(beginning: str) -> Sequence[str]:
-    return [name for name in ("Ann", "Anton", "Bob Lee") if name.lower().startswith(beginning)]
-
-
-def typed(keys: str, editor: Editor | None = None) -> Editor:
-    editor = editor or Editor(names)
-    editor.feed(keys.encode())
-    return editor
-
-
-def shown(editor: Editor) -> str:
-    """Returns the line with a bar for the cursor."""
-    return f"{editor.text[: editor.cursor]}|{editor.text[editor.cursor :]}"
 
 
 @pytest.mark.parametrize(
@@ -201,6 +186,22 @@ def test_fullwidth_letters_take_two_columns() -> None:
 
 def test_a_paste_ends_the_completion() -> None:
     assert shown(typed(f"an\t{PASTE}b{END_PASTE}\t")) == "Ann: Bob Lee |"
+
+
+def test_a_secret_is_neither_shown_nor_kept() -> None:
+    editor = SecretEditor("password: ")
+    typed(f"wrong\x15{PASTE}sec\x03ret\n{END_PASTE}{UP}\x19\tx\x7f\x7f\rnot for it\r", editor)
+    assert (editor.lines, editor.rest) == (["secret"], "not for it\r")
+    assert (editor.text, editor.killed, len(editor.history)) == ("", "", 0)
+    typed("half", editor)
+    assert editor.view("John: ", 80) == ("password: ", "")
+    assert editor.view("John: ", 6) == ("ord: ", "")
+
+
+def test_keys_that_end_the_question_for_a_secret() -> None:
+    editor = SecretEditor("password: ")
+    typed("half\x03\x1a\x15\x04", editor)
+    assert editor.requests == [Request.INTERRUPT, Request.SUSPEND, Request.END_OF_INPUT]
 
 
 # What is around it

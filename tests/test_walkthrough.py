@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 from collections.abc import Callable
 
 import pytest
-from support import DEADLINE, PLAIN, Server, Terminal, eventually, needs
+from support import DEADLINE, PLAIN, Server, Terminal, free_port, needs, wait_until_listening
 
 
 @pytest.mark.parametrize("host", ["localhost", "::1", "127.0.0.1"])
@@ -105,22 +104,6 @@ def test_telnet_is_a_full_member(room: Server, terminal: Callable[..., Terminal]
     john.expect("* Tel joined\n")
     window.type("/quit\n")
     window.expect("Connection closed by foreign host.")
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as one:
-        return int(one.getsockname()[1])
-
-
-def wait_until_listening(port: int) -> None:
-    def connects() -> bool:
-        try:
-            socket.create_connection(("127.0.0.1", port)).close()
-        except ConnectionRefusedError:
-            return False
-        return True
-
-    eventually(connects)
 
 
 def test_client_with_a_broker_that_is_not_ours(terminal: Callable[..., Terminal]) -> None:
