@@ -1510,19 +1510,12 @@ class Client:
         addresses = self.look_up()
         codes = []
         for family, kind, protocol, _, address in addresses:
-            try:
-                sock = socket.socket(family, kind, protocol)
-            except OSError as error:  # such as IPv6 where it is switched off
+            try:  # even a socket may be refused, such as one for IPv6 where that is switched off
+                sock = self.connect_to(address, socket.socket(family, kind, protocol))
+            except OSError as error:
                 codes.append(error.errno or 0)
-                continue
-            with ExitStack() as unless_connected:
-                unless_connected.callback(sock.close)
-                code = self.connect_to(address, sock)
-                if not code:
-                    sock = self.shake_hands(sock, self.tls) if self.tls else sock
-                    unless_connected.pop_all()
-                    return sock
-            codes.append(code)
+            else:
+                return self.shake_hands(sock, self.tls) if self.tls else sock
         script = "echo_server.py" if self.echo else "chat_server.py"
         here = all(is_loopback(str(address[0])) for *_, address in addresses)
         why = why_not_connected(codes, self.port, script, here)
@@ -1543,17 +1536,22 @@ class Client:
             raise Disconnected(why_no_address(found[0], self.host))
         return list(found[0])
 
-    def connect_to(self, address: Any, sock: socket.socket) -> int:
-        """Connects; returns the error number of how it ended, 0 for success."""
-        sock.setblocking(False)
-        for level, option, value in SOCKET_OPTIONS:
-            sock.setsockopt(level, option, value)
-        code = sock.connect_ex(address)
-        if code not in (errno.EINPROGRESS, errno.EWOULDBLOCK):
-            return code
-        if not self.wait_for(sock, EVENT_WRITE, time.monotonic() + CONNECT_TIME):
-            return errno.ETIMEDOUT
-        return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    def connect_to(self, address: Any, sock: socket.socket) -> socket.socket:
+        """Returns the socket, connected. Raises OSError, and what wait_for() raises."""
+        with ExitStack() as unless_connected:
+            unless_connected.callback(sock.close)
+            sock.setblocking(False)
+            for level, option, value in SOCKET_OPTIONS:
+                sock.setsockopt(level, option, value)
+            code = sock.connect_ex(address)
+            if code in (errno.EINPROGRESS, errno.EWOULDBLOCK):
+                code = errno.ETIMEDOUT
+                if self.wait_for(sock, EVENT_WRITE, time.monotonic() + CONNECT_TIME):
+                    code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if code:
+                raise OSError(code, os.strerror(code))
+            unless_connected.pop_all()
+            return sock
 
     def shake_hands(self, plain: socket.socket, tls: ssl.SSLContext) -> socket.socket:
         """Returns the socket with TLS around it. Raises Failure if that can't be trusted."""
