@@ -426,7 +426,7 @@ def test_a_name_that_the_room_refuses_ends_a_script(room: Server, name: str, why
     other.expect("* here: " + "x" * 31 + "_\n")
 
 
-def test_who_sits_there_can_choose_another_name(
+def test_whoever_sits_there_can_choose_another_name(
     room: Server, terminal: Callable[..., Terminal]
 ) -> None:
     other = room.join()
@@ -438,7 +438,7 @@ def test_who_sits_there_can_choose_another_name(
 
 @pytest.mark.parametrize("when", ["at once", "when all is said"])
 @pytest.mark.parametrize("notice", ["the room is full", "this room speaks TLS; use --tls"])
-def test_who_is_not_let_in_is_told_why(listener: Listener, when: str, notice: str) -> None:
+def test_whoever_is_not_let_in_is_told_why(listener: Listener, when: str, notice: str) -> None:
     def turn_away(server: Peer) -> None:
         if when == "when all is said":
             server.rest()
@@ -1003,7 +1003,7 @@ def test_input_faster_than_the_server_stays_within_bounds(listener: Listener) ->
     assert process.wait(DEADLINE) == 0
 
 
-def test_who_leaves_does_not_wait_for_ever(listener: Listener) -> None:
+def test_whoever_leaves_does_not_wait_for_ever(listener: Listener) -> None:
     peers = []
     accepter = threading.Thread(target=lambda: peers.append(listener.accept()))
     accepter.start()
@@ -1080,7 +1080,7 @@ def test_a_welcome_that_comes_late_ends_nothing() -> None:
     assert session.answer_by == NEVER
 
 
-def test_who_has_left_is_not_connected_again() -> None:
+def test_whoever_has_left_is_not_connected_again() -> None:
     """Not even if the server was faster to end than the last words were to go out."""
     session = unconnected(EchoProtocol(), socket.socket())
     session.left = True

@@ -86,7 +86,7 @@ def test_lines_arriving_while_one_is_edited_leave_it_intact(room: Server, window
     window.expect("Welcome to the chatroom!", "John:")
     text = "the quick brown fox jumps over the lazy dog"
     window.type(text)
-    window.keys(*["Left"] * 22)  # behind "jumps"
+    window.keys(*["Left"] * 22)  # after "jumps"
     for number in range(200):
         ann.send(f"line {number}\n")
         if number % 10 == 0:
@@ -329,7 +329,7 @@ def test_closed_window_ends_the_client(listener: Listener) -> None:
     assert window.wait() in (1, 129)
 
 
-def test_who_leaves_without_a_connection_is_told_what_was_not_sent(
+def test_whoever_leaves_without_a_connection_is_told_what_was_not_sent(
     listener: Listener, terminal: Callable[..., Terminal]
 ) -> None:
     window = in_terminal(terminal, "127.0.0.1", str(listener.port), "--name", "John")
