@@ -14,7 +14,12 @@ lines with a slash are commands: /help lists them.
 On a terminal it has a line editor, and what arrives appears above the line that is being typed; in
 a pipe it reads and writes plain lines.
 
-One thread, one selectors loop around standard input, standard output and a non-blocking socket.
+A Client outlives its connections; each of them is a Session, which lasts until either side ends it.
+What the lines in it mean is a Protocol's business, which has no I/O. What the user types and sees
+is a Console's: a PlainConsole, or a Terminal with its Editor, which has no I/O either.
+
+One thread, one selectors loop around standard input, standard output and a non-blocking socket;
+only a host's name is looked up in a thread of its own, as nobody can wait for that in a loop.
 Standard library only, Python 3.8 or later. Copy this file anywhere and run it.
 """
 
@@ -22,8 +27,8 @@ from __future__ import annotations
 
 import argparse
 import codecs
+import enum
 import errno
-import getpass
 import io
 import os
 import random
@@ -36,20 +41,27 @@ import sys
 import threading
 import time
 import unicodedata
-import zlib
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import closing, suppress
+from collections.abc import Sequence
+from contextlib import ExitStack, closing, suppress
+from functools import partial
 from selectors import EVENT_READ, EVENT_WRITE
-from typing import Any
+from typing import Any, Callable
 
-if sys.platform != "win32":
-    import termios
-    import tty
 try:
     import ssl
 except ImportError:  # a Python built without OpenSSL can do everything but TLS
     ssl = None  # type: ignore[assignment]
+try:
+    import termios
+    import tty
+except ImportError:  # on Windows, and in a Python of the bare minimum, such as python3-minimal
+    termios = None  # type: ignore[assignment]
+try:
+    import getpass
+except ImportError:
+    getpass = None  # type: ignore[assignment]
 
 VERSION = "1.0"
 
@@ -59,6 +71,7 @@ CONNECT_TIME = 10.0  # seconds for each address of a host, and for a TLS handsha
 QUESTION_TIME = 5.0  # seconds to wait for a question when we have a password to give
 ANSWER_TIME = 0.5  # seconds to wait for a welcome or an answer that may never come
 LINGER = 1.0  # seconds for the server to close after the user has left
+NEVER = float("inf")  # a deadline that isn't set
 RECEIVE_SIZE = 64 * 1024  # bytes received at once
 MAX_LINE = 64 * 1024  # bytes; a longer line is left out
 MAX_WAITING = 64 * 1024  # bytes that wait for a slow reader before we stop reading the other side
@@ -83,14 +96,12 @@ SOCKET_OPTIONS = [
 ]
 
 WELCOME = "Welcome to the chatroom!"
-BAD_NAME = re.compile(r"\* a name .*: /name NAME")  # no name has a colon, so none can look like it
 PASSWORD_QUESTION = "* password?"
 WRONG_PASSWORD = "* wrong password"
-NOT_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE")  # OpenSSL's reasons
-TLS_ALERT = b"\x15\x03"  # how a server that speaks TLS answers one who doesn't (RFC 8446, 5.1)
+BAD_NAME = re.compile(r"\* (a name .*): /name NAME")  # no name has a colon, so none can look like it
 PRIVATE = " (private)"
 # Notices of a room in which others are named.
-SIGHTINGS = [
+NAMED_BY = [
     re.compile(pattern)
     for pattern in (
         r"\* (.+) joined",
@@ -101,10 +112,28 @@ SIGHTINGS = [
 MAX_NAME = 32  # characters that a room allows
 LEAVE = ("quit", "exit", "/quit")
 TOO_LONG = f"* (a line of over {MAX_LINE} bytes was left out)"
+NOT_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE")  # OpenSSL's reasons
+TLS_ALERT = b"\x15\x03"  # how a server that speaks TLS answers one who doesn't (RFC 8446, 5.1)
+
+# The escape sequences that go to the terminal (ECMA-48, DEC's VT100, xterm), and what each does.
+BOLD = "\x1b[1m"  # SGR: what follows is bold
+DIM = "\x1b[2m"  # SGR: what follows is dim
+COLOUR = "\x1b[38;5;{}m"  # SGR: what follows has one of the 256 colours
+NORMAL = "\x1b[0m"  # SGR: what follows looks as usual
+START_OF_ROW = "\r"
+UP = "\x1b[{}A"  # CUU: up by this number of rows
+CLEAR_ROW = "\r\x1b[K"  # EL: to the start of the row, all of which is cleared
+CLEAR_REST = "\x1b[K"  # EL: clears from the cursor to the end of the row
+CLEAR_BELOW = "\r\x1b[J"  # ED: to the start of the row, and clears it and all that is below
+CLEAR_SCREEN = "\x1b[H\x1b[2J"  # CUP, ED: to the top left, and clears everything
+SAVE_CURSOR = "\x1b7"  # DECSC: remembers where the cursor is
+RESTORE_CURSOR = "\x1b8"  # DECRC: back there
+PASTE_MODE_ON = "\x1b[?2004h"  # from now on the terminal marks what is pasted
+PASTE_MODE_OFF = "\x1b[?2004l"
+BELL = "\a"
 
 # Of the 256 colours, those that can be read on black and on white.
 COLOURS = (33, 37, 64, 71, 98, 130, 133, 136, 160, 166, 168, 172)
-BOLD, DIM, NORMAL = "\x1b[1m", "\x1b[2m", "\x1b[0m"
 
 # On Windows select() takes nothing but sockets.
 ONLY_SOCKETS = sys.platform == "win32"
@@ -169,7 +198,7 @@ class LineFramer:
 
 # Escape sequences as a whole (ECMA-48: CSI, the strings of OSC and its kin, the short ones); and
 # what else is no text: control characters but the tab, and the marks that turn the direction of
-# what is behind them (UAX #9), with which a line can be made to read as another.
+# what follows them (UAX #9), with which a line can be made to read as another.
 ESCAPE = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?"
     r"|(?:\x1b[]PX^_]|[\x9d\x90\x98\x9e\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)?"
@@ -186,142 +215,191 @@ def terminal_text(line: bytes) -> str:
     return ESCAPE.sub("", line.decode("utf-8", "replace")).translate(NO_TEXT)
 
 
-class Talk:
-    """One's part in a conversation, without I/O: what goes out for what is typed, and what is shown
-    for what comes in."""
+class Protocol:
+    """Our side of a conversation, without I/O: what goes out for what is typed, and what is shown
+    for what comes in. It lasts as long as the connection."""
 
-    asks = False  # each line is asked for, with the prompt
-    prompt = ""
+    prompts = False  # asks for each line with its prompt, also where that isn't shown anyway
+    prompt = ""  # what the line that is being typed begins with on the screen
     name = ""  # the user's
     password = b""
 
     def __init__(self) -> None:
         self.outgoing = bytearray()  # lines to send, each with its LF
         self.to_show: list[str] = []  # lines
-        self.ready = True  # to be told what was typed
+        self.awaits_answer = False  # and what is typed has to wait for it
         self.mentioned = False  # somebody has said the user's name
-        self.wants_password = False
-        self.refused = ""  # why there is no use in trying again
+        self.wrong_password = False
+        self.turned_away = ""  # why there is no welcome, as far as we know
+        self.name_refused = ""  # why the user isn't known by the name that was given
+
+    @property
+    def accepts_input(self) -> bool:
+        """Says whether it can be told what was typed."""
+        return not self.awaits_answer
+
+    @property
+    def wants_password(self) -> bool:
+        """Says whether the user has to give a password now."""
+        return False
 
     def stop_waiting(self) -> None:
         """Goes on as well as it can: the answer that it waits for may never come."""
-        self.ready = True
+        self.awaits_answer = False
 
-    def heard(self, line: str) -> None:
+    def hear(self, line: str) -> None:
         """Takes a line from the other side, clean and without its newline."""
 
-    def typed(self, line: str) -> None:
+    def submit(self, line: str) -> None:
         """Takes a line from the user, without its newline."""
 
     def give_password(self, password: bytes) -> None:
         """Takes what the user answered to `wants_password`."""
 
     def candidates(self, beginning: str) -> list[str]:
-        """Returns the names that begin so, the likeliest first."""
+        """Returns the names that begin with a text, the likeliest first."""
         return []
 
 
-class Echo(Talk):
-    """A talk with an echo server: a line goes out, an answer comes, then the next."""
+class EchoProtocol(Protocol):
+    """A conversation with an echo server: a line goes out, an answer comes, then the next."""
 
-    asks = True
+    prompts = True
     prompt = "send: "
 
-    def heard(self, line: str) -> None:
+    def hear(self, line: str) -> None:
         self.to_show.append(f"recv: {line}")
-        self.ready = True
+        self.awaits_answer = False
 
-    def typed(self, line: str) -> None:
+    def submit(self, line: str) -> None:
         self.outgoing += f"{line}\n".encode()
-        self.ready = False
+        self.awaits_answer = True
 
 
-class Chat(Talk):
+class Phase(enum.Enum):
+    """How far a chat has come with its server, which is one of our rooms or another relay of lines.
+
+                   welcome
+    WAITING ------------------------> IN_ROOM
+      |  |  password?          welcome   ^
+      |  '--------------> AT_DOOR -------'
+      | a message            | a message
+      '----------------------'------> RELAY
+
+    phase     what was heard        what is typed
+    WAITING   nothing, or notices   waits, until the time for an answer is over
+    AT_DOOR   password?             waits: it would be taken for the password
+    IN_ROOM   the welcome           waits while a name is requested; may be a command
+    RELAY     what somebody said    goes out
+    """
+
+    WAITING = enum.auto()
+    AT_DOOR = enum.auto()
+    IN_ROOM = enum.auto()
+    RELAY = enum.auto()
+
+
+class ChatProtocol(Protocol):
     """A chat. It works with any line relay, by putting the name before each message. In one of our
     rooms, which the first line shows, it makes the name known as well, and there are commands."""
 
     def __init__(self, name: str, password: bytes = b"") -> None:
         super().__init__()
-        self.ready = False  # the room has to know the name first
-        self.be(name)
+        self.phase = Phase.WAITING
+        self.awaits_answer = True  # the room has to know the name first
+        self.set_name(name)
         self.password = password
-        self.at_door = False  # what goes out now would be taken for the password
-        self.in_room = False
         self.requested = ""  # a name that the room was asked for, until it answers
         self.requested_by_user = False
-        self.first = True  # nothing was heard yet
         self.names: dict[str, None] = {}  # that were seen here, the latest last
 
-    def be(self, name: str) -> None:
-        """Is known as this name from now on."""
+    @property
+    def accepts_input(self) -> bool:
+        return not self.awaits_answer and self.phase is not Phase.AT_DOOR
+
+    @property
+    def wants_password(self) -> bool:
+        return self.phase is Phase.AT_DOOR and not self.password
+
+    def set_name(self, name: str) -> None:
+        """Puts this name before each message from now on."""
         self.name = name
         self.prompt = f"{name}: "
         self.mention = re.compile(rf"(?<!\w){re.escape(name)}(?!\w)", re.IGNORECASE)
 
-    def heard(self, line: str) -> None:
-        first, self.first = self.first, False
-        if self.in_room and line.startswith("* "):
-            if self.heard_room(line):
-                self.to_show.append(line)
-        elif (first or self.at_door) and line == WELCOME:
-            self.in_room = True
-            self.at_door = False
-            self.request_name(self.name)
-            self.to_show.append(line)
-        elif first and line == PASSWORD_QUESTION:
-            self.at_door = True
-            self.ready = False
-            self.wants_password = not self.password
+    # From the other side
+
+    def hear(self, line: str) -> None:
+        outside = self.phase in (Phase.WAITING, Phase.AT_DOOR)
+        if outside and line == WELCOME:
+            self.enter_room()
+        elif self.phase is Phase.WAITING and line == PASSWORD_QUESTION:
+            self.phase = Phase.AT_DOOR
+            self.turned_away = "the room waits no longer for the password"
             if self.password:
                 self.give_password(self.password)
-        elif self.at_door and line == WRONG_PASSWORD:
-            self.refused = "wrong password"
+        elif self.phase is Phase.AT_DOOR and line == WRONG_PASSWORD:
+            self.wrong_password = True
+        elif not line.startswith("* "):
+            self.hear_message(line)
+        elif self.phase is Phase.IN_ROOM:
+            self.hear_room(line)
         else:
-            self.heard_message(line)
+            # In place of a welcome it is a reason: the room is full, or speaks TLS.
+            self.turned_away = line[2:] if outside else ""
+            self.to_show.append(line)
 
-    def heard_message(self, line: str) -> None:
+    def enter_room(self) -> None:
+        """We are in one of our rooms, which has to be told the name."""
+        self.phase = Phase.IN_ROOM
+        self.turned_away = ""
+        self.to_show.append(WELCOME)
+        self.request_name(self.name)
+
+    def hear_message(self, line: str) -> None:
         """Shows what somebody said, and learns from it who is there."""
-        if not line.startswith("* "):  # as a room that is full does, without a welcome
-            if not self.in_room:  # some other relay: there is no answer to wait for
-                self.ready = True
-            speaker, colon, text = line.partition(": ")
-            if colon:
-                self.saw(speaker.replace(PRIVATE, ""))
-            said = text if colon else line
-            self.mentioned = self.mentioned or bool(self.mention.search(said))
+        if self.phase is not Phase.IN_ROOM:  # some other relay: there is no answer to wait for
+            self.phase = Phase.RELAY
+            self.turned_away = ""
+            self.awaits_answer = False
+        speaker, colon, text = line.partition(": ")
+        if colon:
+            self.remember(speaker.replace(PRIVATE, ""))
+        said = text if colon else line
+        self.mentioned = self.mentioned or bool(self.mention.search(said))
         self.to_show.append(line)
 
-    def stop_waiting(self) -> None:
-        self.ready = not self.at_door
-
-    def give_password(self, password: bytes) -> None:
-        """Answers the question at the door of a closed room."""
-        self.wants_password = False
-        self.password = password
-        self.outgoing += password + b"\n"
-
-    def heard_room(self, line: str) -> bool:
-        """Follows what the room itself says; returns whether the user wants to know it."""
-        if self.requested:
-            name = unicodedata.normalize("NFKC", self.requested).strip()
-            if line == f"* you are {name}":
-                self.be(name)
-                self.take_answer()
-                return self.requested_by_user
-            if line == f"* {name} is taken":
-                self.take_answer()
-                another = name[: MAX_NAME - 1] + "_"
-                if not self.requested_by_user and another != name:
-                    self.request_name(another)
-            elif BAD_NAME.fullmatch(line):
-                self.take_answer()
-        for pattern in SIGHTINGS:
+    def hear_room(self, line: str) -> None:
+        """Follows what the room itself says, and shows it."""
+        name = unicodedata.normalize("NFKC", self.requested).strip()
+        bad = BAD_NAME.fullmatch(line)
+        if self.requested and line == f"* you are {name}":
+            self.set_name(name)
+            self.end_request()
+            if not self.requested_by_user:  # then the user knows
+                return
+        elif self.requested and line == f"* {name} is taken":
+            self.hear_refusal(line[2:], name[: MAX_NAME - 1] + "_")
+        elif self.requested and bad:
+            self.hear_refusal(bad[1])
+        for pattern in NAMED_BY:
             match = pattern.fullmatch(line)
             for name in match[1].split(", ") if match else ():
-                self.saw(name)
-        return True
+                self.remember(name)
+        self.to_show.append(line)
 
-    def saw(self, name: str) -> None:
+    def hear_refusal(self, why: str, another: str = "") -> None:
+        """The room doesn't let us have the requested name; tries another, if there is one."""
+        refused, by_user = self.requested, self.requested_by_user
+        self.end_request()
+        if by_user:
+            return
+        if another not in ("", refused):
+            self.request_name(another)
+        else:
+            self.name_refused = why
+
+    def remember(self, name: str) -> None:
         """Remembers somebody who is there."""
         if 0 < len(name) <= MAX_NAME and name != self.name:
             self.names.pop(name, None)
@@ -333,78 +411,54 @@ class Chat(Talk):
         start = beginning.casefold()
         return [name for name in reversed(list(self.names)) if name.casefold().startswith(start)]
 
+    # To the other side
+
     def request_name(self, name: str, by_user: bool = False) -> None:
         """Asks the room for a name. What is typed waits for the answer."""
+        assert self.phase is Phase.IN_ROOM
         self.requested, self.requested_by_user = name, by_user
-        self.ready = False
+        self.awaits_answer = True
         self.outgoing += f"/name {name}\n".encode()
 
-    def take_answer(self) -> None:
+    def end_request(self) -> None:
         """The room has answered, so what was typed can go out."""
         self.requested = ""
-        self.ready = True
+        self.awaits_answer = False
 
-    def typed(self, line: str) -> None:
+    def give_password(self, password: bytes) -> None:
+        assert self.phase is Phase.AT_DOOR
+        self.password = password
+        self.turned_away = "the room didn't answer the password"
+        self.outgoing += password + b"\n"
+
+    def submit(self, line: str) -> None:
+        assert self.accepts_input
         if not line.strip():
             return
-        slash = self.in_room and line.startswith("/")
+        slash = self.phase is Phase.IN_ROOM and line.startswith("/")
         if slash and not line.startswith("//"):
-            word, _, argument = line.partition(" ")
-            if word == "/name" and argument.strip():  # the next message begins with it
-                self.request_name(argument.strip(), by_user=True)
-            else:
-                self.outgoing += f"{line}\n".encode()
+            self.submit_command(line)
             return
         message = f"{self.name}: {line[1:] if slash else line}"
         self.outgoing += f"{message}\n".encode()
         self.to_show.append(message)
 
+    def submit_command(self, line: str) -> None:
+        """Passes a command on to the room; the next message begins with the name asked for."""
+        word, _, argument = line.partition(" ")
+        if word == "/name" and argument.strip():
+            self.request_name(argument.strip(), by_user=True)
+        else:
+            self.outgoing += f"{line}\n".encode()
 
-# --- The line editor -----------------------------------------------------------------------------
 
-# What terminals send for a key (xterm, VT100, the Linux console, rxvt), and the method of Editor
-# that it calls, with what it is given.
-KEYS: dict[str, tuple[Any, ...]] = {
-    **dict.fromkeys(("\r", "\n"), ("enter",)),
-    **dict.fromkeys(("\x01", "\x1b[H", "\x1bOH", "\x1b[1~", "\x1b[7~"), ("move", "start")),
-    **dict.fromkeys(("\x05", "\x1b[F", "\x1bOF", "\x1b[4~", "\x1b[8~"), ("move", "end")),
-    **dict.fromkeys(("\x02", "\x1b[D", "\x1bOD"), ("move", "left")),
-    **dict.fromkeys(("\x06", "\x1b[C", "\x1bOC"), ("move", "right")),
-    **dict.fromkeys(
-        ("\x1bb", "\x1b[1;5D", "\x1b[1;3D", "\x1b[5D", "\x1bOd"), ("move", "word left")
-    ),
-    **dict.fromkeys(
-        ("\x1bf", "\x1b[1;5C", "\x1b[1;3C", "\x1b[5C", "\x1bOc"), ("move", "word right")
-    ),
-    **dict.fromkeys(("\x10", "\x1b[A", "\x1bOA"), ("recall", 1)),
-    **dict.fromkeys(("\x0e", "\x1b[B", "\x1bOB"), ("recall", -1)),
-    **dict.fromkeys(("\x08", "\x7f"), ("delete", "left")),
-    "\x1b[3~": ("delete", "right"),
-    "\x04": ("delete_or_end",),
-    **dict.fromkeys(("\x17", "\x1b\x7f", "\x1b\x08"), ("kill", "word left")),
-    "\x1bd": ("kill", "word right"),
-    "\x0b": ("kill", "end"),
-    "\x15": ("kill", "start"),
-    "\x19": ("yank",),
-    "\x14": ("transpose",),
-    "\t": ("complete",),
-    "\x03": ("interrupt",),
-    "\x0c": ("wish", "clear_screen"),
-    "\x1a": ("wish", "suspend"),
-}
-PASTE_START, PASTE_END = "\x1b[200~", "\x1b[201~"  # bracketed paste
-# One key: an escape sequence, Alt and a character, or a character; and one that isn't complete yet.
-KEY = re.compile(
-    r"\x1b\[\[.|\x1b{1,2}\[[0-?]*[ -/]*[@-~]|\x1b{1,2}O[@-~]|\x1b[^\x00-\x07\x09-\x1f\[O]|(?s:.)"
-)
-UNFINISHED_KEY = re.compile(r"\x1b+(?:\[\[?[0-?]*[ -/]*|O)?")
+# --- Characters, words, columns ------------------------------------------------------------------
 
 ZERO_WIDTH = ("Mn", "Me", "Cf")  # Unicode categories: combining marks and format characters
 JOINER = "\u200d"
 WIDE_VARIANT = "\ufe0f"  # makes an emoji of the character before it
 SKIN_TONES = range(0x1F3FB, 0x1F400)
 WORD = re.compile(r"\W*\w*")  # with what is before it
-MARKS = {ord("\n"): "\u21b5", ord("\t"): " "}  # how a pasted newline or tab is shown in the line
 
 
 def char_width(char: str) -> int:
@@ -416,46 +470,18 @@ def char_width(char: str) -> int:
     return 2 if unicodedata.east_asian_width(char) in "WF" else 1
 
 
+def text_width(text: str) -> int:
+    """Returns how many columns a text takes at most."""
+    return sum(map(char_width, text))
+
+
 def joins(before: str, char: str) -> bool:
     """Says whether `char` forms one visible character with the one before it."""
     return unicodedata.category(char) in ZERO_WIDTH or before == JOINER or ord(char) in SKIN_TONES
 
 
-def char_left(text: str, place: int) -> int:
-    """Returns where the visible character before a place, an index, begins."""
-    starts = (at for at in range(place - 1, 0, -1) if not joins(text[at - 1], text[at]))
-    return next(starts, 0)
-
-
-def char_right(text: str, place: int) -> int:
-    """Returns where the visible character at a place ends."""
-    ends = (at for at in range(place + 1, len(text)) if not joins(text[at - 1], text[at]))
-    return next(ends, len(text))
-
-
-def word_left(text: str, place: int) -> int:
-    """Returns where the word before a place begins."""
-    return place - word_right(text[:place][::-1], 0)
-
-
-def word_right(text: str, place: int) -> int:
-    """Returns where the word after a place ends."""
-    word = WORD.match(text, place)
-    return word.end() if word else place
-
-
-MOTIONS: dict[str, Callable[[str, int], int]] = {
-    "start": lambda text, place: 0,
-    "end": lambda text, place: len(text),
-    "left": char_left,
-    "right": char_right,
-    "word left": word_left,
-    "word right": word_right,
-}
-
-
 def fitting_start(text: str, columns: int) -> str:
-    """Returns as much of the beginning of a text as so many columns hold."""
+    """Returns as much of the beginning of a text as fits into `columns`."""
     for index, char in enumerate(text):
         columns -= char_width(char)
         if columns < 0:
@@ -464,7 +490,7 @@ def fitting_start(text: str, columns: int) -> str:
 
 
 def fitting_end(text: str, columns: int) -> str:
-    """Returns as much of the end of a text as so many columns hold."""
+    """Returns as much of the end of a text as fits into `columns`."""
     start = len(text)
     for index in range(len(text) - 1, -1, -1):
         columns -= char_width(text[index])
@@ -475,9 +501,66 @@ def fitting_end(text: str, columns: int) -> str:
     return text[start:]
 
 
+# A motion takes a text and a place in it, an index, and returns the place where it leads.
+Motion = Callable[[str, int], int]
+
+
+def line_start(text: str, place: int) -> int:
+    """Leads to the start of the line."""
+    return 0
+
+
+def line_end(text: str, place: int) -> int:
+    """Leads to the end of the line."""
+    return len(text)
+
+
+def char_left(text: str, place: int) -> int:
+    """Leads to where the visible character before a place begins."""
+    starts = (at for at in range(place - 1, 0, -1) if not joins(text[at - 1], text[at]))
+    return next(starts, 0)
+
+
+def char_right(text: str, place: int) -> int:
+    """Leads to where the visible character at a place ends."""
+    ends = (at for at in range(place + 1, len(text)) if not joins(text[at - 1], text[at]))
+    return next(ends, len(text))
+
+
+def word_left(text: str, place: int) -> int:
+    """Leads to where the word before a place begins."""
+    return place - word_right(text[:place][::-1], 0)
+
+
+def word_right(text: str, place: int) -> int:
+    """Leads to where the word after a place ends."""
+    word = WORD.match(text, place)
+    return word.end() if word else place
+
+
+# --- The line editor -----------------------------------------------------------------------------
+
+PASTE_START, PASTE_END = "\x1b[200~", "\x1b[201~"  # what the terminal puts around what is pasted
+# One key: an escape sequence, Alt and a character, or a character; and one that isn't complete yet.
+KEY = re.compile(
+    r"\x1b\[\[.|\x1b{1,2}\[[0-?]*[ -/]*[@-~]|\x1b{1,2}O[@-~]|\x1b[^\x00-\x07\x09-\x1f\[O]|(?s:.)"
+)
+UNFINISHED_KEY = re.compile(r"\x1b+(?:\[\[?[0-?]*[ -/]*|O)?")
+MARKS = {ord("\n"): "\u21b5", ord("\t"): " "}  # how a pasted newline or tab is shown in the line
+
+
+class Request(enum.Enum):
+    """What the user asks for with a key that isn't the line's business."""
+
+    INTERRUPT = enum.auto()
+    END_OF_INPUT = enum.auto()
+    SUSPEND = enum.auto()
+    CLEAR_SCREEN = enum.auto()
+
+
 class Editor:
     """A line that is being typed. It does no I/O: keys go in as they come from the terminal,
-    finished lines and wishes come out, and `view` says how the line looks."""
+    finished lines and requests come out, and `view` says how the line looks."""
 
     def __init__(self, candidates: Callable[[str], Sequence[str]] = lambda _: ()) -> None:
         self.candidates = candidates  # names that begin with a text, the likeliest first
@@ -490,9 +573,9 @@ class Editor:
         self.completing: list[str] = []  # what the next Tab puts in place of `completed`
         self.completed = ""
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self.unread = ""  # the beginning of a key
+        self.unread = ""  # keys that were not pressed yet, or the beginning of one
         self.lines: list[str] = []  # finished
-        self.wishes: list[str] = []  # "interrupt", "end_of_input", "suspend", "clear_screen"
+        self.requests: list[Request] = []
 
     # Keys
 
@@ -516,12 +599,17 @@ class Editor:
         """Does what one key is for."""
         if key.startswith("\x1b\x1b"):  # the Escape key and then an arrow, or rxvt's Alt-arrow
             key = key[1:]
-        method, *given = KEYS.get(
-            key, ("insert", "" if key[0] == "\x1b" else key.translate(NO_TEXT))
-        )
-        if method != "complete":
+        action = self.keys().get(key)
+        if action is not Editor.complete:
             self.completing = []
-        getattr(self, method)(*given)
+        if action:
+            action(self)
+        elif key[0] != "\x1b":
+            self.insert(key.translate(NO_TEXT))
+
+    def keys(self) -> dict[str, Action]:
+        """Returns what each key does that isn't just a character."""
+        return KEYS
 
     def paste(self, text: str) -> None:
         """Puts in text in which nothing is a key: its newlines wait in the line until Enter."""
@@ -546,25 +634,25 @@ class Editor:
         self.set("")
 
     def interrupt(self) -> None:
-        """Drops the line; on an empty one it is a wish to leave."""
+        """Drops the line; on an empty one it is a request to leave."""
         if not self.text:
-            self.wish("interrupt")
+            self.request(Request.INTERRUPT)
         self.recalled = 0
         self.set("")
 
     def delete_or_end(self) -> None:
         """Deletes a character; on an empty line it is the end of input."""
         if self.text:
-            self.delete("right")
+            self.delete(char_right)
         else:
-            self.wish("end_of_input")
+            self.request(Request.END_OF_INPUT)
 
-    def wish(self, wish: str) -> None:
+    def request(self, request: Request) -> None:
         """Asks for something that isn't the line's business."""
-        self.wishes.append(wish)
+        self.requests.append(request)
 
     def recall(self, step: int) -> None:
-        """Shows a line so many steps further back in the history; at its end is the draft."""
+        """Shows a line further back in the history, or forth; at its end is the draft."""
         place = self.recalled + step
         if not 0 <= place <= len(self.history):
             return
@@ -575,16 +663,16 @@ class Editor:
 
     # Changes
 
-    def move(self, motion: str) -> None:
+    def move(self, motion: Motion) -> None:
         """Moves the cursor to where a motion leads."""
-        self.cursor = MOTIONS[motion](self.text, self.cursor)
+        self.cursor = motion(self.text, self.cursor)
 
-    def delete(self, motion: str) -> str:
+    def delete(self, motion: Motion) -> str:
         """Removes what is between the cursor and where a motion leads; returns it."""
-        place = MOTIONS[motion](self.text, self.cursor)
+        place = motion(self.text, self.cursor)
         return self.cut(min(place, self.cursor), max(place, self.cursor))
 
-    def kill(self, motion: str) -> None:
+    def kill(self, motion: Motion) -> None:
         """Deletes what `yank` can put back."""
         self.killed = self.delete(motion) or self.killed
 
@@ -625,7 +713,7 @@ class Editor:
     # How it looks
 
     def view(self, prompt: str, width: int) -> tuple[str, str]:
-        """Returns what a window of so many columns shows before and after the cursor.
+        """Returns what a window of `width` columns shows before and after the cursor.
 
         That is always one row, a stretch around the cursor of what doesn't fit: a row that wraps
         can't be redrawn after the window was resized. Whoever draws it lets the terminal remember
@@ -634,9 +722,76 @@ class Editor:
         before = prompt + self.text[: self.cursor].translate(MARKS)
         after = self.text[self.cursor :].translate(MARKS)
         columns = width - 1  # the cursor itself needs one
-        behind = sum(map(char_width, fitting_start(after, columns // 3)))  # is seen in any case
-        before = fitting_end(before, columns - behind)
-        return before, fitting_start(after, columns - sum(map(char_width, before)))
+        ahead = text_width(fitting_start(after, columns // 3))  # is seen in any case
+        before = fitting_end(before, columns - ahead)
+        return before, fitting_start(after, columns - text_width(before))
+
+
+class SecretEditor(Editor):
+    """A line that nobody may see: it is neither shown nor kept, and no key reaches beyond it. After
+    Enter it takes no more: `rest` are the keys that came after that."""
+
+    def __init__(self, prompt: str) -> None:
+        super().__init__()
+        self.prompt = prompt  # in place of any other
+        self.rest = ""
+
+    def keys(self) -> dict[str, Action]:
+        return SECRET_KEYS
+
+    def enter(self) -> None:
+        self.lines.append(self.text.partition("\n")[0])
+        self.rest, self.unread = self.unread, ""
+        self.set("")
+
+    def view(self, prompt: str, width: int) -> tuple[str, str]:
+        return fitting_end(self.prompt, width - 1), ""
+
+
+# What terminals send for a key (xterm, VT100, the Linux console, rxvt), and what it does.
+Action = Callable[[Any], object]
+KEYS: dict[str, Action] = {
+    **dict.fromkeys(("\r", "\n"), Editor.enter),
+    **dict.fromkeys(
+        ("\x01", "\x1b[H", "\x1bOH", "\x1b[1~", "\x1b[7~"), partial(Editor.move, motion=line_start)
+    ),
+    **dict.fromkeys(
+        ("\x05", "\x1b[F", "\x1bOF", "\x1b[4~", "\x1b[8~"), partial(Editor.move, motion=line_end)
+    ),
+    **dict.fromkeys(("\x02", "\x1b[D", "\x1bOD"), partial(Editor.move, motion=char_left)),
+    **dict.fromkeys(("\x06", "\x1b[C", "\x1bOC"), partial(Editor.move, motion=char_right)),
+    **dict.fromkeys(
+        ("\x1bb", "\x1b[1;5D", "\x1b[1;3D", "\x1b[5D", "\x1bOd"),
+        partial(Editor.move, motion=word_left),
+    ),
+    **dict.fromkeys(
+        ("\x1bf", "\x1b[1;5C", "\x1b[1;3C", "\x1b[5C", "\x1bOc"),
+        partial(Editor.move, motion=word_right),
+    ),
+    **dict.fromkeys(("\x10", "\x1b[A", "\x1bOA"), partial(Editor.recall, step=1)),
+    **dict.fromkeys(("\x0e", "\x1b[B", "\x1bOB"), partial(Editor.recall, step=-1)),
+    **dict.fromkeys(("\x08", "\x7f"), partial(Editor.delete, motion=char_left)),
+    "\x1b[3~": partial(Editor.delete, motion=char_right),
+    "\x04": Editor.delete_or_end,
+    **dict.fromkeys(("\x17", "\x1b\x7f", "\x1b\x08"), partial(Editor.kill, motion=word_left)),
+    "\x1bd": partial(Editor.kill, motion=word_right),
+    "\x0b": partial(Editor.kill, motion=line_end),
+    "\x15": partial(Editor.kill, motion=line_start),
+    "\x19": Editor.yank,
+    "\x14": Editor.transpose,
+    "\t": Editor.complete,
+    "\x03": Editor.interrupt,
+    "\x0c": partial(Editor.request, request=Request.CLEAR_SCREEN),
+    "\x1a": partial(Editor.request, request=Request.SUSPEND),
+}
+SECRET_KEYS: dict[str, Action] = {
+    **dict.fromkeys(("\r", "\n"), SecretEditor.enter),
+    **dict.fromkeys(("\x08", "\x7f"), partial(Editor.delete, motion=char_left)),
+    "\x15": partial(Editor.delete, motion=line_start),
+    "\x04": Editor.delete_or_end,
+    "\x03": partial(Editor.request, request=Request.INTERRUPT),
+    "\x1a": partial(Editor.request, request=Request.SUSPEND),
+}
 
 
 # --- The process ---------------------------------------------------------------------------------
@@ -729,7 +884,10 @@ def open_input() -> int | socket.socket:
     if not ONLY_SOCKETS:
         return 0
     ours, feeder = socket.socketpair()
-    threading.Thread(target=feed_input, args=(feeder,), daemon=True).start()
+    if sys.stdin is None:  # it was closed
+        feeder.close()
+    else:
+        threading.Thread(target=feed_input, args=(feeder,), daemon=True).start()
     return ours
 
 
@@ -754,6 +912,7 @@ class Painter:
         self.me = ""  # the user's name; none with an echo server, whose lines have no speaker
 
     def paint(self, line: str) -> str:
+        """Returns a line as it goes to the screen."""
         stamp = time.strftime("[%H:%M] ") if self.timestamps else ""
         if not self.colours:
             return stamp + line
@@ -769,8 +928,7 @@ class Painter:
         name = speaker.replace(PRIVATE, "")
         if name == self.me:
             return BOLD
-        number = COLOURS[zlib.crc32(name.casefold().encode()) % len(COLOURS)]
-        return f"\x1b[38;5;{number}m"
+        return COLOUR.format(COLOURS[sum(name.casefold().encode()) % len(COLOURS)])
 
     def paint_prompt(self, row: str, prompt: str) -> str:
         """Makes the prompt at the beginning of a row bold, if it is seen whole."""
@@ -779,41 +937,41 @@ class Painter:
         return f"{BOLD}{prompt}{NORMAL}{row[len(prompt) :]}"
 
 
-class Console:
-    """Standard input and output as they are: lines in, lines out, no escape sequences."""
+class Console(ABC):
+    """What the user types into and reads from: lines come in, lines go out.
 
-    edits = False
+    The loop waits for the files that it names, and has it handle what happens there.
+    """
+
     why_closed = "standard output is closed"
 
-    def __init__(self, painter: Painter) -> None:
+    def __init__(self, painter: Painter, screen: int = 1) -> None:
         self.painter = painter
         self.candidates: Callable[[str], Sequence[str]] = lambda _: ()  # names for Tab
         self.input = open_input()
-        self.screen = 1  # the descriptor that is written to
-        self.signals: socket.socket | None = None
+        self.attended = os.isatty(0)  # somebody sits there, who can answer a question
         self.ended = False  # nothing more will be typed
         self.typed: deque[str] = deque()  # lines that nobody has taken yet
+        self.screen = screen  # the descriptor that is written to
         self.output = bytearray()  # waits to be written
-        self.framer = LineFramer(MAX_LINE)
-        self.input_is_terminal = os.isatty(0)  # so it shows what is typed, unless in raw mode
-        self.at_prompt = False
+        self.write_size: int | None = None  # bytes that the screen takes without blocking, if known
+
+    def files(self) -> list[tuple[int | socket.socket, int, Callable[[int], None]]]:
+        """Returns what to wait for: each file, the events there, 0 for none now, and the handler,
+        which is given the events that have come."""
+        typing = (self.input, EVENT_READ if self.wants_input() else 0, self.read)
+        writing = (self.screen, EVENT_WRITE if self.output else 0, self.write)
+        return [typing] if ONLY_SOCKETS else [typing, writing]
 
     # Input
 
+    @abstractmethod
     def wants_input(self) -> bool:
         """Says whether there is a use for more of what the user types."""
-        return not self.ended and not self.typed
 
+    @abstractmethod
     def read(self, _: int) -> None:
         """Receives what was typed."""
-        data = self.receive()
-        chunk, too_long = self.framer.feed(data)
-        if not data:
-            self.ended = True
-            chunk = self.framer.finish()
-        self.typed.extend(terminal_text(line) for line in chunk.split(b"\n")[:-1])
-        if too_long:
-            self.show(TOO_LONG)
 
     def receive(self) -> bytes:
         """Returns what was typed; nothing at the end of input."""
@@ -826,48 +984,110 @@ class Console:
 
     def take(self) -> str:
         """Returns the next line that was typed."""
-        line = self.typed.popleft()
-        if self.at_prompt and not self.input_is_terminal:  # which would have shown it
+        return self.typed.popleft()
+
+    @abstractmethod
+    def ask_secret(self, prompt: str) -> bytes | None:
+        """Asks for what nobody may see, and returns it; None if it isn't typed yet: ask again in
+        the next turn of the loop. Raises Failure if nobody can be asked, or answers."""
+
+    @abstractmethod
+    def wants_to_leave(self) -> bool:
+        """Says whether the user wants to go now, and not only when all that was typed is said."""
+
+    @abstractmethod
+    def waits_for_server(self) -> bool:
+        """Says whether the user waits while there is no connection: types on, or leaves."""
+
+    @abstractmethod
+    def unsent(self) -> list[str]:
+        """Returns the lines that the user saw on the screen and that can't be sent any more."""
+
+    # Output
+
+    @abstractmethod
+    def label(self, prompt: str) -> None:
+        """Sets what the lines that are typed from now on begin with, where that is shown anyway."""
+
+    @abstractmethod
+    def invite(self, prompt: str, ask: bool) -> None:
+        """Invites the user to type a line, which is taken now. `ask`: with the prompt, also where
+        that isn't shown anyway."""
+
+    @abstractmethod
+    def echo_typed(self, line: str) -> None:
+        """Leaves on the screen what was typed, with its prompt."""
+
+    @abstractmethod
+    def show(self, line: str) -> None:
+        """Puts out a line of text."""
+
+    @abstractmethod
+    def ring(self) -> None:
+        """Calls for the user's attention."""
+
+    def waiting(self) -> int:
+        """Returns how many bytes or characters wait to be written."""
+        return len(self.output)
+
+    @abstractmethod
+    def update(self) -> None:
+        """Brings the output up to date, before the loop waits."""
+
+    def write(self, _: int = 0) -> None:
+        """Writes what the output takes. Raises Failure if nobody will ever read it."""
+        try:
+            del self.output[: os.write(self.screen, self.output[: self.write_size])]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.output.clear()
+            raise Failure(self.why_closed) from None
+
+    @abstractmethod
+    def interrupted(self) -> None:
+        """Tidies up after a Ctrl-C that ends the client."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Writes the rest."""
+
+
+class PlainConsole(Console):
+    """Standard input and output as they are: lines in, lines out, no escape sequences."""
+
+    def __init__(self, painter: Painter) -> None:
+        super().__init__(painter)
+        # A pipe that is ready takes this much without blocking (POSIX).
+        self.write_size = None if ONLY_SOCKETS else select.PIPE_BUF
+        self.framer = LineFramer(MAX_LINE)
+        self.at_prompt = False
+
+    # Input
+
+    def wants_input(self) -> bool:
+        return not self.ended and not self.typed
+
+    def read(self, _: int) -> None:
+        data = self.receive()
+        chunk, too_long = self.framer.feed(data)
+        if not data:
+            self.ended = True
+            chunk = self.framer.finish()
+        self.typed.extend(terminal_text(line) for line in chunk.split(b"\n")[:-1])
+        if too_long:
+            self.show(TOO_LONG)
+
+    def take(self) -> str:
+        line = super().take()
+        if self.at_prompt and not self.attended:  # a terminal would have shown it
             self.output += f"{line}\n".encode()
         self.at_prompt = False
         return line
 
-    def keep(self, line: str) -> None:
-        """Leaves on the screen what was typed, with its prompt. Here it is there already."""
-
-    def wants_to_leave(self) -> bool:
-        """Says whether the user wants to go now, and not only when all that was typed is said."""
-        return bool(self.typed) and self.typed[0].strip() in LEAVE
-
-    def unsent(self) -> list[str]:
-        """Returns the lines that the user saw on the screen and that can't be sent any more."""
-        return []
-
-    # Output
-
-    def prompt(self, prompt: str) -> None:
-        """Invites the user to type, if that isn't done yet."""
-        if prompt and not self.at_prompt:
-            self.output += prompt.encode()
-            self.at_prompt = True
-
-    def show(self, line: str) -> None:
-        """Puts out a line of text."""
-        self.end_line()
-        self.output += f"{self.painter.paint(line)}\n".encode()
-
-    def end_line(self) -> None:
-        """Ends a line that so far is a prompt."""
-        if self.at_prompt:
-            self.output += b"\n"
-        self.at_prompt = False
-
-    def ring(self) -> None:
-        """Calls for the user's attention. Not here: a bell is a control character."""
-
     def ask_secret(self, prompt: str) -> bytes:
-        """Returns what the user types unseen. Raises Failure if there is no user to ask."""
-        if not self.input_is_terminal:
+        can_ask = getpass and (termios or ONLY_SOCKETS)  # without an echo
+        if not (self.attended and can_ask):
             raise Failure("the room wants a password; give it with --password-file FILE")
         if self.typed:  # ahead, and it is not to be published
             return self.typed.popleft().encode()
@@ -890,33 +1110,50 @@ class Console:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def waiting(self) -> int:
-        """Returns how many bytes wait to be written."""
-        return len(self.output)
+    def wants_to_leave(self) -> bool:
+        return bool(self.typed) and self.typed[0].strip() in LEAVE
+
+    def waits_for_server(self) -> bool:
+        return False
+
+    def unsent(self) -> list[str]:
+        return []
+
+    # Output
+
+    def label(self, prompt: str) -> None:
+        """Nothing to do: what is typed is the terminal's or a script's, and shown as it is."""
+
+    def invite(self, prompt: str, ask: bool) -> None:
+        if ask and not self.at_prompt:
+            self.output += prompt.encode()
+            self.at_prompt = True
+
+    def echo_typed(self, line: str) -> None:
+        """Nothing to do: it is there already."""
+
+    def show(self, line: str) -> None:
+        self.end_row()
+        self.output += f"{self.painter.paint(line)}\n".encode()
+
+    def end_row(self) -> None:
+        """Ends a row that so far is a prompt."""
+        if self.at_prompt:
+            self.output += b"\n"
+        self.at_prompt = False
+
+    def ring(self) -> None:
+        """Nothing to do: a bell is a control character."""
 
     def update(self) -> None:
-        """Brings the output up to date, before the loop waits."""
         if ONLY_SOCKETS and self.output:
             self.write()
 
-    def write(self, _: int = 0) -> None:
-        """Writes what the output takes. Raises Failure if nobody will ever read it."""
-        # A pipe that is ready takes this much without blocking (POSIX: PIPE_BUF).
-        size = len(self.output) if ONLY_SOCKETS or self.edits else select.PIPE_BUF
-        try:
-            del self.output[: os.write(self.screen, self.output[:size])]
-        except BlockingIOError:
-            pass
-        except OSError:
-            self.output.clear()
-            raise Failure(self.why_closed) from None
-
-    def on_signal(self, _: int) -> None:
-        """Signals do here what they do to any program."""
+    def interrupted(self) -> None:
+        sys.stderr.write("\n")  # after the ^C that the terminal shows
 
     def close(self) -> None:
-        """Writes the rest."""
-        self.end_line()
+        self.end_row()
         while self.output:
             if not ONLY_SOCKETS:
                 select.select([], [self.screen], [])
@@ -930,26 +1167,33 @@ class Terminal(Console):
     row and to draw the row again below, in a single write, so that nothing flickers.
     """
 
-    edits = True
     why_closed = "the terminal is gone"
-    signals: socket.socket
 
     def __init__(self, painter: Painter) -> None:
-        super().__init__(painter)
+        # Opened anew for a mode of its own: O_NONBLOCK on the descriptor that we were given would
+        # also hold for the shell. A terminal that is stopped must not stop the loop.
+        super().__init__(painter, os.open(os.ttyname(1), os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY))
         self.editor = Editor(lambda beginning: self.candidates(beginning))
+        self.secret: SecretEditor | None = None  # takes the keys while there is one
+        self.grants: dict[Request, Callable[[], None]] = {
+            Request.INTERRUPT: partial(raise_for_signal, signal.SIGINT, None),
+            Request.END_OF_INPUT: self.end_input,
+            Request.SUSPEND: self.suspend,
+            Request.CLEAR_SCREEN: self.clear_screen,
+        }
         self.row_prompt = ""
         self.pending: list[str] = []  # to be shown above the row
         self.stale = True  # the row has to be drawn again
         self.cursor_column = 0
         self.gone = False  # the terminal is; after Ctrl-D there may still be a Ctrl-C
         self.modes = termios.tcgetattr(0)
-        # Opened anew for a mode of its own: O_NONBLOCK on the descriptor that we were given would
-        # also hold for the shell. A terminal that is stopped must not stop the loop.
-        self.screen = os.open(os.ttyname(1), os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
         self.signals = open_signal_socket(
             signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGWINCH, signal.SIGCONT
         )
         self.take_over()
+
+    def files(self) -> list[tuple[int | socket.socket, int, Callable[[int], None]]]:
+        return [*super().files(), (self.signals, EVENT_READ, self.on_signal)]
 
     # Modes
 
@@ -964,12 +1208,12 @@ class Terminal(Console):
         modes[tty.LFLAG] &= ~(termios.ECHO | termios.ICANON | termios.ISIG | termios.IEXTEN)
         modes[tty.CC][termios.VMIN], modes[tty.CC][termios.VTIME] = 1, 0
         termios.tcsetattr(0, termios.TCSANOW, modes)
-        self.output += b"\x1b[?2004h"  # bracketed paste
+        self.output += PASTE_MODE_ON.encode()
         self.stale = True
 
     def give_back(self) -> None:
         """Gives the terminal back as it was found, with the row cleared."""
-        self.output += b"\r\x1b[K\x1b[?2004l"
+        self.output += f"{CLEAR_ROW}{PASTE_MODE_OFF}".encode()
         deadline = time.monotonic() + 1.0  # a terminal that is stopped is not waited for
         with suppress(OSError, Failure):
             while self.output and time.monotonic() < deadline:
@@ -984,19 +1228,18 @@ class Terminal(Console):
         os.kill(0, signal.SIGTSTP)
         self.take_over()
 
-    def ask_secret(self, prompt: str) -> bytes:
-        self.give_back()
-        try:
-            return super().ask_secret(prompt)
-        finally:
-            self.take_over()
+    def interrupted(self) -> None:
+        """Nothing to do: no ^C was shown."""
 
     def close(self) -> None:
         if self.pending:
-            self.output += b"\r\x1b[K" + "".join(self.pending).encode()
+            self.output += (CLEAR_ROW + "".join(self.pending)).encode()
         self.give_back()
+        signal.set_wakeup_fd(-1)
+        self.signals.close()
 
     def on_signal(self, _: int) -> None:
+        """Does what the signals want that have come."""
         for number in self.signals.recv(64):
             if number == signal.SIGWINCH:
                 self.resize()
@@ -1010,8 +1253,7 @@ class Terminal(Console):
         with suppress(OSError):  # the terminal is gone, as the next read will tell
             self.width = os.get_terminal_size(0).columns or 80
         above = self.cursor_column // self.width
-        self.output += f"\x1b[{above}A".encode() if above else b""
-        self.output += b"\r\x1b[J"
+        self.output += f"{UP.format(above) if above else ''}{CLEAR_BELOW}".encode()
         self.stale = True
 
     # Input
@@ -1023,41 +1265,67 @@ class Terminal(Console):
         data = self.receive()
         self.gone = not data
         self.ended = self.ended or self.gone
-        self.editor.feed(data)
+        self.feed(self.secret or self.editor, data)
+
+    def feed(self, editor: Editor, keys: bytes) -> None:
+        """Lets an editor have keys, and does what they ask for."""
+        editor.feed(keys)
         self.stale = True
         self.typed.extend(self.editor.lines)
         self.editor.lines.clear()
-        wishes, self.editor.wishes = self.editor.wishes, []
-        for wish in wishes:
-            if wish == "interrupt":
-                raise KeyboardInterrupt
-            if wish == "suspend":
-                self.suspend()
-            elif wish == "clear_screen":
-                self.output += b"\x1b[H\x1b[2J"
-            elif wish == "end_of_input":
-                self.ended = True
+        requests, editor.requests = editor.requests, []
+        for request in requests:
+            self.grants[request]()
 
-    def keep(self, line: str) -> None:
-        self.show(line)
+    def end_input(self) -> None:
+        """Nothing more will be typed."""
+        self.ended = True
+
+    def ask_secret(self, prompt: str) -> bytes | None:
+        if self.typed:  # ahead, and it is not to be published
+            return self.typed.popleft().encode()
+        if self.ended:
+            raise Failure("no password given")
+        if not self.secret:
+            self.secret = SecretEditor(prompt)
+            self.stale = True
+        if not self.secret.lines:
+            return None
+        answered, self.secret = self.secret, None
+        self.feed(self.editor, answered.rest.encode())
+        return answered.lines[0].encode()
 
     def wants_to_leave(self) -> bool:
         return self.ended or any(line.strip() in LEAVE for line in self.typed)
+
+    def waits_for_server(self) -> bool:
+        return True
 
     def unsent(self) -> list[str]:
         return [line for line in self.typed if line.strip() not in LEAVE]
 
     # Output
 
-    def prompt(self, prompt: str) -> None:
+    def label(self, prompt: str) -> None:
         self.stale = self.stale or prompt != self.row_prompt
         self.row_prompt = prompt
+
+    def invite(self, prompt: str, ask: bool) -> None:
+        self.secret = None  # nobody asks for it any more
+        self.label(prompt)
+
+    def echo_typed(self, line: str) -> None:
+        self.show(line)
 
     def show(self, line: str) -> None:
         self.pending.append(self.painter.paint(line) + "\n")
 
     def ring(self) -> None:
-        self.pending.append("\a")
+        self.pending.append(BELL)
+
+    def clear_screen(self) -> None:
+        """Leaves nothing but the row, at the top."""
+        self.output += CLEAR_SCREEN.encode()
 
     def waiting(self) -> int:
         return len(self.output) + sum(map(len, self.pending))
@@ -1066,358 +1334,61 @@ class Terminal(Console):
         """Draws what is new, if what was drawn before has reached the terminal."""
         if self.output or not (self.pending or self.stale):
             return
-        before, after = self.editor.view(self.row_prompt, self.width)
-        self.cursor_column = sum(map(char_width, before))
+        before, after = (self.secret or self.editor).view(self.row_prompt, self.width)
+        self.cursor_column = text_width(before)
         row = self.painter.paint_prompt(before, self.row_prompt)
         # The terminal itself remembers where the cursor belongs, and comes back there.
-        row += f"\x1b7{after}\x1b[K\x1b8"
-        above = "\r\x1b[K" + "".join(self.pending) if self.pending else ""
-        self.output += f"{above}\r{row}".encode()
+        row += f"{SAVE_CURSOR}{after}{CLEAR_REST}{RESTORE_CURSOR}"
+        above = CLEAR_ROW + "".join(self.pending) if self.pending else ""
+        self.output += f"{above}{START_OF_ROW}{row}".encode()
         self.pending, self.stale = [], False
 
 
-def open_console(args: argparse.Namespace) -> Console:
+def open_console(plain: bool, timestamps: bool) -> Console:
     """Returns what suits standard input and output. Raises Failure."""
-    if sys.stdout is None:  # it was closed: a socket would get its descriptor
+    if sys.stdout is None:
         raise Failure("standard output is closed")
-    if sys.stdin is None:  # this too: open() takes the lowest descriptor that is free, 0
-        os.open(os.devnull, os.O_RDONLY)
-    plain = args.plain or ONLY_SOCKETS or os.environ.get("TERM", "") in ("", "dumb")
+    plain = plain or not termios or os.environ.get("TERM", "") in ("", "dumb")
     if not plain and os.isatty(0) and os.isatty(1):
         with suppress(OSError):  # another user's terminal, after su, can't be opened
-            return Terminal(Painter(not os.environ.get("NO_COLOR"), args.timestamps))
-    return Console(Painter(False, args.timestamps))
+            return Terminal(Painter(not os.environ.get("NO_COLOR"), timestamps))
+    return PlainConsole(Painter(False, timestamps))
 
 
-# --- The client ----------------------------------------------------------------------------------
+# --- Why there is no connection ------------------------------------------------------------------
 
-
+# What to tell the user, the most telling first: a host may have several addresses.
 WHY_NOT_CONNECTED = {
-    errno.ECONNREFUSED: "nobody listens there; start a room with: python3 chat_server.py",
-    errno.ETIMEDOUT: "no answer",
+    errno.ECONNREFUSED: "nobody listens there{others}; start the server with: {command}",
+    errno.ETIMEDOUT: "no answer; is it switched on, and does its firewall let port {port} through?",
+    errno.EHOSTUNREACH: "no way there; is it switched on, and in the same network?",
+    errno.ENETUNREACH: "no way there; is this machine in a network that leads to it?",
+    errno.EACCES: "this machine's firewall forbids it",
+    errno.EPERM: "this machine's firewall forbids it",
+    errno.EINVAL: "an address fe80:... needs its interface, such as fe80::1%eth0",
 }
 
 
-class Client:
-    """One loop around a console and the connection to a server: it connects, and connects again.
-
-    What it waits for follows from the state and is set anew in each turn of the loop.
-    """
-
-    def __init__(
-        self, console: Console, host: str, port: int, tls: ssl.SSLContext | None = None
-    ) -> None:
-        # select(), not epoll: it also takes regular files and /dev/null as standard input, which
-        # epoll refuses (EPERM), and three descriptors are no load for it.
-        self.selector = selectors.SelectSelector()
-        self.console = console
-        self.host = host
-        self.port = port
-        self.tls = tls
-        self.addresses: list[Any] = []  # of the host, as getaddrinfo() returns them
-
-    # The loop
-
-    def turn(self, deadline: float | None = None) -> None:
-        """Waits until something can be moved, or for the deadline, and moves it."""
-        console = self.console
-        console.update()
-        self.watch(console.input, EVENT_READ if console.wants_input() else 0, console.read)
-        if console.signals:
-            self.watch(console.signals, EVENT_READ, console.on_signal)
-        if not ONLY_SOCKETS:
-            self.watch(console.screen, EVENT_WRITE if console.output else 0, console.write)
-        timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
-        for key, events in self.selector.select(timeout):
-            key.data(events)
-
-    def watch(
-        self, file: int | socket.socket, events: int, handler: Callable[[int], None] | None = None
-    ) -> None:
-        """Has the selector wait for exactly these events on a file, and then call the handler."""
-        key = self.selector.get_map().get(file)
-        if key and key.events != events:
-            self.selector.unregister(file)
-            key = None
-        if events and not key:
-            self.selector.register(file, events, handler)
-
-    def ask(self, prompt: str) -> str | None:
-        """Returns the user's answer without the spaces around it, None at the end of input."""
-        answer = ""
-        while not answer:
-            self.console.prompt(prompt)
-            while not self.console.typed and not self.console.ended:
-                self.turn()
-            if not self.console.typed:
-                return None
-            line = self.console.take()
-            self.console.keep(prompt + line)
-            answer = line.strip()
-        self.console.prompt("")
-        return answer
-
-    # Connecting
-
-    def connect(self) -> socket.socket:
-        """Connects to the first address of the host that answers. Raises Disconnected, Failure if
-        the host can't be trusted, and KeyboardInterrupt if the user doesn't want to wait."""
-        try:  # just once: a resolver that is gone as well would freeze the keys at each new try
-            self.addresses = self.addresses or socket.getaddrinfo(
-                self.host, self.port, type=socket.SOCK_STREAM
-            )
-        except (OSError, UnicodeError):  # UnicodeError: a name that no host can have
-            raise Disconnected(f"host {self.host} is unknown") from None
-        code = 0
-        for family, kind, protocol, _, address in self.addresses:
-            try:
-                sock = socket.socket(family, kind, protocol)
-            except OSError as error:  # such as IPv6 where it is switched off
-                code = error.errno or 0
-                continue
-            code = self.connect_to(address, sock)
-            if not code:
-                return self.shake_hands(sock, self.tls) if self.tls else sock
-            sock.close()
-        why = WHY_NOT_CONNECTED.get(code) or os.strerror(code)
-        raise Disconnected(f"cannot connect to port {self.port} on {self.host}: {why}")
-
-    def connect_to(self, address: Any, sock: socket.socket) -> int:
-        """Connects; returns the error number of how it ended, 0 for success."""
-        sock.setblocking(False)
-        for level, option, value in SOCKET_OPTIONS:
-            sock.setsockopt(level, option, value)
-        code = sock.connect_ex(address)
-        if code not in (errno.EINPROGRESS, errno.EWOULDBLOCK):
-            return code
-        if not self.wait_for(sock, EVENT_WRITE, time.monotonic() + CONNECT_TIME):
-            return errno.ETIMEDOUT
-        return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-
-    def shake_hands(self, plain: socket.socket, tls: ssl.SSLContext) -> socket.socket:
-        """Returns the socket with TLS around it. Raises Failure if that can't be trusted."""
-        host = self.host
-        deadline = time.monotonic() + CONNECT_TIME
-        try:
-            sock = tls.wrap_socket(plain, server_hostname=host, do_handshake_on_connect=False)
-            while True:
-                try:
-                    sock.do_handshake()
-                    return sock
-                except ssl.SSLWantReadError:
-                    events = EVENT_READ
-                except ssl.SSLWantWriteError:
-                    events = EVENT_WRITE
-                if not self.wait_for(sock, events, deadline):
-                    raise Disconnected(f"{host} does not answer in TLS; does it speak it?")
-        except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
-            raise Disconnected(f"{host} closed the connection in the TLS handshake") from None
-        except ssl.SSLError as error:
-            raise Failure(why_no_tls(error, host)) from None
-        except OSError as error:
-            raise Disconnected(f"no TLS with {host}: {error.strerror}") from None
-
-    def wait_for(self, sock: socket.socket, events: int, deadline: float) -> bool:
-        """Waits for events on a socket that is being connected; says whether they have come."""
-        ready: list[int] = []
-        self.watch(sock, events, ready.append)
-        try:
-            while not ready and time.monotonic() < deadline:
-                self.turn(deadline)
-                if self.console.edits and self.console.wants_to_leave():
-                    if self.console.unsent():
-                        raise Failure("left without a connection")
-                    raise KeyboardInterrupt
-        finally:
-            self.watch(sock, 0)
-        return bool(ready)
-
-    def reconnect(self) -> socket.socket | None:
-        """Connects again, trying ever more rarely; returns None if the user leaves meanwhile."""
-        delay, longest = RETRY_DELAYS
-        noted = 0
-        while True:
-            # So that, when a room starts again, not everyone comes at the same moment.
-            pause = delay * random.uniform(0.5, 1.0)
-            self.console.show(f"* trying again in {pause:.1f} s")
-            deadline = time.monotonic() + pause
-            while time.monotonic() < deadline:
-                self.turn(deadline)
-                if self.console.wants_to_leave():
-                    return None
-                for line in list(self.console.typed)[noted:]:
-                    self.console.show(f"* waits to be sent: {line}")
-                noted = len(self.console.typed)
-            try:
-                return self.connect()
-            except Disconnected:
-                delay = min(2 * delay, longest)
+def why_no_address(error: Exception, host: str) -> str:
+    """Returns what to tell the user when the host's addresses couldn't be looked up."""
+    if isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN:
+        return f"no name server answers for {host}; check the network, or give the host's address"
+    return f"host {host} is unknown; check its name, or give its address"
 
 
-class Conversation:
-    """A talk with a server over one connection, until either side ends it.
+def why_not_connected(codes: Sequence[int], port: int, script: str, here: bool) -> str:
+    """Returns what to tell the user when the connections to a host's addresses failed with these
+    error numbers. `here` says that no other machine can have the addresses."""
+    code = next((known for known in WHY_NOT_CONNECTED if known in codes), codes[-1])
+    command = f"python3 {script}{'' if here else ' --host ::'}"
+    command += f" --port {port}" if port != PORT else ""
+    why = WHY_NOT_CONNECTED.get(code) or os.strerror(code)
+    return why.format(port=port, command=command, others="" if here else " for other hosts")
 
-    A side whose counterpart is slow is not read from, so that little is held in between.
-    """
 
-    def __init__(self, client: Client, sock: socket.socket, talk: Talk) -> None:
-        self.client = client
-        self.console = client.console
-        self.sock = sock
-        self.talk = talk
-        self.framer = LineFramer(MAX_LINE)
-        self.tls_wants = 0  # EVENT_WRITE while TLS has to send before anything else, else 0
-        self.silent = True  # the server has not said anything yet
-        self.lost = ""  # why the connection ended, once it has
-        self.leaving = False  # the user has said all and wants to go
-        self.said_goodbye = False  # our direction of the stream is ended
-        self.deadline: float | None = None  # monotonic time at which we stop waiting for the server
-
-    def run(self) -> None:
-        """Talks until the user leaves. Raises Disconnected if the server closes before that, and
-        Failure if there is no use in trying again."""
-        talk = self.talk
-        self.be_patient(QUESTION_TIME if talk.password else ANSWER_TIME)
-        self.console.candidates = talk.candidates
-        if self.console.edits:
-            self.console.prompt(talk.prompt)
-        while not self.lost:
-            if talk.wants_password:
-                talk.give_password(self.console.ask_secret("password: "))
-            self.forward_typed()
-            if self.has_said_all() and not self.said_goodbye:
-                self.say_goodbye()
-            elif self.is_hurried():
-                self.deadline = min(self.deadline or float("inf"), time.monotonic() + LINGER)
-            self.watch_server()
-            self.client.turn(self.deadline)
-            if self.deadline is not None and time.monotonic() >= self.deadline:
-                self.deadline = None
-                talk.stop_waiting()
-                if self.said_goodbye or self.leaving or self.is_hurried():
-                    break
-        self.show()
-        self.client.watch(self.sock, 0)
-        self.sock.close()
-        if talk.refused:
-            raise Failure(talk.refused)
-        if self.lost and not self.said_goodbye:
-            raise (Failure if self.leaving else Disconnected)(f"lost the connection: {self.lost}")
-        if talk.outgoing:
-            raise Failure("left before everything was sent")
-
-    def be_patient(self, seconds: float = ANSWER_TIME) -> None:
-        """Gives the other side so much time for an answer, from now on."""
-        self.deadline = time.monotonic() + seconds
-
-    def is_hurried(self) -> bool:
-        """Says whether the user wants to go although the talk still waits for an answer."""
-        return not self.talk.ready and self.console.wants_to_leave()
-
-    # From the user
-
-    def forward_typed(self) -> None:
-        """Lets the talk have the lines that were typed, as long as it wants more."""
-        talk, console = self.talk, self.console
-        while talk.ready and not self.leaving and len(talk.outgoing) < MAX_WAITING:
-            if talk.asks or console.edits:
-                console.prompt(talk.prompt)
-            if not console.typed:
-                if console.ended and console.input_is_terminal:  # Ctrl-D
-                    self.leave()
-                break
-            line = console.take()
-            if line.strip() in LEAVE:
-                self.leave()
-                console.keep(line)
-                break
-            talk.typed(line)
-            self.be_patient()
-            # A chat shows its own message; a command, or what an echo server gets, stays as typed.
-            if line.strip() and not talk.to_show:
-                console.keep(talk.prompt + line)
-            self.show()
-
-    def leave(self) -> None:
-        """Takes nothing more from the user, who wants to go."""
-        self.leaving = True
-        self.be_patient(LINGER)
-
-    def has_said_all(self) -> bool:
-        """Says whether the user has come to an end, and all that was to be said has gone out."""
-        ended = self.leaving or (self.console.ended and not self.console.typed)
-        return ended and self.talk.ready and not self.talk.outgoing
-
-    def say_goodbye(self) -> None:
-        """Ends our direction of the stream. The server then sends what is left and closes.
-
-        To close ourselves, with input unread, would reset the connection, and a reset destroys what
-        is still on its way.
-        """
-        self.said_goodbye = True
-        self.deadline = time.monotonic() + LINGER if self.leaving else None
-        with suppress(OSError):
-            # The plain socket's: after that of TLS nothing that still comes would be decrypted.
-            socket.socket.shutdown(self.sock, socket.SHUT_WR)
-
-    def show(self) -> None:
-        """Puts out what the talk has to show."""
-        talk, console = self.talk, self.console
-        console.painter.me = talk.name
-        for line in talk.to_show:
-            console.show(line)
-        talk.to_show.clear()
-        if talk.mentioned:
-            console.ring()
-        talk.mentioned = False
-
-    # The socket
-
-    def watch_server(self) -> None:
-        """Has the selector wait for what can be done with the server now."""
-        events = EVENT_READ if self.console.waiting() < MAX_WAITING else 0
-        events |= EVENT_WRITE if self.talk.outgoing else 0
-        self.client.watch(self.sock, self.tls_wants or events, self.serve)
-
-    def serve(self, events: int) -> None:
-        """Receives and sends once, as the socket is ready for it."""
-        if self.tls_wants:  # whatever TLS was stuck in can go on
-            self.tls_wants, events = 0, EVENT_READ | EVENT_WRITE
-        try:
-            # A TLS record has at most 16 KiB, so nothing that is decrypted stays behind unseen.
-            if events & EVENT_READ:
-                self.receive(self.sock.recv(RECEIVE_SIZE))
-            if events & EVENT_WRITE and self.talk.outgoing and not self.lost:
-                del self.talk.outgoing[: self.sock.send(self.talk.outgoing)]
-        except BlockingIOError:  # readiness is a hint, not a promise
-            pass
-        except OSError as error:
-            if ssl and isinstance(error, ssl.SSLWantWriteError):
-                self.tls_wants = EVENT_WRITE
-            elif not (ssl and isinstance(error, ssl.SSLWantReadError)):
-                self.lost = error.strerror or str(error)
-
-    def receive(self, data: bytes) -> None:
-        """Lets the talk have the lines in what was received; nothing means the end."""
-        talk = self.talk
-        if self.silent and (not data or data.startswith(TLS_ALERT)) and not self.client.tls:
-            self.lost = "the server closed it without a word; if it speaks TLS, use --tls"
-            return
-        self.silent = False
-        chunk, too_long = self.framer.feed(data)
-        if not data:
-            self.lost = "the server closed it"
-            chunk = self.framer.finish()
-        before = len(talk.outgoing)
-        for line in chunk.split(b"\n")[:-1]:
-            talk.heard(terminal_text(line))
-        if too_long:
-            talk.to_show.append(TOO_LONG)
-        if self.said_goodbye:  # too late for the name that a late welcome asks for
-            talk.outgoing.clear()
-        elif len(talk.outgoing) > before and not self.console.wants_to_leave():  # a question
-            self.be_patient()
-        self.show()
+def is_loopback(address: str) -> bool:
+    """Says whether an address, as getaddrinfo() returns it, can only be this machine's."""
+    return address.startswith(("127.", "::ffff:127.")) or address in ("::1", "0.0.0.0", "::")
 
 
 def why_no_tls(error: ssl.SSLError, host: str) -> str:
@@ -1436,6 +1407,444 @@ def why_no_tls(error: ssl.SSLError, host: str) -> str:
     if error.reason in NOT_TLS:
         return f"{host} does not speak TLS there; leave out --tls"
     return f"no TLS with {host}: {error.reason or error}"
+
+
+# --- The client ----------------------------------------------------------------------------------
+
+
+class Client:
+    """One loop around a console and the connection to a server: it connects, and connects again.
+
+    It keeps what outlives a connection: the name that the user wants, the password, and how long to
+    wait until the next try; the lines that are not sent are the console's. What it waits for
+    follows from the state and is set anew in each turn of the loop.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        host: str,
+        port: int,
+        tls: ssl.SSLContext | None = None,
+        name: str = "",
+        password: bytes = b"",
+        echo: bool = False,
+    ) -> None:
+        # select(), not epoll: it also takes regular files and /dev/null as standard input, which
+        # epoll refuses (EPERM), and a few descriptors are no load for it.
+        self.selector = selectors.SelectSelector()
+        self.console = console
+        self.host = host
+        self.port = port
+        self.tls = tls
+        self.name = name  # that the user wants to have in a chat
+        self.password = password
+        self.echo = echo  # the server only sends back what it gets
+        self.delay: float = RETRY_DELAYS[0]  # seconds until the next try
+
+    def run(self) -> None:
+        """Asks, connects and talks until the user leaves. Raises Failure."""
+        if not self.echo and not self.name and not self.ask_name():
+            return
+        sock: socket.socket | None = self.connect()
+        while sock:
+            try:
+                with sock:
+                    self.talk(sock)
+                return
+            except Disconnected as failure:
+                if self.echo or not self.console.waits_for_server():
+                    raise
+                self.console.show(f"* {failure}")
+            sock = self.reconnect()
+        if self.console.unsent():
+            raise Failure("left without a connection")
+
+    def talk(self, sock: socket.socket) -> None:
+        """Talks over a connection for as long as it lasts. Raises Disconnected, and Failure."""
+        protocol = EchoProtocol() if self.echo else ChatProtocol(self.name, self.password)
+        try:
+            Session(self, sock, protocol).run()
+        finally:
+            self.name, self.password = protocol.name, protocol.password
+
+    def ask_name(self) -> bool:
+        """Asks the user for a name; says whether there is one, and not the end of input. Raises
+        Failure if that isn't somebody's wish to leave."""
+        console = self.console
+        while not self.name and (console.typed or not console.ended):
+            console.invite("name: ", ask=True)
+            while not console.typed and not console.ended:
+                self.turn()
+            if console.typed:
+                line = console.take()
+                console.echo_typed(f"name: {line}")
+                self.name = line.strip()
+        console.label("")
+        if not self.name and not console.attended:
+            raise Failure("no name was given; use --name NAME, or the first line of the input")
+        return bool(self.name)
+
+    # The loop
+
+    def turn(self, deadline: float = NEVER) -> None:
+        """Waits until something can be moved, or for the deadline, and moves it."""
+        self.console.update()
+        for file, events, handler in self.console.files():
+            self.watch(file, events, handler)
+        timeout = None if deadline == NEVER else max(0.0, deadline - time.monotonic())
+        for key, events in self.selector.select(timeout):
+            key.data(events)
+
+    def watch(
+        self, file: int | socket.socket, events: int, handler: Callable[[int], None] | None = None
+    ) -> None:
+        """Has the selector wait for exactly these events on a file, and then call the handler."""
+        key = self.selector.get_map().get(file)
+        if key and key.events != events:
+            self.selector.unregister(file)
+            key = None
+        if events and not key:
+            self.selector.register(file, events, handler)
+
+    def wait_for(self, sock: socket.socket, events: int, deadline: float = NEVER) -> bool:
+        """Waits for events on a socket while there is no session; says whether they have come.
+        Raises Failure or KeyboardInterrupt if the user doesn't want to wait."""
+        ready: list[int] = []
+        self.watch(sock, events, ready.append)
+        try:
+            while not ready and time.monotonic() < deadline:
+                self.turn(deadline)
+                if self.console.waits_for_server() and self.console.wants_to_leave():
+                    if self.console.unsent():
+                        raise Failure("left without a connection")
+                    raise KeyboardInterrupt
+        finally:
+            self.watch(sock, 0)
+        return bool(ready)
+
+    # Connecting
+
+    def connect(self) -> socket.socket:
+        """Connects to the first address of the host that answers. Raises Disconnected, Failure if
+        the host can't be trusted, and what wait_for() raises."""
+        addresses = self.look_up()
+        codes = []
+        for family, kind, protocol, _, address in addresses:
+            try:  # even a socket may be refused, such as one for IPv6 where that is switched off
+                sock = self.connect_to(address, socket.socket(family, kind, protocol))
+            except OSError as error:
+                codes.append(error.errno or 0)
+            else:
+                return self.shake_hands(sock, self.tls) if self.tls else sock
+        script = "echo_server.py" if self.echo else "chat_server.py"
+        here = all(is_loopback(str(address[0])) for *_, address in addresses)
+        why = why_not_connected(codes, self.port, script, here)
+        raise Disconnected(f"cannot connect to port {self.port} on {self.host}: {why}")
+
+    def look_up(self) -> list[Any]:
+        """Returns the host's addresses, as getaddrinfo() does. Raises what connect() raises.
+
+        A thread asks for them: it can take a minute, during which the keys have to work.
+        """
+        found: list[Any] = []
+        done, asking = socket.socketpair()
+        arguments = (self.host, self.port, found, asking)
+        threading.Thread(target=look_up, args=arguments, daemon=True).start()
+        with done:
+            self.wait_for(done, EVENT_READ)
+        if isinstance(found[0], Exception):
+            raise Disconnected(why_no_address(found[0], self.host))
+        return list(found[0])
+
+    def connect_to(self, address: Any, sock: socket.socket) -> socket.socket:
+        """Returns the socket, connected. Raises OSError, and what wait_for() raises."""
+        with ExitStack() as unless_connected:
+            unless_connected.callback(sock.close)
+            sock.setblocking(False)
+            for level, option, value in SOCKET_OPTIONS:
+                sock.setsockopt(level, option, value)
+            code = sock.connect_ex(address)
+            if code in (errno.EINPROGRESS, errno.EWOULDBLOCK):
+                code = errno.ETIMEDOUT
+                if self.wait_for(sock, EVENT_WRITE, time.monotonic() + CONNECT_TIME):
+                    code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if code:
+                raise OSError(code, os.strerror(code))
+            unless_connected.pop_all()
+            return sock
+
+    def shake_hands(self, plain: socket.socket, tls: ssl.SSLContext) -> socket.socket:
+        """Returns the socket with TLS around it. Raises Failure if that can't be trusted."""
+        host = self.host
+        # No certificate has the scope of an address in it, or the dot that may end a full name.
+        name = host.partition("%")[0].rstrip(".")
+        try:
+            sock = tls.wrap_socket(plain, server_hostname=name, do_handshake_on_connect=False)
+            with ExitStack() as unless_done:
+                unless_done.callback(sock.close)
+                if not self.handshake_is_done(sock):
+                    raise Disconnected(f"{host} does not answer in TLS; does it speak it?")
+                unless_done.pop_all()
+                return sock
+        except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
+            raise Disconnected(f"{host} closed the connection in the TLS handshake") from None
+        except ssl.SSLError as error:
+            raise Failure(why_no_tls(error, host)) from None
+        except OSError as error:
+            raise Disconnected(f"no TLS with {host}: {error.strerror}") from None
+
+    def handshake_is_done(self, sock: ssl.SSLSocket) -> bool:
+        """Shakes hands; says whether that came to an end in time. Raises OSError."""
+        deadline = time.monotonic() + CONNECT_TIME
+        while True:
+            try:
+                sock.do_handshake()
+                return True
+            except ssl.SSLWantReadError:
+                events = EVENT_READ
+            except ssl.SSLWantWriteError:
+                events = EVENT_WRITE
+            if not self.wait_for(sock, events, deadline):
+                return False
+
+    def reconnect(self) -> socket.socket | None:
+        """Connects again, trying ever more rarely; returns None if the user leaves meanwhile."""
+        first, longest = RETRY_DELAYS
+        noted = 0
+        while True:
+            # So that, when a room starts again, not everyone comes at the same moment.
+            pause = self.delay * random.uniform(0.5, 1.0)
+            self.console.show(f"* trying again in {pause:.1f} s")
+            deadline = time.monotonic() + pause
+            while time.monotonic() < deadline:
+                self.turn(deadline)
+                if self.console.wants_to_leave():
+                    return None
+                for line in list(self.console.typed)[noted:]:
+                    self.console.show(f"* waits to be sent: {line}")
+                noted = len(self.console.typed)
+            try:
+                sock = self.connect()
+                self.delay = first
+                return sock
+            except Disconnected:
+                self.delay = min(2 * self.delay, longest)
+
+
+def look_up(host: str, port: int, found: list[Any], asking: socket.socket) -> None:
+    """Puts the addresses of a host into `found`, or why there are none, and closes the socket."""
+    if hasattr(signal, "pthread_sigmask"):  # signals are for the loop, which they interrupt
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    with asking:
+        try:
+            found.append(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        except (OSError, UnicodeError) as error:  # UnicodeError: a name that no host can have
+            found.append(error)
+
+
+class Session:
+    """What happens over one connection, until either side ends it.
+
+    A side whose counterpart is slow is not read from, so that little is held in between. There are
+    two deadlines: `answer_by`, until when what is typed waits for the server's answer, and
+    `leave_by`, until when a user who wants to go is kept.
+    """
+
+    def __init__(self, client: Client, sock: socket.socket, protocol: Protocol) -> None:
+        self.client = client
+        self.console = client.console
+        self.sock = sock
+        self.protocol = protocol
+        self.framer = LineFramer(MAX_LINE)
+        self.tls_wants = 0  # EVENT_WRITE while TLS has to send before anything else, else 0
+        self.silent = True  # the server has not said anything yet
+        self.over = False  # the server has ended the stream, or there is no use in going on
+        self.lost = ""  # why it is over, if that was not as it should be
+        self.left = False  # the user has said all and wants to go
+        self.stream_ended = False  # our direction of the stream is
+        self.answer_by = NEVER  # monotonic time
+        self.leave_by = NEVER  # monotonic time
+
+    def run(self) -> None:
+        """Talks until it is over, or the user has left. Raises Disconnected if that wasn't the
+        user's will, and Failure if there is no use in trying again."""
+        self.expect_within(QUESTION_TIME if self.protocol.password else ANSWER_TIME)
+        self.console.candidates = self.protocol.candidates
+        self.console.label(self.protocol.prompt)
+        while not self.over and time.monotonic() < self.leave_by:
+            self.ask_password()
+            self.forward_typed()
+            self.see_off()
+            self.watch_server()
+            self.client.turn(min(self.answer_by, self.leave_by))
+            if time.monotonic() >= self.answer_by:
+                self.answer_by = NEVER
+                self.protocol.stop_waiting()
+        self.client.watch(self.sock, 0)
+        self.raise_failure()
+
+    def expect_within(self, seconds: float) -> None:
+        """Gives the server this time for an answer, from now on."""
+        self.answer_by = time.monotonic() + seconds
+
+    def leave_within(self, seconds: float) -> None:
+        """Keeps the user, who wants to go, for at most this time from now on."""
+        self.leave_by = time.monotonic() + seconds
+
+    def raise_failure(self) -> None:
+        """Raises what has gone wrong, if anything has."""
+        protocol = self.protocol
+        if protocol.wrong_password:
+            raise Failure("wrong password")
+        if protocol.name_refused and not self.console.attended:
+            raise Failure(f"the room refused the name {protocol.name}: {protocol.name_refused}")
+        disconnected = Failure if self.left else Disconnected
+        if protocol.turned_away and (self.over or not self.console.attended):
+            raise disconnected(f"not let in: {protocol.turned_away}")
+        if self.lost:
+            raise disconnected(f"lost the connection: {self.lost}")
+        if protocol.outgoing:
+            raise Failure("left before everything was sent")
+
+    # From the user
+
+    def ask_password(self) -> None:
+        """Gets the password from the user, if the room wants it."""
+        if self.protocol.wants_password:
+            password = self.console.ask_secret("password: ")
+            if password is not None:
+                self.protocol.give_password(password)
+
+    def forward_typed(self) -> None:
+        """Lets the protocol have the lines that were typed, as long as it takes more."""
+        protocol, console = self.protocol, self.console
+        while protocol.accepts_input and not self.left and len(protocol.outgoing) < MAX_WAITING:
+            console.invite(protocol.prompt, protocol.prompts)
+            if not console.typed:
+                if console.ended and console.attended:  # Ctrl-D
+                    self.leave()
+                break
+            line = console.take()
+            if line.strip() in LEAVE:
+                self.leave()
+                console.echo_typed(line)
+                break
+            protocol.submit(line)
+            self.expect_within(ANSWER_TIME)
+            # A chat shows its own message; a command, or what an echo server gets, stays as typed.
+            if line.strip() and not protocol.to_show:
+                console.echo_typed(protocol.prompt + line)
+            self.show()
+
+    def leave(self) -> None:
+        """Takes nothing more from the user, who wants to go."""
+        self.left = True
+        self.leave_within(LINGER)
+
+    def see_off(self) -> None:
+        """Ends our direction of the stream when all is said; until then, whoever wants to go is
+        kept for an answer only for a while."""
+        if self.has_said_all():
+            if not self.stream_ended:
+                self.end_stream()
+        elif self.wants_out():
+            if self.leave_by == NEVER:
+                self.leave_within(LINGER)
+        elif not self.left:
+            self.leave_by = NEVER
+
+    def has_said_all(self) -> bool:
+        """Says whether the user has come to an end, and all that was to be said has gone out."""
+        ended = self.left or (self.console.ended and not self.console.typed)
+        return ended and self.protocol.accepts_input and not self.protocol.outgoing
+
+    def wants_out(self) -> bool:
+        """Says whether the user wants to go although there is still an answer to wait for."""
+        return not self.protocol.accepts_input and self.console.wants_to_leave()
+
+    def end_stream(self) -> None:
+        """Ends our direction of the stream. The server then sends what is left and closes.
+
+        To close ourselves, with input unread, would reset the connection, and a reset destroys what
+        is still on its way.
+        """
+        self.stream_ended = True
+        if self.left:
+            self.leave_within(LINGER)
+        with suppress(OSError):
+            # The plain socket's: after that of TLS nothing that still comes would be decrypted.
+            socket.socket.shutdown(self.sock, socket.SHUT_WR)
+
+    def show(self) -> None:
+        """Puts out what the protocol has to show."""
+        protocol, console = self.protocol, self.console
+        console.painter.me = protocol.name
+        for line in protocol.to_show:
+            console.show(line)
+        protocol.to_show.clear()
+        if protocol.mentioned:
+            console.ring()
+        protocol.mentioned = False
+
+    # The socket
+
+    def watch_server(self) -> None:
+        """Has the selector wait for what can be done with the server now."""
+        events = EVENT_READ if self.console.waiting() < MAX_WAITING else 0
+        events |= EVENT_WRITE if self.protocol.outgoing else 0
+        self.client.watch(self.sock, self.tls_wants or events, self.serve)
+
+    def serve(self, events: int) -> None:
+        """Receives and sends once, as the socket is ready for it."""
+        if self.tls_wants:  # whatever TLS was stuck in can go on
+            self.tls_wants, events = 0, EVENT_READ | EVENT_WRITE
+        try:
+            # A TLS record has at most 16 KiB, so nothing that is decrypted stays behind unseen.
+            if events & EVENT_READ:
+                self.receive(self.sock.recv(RECEIVE_SIZE))
+            if events & EVENT_WRITE and self.protocol.outgoing and not self.over:
+                del self.protocol.outgoing[: self.sock.send(self.protocol.outgoing)]
+        except BlockingIOError:  # readiness is a hint, not a promise
+            pass
+        except OSError as error:
+            if ssl and isinstance(error, ssl.SSLWantWriteError):
+                self.tls_wants = EVENT_WRITE
+            elif not (ssl and isinstance(error, ssl.SSLWantReadError)):
+                self.end(error.strerror or str(error))
+
+    def end(self, lost: str = "") -> None:
+        """It is over; `lost` says why, if that isn't as it should be."""
+        self.over, self.lost = True, lost
+
+    def seems_to_want_tls(self, first: bytes) -> bool:
+        """Says whether the first that was received looks like a server's that speaks TLS."""
+        closed = not first and not self.stream_ended
+        return not self.client.tls and (closed or first.startswith(TLS_ALERT))
+
+    def receive(self, data: bytes) -> None:
+        """Lets the protocol have the lines in what was received; nothing means the end."""
+        protocol = self.protocol
+        if self.silent and self.seems_to_want_tls(data):
+            self.end("the server closed it without a word; if it speaks TLS, use --tls")
+            return
+        self.silent = False
+        chunk, too_long = self.framer.feed(data)
+        if not data:
+            self.end("" if self.stream_ended else "the server closed it")
+            chunk = self.framer.finish()
+        before = len(protocol.outgoing)
+        for line in chunk.split(b"\n")[:-1]:
+            protocol.hear(terminal_text(line))
+        if too_long:
+            protocol.to_show.append(TOO_LONG)
+        if protocol.name_refused and not self.console.attended:
+            self.over = True  # what a script says would come from nobody
+        if self.stream_ended:  # too late for the name that a late welcome asks for
+            protocol.outgoing.clear()
+        elif len(protocol.outgoing) > before:  # a question
+            self.expect_within(ANSWER_TIME)
+        self.show()
 
 
 # --- The command line ----------------------------------------------------------------------------
@@ -1469,17 +1878,50 @@ def parse_known(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> 
     return args
 
 
+def host_and_port(host: str, port: str | None) -> tuple[str, int]:
+    """Returns where to connect, from HOST and PORT, or HOST:PORT alone. An IPv6 address has more
+    than one colon, and needs brackets only before a port. Raises ArgumentTypeError."""
+    given = host
+    name, colon, joined = host.rpartition(":")
+    if colon and "/" not in joined and (":" not in name or name.endswith("]")):
+        if port is not None:
+            raise argparse.ArgumentTypeError(f"the port is given twice, in {host} and as {port}")
+        if not joined:
+            raise argparse.ArgumentTypeError(f"no port is given after {name}")
+        host, port = name, joined
+    if host.isdecimal() and int(host) <= 65535:
+        first = f"{host} is a port; type the host first: {port or HOST} {host}"
+        raise argparse.ArgumentTypeError(first)
+    host = host_name(host)
+    if not host.isprintable() or re.search(r"[][\s/@\\]|^$", host):
+        raise argparse.ArgumentTypeError(f"{given} is not a host; type its name or address alone")
+    number = PORT if port is None else port_number(port)
+    if number == 0:
+        raise argparse.ArgumentTypeError("nobody can listen on port 0")
+    return host, number
+
+
+def name_option(text: str) -> str:
+    """Returns the user's name. Raises ArgumentTypeError, which argparse shows."""
+    # A command line can hold bytes that aren't UTF-8, and control characters.
+    name = terminal_text(os.fsencode(text)).strip()
+    if not name:  # such as a variable of the shell that isn't set
+        raise argparse.ArgumentTypeError("no name is given")
+    return name
+
+
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Returns the options, and `prog`, the script's name. Wrong ones end the process, status 2."""
     parser = argparse.ArgumentParser(
+        usage="%(prog)s [options] [HOST [PORT]]",
         description="The terminal client for chat rooms and echo servers.",
         epilog="example: python3 chat_client.py 192.0.2.7 --name John (quit leaves, /help helps)",
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("host", nargs="?", default=HOST, help="(default: %(default)s)")
-    add("port", nargs="?", type=port_number, default=PORT, help="(default: %(default)s)")
-    add("--name", help="be known as NAME (default: ask)")
+    add("host", nargs="?", metavar="HOST", default=HOST, help="(default: %(default)s)")
+    add("port", nargs="?", metavar="PORT", help=f"(default: {PORT}); HOST:PORT is taken too")
+    add("--name", type=name_option, help="be known as NAME (default: ask)")
     add("--echo", action="store_true", help="talk to an echo server")
     add("--plain", action="store_true", help="no line editor, no colours")
     add("--tls", action="store_true", help="speak TLS")
@@ -1490,6 +1932,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--timestamps", action="store_true", help="show when each line came")
     add("--version", action="version", version=f"%(prog)s {VERSION}")
     args = parse_known(parser, argv)
+    try:
+        args.host, args.port = host_and_port(args.host, args.port)
+    except argparse.ArgumentTypeError as error:
+        parser.error(str(error))
     args.prog = parser.prog
     return args
 
@@ -1518,7 +1964,7 @@ def make_client_tls(ca_file: str | None) -> ssl.SSLContext:
     """Returns what it takes to speak TLS, and to verify the server's certificate and name, with the
     authorities that this system trusts, or the ones in the file. Raises Failure."""
     if ssl is None:
-        raise Failure("this Python was built without TLS")
+        raise Failure("this Python was built without TLS; leave out --tls and --tls-ca")
     if ca_file == "":  # such as a variable of the shell that isn't set
         raise Failure("--tls-ca is given no file")
     try:
@@ -1526,35 +1972,9 @@ def make_client_tls(ca_file: str | None) -> ssl.SSLContext:
     except OSError as error:  # ssl.SSLError is one too
         raise Failure(f"cannot use {ca_file}: {error.strerror}") from error
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.options |= ssl.OP_NO_RENEGOTIATION  # so that sending doesn't wait for receiving
+    # So that sending doesn't wait for receiving. PyPy and LibreSSL don't have it.
+    context.options |= getattr(ssl, "OP_NO_RENEGOTIATION", 0)
     return context
-
-
-def run(console: Console, args: argparse.Namespace) -> None:
-    """Asks, connects, talks. Raises Failure."""
-    password = read_password(args.password_file)
-    tls = make_client_tls(args.tls_ca) if args.tls or args.tls_ca is not None else None
-    client = Client(console, args.host, args.port, tls)
-    name = ""
-    if not args.echo:
-        # A command line can hold bytes that aren't UTF-8, and control characters.
-        name = terminal_text(os.fsencode(args.name or "")).strip() or client.ask("name: ") or ""
-        if not name:
-            return
-    sock: socket.socket | None = client.connect()
-    while sock:
-        talk = Echo() if args.echo else Chat(name, password)
-        try:
-            Conversation(client, sock, talk).run()
-            return
-        except Disconnected as failure:
-            if args.echo or not console.edits:
-                raise
-            console.show(f"* {failure}")
-        name, password = talk.name, talk.password
-        sock = client.reconnect()
-    if console.unsent():
-        raise Failure("left without a connection")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -1563,9 +1983,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     console: Console | None = None
     try:
-        console = open_console(args)
+        password = b"" if args.echo else read_password(args.password_file)
+        tls = make_client_tls(args.tls_ca) if args.tls or args.tls_ca is not None else None
+        console = open_console(args.plain, args.timestamps)
         with closing(console):  # also on the way to a traceback
-            run(console, args)
+            Client(console, args.host, args.port, tls, args.name or "", password, args.echo).run()
     except Failure as error:
         lines = console.unsent() if console else []
         not_sent = f"; not sent: {'; '.join(lines)}" if lines else ""
@@ -1574,8 +1996,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Terminated as terminated:
         return 128 + int(terminated.args[0])  # as a shell says it
     except KeyboardInterrupt:
-        if console and not console.edits:
-            sys.stderr.write("\n")  # behind the ^C that the terminal shows
+        if console:
+            console.interrupted()
     return 0
 
 

@@ -9,6 +9,7 @@ import contextlib
 import os
 import re
 import select
+import shlex
 import shutil
 import signal
 import socket
@@ -16,13 +17,15 @@ import ssl
 import struct
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import chat_client
 from chat_server import (
     BATCH_COST,
     HIGH_WATER,
@@ -36,10 +39,14 @@ from chat_server import (
 ROOT = Path(__file__).resolve().parent.parent
 CERTS = ROOT / "tests" / "certs"
 TLS_OPTIONS = ["--tls-cert", str(CERTS / "room.pem"), "--tls-key", str(CERTS / "room.key")]
+TRUSTED = ["--tls-ca", str(CERTS / "room.pem")]
 DEADLINE = 20.0  # seconds; generous, because a loaded machine is no failure
 WELCOME = b"Welcome to the chatroom!\n"
 CLIENT = [sys.executable, str(ROOT / "chat_client.py")]
 PLAIN = [*CLIENT, "--plain"]
+
+NOT_IN_MINIMAL = ["bz2", "fcntl", "getpass", "hmac", "readline", "resource", "termios", "zlib"]
+XTERM = {**os.environ, "TERM": "xterm-256color", "NO_COLOR": ""}
 
 # Which tests run over both kinds of connection; see the fixture `start`.
 plain_and_tls = pytest.mark.parametrize("start", ["plain", "tls"], indirect=True)
@@ -60,22 +67,6 @@ def needs_ipv6() -> None:
             one.bind(("::1", 0))
     except OSError:
         pytest.skip("this machine has no IPv6")
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as one:
-        return int(one.getsockname()[1])
-
-
-def wait_until_listening(port: int) -> None:
-    def connects() -> bool:
-        try:
-            socket.create_connection(("127.0.0.1", port)).close()
-        except ConnectionRefusedError:
-            return False
-        return True
-
-    eventually(connects)
 
 
 def allow_many_descriptors() -> None:
@@ -302,6 +293,120 @@ class Inside:
         self.server.deliver(self.server.room.take_batch())
 
 
+def client(*options: Any, typed: str = "", **more: Any) -> subprocess.CompletedProcess[str]:
+    """Runs the client with what is typed in a pipe, until it ends."""
+    command = [*CLIENT, *(one if isinstance(one, bytes) else str(one) for one in options)]
+    return finish(command, typed, **more)
+
+
+def finish(
+    command: Sequence[str | bytes], typed: str = "", **more: Any
+) -> subprocess.CompletedProcess[str]:
+    """Runs a command with what is typed in a pipe, until it ends."""
+    if "stdin" not in more:
+        more["input"] = typed
+    if not {"stdout", "stderr"} & set(more):
+        more["capture_output"] = True
+    return subprocess.run(command, check=False, text=True, timeout=DEADLINE, **more)
+
+
+def patched_client(patch: str, python: str = sys.executable) -> list[str]:
+    """Returns the command of a client, before whose import something was changed."""
+    code = (
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nsys.argv[0] = 'chat_client.py'\n{patch}\n"
+        "import chat_client\nchat_client.open_standard_streams()\nsys.exit(chat_client.main())"
+    )
+    return [python, "-c", code]
+
+
+class FakeConsole(chat_client.Console):
+    """A console without files: what is typed is given, and what is shown can be read."""
+
+    def __init__(self, *typed: str, attended: bool = True, ended: bool = False) -> None:
+        super().__init__(chat_client.Painter(False, False))
+        self.attended = attended
+        self.ended = ended
+        self.typed.extend(typed)
+        self.shown: list[str] = []
+        self.prompts: list[str] = []  # that the user was asked with
+        self.secrets: list[bytes] = []  # what the user answers, in turns of the loop
+
+    def files(self) -> list[Any]:
+        return []
+
+    def wants_input(self) -> bool:
+        return False
+
+    def read(self, _: int) -> None:
+        raise AssertionError("there is nothing to read from")
+
+    def ask_secret(self, prompt: str) -> bytes | None:
+        self.prompts.append(prompt)
+        return self.secrets.pop(0) if self.secrets else None
+
+    def wants_to_leave(self) -> bool:
+        return self.ended or any(line in chat_client.LEAVE for line in self.typed)
+
+    def waits_for_server(self) -> bool:
+        return self.attended
+
+    def unsent(self) -> list[str]:
+        return list(self.typed)
+
+    def label(self, prompt: str) -> None:
+        pass
+
+    def invite(self, prompt: str, ask: bool) -> None:
+        if ask:
+            self.prompts.append(prompt)
+
+    def echo_typed(self, line: str) -> None:
+        self.shown.append(line)
+
+    def show(self, line: str) -> None:
+        self.shown.append(line)
+
+    def ring(self) -> None:
+        self.shown.append("\a")
+
+    def update(self) -> None:
+        pass
+
+    def interrupted(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class Sipping:
+    """A socket that takes little at once."""
+
+    def __init__(self) -> None:
+        self.taken = b""
+
+    def send(self, data: bytes) -> int:
+        self.taken += data[:3]
+        return len(data[:3])
+
+
+class Blocked:
+    """A socket that TLS lets do nothing before something was sent."""
+
+    def recv(self, size: int) -> bytes:
+        raise ssl.SSLWantWriteError
+
+    def send(self, data: bytes) -> int:
+        raise ssl.SSLWantWriteError
+
+
+def unconnected(
+    protocol: chat_client.Protocol, sock: Any = None, console: FakeConsole | None = None
+) -> chat_client.Session:
+    """Returns a session whose socket, if any, isn't one."""
+    return chat_client.Session(chat_client.Client(console or FakeConsole(), "", 0), sock, protocol)
+
+
 class Peer:
     """The other end of a connection, which reads with a deadline."""
 
@@ -390,6 +495,10 @@ class Listener:
         self.listener.settimeout(DEADLINE)
         self.port = self.listener.getsockname()[1]
 
+    def serve(self, conversation: Callable[[Peer], None]) -> None:
+        """Has the conversation with the first client, in a thread."""
+        threading.Thread(target=lambda: conversation(self.accept()), daemon=True).start()
+
     def accept(self) -> Peer:
         sock, _ = self.listener.accept()
         sock.settimeout(DEADLINE)
@@ -399,6 +508,33 @@ class Listener:
 def end_stream(sock: socket.socket) -> None:
     """Half-closes. Not by the method of a TLS socket, which stops decrypting then."""
     socket.socket.shutdown(sock, socket.SHUT_WR)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        return int(one.getsockname()[1])
+
+
+def wait_until_listening(port: int) -> None:
+    def connects() -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+        except ConnectionRefusedError:
+            return False
+        return True
+
+    eventually(connects)
+
+
+def unread(pipe: Any) -> int:
+    """Returns how many bytes nobody has read yet."""
+    import array
+    import fcntl
+    import termios
+
+    count = array.array("i", [0])
+    fcntl.ioctl(pipe, termios.FIONREAD, count)
+    return count[0]
 
 
 class Terminal:
@@ -474,3 +610,98 @@ def take_terminal() -> None:
     import termios
 
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+def in_terminal(terminal: Callable[..., Terminal], *options: str, **environment: str) -> Terminal:
+    return terminal(*CLIENT, *options, env={**XTERM, **environment})
+
+
+def modes(window: Terminal) -> list[Any]:
+    import termios
+
+    return termios.tcgetattr(window.master)
+
+
+def at_door(terminal: Callable[..., Terminal], listener: Listener) -> tuple[Terminal, Peer]:
+    """Returns a client that is asked for the password, and its server."""
+    window = in_terminal(terminal, "127.0.0.1", str(listener.port), "--name", "John")
+    server = listener.accept()
+    server.send("* password?\n")
+    window.expect("password: ")
+    return window, server
+
+
+class Window:
+    """A shell in a tmux window: keys go in, the screen can be read."""
+
+    def __init__(self, folder: Path, columns: int = 80, rows: int = 24) -> None:
+        self.tmux = [needs("tmux"), "-S", str(folder / "tmux"), "-f", "/dev/null"]
+        self.columns = columns
+        environment = {**os.environ, "LC_ALL": "C.UTF-8", "NO_COLOR": ""}
+        size = ["-x", str(columns), "-y", str(rows)]
+        shell = ["bash", "--norc", "--noprofile"]
+        subprocess.run(
+            [*self.tmux, "new-session", "-d", *size, shlex.join(shell)], env=environment, check=True
+        )
+        self.command("set-option", "-g", "history-limit", "20000")
+
+    def command(self, *words: str) -> str:
+        done = subprocess.run([*self.tmux, *words], check=True, capture_output=True, text=True)
+        return done.stdout
+
+    def keys(self, *names: str) -> None:
+        """Presses keys, by tmux's names for them."""
+        self.command("send-keys", *names)
+
+    def type(self, text: str) -> None:
+        self.command("send-keys", "-l", text)
+
+    def paste(self, text: str) -> None:
+        self.command("set-buffer", text)
+        self.command("paste-buffer", "-p")
+
+    def run(self, *words: str) -> None:
+        self.type(f"PS1='$ '; clear; {shlex.join(words)}")
+        self.keys("Enter")
+
+    def lines(self) -> list[str]:
+        """Returns the lines of the screen and of what has scrolled off, wrapped ones joined."""
+        text = self.command("capture-pane", "-p", "-J", "-S", "-")
+        return [line.rstrip() for line in text.rstrip("\n").split("\n")]
+
+    def expect(self, *last: str) -> None:
+        """Waits until these are the last lines."""
+
+        def are_last() -> bool:
+            seen[:] = [line for line in self.lines() if line]
+            return seen[-len(last) :] == list(last)
+
+        seen: list[str] = []
+        try:
+            eventually(are_last)
+        except AssertionError:
+            raise AssertionError(f"expected {last}, seen {seen[-len(last) - 5 :]}") from None
+
+    def cursor(self) -> int:
+        return int(self.command("display-message", "-p", "#{cursor_x}"))
+
+    def resize(self, columns: int) -> None:
+        self.command("resize-window", "-x", str(columns))
+
+    def kill(self) -> None:
+        subprocess.run([*self.tmux, "kill-server"], capture_output=True, check=False)
+
+
+def names(beginning: str) -> Sequence[str]:
+    return [name for name in ("Ann", "Anton", "Bob Lee") if name.lower().startswith(beginning)]
+
+
+def typed(keys: str, editor: chat_client.Editor | None = None) -> chat_client.Editor:
+    editor = editor or chat_client.Editor(names)
+    editor.feed(keys.encode())
+    return editor
+
+
+def shown(editor: chat_client.Editor) -> str:
+    """Returns the line with a bar for the cursor."""
+    return f"{editor.text[: editor.cursor]}|{editor.text[editor.cursor :]}"

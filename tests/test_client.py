@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import selectors
 import signal
 import socket
-import ssl
 import subprocess
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -23,166 +22,171 @@ import pytest
 from support import (
     CLIENT,
     DEADLINE,
+    NOT_IN_MINIMAL,
     PLAIN,
     ROOT,
+    TRUSTED,
     WELCOME,
+    XTERM,
+    Blocked,
+    FakeConsole,
     Listener,
+    Peer,
     Server,
+    Sipping,
     Terminal,
+    client,
     eventually,
+    finish,
+    needs,
+    patched_client,
+    plain_and_tls,
+    unconnected,
+    unread,
 )
 
 import chat_client
 from chat_client import (
     MAX_LINE,
+    NEVER,
     TOO_LONG,
-    Chat,
+    ChatProtocol,
     Client,
-    Conversation,
     Disconnected,
-    Echo,
+    EchoProtocol,
     Failure,
+    Phase,
+    Session,
     terminal_text,
 )
-
-
-def client(*options: Any, typed: str = "", **more: Any) -> subprocess.CompletedProcess[str]:
-    """Runs the client with what is typed in a pipe, until it ends."""
-    if "stdin" not in more:
-        more["input"] = typed
-    command = [*CLIENT, *(one if isinstance(one, bytes) else str(one) for one in options)]
-    return subprocess.run(
-        command, capture_output=True, check=False, text=True, timeout=DEADLINE, **more
-    )
-
 
 # The logic without I/O
 
 
 def test_messages_have_the_name_before_them() -> None:
-    chat = Chat("John")
-    chat.ready = True
-    chat.typed("Hi")
-    chat.typed("/who")
-    chat.typed("")
+    chat = ChatProtocol("John")
+    chat.stop_waiting()
+    chat.submit("Hi")
+    chat.submit("/who")
+    chat.submit("")
     assert chat.outgoing == b"John: Hi\nJohn: /who\n"
     assert chat.to_show == ["John: Hi", "John: /who"]
 
 
 def test_in_a_room_the_name_is_made_known_and_the_answer_hidden() -> None:
-    chat = Chat("John")
-    chat.heard("Welcome to the chatroom!")
-    assert (bytes(chat.outgoing), chat.ready) == (b"/name John\n", False)
-    chat.heard("* Ann joined")
-    chat.heard("* you are John")
-    assert chat.ready
+    chat = ChatProtocol("John")
+    chat.hear("Welcome to the chatroom!")
+    assert (bytes(chat.outgoing), chat.accepts_input) == (b"/name John\n", False)
+    chat.hear("* Ann joined")
+    chat.hear("* you are John")
+    assert chat.accepts_input
     assert chat.to_show == ["Welcome to the chatroom!", "* Ann joined"]
 
 
 def test_a_taken_name_gets_an_underscore_and_the_user_is_told() -> None:
-    chat = Chat("x" * 32)
-    chat.heard("Welcome to the chatroom!")
-    chat.heard("* " + "x" * 32 + " is taken")
+    chat = ChatProtocol("x" * 32)
+    chat.hear("Welcome to the chatroom!")
+    chat.hear("* " + "x" * 32 + " is taken")
     assert chat.outgoing.endswith(b"\n/name " + b"x" * 31 + b"_\n")
-    assert not chat.ready
-    chat.heard("* you are " + "x" * 31 + "_")
-    chat.typed("hi")
+    assert not chat.accepts_input
+    chat.hear("* you are " + "x" * 31 + "_")
+    chat.submit("hi")
     assert chat.to_show[1:] == ["* " + "x" * 32 + " is taken", "x" * 31 + "_: hi"]
 
 
 def test_only_the_answer_to_our_own_question_names_us() -> None:
-    chat = Chat("Ann")
-    chat.heard("Welcome to the chatroom!")
-    chat.heard("* you are Ann")
-    chat.heard("* you are Bob joined")  # somebody has named himself so
-    chat.heard("* you are Bob")
+    chat = ChatProtocol("Ann")
+    chat.hear("Welcome to the chatroom!")
+    chat.hear("* you are Ann")
+    chat.hear("* you are Bob joined")  # somebody has named himself so
+    chat.hear("* you are Bob")
     assert chat.name == "Ann"
-    chat.typed("/name Zoe")
-    chat.heard("* Ann is now Zoe is taken")
-    assert not chat.ready
-    chat.heard("* Zoe is taken")
-    assert (chat.ready, chat.name) == (True, "Ann")
+    chat.submit("/name Zoe")
+    chat.hear("* Ann is now Zoe is taken")
+    assert not chat.accepts_input
+    chat.hear("* Zoe is taken")
+    assert (chat.accepts_input, chat.name) == (True, "Ann")
     assert chat.outgoing.endswith(b"/name Zoe\n")
 
 
 def test_asking_for_names_comes_to_an_end() -> None:
-    chat = Chat("a" * 31 + "_")
-    chat.heard("Welcome to the chatroom!")
-    chat.heard("* " + "a" * 31 + "_ is taken")
-    assert chat.ready
+    chat = ChatProtocol("a" * 31 + "_")
+    chat.hear("Welcome to the chatroom!")
+    chat.hear("* " + "a" * 31 + "_ is taken")
+    assert chat.accepts_input
     assert chat.outgoing.count(b"/name") == 1
 
 
 def test_a_refused_name_is_forgotten() -> None:
-    chat = Chat("a:b")
-    chat.heard("Welcome to the chatroom!")
-    chat.heard("* a name has no colon and nothing invisible in it joined")  # says a relay's member
-    assert not chat.ready
-    chat.heard("* a name has no colon and nothing invisible in it: /name NAME")
-    assert chat.ready
-    chat.typed("/name Ann")
-    chat.heard("* Ann is taken")
+    chat = ChatProtocol("a:b")
+    chat.hear("Welcome to the chatroom!")
+    chat.hear("* a name has no colon and nothing invisible in it joined")  # says a relay's member
+    assert not chat.accepts_input
+    chat.hear("* a name has no colon and nothing invisible in it: /name NAME")
+    assert chat.accepts_input
+    chat.submit("/name Ann")
+    chat.hear("* Ann is taken")
     assert chat.outgoing.endswith(b"/name Ann\n")
 
 
 def test_the_password_is_given_once_and_only_for_the_first_line() -> None:
-    chat = Chat("Ann", b"secret")
-    chat.heard("* password?")
-    chat.heard("* password?")
+    chat = ChatProtocol("Ann", b"secret")
+    chat.hear("* password?")
+    chat.hear("* password?")
     assert chat.outgoing == b"secret\n"
-    chat = Chat("Ann", b"secret")
-    chat.heard("Bob: hi")
-    chat.heard("* password?")
+    chat = ChatProtocol("Ann", b"secret")
+    chat.hear("Bob: hi")
+    chat.hear("* password?")
     assert chat.outgoing == b""
 
 
 def test_a_late_welcome_is_a_welcome() -> None:
-    chat = Chat("Ann")
+    chat = ChatProtocol("Ann")
     chat.stop_waiting()
-    chat.typed("hi")
-    chat.heard("Welcome to the chatroom!")
+    chat.submit("hi")
+    chat.hear("Welcome to the chatroom!")
     assert chat.outgoing == b"Ann: hi\n/name Ann\n"
 
 
 def test_commands_pass_through_and_two_slashes_are_meant_as_one() -> None:
-    chat = Chat("John")
-    chat.heard("Welcome to the chatroom!")
-    chat.heard("* you are John")
+    chat = ChatProtocol("John")
+    chat.hear("Welcome to the chatroom!")
+    chat.hear("* you are John")
     chat.outgoing.clear()
-    chat.typed("/who")
-    chat.typed("//shrug")
+    chat.submit("/who")
+    chat.submit("//shrug")
     assert chat.outgoing == b"/who\nJohn: /shrug\n"
 
 
 def test_a_new_name_is_followed() -> None:
-    chat = Chat("John")
-    chat.heard("Welcome to the chatroom!")
-    chat.heard("* you are John")
-    chat.typed("/name Jim")
-    assert not chat.ready
-    chat.heard("* you are Jim")
-    assert chat.ready
+    chat = ChatProtocol("John")
+    chat.hear("Welcome to the chatroom!")
+    chat.hear("* you are John")
+    chat.submit("/name Jim")
+    assert not chat.accepts_input
+    chat.hear("* you are Jim")
+    assert chat.accepts_input
     assert chat.to_show[-1] == "* you are Jim"
-    chat.typed("hi")
+    chat.submit("hi")
     assert chat.to_show[-1] == "Jim: hi"
 
 
 def test_a_welcome_among_the_messages_of_a_relay_is_just_a_message() -> None:
-    chat = Chat("John")
-    chat.heard("Ann: hi")
-    assert chat.ready
-    chat.heard("Welcome to the chatroom!")
-    chat.heard("* you are somebody else")
+    chat = ChatProtocol("John")
+    chat.hear("Ann: hi")
+    assert chat.accepts_input
+    chat.hear("Welcome to the chatroom!")
+    chat.hear("* you are somebody else")
     assert chat.outgoing == b""
     assert chat.name == "John"
 
 
 def test_echo_waits_for_each_answer() -> None:
-    echo = Echo()
-    echo.typed("test")
-    assert not echo.ready
-    echo.heard("test")
-    assert (echo.ready, echo.to_show) == (True, ["recv: test"])
+    echo = EchoProtocol()
+    echo.submit("test")
+    assert not echo.accepts_input
+    echo.hear("test")
+    assert (echo.accepts_input, echo.to_show) == (True, ["recv: test"])
 
 
 @pytest.mark.parametrize(
@@ -204,57 +208,141 @@ def test_only_text_reaches_the_terminal(line: bytes, text: str) -> None:
     assert terminal_text(line) == text
 
 
-def test_each_address_of_a_host_is_tried() -> None:
+def test_each_address_of_a_host_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     dead = socket.socket()  # bound, but nobody listens
     dead.bind(("127.0.0.1", 0))
-    console: Any = SimpleNamespace(
-        edits=False,
-        input=0,
-        output=b"",
-        read=None,
-        screen=1,
-        signals=None,
-        update=lambda: None,
-        wants_input=lambda: False,
-        write=None,
-    )
     with dead, socket.create_server(("127.0.0.1", 0)) as alive:
-        client = Client(console, "localhost", 7007)
-        for one in (dead, alive):
-            client.addresses.append((socket.AF_INET, socket.SOCK_STREAM, 0, "", one.getsockname()))
+        client = Client(FakeConsole(), "localhost", 7007)
+        addresses = [
+            (socket.AF_INET, socket.SOCK_STREAM, 0, "", one.getsockname()) for one in (dead, alive)
+        ]
+        monkeypatch.setattr(client, "look_up", lambda: addresses)
         with client.connect() as sock:
             assert sock.getpeername() == alive.getsockname()
 
 
 def test_end_of_input_waits_for_the_server_and_who_leaves_does_not_for_long() -> None:
-    client: Any = SimpleNamespace(console=None)
     for leaves in (False, True):
         ours, theirs = socket.socketpair()
         with ours, theirs:
-            conversation = Conversation(client, ours, Chat("John"))
-            conversation.leaving = leaves
-            conversation.say_goodbye()
+            session = Session(Client(FakeConsole(), "", 0), ours, ChatProtocol("John"))
+            session.left = leaves
+            session.end_stream()
             assert theirs.recv(1) == b""
-            assert (conversation.deadline is not None) is leaves
+            assert (session.leave_by < NEVER) is leaves
 
 
 def test_names_that_are_remembered_have_a_limit() -> None:
-    chat = Chat("me")
+    chat = ChatProtocol("me")
     for number in range(chat_client.MAX_NAMES + 10):
-        chat.saw(f"name {number}")
+        chat.remember(f"name {number}")
     assert len(chat.names) == chat_client.MAX_NAMES
     assert chat.candidates("name")[0] == f"name {chat_client.MAX_NAMES + 9}"
 
 
+JOINED = [chat_client.WELCOME, "* you are J"]
+
+
+@pytest.mark.parametrize(
+    "heard, phase, accepts, turned_away",
+    [
+        ([], Phase.WAITING, False, ""),
+        (["* the room is full"], Phase.WAITING, False, "the room is full"),
+        (["* password?"], Phase.AT_DOOR, False, "the room waits no longer for the password"),
+        (["* password?", "* the room is full"], Phase.AT_DOOR, False, "the room is full"),
+        (JOINED[:1], Phase.IN_ROOM, False, ""),
+        (JOINED, Phase.IN_ROOM, True, ""),
+        (["* password?", *JOINED], Phase.IN_ROOM, True, ""),
+        (["* news", *JOINED], Phase.IN_ROOM, True, ""),
+        ([*JOINED, "* password?"], Phase.IN_ROOM, True, ""),
+        (["Ann: hi"], Phase.RELAY, True, ""),
+        (["* Ann waves", "Ann: hi", "* Ann waves"], Phase.RELAY, True, ""),
+        (["* password?", "Ann: hi"], Phase.RELAY, True, ""),
+        (["Ann: hi", "* password?", *JOINED], Phase.RELAY, True, ""),
+    ],
+)
+def test_phases_of_a_chat(heard: list[str], phase: Phase, accepts: bool, turned_away: str) -> None:
+    chat = ChatProtocol("J")
+    for line in heard:
+        chat.hear(line)
+    assert (chat.phase, chat.accepts_input, chat.turned_away) == (phase, accepts, turned_away)
+    chat.stop_waiting()
+    assert chat.accepts_input is (phase is not Phase.AT_DOOR)
+
+
+def test_whoever_wants_out_is_kept_no_longer_by_what_the_server_asks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(chat_client, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    session = unconnected(ChatProtocol("J"), console=FakeConsole("exit"))
+    session.see_off()
+    assert session.leave_by == chat_client.LINGER
+    for heard in (WELCOME, b"* J is taken\n", b"* J_ is taken\n"):
+        clock[0] += 0.1
+        session.receive(heard)
+        session.see_off()
+    assert session.protocol.outgoing.count(b"/name") == 3
+    assert session.answer_by == clock[0] + chat_client.ANSWER_TIME
+    assert session.leave_by == chat_client.LINGER
+
+
+def test_an_answer_gives_whoever_wants_out_time_for_the_next_line() -> None:
+    session = unconnected(EchoProtocol(), console=FakeConsole("one", "two", "exit"))
+    session.forward_typed()
+    session.see_off()
+    assert session.leave_by < NEVER
+    session.receive(b"one\n")
+    session.see_off()
+    assert session.leave_by == NEVER
+    assert session.console.typed[0] == "two"
+
+
+@pytest.mark.parametrize("attended", [True, False])
+def test_a_refused_name_is_the_end_only_where_nobody_sits(attended: bool) -> None:
+    session = unconnected(ChatProtocol("a:b"), console=FakeConsole(attended=attended))
+    session.receive(WELCOME + b"* a name has no colon: /name NAME\n")
+    assert session.over is not attended
+    session.protocol.outgoing.clear()
+    if attended:
+        session.raise_failure()
+    else:
+        with pytest.raises(Failure, match="refused the name a:b: a name has no colon"):
+            session.raise_failure()
+
+
+def test_the_password_is_waited_for_turn_by_turn() -> None:
+    console = FakeConsole()
+    session = unconnected(ChatProtocol("J"), console=console)
+    session.ask_password()
+    assert console.prompts == []
+    session.receive(b"* password?\n")
+    session.ask_password()
+    assert (console.prompts, session.protocol.outgoing) == (["password: "], b"")
+    console.secrets.append(b"secret")
+    session.ask_password()
+    session.ask_password()
+    assert session.protocol.outgoing == b"secret\n"
+
+
+def test_what_outlives_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Lost(Session):
+        def run(self) -> None:
+            self.protocol.name, self.protocol.password = "J_", b"secret"
+            raise Disconnected("lost")
+
+    monkeypatch.setattr(chat_client, "Session", Lost)
+    client = Client(FakeConsole(), "", 0, name="J")
+    with socket.socket() as sock, pytest.raises(Disconnected):
+        client.talk(sock)
+    assert (client.name, client.password) == ("J_", b"secret")
+
+
 def test_room_that_never_says_who_we_are_is_not_waited_for_for_ever() -> None:
-    console: Any = SimpleNamespace(painter=SimpleNamespace(), show=lambda _: None)
-    console.wants_to_leave = lambda: False
-    client: Any = SimpleNamespace(console=console, tls=None)
-    sock: Any = None
-    conversation = Conversation(client, sock, Chat("John"))
-    conversation.receive(WELCOME)
-    assert conversation.talk.outgoing == b"/name John\n"
-    assert conversation.deadline is not None
+    session = unconnected(ChatProtocol("John"))
+    session.receive(WELCOME)
+    assert session.protocol.outgoing == b"/name John\n"
+    assert session.answer_by < NEVER
 
 
 # In pipes
@@ -321,11 +409,89 @@ def test_taken_name_becomes_another(room: Server) -> None:
     john.expect("* John_ joined\n", "John_: hi\n", "* John_ left\n")
 
 
-def test_a_name_that_the_room_refuses_does_not_hold_up_what_is_said(room: Server) -> None:
+@pytest.mark.parametrize(
+    "name, why",
+    [
+        ("a:b", "a name has no colon and nothing invisible in it"),
+        ("*Ann", "a name does not begin with an asterisk or a slash"),
+        ("x" * 31 + "_", "x" * 31 + "_ is taken"),
+    ],
+)
+def test_a_name_that_the_room_refuses_ends_a_script(room: Server, name: str, why: str) -> None:
+    other = room.join("x" * 31 + "_")
+    done = client("localhost", room.port, "--name", name, typed="hi\n")
+    assert done.stderr == f"chat_client.py: the room refused the name {name}: {why}\n"
+    assert done.returncode == 1
+    other.send("/who\n")
+    other.expect("* here: " + "x" * 31 + "_\n")
+
+
+def test_whoever_sits_there_can_choose_another_name(
+    room: Server, terminal: Callable[..., Terminal]
+) -> None:
     other = room.join()
-    done = client("localhost", room.port, "--name", "a:b", typed="hi\n")
-    assert "* a name has no colon" in done.stdout
-    other.expect("a:b: hi\n")
+    window = terminal(*PLAIN, "localhost", str(room.port), "--name", "a:b")
+    window.expect("* a name has no colon")
+    window.type("/name Ann\n")
+    other.expect("* Ann joined\n")
+
+
+@pytest.mark.parametrize("when", ["at once", "when all is said"])
+@pytest.mark.parametrize("notice", ["the room is full", "this room speaks TLS; use --tls"])
+def test_whoever_is_not_let_in_is_told_why(listener: Listener, when: str, notice: str) -> None:
+    def turn_away(server: Peer) -> None:
+        if when == "when all is said":
+            server.rest()
+        server.send(f"* {notice}\n")
+        server.close()
+
+    listener.serve(turn_away)
+    done = client("127.0.0.1", listener.port, "--name", "J", typed="hi\n")
+    assert done.stderr == f"chat_client.py: not let in: {notice}\n"
+    assert done.returncode == 1
+
+
+def test_a_question_that_comes_too_late_is_no_success(listener: Listener) -> None:
+    def ask_late(server: Peer) -> None:
+        server.rest()
+        server.send("* password?\n")
+        server.close()
+
+    listener.serve(ask_late)
+    done = client("127.0.0.1", listener.port, "--name", "J", typed="hi\n")
+    assert done.stderr == (
+        "chat_client.py: the room wants a password; give it with --password-file FILE\n"
+    )
+    assert done.returncode == 1
+
+
+def test_a_notice_among_the_messages_of_a_relay_turns_nobody_away(listener: Listener) -> None:
+    def relay(server: Peer) -> None:
+        server.send("Ann: hi\n* Ann waves\n")
+        server.rest()
+        server.close()
+
+    listener.serve(relay)
+    done = client("127.0.0.1", listener.port, "--name", "J", typed="hi\n")
+    assert (done.stderr, done.returncode) == ("", 0)
+
+
+@pytest.mark.parametrize("how", ["reset", "TLS alert"])
+def test_a_connection_that_breaks_after_the_last_word_is_no_success(
+    listener: Listener, how: str
+) -> None:
+    def refuse(server: Peer) -> None:
+        server.rest()
+        if how == "reset":
+            server.reset()
+        else:
+            server.send(b"\x15\x03\x01\0\2\2\x46")
+            server.close()
+
+    listener.serve(refuse)
+    done = client("127.0.0.1", listener.port, "--name", "J", typed="hi\n")
+    assert done.stderr.startswith("chat_client.py: lost the connection: ")
+    assert (done.stderr.count("\n"), done.returncode) == (1, 1)
 
 
 def test_echo_in_a_pipe(echo: Server) -> None:
@@ -371,9 +537,29 @@ def test_other_kinds_of_standard_input(room: Server, tmp_path: Path, kind: str) 
     other.expect("* J joined\n", *(["J: from a file\n"] if kind == "file" else []), "* J left\n")
 
 
-def test_no_name_is_a_clean_end() -> None:
-    done = client(stdin=subprocess.DEVNULL)
-    assert (done.stdout, done.stderr, done.returncode) == ("name: \n", "", 0)
+@pytest.mark.parametrize("typed", ["", "\n  \n"])
+def test_no_name_in_a_pipe_is_one_clear_line_before_connecting(typed: str) -> None:
+    done = client("203.0.113.1", typed=typed)
+    assert done.stderr == (
+        "chat_client.py: no name was given; use --name NAME, or the first line of the input\n"
+    )
+    assert (done.stdout.count("name: "), done.returncode) == (typed.count("\n") + 1, 1)
+
+
+def test_end_of_input_at_the_name_prompt_of_a_terminal_is_a_clean_end(
+    terminal: Callable[..., Terminal],
+) -> None:
+    window = terminal(*PLAIN)
+    window.expect("name: ")
+    window.type("\x04")
+    assert window.wait() == 0
+
+
+@pytest.mark.parametrize("name", ["", "  ", "\x1b[2J\x07"])
+def test_an_empty_name_is_exit_status_2(name: str) -> None:
+    done = client("--name", name, typed="hi\n")
+    assert done.stderr.endswith("chat_client.py: error: argument --name: no name is given\n")
+    assert done.returncode == 2
 
 
 def test_thread_that_feeds_standard_input_where_only_sockets_can_be_waited_for(
@@ -419,33 +605,322 @@ def test_closed_standard_output_is_one_clear_line(listener: Listener, closed: st
     assert process.returncode == 1
 
 
-def test_standard_output_that_was_never_open() -> None:
-    done = subprocess.run(
-        [*CLIENT, "--name", "J"],
-        stdin=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        preexec_fn=lambda: os.close(1),
-        check=False,
+@pytest.mark.parametrize("closed", [(), (0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2)])
+def test_standard_streams_that_were_never_open(room: Server, closed: tuple[int, ...]) -> None:
+    done = client(
+        "localhost",
+        room.port,
+        "--name",
+        "J",
+        preexec_fn=lambda: [os.close(descriptor) for descriptor in closed],
     )
-    assert done.stderr == b"chat_client.py: standard output is closed\n"
-    assert done.returncode == 1
+    without_output = "chat_client.py: standard output is closed\n"
+    assert done.stdout == ("" if 1 in closed else WELCOME.decode())
+    assert done.stderr == (without_output if 1 in closed and 2 not in closed else "")
+    assert done.returncode == (1 if 1 in closed else 0)
+
+
+@pytest.mark.parametrize("kind", ["gone", "full"])
+@pytest.mark.parametrize("options, status", [(["--no-such-option"], 2), (["localhost", "1"], 1)])
+def test_standard_error_that_takes_nothing_changes_no_status(
+    kind: str, options: list[str], status: int
+) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    if kind == "full":
+        if not Path("/dev/full").exists():
+            pytest.skip("no /dev/full here")
+        stderr = os.open("/dev/full", os.O_WRONLY)
+    else:
+        reader, stderr = os.pipe()
+        os.close(reader)
+    done = client("--name", "J", *options, stderr=stderr, stdout=subprocess.PIPE, env=environment)
+    os.close(stderr)
+    assert (done.stdout, done.returncode) == ("", status)
 
 
 def test_nobody_listening_is_one_clear_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as one:
         port = one.getsockname()[1]
-    done = client("127.0.0.1", port, "--name", "J")
+    for options, script in (["--name", "J"], "chat_server.py"), (["--echo"], "echo_server.py"):
+        done = client("127.0.0.1", port, *options)
+        assert done.stderr == (
+            f"chat_client.py: cannot connect to port {port} on 127.0.0.1: "
+            f"nobody listens there; start the server with: python3 {script} --port {port}\n"
+        )
+        assert done.returncode == 1
+
+
+NOT_FOR_OTHERS = (
+    "nobody listens there for other hosts; start the server with: python3 chat_server.py --host ::"
+)
+
+
+@pytest.mark.parametrize(
+    "codes, here, why",
+    [
+        (
+            [errno.ECONNREFUSED],
+            True,
+            "nobody listens there; start the server with: python3 chat_server.py",
+        ),
+        ([errno.ECONNREFUSED, errno.ENETUNREACH], False, NOT_FOR_OTHERS),
+        (
+            [errno.ETIMEDOUT],
+            False,
+            "no answer; is it switched on, and does its firewall let port 7007 through?",
+        ),
+        (
+            [errno.ENETUNREACH],
+            False,
+            "no way there; is this machine in a network that leads to it?",
+        ),
+        ([errno.EHOSTUNREACH], False, "no way there; is it switched on, and in the same network?"),
+        ([errno.EINVAL], False, "an address fe80:... needs its interface, such as fe80::1%eth0"),
+        ([errno.EPERM], False, "this machine's firewall forbids it"),
+        ([errno.EMFILE], False, os.strerror(errno.EMFILE)),
+    ],
+)
+def test_why_there_is_no_connection(codes: list[int], here: bool, why: str) -> None:
+    assert chat_client.why_not_connected(codes, 7007, "chat_server.py", here) == why
+
+
+def test_addresses_that_only_this_machine_can_have() -> None:
+    for address in ("127.0.0.1", "127.3.2.1", "::1", "::ffff:127.0.0.1", "0.0.0.0", "::"):
+        assert chat_client.is_loopback(address)
+    for address in ("192.0.2.7", "::2", "fe80::1%lo"):
+        assert not chat_client.is_loopback(address)
+
+
+def test_a_machine_without_a_network_is_one_clear_line() -> None:
+    alone = [needs("unshare"), "--map-root-user", "--net"]
+    if finish([*alone, "true"]).returncode:
+        pytest.skip("no network namespace can be made here")
+    done = finish([*alone, *CLIENT, "192.0.2.7", "--name", "J"])
     assert done.stderr == (
-        f"chat_client.py: cannot connect to port {port} on 127.0.0.1: "
-        "nobody listens there; start a room with: python3 chat_server.py\n"
+        "chat_client.py: cannot connect to port 7007 on 192.0.2.7: "
+        "no way there; is this machine in a network that leads to it?\n"
     )
     assert done.returncode == 1
 
 
-@pytest.mark.parametrize("host", ["no-such-host.invalid", "x" * 70, "a..b"])
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "x" * 70, "a..b", "::x"])
 def test_unknown_host_is_one_clear_line(host: str) -> None:
     done = client(host, "--name", "J")
-    assert (done.stderr, done.returncode) == (f"chat_client.py: host {host} is unknown\n", 1)
+    unknown = f"host {host} is unknown; check its name, or give its address"
+    unanswered = f"no name server answers for {host}; check the network, or give the host's address"
+    assert done.stderr in (f"chat_client.py: {unknown}\n", f"chat_client.py: {unanswered}\n")
+    assert done.returncode == 1
+
+
+@pytest.mark.parametrize(
+    "code, message",
+    [
+        (socket.EAI_NONAME, "host lab1 is unknown; check its name, or give its address"),
+        (
+            socket.EAI_AGAIN,
+            "no name server answers for lab1; check the network, or give the host's address",
+        ),
+    ],
+)
+def test_names_that_are_not_found(code: int, message: str) -> None:
+    assert chat_client.why_no_address(socket.gaierror(code, "trouble"), "lab1") == message
+
+
+def test_dot_that_ends_a_full_name_is_not_in_the_certificate(start: Callable[..., Server]) -> None:
+    room = start("chat_server.py", tls=True)
+    resolver = (
+        "import socket\nlook_up = socket.getaddrinfo\n"
+        "socket.getaddrinfo = lambda host, *more, **options: look_up('localhost', *more, **options)"
+    )
+    command = [*patched_client(resolver), f"localhost.:{room.port}", *TRUSTED]
+    done = finish(command, "John\nhi\n")
+    assert (done.stderr, done.returncode) == ("", 0)
+
+
+# The command line
+
+
+@pytest.mark.parametrize(
+    "host, port, place",
+    [
+        ("lab1", None, ("lab1", 7007)),
+        ("lab1", "7100", ("lab1", 7100)),
+        ("lab1:7100", None, ("lab1", 7100)),
+        ("192.0.2.7:1", None, ("192.0.2.7", 1)),
+        ("::1", None, ("::1", 7007)),
+        ("::1", "7100", ("::1", 7100)),
+        ("[::1]", None, ("::1", 7007)),
+        ("[::1]", "7100", ("::1", 7100)),
+        ("[::1]:7100", None, ("::1", 7100)),
+        ("fe80::1%eth0", None, ("fe80::1%eth0", 7007)),
+        ("2130706433", None, ("2130706433", 7007)),
+        ("lab1.", None, ("lab1.", 7007)),
+    ],
+)
+def test_where_to_connect(host: str, port: str | None, place: tuple[str, int]) -> None:
+    assert chat_client.host_and_port(host, port) == place
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["7007"], "7007 is a port; type the host first: localhost 7007"),
+        (["7100", "lab1"], "7100 is a port; type the host first: lab1 7100"),
+        (["-p", "7100", "localhost"], "there is no option -p"),
+        (["-p7100", "localhost"], "there is no option -p"),
+        (["--port", "7100"], "there is no option --port"),
+        (["--host=lab1", "7100"], "there is no option --host"),
+        (["lab1", "seven"], "seven is not a port; those go from 0 to 65535"),
+        (["lab1:seven"], "seven is not a port; those go from 0 to 65535"),
+        (["lab1:70000"], "70000 is not a port; those go from 0 to 65535"),
+        (["lab1:0"], "nobody can listen on port 0"),
+        (["lab1:"], "no port is given after lab1"),
+        ([":7007"], "no host is given"),
+        ([""], "no host is given"),
+        (["lab1:1", "2"], "the port is given twice, in lab1:1 and as 2"),
+        (["[::1]:1", "1"], "the port is given twice, in [::1]:1 and as 1"),
+        (["lab1 7007"], "lab1 7007 is not a host; type its name or address alone"),
+        (["chat://lab1"], "chat://lab1 is not a host; type its name or address alone"),
+        (["tcp://lab1:7007"], "tcp://lab1:7007 is not a host; type its name or address alone"),
+        (["lab1/"], "lab1/ is not a host; type its name or address alone"),
+        (["me@lab1"], "me@lab1 is not a host; type its name or address alone"),
+        (["[::1"], "[::1 is not a host; type its name or address alone"),
+        (["[]:7"], "[]:7 is not a host; type its name or address alone"),
+        (["lab1", "7007", "John"], "too many arguments"),
+    ],
+)
+def test_wrong_places_are_exit_status_2(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        chat_client.main(words)
+    assert caught.value.code == 2
+    usage, error = capsys.readouterr().err.splitlines()
+    assert usage.endswith(" [options] [HOST [PORT]]")
+    assert error.endswith(f"error: {message}")
+
+
+@pytest.mark.parametrize("variable, file", [("", None), (None, "no/such/file"), (None, ".")])
+def test_a_password_that_is_not_there_is_one_clear_line(
+    variable: str | None, file: str | None, tmp_path: Path
+) -> None:
+    environment = dict(os.environ)
+    options = ["--name", "J", "localhost", "1"]
+    if variable is not None:
+        environment["CHAT_PASSWORD"] = variable
+    if file is not None:
+        options += ["--password-file", str(tmp_path / file)]
+    done = client(*options, env=environment)
+    assert done.stderr.startswith("chat_client.py: ")
+    assert "password" in done.stderr and "connect" not in done.stderr
+    assert (done.stderr.count("\n"), done.returncode) == (1, 1)
+
+
+# Other Pythons
+
+
+@pytest.mark.parametrize("options", [[], ["--plain"]])
+def test_python_of_the_bare_minimum(
+    room: Server, terminal: Callable[..., Terminal], options: list[str]
+) -> None:
+    minimal = patched_client(f"sys.modules.update(dict.fromkeys({NOT_IN_MINIMAL}))")
+    other = room.join()
+    window = terminal(*minimal, "localhost", str(room.port), *options)
+    window.expect("name: ")
+    window.type("John\n")
+    window.expect("Welcome to the chatroom!\n")
+    window.type("hi\nexit\n")
+    other.expect("* John joined\n", "John: hi\n", "* John left\n")
+    assert window.wait() == 0
+    assert "\x1b" not in window.rest()
+
+
+@pytest.mark.parametrize("missing", [["getpass"], ["termios"], NOT_IN_MINIMAL])
+def test_password_that_cannot_be_asked_for_unseen(
+    listener: Listener, terminal: Callable[..., Terminal], missing: list[str]
+) -> None:
+    minimal = patched_client(f"sys.modules.update(dict.fromkeys({missing}))")
+    window = terminal(*minimal, "127.0.0.1", str(listener.port), "--plain", "--name", "J")
+    listener.accept().send("* password?\n")
+    window.expect("the room wants a password; give it with --password-file FILE\n")
+    assert window.wait() == 1
+
+
+def test_python_without_tls(room: Server) -> None:
+    minimal = patched_client("sys.modules['ssl'] = None")
+    done = finish([*minimal, f"localhost:{room.port}"], typed="John\nhi\n")
+    assert (done.stderr, done.returncode) == ("", 0)
+    done = finish([*minimal, f"localhost:{room.port}", "--tls", "--name", "J"])
+    assert done.stderr == (
+        "chat_client.py: this Python was built without TLS; leave out --tls and --tls-ca\n"
+    )
+    assert done.returncode == 1
+
+
+def other_pythons() -> list[Any]:
+    """Returns a Python whose ssl lacks what PyPy's and LibreSSL's lack, and PyPy itself."""
+    return [
+        pytest.param(lambda: patched_client("import ssl\ndel ssl.OP_NO_RENEGOTIATION"), id="less"),
+        pytest.param(lambda: [needs("pypy3"), str(ROOT / "chat_client.py")], id="pypy3"),
+    ]
+
+
+@pytest.mark.parametrize("command", other_pythons())
+@plain_and_tls
+def test_other_pythons_in_a_closed_room(
+    start: Callable[..., Server],
+    tmp_path: Path,
+    terminal: Callable[..., Terminal],
+    command: Callable[[], list[str]],
+) -> None:
+    (tmp_path / "password").write_text("secret\n")
+    room = start("chat_server.py", "--password-file", str(tmp_path / "password"))
+    place = [f"localhost:{room.port}", *(TRUSTED if room.tls else [])]
+    done = finish(
+        [*command(), *place, "--password-file", str(tmp_path / "password")], "John\nhi\nexit\n"
+    )
+    assert done.stdout == "name: John\nWelcome to the chatroom!\nJohn: hi\n"
+    assert (done.stderr, done.returncode) == ("", 0)
+    window = terminal(*command(), *place, "--name", "Ann", env={**os.environ, "TERM": "xterm"})
+    window.expect("password: ")
+    window.type("secret\r")
+    window.expect("Welcome to the chatroom!")
+    window.type("exit\r")
+    assert window.wait() == 0
+
+
+@pytest.mark.parametrize("options", [None, ["--plain"], []], ids=["pipe", "plain", "editor"])
+@plain_and_tls
+def test_nothing_that_python_warns_of(
+    start: Callable[..., Server],
+    tmp_path: Path,
+    terminal: Callable[..., Terminal],
+    options: list[str] | None,
+) -> None:
+    (tmp_path / "password").write_text("secret\n")
+    room = start("chat_server.py", "--password-file", str(tmp_path / "password"))
+    strict = [sys.executable, "-X", "dev", "-W", "error", "-bb", str(ROOT / "chat_client.py")]
+    strict += [f"localhost:{room.port}", *(TRUSTED if room.tls else [])]
+    if options is None:
+        secret = ["--password-file", str(tmp_path / "password")]
+        done = finish([*strict, *secret], "John\nhi\n/who\nexit\n")
+        assert (done.stderr, done.returncode) == ("", 0)
+        done = finish([*strict, *secret, "--name", "a:b"], "hi\n")
+        assert (done.stderr.count("\n"), done.returncode) == (1, 1)
+        return
+    for end in ("exit\r", "\x03"):
+        window = terminal(*strict, *options, env={**os.environ, "TERM": "xterm"})
+        window.expect("name: ")
+        window.type("John\r")
+        window.expect("password: ")
+        window.type("secret\r")
+        window.expect("Welcome to the chatroom!")
+        window.type("hi\r/who\r")
+        window.expect("* here: John")
+        window.type(end)
+        rest = window.rest()
+        assert window.wait() == 0
+        assert "Warning" not in rest and "Error" not in rest
 
 
 @pytest.mark.parametrize("how", ["close", "reset"])
@@ -473,7 +948,7 @@ def test_full_room_is_shown(start: Callable[..., Server]) -> None:
     done = client("localhost", room.port, "--name", "J", typed="hi\n")
     inside.close()
     assert done.stdout == "* the room is full\n"
-    assert done.stderr == "chat_client.py: lost the connection: the server closed it\n"
+    assert done.stderr == "chat_client.py: not let in: the room is full\n"
     assert done.returncode == 1
 
 
@@ -528,7 +1003,7 @@ def test_input_faster_than_the_server_stays_within_bounds(listener: Listener) ->
     assert process.wait(DEADLINE) == 0
 
 
-def test_who_leaves_does_not_wait_for_ever(listener: Listener) -> None:
+def test_whoever_leaves_does_not_wait_for_ever(listener: Listener) -> None:
     peers = []
     accepter = threading.Thread(target=lambda: peers.append(listener.accept()))
     accepter.start()
@@ -565,9 +1040,9 @@ def test_unread_output_does_not_keep_the_user_from_talking(listener: Listener) -
     assert process.stdout and process.stdin
     process.stdout.readline()
     server.send((b"x" * 999 + b"\n") * 10)
-    eventually(lambda: waiting(process.stdout) >= 10_000)
+    eventually(lambda: unread(process.stdout) >= 10_000)
     server.send((b"x" * 999 + b"\n") * 150)  # more than the pipe takes now
-    eventually(lambda: waiting(process.stdout) >= 50_000)
+    eventually(lambda: unread(process.stdout) >= 50_000)
     process.stdin.write(b"hi\n")
     process.stdin.flush()
     assert server.line() == b"J: hi\n"
@@ -575,96 +1050,50 @@ def test_unread_output_does_not_keep_the_user_from_talking(listener: Listener) -
     process.communicate()
 
 
-def waiting(pipe: Any) -> int:
-    """Returns how many bytes nobody has read yet."""
-    import array
-    import fcntl
-    import termios
-
-    count = array.array("i", [0])
-    fcntl.ioctl(pipe, termios.FIONREAD, count)
-    return count[0]
-
-
-class Sipping:
-    """A socket that takes little at once."""
-
-    def __init__(self) -> None:
-        self.taken = b""
-
-    def send(self, data: bytes) -> int:
-        self.taken += data[:3]
-        return len(data[:3])
-
-
 def test_what_the_kernel_does_not_take_is_sent_later() -> None:
-    client: Any = SimpleNamespace(console=None)
-    sock: Any = Sipping()
-    talk = Echo()
-    talk.typed("hello")
-    conversation = Conversation(client, sock, talk)
-    while talk.outgoing:
-        conversation.serve(selectors.EVENT_WRITE)
+    sock = Sipping()
+    session = unconnected(EchoProtocol(), sock)
+    session.protocol.submit("hello")
+    while session.protocol.outgoing:
+        session.serve(selectors.EVENT_WRITE)
     assert sock.taken == b"hello\n"
 
 
-class Blocked:
-    """A socket that TLS lets do nothing before something was sent."""
-
-    def recv(self, size: int) -> bytes:
-        raise ssl.SSLWantWriteError
-
-    def send(self, data: bytes) -> int:
-        raise ssl.SSLWantWriteError
-
-
-def test_while_tls_has_to_send_nothing_else_is_waited_for() -> None:
-    console: Any = SimpleNamespace(waiting=lambda: 0)
+def test_while_tls_has_to_send_nothing_else_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     watched: list[int] = []
-    client: Any = SimpleNamespace(
-        console=console, watch=lambda sock, events, handler: watched.append(events)
+    session = unconnected(EchoProtocol(), Blocked())
+    monkeypatch.setattr(
+        session.client, "watch", lambda sock, events, handler: watched.append(events)
     )
-    sock: Any = Blocked()
-    conversation = Conversation(client, sock, Echo())
-    conversation.serve(selectors.EVENT_READ)
-    conversation.watch_server()
-    assert (watched, conversation.lost) == ([selectors.EVENT_WRITE], "")
+    session.serve(selectors.EVENT_READ)
+    session.watch_server()
+    assert (watched, session.over) == ([selectors.EVENT_WRITE], False)
 
 
 def test_a_welcome_that_comes_late_ends_nothing() -> None:
-    console: Any = SimpleNamespace(
-        painter=SimpleNamespace(), show=lambda line: None, wants_to_leave=lambda: False
-    )
-    client: Any = SimpleNamespace(console=console, tls=None)
-    sock: Any = None
-    talk = Chat("John")
-    conversation = Conversation(client, sock, talk)
-    conversation.said_goodbye = True
-    conversation.receive(f"{chat_client.WELCOME}\n".encode())
-    assert not talk.outgoing
-    assert conversation.deadline is None
+    session = unconnected(ChatProtocol("John"))
+    session.stream_ended = True
+    session.receive(WELCOME)
+    assert not session.protocol.outgoing
+    assert session.answer_by == NEVER
 
 
-def test_who_has_left_is_not_connected_again() -> None:
+def test_whoever_has_left_is_not_connected_again() -> None:
     """Not even if the server was faster to end than the last words were to go out."""
-    console: Any = SimpleNamespace(
-        painter=SimpleNamespace(), edits=False, ended=False, typed=[], waiting=lambda: 0
-    )
-    client: Any = SimpleNamespace(console=console, watch=lambda *_: None)
-    conversation = Conversation(client, socket.socket(), Echo())
-    conversation.leaving, conversation.lost = True, "the server closed it"
-    with pytest.raises(Failure) as caught:
-        conversation.run()
+    session = unconnected(EchoProtocol(), socket.socket())
+    session.left = True
+    session.end("the server closed it")
+    with session.sock, pytest.raises(Failure) as caught:
+        session.run()
     assert not isinstance(caught.value, Disconnected)
 
 
 def test_tries_to_connect_again_are_ever_rarer(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    shown: list[str] = []
     failures = iter([Disconnected("nobody there")] * 6)
-    console: Any = SimpleNamespace(
-        typed=deque(["hi"]), show=shown.append, wants_to_leave=lambda: False
-    )
+    console = FakeConsole("hi")
 
     def turn(deadline: float) -> None:
         clock[0] += 0.3
@@ -680,8 +1109,8 @@ def test_tries_to_connect_again_are_ever_rarer(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(chat_client, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     monkeypatch.setattr(random, "uniform", lambda low, high: high)
     assert client.reconnect() == "connected"
-    assert shown.pop(1) == "* waits to be sent: hi"
-    assert shown == [f"* trying again in {pause}.0 s" for pause in (1, 2, 4, 8, 16, 30, 30)]
+    assert console.shown.pop(1) == "* waits to be sent: hi"
+    assert console.shown == [f"* trying again in {pause}.0 s" for pause in (1, 2, 4, 8, 16, 30, 30)]
 
 
 def test_name_option_is_only_text(room: Server) -> None:
@@ -700,6 +1129,23 @@ def test_words_that_leave_are_just_words_in_a_message(room: Server) -> None:
 
 
 # In a terminal
+
+
+@pytest.mark.parametrize("options", [[], ["--plain"]])
+def test_a_silent_name_server_does_not_freeze_the_keys(
+    terminal: Callable[..., Terminal], options: list[str]
+) -> None:
+    silent = "import socket, time\nsocket.getaddrinfo = lambda *_, **__: time.sleep(600)"
+    command = [*patched_client(silent), "lab1", *options]
+    window = terminal(*command, env=XTERM)
+    window.expect("name: ")
+    window.type("J\r")
+    window.expect("J\n")
+    window.type("hi")
+    window.expect("hi")
+    window.type("\x15\x03")
+    assert window.wait() == 0
+    assert "Traceback" not in window.rest()
 
 
 def test_typed_ahead_lines_are_kept(room: Server, terminal: Callable[..., Terminal]) -> None:

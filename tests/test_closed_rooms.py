@@ -24,13 +24,13 @@ from support import (
     Peer,
     Server,
     Terminal,
+    client,
     eventually,
     needs,
     patched,
     plain_and_tls,
     trusting,
 )
-from test_client import client
 from test_start import run
 
 import chat_server
@@ -316,6 +316,8 @@ def test_client_in_a_room_with_tls(room: Server) -> None:
 def test_plain_client_at_a_tls_port(room: Server) -> None:
     done = client("localhost", room.port, "--name", "J", typed="hi\n")
     assert "* this room speaks TLS; use --tls\n" in done.stdout
+    assert done.stderr == "chat_client.py: not let in: this room speaks TLS; use --tls\n"
+    assert done.returncode == 1
     assert room.log().count("lost: ") == 1
 
 

@@ -4,31 +4,16 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
 from types import SimpleNamespace
 
 import pytest
+from support import names, shown, typed
 
 import chat_client
-from chat_client import Chat, Editor, Painter, char_width
+from chat_client import ChatProtocol, Editor, Painter, Request, SecretEditor, text_width
 
 LEFT, RIGHT, UP, DOWN = "\x1b[D", "\x1b[C", "\x1b[A", "\x1b[B"
 PASTE, END_PASTE = "\x1b[200~", "\x1b[201~"
-
-
-def names(beginning: str) -> Sequence[str]:
-    return [name for name in ("Ann", "Anton", "Bob Lee") if name.lower().startswith(beginning)]
-
-
-def typed(keys: str, editor: Editor | None = None) -> Editor:
-    editor = editor or Editor(names)
-    editor.feed(keys.encode())
-    return editor
-
-
-def shown(editor: Editor) -> str:
-    """Returns the line with a bar for the cursor."""
-    return f"{editor.text[: editor.cursor]}|{editor.text[editor.cursor :]}"
 
 
 @pytest.mark.parametrize(
@@ -102,19 +87,19 @@ def test_any_bytes_leave_the_editor_in_order() -> None:
             editor.feed(keys)
             assert 0 <= editor.cursor <= len(editor.text)
             before, after = editor.view("John: ", 20)
-            assert sum(map(char_width, before + after)) <= 19
+            assert text_width(before + after) <= 19
 
 
 def test_control_c_clears_a_line_and_leaves_on_an_empty_one() -> None:
     editor = typed("abc\x03")
-    assert (shown(editor), editor.wishes) == ("|", [])
-    assert typed("\x03", editor).wishes == ["interrupt"]
+    assert (shown(editor), editor.requests) == ("|", [])
+    assert typed("\x03", editor).requests == [Request.INTERRUPT]
 
 
 def test_control_d_deletes_and_ends_on_an_empty_line() -> None:
     editor = typed("a\x01\x04")
-    assert (shown(editor), editor.wishes) == ("|", [])
-    assert typed("\x04", editor).wishes == ["end_of_input"]
+    assert (shown(editor), editor.requests) == ("|", [])
+    assert typed("\x04", editor).requests == [Request.END_OF_INPUT]
 
 
 def test_words_in_a_very_long_line_take_no_time() -> None:
@@ -122,8 +107,8 @@ def test_words_in_a_very_long_line_take_no_time() -> None:
     assert shown(editor) == "|"
 
 
-def test_other_wishes() -> None:
-    assert typed("ab\x0c\x1a").wishes == ["clear_screen", "suspend"]
+def test_other_requests() -> None:
+    assert typed("ab\x0c\x1a").requests == [Request.CLEAR_SCREEN, Request.SUSPEND]
 
 
 def test_history_goes_back_and_forth_and_keeps_the_draft() -> None:
@@ -203,6 +188,22 @@ def test_a_paste_ends_the_completion() -> None:
     assert shown(typed(f"an\t{PASTE}b{END_PASTE}\t")) == "Ann: Bob Lee |"
 
 
+def test_a_secret_is_neither_shown_nor_kept() -> None:
+    editor = SecretEditor("password: ")
+    typed(f"wrong\x15{PASTE}sec\x03ret\n{END_PASTE}{UP}\x19\tx\x7f\x7f\rnot for it\r", editor)
+    assert (editor.lines, editor.rest) == (["secret"], "not for it\r")
+    assert (editor.text, editor.killed, len(editor.history)) == ("", "", 0)
+    typed("half", editor)
+    assert editor.view("John: ", 80) == ("password: ", "")
+    assert editor.view("John: ", 6) == ("ord: ", "")
+
+
+def test_keys_that_end_the_question_for_a_secret() -> None:
+    editor = SecretEditor("password: ")
+    typed("half\x03\x1a\x15\x04", editor)
+    assert editor.requests == [Request.INTERRUPT, Request.SUSPEND, Request.END_OF_INPUT]
+
+
 # What is around it
 
 
@@ -219,9 +220,9 @@ def test_a_paste_ends_the_completion() -> None:
     ],
 )
 def test_names_are_learnt_from_what_is_said(line: str, candidates: list[str]) -> None:
-    chat = Chat("me")
-    chat.heard("Welcome to the chatroom!")
-    chat.heard(line)
+    chat = ChatProtocol("me")
+    chat.hear("Welcome to the chatroom!")
+    chat.hear(line)
     assert chat.candidates("an") == candidates
 
 
@@ -237,9 +238,9 @@ def test_names_are_learnt_from_what_is_said(line: str, candidates: list[str]) ->
     ],
 )
 def test_a_mention_is_noticed(line: str, mentioned: bool) -> None:
-    chat = Chat("John")
-    chat.heard("Welcome to the chatroom!")
-    chat.heard(line)
+    chat = ChatProtocol("John")
+    chat.hear("Welcome to the chatroom!")
+    chat.hear(line)
     assert chat.mentioned is mentioned
 
 

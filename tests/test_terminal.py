@@ -13,83 +13,23 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 from support import (
     CLIENT,
     ROOT,
     WELCOME,
+    XTERM,
     Listener,
     Peer,
     Server,
     Terminal,
+    Window,
+    at_door,
     eventually,
-    needs,
+    in_terminal,
+    modes,
 )
-
-XTERM = {**os.environ, "TERM": "xterm-256color", "NO_COLOR": ""}
-
-
-class Window:
-    """A shell in a tmux window: keys go in, the screen can be read."""
-
-    def __init__(self, folder: Path, columns: int = 80, rows: int = 24) -> None:
-        self.tmux = [needs("tmux"), "-S", str(folder / "tmux"), "-f", "/dev/null"]
-        self.columns = columns
-        environment = {**os.environ, "LC_ALL": "C.UTF-8", "NO_COLOR": ""}
-        size = ["-x", str(columns), "-y", str(rows)]
-        shell = ["bash", "--norc", "--noprofile"]
-        subprocess.run(
-            [*self.tmux, "new-session", "-d", *size, shlex.join(shell)], env=environment, check=True
-        )
-        self.command("set-option", "-g", "history-limit", "20000")
-
-    def command(self, *words: str) -> str:
-        done = subprocess.run([*self.tmux, *words], check=True, capture_output=True, text=True)
-        return done.stdout
-
-    def keys(self, *names: str) -> None:
-        """Presses keys, by tmux's names for them."""
-        self.command("send-keys", *names)
-
-    def type(self, text: str) -> None:
-        self.command("send-keys", "-l", text)
-
-    def paste(self, text: str) -> None:
-        self.command("set-buffer", text)
-        self.command("paste-buffer", "-p")
-
-    def run(self, *words: str) -> None:
-        self.type(f"PS1='$ '; clear; {shlex.join(words)}")
-        self.keys("Enter")
-
-    def lines(self) -> list[str]:
-        """Returns the lines of the screen and of what has scrolled off, wrapped ones joined."""
-        text = self.command("capture-pane", "-p", "-J", "-S", "-")
-        return [line.rstrip() for line in text.rstrip("\n").split("\n")]
-
-    def expect(self, *last: str) -> None:
-        """Waits until these are the last lines."""
-
-        def are_last() -> bool:
-            seen[:] = [line for line in self.lines() if line]
-            return seen[-len(last) :] == list(last)
-
-        seen: list[str] = []
-        try:
-            eventually(are_last)
-        except AssertionError:
-            raise AssertionError(f"expected {last}, seen {seen[-len(last) - 5 :]}") from None
-
-    def cursor(self) -> int:
-        return int(self.command("display-message", "-p", "#{cursor_x}"))
-
-    def resize(self, columns: int) -> None:
-        self.command("resize-window", "-x", str(columns))
-
-    def kill(self) -> None:
-        subprocess.run([*self.tmux, "kill-server"], capture_output=True, check=False)
 
 
 @pytest.fixture
@@ -146,7 +86,7 @@ def test_lines_arriving_while_one_is_edited_leave_it_intact(room: Server, window
     window.expect("Welcome to the chatroom!", "John:")
     text = "the quick brown fox jumps over the lazy dog"
     window.type(text)
-    window.keys(*["Left"] * 22)  # behind "jumps"
+    window.keys(*["Left"] * 22)  # after "jumps"
     for number in range(200):
         ann.send(f"line {number}\n")
         if number % 10 == 0:
@@ -321,16 +261,6 @@ def test_no_piece_of_a_wrapped_row_stays_when_the_window_gets_narrower(
 # In a bare pseudo-terminal
 
 
-def in_terminal(terminal: Callable[..., Terminal], *options: str, **environment: str) -> Terminal:
-    return terminal(*CLIENT, *options, env={**XTERM, **environment})
-
-
-def modes(window: Terminal) -> list[Any]:
-    import termios
-
-    return termios.tcgetattr(window.master)
-
-
 def test_what_is_typed_ahead_is_kept_with_either_end_of_line(
     room: Server, terminal: Callable[..., Terminal]
 ) -> None:
@@ -381,7 +311,7 @@ def test_terminal_is_given_back_as_it_was(
 
 
 def test_terminal_is_given_back_after_an_exception(terminal: Callable[..., Terminal]) -> None:
-    code = "import chat_client as c; c.run = lambda *_: 1 / 0; c.main([])"
+    code = "import chat_client as c; c.Client.run = lambda *_: 1 / 0; c.main([])"
     command = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)}"
     window = terminal("sh", "-c", f"{command}; echo status $?; read wait", env=XTERM, cwd=ROOT)
     before = modes(window)
@@ -399,7 +329,7 @@ def test_closed_window_ends_the_client(listener: Listener) -> None:
     assert window.wait() in (1, 129)
 
 
-def test_who_leaves_without_a_connection_is_told_what_was_not_sent(
+def test_whoever_leaves_without_a_connection_is_told_what_was_not_sent(
     listener: Listener, terminal: Callable[..., Terminal]
 ) -> None:
     window = in_terminal(terminal, "127.0.0.1", str(listener.port), "--name", "John")
@@ -558,3 +488,72 @@ def test_name_that_was_taken_meanwhile_is_kept_when_the_client_comes_back(
     server = listener.accept()
     server.send(WELCOME)
     server.expect("/name John_\n")
+
+
+# The password, which is typed unseen in the line editor
+
+
+def test_the_room_is_seen_while_the_password_is_not(
+    listener: Listener, terminal: Callable[..., Terminal]
+) -> None:
+    window, server = at_door(terminal, listener)
+    window.type("sec")
+    server.send("* be patient\n")
+    shown = window.expect("* be patient")
+    shown += window.expect("password: ")
+    window.type("rexx\x7f\x7ft\r\x1b[A\x19\x15behind\r")
+    server.expect("secret\n")
+    server.send(WELCOME)
+    server.expect("/name John\n")
+    server.send("* you are John\n")
+    server.expect("John: behind\n")
+    window.type("quit\r")
+    shown += window.rest()
+    assert "John: behind" in shown.replace("\x1b[1m", "").replace("\x1b[0m", "")
+    for part in ("sec", "ret", "rex"):
+        assert part not in shown
+
+
+@pytest.mark.parametrize("keys, status, message", [("half\x03", 0, ""), ("\x04", 1, "no password")])
+def test_ways_to_leave_when_the_password_is_asked_for(
+    listener: Listener,
+    terminal: Callable[..., Terminal],
+    keys: str,
+    status: int,
+    message: str,
+) -> None:
+    before = modes(terminal("true"))
+    window, _ = at_door(terminal, listener)
+    window.type(keys)
+    assert window.wait() == status
+    assert modes(window)[3] == before[3]
+    rest = window.rest()
+    assert message in rest and "half" not in rest
+
+
+def test_the_question_for_the_password_is_drawn_anew(
+    listener: Listener, terminal: Callable[..., Terminal]
+) -> None:
+    window, server = at_door(terminal, listener)
+    window.type("se")
+    window.resize(24, 30)
+    window.expect("\x1b[J\rpassword: ")
+    window.type("cret\r")
+    server.expect("secret\n")
+
+
+def test_the_password_is_not_seen_when_the_connection_is_lost_meanwhile(
+    listener: Listener, terminal: Callable[..., Terminal]
+) -> None:
+    window, server = at_door(terminal, listener)
+    window.type("sec")
+    server.close()
+    shown = window.expect("trying again")
+    window.type("ret\r")
+    server = listener.accept()
+    server.send("* password?\n")
+    server.expect("secret\n")
+    server.send(WELCOME)
+    shown += window.expect("Welcome")
+    for part in ("sec", "ret"):
+        assert part not in shown
