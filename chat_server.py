@@ -103,23 +103,37 @@ ITEM_WEIGHT = 64  # counted with each thing that is said or answered, for the ti
 LETTERS_WEIGHT = 1024  # counted with a line that isn't ASCII: to compare its letters takes 0.1 ms
 
 # For a member that reads more slowly than the others talk, batches wait in a queue. While one's is
-# over HIGH_WATER, nobody may say more than ALLOWANCE a second, and many no more than their share of
-# TOTAL_ALLOWANCE: that stops floods, and no human notices. A member whose queue stays over it for
-# PATIENCE has stopped reading and is disconnected.
+# over HIGH_WATER, the whole room may say no more than PACE, which is what anybody who stays can
+# read; no human notices. A member that takes less for PATIENCE has stopped reading, and is
+# disconnected.
 HIGH_WATER = 256 * 1024  # bytes
-MAX_UNREAD = 16 * 1024  # bytes of answers that wait until who asked for them isn't heard any more
-ALLOWANCE = 4 * 1024  # bytes a second
-TOTAL_ALLOWANCE = 16 * 1024  # bytes a second
+PACE = 8 * 1024  # bytes a second
 PATIENCE = 5.0  # seconds
+HARD_LIMIT = 4 * 1024 * 1024  # bytes in a queue, however steadily it is read
+# Of PACE, those who haven't lately wanted more than ALLOWANCE may use all, and DEBT in advance; the
+# loud, who have, take turns at what is left.
+ALLOWANCE = 1024  # bytes a second, or what they cost
+DEBT = 32 * 1024  # bytes
+LOUD_TIME = 10.0  # seconds that one who wanted more counts as loud
+SLOW_TICK = 0.05  # seconds between the turns of the loud
+MAX_UNREAD = 16 * 1024  # bytes of answers that wait until who asked for them isn't heard any more
 BATCH_COST = 128  # bytes that count for a batch in a queue, so that queues aren't long either
 TICK = 1.0  # seconds between looks at what depends on time
+LAST_CALL = 1.0  # seconds in which a room that closes hears what had arrived before
 FAREWELL = 5.0  # seconds for a member that leaves to get what was said before
 LINGER = 0.5  # seconds that we wait for its own close after that
+OVERSLEPT = 1.0  # seconds that the loop can be late: more means that the process was stopped
 
 # A closed room has a door: newcomers finish the TLS handshake and give the password there.
 DOOR_TIME = 10.0  # seconds for both
-DOOR_STEPS = 10  # taken in a turn: one step of a handshake can be some ms of arithmetic
-WRONG_TIME = 1.0  # seconds until a connection is closed that gave a wrong password
+HANDSHAKE_TIME = 3.0  # seconds of these for the handshake, for which nobody has to type
+DOOR_SHARE = 0.003  # seconds of a turn: a step of a handshake can be some ms of arithmetic
+# So that guessing is slow: each wrong password costs its host a second, and all together a tenth.
+# Whoever is more than TRIES_AHEAD seconds ahead has to wait.
+WRONG_TIME = 1.0  # seconds until a wrong password is answered, and its host may try another
+WRONG_TIME_OF_ALL = 0.1  # seconds
+TRIES_AHEAD = 3.0  # seconds
+SILENCE = 10.0  # seconds after which one that never said a word has no claim to its place
 
 WELCOME = "Welcome to the chatroom!"
 NOT_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE")  # OpenSSL's reasons
@@ -139,9 +153,10 @@ HELP = (
 )
 
 # Each connection gets these, as far as the system has them. Keepalive: the kernel asks a silent
-# peer whether it is still there, so that one that was unplugged is gone after two minutes, as is
-# one that for so long doesn't acknowledge what it was sent (TCP_USER_TIMEOUT, RFC 5482). With
-# TCP_NOTSENT_LOWAT a socket is writable again when the kernel has little left to send. Without it,
+# peer whether it is still there, so that one that was unplugged is gone after two minutes, or when
+# something was on its way to it, after the quarter of an hour for which TCP tries again. There is
+# no TCP_USER_TIMEOUT: it would also end a peer that is only suspended, and so has closed its window
+# but answers. With TCP_NOTSENT_LOWAT a socket is writable again when the kernel has little left to send. Without it,
 # that is when a third of some megabytes is free; till then a slow reader looks like a stuck one.
 SOCKET_OPTIONS = [
     (level, getattr(socket, name), value)
@@ -152,11 +167,12 @@ SOCKET_OPTIONS = [
         (socket.IPPROTO_TCP, "TCP_KEEPALIVE", 60),  # the same on macOS
         (socket.IPPROTO_TCP, "TCP_KEEPINTVL", 15),  # seconds between questions
         (socket.IPPROTO_TCP, "TCP_KEEPCNT", 4),  # questions without an answer
-        (socket.IPPROTO_TCP, "TCP_USER_TIMEOUT", 120_000),  # milliseconds
         (socket.IPPROTO_TCP, "TCP_NOTSENT_LOWAT", 64 * 1024),  # bytes
     )
     if hasattr(socket, name)
 ]
+
+SIOCOUTQ = 0x5411 if sys.platform == "linux" else 0  # bytes that the peer has yet to acknowledge
 
 Address = Any  # as the socket module has it: (host, port) and more
 
@@ -307,11 +323,12 @@ def valid_name(text: str) -> str:
 class Member:
     """Somebody in the room."""
 
-    __slots__ = ("name", "prefix", "unread")
+    __slots__ = ("name", "prefix", "silent", "unread")
 
     def __init__(self) -> None:
         self.name = ""  # none taken
         self.prefix = b""  # what each of its messages begins with once it has a name: b"John: "
+        self.silent = True  # has not said a word yet
         self.unread = 0  # bytes that were told to it alone and that it hasn't taken yet
 
 
@@ -496,6 +513,7 @@ class Room:
         Short lines can have long consequences: one byte to which a long name is added, `/who` in a
         crowd. Once they have made the batch heavier by `budget`, the other lines wait.
         """
+        member.silent = False
         enough = self.batch.weight + budget
         # Plain lines are said all at once, so there are no more of them than a budget's bytes.
         end = chunk.find(b"\n", min(budget, len(chunk) - 1)) + 1
@@ -700,6 +718,15 @@ def open_signal_socket(*numbers: int) -> socket.socket:
     for number in numbers:
         signal.signal(number, lambda *_: None)  # only a signal with a handler wakes the loop
     return signals
+
+
+def ending_signals() -> list[int]:
+    """Returns the signals that end the server: also the one that says that its terminal was closed,
+    unless that is to be ignored, as nohup has it."""
+    signals = [signal.SIGINT, signal.SIGTERM]
+    if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        signals.append(signal.SIGHUP)
+    return [int(number) for number in signals]
 
 
 def raise_descriptor_limit(clients: int) -> int:
@@ -1012,7 +1039,7 @@ class Acceptor:
 # which of these a connection is in, and it is in one of them at most.
 #
 #   state     is in            `reading`                    its queue    in a TLS room
-#   at door   door.waiting     until it is refused          a question   the handshake comes first
+#   at door   door.waiting     until it gave a password     a question   the handshake comes first
 #   member    room.members     unless the throttle has      any          the handshake is done
 #                              paused it
 #   leaving   leaving          until its stream has ended   any          the handshake is done
@@ -1021,9 +1048,10 @@ class Acceptor:
 # What moves it on:
 #
 #   at door -> member     the right password, or none is needed     ChatServer.enter
-#   at door -> leaving    the same, but the room is full            ChatServer.enter
+#   at door -> leaving    the same, but the room is full; a wrong   ChatServer.turn_away
+#                         password, after a second
 #   member  -> leaving    /quit, the end of its stream, or of the   ChatServer.start_leaving
-#                         room
+#                         room; its place goes to another
 #   leaving -> closed     its queue is empty and its own stream     ChatServer.finish
 #                         has ended, or LINGER or FAREWELL is over
 #   any     -> closed     an error, too far behind, out of time     ChatServer.disconnect
@@ -1047,6 +1075,7 @@ class Connection(Member):
     __slots__ = (
         "events",
         "framer",
+        "host",
         "peer",
         "place",
         "queue",
@@ -1067,6 +1096,7 @@ class Connection(Member):
         super().__init__()
         self.sock = sock
         self.peer = peer
+        self.host = sys.intern(host_of(sock.getpeername()))
         self.selector = selector
         self.events = 0  # for which it is registered with the selector
         self.framer = LineFramer(max_line)
@@ -1169,23 +1199,26 @@ class Connection(Member):
         elif is_cut:
             batch.forget(self)
 
-    def flush(self) -> None:
-        """Sends of its queue what the kernel takes now. Raises Gone."""
+    def flush(self) -> int:
+        """Sends of its queue what the kernel takes now; returns how many bytes. Raises Gone."""
+        taken = 0
         while self.queue:
             batch = self.queue[0]
             text = memoryview(batch.text_for(self))[self.place :]
             # TLS takes a text that it couldn't send for begun: it has to be offered the same again.
             sent = self.send(text)
+            taken += sent
             if sent < len(text):
                 self.place += sent
                 self.size -= sent
-                return
+                return taken
             self.queue.popleft()
             self.place = 0
             self.size -= sent + BATCH_COST
             self.unread -= batch.forget(self)
         self.queue = None
         self.watch()
+        return taken
 
     def send(self, data: bytes | memoryview) -> int:
         """Returns how many bytes the kernel took, 0 if it takes none now. Raises Gone."""
@@ -1209,11 +1242,27 @@ class Connection(Member):
         self.drop_queue()
         self.watch()
 
+    def undelivered(self) -> int:
+        """Returns how many bytes, the end of the stream included, the peer hasn't acknowledged, as
+        far as the system tells."""
+        if fcntl and SIOCOUTQ:
+            with suppress(OSError):
+                answer = fcntl.ioctl(self.sock, SIOCOUTQ, bytes(4))
+                return int.from_bytes(answer, sys.byteorder)
+        return 0
+
     def end_stream(self) -> None:
         """Tells the peer that nothing more will come. What it sends can then only be drained."""
         self.sending = False
         with suppress(OSError):
             self.sock.shutdown(socket.SHUT_WR)
+
+    def window_step(self) -> int:
+        """Returns by how many bytes at least the peer's window opens: by what a segment holds (RFC
+        9293, section 3.8.6.2.2)."""
+        with suppress(OSError, AttributeError):  # Windows has no such option
+            return self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG)
+        return 0
 
     def drop_queue(self) -> None:
         """Gives up what it has yet to get."""
@@ -1268,22 +1317,23 @@ class TLSConnection(Connection):
         return True
 
     def receive(self, limit: int) -> bytes | None:
+        self.note_error()
         return cast("bytes | None", self.attempt(self.sock.recv, limit))
+
+    def note_error(self) -> None:
+        """Notes how the stream has ended, if it has: OpenSSL takes every error for a plain end."""
+        error = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if error:
+            self.reset = error != errno.EPIPE
+            self.stop_sending()
 
     def has_more(self) -> bool:
         return bool(self.unheard or self.sock.pending())  # what is decrypted left the kernel
 
-    def was_reset(self) -> bool:
-        # TLS takes a reset for a plain end, but such a socket has no peer any more.
-        try:
-            self.sock.getpeername()
-        except OSError:
-            return True
-        return False
-
     def send(self, data: bytes | memoryview) -> int:
+        self.note_error()
         try:
-            return self.sock.send(data)
+            return self.sock.send(data) if self.sending else 0
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return 0
         except (ssl.SSLError, ConnectionError):
@@ -1348,19 +1398,131 @@ class Transcript:
         log.warning("the transcript %s had vanished and was started anew", self.path)
 
 
-class Door:
-    """Where newcomers shake hands, and in a closed room give the password."""
+class Clock:
+    """The server's own running time, in seconds. That in which the process was stopped (SIGSTOP, a
+    host that was suspended) doesn't count, as nobody could do anything about a deadline then."""
 
-    def __init__(self, password: bytes) -> None:
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self.monotonic = monotonic
+        self.lost = 0.0
+        self.woken_at = monotonic()
+
+    def now(self) -> float:
+        return self.monotonic() - self.lost
+
+    def wake(self, timeout: float | None) -> None:
+        """The loop has woken, for which it had set this time-out after it had woken before."""
+        woken_at = self.monotonic()
+        late = woken_at - self.woken_at - (timeout or 0)
+        if timeout is not None and late > OVERSLEPT:
+            self.lost += late
+        self.woken_at = woken_at
+
+
+def host_of(address: Address) -> str:
+    """Returns what stands for one host: an IPv4 address, or the network of 64 bits, in hexadecimal,
+    that an IPv6 address is in, as the rest of that can be chosen freely."""
+    host: str = address[0]
+    if ":" not in host:
+        return host
+    return socket.inet_pton(socket.AF_INET6, host.partition("%")[0])[:8].hex()
+
+
+class Places:
+    """Who has a place in the room, or at its door, and since when; the oldest comes first.
+
+    When there are none left, a newcomer may take that of a host that has more than its own.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.taken: dict[Connection, float] = {}
+        self.hosts: dict[str, int] = {}  # how many places each has
+
+    def take(self, conn: Connection, now: float) -> None:
+        self.taken[conn] = now
+        self.hosts[conn.host] = self.hosts.get(conn.host, 0) + 1
+
+    def leave(self, conn: Connection) -> None:
+        """Gives up a connection's place, if it has one."""
+        if self.taken.pop(conn, None) is not None:
+            self.hosts[conn.host] -= 1
+            if not self.hosts[conn.host]:
+                del self.hosts[conn.host]
+
+    def is_full(self) -> bool:
+        return len(self.taken) >= self.size
+
+    def loser_to(self, host: str, now: float) -> Connection | None:
+        """Returns who has to give its place to a newcomer from a host: the newest of the host that
+        has most, if that has at least two more, or one of its own that has never said a word. None
+        if nobody has to."""
+        most = max(self.hosts, key=self.hosts.__getitem__)
+        if self.hosts[most] - self.hosts.get(host, 0) >= 2:
+            return next(conn for conn in reversed(list(self.taken)) if conn.host == most)
+        for conn, since in self.taken.items():
+            if now - since < SILENCE:
+                break
+            if conn.silent and conn.host == host:
+                return conn
+        return None
+
+
+class WrongTries:
+    """How many wrong passwords were given lately, by each host and by all together.
+
+    Each moves a mark ahead in time; whoever's mark is too far ahead has to wait until it isn't.
+    """
+
+    def __init__(self) -> None:
+        self.marks: dict[str, float] = {}  # by host; those that lie in the past are dropped
+        self.mark_of_all = 0.0
+
+    def allow(self, host: str, now: float) -> bool:
+        """Says whether a password from this host may be looked at now."""
+        return max(self.marks.get(host, now), self.mark_of_all) < now + TRIES_AHEAD
+
+    def note(self, host: str, now: float) -> None:
+        """A password from this host was wrong."""
+        self.marks[host] = max(self.marks.get(host, now), now) + WRONG_TIME
+        self.mark_of_all = max(self.mark_of_all, now) + WRONG_TIME_OF_ALL
+
+    def tick(self, now: float) -> None:
+        """Once a second, or so: drops what is over."""
+        self.marks = {host: mark for host, mark in self.marks.items() if mark > now}
+
+
+class Door:
+    """Where newcomers shake hands, and in a closed room give the password.
+
+    Somebody at the door is in `waiting`, and perhaps in one of these as well: `late` with a
+    password that may not be looked at yet, or `refused`, for an answer that waits too.
+    """
+
+    def __init__(self, password: bytes, clock: Clock) -> None:
         self.password = password  # none if empty
-        # With the monotonic time at which each is sent away. The oldest comes first, as all have
-        # the same time; but for those who were refused.
-        self.waiting: dict[Connection, float] = {}
+        self.clock = clock
+        self.places = Places(DOOR_SIZE)
+        self.tries = WrongTries()
+        self.waiting: dict[Connection, float] = {}  # with the time at which each is sent away
+        self.late: dict[Connection, tuple[bytes, bytes]] = {}  # a password, what came after it
+        self.refused: set[Connection] = set()
 
     def arrive(self, conn: Connection) -> bool:
         """Takes a newcomer; says whether it may come in at once. Raises Gone."""
-        self.waiting[conn] = time.monotonic() + DOOR_TIME
-        return not conn.shaking_hands and self.greet(conn)
+        now = self.clock.now()
+        self.places.take(conn, now)
+        if not conn.shaking_hands:
+            return self.greet(conn)
+        self.waiting[conn] = now + min(HANDSHAKE_TIME, DOOR_TIME)
+        return False
+
+    def forget(self, conn: Connection) -> None:
+        """Somebody is at the door no more."""
+        self.waiting.pop(conn, None)
+        self.late.pop(conn, None)
+        self.refused.discard(conn)
+        self.places.leave(conn)
 
     def step(self, conn: Connection) -> bytes | None:
         """Goes on with a newcomer whose socket is ready: first the handshake, then the password.
@@ -1376,75 +1538,105 @@ class Door:
             raise Gone("left the door")
         first, newline, rest = data.partition(b"\n")
         given, too_long = conn.framer.feed(first + newline)
-        if given and hmac.compare_digest(given.rstrip(b"\r\n"), self.password):
-            return rest
-        if given or too_long:
-            self.refuse(conn)
-        return None
+        if not given and not too_long:
+            return None
+        conn.read_on(False)
+        self.late[conn] = (given.rstrip(b"\r\n"), rest)
+        return self.judge(conn)
 
     def greet(self, conn: Connection) -> bool:
         """Asks somebody for the password; says whether it may come in without. Raises Gone."""
+        self.waiting[conn] = self.clock.now() + DOOR_TIME
         if self.password:
             conn.say(notice("password?"))
         return not self.password
 
-    def refuse(self, conn: Connection) -> None:
-        """Sends away whoever gave a wrong password, but not at once, so that guessing is slow."""
+    def judge(self, conn: Connection) -> bytes | None:
+        """Looks at the password that somebody has given, unless it is too early for that. When it
+        may come in, returns what it has sent after that, else None."""
+        now = self.clock.now()
+        if not self.tries.allow(conn.host, now):
+            return None
+        given, rest = self.late.pop(conn)
+        if hmac.compare_digest(given, self.password):
+            conn.read_on(True)
+            return rest
         log.info("%s gave a wrong password", conn)
-        conn.say(notice("wrong password"))
-        conn.read_on(False)
-        self.waiting[conn] = time.monotonic() + WRONG_TIME
+        self.tries.note(conn.host, now)
+        self.refused.add(conn)
+        self.waiting[conn] = now + WRONG_TIME
+        return None
 
 
 class Throttle:
-    """How much may each say? While somebody is behind, not more than those who are can read.
+    """How much may each say? While somebody is behind, all together no more than that one can read.
 
     Two things put a member behind: what others say (`size`), and what it was told alone, mostly in
     answer to its own questions (`unread`). Only the first is a reason to slow everyone else. After
     the second it isn't heard until it has read.
     """
 
-    def __init__(self) -> None:
-        # Those who are behind, with the monotonic time at which each has been so for too long.
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        # Those who are behind, with the time at which each is disconnected. It moves on with each
+        # byte that one takes.
         self.behind: dict[Connection, float] = {}
+        self.excused: dict[Connection, float] = {}  # until when, those who were behind, and took some
         self.slowing: set[Connection] = set()  # those of them for whom everyone is slowed
-        self.spent: dict[Connection, int] = {}  # bytes, or their consequences, since the last tick
-        self.paused: set[Connection] = set()  # an index: aren't read from until the next tick
+        self.left = 0.0  # bytes that may be said now; less than none if they were in advance
+        self.renewed_at = 0.0  # when that was counted last
+        self.spent: dict[Connection, int] = {}  # bytes that each has said lately, or what came of them
+        self.loud: dict[Connection, float] = {}  # with the time until which each counts as loud
+        self.paused: dict[Connection, None] = {}  # aren't read from; the longest comes first
 
-    def allow(self, conn: Connection, limit: int) -> int:
-        """Returns how much of `limit` a member may say now; if that is nothing, pauses it."""
+    # How much may be said
+
+    def allow(self, conn: Connection, limit: int, said: int) -> int:
+        """Returns how much of `limit` a member may say now; if that is nothing, pauses it. `said`
+        are the bytes that were said in this turn so far."""
         if self.slowing:
-            share = TOTAL_ALLOWANCE // (len(self.spent) or 1)
-            allowance = max(MIN_READ, min(ALLOWANCE, share))
-            limit = min(limit, allowance - self.spent.get(conn, 0))
+            limit = min(limit, self.share(conn, self.left - said))
         if limit <= 0 or conn.unread > MAX_UNREAD:
-            self.paused.add(conn)
+            self.paused[conn] = None
             conn.read_on(False)
             return 0
         return limit
+
+    def share(self, conn: Connection, left: float) -> int:
+        """Returns how many bytes of what is left a member may say."""
+        now = self.clock.now()
+        if self.loud.get(conn, 0) > now:
+            return MIN_READ if left > 0 else 0
+        allowance = ALLOWANCE if left > -DEBT else PACE // (len(self.spent) or 1)
+        if self.spent.get(conn, 0) < allowance:
+            return MIN_READ
+        self.loud[conn] = now + LOUD_TIME
+        return 0
 
     def charge(self, conn: Connection, weight: int) -> None:
         """Notes what a member has said, in bytes or in what came of it."""
         self.spent[conn] = self.spent.get(conn, 0) + weight
 
-    def check(self, conn: Connection) -> None:
-        """Notes whether a member is behind, after something was queued for it or sent to it."""
-        slowing = conn.size - conn.unread > HIGH_WATER
-        if slowing or conn.unread > MAX_UNREAD:
-            self.behind.setdefault(conn, time.monotonic() + PATIENCE)
-        else:
-            self.behind.pop(conn, None)
-        if slowing:
-            self.slowing.add(conn)
-        elif conn in self.slowing:
-            self.slowing.remove(conn)
-            if not self.slowing:
-                self.resume()
+    def deliver(self, size: int) -> None:
+        """Notes what was said in a turn, by whomever, in bytes."""
+        if self.slowing:
+            self.left -= size + BATCH_COST
+
+    def renew(self) -> None:
+        """As time passes, more may be said, and the loud take turns. Called in each turn."""
+        if self.slowing:
+            now = self.clock.now()
+            self.left = min(self.left + PACE * (now - self.renewed_at), PACE)
+            self.renewed_at = now
+            turns = int(self.left) // MIN_READ + 1 if self.left > 0 else 0
+            for conn in list(islice(self.paused, turns)):
+                self.resume_one(conn)
 
     def tick(self) -> None:
-        """Once a second: everyone may say something again."""
-        self.spent.clear()
-        self.resume()
+        """Once a second: what was said is half forgotten."""
+        self.spent = {one: spent // 2 for one, spent in self.spent.items() if spent > MIN_READ}
+        if not self.slowing:
+            self.resume()
 
     def resume(self) -> None:
         """Reads again from everyone who was paused."""
@@ -1452,15 +1644,69 @@ class Throttle:
             conn.read_on(True)
         self.paused.clear()
 
-    def forget(self, conn: Connection) -> None:
-        """Somebody is a member no more: whatever it has yet to get slows nobody."""
-        self.paused.discard(conn)  # before anyone is resumed: its socket may be closed
-        self.spent.pop(conn, None)
-        self.behind.pop(conn, None)
+    def resume_one(self, conn: Connection) -> None:
+        """Gives somebody who was paused a turn. Whoever had to wait for it is loud for longer."""
+        del self.paused[conn]
+        if conn in self.loud:
+            self.loud[conn] = self.clock.now() + LOUD_TIME
+        conn.read_on(True)
+
+    # Who is behind
+
+    def join(self, conn: Connection) -> None:
+        """A newcomer, too, is paid for from what may be said: it is loud at first."""
+        if self.slowing:
+            self.loud[conn] = self.clock.now() + LOUD_TIME
+
+    def check(self, conn: Connection) -> None:
+        """Notes whether a member is behind, after something was queued for it or sent to it."""
+        slowing = conn.size - conn.unread > HIGH_WATER
+        if conn.size > HARD_LIMIT:
+            self.behind[conn] = self.clock.now()
+        elif slowing or conn.unread > MAX_UNREAD:
+            if conn not in self.behind:
+                patience = max(PATIENCE, 1.1 * conn.window_step() / PACE)
+                excuse = self.excused.pop(conn, 0)
+                self.behind[conn] = max(self.clock.now() + patience, excuse)
+        elif conn in self.behind:
+            self.excused[conn] = self.behind.pop(conn)
+        if not slowing:
+            self.stop_slowing(conn)
+            if conn in self.paused and not self.slowing:
+                self.resume_one(conn)
+        elif not self.slowing:
+            self.left, self.renewed_at = PACE, self.clock.now()
+            self.slowing.add(conn)
+        else:
+            self.slowing.add(conn)
+
+    def note_taken(self, conn: Connection, taken: int) -> None:
+        """Somebody who is behind has taken some bytes: it isn't stuck, and has time for more.
+
+        Its kernel tells that it has room in steps of what one segment holds, and on loopback, where
+        that is 64 KiB, of two: a reader at PACE seems stuck for 16 s in between. Hence twice what
+        the bytes are worth.
+        """
+        now, step = self.clock.now(), conn.window_step() / PACE
+        deadline = self.behind[conn] + 2 * taken / PACE
+        self.behind[conn] = min(deadline, now + PATIENCE + 2 * step)
+
+    def stop_slowing(self, conn: Connection) -> None:
+        """Nobody is slowed for this one; after the last of them everyone may speak freely."""
         if conn in self.slowing:
             self.slowing.remove(conn)
             if not self.slowing:
+                self.loud.clear()
                 self.resume()
+
+    def forget(self, conn: Connection) -> None:
+        """Somebody is a member no more: whatever it has yet to get slows nobody."""
+        self.paused.pop(conn, None)  # before anyone is resumed: its socket may be closed
+        self.spent.pop(conn, None)
+        self.loud.pop(conn, None)
+        self.behind.pop(conn, None)
+        self.excused.pop(conn, None)
+        self.stop_slowing(conn)
 
 
 class ChatServer:
@@ -1477,19 +1723,21 @@ class ChatServer:
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self.room = room
-        self.max_clients = max_clients
         self.max_line = max_line
         self.transcript = transcript
         self.tls = tls
         self.selector = selectors.DefaultSelector()
         self.acceptor = Acceptor(self.selector, listeners, self.admit)
-        self.door = Door(password)
-        self.throttle = Throttle()
-        # Members no more, or never; each with the monotonic time at which it is closed at the latest.
+        self.clock = Clock()
+        self.door = Door(password, self.clock)
+        self.places = Places(max_clients)
+        self.throttle = Throttle(self.clock)
+        # Members no more, or never; each with the time at which it is closed at the latest.
         self.leaving: dict[Connection, float] = {}
         self.in_hand: set[Connection] = set()  # have input that the selector doesn't know of
         self.next_tick = 0.0
         self.stop_signals = 0
+        self.closing = False  # what arrives now is heard, however much that is
 
     # The loop
 
@@ -1499,11 +1747,12 @@ class ChatServer:
         The selector holds with each socket its connection, with others what to call when they are
         ready.
         """
-        with self.selector, open_signal_socket(signal.SIGINT, signal.SIGTERM) as signals:
+        with self.selector, open_signal_socket(*ending_signals()) as signals:
             self.selector.register(signals, EVENT_READ, partial(self.on_signal, signals))
             self.acceptor.start()
             while not self.stop_signals:
                 self.turn()
+            self.last_call()
             self.close_room()
             while self.leaving and self.stop_signals == 1:
                 self.turn()
@@ -1521,26 +1770,27 @@ class ChatServer:
         A turn flushes before it reads, reads each connection once, and delivers once. So whoever
         leaves in it has its last batch before anything else can end its stream.
         """
-        knocking, readable = self.wait()
-        # At random, so that nobody who keeps knocking is always served before the others.
-        for conn in random.sample(knocking, min(DOOR_STEPS, len(knocking))):
-            self.guard(self.step_at_door, conn)
+        knocking, readable = self.wait(self.timeout())
+        self.serve_door(knocking)
         self.read_all(readable)
         self.deliver(self.room.take_batch())
-        now = time.monotonic()
+        self.throttle.renew()
+        now = self.clock.now()
         self.close_overdue(now)
         if now >= self.next_tick:
             self.tick(now)
 
-    def wait(self) -> tuple[list[Connection], set[Connection]]:
-        """Waits, and sends what can be sent; returns who is ready at the door, and who can be read.
+    def wait(self, timeout: float | None) -> tuple[list[Connection], set[Connection]]:
+        """Waits so many seconds at most, and sends what can be sent; returns who is ready at the
+        door, and who can be read.
 
         An event can be stale: what was served before it in this turn may have closed its socket.
         """
         knocking = []
-        timeout = self.timeout()
         readable = {conn for conn in self.in_hand if conn.reading}
-        for key, events in self.selector.select(timeout):
+        events_of_all = self.selector.select(timeout)
+        self.clock.wake(timeout)
+        for key, events in events_of_all:
             ready = key.data
             if not isinstance(ready, Connection):
                 ready()
@@ -1554,6 +1804,16 @@ class ChatServer:
             if events & EVENT_READ:
                 readable.add(ready)
         return knocking, readable
+
+    def serve_door(self, knocking: list[Connection]) -> None:
+        """Goes on with those who are ready at the door, for as long as the door may take of a turn;
+        at random, so that nobody who keeps knocking is always served before the others."""
+        random.shuffle(knocking)
+        began = time.monotonic()
+        for conn in knocking:
+            self.guard(self.step_at_door, conn)
+            if time.monotonic() - began > DOOR_SHARE:
+                break
 
     def read_all(self, readable: set[Connection]) -> None:
         """Reads from everyone who has something to say, each once, until the turn is full.
@@ -1576,29 +1836,35 @@ class ChatServer:
         # Whoever was disconnected after the last delivery has left something to deliver.
         if self.room.batch.cuts or any(conn.reading for conn in self.in_hand):
             return 0
-        throttle = self.throttle
-        deadlines = [
-            *self.leaving.values(),
-            *self.door.waiting.values(),
-            *throttle.behind.values(),
-        ]
-        if throttle.behind or throttle.paused or self.acceptor.retry_at is not None:
+        throttle, door = self.throttle, self.door
+        deadlines = [*self.leaving.values(), *door.waiting.values(), *throttle.behind.values()]
+        if throttle.paused and throttle.slowing:
+            deadlines.append(throttle.renewed_at + SLOW_TICK)
+        if self.leaving or door.late or throttle.paused or self.acceptor.retry_at is not None:
             deadlines.append(self.next_tick)
-        return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
+        return max(0.0, min(deadlines) - self.clock.now()) if deadlines else None
 
     def tick(self, now: float) -> None:
-        """Once a second, if there is anything to do: renews the allowances, lets newcomers in again
-        if that had failed."""
+        """Once a second, if there is anything to do: lets newcomers in again if that had failed,
+        looks at passwords that came too early, and at what leavers have got."""
         self.next_tick = now + TICK
-        self.acceptor.retry(now)
+        self.acceptor.retry(time.monotonic())
         self.throttle.tick()
+        self.door.tries.tick(now)
+        for conn in list(self.door.late):
+            self.guard(self.judge, conn)
+        for conn in list(self.leaving):
+            self.linger(conn)
 
     def close_overdue(self, now: float) -> None:
         """Closes those whose time is up."""
         for conn in [conn for conn, deadline in self.leaving.items() if now >= deadline]:
             self.forget(conn)
         for conn in [conn for conn, deadline in self.door.waiting.items() if now >= deadline]:
-            self.disconnect(conn, "was not let in")
+            if conn in self.door.refused:
+                self.guard(self.turn_away, conn, "wrong password")
+            else:
+                self.disconnect(conn, "was not let in")
         for conn in [conn for conn, deadline in self.throttle.behind.items() if now >= deadline]:
             self.disconnect(conn, f"disconnected: too far behind for {PATIENCE:.0f} s")
 
@@ -1620,11 +1886,9 @@ class ChatServer:
 
     def admit(self, sock: socket.socket, peer: str) -> None:
         """Lets a newcomer to the door, and right in if there is nothing to do there."""
-        if len(self.room.members) + len(self.leaving) >= self.max_clients + DOOR_SIZE:
+        if len(self.room.members) + len(self.leaving) >= self.places.size + DOOR_SIZE:
             sock.close()  # so many are turned away at once that they don't get a word
             return
-        if len(self.door.waiting) >= DOOR_SIZE:
-            self.disconnect(next(iter(self.door.waiting)), "had to make room at the door")
         conn: Connection
         if self.tls:
             sock = self.tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
@@ -1634,39 +1898,76 @@ class ChatServer:
         self.guard(self.greet, conn)
 
     def greet(self, conn: Connection) -> None:
-        """A newcomer arrives at the door."""
+        """A newcomer arrives at the door. Raises Gone."""
+        places = self.door.places
+        if places.is_full():
+            loser = places.loser_to(conn.host, self.clock.now())
+            if loser:
+                self.disconnect(loser, "had to make room at the door")
+            elif conn.shaking_hands:  # so that nothing can be said to it
+                raise Gone("turned away: there are too many at the door")
+            else:
+                log.info("%s turned away: there are too many at the door", conn)
+                self.turn_away(conn, "the room is full")
+                return
         if self.door.arrive(conn):
             self.enter(conn, b"")
 
     def step_at_door(self, conn: Connection) -> None:
-        """Goes on with somebody at the door, if it is still there."""
+        """Goes on with somebody at the door, if it is still there. Raises Gone."""
         if conn in self.door.waiting:
             rest = self.door.step(conn)
             if rest is not None:
                 self.enter(conn, rest)
 
+    def judge(self, conn: Connection) -> None:
+        """Looks at a password that came too early. Raises Gone."""
+        rest = self.door.judge(conn)
+        if rest is not None:
+            self.enter(conn, rest)
+
     def enter(self, conn: Connection, rest: bytes) -> None:
         """Makes a member of somebody at the door, if there is a place. `rest` is what it has sent
-        already."""
-        del self.door.waiting[conn]
-        if len(self.room.members) >= self.max_clients:
-            log.info("%s turned away: there are %d members already", conn, self.max_clients)
-            conn.say(notice("the room is full"))
-            self.start_leaving(conn)
-            self.finish(conn)
-            return
+        already. Raises Gone."""
+        now = self.clock.now()
+        if self.places.is_full():
+            loser = self.places.loser_to(conn.host, now)
+            if not loser:
+                log.info("%s turned away: there are %d members already", conn, self.places.size)
+                self.turn_away(conn, "the room is full")
+                return
+            self.displace(loser)
+        self.door.forget(conn)
+        self.places.take(conn, now)
         self.room.join(conn)
+        self.throttle.join(conn)
         log.info("%s connected, members: %d", conn, len(self.room.members))
         self.take(conn, rest)
         if conn.has_more():
             self.in_hand.add(conn)
 
+    def displace(self, conn: Connection) -> None:
+        """Takes a member's place away, for somebody whose host has fewer."""
+        self.room.tell(conn, "the room is full, and your place goes to somebody else")
+        self.room.leave(conn)
+        log.info("%s had to make room, members: %d", conn, len(self.room.members))
+        self.start_leaving(conn)
+
+    def turn_away(self, conn: Connection, why: str) -> None:
+        """Tells somebody at the door why it isn't let in, and ends its stream. Raises Gone."""
+        self.door.forget(conn)
+        conn.read_on(True)
+        conn.say(notice(why))
+        self.start_leaving(conn)
+        self.finish(conn)
+
     def start_leaving(self, conn: Connection) -> None:
         """Somebody is a member no more, or can't be: it still gets what was said before, and after
         the delivery the end."""
         conn.unheard = b""
+        self.places.leave(conn)
         self.throttle.forget(conn)
-        self.leaving[conn] = time.monotonic() + FAREWELL
+        self.leaving[conn] = self.clock.now() + FAREWELL
 
     def finish(self, conn: Connection) -> None:
         """Ends the stream to somebody who has left and has got everything.
@@ -1676,11 +1977,17 @@ class ChatServer:
         """
         if conn.queue or conn not in self.leaving:
             return
-        if not conn.reading:
+        if conn.sending:
+            conn.end_stream()
+        if conn.reading:
+            self.linger(conn)
+        else:
             self.forget(conn)
-            return
-        conn.end_stream()
-        self.leaving[conn] = min(self.leaving[conn], time.monotonic() + LINGER)
+
+    def linger(self, conn: Connection) -> None:
+        """Waits only a little longer for the peer's own close, once everything has got to it."""
+        if not conn.sending and not conn.undelivered():
+            self.leaving[conn] = min(self.leaving[conn], self.clock.now() + LINGER)
 
     def disconnect(self, conn: Connection, why: str) -> None:
         """Closes a connection that is of no further use, whatever state it is in."""
@@ -1692,22 +1999,31 @@ class ChatServer:
     def forget(self, conn: Connection) -> None:
         """Closes a connection that isn't a member, or not any more."""
         assert conn not in self.room.members
-        self.door.waiting.pop(conn, None)
+        self.door.forget(conn)
+        self.places.leave(conn)
         self.leaving.pop(conn, None)
         self.in_hand.discard(conn)
         self.throttle.forget(conn)
         conn.close()
         self.acceptor.retry()
 
-    def close_room(self) -> None:
-        """Lets nobody in any more and says goodbye to everyone."""
+    def last_call(self) -> None:
+        """Lets nobody in any more, and hears what had arrived before, for LAST_CALL at most."""
         self.acceptor.close()
         for conn in list(self.door.waiting):
             self.forget(conn)
+        self.closing = True
         self.throttle.resume()
-        for conn in self.members():
-            if conn.unheard:
-                self.guard(self.hear, conn, sys.maxsize)
+        over = self.clock.now() + LAST_CALL
+        while self.clock.now() < over and self.stop_signals == 1:
+            _, readable = self.wait(0)
+            if not readable:
+                break
+            self.read_all(readable)
+            self.deliver(self.room.take_batch())
+
+    def close_room(self) -> None:
+        """Says goodbye to everyone."""
         members = self.members()
         self.room.close()
         for conn in members:
@@ -1721,7 +2037,8 @@ class ChatServer:
         if conn in self.leaving:
             self.drain(conn, limit)
             return
-        limit = self.throttle.allow(conn, limit)
+        if not self.closing:
+            limit = self.throttle.allow(conn, limit, self.room.batch.size)
         if not limit:
             return
         before = self.room.batch.weight
@@ -1780,6 +2097,7 @@ class ChatServer:
         """Hands a turn's batch to everyone who is in the room, or has left it in that turn."""
         if batch.text:
             self.record(batch.text)
+            self.throttle.deliver(batch.size)
             members = self.members()
         else:
             # All that happened is between the room and some, such as a private message. The others
@@ -1813,10 +2131,11 @@ class ChatServer:
 
     def flush(self, conn: Connection) -> None:
         """Sends of a connection's queue what the kernel takes now."""
-        conn.flush()
+        taken = conn.flush()
         if conn in self.leaving:
             self.finish(conn)
         elif conn in self.throttle.behind:
+            self.throttle.note_taken(conn, taken)
             self.throttle.check(conn)
 
 
@@ -2050,6 +2369,9 @@ def make_server_tls(cert: str, key: str) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.num_tickets = 0  # nobody resumes a session here
+    # One curve, which every client has, and none of the groups of numbers (ffdhe8192) with which a
+    # client can have a server compute for 100 ms, and needn't compute itself (CVE-2002-20001).
+    context.set_ecdh_curve("prime256v1")
     # No renegotiation, so that sending doesn't have to wait for receiving. A peer that half-closes
     # without close_notify, as most do, still gets what was said before. PyPy and LibreSSL lack the
     # names.

@@ -219,6 +219,15 @@ def open_signal_socket(*numbers: int) -> socket.socket:
     return signals
 
 
+def ending_signals() -> list[int]:
+    """Returns the signals that end the server: also the one that says that its terminal was closed,
+    unless that is to be ignored, as nohup has it."""
+    signals = [signal.SIGINT, signal.SIGTERM]
+    if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        signals.append(signal.SIGHUP)
+    return [int(number) for number in signals]
+
+
 def raise_descriptor_limit(clients: int) -> int:
     """Raises the limit on open files, as far as the system allows, so that `clients` can connect.
     Returns how many to serve at most: fewer on Windows, where select() takes no more."""
@@ -564,7 +573,7 @@ class EchoServer:
         The selector holds with each socket its connection, with others what to call when they are
         ready.
         """
-        with self.selector, open_signal_socket(signal.SIGINT, signal.SIGTERM) as signals:
+        with self.selector, open_signal_socket(*ending_signals()) as signals:
             self.selector.register(signals, EVENT_READ, partial(self.on_signal, signals))
             self.acceptor.start()
             while self.running:

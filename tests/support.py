@@ -19,6 +19,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -216,11 +217,15 @@ def check_invariants(server: ChatServer) -> None:
     for key, owner in room.names.items():
         assert owner in room.members and key == identity(owner.name)
     assert len(room.names) == sum(1 for conn in members if conn.name)
-    assert throttle.paused == {conn for conn in members if not conn.reading}
+    assert set(throttle.paused) == {conn for conn in members if not conn.reading}
     assert throttle.slowing == {one for one in members if one.size - one.unread > HIGH_WATER}
     unread = {one for one in members if one.unread > MAX_UNREAD}
     assert set(throttle.behind) == throttle.slowing | unread
-    assert set(throttle.spent) <= members
+    assert set(throttle.spent) | set(throttle.loud) | set(throttle.excused) <= members
+    for places, who in ((server.places, members), (server.door.places, set(server.door.waiting))):
+        assert set(places.taken) == who
+        assert places.hosts == Counter(conn.host for conn in who)
+    assert server.door.refused | set(server.door.late) <= set(server.door.waiting)
     for conn in leaving - set(room.batch.leavers):  # those will be seen off with that batch
         assert not conn.unheard
         assert conn.queue or (conn.reading and not conn.sending), "should be closed by now"

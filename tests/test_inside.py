@@ -52,11 +52,13 @@ def test_last_words_are_heard_although_something_was_said_after_the_close(inside
 
 def test_closing_room_hears_what_waits_for_the_next_turn(inside: Inside) -> None:
     server = inside.server
-    (one, _), (_, two) = inside.join(), inside.join()
+    (one, _peer), (_, two) = inside.join(), inside.join()
     one.unheard = b"/name John\n"
     server.guard(server.hear, one, 99)
     one.unheard = b"waits\n" * 5000  # more than one turn would hear
     server.in_hand.add(one)
+    server.stop_signals = 1
+    server.last_call()
     server.close_room()
     two.expect("* John joined\n", *["John: waits\n"] * 5000, "* the room is closing\n")
 
@@ -220,7 +222,7 @@ def test_admission_that_fails_ends_that_connection_alone(
 
 def test_too_many_who_are_turned_away_at_once_get_no_word(inside: Inside) -> None:
     server = inside.server
-    server.max_clients = -chat_server.DOOR_SIZE
+    server.places.size = -chat_server.DOOR_SIZE
     sock, peer = pair()
     server.admit(sock, "peer")
     assert peer.rest() == b""

@@ -7,6 +7,7 @@ import select
 import selectors
 import time
 import tracemalloc
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -14,17 +15,24 @@ import pytest
 from support import DEADLINE, Peer, check_connection, pair
 
 from chat_server import (
-    ALLOWANCE,
     BATCH_COST,
+    DEBT,
+    HARD_LIMIT,
     HIGH_WATER,
     MAX_UNREAD,
     MIN_READ,
+    PACE,
     PATIENCE,
+    SILENCE,
     Batch,
+    Clock,
     Connection,
     Door,
     Gone,
+    Places,
     Throttle,
+    WrongTries,
+    host_of,
 )
 
 
@@ -170,11 +178,50 @@ def test_a_connection_whose_peer_has_gone_is_not_sent_to_again() -> None:
     assert conn.was_reset()
 
 
+# Time
+
+
+class FakeTime:
+    """A clock that the tests move."""
+
+    def __init__(self) -> None:
+        self.time = 1000.0
+        self.clock = Clock(lambda: self.time)
+
+    def pass_by(self, seconds: float) -> None:
+        self.time += seconds
+
+
+@pytest.fixture
+def fake() -> FakeTime:
+    return FakeTime()
+
+
+def test_time_in_which_the_loop_did_not_run_does_not_count(fake: FakeTime) -> None:
+    clock = fake.clock
+    fake.pass_by(2)
+    clock.wake(2.0)  # as it was told
+    assert clock.now() == 1002
+    fake.pass_by(9)
+    clock.wake(2.0)  # it was stopped for seven seconds
+    assert clock.now() == 1004
+    fake.pass_by(60)
+    clock.wake(None)  # it was to sleep for as long as nothing happened
+    assert clock.now() == 1064
+    fake.pass_by(0.5)
+    clock.wake(0)  # a long turn
+    assert clock.now() == 1064.5
+
+
 # The throttle
 
 
 class Someone:
     """What the throttle knows of a connection."""
+
+    host = "192.0.2.1"
+    silent = False
+    step = 0
 
     def __init__(self, size: int = 0, unread: int = 0) -> None:
         self.size = size
@@ -184,72 +231,149 @@ class Someone:
     def read_on(self, reading: bool) -> None:
         self.reading = reading
 
-
-def slowed() -> tuple[Throttle, Any]:
-    """Returns a throttle, and somebody who is behind."""
-    throttle = Throttle()
-    slow: Any = Someone(HIGH_WATER + 1)
-    throttle.check(slow)
-    return throttle, slow
+    def window_step(self) -> int:
+        return self.step
 
 
-def test_nobody_is_slowed_while_nobody_is_behind() -> None:
-    throttle, one = Throttle(), Someone(HIGH_WATER)
-    throttle.check(one)  # type: ignore[arg-type]
+class Hall:
+    """A throttle, somebody who is behind, and others who want to say as much as they may."""
+
+    def __init__(self, fake: FakeTime) -> None:
+        self.fake = fake
+        self.said: Counter[Someone] = Counter()
+        self.throttle = Throttle(fake.clock)
+        self.slow: Any = Someone(HIGH_WATER + 1)
+        self.throttle.check(self.slow)
+
+    def say(self, one: Any, size: int) -> int:
+        """Wants to say so much, and says what it may."""
+        if not one.reading:
+            return 0
+        allowed = self.throttle.allow(one, size, 0)
+        if allowed:
+            self.throttle.charge(one, allowed)
+            self.throttle.deliver(allowed)
+            self.said[one] += allowed
+        return allowed
+
+    def flood(self, flooders: list[Any], seconds: float, size: int = 10_000) -> int:
+        """Returns how much they say in all."""
+        said = 0
+        for step in range(int(seconds / 0.05)):
+            self.fake.pass_by(0.05)
+            if step % 20 == 0:
+                self.throttle.tick()
+            self.throttle.renew()
+            said += sum(self.say(one, size) for one in flooders)
+        return said
+
+
+@pytest.fixture
+def slowed(fake: FakeTime) -> Hall:
+    return Hall(fake)
+
+
+def test_nobody_is_slowed_while_nobody_is_behind(fake: FakeTime) -> None:
+    throttle = Throttle(fake.clock)
+    one: Any = Someone(HIGH_WATER)
+    throttle.check(one)
     for _ in range(100):
-        assert throttle.allow(one, 10_000) == 10_000  # type: ignore[arg-type]
-        throttle.charge(one, 10_000)  # type: ignore[arg-type]
+        assert throttle.allow(one, 10_000, 0) == 10_000
+        throttle.charge(one, 10_000)
     assert not throttle.behind
 
 
-def test_a_flood_is_slowed_while_somebody_is_behind() -> None:
-    throttle, _ = slowed()
-    one: Any = Someone()
-    for _ in range(3):
-        total = 0
-        while True:
-            allowed = throttle.allow(one, 1000)
-            if not allowed:
-                break
-            total += allowed
-            throttle.charge(one, allowed)
-        assert total == ALLOWANCE
-        assert throttle.paused == {one} and not one.reading
-        throttle.tick()
-        assert not throttle.paused and one.reading
-
-
-def test_many_who_flood_share_what_all_may_say() -> None:
-    throttle, _ = slowed()
-    crowd: list[Any] = [Someone() for _ in range(1000)]
+@pytest.mark.parametrize("flooders", [1, 7, 500])
+def test_however_many_flood_they_say_what_one_can_read(slowed: Hall, flooders: int) -> None:
+    crowd = [Someone() for _ in range(flooders)]
     for one in crowd:
-        throttle.charge(one, 1)
-    assert throttle.allow(crowd[0], 100_000) == MIN_READ - 1
-    assert throttle.allow(Someone(), 100_000) == MIN_READ  # type: ignore[arg-type]
+        slowed.throttle.charge(one, 100_000)  # they did so before too
+    first = slowed.flood(crowd, 10)
+    assert first <= 11 * PACE + MIN_READ
+    then = slowed.flood(crowd, 100)
+    assert 0.7 * 100 * PACE < then <= 101 * PACE
 
 
-def test_everyone_speaks_freely_after_the_last_has_caught_up() -> None:
+def test_many_who_each_say_little_are_no_way_around_that(slowed: Hall) -> None:
+    crowd = [Someone() for _ in range(500)]
+    said = slowed.flood(crowd, 60, 100)
+    assert said <= 61 * PACE + DEBT + 500 * MIN_READ
+
+
+def test_newcomers_are_no_way_around_that(slowed: Hall) -> None:
+    said = 0
+    for _ in range(1000):
+        newcomers = [Someone() for _ in range(20)]
+        for one in newcomers:
+            slowed.throttle.join(one)  # type: ignore[arg-type]
+        said += slowed.flood(newcomers, 0.05)
+        for one in newcomers:
+            slowed.throttle.forget(one)  # type: ignore[arg-type]
+    assert said <= 51 * PACE + 2 * 20 * MIN_READ
+
+
+def test_whoever_talks_is_heard_at_once_beside_a_flood(slowed: Hall) -> None:
+    crowd = [Someone() for _ in range(500)]
+    talker = Someone()
+    for one in crowd:
+        slowed.throttle.charge(one, 100_000)
+    for _ in range(50):
+        slowed.flood(crowd, 1)
+        assert slowed.say(talker, 200) == 200
+
+
+def test_long_lines_of_the_loud_do_not_delay_whoever_talks(slowed: Hall) -> None:
+    loud, talker = Someone(), Someone()
+    slowed.throttle.charge(loud, 100_000)
+    for _ in range(20):
+        slowed.flood([loud], 1)
+        slowed.throttle.deliver(8192)  # the end of a long line
+        assert slowed.say(talker, 200) == 200
+
+
+def test_the_loud_take_turns(slowed: Hall) -> None:
+    crowd = [Someone() for _ in range(40)]
+    for one in crowd:
+        slowed.throttle.charge(one, 100_000)
+    slowed.flood(crowd, 60)
+    shares = [slowed.said[one] for one in crowd]
+    assert min(shares) > max(shares) / 3
+
+
+def test_whoever_was_loud_is_not_for_ever(slowed: Hall) -> None:
+    one = Someone()
+    slowed.throttle.charge(one, 10**9)
+    assert slowed.say(one, 100) == 0
+    slowed.flood([], 60)
+    assert slowed.say(one, 100) == 100
+    assert slowed.say(one, 100) == 100
+
+
+def test_everyone_speaks_freely_after_the_last_has_caught_up(slowed: Hall) -> None:
+    throttle = slowed.throttle
     for caught_up in (True, False):
-        throttle, first = slowed()
-        second: Any = Someone(HIGH_WATER + 1)
-        one: Any = Someone()
-        throttle.check(second)
-        throttle.charge(one, ALLOWANCE)
-        assert throttle.allow(one, 1) == 0
-        for slow in (first, second):
+        first, second, one = Someone(HIGH_WATER + 1), Someone(HIGH_WATER + 1), Someone()
+        crowd: list[Any] = [first, second]
+        for slow in crowd:
+            throttle.check(slow)
+        throttle.forget(slowed.slow)
+        throttle.charge(one, 100_000)  # type: ignore[arg-type]
+        assert slowed.say(one, 1) == 0
+        for slow in crowd:
             assert not one.reading
             slow.size = 0
             throttle.check(slow) if caught_up else throttle.forget(slow)
         assert one.reading
-        assert not throttle.behind and not throttle.slowing and not throttle.paused
+        assert not (throttle.behind or throttle.slowing or throttle.paused or throttle.loud)
 
 
-def test_whoever_does_not_read_its_answers_is_slowed_alone() -> None:
-    throttle = Throttle()
+def test_whoever_does_not_read_its_answers_is_slowed_alone(fake: FakeTime) -> None:
+    throttle = Throttle(fake.clock)
     one: Any = Someone(MAX_UNREAD + 100, MAX_UNREAD + 1)
+    other: Any = Someone()
     throttle.check(one)
-    assert throttle.allow(one, 1000) == 0
-    assert throttle.allow(Someone(), 1000) == 1000  # type: ignore[arg-type]
+    assert throttle.allow(one, 1000, 0) == 0
+    assert throttle.allow(other, 1000, 0) == 1000
     assert list(throttle.behind) == [one]
     one.size = one.unread = 0
     throttle.check(one)
@@ -257,13 +381,134 @@ def test_whoever_does_not_read_its_answers_is_slowed_alone() -> None:
     assert one.reading and not throttle.behind
 
 
-def test_patience_does_not_begin_anew() -> None:
-    throttle, slow = slowed()
-    deadline = throttle.behind[slow]
-    assert 0 < deadline - time.monotonic() <= PATIENCE
-    slow.size += 1
-    throttle.check(slow)
-    assert throttle.behind[slow] == deadline
+def overdue(slowed: Hall) -> bool:
+    return slowed.fake.clock.now() >= slowed.throttle.behind[slowed.slow]
+
+
+def test_patience_does_not_begin_anew(slowed: Hall) -> None:
+    for _ in range(49):
+        slowed.fake.pass_by(0.1)
+        slowed.throttle.check(slowed.slow)
+        assert not overdue(slowed)
+    slowed.fake.pass_by(0.2)
+    assert overdue(slowed)
+    assert PATIENCE == 5
+
+
+@pytest.mark.parametrize("segment", [1448, 65_483])
+def test_whoever_takes_its_pace_stays_in_whatever_steps(slowed: Hall, segment: int) -> None:
+    """On loopback the kernel tells of it in steps of 64, then 128 KiB."""
+    slow: Any = Someone(HIGH_WATER + 1)
+    slow.step = segment
+    slowed.slow = slow
+    slowed.throttle.check(slow)
+    for steps in (1, 2, 2, 1, 2, 2, 2):
+        slowed.fake.pass_by(steps * segment / PACE)
+        assert not overdue(slowed)
+        slowed.throttle.note_taken(slow, steps * segment)
+    slowed.fake.pass_by(30)
+    assert overdue(slowed)
+
+
+def test_whoever_was_behind_a_moment_ago_has_still_the_time_that_it_has_earned(
+    slowed: Hall,
+) -> None:
+    slow = slowed.slow
+    slow.step = 65_483
+    slowed.fake.pass_by(4)
+    slowed.throttle.note_taken(slow, 2 * 65_483)
+    slow.size = HIGH_WATER
+    slowed.throttle.check(slow)  # so the others speak freely, and at once it is behind again
+    slow.size = HIGH_WATER + 1
+    slowed.throttle.check(slow)
+    slowed.fake.pass_by(16)
+    assert not overdue(slowed)
+
+
+def test_a_queue_has_a_hard_limit(slowed: Hall) -> None:
+    slowed.slow.size = HARD_LIMIT + 1
+    slowed.throttle.check(slowed.slow)
+    assert overdue(slowed)
+
+
+# Places
+
+
+def guest(host: str, silent: bool = False) -> Any:
+    one = Someone()
+    one.host, one.silent = host, silent
+    return one
+
+
+def test_a_place_goes_from_the_host_that_has_most_to_one_that_has_fewer() -> None:
+    places = Places(5)
+    guests = [guest("a"), guest("b"), guest("a"), guest("b"), guest("a")]
+    for one in guests:
+        assert not places.is_full()
+        places.take(one, 0)
+    assert places.is_full()
+    assert places.loser_to("c", 0) is guests[4]
+    assert places.loser_to("b", 0) is None, "it would have as many as the other then"
+    assert places.loser_to("a", 0) is None
+    places.leave(guests[4])
+    places.leave(guests[4])  # again is no harm
+    assert places.hosts == {"a": 2, "b": 2}
+    assert not places.is_full()
+    places.leave(guests[0])
+    places.leave(guests[2])
+    assert places.hosts == {"b": 2}
+
+
+def test_silence_is_no_claim_to_a_place_against_ones_own_host() -> None:
+    places = Places(3)
+    guests = [guest("a"), guest("a", silent=True), guest("b", silent=True)]
+    for one in guests:
+        places.take(one, 0)
+    assert places.loser_to("a", SILENCE - 1) is None
+    assert places.loser_to("a", SILENCE) is guests[1]
+    assert places.loser_to("c", SILENCE) is guests[1], "the host that has most"
+
+
+def test_a_host_is_an_address_or_a_network_of_64_bits() -> None:
+    assert host_of(("192.0.2.1", 7)) == "192.0.2.1"
+    one, same, other = "2001:db8:1:2::3", "2001:db8:1:2:ffff::", "2001:db8:1:3::3"
+    assert host_of((one, 7, 0, 0)) == host_of((same, 8, 0, 0)) != host_of((other, 7, 0, 0))
+    assert host_of(("fe80::1%eth0", 7, 0, 2)) == host_of(("fe80::1", 7, 0, 2))
+
+
+# Guessing
+
+
+def tries_allowed(tries: WrongTries, hosts: list[str], seconds: int) -> int:
+    """Returns how many passwords they may try, all wrong."""
+    count = 0
+    for step in range(seconds * 20):
+        now = 1000 + step / 20
+        for host in hosts:
+            if tries.allow(host, now):
+                tries.note(host, now)
+                count += 1
+        tries.tick(now)
+    return count
+
+
+def test_one_host_tries_a_password_a_second() -> None:
+    assert 60 <= tries_allowed(WrongTries(), ["a"], 60) <= 64
+
+
+def test_all_hosts_together_try_ten_a_second() -> None:
+    hosts = [str(number) for number in range(1000)]
+    tries = WrongTries()
+    assert 600 <= tries_allowed(tries, hosts, 60) <= 640
+    assert len(tries.marks) < 100
+
+
+def test_a_host_that_was_never_wrong_does_not_wait_for_another() -> None:
+    tries = WrongTries()
+    for _ in range(10):
+        tries.note("a", 1000)
+    assert not tries.allow("a", 1000)
+    assert tries.allow("b", 1000)
 
 
 # The door
@@ -272,7 +517,7 @@ def test_patience_does_not_begin_anew() -> None:
 @pytest.fixture
 def at_door() -> tuple[Door, Connection, Callable[[bytes], bytes | None]]:
     """A door that wants a password, somebody at it, and what that one can say there."""
-    door = Door(b"secret")
+    door = Door(b"secret", Clock())
     conn, peer = connection()
     assert not door.arrive(conn)
     peer.expect("* password?\n")
@@ -306,14 +551,27 @@ def test_password_is_compared_in_constant_time(
         return compare(given, password)
 
     monkeypatch.setattr(hmac, "compare_digest", record)
-    _, conn, give = at_door
+    door, conn, give = at_door
     assert give(b"guess\n") is None
     assert compared == [(b"guess", b"secret")]
     assert not conn.reading
+    assert door.refused == {conn}
+    assert door.waiting[conn] > time.monotonic()
+
+
+def test_a_password_that_comes_too_early_waits(at_door: Any) -> None:
+    door, conn, give = at_door
+    for _ in range(10):
+        door.tries.note(conn.host, time.monotonic())
+    assert give(b"secret\nmore") is None
+    assert (list(door.late), conn.reading) == ([conn], False)
+    door.tries.marks.clear()
+    assert door.judge(conn) == b"more"
+    assert (list(door.late), conn.reading) == ([], True)
 
 
 def test_whoever_ends_at_the_door_has_left_it() -> None:
-    door = Door(b"secret")
+    door = Door(b"secret", Clock())
     conn, peer = connection()
     door.arrive(conn)
     peer.half_close()
@@ -323,4 +581,5 @@ def test_whoever_ends_at_the_door_has_left_it() -> None:
 
 
 def test_without_a_password_or_a_handshake_there_is_nothing_to_do_at_the_door() -> None:
-    assert Door(b"").arrive(connection()[0])
+    conn, _peer = connection()
+    assert Door(b"", Clock()).arrive(conn)
