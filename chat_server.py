@@ -109,6 +109,7 @@ LETTERS_WEIGHT = 1024  # counted with a line that isn't ASCII: to compare its le
 HIGH_WATER = 256 * 1024  # bytes
 PACE = 8 * 1024  # bytes a second
 PATIENCE = 5.0  # seconds
+STEP = 132 * 1024  # bytes that a reader can take before its kernel tells, as Linux frees whole buffers
 HARD_LIMIT = 4 * 1024 * 1024  # bytes in a queue, however steadily it is read
 # Of PACE, those who haven't lately wanted more than ALLOWANCE may use all, and DEBT in advance; the
 # loud, who have, take turns at what is left.
@@ -172,6 +173,7 @@ SOCKET_OPTIONS = [
     if hasattr(socket, name)
 ]
 
+TCP_INFO_SIZE = 128  # bytes of Linux's struct tcp_info up to tcpi_bytes_acked, the last of these
 SIOCOUTQ = 0x5411 if sys.platform == "linux" else 0  # bytes that the peer has yet to acknowledge
 
 Address = Any  # as the socket module has it: (host, port) and more
@@ -1085,6 +1087,7 @@ class Connection(Member):
         "sending",
         "size",
         "sock",
+        "taken",
         "unheard",
     )
     shaking_hands = False  # nothing else can be received or sent before that is done
@@ -1106,6 +1109,7 @@ class Connection(Member):
         self.reset = False  # sending has found out that the peer has reset the connection
         self.queue: deque[Batch] | None = None  # made when something has to wait
         self.place = 0  # bytes that are sent of what it gets of the first batch in the queue
+        self.taken = 0  # bytes that the kernel has taken of what had to wait
         self.size = 0  # bytes that wait in the queue, and BATCH_COST for each batch
         self.watch()
 
@@ -1199,26 +1203,24 @@ class Connection(Member):
         elif is_cut:
             batch.forget(self)
 
-    def flush(self) -> int:
-        """Sends of its queue what the kernel takes now; returns how many bytes. Raises Gone."""
-        taken = 0
+    def flush(self) -> None:
+        """Sends of its queue what the kernel takes now. Raises Gone."""
         while self.queue:
             batch = self.queue[0]
             text = memoryview(batch.text_for(self))[self.place :]
             # TLS takes a text that it couldn't send for begun: it has to be offered the same again.
             sent = self.send(text)
-            taken += sent
+            self.taken += sent
             if sent < len(text):
                 self.place += sent
                 self.size -= sent
-                return taken
+                return
             self.queue.popleft()
             self.place = 0
             self.size -= sent + BATCH_COST
             self.unread -= batch.forget(self)
         self.queue = None
         self.watch()
-        return taken
 
     def send(self, data: bytes | memoryview) -> int:
         """Returns how many bytes the kernel took, 0 if it takes none now. Raises Gone."""
@@ -1257,12 +1259,14 @@ class Connection(Member):
         with suppress(OSError):
             self.sock.shutdown(socket.SHUT_WR)
 
-    def window_step(self) -> int:
-        """Returns by how many bytes at least the peer's window opens: by what a segment holds (RFC
-        9293, section 3.8.6.2.2)."""
-        with suppress(OSError, AttributeError):  # Windows has no such option
-            return self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG)
-        return 0
+    def acknowledged(self) -> int:
+        """Returns how many bytes the peer's kernel has acknowledged since some time or other; where
+        the system doesn't tell, what our own has taken."""
+        if sys.platform == "linux":
+            info = self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_SIZE)
+            if len(info) == TCP_INFO_SIZE:
+                return int.from_bytes(info[-8:], sys.byteorder)
+        return self.taken
 
     def drop_queue(self) -> None:
         """Gives up what it has yet to get."""
@@ -1568,6 +1572,37 @@ class Door:
         return None
 
 
+class Lag:
+    """How long somebody who is behind may stay so: for as long as it takes what PACE demands."""
+
+    __slots__ = ("acknowledged", "deadline")
+
+    def __init__(self, conn: Connection) -> None:
+        self.acknowledged = conn.acknowledged()  # bytes, when that was counted last
+        self.deadline = 0.0
+
+    def begin(self, now: float) -> None:
+        """It is behind, perhaps again: then it still has the time that it has earned.
+
+        What its kernel has acknowledged may all be unread still, and the kernel tells of what is
+        read in steps of up to STEP: it may take its reader that long until anything shows.
+        """
+        patience = max(PATIENCE, min(self.acknowledged, STEP) / PACE)
+        self.deadline = max(self.deadline, now + patience)
+
+    def goes_on(self, conn: Connection, now: float) -> bool:
+        """Moves the deadline on for what it has taken since; says whether it has time left.
+
+        Twice what that is worth, as the kernel's steps can double.
+        """
+        acknowledged = conn.acknowledged()
+        earned = 2 * (acknowledged - self.acknowledged) / PACE
+        self.acknowledged = acknowledged
+        if earned:
+            self.deadline = min(self.deadline, now + PATIENCE) + earned
+        return now < self.deadline
+
+
 class Throttle:
     """How much may each say? While somebody is behind, all together no more than that one can read.
 
@@ -1578,10 +1613,8 @@ class Throttle:
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
-        # Those who are behind, with the time at which each is disconnected. It moves on with each
-        # byte that one takes.
-        self.behind: dict[Connection, float] = {}
-        self.excused: dict[Connection, float] = {}  # until when, those who were behind, and took some
+        self.behind: dict[Connection, Lag] = {}
+        self.lately: dict[Connection, Lag] = {}  # of those who were behind and aren't now
         self.slowing: set[Connection] = set()  # those of them for whom everyone is slowed
         self.left = 0.0  # bytes that may be said now; less than none if they were in advance
         self.renewed_at = 0.0  # when that was counted last
@@ -1635,6 +1668,9 @@ class Throttle:
     def tick(self) -> None:
         """Once a second: what was said is half forgotten."""
         self.spent = {one: spent // 2 for one, spent in self.spent.items() if spent > MIN_READ}
+        now = self.clock.now()
+        for conn, lag in self.behind.items():
+            lag.goes_on(conn, now)
         if not self.slowing:
             self.resume()
 
@@ -1661,15 +1697,13 @@ class Throttle:
     def check(self, conn: Connection) -> None:
         """Notes whether a member is behind, after something was queued for it or sent to it."""
         slowing = conn.size - conn.unread > HIGH_WATER
-        if conn.size > HARD_LIMIT:
-            self.behind[conn] = self.clock.now()
-        elif slowing or conn.unread > MAX_UNREAD:
+        if slowing or conn.unread > MAX_UNREAD:
             if conn not in self.behind:
-                patience = max(PATIENCE, 1.1 * conn.window_step() / PACE)
-                excuse = self.excused.pop(conn, 0)
-                self.behind[conn] = max(self.clock.now() + patience, excuse)
+                lag = self.lately.pop(conn) if conn in self.lately else Lag(conn)
+                lag.begin(self.clock.now())
+                self.behind[conn] = lag
         elif conn in self.behind:
-            self.excused[conn] = self.behind.pop(conn)
+            self.lately[conn] = self.behind.pop(conn)
         if not slowing:
             self.stop_slowing(conn)
             if conn in self.paused and not self.slowing:
@@ -1680,16 +1714,14 @@ class Throttle:
         else:
             self.slowing.add(conn)
 
-    def note_taken(self, conn: Connection, taken: int) -> None:
-        """Somebody who is behind has taken some bytes: it isn't stuck, and has time for more.
-
-        Its kernel tells that it has room in steps of what one segment holds, and on loopback, where
-        that is 64 KiB, of two: a reader at PACE seems stuck for 16 s in between. Hence twice what
-        the bytes are worth.
-        """
-        now, step = self.clock.now(), conn.window_step() / PACE
-        deadline = self.behind[conn] + 2 * taken / PACE
-        self.behind[conn] = min(deadline, now + PATIENCE + 2 * step)
+    def overdue(self) -> list[Connection]:
+        """Returns those who have been behind for too long, or by too much."""
+        now = self.clock.now()
+        return [
+            conn
+            for conn, lag in self.behind.items()
+            if conn.size > HARD_LIMIT or (now >= lag.deadline and not lag.goes_on(conn, now))
+        ]
 
     def stop_slowing(self, conn: Connection) -> None:
         """Nobody is slowed for this one; after the last of them everyone may speak freely."""
@@ -1705,7 +1737,7 @@ class Throttle:
         self.spent.pop(conn, None)
         self.loud.pop(conn, None)
         self.behind.pop(conn, None)
-        self.excused.pop(conn, None)
+        self.lately.pop(conn, None)
         self.stop_slowing(conn)
 
 
@@ -1837,10 +1869,12 @@ class ChatServer:
         if self.room.batch.cuts or any(conn.reading for conn in self.in_hand):
             return 0
         throttle, door = self.throttle, self.door
-        deadlines = [*self.leaving.values(), *door.waiting.values(), *throttle.behind.values()]
+        deadlines = [*self.leaving.values(), *door.waiting.values()]
         if throttle.paused and throttle.slowing:
             deadlines.append(throttle.renewed_at + SLOW_TICK)
-        if self.leaving or door.late or throttle.paused or self.acceptor.retry_at is not None:
+        if self.leaving or door.late or self.acceptor.retry_at is not None:
+            deadlines.append(self.next_tick)
+        if throttle.behind or throttle.paused:
             deadlines.append(self.next_tick)
         return max(0.0, min(deadlines) - self.clock.now()) if deadlines else None
 
@@ -1865,7 +1899,7 @@ class ChatServer:
                 self.guard(self.turn_away, conn, "wrong password")
             else:
                 self.disconnect(conn, "was not let in")
-        for conn in [conn for conn, deadline in self.throttle.behind.items() if now >= deadline]:
+        for conn in self.throttle.overdue():
             self.disconnect(conn, f"disconnected: too far behind for {PATIENCE:.0f} s")
 
     def guard(self, action: Callable[..., None], conn: Connection, *more: Any) -> None:
@@ -2131,11 +2165,10 @@ class ChatServer:
 
     def flush(self, conn: Connection) -> None:
         """Sends of a connection's queue what the kernel takes now."""
-        taken = conn.flush()
+        conn.flush()
         if conn in self.leaving:
             self.finish(conn)
         elif conn in self.throttle.behind:
-            self.throttle.note_taken(conn, taken)
             self.throttle.check(conn)
 
 

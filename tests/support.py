@@ -221,7 +221,7 @@ def check_invariants(server: ChatServer) -> None:
     assert throttle.slowing == {one for one in members if one.size - one.unread > HIGH_WATER}
     unread = {one for one in members if one.unread > MAX_UNREAD}
     assert set(throttle.behind) == throttle.slowing | unread
-    assert set(throttle.spent) | set(throttle.loud) | set(throttle.excused) <= members
+    assert set(throttle.spent) | set(throttle.loud) | set(throttle.lately) <= members
     for places, who in ((server.places, members), (server.door.places, set(server.door.waiting))):
         assert set(places.taken) == who
         assert places.hosts == Counter(conn.host for conn in who)

@@ -30,10 +30,13 @@ def walkers(room: Server, count: int, receive_buffer: int = 0) -> list[Walker]:
     return members
 
 
+IMPATIENT = "chat_server.PATIENCE, chat_server.STEP, chat_server.TICK = 0.5, 0, 0.25"
+
+
 @pytest.fixture
 def impatient_room(start: Callable[..., Server], tmp_path: Path) -> Server:
     """A room that waits half a second for a stuck member, not five."""
-    return patched(start, tmp_path, "chat_server.PATIENCE, chat_server.TICK = 0.5, 0.25")
+    return patched(start, tmp_path, IMPATIENT)
 
 
 # 1 and 2: a flood is slowed, and arrives whole and in order
@@ -105,7 +108,7 @@ def test_stuck_member_under_a_flood_is_disconnected_and_nobody_else_notices(
     start: Callable[..., Server], tmp_path: Path
 ) -> None:
     assert chat_server.PATIENCE == 5
-    room = patched(start, tmp_path, "chat_server.PATIENCE, chat_server.TICK = 0.5, 0.25")
+    room = patched(start, tmp_path, IMPATIENT)
     stuck = room.join("Stuck", receive_buffer=4096)
     ann, bob = room.join("Ann"), room.join("Bob")
     flooder, listener = walkers(room, 2)

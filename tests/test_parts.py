@@ -221,18 +221,18 @@ class Someone:
 
     host = "192.0.2.1"
     silent = False
-    step = 0
 
     def __init__(self, size: int = 0, unread: int = 0) -> None:
         self.size = size
         self.unread = unread
         self.reading = True
+        self.taken = 0
+
+    def acknowledged(self) -> int:
+        return self.taken
 
     def read_on(self, reading: bool) -> None:
         self.reading = reading
-
-    def window_step(self) -> int:
-        return self.step
 
 
 class Hall:
@@ -382,7 +382,8 @@ def test_whoever_does_not_read_its_answers_is_slowed_alone(fake: FakeTime) -> No
 
 
 def overdue(slowed: Hall) -> bool:
-    return slowed.fake.clock.now() >= slowed.throttle.behind[slowed.slow]
+    slowed.throttle.tick()
+    return slowed.throttle.overdue() == [slowed.slow]
 
 
 def test_patience_does_not_begin_anew(slowed: Hall) -> None:
@@ -395,28 +396,38 @@ def test_patience_does_not_begin_anew(slowed: Hall) -> None:
     assert PATIENCE == 5
 
 
-@pytest.mark.parametrize("segment", [1448, 65_483])
-def test_whoever_takes_its_pace_stays_in_whatever_steps(slowed: Hall, segment: int) -> None:
-    """On loopback the kernel tells of it in steps of 64, then 128 KiB."""
+@pytest.mark.parametrize("rate, stays", [(8, True), (20, True), (3, False)])
+@pytest.mark.parametrize("segment", [1448, 65_536])
+def test_whoever_takes_its_pace_stays_in_whatever_steps(
+    slowed: Hall, segment: int, rate: int, stays: bool
+) -> None:
+    """A kernel can tell of what was read in steps of 128 KiB."""
     slow: Any = Someone(HIGH_WATER + 1)
-    slow.step = segment
+    slow.taken = 3 * segment
+    slowed.throttle.forget(slowed.slow)
     slowed.slow = slow
     slowed.throttle.check(slow)
-    for steps in (1, 2, 2, 1, 2, 2, 2):
-        slowed.fake.pass_by(steps * segment / PACE)
-        assert not overdue(slowed)
-        slowed.throttle.note_taken(slow, steps * segment)
-    slowed.fake.pass_by(30)
-    assert overdue(slowed)
+    stayed = True
+    for steps in (2, 1, 2, 1, 2, 2, *[1] * (100 if segment < 2000 else 0)):
+        until = slowed.fake.time + steps * segment / (rate * 1024)
+        while slowed.fake.time < until:
+            slowed.fake.pass_by(0.5)
+            stayed = stayed and not overdue(slowed)
+        slow.taken += steps * segment
+    assert stayed == stays
+    for _ in range(2):
+        slowed.fake.pass_by(200)
+        gone = overdue(slowed)
+    assert gone
 
 
 def test_whoever_was_behind_a_moment_ago_has_still_the_time_that_it_has_earned(
     slowed: Hall,
 ) -> None:
     slow = slowed.slow
-    slow.step = 65_483
     slowed.fake.pass_by(4)
-    slowed.throttle.note_taken(slow, 2 * 65_483)
+    slow.taken += 2 * 65_483
+    assert not overdue(slowed)
     slow.size = HIGH_WATER
     slowed.throttle.check(slow)  # so the others speak freely, and at once it is behind again
     slow.size = HIGH_WATER + 1
@@ -427,7 +438,6 @@ def test_whoever_was_behind_a_moment_ago_has_still_the_time_that_it_has_earned(
 
 def test_a_queue_has_a_hard_limit(slowed: Hall) -> None:
     slowed.slow.size = HARD_LIMIT + 1
-    slowed.throttle.check(slowed.slow)
     assert overdue(slowed)
 
 
