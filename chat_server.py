@@ -94,6 +94,7 @@ MAX_WHO = 200  # names in an answer to /who
 MAX_HISTORY = 128 * 1024  # bytes that a newcomer gets of what was said before
 HISTORY_BLOCK = 4 * 1024  # bytes, or a line more, that newcomers share as a whole
 MAX_LOGGED = 100  # lines that are logged of what comes at once
+GAP_END = 1.0  # seconds without a loss, until the log says what is missing in the transcript
 
 # One turn reads about TURN_READ bytes at most, fewer in a crowd, and delivers about TURN_DELIVERY
 # bytes at most: that takes some 10 ms, and a flood can hold up anybody's line for that long.
@@ -114,7 +115,6 @@ ALLOWANCE = 4 * 1024  # bytes a second
 TOTAL_ALLOWANCE = 16 * 1024  # bytes a second
 PATIENCE = 5.0  # seconds
 BATCH_COST = 128  # bytes that count for a batch in a queue, so that queues aren't long either
-GAP_END = 1.0  # seconds without a loss after which the log says what a transcript lacks
 TICK = 1.0  # seconds between looks at what depends on time
 FAREWELL = 5.0  # seconds for a member that leaves to get what was said before
 LINGER = 0.5  # seconds that we wait for its own close after that
@@ -679,20 +679,20 @@ def open_standard_streams() -> None:
 
 
 class LineWriter:
-    """Adds whole lines to a file, a pipe or a terminal that is never to be waited for: lines that
-    it doesn't take at once are lost. After one that was lost halfway, the next begins on a line of
-    its own.
+    """Adds whole lines to a file, a pipe or a terminal, and never waits for whoever reads them:
+    lines that aren't taken at once are lost. After one that was taken halfway, the next begins on a
+    line of its own.
 
-    Its descriptor is that of a file, or non-blocking. Only a slow disk can make it wait.
+    Its descriptor is non-blocking, or that of a file: a disk may be slow, but it doesn't stop.
     """
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
-        self.in_line = False  # the last line has no newline yet
-        self.why = ""  # lines were lost, the last time
+        self.in_line = False  # the last line was taken halfway
+        self.why = ""  # the last lines that were lost were lost
 
     def write(self, lines: bytes) -> int:
-        """Returns how many lines were lost."""
+        """Returns how many of the lines were lost."""
         data = b"\n" + lines if self.in_line else lines
         taken = 0
         try:
@@ -713,15 +713,15 @@ class LineWriter:
 
 
 class SharedLineWriter(LineWriter):
-    """The same for a descriptor that may block, and that others have too: to make it non-blocking
-    would make it so for them, such as the shell.
+    """The same for a descriptor that blocks, and has to: others have it too, such as the shell, and
+    what is done to its mode is done to theirs.
 
-    It asks before each write whether there is room, and writes no more than there must be then.
-    Whoever else writes there could take that room in between; there is no way to exclude that.
+    So it asks before each write whether there is room, and writes no more than there must be then.
+    What is left is the moment between the two, in which somebody else could fill that room.
     """
 
-    # Bytes: a pipe has room for 512 at least (POSIX, PIPE_BUF), a terminal on Linux for 256, but
-    # not always for a newline after them.
+    # Bytes for which there is room: in a pipe, 512 or more (POSIX, PIPE_BUF); in a terminal on
+    # Linux, 256, but perhaps not for a newline after them.
     PIECE = 128
 
     def __init__(self, descriptor: int) -> None:

@@ -195,20 +195,20 @@ def open_standard_streams() -> None:
 
 
 class LineWriter:
-    """Adds whole lines to a file, a pipe or a terminal that is never to be waited for: lines that
-    it doesn't take at once are lost. After one that was lost halfway, the next begins on a line of
-    its own.
+    """Adds whole lines to a file, a pipe or a terminal, and never waits for whoever reads them:
+    lines that aren't taken at once are lost. After one that was taken halfway, the next begins on a
+    line of its own.
 
-    Its descriptor is that of a file, or non-blocking. Only a slow disk can make it wait.
+    Its descriptor is non-blocking, or that of a file: a disk may be slow, but it doesn't stop.
     """
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
-        self.in_line = False  # the last line has no newline yet
-        self.why = ""  # lines were lost, the last time
+        self.in_line = False  # the last line was taken halfway
+        self.why = ""  # the last lines that were lost were lost
 
     def write(self, lines: bytes) -> int:
-        """Returns how many lines were lost."""
+        """Returns how many of the lines were lost."""
         data = b"\n" + lines if self.in_line else lines
         taken = 0
         try:
@@ -229,15 +229,15 @@ class LineWriter:
 
 
 class SharedLineWriter(LineWriter):
-    """The same for a descriptor that may block, and that others have too: to make it non-blocking
-    would make it so for them, such as the shell.
+    """The same for a descriptor that blocks, and has to: others have it too, such as the shell, and
+    what is done to its mode is done to theirs.
 
-    It asks before each write whether there is room, and writes no more than there must be then.
-    Whoever else writes there could take that room in between; there is no way to exclude that.
+    So it asks before each write whether there is room, and writes no more than there must be then.
+    What is left is the moment between the two, in which somebody else could fill that room.
     """
 
-    # Bytes: a pipe has room for 512 at least (POSIX, PIPE_BUF), a terminal on Linux for 256, but
-    # not always for a newline after them.
+    # Bytes for which there is room: in a pipe, 512 or more (POSIX, PIPE_BUF); in a terminal on
+    # Linux, 256, but perhaps not for a newline after them.
     PIECE = 128
 
     def __init__(self, descriptor: int) -> None:

@@ -167,16 +167,20 @@ def test_lines_of_a_log_that_is_read_now_and_then_are_whole_or_counted(
         bob.expect(said)
         if number % 40 == 39:
             text += log.read()
-    while "(end)" not in text:
-        ann.send("(end)\n")
-        bob.expect("Ann: (end)\n")
+    ends = 0
+    while f"(end {ends})" not in text:
+        ends += 1
+        ann.send(f"Ann: (end {ends})\n")
+        bob.expect(f"Ann: (end {ends})\n")
         text += log.read()
     lines = text.split("\n")[:-1]
-    assert not [line for line in lines if len(re.findall(STAMP, line)) != 1]
-    whole = [line for line in lines if re.fullmatch(STAMP + r"said: Ann: \d{3} x{2990}", line)]
+    assert not [line for line in lines if len(re.findall(STAMP, line)) > 1]
+    said = re.compile(STAMP + r"said: Ann: (\d{3} x{2990}|\(end \d+\))")
+    whole = [line for line in lines if said.fullmatch(line)]
     lost = [int(found[1]) for found in map(LOST.fullmatch, lines) if found]
     assert len(lost) > 1
-    assert 300 <= len(whole) + sum(lost) <= 300 + lost[-1]
+    # A line of which only the newline is missing is counted too, though it looks whole.
+    assert 0 <= len(whole) + sum(lost) - 300 - ends <= len(lost)
     assert room.stop() == 0
 
 
@@ -189,8 +193,7 @@ def test_shared_writer_never_waits_where_nothing_can_be_opened_anew(
     program = (
         f"import {script[:-3]} as server\n"
         "out = server.SharedLineWriter(2)\n"
-        "lost = [out.write(b'x' * n + b'\\n') for n in range(3000)]\n"
-        "print(lost.index(1), set(lost[2000:]))"
+        "print(sum(out.write(b'x' * n + b'\\n') for n in range(3000)))"
     )
     with subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=log.writer, cwd=ROOT
@@ -199,9 +202,7 @@ def test_shared_writer_never_waits_where_nothing_can_be_opened_anew(
             shown, _ = process.communicate(timeout=DEADLINE)
         finally:
             process.kill()
-    first, rest = shown.decode().split(" ", 1)
-    assert 50 < int(first) < 2000
-    assert rest == "{1}\n"
+    assert 2000 < int(shown) < 2950
 
 
 @both_servers
