@@ -23,9 +23,11 @@ import io
 import ipaddress
 import logging
 import os
+import select
 import selectors
 import signal
 import socket
+import stat
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -139,16 +141,18 @@ def printable(line: bytes) -> str:
     """A line as it can be logged: control characters and broken UTF-8 shown as escapes like \\x1b,
     so that no peer can play tricks with the terminal that shows the log."""
     text = line.decode("utf-8", "backslashreplace").rstrip("\r")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    if text.isprintable():
+        return text
+    return repr(text)[1:-1].replace("\\\\", "\\")  # 100 times as fast as to look at each letter
 
 
 def log_lines(speaker: str, chunk: bytes) -> None:
     """Logs whole lines at level DEBUG, the first MAX_LOGGED of them."""
-    lines = chunk.split(b"\n")[:-1]
-    for line in lines[:MAX_LOGGED]:
+    *lines, rest = chunk.split(b"\n", MAX_LOGGED)
+    for line in lines:
         log.debug("%s: %s", speaker, printable(line))
-    if len(lines) > MAX_LOGGED:
-        log.debug("%s: (%d more lines)", speaker, len(lines) - MAX_LOGGED)
+    if rest:
+        log.debug("%s: (%d more lines)", speaker, rest.count(b"\n"))
 
 
 # --- The process ---------------------------------------------------------------------------------
@@ -188,6 +192,98 @@ def open_standard_streams() -> None:
     if sys.stdout is not None:  # it is if it was closed: then what is asked for goes to the error
         sys.stdout = StandardStream(1)
     sys.stderr = StandardStream(2)
+
+
+class LineWriter:
+    """Adds whole lines to a file, a pipe or a terminal, and never waits for whoever reads them:
+    lines that aren't taken at once are lost. After one that was taken halfway, the next begins on a
+    line of its own.
+
+    Its descriptor is non-blocking, or that of a file: a disk may be slow, but it doesn't stop.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self.in_line = False  # the last line was taken halfway
+        self.why = ""  # the last lines that were lost were lost
+
+    def write(self, lines: bytes) -> int:
+        """Returns how many of the lines were lost."""
+        data = b"\n" + lines if self.in_line else lines
+        taken = 0
+        try:
+            while taken < len(data):
+                taken += self.put(data[taken:])
+        except BlockingIOError:
+            self.why = "nobody is reading it"
+        except OSError as error:
+            self.why = error.strerror or str(error)
+        if taken:
+            self.in_line = data[taken - 1 : taken] != b"\n"
+        missing = data.count(b"\n", taken)
+        return missing and min(missing, lines.count(b"\n"))
+
+    def put(self, data: bytes) -> int:
+        """Returns how many bytes were taken. Raises OSError."""
+        return os.write(self.descriptor, data)
+
+
+class SharedLineWriter(LineWriter):
+    """The same for a descriptor that blocks, and has to: others have it too, such as the shell, and
+    what is done to its mode is done to theirs.
+
+    So it asks before each write whether there is room, and writes no more than there must be then.
+    What is left is the moment between the two, in which somebody else could fill that room.
+    """
+
+    # Bytes for which there is room: in a pipe, 512 or more (POSIX, PIPE_BUF); in a terminal on
+    # Linux, 256, but perhaps not for a newline after them.
+    PIECE = 128
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__(descriptor)
+        self.room = select.poll()
+        self.room.register(descriptor, select.POLLOUT)
+
+    def put(self, data: bytes) -> int:
+        if not self.room.poll(0):
+            raise BlockingIOError
+        end = data.find(b"\n", 0, self.PIECE)
+        return super().put(data[: self.PIECE if end == -1 else max(end, 1)])
+
+
+def open_error_writer() -> LineWriter:
+    """Returns what writes to standard error and never waits."""
+    if stat.S_ISREG(os.fstat(2).st_mode) or not hasattr(select, "poll"):  # Windows has none
+        return LineWriter(2)
+    try:  # Linux opens the same pipe or terminal anew, in a mode that is ours alone
+        return LineWriter(os.open("/proc/self/fd/2", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY))
+    except OSError:  # there is no /proc, it is a socket, or another user's, as after su
+        return SharedLineWriter(2)
+
+
+class LogHandler(logging.Handler):
+    """Writes the log, and never waits for its reader. After lines that were lost it says how many
+    they were."""
+
+    def __init__(self, out: LineWriter) -> None:
+        super().__init__()
+        self.out = out
+        self.lost = 0  # lines, since the last that was written
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes one entry, of one or more lines."""
+        entry = self.encode(record)
+        if self.lost:
+            gap = {"msg": "lines of the log lost here: %d (%s)", "args": (self.lost, self.out.why)}
+            if self.out.write(self.encode(logging.makeLogRecord(gap))):
+                self.lost += entry.count(b"\n")
+                return
+        self.lost = self.out.write(entry)
+
+    def encode(self, record: logging.LogRecord) -> bytes:
+        """Returns the lines of an entry."""
+        return f"{self.format(record)}\n".encode("utf-8", "backslashreplace")
 
 
 class SignalSocket(socket.socket):
@@ -255,7 +351,7 @@ def raise_descriptor_limit(clients: int) -> int:
 
 
 def open_log(verbose: bool) -> None:
-    """Starts the log, on standard error, each line with its time.
+    """Starts the log, on standard error, each entry with its time.
 
     The time is in UTC, the transcript's: it makes no jump in spring and autumn, and the logs of
     several hosts can be laid side by side. Where standard error is systemd's journal there is none,
@@ -268,6 +364,7 @@ def open_log(verbose: bool) -> None:
         format="%(message)s" if in_journal else "%(asctime)s %(message)s",
         datefmt="%Y-%m-%dT%H:%M:%SZ",
         level=logging.DEBUG if verbose else logging.INFO,
+        handlers=[LogHandler(open_error_writer())],
     )
 
 

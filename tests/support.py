@@ -94,7 +94,7 @@ def eventually(condition: Callable[[], Any], what: str = "") -> Any:
 
 
 class Server:
-    """One of the servers as a process, on a free port."""
+    """One of the servers as a process, on a free port. Its log goes to a file, or to `stderr`."""
 
     def __init__(
         self,
@@ -104,24 +104,37 @@ class Server:
         python: str = sys.executable,
         cwd: Path = ROOT,
         tls: bool = False,
+        stderr: int | None = None,
         **popen: Any,
     ) -> None:
         self.tls = tls
         self.log_file = log
+        self.port = 0 if stderr is None else free_port()
         command = [
             python,
             str(cwd / script),
             "--port",
-            "0",
+            str(self.port),
             *(TLS_OPTIONS if tls else ()),
             *options,
         ]
-        with open(log, "wb") as stderr:
+        with open(log, "wb") as file:
             self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stderr=stderr, cwd=cwd, **popen
+                command,
+                stdin=subprocess.DEVNULL,
+                stderr=file if stderr is None else stderr,
+                cwd=cwd,
+                **popen,
             )
-        found = self.wait_for_log(r"listening on .*?:(\d+)[ ;]")
-        self.port = int(found.group(1))
+        if self.port:
+            try:
+                wait_until_listening(self.port)
+            except AssertionError:
+                self.kill()
+                raise
+        else:
+            found = self.wait_for_log(r"listening on .*?:(\d+)[ ;]")
+            self.port = int(found.group(1))
 
     def log(self) -> str:
         return self.log_file.read_text()

@@ -71,3 +71,15 @@ def test_any_stream_in_any_pieces_gives_what_splitting_it_gives(seed: int) -> No
     kept = [line for line in lines if len(line) <= limit]
     assert got == b"".join(line + b"\n" for line in kept)
     assert skipped == len(lines) - len(kept)
+
+
+@pytest.mark.parametrize("module", [echo_server, chat_server], ids=lambda module: module.__name__)
+def test_logged_lines_show_only_what_can_be_printed(module: Any) -> None:
+    for line, shown in (
+        ('it\'s "plain" \\x1b ü 本'.encode(), 'it\'s "plain" \\x1b ü 本'),
+        (b"\x1b[31m it's \\n\tred\r", "\\x1b[31m it's \\n\\tred"),
+        ("\u2028\u202e \x85".encode(), "\\u2028\\u202e \\x85"),
+        (b"\xff\0", "\\xff\\x00"),
+    ):
+        assert module.printable(line) == shown
+        assert module.printable(line).isprintable()
