@@ -1132,6 +1132,10 @@ class Transcript:
         old.close()
         log.warning("the transcript %s had vanished and was started anew", self.path)
 
+    def close(self) -> None:
+        """Nothing will be added any more."""
+        self.file.close()
+
 
 class ChatServer:
     """Moves bytes between the sockets and the room, until SIGINT or SIGTERM.
@@ -1895,7 +1899,11 @@ def run(args: argparse.Namespace) -> int:
         log.warning("the password travels in the clear; --tls-cert and --tls-key change that")
     room = Room(args.history)
     server = ChatServer(listeners, room, max_clients, args.max_line, transcript, password, tls)
-    return server.run()
+    try:
+        return server.run()
+    finally:
+        if transcript:
+            transcript.close()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

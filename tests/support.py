@@ -17,7 +17,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,11 +102,13 @@ class Server:
         python: str = sys.executable,
         cwd: Path = ROOT,
         tls: bool = False,
+        within: Sequence[str] = (),
         **popen: Any,
     ) -> None:
         self.tls = tls
         self.log_file = log
         command = [
+            *within,
             python,
             str(cwd / script),
             "--port",
