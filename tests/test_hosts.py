@@ -34,6 +34,7 @@ from support import (
 )
 from test_start import SCRIPTS, SERVERS, pythons, run
 
+import chat_client
 import chat_server
 import echo_server
 
@@ -43,19 +44,19 @@ posix = pytest.mark.skipif(os.name != "posix", reason="needs a POSIX shell and i
 
 # Standard streams
 
+# What Python writes is kept for a while, except in many containers.
+BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
 GONE = ["2>&-", "2>/dev/full", "2> >(:)", "<&- >&- 2>&-", ">&-", ">/dev/full 2>/dev/full"]
 
 
 def in_shell(streams: str, python: str, script: str, *options: str) -> subprocess.Popen[bytes]:
-    """Starts a script with its standard streams redirected, as bash has it. What is written to
-    them is otherwise kept until it is asked for, as everywhere but in containers."""
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    """Starts a script with its standard streams redirected, as bash has it."""
     return subprocess.Popen(
         [needs("bash"), "-c", f'exec "$@" {streams}', "bash", python, str(ROOT / script), *options],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env=environment,
+        env=BUFFERED,
     )
 
 
@@ -102,7 +103,7 @@ def test_servers_serve_when_their_terminal_is_gone(script: str) -> None:
     master, slave = pty.openpty()
     port = free_port()
     command = [sys.executable, str(ROOT / script), "--port", str(port)]
-    process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave)
+    process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=BUFFERED)
     try:
         os.close(slave)
         wait_until_listening(port)
@@ -578,11 +579,12 @@ def test_few_descriptors_are_no_traceback(python: str, script: str) -> None:
     resource = pytest.importorskip("resource")
     port = free_port()
     for limit in range(5, 12):
+        lower = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (limit, limit))
         process = subprocess.Popen(
             [python, str(ROOT / script), "--port", str(port)],
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            preexec_fn=partial(resource.setrlimit, resource.RLIMIT_NOFILE, (limit, limit)),  # noqa: PLW1509
+            preexec_fn=lower,  # noqa: PLW1509
         )
 
         def has_ended_or_serves(process: subprocess.Popen[bytes] = process) -> bool:
@@ -631,6 +633,21 @@ def test_transcript_is_for_its_owner_alone(start: Callable[..., Server], tmp_pat
     talker.send("hi\n")
     eventually(new.exists)
     assert stat.S_IMODE(new.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("module", [echo_server, chat_server, chat_client])
+def test_signals_arrive_until_their_socket_is_closed(module: Any) -> None:
+    former = signal.getsignal(signal.SIGUSR1)
+    try:
+        with module.open_signal_socket(signal.SIGUSR1) as signals:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            assert eventually(lambda: signals.recv(9)) == bytes([signal.SIGUSR1])
+            for _ in range(3000):  # more than it holds, which is no traceback on standard error
+                signal.raise_signal(signal.SIGUSR1)
+        assert signal.set_wakeup_fd(-1) == -1
+        assert signals.fileno() == -1
+    finally:
+        signal.signal(signal.SIGUSR1, former)
 
 
 # Log

@@ -41,7 +41,8 @@ def pythons() -> list[str]:
     """Returns the interpreters that CI collected, and those of the usual names on PATH."""
     named = [shutil.which(f"python3.{minor}") for minor in range(8, 16)]
     listed = os.environ.get("CHAT_TEST_PYTHONS", "").split(os.pathsep)
-    return sorted({executable(path) for path in [*listed, *named] if path} - {""}) or [sys.executable]
+    found = {executable(path) for path in [*listed, *named] if path}
+    return sorted(found - {""}) or [sys.executable]
 
 
 def executable(python: str) -> str:
