@@ -800,6 +800,9 @@ def bind_and_listen(family: int, address: Address) -> socket.socket:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        # Urgent data, which telnet sends, comes in its place among the rest. Connections inherit it
+        # from here, so that it holds for their first bytes too.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         listener.bind(address)
         listener.listen(LISTEN_QUEUE)
         listener.setblocking(False)

@@ -46,7 +46,7 @@ posix = pytest.mark.skipif(os.name != "posix", reason="needs a POSIX shell and i
 
 # What Python writes is kept for a while, except in many containers.
 BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-GONE = ["2>&-", "2>/dev/full", "2> >(:)", "<&- >&- 2>&-", ">&-", ">/dev/full 2>/dev/full"]
+NO_ERROR = ["2>&-", "2>/dev/full", "2> >(:)", "<&- >&- 2>&-"]
 
 
 def in_shell(streams: str, python: str, script: str, *options: str) -> subprocess.Popen[bytes]:
@@ -62,15 +62,11 @@ def in_shell(streams: str, python: str, script: str, *options: str) -> subproces
 
 @posix
 @pytest.mark.parametrize("python", pythons())
-@pytest.mark.parametrize("streams", GONE)
+@pytest.mark.parametrize("streams", NO_ERROR)
 def test_standard_error_never_changes_the_exit_status(python: str, streams: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        runs = [
-            (in_shell(streams, python, script, *options), status)
-            for script in SCRIPTS
-            for options, status in ((["--no-such-option"], 2), (["--version"], 0))
-        ]
+        runs = [(in_shell(streams, python, script, "--no-such-option"), 2) for script in SCRIPTS]
         runs += [(in_shell(streams, python, script, "--port", port), 1) for script in SERVERS]
         for process, status in runs:
             process.communicate(timeout=DEADLINE)
@@ -78,7 +74,7 @@ def test_standard_error_never_changes_the_exit_status(python: str, streams: str)
 
 
 @posix
-@pytest.mark.parametrize("streams", GONE)
+@pytest.mark.parametrize("streams", [*NO_ERROR, ">&-", ">/dev/full 2>/dev/full"])
 @pytest.mark.parametrize("script", SERVERS)
 def test_servers_serve_whatever_became_of_their_streams(script: str, streams: str) -> None:
     port = free_port()
@@ -574,14 +570,13 @@ def test_password_that_no_line_can_hold(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("script", SERVERS)
-@pytest.mark.parametrize("python", pythons())
-def test_few_descriptors_are_no_traceback(python: str, script: str) -> None:
+def test_few_descriptors_are_no_traceback(script: str) -> None:
     resource = pytest.importorskip("resource")
     port = free_port()
     for limit in range(5, 12):
         lower = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (limit, limit))
         process = subprocess.Popen(
-            [python, str(ROOT / script), "--port", str(port)],
+            [sys.executable, str(ROOT / script), "--port", str(port)],
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             preexec_fn=lower,  # noqa: PLW1509
