@@ -974,6 +974,9 @@ def bind_and_listen(family: int, address: Address) -> socket.socket:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        # Urgent data, which telnet sends, comes in its place among the rest. Connections inherit it
+        # from here, so that it holds for their first bytes too.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         listener.bind(address)
         listener.listen(LISTEN_QUEUE)
         listener.setblocking(False)
@@ -1724,7 +1727,7 @@ class Lag:
         earned = 2 * (acknowledged - self.acknowledged) / PACE
         self.acknowledged = acknowledged
         if earned:
-            self.deadline = min(self.deadline, now + PATIENCE) + earned
+            self.deadline = min(self.deadline, now + STEP / PACE) + earned
         return now < self.deadline
 
 
@@ -2596,10 +2599,11 @@ def run(args: argparse.Namespace) -> int:
         log.warning("the password travels in the clear; --tls-cert and --tls-key change that")
     room = Room(args.history)
     server = ChatServer(listeners, room, max_clients, args.max_line, transcript, password, tls)
-    status = server.run()
-    if transcript:
-        transcript.close()
-    return status
+    try:
+        return server.run()
+    finally:
+        if transcript:
+            transcript.close()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

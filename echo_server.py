@@ -470,6 +470,9 @@ def bind_and_listen(family: int, address: Address) -> socket.socket:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        # Urgent data, which telnet sends, comes in its place among the rest. Connections inherit it
+        # from here, so that it holds for their first bytes too.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         listener.bind(address)
         listener.listen(LISTEN_QUEUE)
         listener.setblocking(False)
@@ -655,9 +658,6 @@ class EchoServer:
     """Echoes what clients send, until SIGINT or SIGTERM. Messages too are logged at level DEBUG."""
 
     def __init__(self, listeners: Sequence[socket.socket], max_clients: int) -> None:
-        for listener in listeners:  # newcomers inherit it, so that it holds from their first byte
-            # Urgent data (MSG_OOB) arrives in its place among the other bytes, so it comes back.
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         self.max_clients = max_clients
         self.clients = 0
         self.selector = selectors.DefaultSelector()

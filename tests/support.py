@@ -105,12 +105,14 @@ class Server:
         cwd: Path = ROOT,
         tls: bool = False,
         stderr: int | None = None,
+        within: Sequence[str] = (),
         **popen: Any,
     ) -> None:
         self.tls = tls
         self.log_file = log
         self.port = 0 if stderr is None else free_port()
         command = [
+            *within,
             python,
             str(cwd / script),
             "--port",

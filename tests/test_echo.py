@@ -31,6 +31,16 @@ def test_both_addresses_of_localhost_answer(echo: Server, host: str) -> None:
     assert client.read(2) == b"hi"
 
 
+def test_urgent_bytes_come_back_in_their_place(echo: Server) -> None:
+    client = echo.connect()
+    for number in range(50):
+        client.sock.send(b"%d" % (number % 10), socket.MSG_OOB)  # two in a row, too
+        client.sock.send(b"!", socket.MSG_OOB)
+        client.send(b"abc")
+    sent = b"".join(b"%d!abc" % (number % 10) for number in range(50))
+    assert client.read(len(sent)) == sent
+
+
 def test_half_closed_client_gets_the_rest_of_its_echo(echo: Server) -> None:
     client = echo.connect()
     data = os.urandom(4_000_000)

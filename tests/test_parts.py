@@ -411,7 +411,7 @@ def test_whoever_takes_its_pace_stays_in_whatever_steps(
     for steps in (2, 1, 2, 1, 2, 2, *[1] * (100 if segment < 2000 else 0)):
         until = slowed.fake.time + steps * segment / (rate * 1024)
         while slowed.fake.time < until:
-            slowed.fake.pass_by(0.5)
+            slowed.fake.pass_by(max(0.001, min(0.5, until - slowed.fake.time)))
             stayed = stayed and not overdue(slowed)
         slow.taken += steps * segment
     assert stayed == stays

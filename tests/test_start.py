@@ -41,15 +41,19 @@ def pythons() -> list[str]:
     """Returns the interpreters that CI collected, and those of the usual names on PATH."""
     named = [shutil.which(f"python3.{minor}") for minor in range(8, 16)]
     listed = os.environ.get("CHAT_TEST_PYTHONS", "").split(os.pathsep)
-    found = [path for path in [*listed, *named] if path and works(path)]
-    return sorted({os.path.realpath(path) for path in found}) or [sys.executable]
+    found = {executable(path) for path in [*listed, *named] if path}
+    return sorted(found - {""}) or [sys.executable]
 
 
-def works(python: str) -> bool:
+def executable(python: str) -> str:
+    """Returns the interpreter that a command starts; nothing if it starts none."""
+    where = "import os, sys; print(os.path.realpath(sys.executable))"
     try:
-        return subprocess.run([python, "-c", ""], capture_output=True, check=False).returncode == 0
-    except OSError:  # in a folder of another user
-        return False
+        return subprocess.check_output(
+            [python, "-c", where], stderr=subprocess.DEVNULL, text=True
+        ).strip()
+    except (OSError, subprocess.CalledProcessError):  # such as one in a folder of another user
+        return ""
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
