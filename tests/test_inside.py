@@ -187,7 +187,7 @@ def test_who_has_left_is_closed_after_its_own_close(inside: Inside) -> None:
     conn.unheard = b"/quit\n"
     server.hear(conn, 99)
     server.deliver(server.room.take_batch())
-    assert peer.rest() == b""
+    assert peer.rest() == b"* bye\n"
     assert conn in server.leaving
     peer.close()
     select.select([conn.sock], [], [], DEADLINE)
