@@ -259,12 +259,12 @@ IAC = b"\xff"
 WILL, WONT, DO, DONT = b"\xfb", b"\xfc", b"\xfd", b"\xfe"
 SUBNEGOTIATION = rb"\xfa[^\xff]*(?:\xff\xff[^\xff]*)*"
 TELNET = re.compile(
-    rb"(\xff(?:[\xec-\xf9\xff]|[\xfb-\xfe](?:.|\Z)|%b(?:\xff\xf0|\xff?\Z)?|\Z))" % SUBNEGOTIATION,
+    rb"(\xff(?:[\xec-\xf9\xff]|[\xfb-\xfe](?:.|\Z)|\Z|%b(?:\xff\xf0|\xff?\Z)?))" % SUBNEGOTIATION,
     re.DOTALL,
 )
 UNFINISHED = re.compile(rb"\xff(?:[\xfb-\xfe]|%b(\xff?))?" % SUBNEGOTIATION, re.DOTALL)
 REFUSALS = {DO: IAC + WONT, WILL: IAC + DONT}
-# What commands stand for in a text: a byte 0xFF, "erase character" and "erase line". Others: nothing.
+# What commands stand for in a text: a byte 0xFF, "erase character", "erase line". Others: nothing.
 TELNET_TEXT = {IAC + IAC: IAC, b"\xff\xf7": b"\b", b"\xff\xf8": b"\x15"}
 
 
@@ -306,14 +306,15 @@ class Input(LineFramer):
     def check_first_line(self, data: bytes) -> None:
         """Raises Gone for an HTTP request: any web page can have a browser send one, with lines of
         its choice for a body. Its path may be too long for a line, and never end."""
-        self.in_first_line = b"\n" not in data and len(data) <= self.max_line
-        request = HTTP_REQUEST.match(data)
+        start = data[: self.max_line + 1]
+        self.in_first_line = b"\n" not in start and len(start) <= self.max_line
+        request = HTTP_REQUEST.match(start)
         if not request:
             return
-        next_word = data[request.end() : request.end() + len(HTTP_VERSION)]
+        next_word = start[request.end() : request.end() + len(HTTP_VERSION)]
         endless = not self.in_first_line and HTTP_VERSION.startswith(next_word)
-        oldest = data.startswith(b"GET /") and next_word.startswith(b"\n")  # HTTP/0.9 had GET alone
-        if next_word == HTTP_VERSION or endless or oldest:
+        has_none = start.startswith(b"GET /") and next_word.startswith(b"\n")  # HTTP/0.9
+        if next_word == HTTP_VERSION or endless or has_none:
             raise Gone("is a web browser, or something else that speaks HTTP")
 
     def take_out_telnet(self, data: bytes) -> tuple[bytes, bytes]:
@@ -357,7 +358,8 @@ NOTHING_SAID = re.compile(rb": [ \t]*\n")
 # that is ignorable by default (DerivedCoreProperties.txt), the blank Braille pattern, and a note
 # without a head.
 INVISIBLE = re.compile(
-    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U0001d159\U000e0100-\U000e01ef]"
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U0001d159"
+    "\U000e0100-\U000e01ef]"
 )
 BLANK = re.compile("[\u115f\u1160\u2800\u3164\uffa0]")  # those that are a blank on some screens
 # Vowels and finals of Korean syllables: without a consonant to join, they have no width.
@@ -365,19 +367,21 @@ JAMO = re.compile("[\u1160-\u11ff\ud7b0-\ud7ff]")
 # What turns the rest of a line around.
 DIRECTION = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
-# What looks like a colon or an asterisk on a screen, and like a Latin letter after case folding, in
-# either case. From Unicode's confusables.txt, and by name.
+# What looks like a colon or an asterisk on a screen. From Unicode's confusables.txt, and by name.
 COLON = re.compile(
-    "[:\u02d0\u02d1\u02f8\u0589\u05c3\u0703\u0704\u0706-\u0709\u1361\u1365\u1366\u16ec\u1803\u1804\u1809\u205a"
-    "\u205d\u2236\u2237\u2982\u2a74\u2af6\u2d7f\ua4fd\ua6f4\ua789\ufe13\ufe30\ufe55\uff1a\U00010781\U0001da8a]"
+    "[:\u02d0\u02d1\u02f8\u0589\u05c3\u0703\u0704\u0706-\u0709\u1361\u1365\u1366\u16ec\u1803\u1804"
+    "\u1809\u205a\u205d\u2236\u2237\u2982\u2a74\u2af6\u2d7f\ua4fd\ua6f4\ua789\ufe13\ufe30\ufe55"
+    "\uff1a\U00010781\U0001da8a]"
 )
 ASTERISK = re.compile(
-    "[*\u066d\u204e\u2051\u2055\u2217\u229b\u22c6\u2722-\u2725\u2731-\u2733\u273a-\u273d\u2743\u2749-\u274b"
-    "\u26b9\ua673\ufe61\uff0a\U0001031f\U0001f7af-\U0001f7bf]"
+    "[*\u066d\u204e\u2051\u2055\u2217\u229b\u22c6\u26b9\u2722-\u2725\u2731-\u2733\u273a-\u273d"
+    "\u2743\u2749-\u274b\ua673\ufe61\uff0a\U0001031f\U0001f7af-\U0001f7bf]"
 )
+# Cyrillic and Greek letters, after case folding, that look like a Latin one in either case.
 LATIN_LOOKS = str.maketrans(
-    "\u0430\u0432\u0435\u043a\u043c\u043d\u043e\u0440\u0441\u0442\u0443\u0445\u0451\u0455\u0456\u0457\u0458\u04bb\u04cf\u0501\u051b\u051d"
-    "\u03b1\u03b2\u03b5\u03b6\u03b7\u03b9\u03ba\u03bc\u03bd\u03bf\u03c1\u03c4\u03c5\u03c7",
+    "\u0430\u0432\u0435\u043a\u043c\u043d\u043e\u0440\u0441\u0442\u0443\u0445\u0451\u0455\u0456"
+    "\u0457\u0458\u04bb\u04cf\u0501\u051b\u051d\u03b1\u03b2\u03b5\u03b6\u03b7\u03b9\u03ba\u03bc"
+    "\u03bd\u03bf\u03c1\u03c4\u03c5\u03c7",
     "abekmhopctyx\u00ebsi\u00efjhldqwabezhikmnoptyx",
 )
 
