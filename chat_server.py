@@ -759,6 +759,8 @@ class Room:
         self.batch.weight += start * SKIPPED_WEIGHT
         if DIRECTION.search(line, 0, start):
             line = line[start:]
+            if not line:
+                return
         if ASTERISK.search(line) or COLON.search(line):
             self.weigh_letters(line)
             looks = [line, BLANK.sub(" ", line)] if BLANK.search(line) else [line]

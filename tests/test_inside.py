@@ -119,6 +119,21 @@ def test_one_turn_hears_at_most_its_share(inside: Inside, monkeypatch: pytest.Mo
     assert 0 < inside.server.throttle.spent[conn] <= 2000 + chat_server.ITEM_WEIGHT
 
 
+def test_whoever_asks_and_does_not_read_is_not_heard_and_noted(
+    inside: Inside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conn, peer = inside.join()
+    monkeypatch.setattr(Connection, "send", lambda conn, data: 0)
+    while conn not in inside.server.throttle.behind:
+        assert conn.unread <= chat_server.MAX_UNREAD
+        peer.send(b"\xff\xfd\x06")
+        select.select([conn.sock], [], [], DEADLINE)
+        inside.server.read_all({conn})
+    assert not inside.server.throttle.slowing
+    inside.server.read_all({conn})
+    assert not conn.reading
+
+
 def test_exception_ends_one_echo_client_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     server = echo_server.EchoServer([], 9)
     sock, peer = pair()

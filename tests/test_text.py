@@ -360,7 +360,7 @@ def test_other_lines_are_relayed_byte_for_byte(hall: Hall, line: str) -> None:
 
 def test_a_line_does_not_begin_with_what_turns_it_around(hall: Hall) -> None:
     one, two = hall.join(), hall.join()
-    hall.say(one, "\u202e:nnA\n\u200f hi\n")
+    hall.say(one, "\u202e:nnA\n\u200f hi\n\u202e\n")
     assert hall.heard(two) == [":nnA", "hi"]
 
 
