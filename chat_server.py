@@ -102,6 +102,8 @@ MIN_READ = 512  # bytes: the least share that a connection gets, of a turn or of
 TURN_WEIGHT = 512 * 1024  # as Batch counts it: what is heard line by line takes more time
 ITEM_WEIGHT = 64  # counted with each thing that is said or answered, for the time that it takes
 LETTERS_WEIGHT = 1024  # counted where letters beyond ASCII are compared: that takes up to 0.1 ms
+COMMAND_WEIGHT = 16  # counted with each of telnet's commands, which are taken out one by one
+TELNET_READ = 4 * 1024  # bytes that are read at once of a peer that has just sent some
 SKIPPED_WEIGHT = 16  # counted with each character that was looked at and shows nothing
 
 # For a member that reads more slowly than the others talk, batches wait in a queue. While one's is
@@ -274,12 +276,13 @@ class Input(LineFramer):
     Data goes through `sift`, then `feed`. Besides an unfinished line it holds at most five bytes.
     """
 
-    __slots__ = ("held", "in_first_line")
+    __slots__ = ("commands", "held", "in_first_line")
 
     def __init__(self, max_line: int) -> None:
         super().__init__(max_line)
         self.held = b""  # the beginning of something that may turn out not to be text
         self.in_first_line = True
+        self.commands = 0  # of telnet, in what came last
 
     def sift(self, data: bytes) -> tuple[bytes, bytes]:
         """Takes the bytes that came; returns the text among them, in which lines end with LF, and
@@ -288,6 +291,7 @@ class Input(LineFramer):
         if self.in_first_line and not self.partial:
             data = self.begin(data)
         answers = b""
+        self.commands = 0
         if IAC in data or b"\r" in data:
             data, answers = self.take_out_telnet(data)
         if self.in_first_line:
@@ -325,6 +329,7 @@ class Input(LineFramer):
         """
         pieces = TELNET.split(data)  # text, command, text, command, ..., text
         commands = pieces[1::2]
+        self.commands = len(commands)
         if commands and not pieces[-1]:
             unfinished = UNFINISHED.fullmatch(commands[-1])
             if unfinished:  # of a subnegotiation that is its first two bytes, however long it is
@@ -1349,8 +1354,9 @@ class Connection(Member):
     def receive(self, limit: int) -> bytes | None:
         """Returns text of about `limit` bytes at most, none at the end of the stream, None if there
         is nothing now. Telnet's requests are answered. Raises Gone."""
-        data = self.receive_bytes(limit)
+        data = self.receive_bytes(min(limit, TELNET_READ) if self.framer.commands else limit)
         if not data:
+            self.framer.commands = 0
             return data
         text, answers = self.framer.sift(data)
         if answers:
@@ -1978,6 +1984,7 @@ class ChatServer:
         received = 0
         if not conn.unheard:
             data = conn.receive(limit)
+            self.room.batch.weight += conn.framer.commands * COMMAND_WEIGHT
             if conn.unread > MAX_UNREAD:
                 self.throttle.check(conn)
             if data is None:

@@ -119,6 +119,24 @@ def test_one_turn_hears_at_most_its_share(inside: Inside, monkeypatch: pytest.Mo
     assert 0 < inside.server.throttle.spent[conn] <= 2000 + chat_server.ITEM_WEIGHT
 
 
+def test_a_flood_of_telnets_commands_is_read_in_small_parts_and_weighs(
+    inside: Inside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat_server, "TURN_READ", 8192)
+    server = inside.server
+    conn, peer = inside.join()
+    peer.send(b"\xff\xf1" * 50_000)
+    select.select([conn.sock], [], [], DEADLINE)
+    server.read_all({conn})
+    weights = []
+    for _ in range(3):
+        server.room.take_batch()
+        select.select([conn.sock], [], [], DEADLINE)
+        server.read_all({conn})
+        weights.append(server.room.batch.weight)
+    assert weights == [chat_server.TELNET_READ // 2 * chat_server.COMMAND_WEIGHT] * 3
+
+
 def test_whoever_asks_and_does_not_read_is_not_heard_and_noted(
     inside: Inside, monkeypatch: pytest.MonkeyPatch
 ) -> None:
