@@ -42,6 +42,7 @@ import threading
 import time
 import unicodedata
 from abc import ABC, abstractmethod
+from codecs import BOM_UTF8
 from collections import deque
 from collections.abc import Sequence
 from contextlib import ExitStack, closing, suppress
@@ -1954,6 +1955,8 @@ def read_password(file: str | None) -> bytes:
             return b""
     except OSError as error:
         raise Failure(f"cannot read the password file {file}: {error.strerror}") from error
+    if text.startswith(BOM_UTF8):  # some editors on Windows put it there
+        text = text[len(BOM_UTF8) :]
     password = text.partition(b"\n")[0].rstrip(b"\r")
     if not password:  # nobody who sets a variable to nothing means an open room
         raise Failure(f"there is no password in {source}; put one into its first line")

@@ -51,11 +51,12 @@ import stat
 import sys
 import time
 import unicodedata
+from codecs import BOM_UTF8
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
-from itertools import dropwhile, islice
+from itertools import islice
 from selectors import EVENT_READ, EVENT_WRITE
 from typing import Any, cast
 
@@ -103,7 +104,10 @@ TURN_DELIVERY = 32 * 1024 * 1024
 MIN_READ = 512  # bytes: the least share that a connection gets, of a turn or of TOTAL_ALLOWANCE
 TURN_WEIGHT = 512 * 1024  # as Batch counts it: what is heard line by line takes more time
 ITEM_WEIGHT = 64  # counted with each thing that is said or answered, for the time that it takes
-LETTERS_WEIGHT = 1024  # counted with a line that isn't ASCII: to compare its letters takes 0.1 ms
+LETTERS_WEIGHT = 1024  # counted where letters beyond ASCII are compared: that takes up to 0.1 ms
+COMMAND_WEIGHT = 16  # counted with each of telnet's commands, which are taken out one by one
+TELNET_READ = 4 * 1024  # bytes that are read at once of a peer that has just sent some
+SKIPPED_WEIGHT = 16  # counted with each character that was looked at and shows nothing
 
 # For a member that reads more slowly than the others talk, batches wait in a queue. While one's is
 # over HIGH_WATER, the whole room may say no more than PACE, which is what anybody who stays can
@@ -144,9 +148,8 @@ NOT_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE")  # Op
 PARTIAL_CHAIN = 0x80000  # ssl.VERIFY_X509_PARTIAL_CHAIN, which older Pythons don't name
 NOT_A_PAIR = ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED")  # these too
 TLS_RECORD = 16 * 1024  # bytes in a record at most; so much is decrypted at once
-# How TLS begins (RFC 8446, sections 4 and 5.1), and no line of text does.
-CLIENT_HELLO = re.compile(rb"\x16\x03[\x00-\x04]..\x01", re.DOTALL)
 PRIVATE = " (private)"
+ALIASES = {"/nick": "/name", "/names": "/who", "/exit": "/quit"}  # what people know from elsewhere
 HELP = (
     "/name NAME: be known as NAME",
     "/who: who is here?",
@@ -166,6 +169,7 @@ SOCKET_OPTIONS = [
     (level, getattr(socket, name), value)
     for level, name, value in (
         (socket.IPPROTO_TCP, "TCP_NODELAY", 1),
+        (socket.SOL_SOCKET, "SO_OOBINLINE", 1),  # telnet sends a byte of Ctrl-C as urgent data
         (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
         (socket.IPPROTO_TCP, "TCP_KEEPIDLE", 60),  # seconds of silence before the first question
         (socket.IPPROTO_TCP, "TCP_KEEPALIVE", 60),  # the same on macOS
@@ -257,37 +261,199 @@ def log_lines(speaker: str, chunk: bytes) -> None:
         log.debug("%s: (%d more lines)", speaker, rest.count(b"\n"))
 
 
+# --- Before it is a line --------------------------------------------------------------------------
+
+
+class Gone(Exception):
+    """A connection is of no further use, by its peer's doing; the text says why, for the log."""
+
+
+# How TLS begins (RFC 8446, sections 4 and 5.1), and no line of text does.
+CLIENT_HELLO = re.compile(rb"\x16\x03[\x00-\x04]..\x01", re.DOTALL)
+# First bytes that can still become that, or a byte order mark.
+UNDECIDED = re.compile(rb"\x16(?:\x03(?:[\x00-\x04].{0,2})?)?|\xef\xbb?", re.DOTALL)
+
+# The first words of an HTTP request (RFC 9112, section 3): a method, and "/path", "*", a URL, or a
+# host with its port. Nothing else follows them but a version: "PUT / there" is text.
+HTTP_REQUEST = re.compile(rb"[A-Za-z-]{1,20} (?:[/*]|[^ \n]*:[^ \n])[^ \n]*")
+HTTP_VERSION = b" HTTP/"
+
+# Telnet's commands (RFC 854, RFC 1184): each begins with IAC, "interpret as command". A request has
+# an option behind it; a subnegotiation goes on to IAC SE, with IAC IAC for a byte 0xFF in it.
+IAC = b"\xff"
+WILL, WONT, DO, DONT = b"\xfb", b"\xfc", b"\xfd", b"\xfe"
+SUBNEGOTIATION = rb"\xfa[^\xff]*(?:\xff\xff[^\xff]*)*"
+TELNET = re.compile(
+    rb"(\xff(?:[\xec-\xf9\xff]|[\xfb-\xfe](?:.|\Z)|\Z|%b(?:\xff\xf0|\xff?\Z)?))" % SUBNEGOTIATION,
+    re.DOTALL,
+)
+UNFINISHED = re.compile(rb"\xff(?:[\xfb-\xfe]|%b(\xff?))?" % SUBNEGOTIATION, re.DOTALL)
+REFUSALS = {DO: IAC + WONT, WILL: IAC + DONT}
+# What commands stand for in a text: a byte 0xFF, "erase character", "erase line". Others: nothing.
+TELNET_TEXT = {IAC + IAC: IAC, b"\xff\xf7": b"\b", b"\xff\xf8": b"\x15"}
+
+
+class Input(LineFramer):
+    """What a peer sends, from its first byte on: lines, and what can be around them.
+
+    Data goes through `sift`, then `feed`. Besides an unfinished line it holds at most five bytes.
+    """
+
+    __slots__ = ("commands", "held", "in_first_line")
+
+    def __init__(self, max_line: int) -> None:
+        super().__init__(max_line)
+        self.held = b""  # the beginning of something that may turn out not to be text
+        self.in_first_line = True
+        self.commands = 0  # of telnet, in what came last
+
+    def sift(self, data: bytes) -> tuple[bytes, bytes]:
+        """Takes the bytes that came; returns the text among them, in which lines end with LF, and
+        telnet's answers. Raises Gone if the peer doesn't mean to send text at all."""
+        data, self.held = self.held + data, b""
+        if self.in_first_line and not self.partial:
+            data = self.begin(data)
+        answers = b""
+        self.commands = 0
+        if IAC in data or b"\r" in data:
+            data, answers = self.take_out_telnet(data)
+        if self.in_first_line:
+            self.check_first_line(self.partial + data)
+        return data, answers
+
+    def begin(self, data: bytes) -> bytes:
+        """Returns the first bytes without a byte order mark, as Windows puts one before texts."""
+        if CLIENT_HELLO.match(data):
+            raise Gone("speaks TLS to a room that doesn't")
+        if UNDECIDED.fullmatch(data):
+            self.held = data
+            return b""
+        return data[len(BOM_UTF8) :] if data.startswith(BOM_UTF8) else data
+
+    def check_first_line(self, data: bytes) -> None:
+        """Raises Gone for an HTTP request: any web page can have a browser send one, with lines of
+        its choice for a body. Its path may be too long for a line, and never end."""
+        start = data[: self.max_line + 1]
+        self.in_first_line = b"\n" not in start and len(start) <= self.max_line
+        request = HTTP_REQUEST.match(start)
+        if not request:
+            return
+        next_word = start[request.end() : request.end() + len(HTTP_VERSION)]
+        endless = not self.in_first_line and HTTP_VERSION.startswith(next_word)
+        has_none = start.startswith(b"GET /") and next_word.startswith(b"\n")  # HTTP/0.9
+        if next_word == HTTP_VERSION or endless or has_none:
+            raise Gone("is a web browser, or something else that speaks HTTP")
+
+    def take_out_telnet(self, data: bytes) -> tuple[bytes, bytes]:
+        """Returns the text, and answers that refuse all that telnet asks for (RFC 854).
+
+        A refusal is never answered, so two that refuse don't go on for ever; and the same request
+        is answered once, so that many don't become a flood of answers.
+        """
+        pieces = TELNET.split(data)  # text, command, text, command, ..., text
+        commands = pieces[1::2]
+        self.commands = len(commands)
+        if commands and not pieces[-1]:
+            unfinished = UNFINISHED.fullmatch(commands[-1])
+            if unfinished:  # of a subnegotiation that is its first two bytes, however long it is
+                self.held = commands[-1][:2] + (unfinished[1] or b"")
+        pieces[1::2] = [TELNET_TEXT.get(command, b"") for command in commands]
+        text = b"".join(pieces)
+        if text.endswith(b"\r"):
+            text, self.held = text[:-1], b"\r" + self.held
+        requests = dict.fromkeys(command for command in commands if command[1:2] in REFUSALS)
+        answers = [REFUSALS[one[1:2]] + one[2:] for one in requests if len(one) == 3]
+        return text.replace(b"\r\n", b"\n").replace(b"\r\0", b"\n"), b"".join(answers)
+
+
 # --- Text and names ------------------------------------------------------------------------------
 
 # Control characters but tab and newline: those of ASCII, and U+0080 to U+009F, which some terminals
 # take for the beginning of an escape sequence.
 CONTROLS = bytes(c for c in (*range(32), 127) if c not in b"\t\n")
-CONTROL_TABLE = dict.fromkeys([*CONTROLS, *range(0x80, 0xA0)])
 C1_CONTROL = re.compile(rb"\xc2[\x80-\x9f]")
+LINE_SEPARATOR = re.compile(rb"\xe2\x80[\xa8\xa9]")  # U+2028, U+2029: a new line on some screens
+ERASERS = "\b\x7f\x15"  # Backspace and Delete take back a character, Ctrl-U the line
+CLEANING = dict.fromkeys(c for c in (*CONTROLS, *range(0x80, 0xA0)) if chr(c) not in ERASERS)
+CLEANING.update({0x2028: " ", 0x2029: " "})
 
-# The start of a line that has to be looked at, if its speaker has no name.
-COMMAND_OR_NOTICE = re.compile(rb"\n[ \t]*[/*]")
+# The start of a line that has to be looked at, if its speaker has no name; and the end of one that
+# may have nothing in it but its speaker's name.
+COMMAND_OR_NOTICE = re.compile(rb"\n[ \t]*[/*\n]")
+NOTHING_SAID = re.compile(rb": [ \t]*\n")
 
 # What terminals show as nothing at all, or as a blank, although Unicode counts it as printable: all
-# that is ignorable by default (DerivedCoreProperties.txt), and the blank Braille pattern.
+# that is ignorable by default (DerivedCoreProperties.txt), the blank Braille pattern, and a note
+# without a head.
 INVISIBLE = re.compile(
-    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U0001d159"
+    "\U000e0100-\U000e01ef]"
 )
 BLANK = re.compile("[\u115f\u1160\u2800\u3164\uffa0]")  # those that are a blank on some screens
+# Vowels and finals of Korean syllables: without a consonant to join, they have no width.
+JAMO = re.compile("[\u1160-\u11ff\ud7b0-\ud7ff]")
+# What turns the rest of a line around.
+DIRECTION = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+# What looks like a colon or an asterisk on a screen. From Unicode's confusables.txt, and by name.
+COLON = re.compile(
+    "[:\u02d0\u02d1\u02f8\u0589\u05c3\u0703\u0704\u0706-\u0709\u1361\u1365\u1366\u16ec\u1803\u1804"
+    "\u1809\u205a\u205d\u2236\u2237\u2982\u2a74\u2af6\u2d7f\ua4fd\ua6f4\ua789\ufe13\ufe30\ufe55"
+    "\uff1a\U00010781\U0001da8a]"
+)
+ASTERISK = re.compile(
+    "[*\u066d\u204e\u2051\u2055\u2217\u229b\u22c6\u26b9\u2722-\u2725\u2731-\u2733\u273a-\u273d"
+    "\u2743\u2749-\u274b\ua673\ufe61\uff0a\U0001031f\U0001f7af-\U0001f7bf]"
+)
+# Cyrillic and Greek letters, after case folding, that look like a Latin one in either case.
+LATIN_LOOKS = str.maketrans(
+    "\u0430\u0432\u0435\u043a\u043c\u043d\u043e\u0440\u0441\u0442\u0443\u0445\u0451\u0455\u0456"
+    "\u0457\u0458\u04bb\u04cf\u0501\u051b\u051d\u03b1\u03b2\u03b5\u03b6\u03b7\u03b9\u03ba\u03bc"
+    "\u03bd\u03bf\u03c1\u03c4\u03c5\u03c7",
+    "abekmhopctyx\u00ebsi\u00efjhldqwabezhikmnoptyx",
+)
 
 
-def clean(data: bytes) -> str:
-    """Returns the text of some lines without control characters; broken UTF-8 becomes U+FFFD."""
-    return data.decode("utf-8", "replace").translate(CONTROL_TABLE)
+def clean(line: bytes) -> str:
+    """Returns the text of a line as its sender means it to be seen: without control characters and
+    what was taken back; broken UTF-8 becomes U+FFFD."""
+    text = line.decode("utf-8", "replace")
+    return text if text.isprintable() else take_back(text.translate(CLEANING))
 
 
-def is_clean(data: bytes) -> bool:
-    """Says whether `clean` would surely leave the data as it is. Fast, above all for ASCII."""
-    if len(data.translate(None, CONTROLS)) != len(data):
+def is_clean(lines: bytes) -> bool:
+    """Says whether `clean` would surely leave the lines as they are. Fast, above all for ASCII."""
+    if len(lines.translate(None, CONTROLS)) != len(lines):
         return False
-    if data.isascii():
+    if lines.isascii():
         return True
-    return not C1_CONTROL.search(data) and "\ufffd" not in data.decode("utf-8", "replace")
+    try:
+        lines.decode()
+    except UnicodeDecodeError:
+        return False
+    return not C1_CONTROL.search(lines) and not LINE_SEPARATOR.search(lines)
+
+
+def take_back(text: str) -> str:
+    """Returns the text as it is after all its Backspace, Delete and Ctrl-U. Where telnet sends each
+    key at once, they are keys like any other."""
+    if not any(eraser in text for eraser in ERASERS):
+        return text
+    kept: list[str] = []
+    for char in text:
+        if char not in ERASERS:
+            kept.append(char)
+        elif char == "\x15":
+            kept.clear()
+        elif kept:
+            kept.pop()
+    return "".join(kept)
+
+
+def typed(line: bytes) -> bytes:
+    """Returns a line without its end and what was taken back. It need not be UTF-8."""
+    text = line.rstrip(b"\r\n").decode("utf-8", "surrogateescape")
+    return take_back(text).encode("utf-8", "surrogateescape")
 
 
 def notice(text: str) -> bytes:
@@ -296,31 +462,64 @@ def notice(text: str) -> bytes:
     return f"* {text}\n".encode()
 
 
+def beginning(text: str) -> int:
+    """Returns where a text begins on a screen: before that are blanks, and what has no width there,
+    such as accents with no letter to stand on."""
+    for at, char in enumerate(text):
+        shows = char.isprintable() and char != " " and not INVISIBLE.match(char)
+        if shows and not unicodedata.category(char).startswith("M") and not JAMO.match(char):
+            return at
+    return len(text)
+
+
+def compatible(text: str) -> str:
+    """Returns the beginning of a text, long enough for a name, in its compatible form (NFKC)."""
+    letters = unicodedata.normalize("NFKC", text[:MAX_NAME])
+    if len(letters) < MAX_NAME_SOURCE:  # else they are long already: one can become 18, slowly
+        letters = unicodedata.normalize("NFKC", text[:MAX_NAME_SOURCE])
+    return letters[:MAX_NAME_SOURCE]
+
+
 def visible(text: str) -> str:
     """Returns what the beginning of a text looks like on a screen: every space as a space, what
-    shows nothing left out, letters in their compatible form (NFKC)."""
-    spaced = (" " if char.isspace() else char for char in INVISIBLE.sub("", text))
-    shown = dropwhile(str.isspace, filter(str.isprintable, spaced))
-    beginning = "".join(islice(shown, MAX_NAME_SOURCE))  # no more: a line can be long
-    return unicodedata.normalize("NFKC", beginning)[:MAX_NAME_SOURCE]
+    shows nothing left out, letters in their compatible form."""
+    if text.isascii() and text.isprintable():
+        return text.lstrip()[:MAX_NAME_SOURCE]
+    text = INVISIBLE.sub("", text[beginning(text) :])
+    spaced = (" " if char.isspace() else char for char in text)
+    shown = "".join(islice(filter(str.isprintable, spaced), MAX_NAME_SOURCE))  # a line can be long
+    return JAMO.sub("", compatible(shown))
+
+
+def fold(shown: str) -> str:
+    """Returns what all texts have in common that look, or read, like this visible one."""
+    folded = visible(shown.casefold())
+    return ASTERISK.sub("*", folded.translate(LATIN_LOOKS)).strip()
 
 
 def identity(name: str) -> str:
     """Returns what all ways to write a name have in common: John, JOHN, or in fullwidth letters."""
-    return visible(visible(name).casefold()).strip()
+    return fold(visible(name))
+
+
+def alphabets(text: str) -> set[str]:
+    """Returns the alphabets of the letters in a text: LATIN, GREEK, CYRILLIC, ..."""
+    return {unicodedata.name(char, "").partition(" ")[0] for char in text if char.isalpha()}
 
 
 def valid_name(text: str) -> str:
     """Returns the name as the room writes it. Raises ValueError: what a name has to be."""
-    name = unicodedata.normalize("NFKC", text[:MAX_NAME_SOURCE]).strip()
+    name = compatible(text).strip()
     if not 1 <= len(name) <= MAX_NAME:
         raise ValueError(f"has 1 to {MAX_NAME} characters")
-    if ":" in name or name != visible(name) or unicodedata.category(name[0]).startswith("M"):
+    if COLON.search(name) or name != visible(name):
         raise ValueError("has no colon and nothing invisible in it")
-    if name.startswith(("*", "/")):
+    if ASTERISK.match(name) or name.startswith("/"):
         raise ValueError("does not begin with an asterisk or a slash")
-    if name.casefold().endswith(PRIVATE.strip()):
+    if identity(name).endswith(PRIVATE.strip()):
         raise ValueError("does not end like the mark of a private message")
+    if "LATIN" in alphabets(name) and alphabets(name) & {"CYRILLIC", "GREEK"}:
+        raise ValueError("does not mix Latin letters with Greek or Cyrillic ones, which look alike")
     return name
 
 
@@ -330,13 +529,14 @@ def valid_name(text: str) -> str:
 class Member:
     """Somebody in the room."""
 
-    __slots__ = ("name", "prefix", "silent", "unread")
+    __slots__ = ("name", "prefix", "silent", "unread", "warned")
 
     def __init__(self) -> None:
         self.name = ""  # none taken
         self.prefix = b""  # what each of its messages begins with once it has a name: b"John: "
         self.silent = True  # has not said a word yet
         self.unread = 0  # bytes that were told to it alone and that it hasn't taken yet
+        self.warned = False  # it was told that only the room begins a line as the room does
 
 
 class Batch:
@@ -465,7 +665,8 @@ class Room:
     """Who is here and what a line means. It knows no sockets: it hears lines, and what members get
     to see of it is put into `batch`, which the server takes at the end of each turn."""
 
-    def __init__(self, history: int = 0) -> None:
+    def __init__(self, history: int = 0, max_line: int = MAX_LINE) -> None:
+        self.max_line = max_line  # bytes of what is said in a line, without its end
         self.members: set[Member] = set()
         self.names: dict[str, Member] = {}  # the owners, by identity(name)
         self.history = History(history)
@@ -475,7 +676,7 @@ class Room:
             "/who": self.who,
             "/msg": self.send_private,
             "/help": self.help,
-            "/quit": lambda member, _: self.leave(member),
+            "/quit": self.quit,
         }
 
     def take_batch(self) -> Batch:
@@ -528,11 +729,13 @@ class Room:
         if self.is_plain(member, now):
             self.say(member, now)
             return later
-        lines = clean(now).split("\n")[:-1]
-        for number, line in enumerate(lines):
+        at = 0
+        for line in now.split(b"\n")[:-1]:
             if self.batch.weight >= enough:
-                return "".join(f"{line}\n" for line in lines[number:]).encode() + later
-            self.hear_line(member, line)
+                return chunk[at:]
+            at += len(line) + 1
+            self.batch.weight += len(line)  # to look at it takes time, whatever comes of it
+            self.hear_line(member, clean(line))
             if member not in self.members:  # it said /quit
                 return b""
         return later
@@ -547,7 +750,9 @@ class Room:
             return False
         lines = b"\n" + chunk  # so that each line, the first too, has a newline before it
         if member.prefix:
-            return lines.count(b"\n" + member.prefix) == chunk.count(b"\n")
+            if lines.count(b"\n" + member.prefix) != chunk.count(b"\n"):
+                return False
+            return not NOTHING_SAID.search(chunk)
         # Without a name it may not pass for somebody who has one, nor with letters that look alike.
         if not chunk.isascii() or (self.names and b":" in chunk):
             return False
@@ -555,50 +760,79 @@ class Room:
 
     def hear_line(self, member: Member, line: str) -> None:
         """Takes one line, clean and without its newline."""
-        # To look at it takes time, whatever comes of it.
-        self.batch.weight += len(line) + (0 if line.isascii() else LETTERS_WEIGHT)
-        if line.startswith("//"):
+        if len(line.encode()) > self.max_line:  # it had broken bytes, which grow
+            self.refuse_long_line(member)
+        elif line.startswith("//"):
             self.message(member, line[1:])
         elif line.startswith("/"):
             word, _, argument = line.partition(" ")
-            command = self.commands.get(word, self.no_such_command)
+            command = self.commands.get(ALIASES.get(word, word), self.no_such_command)
             command(member, argument.strip())
         else:
             self.message(member, line)
 
     def message(self, member: Member, line: str) -> None:
-        """Says one line, with its speaker's name before it, unless it would pass for another's."""
+        """Says one line, with its speaker's name before it, unless it would pass for another's. One
+        with nothing in it, as Enter in nc makes it, is nothing."""
         data = line.encode() + b"\n"
-        if not member.prefix:
-            objection = self.objection(line)
-            if not objection and BLANK.search(line):
-                objection = self.objection(BLANK.sub(" ", line))
-            if objection:
-                self.tell(member, objection)
+        said = data[len(member.prefix) :] if data.startswith(member.prefix) else data
+        if not said.strip():
+            self.batch.weight += ITEM_WEIGHT
+        elif member.prefix:
+            self.say(member, member.prefix + said)
+        else:
+            self.message_without_name(member, line)
+
+    def message_without_name(self, member: Member, line: str) -> None:
+        """Says one line of somebody who has no name, if it doesn't look as if somebody else did."""
+        start = beginning(line)
+        self.batch.weight += start * SKIPPED_WEIGHT
+        if DIRECTION.search(line, 0, start):
+            line = line[start:]
+            if not line:
                 return
-        elif not data.startswith(member.prefix):
-            data = member.prefix + data
-        self.say(member, data)
+        if ASTERISK.search(line) or COLON.search(line):
+            self.weigh_letters(line)
+            looks = [line, BLANK.sub(" ", line)] if BLANK.search(line) else [line]
+            if any(self.is_objectionable(member, visible(look)) for look in looks):
+                return
+        self.say(member, line.encode() + b"\n")
+
+    def is_objectionable(self, member: Member, shown: str) -> bool:
+        """Says whether a line that looks like this from somebody without a name would pass for the
+        room's or for another member's; if so, says why to its sender."""
+        if ASTERISK.match(shown) and shown.startswith(" ", 1):
+            # Once, because another room may be at the other end of this connection: each would
+            # answer the other's answer with its own, for ever.
+            if not member.warned:
+                only = "only the room begins a line with an asterisk and a space"
+                self.tell(member, f"{only}; say it differently")
+            member.warned = True
+            self.batch.weight += ITEM_WEIGHT
+            return True
+        colon = COLON.search(shown)
+        speaker = fold(shown[: colon.start()]) if colon else ""
+        if speaker.endswith(PRIVATE):
+            speaker = speaker[: -len(PRIVATE)].rstrip()
+        owner = self.names.get(speaker)
+        if owner:
+            why = "is taken, and a line that begins with it would be mistaken"
+            self.tell(member, f"{owner.name} {why}")
+        return bool(owner)
+
+    def weigh_letters(self, text: str) -> None:
+        """Counts the time that it takes to see what a text looks like."""
+        if not text.isascii():
+            self.batch.weight += LETTERS_WEIGHT
+
+    def refuse_long_line(self, member: Member) -> None:
+        """Says why a line wasn't heard."""
+        self.tell(member, f"too long: a line has at most {self.max_line} bytes")
 
     def say(self, member: Member, chunk: bytes) -> None:
         """Says whole lines, clean, to all but their author."""
         self.batch.say(chunk, member)
         self.history.add(chunk)
-
-    def objection(self, line: str) -> str | None:
-        """Returns why somebody without a name can't say this line: because it would look as if
-        somebody else did."""
-        head = visible(line)
-        if head.startswith("* "):
-            return "only the room begins a line with an asterisk and a space; say it differently"
-        speaker, colon, _ = head.partition(":")
-        speaker = speaker.rstrip()
-        if speaker.casefold().endswith(PRIVATE):
-            speaker = speaker[: -len(PRIVATE)]
-        owner = self.names.get(identity(speaker)) if colon else None
-        if owner:
-            return f"{owner.name} is taken, and a line that begins with it would be mistaken"
-        return None
 
     # Commands: each takes the member and what follows the command's word
 
@@ -608,6 +842,7 @@ class Room:
 
     def take_name(self, member: Member, argument: str) -> None:
         """Makes a member known as NAME."""
+        self.weigh_letters(argument)
         try:
             name = valid_name(argument)
         except ValueError as error:
@@ -640,9 +875,10 @@ class Room:
 
     def send_private(self, member: Member, argument: str) -> None:
         """Tells something to NAME alone."""
-        name, colon, text = argument.partition(":")
+        name, _, text = argument.partition(":")
+        self.weigh_letters(name)
         receiver = self.names.get(identity(name))
-        if not colon:
+        if not text.strip():
             self.tell(member, "a private message goes like this: /msg NAME: TEXT")
         elif not member.name:
             self.tell(member, "take a name before you send a private message: /name NAME")
@@ -652,6 +888,11 @@ class Room:
             self.tell(member, f"{receiver.name} is not reading; that was not delivered")
         else:
             self.batch.tell(receiver, f"{member.name}{PRIVATE}: {text.strip()}\n".encode())
+
+    def quit(self, member: Member, _: str) -> None:
+        """Says goodbye: not every program tells its user that a connection has ended."""
+        self.tell(member, "bye")
+        self.leave(member)
 
     def help(self, member: Member, _: str) -> None:
         """Tells what can be said."""
@@ -1160,10 +1401,6 @@ class Acceptor:
 #   any     -> closed     an error, too far behind, out of time     ChatServer.disconnect
 
 
-class Gone(Exception):
-    """A connection is of no further use, by its peer's doing; the text says why, for the log."""
-
-
 def lost(error: OSError) -> Gone:
     """Returns what an error on a connection's socket means."""
     return Gone(f"lost: {error.strerror or error}")
@@ -1203,7 +1440,7 @@ class Connection(Member):
         self.host = sys.intern(host_of(sock.getpeername()))
         self.selector = selector
         self.events = 0  # for which it is registered with the selector
-        self.framer = LineFramer(max_line)
+        self.framer = Input(max_line)
         self.unheard = b""  # whole lines that wait for the next turn
         self.reading = True  # its input is of interest, and has not ended
         self.sending = True  # it can still be sent to
@@ -1250,17 +1487,25 @@ class Connection(Member):
         """Goes on with the handshake, as far as that goes now. Raises Gone."""
 
     def receive(self, limit: int) -> bytes | None:
-        """Returns up to `limit` bytes, none at the end of the stream, None if there is nothing now.
-        Raises Gone."""
+        """Returns text of about `limit` bytes at most, none at the end of the stream, None if there
+        is nothing now. Telnet's requests are answered. Raises Gone."""
+        data = self.receive_bytes(min(limit, TELNET_READ) if self.framer.commands else limit)
+        if not data:
+            self.framer.commands = 0
+            return data
+        text, answers = self.framer.sift(data)
+        if answers:
+            self.answer(answers)
+        return text or None
+
+    def receive_bytes(self, limit: int) -> bytes | None:
+        """Returns up to `limit` bytes as they are, else the same as `receive`. Raises Gone."""
         try:
-            data = self.sock.recv(limit)
+            return self.sock.recv(limit)
         except BlockingIOError:  # readiness is a hint, not a promise
             return None
         except OSError as error:
             raise lost(error) from error
-        if CLIENT_HELLO.match(data) and not self.framer.partial:
-            raise Gone("speaks TLS to a room that doesn't")
-        return data
 
     def has_more(self) -> bool:
         """Says whether there is something to hear that the selector doesn't know of."""
@@ -1283,6 +1528,17 @@ class Connection(Member):
         """Sends whole lines that aren't said in the room, but at its door. Raises Gone."""
         batch = Batch()
         batch.say(text, None)
+        batch.seal()
+        self.write(batch)
+
+    def answer(self, data: bytes) -> None:
+        """Sends what isn't text, between two lines. If it has to wait, that is all the peer's own
+        doing, and somebody who asks and doesn't read isn't kept. Raises Gone."""
+        if self.unread > MAX_UNREAD:
+            raise Gone("asks, and does not read the answers")
+        batch = Batch()
+        batch.tell(self, data)
+        batch.told[self] += BATCH_COST
         batch.seal()
         self.write(batch)
 
@@ -1421,7 +1677,7 @@ class TLSConnection(Connection):
         self.sock.do_handshake()
         return True
 
-    def receive(self, limit: int) -> bytes | None:
+    def receive_bytes(self, limit: int) -> bytes | None:
         self.note_error()
         return cast("bytes | None", self.attempt(self.sock.recv, limit))
 
@@ -1673,7 +1929,7 @@ class Door:
         if not given and not too_long:
             return None
         conn.read_on(False)
-        self.late[conn] = (given.rstrip(b"\r\n"), rest)
+        self.late[conn] = (typed(given), rest)
         return self.judge(conn)
 
     def greet(self, conn: Connection) -> bool:
@@ -2207,6 +2463,9 @@ class ChatServer:
         received = 0
         if not conn.unheard:
             data = conn.receive(limit)
+            self.room.batch.weight += conn.framer.commands * COMMAND_WEIGHT
+            if conn.unread > MAX_UNREAD:
+                self.throttle.check(conn)
             if data is None:
                 return
             if not data:
@@ -2224,7 +2483,7 @@ class ChatServer:
         """Takes what was received: whole lines are then in `unheard`."""
         conn.unheard, too_long = conn.framer.feed(data)
         if too_long:
-            self.room.tell(conn, f"too long: a line has at most {self.max_line} bytes")
+            self.room.refuse_long_line(conn)
 
     def hear(self, conn: Connection, budget: int) -> None:
         """Lets the room hear whole lines, as many as a budget allows."""
@@ -2506,6 +2765,8 @@ def read_password(file: str | None) -> bytes:
             return b""
     except OSError as error:
         raise Failure(f"cannot read the password file {file}: {error.strerror}") from error
+    if text.startswith(BOM_UTF8):  # some editors on Windows put it there
+        text = text[len(BOM_UTF8) :]
     password = text.partition(b"\n")[0].rstrip(b"\r")
     if not password:  # nobody who sets a variable to nothing means an open room
         raise Failure(f"there is no password in {source}; put one into its first line")
@@ -2597,7 +2858,7 @@ def run(args: argparse.Namespace) -> int:
         log.info("the client asks for the password; any other sends it as its first line")
     if password and not tls:
         log.warning("the password travels in the clear; --tls-cert and --tls-key change that")
-    room = Room(args.history)
+    room = Room(args.history, args.max_line)
     server = ChatServer(listeners, room, max_clients, args.max_line, transcript, password, tls)
     try:
         return server.run()

@@ -77,7 +77,7 @@ def test_names_joins_and_leaves_are_announced(room: Server) -> None:
     two.expect("* John joined\n")
     one.send("John: Hi\n/msg Ann: psst\n/who\n/name Jim\n/quit\n")
     two.expect("John: Hi\n", "John (private): psst\n", "* John is now Jim\n", "* Jim left\n")
-    one.expect("* here: Ann, John\n", "* you are Jim\n")
+    one.expect("* here: Ann, John\n", "* you are Jim\n", "* bye\n")
     assert one.rest() == b""
 
 
@@ -134,7 +134,7 @@ def test_half_close_after_the_goodbye_loses_nothing(room: Server, end: str) -> N
         room.process.send_signal(signal.SIGTERM)
         one.expect("* the room is closing\n")
     slow.half_close()
-    goodbye = "* the room is closing\n" if end == "signal" else ""
+    goodbye = "* the room is closing\n" if end == "signal" else "* bye\n"
     assert slow.rest() == (text + goodbye).encode()
 
 

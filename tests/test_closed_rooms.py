@@ -280,7 +280,7 @@ def test_openssl_is_a_full_member(room: Server) -> None:
     assert process.stdout.readline() == b"Ann: hi\n"
     process.stdin.write(b"/quit\n")
     process.stdin.close()
-    assert process.stdout.read() == b""
+    assert process.stdout.read() == b"* bye\n"
     process.wait(DEADLINE)
 
 
@@ -296,7 +296,7 @@ def test_clean_end_is_said_with_close_notify(room: Server) -> None:
         if not data:
             break
         received += data
-    assert received == WELCOME
+    assert received == WELCOME + b"* bye\n"
 
 
 @tls

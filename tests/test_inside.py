@@ -121,6 +121,39 @@ def test_one_turn_hears_at_most_its_share(inside: Inside, monkeypatch: pytest.Mo
     assert 0 < inside.server.throttle.spent[conn] <= 2000 + chat_server.ITEM_WEIGHT
 
 
+def test_a_flood_of_telnets_commands_is_read_in_small_parts_and_weighs(
+    inside: Inside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat_server, "TURN_READ", 8192)
+    server = inside.server
+    conn, peer = inside.join()
+    peer.send(b"\xff\xf1" * 50_000)
+    select.select([conn.sock], [], [], DEADLINE)
+    server.read_all({conn})
+    weights = []
+    for _ in range(3):
+        server.room.take_batch()
+        select.select([conn.sock], [], [], DEADLINE)
+        server.read_all({conn})
+        weights.append(server.room.batch.weight)
+    assert weights == [chat_server.TELNET_READ // 2 * chat_server.COMMAND_WEIGHT] * 3
+
+
+def test_whoever_asks_and_does_not_read_is_not_heard_and_noted(
+    inside: Inside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conn, peer = inside.join()
+    monkeypatch.setattr(Connection, "send", lambda conn, data: 0)
+    while conn not in inside.server.throttle.behind:
+        assert conn.unread <= chat_server.MAX_UNREAD
+        peer.send(b"\xff\xfd\x06")
+        select.select([conn.sock], [], [], DEADLINE)
+        inside.server.read_all({conn})
+    assert not inside.server.throttle.slowing
+    inside.server.read_all({conn})
+    assert not conn.reading
+
+
 def test_exception_ends_one_echo_client_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     server = echo_server.EchoServer([], 9)
     sock, peer = pair()
@@ -189,7 +222,7 @@ def test_who_has_left_is_closed_after_its_own_close(inside: Inside) -> None:
     conn.unheard = b"/quit\n"
     server.hear(conn, 99)
     server.deliver(server.room.take_batch())
-    assert peer.rest() == b""
+    assert peer.rest() == b"* bye\n"
     assert conn in server.leaving
     peer.close()
     select.select([conn.sock], [], [], DEADLINE)

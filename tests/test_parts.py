@@ -104,6 +104,33 @@ def test_queue_gives_each_its_part_of_each_batch_in_order(stuck: Stuck, step: in
     assert (conn.size, conn.unread, list(batch.cuts)) == (0, 0, [other])
 
 
+def test_telnet_is_answered_between_two_lines_at_its_own_cost(stuck: Stuck) -> None:
+    conn, peer = stuck.conn, stuck.peer
+    stuck.open = 4
+    conn.write(said(b"partly sent\n"))
+    before = conn.size
+    peer.send(b"\xff\xfd\x06")
+    select.select([conn.sock], [], [], DEADLINE)
+    assert conn.receive(100) is None
+    conn.write(said(b"next\n"))
+    check_connection(conn)
+    assert conn.size - conn.unread == before + len(b"next\n") + BATCH_COST
+    stuck.open = 1000
+    conn.flush()
+    assert stuck.sent == b"partly sent\n\xff\xfc\x06next\n"
+    assert (conn.size, conn.unread) == (0, 0)
+
+
+def test_whoever_asks_and_does_not_read_is_let_go(stuck: Stuck) -> None:
+    conn, peer = stuck.conn, stuck.peer
+    with pytest.raises(Gone, match="does not read the answers"):
+        for _ in range(MAX_UNREAD):
+            peer.send(b"\xff\xfd\x06")
+            select.select([conn.sock], [], [], DEADLINE)
+            conn.receive(100)
+    assert MAX_UNREAD < conn.unread < MAX_UNREAD + 2 * BATCH_COST
+
+
 def test_one_send_a_batch_where_nothing_waits(stuck: Stuck) -> None:
     stuck.open = 1000
     batch = said(b"hi\n")

@@ -100,7 +100,7 @@ def test_netcat_is_a_full_member(room: Server, tool: str) -> None:
     assert process.stdout.readline() == b"John: hi\n"
     process.stdin.write(b"/quit\n")
     process.stdin.close()
-    assert process.stdout.read() == b""
+    assert process.stdout.read() == b"* bye\n"
     process.wait(DEADLINE)
 
 
@@ -114,6 +114,7 @@ def test_telnet_is_a_full_member(room: Server, terminal: Callable[..., Terminal]
     window.expect("* you are Tel\n")
     john.expect("* Tel joined\n")
     window.type("/quit\n")
+    window.expect("* bye\n")
     window.expect("Connection closed by foreign host.")
 
 

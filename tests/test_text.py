@@ -1,0 +1,499 @@
+"""What is around the text, and what a text looks like, without sockets."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from test_room import Hall
+
+import chat_server
+from chat_server import (
+    ITEM_WEIGHT,
+    LETTERS_WEIGHT,
+    MAX_LINE,
+    Gone,
+    Input,
+    Member,
+    Room,
+    clean,
+    identity,
+    is_clean,
+    take_back,
+    typed,
+    valid_name,
+)
+
+BOM = b"\xef\xbb\xbf"
+
+
+@pytest.fixture
+def hall() -> Hall:
+    return Hall()
+
+
+def ways(data: bytes) -> Iterator[list[bytes]]:
+    """Yields some ways in which data can come in pieces: whole, byte by byte, cut at any place."""
+    yield [data]
+    yield [data[at : at + 1] for at in range(len(data))]
+    for at in range(1, min(len(data), 60)):
+        yield [data[:at], data[at:]]
+
+
+def receive(pieces: list[bytes], max_line: int = MAX_LINE) -> tuple[bytes, bytes]:
+    """Returns the lines that come of the pieces, the unfinished last one too, and the answers."""
+    one = Input(max_line)
+    lines = answers = b""
+    for piece in pieces:
+        text, more = one.sift(piece)
+        answers += more
+        lines += one.feed(text)[0]
+        assert len(one.held) <= 5
+    return lines + one.finish(), answers
+
+
+# Telnet
+
+
+@pytest.mark.parametrize(
+    "data, text, answers",
+    [
+        (b"hi\xff\xf4\xff\xfd\x06 there\n", b"hi there\n", b"\xff\xfc\x06"),  # Ctrl-C
+        (b"\xff\xfb\x1fa\xff\xfd\x01b\n", b"ab\n", b"\xff\xfe\x1f\xff\xfc\x01"),
+        (b"\xff\xfc\x01\xff\xfe\x03a\n", b"a\n", b""),  # a refusal is not answered
+        (b"a\xff\xffb\xff\xff\xff\xffc\n", b"a\xffb\xff\xffc\n", b""),
+        (b"a\xff\xfd\xffb\n", b"ab\n", b"\xff\xfc\xff"),  # option 255
+        (b"a\xff\xfa\x1f\0\x0a\0\xff\xff\r\n\xff\xf0b\n", b"ab\n", b""),  # a window of 10 rows
+        (b"a\xff\xfa\x18\xff\xff\xf0b\xff\xf0c\n", b"ac\n", b""),
+        (b"a\xff\xfa\x18\xff\xfd\x06b\n", b"ab\n", b"\xff\xfc\x06"),  # one that was broken off
+        (b"a\xff\xf0\xff\xf1\xff\xf2\xff\xf3\xff\xf5\xff\xf6\xff\xf9\xff\xecb\n", b"ab\n", b""),
+        (b"ab\xff\xf7c\n", b"ab\bc\n", b""),  # erase character
+        (b"ab\xff\xf8c\n", b"ab\x15c\n", b""),  # erase line
+        (b"\xffes a\xff\n", b"\xffes a\xff\n", b""),  # Latin 1, not telnet
+        (b"a\r\0b\r\nc\rd\r\r\n\r\0", b"a\nb\nc\rd\r\n\n", b""),
+        (b"a\r\xff\xf1\0b\n", b"a\nb\n", b""),
+        (b"a\xff", b"a\n", b""),
+        (b"a\xff\xfd", b"a\n", b""),
+        (b"a\r", b"a\n", b""),
+    ],
+)
+def test_telnet_is_taken_out_and_refused_however_it_is_split(
+    data: bytes, text: bytes, answers: bytes
+) -> None:
+    for pieces in ways(data):
+        assert receive(pieces) == (text, answers)
+
+
+def test_a_subnegotiation_that_never_ends_is_not_kept() -> None:
+    one = Input(100)
+    assert one.sift(b"a\xff\xfa\x18") == (b"a", b"")
+    for _ in range(50):
+        assert one.sift(b"x\xff\xff\n" * 5000) == (b"", b"")
+        assert one.held == b"\xff\xfa"
+    assert one.sift(b"\xff") == (b"", b"")
+    assert one.sift(b"\xf0b") == (b"b", b"")
+
+
+def test_a_flood_of_requests_makes_no_flood_of_answers() -> None:
+    options = b"".join(b"\xff\xfd%c\xff\xfb%c" % (option, option) for option in range(256))
+    text, answers = Input(100).sift(options * 100)
+    assert text == b""
+    assert len(answers) == len(options)
+
+
+def test_refusals_do_not_go_back_and_forth() -> None:
+    one, other = Input(100), Input(100)
+    _, answers = one.sift(b"\xff\xfd\x01\xff\xfb\x03")
+    assert answers
+    assert other.sift(answers) == (b"", b"")
+
+
+def test_clean_data_is_passed_on_untouched() -> None:
+    one = Input(100)
+    data = b"hello\n" * 100
+    assert one.sift(data)[0] is data
+
+
+# The first bytes
+
+
+@pytest.mark.parametrize(
+    "data, text",
+    [
+        (BOM + b"/name Bob\n", b"/name Bob\n"),
+        (BOM + b"hi", b"hi\n"),
+        (b"hi\n" + BOM + b"x\n", b"hi\n" + BOM + b"x\n"),  # only at the start of a stream
+        (b" " + BOM + b"x\n", b" " + BOM + b"x\n"),
+        (b"\xef\xbb\xbe\n", b"\xef\xbb\xbe\n"),
+        ("\uff21\n".encode(), "\uff21\n".encode()),  # begins with the same byte
+    ],
+)
+def test_a_byte_order_mark_is_dropped_at_the_start_alone(data: bytes, text: bytes) -> None:
+    for pieces in ways(data):
+        assert receive(pieces) == (text, b"")
+
+
+@pytest.mark.parametrize(
+    "request_line",
+    [
+        b"GET / HTTP/1.1\r\n",
+        b"POST / HTTP/1.1\r\n",
+        b"POST /path?query=1 HTTP/1.0\r\n",
+        b"OPTIONS * HTTP/1.1\r\n",
+        b"M-SEARCH * HTTP/1.1\r\n",
+        b"any /lower HTTP/2\n",
+        b"GET http://localhost:7007/ HTTP/1.1\r\n",
+        b"CONNECT localhost:7007 HTTP/1.1\r\n",
+        b"GET /\r\n",  # HTTP/0.9
+        b"POST /" + b"x" * 9000 + b" HTTP/1.1\r\n",
+        b"GET /" + b"x" * 100_000,
+        b"GET /" + b"x" * (MAX_LINE - 8) + b" HTTP/1.1\r\n",
+    ],
+    ids=lambda line: line[:12].decode(),
+)
+@pytest.mark.parametrize("max_line", [30, MAX_LINE])
+def test_http_is_found_out_before_anything_is_heard(request_line: bytes, max_line: int) -> None:
+    data = request_line + b"Host: x\r\n\r\n/name Boss\nrun this\n"
+    for pieces in [data], [data[:20], data[20:]], [data[at : at + 1] for at in range(len(data))]:
+        one = Input(max_line)
+        with pytest.raises(Gone, match="speaks HTTP"):
+            for piece in pieces:
+                text, _ = one.sift(piece)
+                assert one.feed(text)[0] == b""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"GET me some coffee\n",
+        b"PUT / there\n",
+        b"GET /etc/motd and read it\n",
+        b"LOL *hugs*\n",
+        b"LOOK http://example.com/\n",
+        b"I LOVE HTTP/2\n",
+        b"SEE /s\n",
+        b"GET\n",
+        b"hi\nGET / HTTP/1.1\n",
+        b"\nGET / HTTP/1.1\n",
+        b"GET",
+    ],
+)
+def test_what_only_looks_like_http_is_a_message(text: bytes) -> None:
+    for pieces in ways(text):
+        assert receive(pieces) == (text if text.endswith(b"\n") else text + b"\n", b"")
+
+
+def test_tls_is_found_out_by_the_first_bytes_alone() -> None:
+    hello = b"\x16\x03\x01\x01\xff\x01rest"  # with a length that has telnet's byte in it
+    for pieces in ways(hello):
+        with pytest.raises(Gone, match="speaks TLS"):
+            receive(pieces)
+    for before in (b"x", b"hi\n", b"hi\nx", b"\x16\n", b"x" * (MAX_LINE + 1)):
+        for pieces in ways(before + hello + b"\n"):
+            receive(pieces)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_megabyte_of_random_bytes_does_others_no_harm(seed: int) -> None:
+    """However it is split, the lines that others get are whole, clean, valid UTF-8."""
+    chance = random.Random(seed)
+    alphabets = [bytes(range(256)), b"\xff\xfa\xf0\xfd\r\n\0\b", b"\xff\xfb\xe2\x80\xa8a\n:* /"]
+    pieces = []
+    for _ in range(200):
+        size = chance.choice([1, 1, 2, 3, 100, 16_384])
+        pieces.append(bytes(chance.choices(chance.choice(alphabets), k=size)))
+    hall = Hall()
+    one, two = hall.join(), hall.join("Two")
+    one.name, one.prefix = chance.choice([("", b""), ("One", b"One: ")])
+    hall.room.names.update({identity(one.name): one} if one.name else {})
+    source = Input(MAX_LINE)
+    source.in_first_line = False
+    for piece in pieces:
+        text, answers = source.sift(piece)
+        assert len(source.held) <= 5
+        assert all(command[0] in b"\xfc\xfe" for command in answers.split(b"\xff")[1:] if command)
+        rest = source.feed(text)[0]
+        while rest and one in hall.room.members:
+            rest = hall.say(one, rest)
+            for line in hall.heard(two):  # decodes it
+                assert line == clean(line.encode())
+                assert line.strip(" \t")
+                assert len(line.encode()) <= MAX_LINE + len(one.prefix)
+                assert line.startswith(("* ", one.prefix.decode()))
+
+
+# Lines
+
+
+@pytest.mark.parametrize(
+    "typed_keys, shown",
+    [
+        ("hekk\b\bllo", "hello"),
+        ("hekk\x7f\x7fllo", "hello"),
+        ("\u672c\u672c\b", "\u672c"),
+        ("\U0001f600\x7fx", "x"),
+        ("ab\b\b\b\b\bc", "c"),
+        ("\x07\b", ""),
+        ("a\x07\bb", "b"),  # what isn't shown isn't taken back
+        ("abc\x15de", "de"),
+        ("a\tb\b", "a\t"),
+        ("x\u2028Ann: hi\u2029", "x Ann: hi "),
+    ],
+)
+def test_keys_that_take_back_do_so(typed_keys: str, shown: str) -> None:
+    assert clean(typed_keys.encode()) == shown
+    assert not is_clean(typed_keys.encode())
+    assert is_clean(shown.encode())
+
+
+def test_take_back_leaves_all_else_as_it_is() -> None:
+    assert take_back("a\x00b\x1bc") == "a\x00b\x1bc"
+    assert typed(b"sec\xffret\x7f\x7f\x7fret\r\n") == b"sec\xffret"
+
+
+@pytest.mark.parametrize("name", ["", "Bob"])
+@pytest.mark.parametrize("history", [0, 10])
+def test_an_empty_line_is_nothing(name: str, history: int) -> None:
+    hall = Hall(history=history)
+    bob, ann = hall.join(name), hall.join()
+    for chunk in (b"\n", b"\n\n", b" \n\t \n", b"\x07\n", b"\r\n", b"x\b\n", b"//\b\b\n"):
+        hall.say(bob, chunk)
+        hall.say(bob, b"Bob: \nBob:   \n" if name else b"\n")
+    assert hall.heard(ann) == hall.heard(bob) == []
+    assert hall.room.history.pieces() == []
+    hall.say(bob, b"a\n\nb\n")
+    hall.say(bob, b"Bob: a\nBob: \nBob: b\n" if name else b"c\n \nd\n")
+    assert len(hall.heard(ann)) == 4
+
+
+def test_a_private_message_with_nothing_in_it_is_explained(hall: Hall) -> None:
+    john, ann = hall.join("John"), hall.join("Ann")
+    hall.say(john, "/msg Ann: \n")
+    assert hall.heard(john) == ["* a private message goes like this: /msg NAME: TEXT"]
+    assert hall.heard(ann) == []
+
+
+def test_quit_is_answered(hall: Hall) -> None:
+    for word in ("/quit", "/exit"):
+        one = hall.join()
+        hall.say(one, f"{word}\nnot heard\n")
+        assert hall.heard(one) == ["* bye"]
+        assert one not in hall.room.members
+
+
+def test_commands_have_the_names_that_people_know_from_elsewhere(hall: Hall) -> None:
+    one = hall.join()
+    hall.say(one, "/nick John\n/names\n")
+    assert hall.heard(one) == ["* you are John", "* here: John"]
+
+
+@pytest.mark.parametrize("name", ["", "John"])
+def test_the_text_that_goes_out_counts(name: str) -> None:
+    hall = Hall(max_line=30)
+    one, two = hall.join(name), hall.join("Two")
+    hall.say(one, b"x" * 30 + b"\n" + b"\x80" * 10 + b"\n" + b"\x80" * 11 + b"\n")
+    prefix = f"{name}: " if name else ""
+    assert hall.heard(two) == [prefix + "x" * 30, prefix + "\ufffd" * 10]
+    assert hall.heard(one) == ["* too long: a line has at most 30 bytes"]
+
+
+# What a line looks like
+
+COLONS = "\u2236\ua789\u2d7f\ufe55\uff1a\u05c3\u0703\u1365\u1803\u1809\u205a\u02d0\u02f8\u0589"
+ASTERISKS = "\u2217\u204e\u066d\uff0a\ufe61\u26b9\u2731\u2733\u22c6"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        # what has no width where it stands
+        *(f"{mark}Ann: I quit" for mark in "\u0301\u20dd\u11a8\u1160\ud7b0\u0903\u200b\ufe0f"),
+        *(f"{mark}* Ann left" for mark in "\u0301\u20dd\u11a8\u1160\ud7b0\u0903\u200b\ufe0f"),
+        "\u0301\u11a8\u0301Ann: hi",
+        " \u0301 \u0301Ann: hi",
+        "\u0301" * 1000 + "Ann: hi",
+        "An\u11a8n: hi",
+        # what looks alike
+        *(f"Ann{colon} hi" for colon in COLONS),
+        *(f"Ann (private){colon} hi" for colon in COLONS),
+        *(f"{asterisk} Ann left" for asterisk in ASTERISKS),
+        "\u0410nn: hi",  # Cyrillic
+        "\u0391nn: hi",  # Greek
+        "Ann (priv\u0430te): hi",
+        "\u0421\u041e\u0420: hi",
+        # what turns it around, before it begins
+        "\u202eAnn: hi",
+        "\u200b\u0301 \u2067* Ann left",
+    ],
+)
+def test_nobody_passes_for_another(hall: Hall, line: str) -> None:
+    hall.join("Ann")
+    hall.join("Cop")
+    one, two = hall.join(), hall.join()
+    hall.say(one, f"fine\n{line}\nfine too\n")
+    assert hall.heard(two) == ["fine", "fine too"]
+    assert len(hall.heard(one)) == 1
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "\u00e9t\u00e9: oui",
+        "2 * 3",
+        "\u2217bold\u2217",
+        "Anna: hi",
+        "\u0421\u043c\u043e\u0442\u0440\u0438 README: \u0442\u0430\u043c",
+        "\u1112\u1161\u11ab: decomposed",
+        "e\u0301: decomposed too",
+        "\u05e9\u05dc\u05d5\u05dd \u202dx",
+        "\u00a1Hola!",
+    ],
+)
+def test_other_lines_are_relayed_byte_for_byte(hall: Hall, line: str) -> None:
+    hall.join("Ann")
+    one, two = hall.join(), hall.join()
+    hall.say(one, f"{line}\n")
+    assert hall.heard(two) == [line]
+
+
+def test_a_line_does_not_begin_with_what_turns_it_around(hall: Hall) -> None:
+    one, two = hall.join(), hall.join()
+    hall.say(one, "\u202e:nnA\n\u200f hi\n\u202e\n")
+    assert hall.heard(two) == [":nnA", "hi"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(f"Ann{colon} yes" for colon in COLONS),
+        *(f"{asterisk} Ann" for asterisk in ASTERISKS),
+        *("\u0301Ann", "\u11a8Ann", "A\u11a8nn", "\u202eAnn", "A\u2028nn"),
+        *("\u0410nn", "Ann \u03b1", "Ann (priv\u0430te)", "\u0430 (private)"),
+    ],
+)
+def test_a_name_is_what_it_looks_like(name: str) -> None:
+    with pytest.raises(ValueError, match="^(has|does) no"):
+        valid_name(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "\u0410\u043d\u043d\u0430",
+        "\u039d\u03af\u03ba\u03bf\u03c2",
+        "\u672c John",
+        "\u00d1and\u00fa",
+        "\ud55c",
+        "a*b",
+    ],
+)
+def test_names_in_any_alphabet(name: str) -> None:
+    assert valid_name(name) == name
+
+
+def test_names_that_look_alike_are_the_same_name(hall: Hall) -> None:
+    hall.join("Cop")
+    one = hall.join()
+    hall.say(one, "/name \u0421\u043e\u0440\n")
+    assert hall.heard(one) == ["* \u0421\u043e\u0440 is taken"]
+
+
+# No answer sets off another
+
+
+def test_a_line_like_the_rooms_is_explained_once(hall: Hall) -> None:
+    one, two = hall.join(), hall.join()
+    hall.say(one, "* a\n* b\n\u2217 c\nfine\n")
+    assert hall.heard(two) == ["fine"]
+    (answer,) = hall.heard(one)
+    assert answer.startswith("* only the room begins a line")
+
+
+@pytest.mark.parametrize("names", [[], ["Ann"], ["Ann", "Bob"]])
+def test_two_rooms_that_a_relay_joins_go_quiet(names: list[str]) -> None:
+    """The relay hands on each line that it hears in one room to the other, answers too."""
+    halls = [Hall(max_line=100), Hall(max_line=60)]
+    relays = [hall.join() for hall in halls]
+    people = [[hall.join(name) for name in names] + [hall.join()] for hall in halls]
+    lines = "hi\n/who\n/foo\n//foo\n//msg x: y\n//help\n//name Ann\n//who\nAnn: hi\n"
+    lines += "x" * 90 + "\n"
+    for here, hall in enumerate(halls):
+        for one in people[here]:
+            hall.say(one, lines)
+    for _ in range(20):
+        heard = [hall.heard(relay) for hall, relay in zip(halls, relays)]
+        if not any(heard):
+            break
+        for there, said in zip((1, 0), heard):
+            halls[there].say(relays[there], "".join(f"{line}\n" for line in said))
+    else:
+        pytest.fail("they talk for ever")
+    for here, hall in enumerate(halls):
+        assert hall.heard(people[here][-1]).count("hi") >= 1
+
+
+# What takes time weighs
+
+
+def weight_of(chunk: bytes, *, name: str = "", budget: int = 100_000) -> tuple[int, int]:
+    """Returns how many lines of a chunk are heard within a budget, and how much they weighed."""
+    room, member = Room(), Member()
+    room.join(member)
+    if name:
+        room.hear(member, f"/name {name}\n".encode(), 1000)
+        room.take_batch()
+    rest = room.hear(member, chunk, budget)
+    return chunk.count(b"\n") - rest.count(b"\n"), room.batch.weight
+
+
+@pytest.mark.parametrize(
+    "line, name",
+    [("", ""), ("", "John"), ("* x", ""), (" ", "John"), ("x\b", ""), ("John: ", "John")],
+)
+def test_what_comes_to_nothing_weighs(line: str, name: str) -> None:
+    heard, weight = weight_of(f"{line}\n".encode() * 10_000, name=name)
+    assert heard < 100_000 / ITEM_WEIGHT + 1
+    assert 100_000 <= weight < 101_000
+
+
+def test_broken_bytes_are_looked_at_once_and_within_the_budget(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looked_at = []
+    monkeypatch.setattr(chat_server, "clean", lambda line: looked_at.append(line) or clean(line))
+    heard, _ = weight_of(b"\xff\n" * 50_000)
+    assert len(looked_at) == heard < 2000
+
+
+@pytest.mark.parametrize("line", ["\ufdfa" * 200 + ": x", "/name " + "\ufdfa" * 30])
+def test_letters_that_are_compared_weigh(line: str) -> None:
+    heard, _ = weight_of(f"{line}\n".encode() * 200)
+    assert heard <= 100_000 / LETTERS_WEIGHT + 1
+
+
+def test_no_more_letters_are_compared_than_a_name_can_have(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lengths: list[int] = []
+    normalize = chat_server.unicodedata.normalize
+
+    def record(form: Any, text: str) -> str:
+        result = normalize(form, text)
+        lengths.append(len(result))
+        return result
+
+    monkeypatch.setattr(chat_server.unicodedata, "normalize", record)
+    weight_of(("\ufdfa" * 2000 + ": x\n/name " + "\ufdfa" * 2000 + "\n").encode())
+    assert lengths and max(lengths) <= 18 * chat_server.MAX_NAME
+
+
+def test_letters_that_need_no_look_do_not_weigh() -> None:
+    line = "Gr\u00fc\u00dfe an alle\n".encode()
+    assert weight_of(line * 100)[1] < 100 * (2 * len(line) + ITEM_WEIGHT)
+
+
+def test_marks_before_a_line_weigh() -> None:
+    heard, _ = weight_of(("\u0301" * 4000 + "x\n").encode() * 20)
+    assert heard <= 2
