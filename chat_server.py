@@ -123,10 +123,10 @@ HARD_LIMIT = 4 * 1024 * 1024  # bytes in a queue, however steadily it is read
 ALLOWANCE = 1024  # bytes a second, or what they cost
 DEBT = 32 * 1024  # bytes
 LOUD_TIME = 10.0  # seconds that one who wanted more counts as loud
-SLOW_TICK = 0.05  # seconds between the turns of the loud
 MAX_UNREAD = 16 * 1024  # bytes of answers that wait until who asked for them isn't heard any more
 BATCH_COST = 128  # bytes that count for a batch in a queue, so that queues aren't long either
 TICK = 1.0  # seconds between looks at what depends on time
+SHORT_TICK = 0.05  # seconds: the same for the turns of the loud, and for those who are leaving
 LAST_CALL = 1.0  # seconds in which a room that closes hears what had arrived before
 FAREWELL = 5.0  # seconds for a member that leaves to get what was said before
 LINGER = 0.5  # seconds that we wait for its own close after that
@@ -1636,13 +1636,13 @@ class Connection(Member):
 class TLSConnection(Connection):
     """A connection through TLS, which may have to send before it can receive."""
 
-    __slots__ = ("shaking_hands", "tls_wants")
-    sock: ssl.SSLSocket
+    __slots__ = ("shaking_hands", "tls", "tls_wants")
 
     def __init__(
         self, sock: ssl.SSLSocket, peer: str, selector: selectors.BaseSelector, max_line: int
     ) -> None:
         self.shaking_hands = True
+        self.tls: ssl.SSLSocket | None = sock  # none after our end of the stream
         self.tls_wants = 0
         super().__init__(sock, peer, selector, max_line)
 
@@ -1657,7 +1657,7 @@ class TLSConnection(Connection):
         """Returns what comes of an action, None if TLS can't finish that now. Raises Gone."""
         try:
             return action(*given)
-        except ssl.SSLWantReadError:
+        except (ssl.SSLWantReadError, BlockingIOError):
             return None
         except ssl.SSLWantWriteError:  # such as an answer to a change of keys
             self.tls_wants = EVENT_WRITE
@@ -1674,7 +1674,8 @@ class TLSConnection(Connection):
 
     def handshake(self) -> bool:
         """Returns True when the handshake is done. Raises OSError, also if it isn't."""
-        self.sock.do_handshake()
+        assert self.tls
+        self.tls.do_handshake()
         return True
 
     def receive_bytes(self, limit: int) -> bytes | None:
@@ -1689,7 +1690,8 @@ class TLSConnection(Connection):
             self.stop_sending()
 
     def has_more(self) -> bool:
-        return bool(self.unheard or self.sock.pending())  # what is decrypted left the kernel
+        # What is decrypted isn't in the kernel any more.
+        return bool(self.unheard or (self.tls and self.tls.pending()))
 
     def send(self, data: bytes | memoryview) -> int:
         self.note_error()
@@ -1704,8 +1706,12 @@ class TLSConnection(Connection):
             raise lost(error) from error
 
     def end_stream(self) -> None:
+        assert self.tls
         with suppress(OSError):
-            self.sock.unwrap()  # sends close_notify; that of the peer is not waited for
+            self.tls.unwrap()  # sends close_notify; that of the peer is not waited for
+        # What still comes is drained, and OpenSSL would take it for an error.
+        self.sock, self.tls = socket.socket(fileno=self.tls.detach()), None
+        self.sock.setblocking(False)
         super().end_stream()
 
 
@@ -2254,30 +2260,29 @@ class ChatServer:
             return 0
         throttle, door = self.throttle, self.door
         deadlines = [*self.leaving.values(), *door.waiting.values()]
-        if throttle.paused and throttle.slowing:
-            deadlines.append(throttle.renewed_at + SLOW_TICK)
-        if self.leaving or door.late or self.acceptor.retry_at is not None:
+        now = self.clock.now()
+        if self.leaving or (throttle.paused and throttle.slowing):
+            deadlines.append(now + SHORT_TICK)
+        if door.late or throttle.behind or throttle.paused or self.acceptor.retry_at is not None:
             deadlines.append(self.next_tick)
-        if throttle.behind or throttle.paused:
-            deadlines.append(self.next_tick)
-        return max(0.0, min(deadlines) - self.clock.now()) if deadlines else None
+        return max(0.0, min(deadlines) - now) if deadlines else None
 
     def tick(self, now: float) -> None:
         """Once a second, if there is anything to do: lets newcomers in again if that had failed,
-        looks at passwords that came too early, and at what leavers have got."""
+        looks at passwords that came too early."""
         self.next_tick = now + TICK
         self.acceptor.retry(time.monotonic())
         self.throttle.tick()
         self.door.tries.tick(now)
         for conn in list(self.door.late):
             self.guard(self.judge, conn)
-        for conn in list(self.leaving):
-            self.linger(conn)
 
     def close_overdue(self, now: float) -> None:
         """Closes those whose time is up."""
-        for conn in [conn for conn, deadline in self.leaving.items() if now >= deadline]:
-            self.forget(conn)
+        for conn in list(self.leaving):
+            self.linger(conn)
+            if now >= self.leaving[conn]:
+                self.forget(conn)
         for conn in [conn for conn, deadline in self.door.waiting.items() if now >= deadline]:
             if conn in self.door.refused:
                 self.guard(self.turn_away, conn, "wrong password")
@@ -2494,7 +2499,7 @@ class ChatServer:
 
     def drain(self, conn: Connection, limit: int) -> None:
         """Receives from somebody who has left; only its end is of interest."""
-        if conn.receive(limit) == b"":
+        if conn.receive_bytes(limit) == b"":
             conn.read_on(False)
             self.finish(conn)
 

@@ -152,13 +152,21 @@ class Server:
         assert found
         return found
 
-    def dial(self, host: str = "127.0.0.1", receive_buffer: int = 0) -> socket.socket:
-        """Returns a socket that is connected, and through TLS if the server speaks it."""
+    def dial(
+        self, host: str = "127.0.0.1", receive_buffer: int = 0, source: str = ""
+    ) -> socket.socket:
+        """Returns a socket that is connected, from a source address if one is given, and through
+        TLS if the server speaks it."""
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         sock = socket.socket(family, socket.SOCK_STREAM)
         if receive_buffer:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         sock.settimeout(DEADLINE)
+        if source:
+            try:
+                sock.bind((source, 0))
+            except OSError:
+                pytest.skip(f"this machine doesn't have {source}")
         sock.connect((host, self.port))
         return (
             trusting(CERTS / "room.pem").wrap_socket(sock, server_hostname=host)
@@ -166,8 +174,10 @@ class Server:
             else sock
         )
 
-    def connect(self, host: str = "127.0.0.1", receive_buffer: int = 0) -> Peer:
-        return Peer(self.dial(host, receive_buffer))
+    def connect(
+        self, host: str = "127.0.0.1", receive_buffer: int = 0, source: str = ""
+    ) -> Peer:
+        return Peer(self.dial(host, receive_buffer, source))
 
     def join(self, name: str = "", receive_buffer: int = 0) -> Peer:
         """Connects to a room, and takes a name there."""

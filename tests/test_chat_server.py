@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import calendar
+import contextlib
 import os
 import signal
 import socket
@@ -306,3 +307,25 @@ def test_closing_room_lets_nobody_in(room: Server) -> None:
         room.connect()
     assert room.process.poll() is None
     slow.close()
+
+
+def test_whoever_leaves_while_still_sending_gets_all_that_was_on_its_way(
+    start: Callable[..., Server],
+) -> None:
+    room = start("chat_server.py")
+    leaver, talker = room.join(receive_buffer=8192), room.join("Talker")
+    leaver.expect("* Talker joined\n")
+    for number in range(100):
+        talker.send(f"{number:0990}\n")
+    talker.send("/who\n")
+    talker.expect("* here: Talker and 1 unnamed\n")
+    leaver.send("/quit\n")
+    received, more = b"", b"."
+    while more and not received.endswith(b"* bye\n"):
+        more = leaver.sock.recv(2000)
+        received += more
+        time.sleep(0.02)  # it is slow
+        with contextlib.suppress(OSError):  # by the end nothing is taken any more
+            leaver.send("still sending\n")
+    assert received.count(b"Talker: ") == 100
+    assert received.endswith(b"* bye\n")

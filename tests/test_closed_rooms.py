@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import ssl
@@ -129,20 +130,65 @@ def test_silence_at_the_door_ends(
     room.wait_for_log("was not let in")
 
 
-def test_a_crowd_at_the_door_disturbs_nobody_and_the_oldest_goes(closed: Server) -> None:
+def test_a_crowd_at_the_door_disturbs_nobody_and_another_host_gets_in(closed: Server) -> None:
     ann, bob = get_in(closed, "Ann"), get_in(closed, "Bob")
     ann.expect("* Bob joined\n")
-    first = closed.connect()
+    first = closed.connect(source="127.0.0.2")
     first.expect("* password?\n")
-    crowd = [closed.connect() for _ in range(100)]
-    assert first.rest() == b""
+    crowd = [closed.connect(source="127.0.0.2") for _ in range(99)]
+    for one in crowd:
+        one.expect("* password?\n")
+    assert closed.connect(source="127.0.0.2").rest() == b"* the room is full\n"
+    late = closed.connect()  # from a host that has no place there
+    late.expect("* password?\n")
+    assert crowd[-1].rest() == b"", "it came last, of the host that has most"
     closed.wait_for_log("had to make room at the door")
     for number in range(10):
         ann.send(f"{number}\n")
         bob.expect(f"Ann: {number}\n")
-    crowd[-1].expect("* password?\n")
-    crowd[-1].send(f"{PASSWORD}\n")
-    crowd[-1].expect(WELCOME)
+    for one in (first, crowd[0], late):
+        one.send(f"{PASSWORD}\n")
+        one.expect(WELCOME)
+
+
+@pytest.mark.parametrize("start", ["tls"], indirect=True)
+def test_silent_handshakes_do_not_keep_the_same_host_from_typing_a_password(
+    start: Callable[..., Server], tmp_path: Path, password_file: str
+) -> None:
+    patch = "chat_server.HANDSHAKE_TIME = 0.3"
+    room = patched(start, tmp_path, patch, "--password-file", password_file)
+    silent = [socket.create_connection(("127.0.0.1", room.port)) for _ in range(60)]
+    slow = room.connect()
+    slow.expect("* password?\n")
+    room.wait_for_log("was not let in")
+    more = [socket.create_connection(("127.0.0.1", room.port)) for _ in range(60)]
+    slow.send(f"{PASSWORD}\n")
+    slow.expect(WELCOME)
+    for sock in silent + more:
+        sock.close()
+
+
+def test_the_answer_to_a_wrong_password_waits(closed: Server) -> None:
+    stranger = closed.connect()
+    stranger.expect("* password?\n")
+    began = time.monotonic()
+    stranger.send("guess\n")
+    stranger.expect("* wrong password\n")
+    assert time.monotonic() - began > 0.9
+    assert stranger.rest() == b""
+
+
+def test_guessing_is_slow_for_each_host_and_nobody_else(closed: Server) -> None:
+    """Each guess on a connection of its own, and none waits for an answer."""
+    guesses = [closed.connect(source="127.0.0.2") for _ in range(50)]
+    for number, guess in enumerate(guesses):
+        guess.send(PASSWORD if number == 20 else f"guess {number}")
+        guess.send("\n")
+    closed.wait_for_log("gave a wrong password")
+    get_in(closed)  # from another host
+    eventually(lambda: closed.log().count("gave a wrong password") >= 4)
+    assert closed.log().count("gave a wrong password") < 8
+    assert "127.0.0.2:" not in " ".join(re.findall("(.*) connected", closed.log()))
 
 
 def test_a_thousand_wrong_tries_do_not_slow_the_room(closed: Server) -> None:
@@ -297,6 +343,27 @@ def test_clean_end_is_said_with_close_notify(room: Server) -> None:
             break
         received += data
     assert received == WELCOME + b"* bye\n"
+
+
+@tls
+def test_a_peer_that_ends_first_gets_close_notify_too(room: Server) -> None:
+    context = trusting(CERTS / "room.pem")
+    raw = socket.create_connection(("127.0.0.1", room.port), DEADLINE)
+    peer = context.wrap_socket(raw, server_hostname="localhost", suppress_ragged_eofs=False)
+    assert peer.recv(1000) == WELCOME
+    socket.socket.shutdown(peer, socket.SHUT_WR)
+    assert peer.recv(1000) == b""  # raises SSLEOFError where there is no close_notify
+
+
+@tls
+def test_no_group_but_a_curve_is_agreed_on(room: Server) -> None:
+    """With ffdhe8192 a client can have a server compute for 100 ms, and needn't compute itself."""
+    command = [needs("openssl"), "s_client", "-connect", f"127.0.0.1:{room.port}", "-groups"]
+    for groups, agreed in (("ffdhe8192:ffdhe2048", False), ("ffdhe8192:P-256", True)):
+        done = subprocess.run(
+            [*command, groups], input=b"", capture_output=True, check=False, timeout=DEADLINE
+        )
+        assert (b"BEGIN CERTIFICATE" in done.stdout) == agreed
 
 
 @tls

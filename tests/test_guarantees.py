@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import statistics
 import time
@@ -97,6 +98,59 @@ def test_slow_but_steady_reader_stays(impatient_room: Server) -> None:
     pump([slow, sender], read_a_mb_a_second_for_a_while)
     assert len(slow.received) > 1_000_000
     assert slow.received == flood[: len(slow.received)]
+    assert "disconnected: " not in room.log()
+
+
+@pytest.mark.parametrize("from_many", [False, True])
+def test_a_steady_reader_stays_at_the_pace_that_is_promised(
+    start: Callable[..., Server], tmp_path: Path, from_many: bool
+) -> None:
+    """Whatever the others say, and from however many connections, old or new. For a faster test the
+    pace is 64 KiB a second, and patience a second; a reader with a small buffer is seen to read."""
+    patch = "chat_server.PACE, chat_server.PATIENCE, chat_server.STEP = 65536, 1, 65536"
+    room = patched(start, tmp_path, patch)
+    (slow,) = walkers(room, 1, receive_buffer=8192)
+    slow.most = 4096
+    others = walkers(room, 20 if from_many else 1)
+    for other in others:
+        other.say(numbered("flood", 100_000))
+    began = time.monotonic()
+
+    def read_steadily() -> bool:
+        elapsed = time.monotonic() - began
+        slow.reading = len(slow.received) < 75_000 * elapsed
+        if from_many and len(others) < 200:  # newcomers come, talk and go all the while
+            one = Walker(room)
+            one.say(b"/name n%d\n" % len(others) + b"new here\n" * 400)
+            others.append(one)
+            others[-20].close()
+        return elapsed > 4
+
+    pump([slow, *others], read_steadily)
+    assert len(slow.received) > 200_000
+    assert f"{slow.sock.getsockname()[1]} disconnected" not in room.log()
+
+
+def test_time_in_which_the_server_was_stopped_does_not_count(impatient_room: Server) -> None:
+    room = impatient_room
+    slow, sender = walkers(room, 1, receive_buffer=4096) + walkers(room, 1)
+    slow.most = 4096
+    sender.say(numbered("s", 200_000))
+    began = time.monotonic()
+    stopped = False
+
+    def read_on() -> bool:
+        nonlocal stopped
+        elapsed = time.monotonic() - began
+        slow.reading = len(slow.received) < 300_000 * elapsed
+        if elapsed > 0.5 and not stopped:
+            stopped = True
+            room.process.send_signal(signal.SIGSTOP)
+            time.sleep(1.8)  # not to wait for something: this is what is tried
+            room.process.send_signal(signal.SIGCONT)
+        return elapsed > 3
+
+    pump([slow, sender], read_on)
     assert "disconnected: " not in room.log()
 
 
@@ -336,6 +390,31 @@ def test_full_room_says_so_and_has_a_place_again_later(start: Callable[..., Serv
     room.join()
 
 
+def test_a_full_room_has_a_place_for_a_host_that_has_fewer(start: Callable[..., Server]) -> None:
+    room = start("chat_server.py", "--max-clients", "3")
+    crowd = [room.connect(source="127.0.0.2") for _ in range(3)]
+    for one in crowd:
+        one.expect(WELCOME)
+    assert room.connect(source="127.0.0.2").rest() == b"* the room is full\n"
+    ann = room.join("Ann")
+    assert crowd.pop().rest().endswith(b"* the room is full, and your place goes to somebody else\n")
+    assert room.connect().rest() == b"* the room is full\n", "now both have about as many"
+    crowd[0].send("still here\n")
+    ann.expect("still here\n")
+
+
+def test_silent_members_do_not_fill_a_room_for_their_own_host(
+    start: Callable[..., Server], tmp_path: Path
+) -> None:
+    room = patched(start, tmp_path, "chat_server.SILENCE = 0.2", "--max-clients", "3")
+    ann, silent, bob = room.join("Ann"), room.join(), room.join("Bob")
+    time.sleep(0.3)  # not to wait for something: this is what is tried
+    room.join()
+    assert b"your place goes to somebody else" in silent.rest()
+    ann.send("hi\n")
+    bob.expect("Ann: hi\n")
+
+
 def test_out_of_descriptors_the_room_goes_on_and_idles(start: Callable[..., Server]) -> None:
     resource = pytest.importorskip("resource")
     room = start(
@@ -406,3 +485,15 @@ def test_unexpected_exception_ends_one_connection_alone(
     three = room.join()
     three.send("on\n")
     two.expect("on\n")
+
+
+def test_what_had_arrived_before_the_end_is_heard(room: Server) -> None:
+    """Also of somebody who is slowed just then, as another is behind."""
+    stuck, talker, listener = walkers(room, 3)
+    stuck.reading = False
+    lines = numbered("talk", 24_000)
+    talker.say(lines)
+    pump([stuck, talker, listener], lambda: len(listener.received) > 300_000)
+    room.process.send_signal(signal.SIGTERM)
+    pump([talker, listener], lambda: listener.ended)
+    assert listener.received == lines + b"* the room is closing\n"

@@ -7,12 +7,13 @@ import select
 import selectors
 import socket
 import ssl
+import threading
 import time
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from support import CERTS, DEADLINE, CheckedServer, Inside, Peer, pair
+from support import CERTS, DEADLINE, WELCOME, CheckedServer, Inside, Peer, pair, trusting
 
 import chat_client
 import chat_server
@@ -48,6 +49,42 @@ def test_last_words_are_heard_although_something_was_said_after_the_close(inside
         conn.say(b"too late\n")
     server.read_all({conn})
     assert server.room.take_batch().text == b"bye\n"
+
+
+def tls_member() -> tuple[CheckedServer, Connection, Peer]:
+    """Returns a room that speaks TLS and doesn't run, its one member, and that one's peer."""
+    files = str(CERTS / "room.pem"), str(CERTS / "room.key")
+    server = CheckedServer([], Room(), tls=chat_server.make_server_tls(*files))
+    sock, peer = pair()
+    server.admit(sock, "peer")
+    context = trusting(CERTS / "room.pem")
+
+    def shake_hands() -> None:
+        peer.sock = context.wrap_socket(peer.sock, server_hostname="localhost")
+
+    thread = threading.Thread(target=shake_hands)
+    thread.start()
+    while not server.room.members:
+        server.turn()
+    thread.join(DEADLINE)
+    peer.expect(WELCOME)
+    return server, server.members()[0], peer
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+def test_last_words_through_tls_are_heard_unless_the_stream_was_cut(in_order: bool) -> None:
+    """OpenSSL tells neither; the error that the kernel keeps does."""
+    server, conn, peer = tls_member()
+    peer.send(b"bye")
+    if in_order:
+        peer.close()
+    else:
+        peer.reset()
+    for _ in range(3):  # the first is answered with a reset
+        conn.say(b"too late\n")
+    while conn in server.room.members:
+        server.read_all({conn})
+    assert server.room.take_batch().text == (b"bye\n" if in_order else b"")
 
 
 def test_closing_room_hears_what_waits_for_the_next_turn(inside: Inside) -> None:

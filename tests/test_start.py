@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -281,3 +282,24 @@ def test_forbidden_port_is_explained(module: Any) -> None:
     assert module.why_not_listening(error, "localhost", 7) == (
         "port 7 on localhost is for the superuser; choose one above 1023 with --port"
     )
+
+
+@pytest.mark.parametrize("script", SERVERS)
+def test_a_closed_terminal_ends_a_server_in_order(start: Callable[..., Server], script: str) -> None:
+    server = start(script)
+    peer = server.join() if script == "chat_server.py" else server.connect()
+    assert server.stop(signal.SIGHUP) == 0
+    assert peer.rest() == (b"* the room is closing\n" if script == "chat_server.py" else b"")
+    assert "stopped by SIGHUP" in server.log()
+
+
+@pytest.mark.parametrize("script", SERVERS)
+def test_under_nohup_a_closed_terminal_is_nothing(start: Callable[..., Server], script: str) -> None:
+    server = start(
+        script, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN) and None
+    )
+    server.process.send_signal(signal.SIGHUP)
+    peer = server.join() if script == "chat_server.py" else server.connect()
+    peer.send("/who\n")
+    assert peer.line() != b""
+    assert server.stop() == 0
