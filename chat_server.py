@@ -1391,14 +1391,14 @@ class Acceptor:
 #
 # What moves it on:
 #
-#   at door -> member     the right password, or none is needed     ChatServer.enter
-#   at door -> leaving    the same, but the room is full; a wrong   ChatServer.turn_away
+#   at door -> member     the right password, or none is needed     Membership.enter
+#   at door -> leaving    the same, but the room is full; a wrong   Membership.turn_away
 #                         password, after a second
-#   member  -> leaving    /quit, the end of its stream, or of the   ChatServer.start_leaving
+#   member  -> leaving    /quit, the end of its stream, or of the   Membership.start_leaving
 #                         room; its place goes to another
-#   leaving -> closed     its queue is empty and its own stream     ChatServer.finish
+#   leaving -> closed     its queue is empty and its own stream     Membership.finish
 #                         has ended, or LINGER or FAREWELL is over
-#   any     -> closed     an error, too far behind, out of time     ChatServer.disconnect
+#   any     -> closed     an error, too far behind, out of time     Membership.disconnect
 
 
 def lost(error: OSError) -> Gone:
@@ -1437,7 +1437,7 @@ class Connection(Member):
         super().__init__()
         self.sock = sock
         self.peer = peer
-        self.host = sys.intern(host_of(sock.getpeername()))
+        self.host = sys.intern(host_of(peer))
         self.selector = selector
         self.events = 0  # for which it is registered with the selector
         self.framer = Input(max_line)
@@ -1813,10 +1813,11 @@ class Clock:
         self.woken_at = woken_at
 
 
-def host_of(address: Address) -> str:
-    """Returns what stands for one host: an IPv4 address, or the network of 64 bits, in hexadecimal,
-    that an IPv6 address is in, as the rest of that can be chosen freely."""
-    host: str = address[0]
+def host_of(peer: str) -> str:
+    """Returns what stands for the host of a peer, as format_address() writes that: an IPv4 address,
+    or the network of 64 bits, in hexadecimal, that an IPv6 address is in, as the rest of that can
+    be chosen freely."""
+    host = peer.rpartition(":")[0].strip("[]")
     if ":" not in host:
         return host
     return socket.inet_pton(socket.AF_INET6, host.partition("%")[0])[:8].hex()
@@ -1902,14 +1903,17 @@ class Door:
         self.late: dict[Connection, tuple[bytes, bytes]] = {}  # a password, what came after it
         self.refused: set[Connection] = set()
 
-    def arrive(self, conn: Connection) -> bool:
-        """Takes a newcomer; says whether it may come in at once. Raises Gone."""
+    # Each step with a newcomer returns what it has sent so far, if it may come in, else None, and
+    # raises Gone.
+
+    def arrive(self, conn: Connection) -> bytes | None:
+        """Takes a newcomer."""
         now = self.clock.now()
         self.places.take(conn, now)
         if not conn.shaking_hands:
             return self.greet(conn)
         self.waiting[conn] = now + min(HANDSHAKE_TIME, DOOR_TIME)
-        return False
+        return None
 
     def forget(self, conn: Connection) -> None:
         """Somebody is at the door no more."""
@@ -1919,12 +1923,11 @@ class Door:
         self.places.leave(conn)
 
     def step(self, conn: Connection) -> bytes | None:
-        """Goes on with a newcomer whose socket is ready: first the handshake, then the password.
-        When it may come in, returns what it has sent after that, else None. Raises Gone."""
+        """Goes on with a newcomer whose socket is ready: first the handshake, then the password."""
         conn.flush()
         if conn.shaking_hands:
             conn.shake_hands()
-            return b"" if not conn.shaking_hands and self.greet(conn) else None
+            return None if conn.shaking_hands else self.greet(conn)
         data = conn.receive(TLS_RECORD) if conn.reading else None
         if data is None:
             return None
@@ -1938,16 +1941,16 @@ class Door:
         self.late[conn] = (typed(given), rest)
         return self.judge(conn)
 
-    def greet(self, conn: Connection) -> bool:
-        """Asks somebody for the password; says whether it may come in without. Raises Gone."""
+    def greet(self, conn: Connection) -> bytes | None:
+        """Asks for the password, if there is one."""
         self.waiting[conn] = self.clock.now() + DOOR_TIME
-        if self.password:
-            conn.say(notice("password?"))
-        return not self.password
+        if not self.password:
+            return b""
+        conn.say(notice("password?"))
+        return None
 
     def judge(self, conn: Connection) -> bytes | None:
-        """Looks at the password that somebody has given, unless it is too early for that. When it
-        may come in, returns what it has sent after that, else None."""
+        """Looks at the password that was given, unless it is too early for that."""
         now = self.clock.now()
         if not self.tries.allow(conn.host, now):
             return None
@@ -2131,165 +2134,28 @@ class Throttle:
         self.stop_slowing(conn)
 
 
-class ChatServer:
-    """Moves bytes between the sockets and the room, until SIGINT or SIGTERM."""
+class Membership:
+    """Who is at the door, in the room, or leaving: moves connections from one state to the next.
 
-    def __init__(
-        self,
-        listeners: Sequence[socket.socket],
-        room: Room,
-        max_clients: int = MAX_CLIENTS,
-        max_line: int = MAX_LINE,
-        transcript: Transcript | None = None,
-        password: bytes = b"",
-        tls: ssl.SSLContext | None = None,
-    ) -> None:
+    What their order rests on: nobody is closed or forgotten who is still a member, as the room has
+    to hear of it first; and a throttle that forgets somebody may let others speak again, so that it
+    does so before anything else about that one is dropped.
+    """
+
+    def __init__(self, room: Room, size: int, password: bytes) -> None:
         self.room = room
-        self.max_line = max_line
-        self.transcript = transcript
-        self.tls = tls
-        self.selector = selectors.DefaultSelector()
-        self.acceptor = Acceptor(self.selector, listeners, self.admit)
         self.clock = Clock()
         self.door = Door(password, self.clock)
-        self.places = Places(max_clients)
+        self.places = Places(size)
         self.throttle = Throttle(self.clock)
         # Members no more, or never; each with the time at which it is closed at the latest.
         self.leaving: dict[Connection, float] = {}
         self.in_hand: set[Connection] = set()  # have input that the selector doesn't know of
-        self.next_tick = 0.0
-        self.stop_signals = 0
-        self.closing = False  # what arrives now is heard, however much that is
+        self.closed: Callable[[], None] = lambda: None  # is called after each close
 
-    # The loop
-
-    def run(self) -> int:
-        """Serves; returns the exit status.
-
-        The selector holds with each socket its connection, with others what to call when they are
-        ready.
-        """
-        with self.selector, open_signal_socket(*ending_signals()) as signals:
-            self.selector.register(signals, EVENT_READ, partial(self.on_signal, signals))
-            self.acceptor.start()
-            while not self.stop_signals:
-                self.turn()
-            self.last_call()
-            self.close_room()
-            while self.leaving and self.stop_signals == 1:
-                self.turn()
-            return 0 if not self.leaving else 1
-
-    def on_signal(self, signals: socket.socket) -> None:
-        """Closes the room; a second signal ends the farewells too."""
-        for number in signals.recv(16):
-            log.info("stopped by %s", signal.Signals(number).name)
-            self.stop_signals += 1
-
-    def turn(self) -> None:
-        """Waits for sockets to be ready, hears what came, delivers it.
-
-        A turn flushes before it reads, reads each connection once, and delivers once. So whoever
-        leaves in it has its last batch before anything else can end its stream.
-        """
-        knocking, readable = self.wait(self.timeout())
-        self.serve_door(knocking)
-        self.read_all(readable)
-        self.deliver(self.room.take_batch())
-        self.throttle.renew()
-        now = self.clock.now()
-        self.close_overdue(now)
-        if now >= self.next_tick:
-            self.tick(now)
-
-    def wait(self, timeout: float | None) -> tuple[list[Connection], set[Connection]]:
-        """Waits so many seconds at most, and sends what can be sent; returns who is ready at the
-        door, and who can be read.
-
-        An event can be stale: what was served before it in this turn may have closed its socket.
-        """
-        knocking = []
-        readable = {conn for conn in self.in_hand if conn.reading}
-        events_of_all = self.selector.select(timeout)
-        self.clock.wake(timeout)
-        for key, events in events_of_all:
-            ready = key.data
-            if not isinstance(ready, Connection):
-                ready()
-                continue
-            events = ready.unstick(events)
-            if ready in self.door.waiting:
-                knocking.append(ready)
-                continue
-            if events & EVENT_WRITE:
-                self.guard(self.flush, ready)
-            if events & EVENT_READ:
-                readable.add(ready)
-        return knocking, readable
-
-    def serve_door(self, knocking: list[Connection]) -> None:
-        """Goes on with those who are ready at the door, for as long as the door may take of a turn;
-        at random, so that nobody who keeps knocking is always served before the others."""
-        random.shuffle(knocking)
-        began = time.monotonic()
-        for conn in knocking:
-            self.guard(self.step_at_door, conn)
-            if time.monotonic() - began > DOOR_SHARE:
-                break
-
-    def read_all(self, readable: set[Connection]) -> None:
-        """Reads from everyone who has something to say, each once, until the turn is full.
-
-        Whoever has said least lately comes first, so that a flood doesn't keep others from being
-        heard. Whoever is left over for the next turn is still ready then, or still in hand.
-        """
-        crowd = len(self.room.members) or 1
-        share = max(MIN_READ, min(TURN_READ, TURN_DELIVERY // crowd) // (len(readable) or 1))
-        batch, spent = self.room.batch, self.throttle.spent
-        for conn in sorted(readable, key=lambda conn: spent.get(conn, 0)):
-            if batch.size * crowd >= TURN_DELIVERY or batch.weight >= TURN_WEIGHT:
-                break
-            if conn.reading:
-                self.guard(self.read, conn, share)
-        self.in_hand = {conn for conn in self.in_hand | readable if conn.has_more()}
-
-    def timeout(self) -> float | None:
-        """Returns how long the loop may sleep at most: for ever, if nothing depends on time."""
-        # Whoever was disconnected after the last delivery has left something to deliver.
-        if self.room.batch.cuts or any(conn.reading for conn in self.in_hand):
-            return 0
-        throttle, door = self.throttle, self.door
-        deadlines = [*self.leaving.values(), *door.waiting.values()]
-        now = self.clock.now()
-        if self.leaving or (throttle.paused and throttle.slowing):
-            deadlines.append(now + SHORT_TICK)
-        if door.late or throttle.behind or throttle.paused or self.acceptor.retry_at is not None:
-            deadlines.append(self.next_tick)
-        return max(0.0, min(deadlines) - now) if deadlines else None
-
-    def tick(self, now: float) -> None:
-        """Once a second, if there is anything to do: lets newcomers in again if that had failed,
-        looks at passwords that came too early."""
-        self.next_tick = now + TICK
-        self.acceptor.retry(time.monotonic())
-        self.throttle.tick()
-        self.door.tries.tick(now)
-        for conn in list(self.door.late):
-            self.guard(self.judge, conn)
-
-    def close_overdue(self, now: float) -> None:
-        """Closes those whose time is up."""
-        for conn in list(self.leaving):
-            self.linger(conn)
-            if now >= self.leaving[conn]:
-                self.forget(conn)
-        for conn in [conn for conn, deadline in self.door.waiting.items() if now >= deadline]:
-            if conn in self.door.refused:
-                self.guard(self.turn_away, conn, "wrong password")
-            else:
-                self.disconnect(conn, "was not let in")
-        for conn in self.throttle.overdue():
-            self.disconnect(conn, f"disconnected: too far behind for {PATIENCE:.0f} s")
+    def members(self) -> list[Connection]:
+        """Returns who is in the room. Every member here is a connection."""
+        return list(cast("set[Connection]", self.room.members))
 
     def guard(self, action: Callable[..., None], conn: Connection, *more: Any) -> None:
         """Does something for a connection. Whatever goes wrong with it ends that one alone."""
@@ -2301,67 +2167,47 @@ class ChatServer:
             log.exception("%s made the server stumble", conn)
             self.disconnect(conn, "closed")
 
-    # Members come and go
+    # In
 
-    def members(self) -> list[Connection]:
-        """Returns who is in the room. Every member here is a connection."""
-        return list(cast("set[Connection]", self.room.members))
+    def has_room(self) -> bool:
+        """Says whether there is room for one more connection; if not, it doesn't get a word."""
+        return len(self.places.taken) + len(self.leaving) < self.places.size + DOOR_SIZE
 
-    def admit(self, sock: socket.socket, peer: str) -> None:
-        """Lets a newcomer to the door, and right in if there is nothing to do there."""
-        if len(self.room.members) + len(self.leaving) >= self.places.size + DOOR_SIZE:
-            sock.close()  # so many are turned away at once that they don't get a word
-            return
-        conn: Connection
-        if self.tls:
-            sock = self.tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
-            conn = TLSConnection(sock, peer, self.selector, self.max_line)
-        else:
-            conn = Connection(sock, peer, self.selector, self.max_line)
-        self.guard(self.greet, conn)
+    def arrive(self, conn: Connection) -> None:
+        """Lets a newcomer to the door, and right in if there is nothing to do there. Raises
+        Gone."""
+        if self.make_room(self.door.places, conn):
+            self.serve_newcomer(conn, self.door.arrive)
 
-    def greet(self, conn: Connection) -> None:
-        """A newcomer arrives at the door. Raises Gone."""
-        places = self.door.places
-        if places.is_full():
-            loser = places.loser_to(conn.host, self.clock.now())
-            if loser:
-                self.disconnect(loser, "had to make room at the door")
-            elif conn.shaking_hands:  # so that nothing can be said to it
-                raise Gone("turned away: there are too many at the door")
-            else:
-                log.info("%s turned away: there are too many at the door", conn)
-                self.turn_away(conn, "the room is full")
-                return
-        if self.door.arrive(conn):
-            self.enter(conn, b"")
-
-    def step_at_door(self, conn: Connection) -> None:
-        """Goes on with somebody at the door, if it is still there. Raises Gone."""
-        if conn in self.door.waiting:
-            rest = self.door.step(conn)
-            if rest is not None:
-                self.enter(conn, rest)
-
-    def judge(self, conn: Connection) -> None:
-        """Looks at a password that came too early. Raises Gone."""
-        rest = self.door.judge(conn)
-        if rest is not None:
+    def serve_newcomer(self, conn: Connection, step: Callable[[Connection], bytes | None]) -> None:
+        """Takes a step with somebody at the door, after which it may come in. Raises Gone."""
+        rest = step(conn)
+        if rest is not None and self.make_room(self.places, conn):
             self.enter(conn, rest)
 
+    def make_room(self, places: Places, conn: Connection) -> bool:
+        """Says whether there is a place for a newcomer, perhaps somebody else's until now; if not,
+        it is turned away. Raises Gone."""
+        if not places.is_full():
+            return True
+        loser = places.loser_to(conn.host, self.clock.now())
+        if not loser:
+            log.info("%s turned away: all %d places are taken", conn, places.size)
+            self.turn_away(conn, "the room is full")
+            return False
+        if loser in self.door.waiting:
+            self.disconnect(loser, "had to make room at the door")
+        else:
+            self.room.tell(loser, "the room is full, and your place goes to somebody else")
+            self.room.leave(loser)
+            log.info("%s had to make room, members: %d", loser, len(self.room.members))
+            self.start_leaving(loser)
+        return True
+
     def enter(self, conn: Connection, rest: bytes) -> None:
-        """Makes a member of somebody at the door, if there is a place. `rest` is what it has sent
-        already. Raises Gone."""
-        now = self.clock.now()
-        if self.places.is_full():
-            loser = self.places.loser_to(conn.host, now)
-            if not loser:
-                log.info("%s turned away: there are %d members already", conn, self.places.size)
-                self.turn_away(conn, "the room is full")
-                return
-            self.displace(loser)
+        """Makes a member of somebody at the door. `rest` is what it has sent already."""
         self.door.forget(conn)
-        self.places.take(conn, now)
+        self.places.take(conn, self.clock.now())
         self.room.join(conn)
         self.throttle.join(conn)
         log.info("%s connected, members: %d", conn, len(self.room.members))
@@ -2369,16 +2215,19 @@ class ChatServer:
         if conn.has_more():
             self.in_hand.add(conn)
 
-    def displace(self, conn: Connection) -> None:
-        """Takes a member's place away, for somebody whose host has fewer."""
-        self.room.tell(conn, "the room is full, and your place goes to somebody else")
-        self.room.leave(conn)
-        log.info("%s had to make room, members: %d", conn, len(self.room.members))
-        self.start_leaving(conn)
+    def take(self, conn: Connection, data: bytes) -> None:
+        """Takes what a member has sent: whole lines are then in `unheard`."""
+        conn.unheard, too_long = conn.framer.feed(data)
+        if too_long:
+            self.room.refuse_long_line(conn)
+
+    # Out
 
     def turn_away(self, conn: Connection, why: str) -> None:
-        """Tells somebody at the door why it isn't let in, and ends its stream. Raises Gone."""
+        """Tells a newcomer why it isn't let in, and ends its stream. Raises Gone."""
         self.door.forget(conn)
+        if conn.shaking_hands:  # so that nothing can be said to it
+            raise Gone("could not be told why")
         conn.read_on(True)
         conn.say(notice(why))
         self.start_leaving(conn)
@@ -2412,6 +2261,12 @@ class ChatServer:
         if not conn.sending and not conn.undelivered():
             self.leaving[conn] = min(self.leaving[conn], self.clock.now() + LINGER)
 
+    def drain(self, conn: Connection, limit: int) -> None:
+        """Receives from somebody who has left; only its end is of interest. Raises Gone."""
+        if conn.receive_bytes(limit) == b"":
+            conn.read_on(False)
+            self.finish(conn)
+
     def disconnect(self, conn: Connection, why: str) -> None:
         """Closes a connection that is of no further use, whatever state it is in."""
         if conn in self.room.members:
@@ -2422,23 +2277,213 @@ class ChatServer:
     def forget(self, conn: Connection) -> None:
         """Closes a connection that isn't a member, or not any more."""
         assert conn not in self.room.members
+        self.throttle.forget(conn)
         self.door.forget(conn)
         self.places.leave(conn)
         self.leaving.pop(conn, None)
         self.in_hand.discard(conn)
-        self.throttle.forget(conn)
         conn.close()
-        self.acceptor.retry()
+        self.closed()
+
+    def close_overdue(self) -> None:
+        """Closes those whose time is up."""
+        now = self.clock.now()
+        for conn in list(self.leaving):
+            self.linger(conn)
+            if now >= self.leaving[conn]:
+                self.forget(conn)
+        for conn in [conn for conn, deadline in self.door.waiting.items() if now >= deadline]:
+            if conn in self.door.refused:
+                self.guard(self.turn_away, conn, "wrong password")
+            else:
+                self.disconnect(conn, "was not let in")
+        for conn in self.throttle.overdue():
+            self.disconnect(conn, f"disconnected: too far behind for {PATIENCE:.0f} s")
+
+    def deadlines(self) -> list[float]:
+        """Returns the times at which something has to be done."""
+        deadlines = [*self.leaving.values(), *self.door.waiting.values()]
+        if self.leaving or (self.throttle.paused and self.throttle.slowing):
+            deadlines.append(self.clock.now() + SHORT_TICK)
+        return deadlines
+
+    def tick(self) -> None:
+        """Once a second: allowances, and passwords that came too early."""
+        self.throttle.tick()
+        self.door.tries.tick(self.clock.now())
+        for conn in list(self.door.late):
+            self.guard(self.serve_newcomer, conn, self.door.judge)
+
+    def close(self) -> None:
+        """Nobody is let in any more, and nobody slowed."""
+        for conn in list(self.door.waiting):
+            self.forget(conn)
+        self.throttle.resume()
+
+    def say_goodbye(self) -> None:
+        """Lets all members go."""
+        members = self.members()
+        self.room.close()
+        for conn in members:
+            self.start_leaving(conn)
+
+
+class ChatServer:
+    """Moves bytes between the sockets and the room, until SIGINT or SIGTERM."""
+
+    def __init__(
+        self,
+        listeners: Sequence[socket.socket],
+        room: Room,
+        max_clients: int = MAX_CLIENTS,
+        max_line: int = MAX_LINE,
+        transcript: Transcript | None = None,
+        password: bytes = b"",
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self.room = room
+        self.max_line = max_line
+        self.transcript = transcript
+        self.tls = tls
+        self.selector = selectors.DefaultSelector()
+        self.acceptor = Acceptor(self.selector, listeners, self.admit)
+        self.crowd = Membership(room, max_clients, password)
+        self.crowd.closed = self.acceptor.retry
+        self.throttle = self.crowd.throttle
+        self.next_tick = 0.0
+        self.stop_signals = 0
+        self.closing = False  # what arrives now is heard, however much that is
+
+    # The loop
+
+    def run(self) -> int:
+        """Serves; returns the exit status.
+
+        The selector holds with each socket its connection, with others what to call when they are
+        ready.
+        """
+        with self.selector, open_signal_socket(*ending_signals()) as signals:
+            self.selector.register(signals, EVENT_READ, partial(self.on_signal, signals))
+            self.acceptor.start()
+            while not self.stop_signals:
+                self.turn()
+            self.last_call()
+            self.close_room()
+            while self.crowd.leaving and self.stop_signals == 1:
+                self.turn()
+            return 0 if not self.crowd.leaving else 1
+
+    def on_signal(self, signals: socket.socket) -> None:
+        """Closes the room; a second signal ends the farewells too."""
+        for number in signals.recv(16):
+            log.info("stopped by %s", signal.Signals(number).name)
+            self.stop_signals += 1
+
+    def turn(self) -> None:
+        """Waits for sockets to be ready, hears what came, delivers it.
+
+        A turn flushes before it reads, reads each connection once, and delivers once. So whoever
+        leaves in it has its last batch before anything else can end its stream.
+        """
+        knocking, readable = self.wait(self.timeout())
+        self.serve_door(knocking)
+        self.read_all(readable)
+        self.deliver(self.room.take_batch())
+        self.throttle.renew()
+        self.crowd.close_overdue()
+        now = self.crowd.clock.now()
+        if now >= self.next_tick:
+            self.next_tick = now + TICK
+            self.crowd.tick()
+            self.acceptor.retry(time.monotonic())
+
+    def wait(self, timeout: float | None) -> tuple[list[Connection], set[Connection]]:
+        """Waits so many seconds at most, and sends what can be sent; returns who is ready at the
+        door, and who can be read.
+
+        An event can be stale: what was served before it in this turn may have closed its socket.
+        """
+        knocking = []
+        readable = {conn for conn in self.crowd.in_hand if conn.reading}
+        ready_sockets = self.selector.select(timeout)
+        self.crowd.clock.wake(timeout)
+        for key, events in ready_sockets:
+            ready = key.data
+            if not isinstance(ready, Connection):
+                ready()
+                continue
+            events = ready.unstick(events)
+            if ready in self.crowd.door.waiting:
+                knocking.append(ready)
+                continue
+            if events & EVENT_WRITE:
+                self.crowd.guard(self.flush, ready)
+            if events & EVENT_READ:
+                readable.add(ready)
+        return knocking, readable
+
+    def serve_door(self, knocking: list[Connection]) -> None:
+        """Goes on with those who are ready at the door, for as long as the door may take of a turn;
+        at random, so that nobody who keeps knocking is always served before the others."""
+        random.shuffle(knocking)
+        began = time.monotonic()
+        door = self.crowd.door
+        for conn in knocking:
+            if conn in door.waiting:  # it may have had to make room meanwhile
+                self.crowd.guard(self.crowd.serve_newcomer, conn, door.step)
+            if time.monotonic() - began > DOOR_SHARE:
+                break
+
+    def read_all(self, readable: set[Connection]) -> None:
+        """Reads from everyone who has something to say, each once, until the turn is full.
+
+        Whoever has said least lately comes first, so that a flood doesn't keep others from being
+        heard. Whoever is left over for the next turn is still ready then, or still in hand.
+        """
+        crowd = len(self.room.members) or 1
+        share = max(MIN_READ, min(TURN_READ, TURN_DELIVERY // crowd) // (len(readable) or 1))
+        batch, spent = self.room.batch, self.throttle.spent
+        for conn in sorted(readable, key=lambda conn: spent.get(conn, 0)):
+            if batch.size * crowd >= TURN_DELIVERY or batch.weight >= TURN_WEIGHT:
+                break
+            if conn.reading:
+                self.crowd.guard(self.read, conn, share)
+        in_hand = self.crowd.in_hand | readable
+        self.crowd.in_hand = {conn for conn in in_hand if conn.has_more()}
+
+    def timeout(self) -> float | None:
+        """Returns how long the loop may sleep at most: for ever, if nothing depends on time."""
+        # Whoever was disconnected after the last delivery has left something to deliver.
+        if self.room.batch.cuts or any(conn.reading for conn in self.crowd.in_hand):
+            return 0
+        deadlines = self.crowd.deadlines()
+        throttle, late = self.throttle, self.crowd.door.late
+        if late or throttle.behind or throttle.paused or self.acceptor.retry_at is not None:
+            deadlines.append(self.next_tick)
+        return max(0.0, min(deadlines) - self.crowd.clock.now()) if deadlines else None
+
+    # Beginning and end
+
+    def admit(self, sock: socket.socket, peer: str) -> None:
+        """Makes a connection of a newcomer's socket, and lets it to the door. Raises OSError."""
+        if not self.crowd.has_room():
+            sock.close()
+            return
+        conn: Connection
+        if self.tls:
+            sock = self.tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+            conn = TLSConnection(sock, peer, self.selector, self.max_line)
+        else:
+            conn = Connection(sock, peer, self.selector, self.max_line)
+        self.crowd.guard(self.crowd.arrive, conn)
 
     def last_call(self) -> None:
         """Lets nobody in any more, and hears what had arrived before, for LAST_CALL at most."""
         self.acceptor.close()
-        for conn in list(self.door.waiting):
-            self.forget(conn)
         self.closing = True
-        self.throttle.resume()
-        over = self.clock.now() + LAST_CALL
-        while self.clock.now() < over and self.stop_signals == 1:
+        self.crowd.close()
+        over = time.monotonic() + LAST_CALL
+        while time.monotonic() < over and self.stop_signals == 1:
             _, readable = self.wait(0)
             if not readable:
                 break
@@ -2447,18 +2492,15 @@ class ChatServer:
 
     def close_room(self) -> None:
         """Says goodbye to everyone."""
-        members = self.members()
-        self.room.close()
-        for conn in members:
-            self.start_leaving(conn)
+        self.crowd.say_goodbye()
         self.deliver(self.room.take_batch())
 
     # From a connection
 
     def read(self, conn: Connection, limit: int) -> None:
         """Receives once, if the member may speak now, and lets the room hear the whole lines."""
-        if conn in self.leaving:
-            self.drain(conn, limit)
+        if conn in self.crowd.leaving:
+            self.crowd.drain(conn, limit)
             return
         if not self.closing:
             limit = self.throttle.allow(conn, limit, self.room.batch.size)
@@ -2477,31 +2519,19 @@ class ChatServer:
                 self.hear_end(conn)
                 return
             received = len(data)
-            self.take(conn, data)
+            self.crowd.take(conn, data)
             limit = max(limit, len(conn.unheard))
         if conn.unheard:
             self.hear(conn, limit)
         if conn in self.room.members:
             self.throttle.charge(conn, max(received, self.room.batch.weight - before))
 
-    def take(self, conn: Connection, data: bytes) -> None:
-        """Takes what was received: whole lines are then in `unheard`."""
-        conn.unheard, too_long = conn.framer.feed(data)
-        if too_long:
-            self.room.refuse_long_line(conn)
-
     def hear(self, conn: Connection, budget: int) -> None:
         """Lets the room hear whole lines, as many as a budget allows."""
         conn.unheard = self.room.hear(conn, conn.unheard, budget)
         if conn not in self.room.members:
             log.info("%s quit, members: %d", conn, len(self.room.members))
-            self.start_leaving(conn)
-
-    def drain(self, conn: Connection, limit: int) -> None:
-        """Receives from somebody who has left; only its end is of interest."""
-        if conn.receive_bytes(limit) == b"":
-            conn.read_on(False)
-            self.finish(conn)
+            self.crowd.start_leaving(conn)
 
     def hear_end(self, conn: Connection) -> None:
         """The end of a member's stream: an unfinished last line counts, then it has left.
@@ -2515,7 +2545,7 @@ class ChatServer:
         if conn in self.room.members:
             self.room.leave(conn)
         log.info("%s left, members: %d", conn, len(self.room.members))
-        self.start_leaving(conn)
+        self.crowd.start_leaving(conn)
 
     # To the connections
 
@@ -2524,7 +2554,7 @@ class ChatServer:
         if batch.text:
             self.record(batch.text)
             self.throttle.deliver(batch.size)
-            members = self.members()
+            members = self.crowd.members()
         else:
             # All that happened is between the room and some, such as a private message. The others
             # aren't even looked at: for 8,000 of them that takes 0.5 ms.
@@ -2536,17 +2566,17 @@ class ChatServer:
                 if conn.queue and (conn.size > HIGH_WATER or conn.unread > MAX_UNREAD):
                     self.throttle.check(conn)
             except Gone as gone:
-                self.disconnect(conn, str(gone))
+                self.crowd.disconnect(conn, str(gone))
             except Exception:
                 log.exception("%s made the server stumble", conn)
-                self.disconnect(conn, "closed")
+                self.crowd.disconnect(conn, "closed")
         for conn in cast("list[Connection]", batch.leavers):
-            self.guard(self.see_off, conn, batch)
+            self.crowd.guard(self.see_off, conn, batch)
 
     def see_off(self, conn: Connection, batch: Batch) -> None:
         """Hands a leaver the last batch of which it gets something."""
         conn.write(batch)
-        self.finish(conn)
+        self.crowd.finish(conn)
 
     def record(self, text: bytes) -> None:
         """Writes whole lines, all that was said in a turn, into the transcript and the log."""
@@ -2558,8 +2588,8 @@ class ChatServer:
     def flush(self, conn: Connection) -> None:
         """Sends of a connection's queue what the kernel takes now."""
         conn.flush()
-        if conn in self.leaving:
-            self.finish(conn)
+        if conn in self.crowd.leaving:
+            self.crowd.finish(conn)
         elif conn in self.throttle.behind:
             self.throttle.check(conn)
 

@@ -228,8 +228,8 @@ def patched(start: Callable[..., Server], tmp_path: Path, patch: str, *options: 
 def check_invariants(server: ChatServer) -> None:
     """What holds of a room between two turns, whatever has happened."""
     room, throttle = server.room, server.throttle
-    members, leaving = set(server.members()), set(server.leaving)
-    states = [set(server.door.waiting), members, leaving]
+    members, leaving = set(server.crowd.members()), set(server.crowd.leaving)
+    states = [set(server.crowd.door.waiting), members, leaving]
     everyone = set().union(*states)
     assert len(everyone) == sum(map(len, states)), "in two states at once"
     registered = {key.data: key for key in server.selector.get_map().values()}
@@ -237,8 +237,8 @@ def check_invariants(server: ChatServer) -> None:
     for conn in everyone:
         check_connection(conn)
         assert conn.events == (registered[conn].events if conn in registered else 0)
-        assert conn in server.in_hand or conn in server.door.waiting or not conn.has_more()
-    assert server.in_hand <= members | leaving
+        assert conn in server.crowd.in_hand or conn in server.crowd.door.waiting or not conn.has_more()
+    assert server.crowd.in_hand <= members | leaving
     for key, owner in room.names.items():
         assert owner in room.members and key == identity(owner.name)
     assert len(room.names) == sum(1 for conn in members if conn.name)
@@ -247,10 +247,10 @@ def check_invariants(server: ChatServer) -> None:
     unread = {one for one in members if one.unread > MAX_UNREAD}
     assert set(throttle.behind) == throttle.slowing | unread
     assert set(throttle.spent) | set(throttle.loud) | set(throttle.lately) <= members
-    for places, who in ((server.places, members), (server.door.places, set(server.door.waiting))):
+    for places, who in ((server.crowd.places, members), (server.crowd.door.places, set(server.crowd.door.waiting))):
         assert set(places.taken) == who
         assert places.hosts == Counter(conn.host for conn in who)
-    assert server.door.refused | set(server.door.late) <= set(server.door.waiting)
+    assert server.crowd.door.refused | set(server.crowd.door.late) <= set(server.crowd.door.waiting)
     for conn in leaving - set(room.batch.leavers):  # those will be seen off with that batch
         assert not conn.unheard
         assert conn.queue or (conn.reading and not conn.sending), "should be closed by now"
@@ -289,7 +289,7 @@ def checked(step: Callable[..., Any]) -> Callable[..., Any]:
     return take_step
 
 
-for _name in ("turn", "read_all", "deliver", "tick", "admit", "disconnect", "close_room"):
+for _name in ("turn", "read_all", "deliver", "admit", "close_room"):
     setattr(CheckedServer, _name, checked(getattr(ChatServer, _name)))
 
 
@@ -310,11 +310,11 @@ class Inside:
 
     def join(self) -> tuple[Connection, Peer]:
         sock, peer = pair()
-        before = set(self.server.members())
+        before = set(self.server.crowd.members())
         self.server.admit(sock, "peer")
         self.server.deliver(self.server.room.take_batch())
         peer.expect(WELCOME)
-        (conn,) = set(self.server.members()) - before
+        (conn,) = set(self.server.crowd.members()) - before
         return conn, peer
 
     def say(self, text: bytes) -> None:

@@ -68,7 +68,7 @@ def tls_member() -> tuple[CheckedServer, Connection, Peer]:
         server.turn()
     thread.join(DEADLINE)
     peer.expect(WELCOME)
-    return server, server.members()[0], peer
+    return server, server.crowd.members()[0], peer
 
 
 @pytest.mark.parametrize("in_order", [True, False])
@@ -91,9 +91,9 @@ def test_closing_room_hears_what_waits_for_the_next_turn(inside: Inside) -> None
     server = inside.server
     (one, _peer), (_, two) = inside.join(), inside.join()
     one.unheard = b"/name John\n"
-    server.guard(server.hear, one, 99)
+    server.crowd.guard(server.hear, one, 99)
     one.unheard = b"waits\n" * 5000  # more than one turn would hear
-    server.in_hand.add(one)
+    server.crowd.in_hand.add(one)
     server.stop_signals = 1
     server.last_call()
     server.close_room()
@@ -125,13 +125,14 @@ def test_newcomers_are_let_in_when_a_connection_was_closed(module: Any) -> None:
     server.admit(sock, "peer")
     server.acceptor.retry_at = time.monotonic() + 1000
     (key,) = server.selector.get_map().values()
-    (server.disconnect if module is chat_server else server.drop)(key.data, "gone")
+    (server.crowd.disconnect if module is chat_server else server.drop)(key.data, "gone")
     assert server.acceptor.retry_at is None
 
 
 def test_newcomers_are_let_in_after_a_while(inside: Inside) -> None:
     inside.server.acceptor.retry_at = time.monotonic()
-    inside.server.tick(time.monotonic())
+    inside.server.next_tick = 0
+    inside.server.turn()
     assert inside.server.acceptor.retry_at is None
 
 
@@ -260,11 +261,11 @@ def test_who_has_left_is_closed_after_its_own_close(inside: Inside) -> None:
     server.hear(conn, 99)
     server.deliver(server.room.take_batch())
     assert peer.rest() == b"* bye\n"
-    assert conn in server.leaving
+    assert conn in server.crowd.leaving
     peer.close()
     select.select([conn.sock], [], [], DEADLINE)
     server.read_all({conn})
-    assert conn not in server.leaving
+    assert conn not in server.crowd.leaving
     assert conn.sock.fileno() == -1
 
 
@@ -292,7 +293,7 @@ def test_admission_that_fails_ends_that_connection_alone(
 
 def test_too_many_who_are_turned_away_at_once_get_no_word(inside: Inside) -> None:
     server = inside.server
-    server.places.size = -chat_server.DOOR_SIZE
+    server.crowd.places.size = -chat_server.DOOR_SIZE
     sock, peer = pair()
     server.admit(sock, "peer")
     assert peer.rest() == b""
