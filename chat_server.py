@@ -2043,8 +2043,8 @@ class Throttle:
         """Notes what a member has said, in bytes or in what came of it."""
         self.spent[conn] = self.spent.get(conn, 0) + weight
 
-    def deliver(self, size: int) -> None:
-        """Notes what was said in a turn, by whomever, in bytes."""
+    def note_said(self, size: int) -> None:
+        """Notes how many bytes were said in a turn, by whomever."""
         if self.slowing:
             self.left -= size + BATCH_COST
 
@@ -2097,15 +2097,14 @@ class Throttle:
                 self.behind[conn] = lag
         elif conn in self.behind:
             self.lately[conn] = self.behind.pop(conn)
-        if not slowing:
-            self.stop_slowing(conn)
-            if conn in self.paused and not self.slowing:
-                self.resume_one(conn)
-        elif not self.slowing:
-            self.left, self.renewed_at = PACE, self.clock.now()
+        if slowing:
+            if not self.slowing:
+                self.left, self.renewed_at = PACE, self.clock.now()
             self.slowing.add(conn)
-        else:
-            self.slowing.add(conn)
+            return
+        self.stop_slowing(conn)
+        if conn in self.paused and not self.slowing:
+            self.resume_one(conn)
 
     def overdue(self) -> list[Connection]:
         """Returns those who have been behind for too long, or by too much."""
@@ -2298,7 +2297,7 @@ class Membership:
             else:
                 self.disconnect(conn, "was not let in")
         for conn in self.throttle.overdue():
-            self.disconnect(conn, f"disconnected: too far behind for {PATIENCE:.0f} s")
+            self.disconnect(conn, "disconnected: too far behind")
 
     def deadlines(self) -> list[float]:
         """Returns the times at which something has to be done."""
@@ -2553,7 +2552,7 @@ class ChatServer:
         """Hands a turn's batch to everyone who is in the room, or has left it in that turn."""
         if batch.text:
             self.record(batch.text)
-            self.throttle.deliver(batch.size)
+            self.throttle.note_said(batch.size)
             members = self.crowd.members()
         else:
             # All that happened is between the room and some, such as a private message. The others

@@ -279,7 +279,7 @@ class Hall:
         allowed = self.throttle.allow(one, size, 0)
         if allowed:
             self.throttle.charge(one, allowed)
-            self.throttle.deliver(allowed)
+            self.throttle.note_said(allowed)
             self.said[one] += allowed
         return allowed
 
@@ -354,7 +354,7 @@ def test_long_lines_of_the_loud_do_not_delay_whoever_talks(slowed: Hall) -> None
     slowed.throttle.charge(loud, 100_000)
     for _ in range(20):
         slowed.flood([loud], 1)
-        slowed.throttle.deliver(8192)  # the end of a long line
+        slowed.throttle.note_said(8192)  # the end of a long line
         assert slowed.say(talker, 200) == 200
 
 
