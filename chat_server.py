@@ -23,8 +23,8 @@ One thread, one selectors loop, non-blocking sockets. A turn of the loop goes li
     1. wait until sockets are ready
     2. read each of them once, and put what was said into one batch, in the order of reading
     3. hand the whole batch to each member; who spoke gets it with its own lines cut out
-    4. what a socket doesn't take now waits in its member's backlog
-    5. while somebody's backlog is too long, read from everyone more slowly: TCP slows the senders
+    4. what a socket doesn't take now waits in its member's queue
+    5. while somebody's queue is too long, read from everyone more slowly: TCP slows the senders
 
 So a turn costs one send a member, however many messages it carries, and nothing is copied or put
 together for anyone. In a quiet room a line goes out in the turn in which it came; under load the
@@ -1319,7 +1319,7 @@ class Acceptor:
         self.retry_at: float | None = None  # monotonic seconds, while newcomers have to wait
 
     def start(self) -> None:
-        """Has the selector tell of newcomers."""
+        """Registers the listeners."""
         self.retry_at = None
         for listener in self.listeners:
             self.selector.register(listener, EVENT_READ, partial(self.accept, listener))
@@ -1337,9 +1337,14 @@ class Acceptor:
         for listener in self.listeners:
             listener.close()
 
-    def retry(self, now: float = float("inf")) -> None:
-        """Lets newcomers in again if they wait: at once when a connection was closed, else when it
-        is time, as others may have used up what the whole system has."""
+    def resume(self) -> None:
+        """Lets newcomers in again if they wait: a connection was closed."""
+        if self.retry_at is not None:
+            self.start()
+
+    def retry_if_due(self, now: float) -> None:
+        """Lets newcomers in again if it is time, in monotonic seconds: others may have used up what
+        the whole system has."""
         if self.retry_at is not None and now >= self.retry_at:
             self.start()
 
@@ -1771,7 +1776,7 @@ class Transcript:
             self.tell_lost()
 
     def tell_lost(self) -> None:
-        """Has the log say how many lines are missing."""
+        """Tells the log how many lines are missing."""
         if self.lost:
             log.warning("lines missing in the transcript %s: %d", self.path, self.lost)
         self.lost = 0
@@ -2347,7 +2352,7 @@ class ChatServer:
         self.selector = selectors.DefaultSelector()
         self.acceptor = Acceptor(self.selector, listeners, self.admit)
         self.crowd = Membership(room, max_clients, password)
-        self.crowd.closed = self.acceptor.retry
+        self.crowd.closed = self.acceptor.resume
         self.throttle = self.crowd.throttle
         self.next_tick = 0.0
         self.stop_signals = 0
@@ -2394,10 +2399,10 @@ class ChatServer:
         if now >= self.next_tick:
             self.next_tick = now + TICK
             self.crowd.tick()
-            self.acceptor.retry(time.monotonic())
+            self.acceptor.retry_if_due(time.monotonic())
 
     def wait(self, timeout: float | None) -> tuple[list[Connection], set[Connection]]:
-        """Waits so many seconds at most, and sends what can be sent; returns who is ready at the
+        """Waits `timeout` seconds at most, and sends what can be sent; returns who is ready at the
         door, and who can be read.
 
         An event can be stale: what was served before it in this turn may have closed its socket.

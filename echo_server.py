@@ -574,7 +574,7 @@ class Acceptor:
         self.retry_at: float | None = None  # monotonic seconds, while newcomers have to wait
 
     def start(self) -> None:
-        """Has the selector tell of newcomers."""
+        """Registers the listeners."""
         self.retry_at = None
         for listener in self.listeners:
             self.selector.register(listener, EVENT_READ, partial(self.accept, listener))
@@ -592,9 +592,14 @@ class Acceptor:
         for listener in self.listeners:
             listener.close()
 
-    def retry(self, now: float = float("inf")) -> None:
-        """Lets newcomers in again if they wait: at once when a connection was closed, else when it
-        is time, as others may have used up what the whole system has."""
+    def resume(self) -> None:
+        """Lets newcomers in again if they wait: a connection was closed."""
+        if self.retry_at is not None:
+            self.start()
+
+    def retry_if_due(self, now: float) -> None:
+        """Lets newcomers in again if it is time, in monotonic seconds: others may have used up what
+        the whole system has."""
         if self.retry_at is not None and now >= self.retry_at:
             self.start()
 
@@ -689,7 +694,7 @@ class EchoServer:
                 self.serve(ready)
             else:
                 ready()
-        self.acceptor.retry(time.monotonic())
+        self.acceptor.retry_if_due(time.monotonic())
 
     def on_signal(self, signals: socket.socket) -> None:
         """Ends the loop."""
@@ -754,7 +759,7 @@ class EchoServer:
             log_lines(conn.peer, conn.framer.finish())
         self.selector.unregister(conn.sock)
         conn.sock.close()
-        self.acceptor.retry()
+        self.acceptor.resume()
         self.clients -= 1
         log.info("%s %s, clients: %d", conn.peer, why, self.clients)
 

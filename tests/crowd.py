@@ -1,4 +1,4 @@
-"""Many peers at once, moved by one selectors loop: for floods, and for members drawn by chance."""
+"""Many peers at once, moved by one selectors loop: for floods, and for members that act at random."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def test_last_words_count_although_the_speaker_has_read_nothing(room: Server) ->
         two.expect(f"last words {number}\n")
 
 
-def test_who_half_closes_gets_what_was_said_before(room: Server) -> None:
+def test_whoever_half_closes_gets_what_was_said_before(room: Server) -> None:
     one, two = room.join(), room.join(receive_buffer=4096)
     text = fill_backlog(one)
     two.half_close()

@@ -70,7 +70,7 @@ def impatient(start: Callable[..., Server], tmp_path: Path, *options: str) -> Se
 
 
 @plain_and_tls
-def test_who_knows_the_password_is_a_member(closed: Server) -> None:
+def test_whoever_knows_the_password_is_a_member(closed: Server) -> None:
     ann, bob = get_in(closed, "Ann"), get_in(closed)
     bob.send("hi\n")
     ann.expect("hi\n")

@@ -23,7 +23,7 @@ def numbered(name: str, count: int, size: int = 64) -> bytes:
 
 
 def walkers(room: Server, count: int, receive_buffer: int = 0) -> list[Walker]:
-    """Returns so many members that have got their welcome."""
+    """Returns `count` members that have got their welcome."""
     members = [Walker(room, receive_buffer) for _ in range(count)]
     pump(members, lambda: all(len(member.received) >= len(WELCOME) for member in members))
     for member in members:
@@ -291,7 +291,7 @@ def test_answers_that_are_not_read_slow_nobody_else(
     pump(askers, lambda: all(len(asker.received) >= len(said + flood) for asker in askers))
 
 
-def test_who_floods_and_never_reads_is_disconnected_too(impatient_room: Server) -> None:
+def test_whoever_floods_and_never_reads_is_disconnected_too(impatient_room: Server) -> None:
     room = impatient_room
     two = room.join("Two")
     before = room.memory()

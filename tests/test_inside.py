@@ -39,7 +39,7 @@ def test_what_came_before_sending_failed_is_heard_but_no_torn_line(inside: Insid
 
 
 def test_last_words_are_heard_although_something_was_said_after_the_close(inside: Inside) -> None:
-    """Who has closed answers with a reset to what comes then. Its own stream was whole."""
+    """Whoever has closed answers with a reset to what comes then. Its own stream was whole."""
     server = inside.server
     conn, peer = inside.join()
     peer.send(b"bye")
@@ -234,7 +234,7 @@ def test_reset_ends_an_echo_client_at_once() -> None:
     assert conn.sock.fileno() == -1
 
 
-def test_who_has_said_least_lately_is_heard_first(
+def test_whoever_has_said_least_lately_is_heard_first(
     inside: Inside, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = inside.server
@@ -253,7 +253,7 @@ def test_who_has_said_least_lately_is_heard_first(
         server.room.take_batch()
 
 
-def test_who_has_left_is_closed_after_its_own_close(inside: Inside) -> None:
+def test_whoever_has_left_is_closed_after_its_own_close(inside: Inside) -> None:
     """Not before: input that comes in between would make a reset of the close."""
     server = inside.server
     conn, peer = inside.join()
@@ -317,5 +317,5 @@ def test_failing_accept_is_logged_once(module: Any, caplog: pytest.LogCaptureFix
     listener: Any = SimpleNamespace(accept=fail)
     for _ in range(3):
         acceptor.accept(listener)
-        acceptor.retry()
+        acceptor.resume()
     assert caplog.text.count("newcomers have to wait") == 1

@@ -121,7 +121,7 @@ def test_telnet_is_answered_between_two_lines_at_its_own_cost(stuck: Stuck) -> N
     assert (conn.size, conn.unread) == (0, 0)
 
 
-def test_whoever_asks_and_does_not_read_is_let_go(stuck: Stuck) -> None:
+def test_whoever_asks_and_does_not_read_is_disconnected(stuck: Stuck) -> None:
     conn, peer = stuck.conn, stuck.peer
     with pytest.raises(Gone, match="does not read the answers"):
         for _ in range(MAX_UNREAD):

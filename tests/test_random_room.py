@@ -1,4 +1,4 @@
-"""A whole room by chance, against a model: members come, talk, stall, reset and vanish."""
+"""A whole room at random, against a model: members come, talk, stall, reset and vanish."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from support import WELCOME, Server, end_stream, patched
 
 
 class Talker(Walker):
-    """A member that acts by chance, and knows what it has said."""
+    """A member that acts at random, and knows what it has said."""
 
     def __init__(self, server: Server, name: str, chance: random.Random) -> None:
         super().__init__(server, chance.choice([0, 0, 32_768]))

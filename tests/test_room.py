@@ -90,7 +90,7 @@ def test_welcome_comes_first_and_nothing_from_before(hall: Hall) -> None:
     assert hall.heard(newcomer) == [WELCOME, "after"]
 
 
-def test_who_leaves_gets_what_was_said_before_in_the_same_turn(hall: Hall) -> None:
+def test_whoever_leaves_gets_what_was_said_before_in_the_same_turn(hall: Hall) -> None:
     one, two = hall.join(), hall.join("Two")
     hall.say(one, "before\n")
     hall.room.leave(two)
