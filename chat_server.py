@@ -123,7 +123,7 @@ HARD_LIMIT = 4 * 1024 * 1024  # bytes in a queue, however steadily it is read
 ALLOWANCE = 1024  # bytes a second, or what they cost
 DEBT = 32 * 1024  # bytes
 LOUD_TIME = 10.0  # seconds that one who wanted more counts as loud
-MAX_UNREAD = 16 * 1024  # bytes of answers that wait until who asked for them isn't heard any more
+MAX_UNREAD = 8 * 1024  # bytes of answers that wait until who asked for them isn't heard any more
 BATCH_COST = 128  # bytes that count for a batch in a queue, so that queues aren't long either
 TICK = 1.0  # seconds between looks at what depends on time
 SHORT_TICK = 0.05  # seconds: the same for the turns of the loud, and for those who are leaving
@@ -480,6 +480,10 @@ def compatible(text: str) -> str:
     return letters[:MAX_NAME_SOURCE]
 
 
+# All who ask get the same bytes, however many wait for them.
+HELP_LINES = b"".join(map(notice, HELP))
+
+
 def visible(text: str) -> str:
     """Returns what the beginning of a text looks like on a screen: every space as a space, what
     shows nothing left out, letters in their compatible form."""
@@ -535,7 +539,7 @@ class Member:
         self.name = ""  # none taken
         self.prefix = b""  # what each of its messages begins with once it has a name: b"John: "
         self.silent = True  # has not said a word yet
-        self.unread = 0  # bytes that were told to it alone and that it hasn't taken yet
+        self.unread = 0  # what was told to it alone and that it hasn't taken yet, as Batch.told
         self.warned = False  # it was told that only the room begins a line as the room does
 
 
@@ -557,7 +561,7 @@ class Batch:
         self.size = 0  # bytes of the parts
         self.weight = 0  # what the turn costs: bytes said and answered, and the work of each piece
         self.cuts: dict[Member, list[tuple[int, int, bytes]]] = {}
-        self.told: dict[Member, int] = {}  # bytes that are for that one alone
+        self.told: dict[Member, int] = {}  # bytes for that one alone, and the cost of each piece
         self.leavers: list[Member] = []  # have left in this turn, and get what came before
         self.text = b""  # all that was said, once the batch is sealed
 
@@ -573,7 +577,7 @@ class Batch:
     def tell(self, member: Member, data: bytes) -> None:
         """Puts whole lines at the end, for one member alone."""
         self.weight += len(data) + ITEM_WEIGHT
-        self.told[member] = self.told.get(member, 0) + len(data)
+        self.told[member] = self.told.get(member, 0) + len(data) + ITEM_WEIGHT
         self.cut(member, self.size, self.size, data)
 
     def begin(self, member: Member, welcome: Iterable[bytes]) -> None:
@@ -731,7 +735,8 @@ class Room:
             return later
         at = 0
         for line in now.split(b"\n")[:-1]:
-            if self.batch.weight >= enough:
+            told = self.batch.told.get(member, 0)
+            if self.batch.weight >= enough or told > MAX_UNREAD // 2:
                 return chunk[at:]
             at += len(line) + 1
             self.batch.weight += len(line)  # to look at it takes time, whatever comes of it
@@ -896,8 +901,7 @@ class Room:
 
     def help(self, member: Member, _: str) -> None:
         """Tells what can be said."""
-        for line in HELP:
-            self.tell(member, line)
+        self.batch.tell(member, HELP_LINES)
 
 
 # --- The process ---------------------------------------------------------------------------------

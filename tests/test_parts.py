@@ -19,6 +19,7 @@ from chat_server import (
     DEBT,
     HARD_LIMIT,
     HIGH_WATER,
+    ITEM_WEIGHT,
     MAX_UNREAD,
     MIN_READ,
     PACE,
@@ -94,7 +95,7 @@ def test_queue_gives_each_its_part_of_each_batch_in_order(stuck: Stuck, step: in
     for one in (batch, silent, said(b"three\n")):
         conn.write(one)
         check_connection(conn)
-    assert conn.unread == len(b"answer\n")
+    assert conn.unread == len(b"answer\n") + ITEM_WEIGHT
     assert not silent.cuts
     while conn.queue:
         stuck.open = step
@@ -114,7 +115,7 @@ def test_telnet_is_answered_between_two_lines_at_its_own_cost(stuck: Stuck) -> N
     assert conn.receive(100) is None
     conn.write(said(b"next\n"))
     check_connection(conn)
-    assert conn.size - conn.unread == before + len(b"next\n") + BATCH_COST
+    assert conn.size - conn.unread == before + len(b"next\n") + BATCH_COST - ITEM_WEIGHT
     stuck.open = 1000
     conn.flush()
     assert stuck.sent == b"partly sent\n\xff\xfc\x06next\n"

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from chat_server import (
+    ITEM_WEIGHT,
     MAX_HISTORY,
     MAX_NAME,
     MAX_UNREAD,
@@ -461,8 +462,8 @@ def test_text_without_cuts_is_shared_and_a_forgotten_member_takes_its_cuts_along
     hall.say(two, "/msg Three: psst\n")
     batch = hall.room.take_batch()
     assert batch.text_for(two) is batch.text
-    assert batch.forget(one) == len("* here: Two, Three and 1 unnamed\n")
-    assert batch.forget(three) == len("Two (private): psst\n")
+    assert batch.forget(one) == len("* here: Two, Three and 1 unnamed\n") + ITEM_WEIGHT
+    assert batch.forget(three) == len("Two (private): psst\n") + ITEM_WEIGHT
     assert not batch.cuts and not batch.told
     assert batch.forget(three) == 0
 
