@@ -25,6 +25,11 @@ Standard library only, Python 3.8 or later. Copy this file anywhere and run it.
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the rest is being imported
+
 import argparse
 import codecs
 import enum
@@ -35,7 +40,6 @@ import random
 import re
 import select
 import selectors
-import signal
 import socket
 import sys
 import threading
@@ -98,7 +102,7 @@ SOCKET_OPTIONS = [
 WELCOME = "Welcome to the chatroom!"
 PASSWORD_QUESTION = "* password?"
 WRONG_PASSWORD = "* wrong password"
-BAD_NAME = re.compile(r"\* (a name .*): /name NAME")  # no name has a colon, so none can look like it
+BAD_NAME = re.compile(r"\* (a name .*): /name NAME")  # no name has a colon to look like it with
 PRIVATE = " (private)"
 # Notices of a room in which others are named.
 NAMED_BY = [
@@ -137,6 +141,18 @@ COLOURS = (33, 37, 64, 71, 98, 130, 133, 136, 160, 166, 168, 172)
 
 # On Windows select() takes nothing but sockets.
 ONLY_SOCKETS = sys.platform == "win32"
+
+# Not epoll, which takes no regular file as standard input (EPERM). select() takes none of the
+# descriptors from 1024 on, which we may get if we inherit many, and on macOS poll() no terminal.
+WITH_POLL = hasattr(selectors, "PollSelector") and sys.platform != "darwin"
+Selector = selectors.PollSelector if WITH_POLL else selectors.SelectSelector
+
+# The signals that would end us without giving the terminal back, as far as the system has them.
+ENDING_SIGNALS = [
+    getattr(signal, f"SIG{name}")
+    for name in ("INT", "TERM", "HUP", "QUIT", "USR1", "USR2", "ALRM")
+    if hasattr(signal, f"SIG{name}")
+]
 
 
 # --- Line framing --------------------------------------------------------------------------------
@@ -878,6 +894,21 @@ def raise_for_signal(number: int, _: Any) -> None:
     raise Terminated(number)
 
 
+def wait_until_writable(descriptor: int, seconds: float | None = None) -> None:
+    """Waits until a descriptor takes something, and not longer than that."""
+    with Selector() as selector:
+        selector.register(descriptor, EVENT_WRITE)
+        selector.select(seconds)
+
+
+def is_in_foreground() -> bool:
+    """Says whether the terminal is ours to change, and not the shell's or another job's."""
+    try:
+        return os.tcgetpgrp(0) == os.getpgrp()
+    except OSError:  # no shell shares it with us
+        return True
+
+
 def open_input() -> int | socket.socket:
     """Returns what to wait at and read from for standard input: its descriptor, or, where only
     sockets can be waited for, a socket that a thread feeds."""
@@ -1156,7 +1187,7 @@ class PlainConsole(Console):
         self.end_row()
         while self.output:
             if not ONLY_SOCKETS:
-                select.select([], [self.screen], [])
+                wait_until_writable(self.screen)
             self.write()
 
 
@@ -1186,10 +1217,9 @@ class Terminal(Console):
         self.stale = True  # the row has to be drawn again
         self.cursor_column = 0
         self.gone = False  # the terminal is; after Ctrl-D there may still be a Ctrl-C
-        self.modes = termios.tcgetattr(0)
-        self.signals = open_signal_socket(
-            signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGWINCH, signal.SIGCONT
-        )
+        self.taken = False  # the terminal is in the modes that we need
+        self.modes: list[Any] = []  # those that it had before
+        self.signals = open_signal_socket(*ENDING_SIGNALS, signal.SIGWINCH, signal.SIGCONT)
         self.take_over()
 
     def files(self) -> list[tuple[int | socket.socket, int, Callable[[int], None]]]:
@@ -1198,35 +1228,47 @@ class Terminal(Console):
     # Modes
 
     def take_over(self) -> None:
-        """Takes the terminal: every key comes at once and unseen, what was typed ahead is kept."""
+        """Takes the terminal: every key comes at once and unseen, what was typed ahead is kept.
+
+        In the background it can't be taken: to try stops us, until the shell lets us continue.
+        That interrupts us, and the SIGCONT has the loop try again.
+        """
         try:
-            modes = termios.tcgetattr(0)
+            before = termios.tcgetattr(0)
+            modes = [*before[: tty.CC], [*before[tty.CC]]]
+            modes[tty.IFLAG] &= ~(termios.ICRNL | termios.INLCR | termios.IGNCR | termios.IXON)
+            modes[tty.LFLAG] &= ~(termios.ECHO | termios.ICANON | termios.ISIG | termios.IEXTEN)
+            modes[tty.CC][termios.VMIN], modes[tty.CC][termios.VTIME] = 1, 0
+            termios.tcsetattr(0, termios.TCSANOW, modes)
             self.width = os.get_terminal_size(0).columns or 80  # it may have changed meanwhile
-        except (OSError, termios.error):
+        except (OSError, termios.error) as error:
+            if error.args[0] == errno.EINTR:
+                return
             raise Failure(self.why_closed) from None
-        modes[tty.IFLAG] &= ~(termios.ICRNL | termios.INLCR | termios.IGNCR | termios.IXON)
-        modes[tty.LFLAG] &= ~(termios.ECHO | termios.ICANON | termios.ISIG | termios.IEXTEN)
-        modes[tty.CC][termios.VMIN], modes[tty.CC][termios.VTIME] = 1, 0
-        termios.tcsetattr(0, termios.TCSANOW, modes)
+        self.modes = self.modes if self.taken else before
+        self.taken = self.stale = True
         self.output += PASTE_MODE_ON.encode()
-        self.stale = True
 
     def give_back(self) -> None:
-        """Gives the terminal back as it was found, with the row cleared."""
+        """Gives the terminal back as it was found, with the row cleared, unless somebody else has
+        it by now."""
+        taken, self.taken = self.taken, False
+        if not taken or not is_in_foreground():
+            return
         self.output += f"{CLEAR_ROW}{PASTE_MODE_OFF}".encode()
         deadline = time.monotonic() + 1.0  # a terminal that is stopped is not waited for
         with suppress(OSError, Failure):
             while self.output and time.monotonic() < deadline:
-                select.select([], [self.screen], [], 0.1)
+                wait_until_writable(self.screen, 0.1)
                 self.write()
         with suppress(termios.error):
             termios.tcsetattr(0, termios.TCSANOW, self.modes)
 
     def suspend(self) -> None:
-        """Stops, as Ctrl-Z does in a terminal that isn't raw; continues with `fg`."""
+        """Stops, as Ctrl-Z does in a terminal that isn't raw; `fg` continues."""
         self.give_back()
         os.kill(0, signal.SIGTSTP)
-        self.take_over()
+        os.kill(os.getpid(), signal.SIGCONT)  # where no shell could continue us, nothing stops us
 
     def interrupted(self) -> None:
         """Nothing to do: no ^C was shown."""
@@ -1240,13 +1282,13 @@ class Terminal(Console):
 
     def on_signal(self, _: int) -> None:
         """Does what the signals want that have come."""
-        for number in self.signals.recv(64):
-            if number == signal.SIGWINCH:
-                self.resize()
-            elif number == signal.SIGCONT:  # the shell has had the terminal meanwhile
-                self.take_over()
-            else:
-                raise_for_signal(number, None)
+        numbers = set(self.signals.recv(64))
+        for number in numbers.intersection(ENDING_SIGNALS):
+            raise_for_signal(number, None)
+        if signal.SIGCONT in numbers:  # the shell has had the terminal meanwhile
+            self.take_over()
+        if signal.SIGWINCH in numbers:
+            self.resize()
 
     def resize(self) -> None:
         """The window has another width. Most terminals wrap the row to fit: clear all its rows."""
@@ -1259,7 +1301,7 @@ class Terminal(Console):
     # Input
 
     def wants_input(self) -> bool:
-        return not self.gone
+        return self.taken and not self.gone
 
     def read(self, _: int) -> None:
         data = self.receive()
@@ -1332,7 +1374,7 @@ class Terminal(Console):
 
     def update(self) -> None:
         """Draws what is new, if what was drawn before has reached the terminal."""
-        if self.output or not (self.pending or self.stale):
+        if self.output or not self.taken or not (self.pending or self.stale):
             return
         before, after = (self.secret or self.editor).view(self.row_prompt, self.width)
         self.cursor_column = text_width(before)
@@ -1430,9 +1472,7 @@ class Client:
         password: bytes = b"",
         echo: bool = False,
     ) -> None:
-        # select(), not epoll: it also takes regular files and /dev/null as standard input, which
-        # epoll refuses (EPERM), and a few descriptors are no load for it.
-        self.selector = selectors.SelectSelector()
+        self.selector = Selector()
         self.console = console
         self.host = host
         self.port = port
@@ -1548,9 +1588,15 @@ class Client:
         A thread asks for them: it can take a minute, during which the keys have to work.
         """
         found: list[Any] = []
-        done, asking = socket.socketpair()
+        try:
+            done, asking = socket.socketpair()
+        except OSError as error:
+            raise Disconnected(f"cannot look up {self.host}: {error.strerror}") from None
         arguments = (self.host, self.port, found, asking)
-        threading.Thread(target=look_up, args=arguments, daemon=True).start()
+        try:
+            threading.Thread(target=look_up, args=arguments, daemon=True).start()
+        except RuntimeError:  # the system has none left: then the keys have to wait
+            look_up(*arguments)
         with done:
             self.wait_for(done, EVENT_READ)
         if isinstance(found[0], Exception):
@@ -1634,7 +1680,8 @@ class Client:
 
 def look_up(host: str, port: int, found: list[Any], asking: socket.socket) -> None:
     """Puts the addresses of a host into `found`, or why there are none, and closes the socket."""
-    if hasattr(signal, "pthread_sigmask"):  # signals are for the loop, which they interrupt
+    in_thread = threading.current_thread() is not threading.main_thread()
+    if in_thread and hasattr(signal, "pthread_sigmask"):  # signals interrupt the loop, not us
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     with asking:
         try:
@@ -1980,9 +2027,9 @@ def make_client_tls(ca_file: str | None) -> ssl.SSLContext:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the client; returns the exit status: 0 for a clean end, 1 for a failure, 128 and its
     number for a signal."""
-    args = parse_args(argv)
     console: Console | None = None
     try:
+        args = parse_args(argv)
         password = b"" if args.echo else read_password(args.password_file)
         tls = make_client_tls(args.tls_ca) if args.tls or args.tls_ca is not None else None
         console = open_console(args.plain, args.timestamps)
@@ -2003,4 +2050,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     open_standard_streams()
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main())

@@ -660,9 +660,14 @@ class Window:
         self.command("set-buffer", text)
         self.command("paste-buffer", "-p")
 
-    def run(self, *words: str) -> None:
-        self.type(f"PS1='$ '; clear; {shlex.join(words)}")
+    def run(self, *words: str, more: str = "") -> None:
+        """Has the shell run a command, and `more` as the shell understands it."""
+        self.type(f"PS1='$ '; clear; {shlex.join(words) if len(words) > 1 else words[0]}{more}")
         self.keys("Enter")
+
+    def wait_for(self, text: str) -> None:
+        """Waits until a text is on the screen."""
+        eventually(lambda: any(text in line for line in self.lines()), text)
 
     def lines(self) -> list[str]:
         """Returns the lines of the screen and of what has scrolled off, wrapped ones joined."""

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -1126,6 +1126,44 @@ def test_words_that_leave_are_just_words_in_a_message(room: Server) -> None:
     done = client("localhost", room.port, "--name", "J", typed="".join(f"{one}\n" for one in lines))
     assert done.returncode == 0
     other.expect("* J joined\n", *(f"J: {one}\n" for one in lines), "* J left\n")
+
+
+def test_more_descriptors_than_select_can_wait_for(room: Server) -> None:
+    resource = pytest.importorskip("resource")
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 1200:
+        pytest.skip("not enough descriptors here")
+    other = room.join()
+    with ExitStack() as opened:
+        inherited = [os.dup(2) for _ in range(1100)]
+        opened.callback(lambda: [os.close(one) for one in inherited])
+        done = client("localhost", room.port, "--name", "J", typed="hi\n", pass_fds=inherited)
+    assert (done.stderr, done.returncode) == ("", 0)
+    other.expect("* J joined\n", "J: hi\n", "* J left\n")
+
+
+def test_without_a_thread_the_lookup_is_made_in_the_loop(room: Server) -> None:
+    no_thread = (
+        "import threading\ndef refuse(*_, **__):\n    raise RuntimeError\nthreading.Thread = refuse"
+    )
+    done = finish([*patched_client(no_thread), f"localhost:{room.port}"], typed="John\nhi\n")
+    assert (done.stderr, done.returncode) == ("", 0)
+
+
+def test_an_interrupt_in_the_first_moments_leaves_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "argparse.py").write_text(
+        "import sys, time\nprint('importing', flush=True)\ntime.sleep(60)\n"
+    )
+    process = subprocess.Popen(
+        CLIENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    assert process.stdout and process.stdout.readline() == b"importing\n"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=DEADLINE)
+    assert (errors, process.returncode) == (b"", -signal.SIGINT)
 
 
 # In a terminal

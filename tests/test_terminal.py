@@ -168,6 +168,49 @@ def test_suspend_and_resume(room: Server, window: Window) -> None:
     ann.expect("* John joined\n", "John: half done\n")
 
 
+@pytest.mark.parametrize("way", ["C-z, bg, fg", "C-z, bg, bg, fg", "&, fg"])
+def test_the_client_comes_back_from_the_background(room: Server, window: Window, way: str) -> None:
+    ann = room.join("Ann")
+    command = [*CLIENT, "localhost", str(room.port), "--name", "John"]
+    first, *steps = way.split(", ")
+    window.run(*command, more="" if first == "C-z" else " &")
+    if first == "C-z":
+        window.expect("Welcome to the chatroom!", "John:")
+        window.type("half")
+        window.expect("John: half")
+        window.keys("C-z")
+
+    def has_stopped() -> bool:
+        window.run("jobs")
+        return any("Stopped" in line for line in window.lines())
+
+    for step in steps:
+        eventually(has_stopped)
+        window.run(step)
+    if first == "C-z":
+        window.expect("John: half")
+    window.wait_for("John:")
+    window.type("back")
+    window.keys("Enter")
+    ann.expect("* John joined\n", f"John: {'half' if first == 'C-z' else ''}back\n")
+    window.type("exit")
+    window.keys("Enter")
+    window.run("stty", "-a", more=" | grep -ow '.icanon\\|icanon'")
+    window.expect("icanon", "$")
+
+
+def test_a_client_that_is_suspended_can_be_ended(room: Server, window: Window) -> None:
+    ann = room.join("Ann")
+    window.run(*CLIENT, "localhost", str(room.port), "--name", "John")
+    window.expect("Welcome to the chatroom!", "John:")
+    window.keys("C-z")
+    window.wait_for("Stopped")
+    window.run("kill", "%1")
+    ann.expect("* John joined\n", "* John left\n")
+    window.run("wait; echo over")
+    window.expect("over", "$")
+
+
 def test_tab_history_and_redraw(room: Server, window: Window) -> None:
     ann = room.join("Ann")
     window.run(*CLIENT, "localhost", str(room.port), "--name", "John")
@@ -272,7 +315,11 @@ def test_what_is_typed_ahead_is_kept_with_either_end_of_line(
     other.expect("John: half done\n")
 
 
-@pytest.mark.parametrize("way", ["quit", "ctrl-c", "ctrl-d", "SIGTERM", "SIGHUP", "SIGINT", "lost"])
+WAYS_TO_END = ["quit", "ctrl-c", "ctrl-d", "lost"]
+WAYS_TO_END += ["SIGTERM", "SIGHUP", "SIGINT", "SIGQUIT", "SIGUSR1", "SIGALRM"]
+
+
+@pytest.mark.parametrize("way", WAYS_TO_END)
 def test_terminal_is_given_back_as_it_was(
     listener: Listener, terminal: Callable[..., Terminal], way: str
 ) -> None:
@@ -304,7 +351,8 @@ def test_terminal_is_given_back_as_it_was(
             if Path(f"/proc/{pid}/comm").read_text().startswith("python"):
                 os.kill(int(pid), getattr(signal, way))
     window.expect("\x1b[?2004l")
-    status = {"SIGTERM": 143, "SIGHUP": 129, "lost": 1}.get(way, 0)
+    status = 128 + getattr(signal, way) if way.startswith("SIG") else int(way == "lost")
+    status = 0 if way == "SIGINT" else status
     window.expect(f"status {status}")
     assert modes(window) == before
     assert "Traceback" not in window.shown
