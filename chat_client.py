@@ -50,18 +50,20 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import ExitStack, closing, suppress
 from functools import partial
+from itertools import takewhile
 from selectors import EVENT_READ, EVENT_WRITE
-from typing import Any, Callable
+from typing import Any, Callable, NamedTuple
 
 try:
     import ssl
 except ImportError:  # a Python built without OpenSSL can do everything but TLS
     ssl = None  # type: ignore[assignment]
 try:
+    import fcntl
     import termios
     import tty
 except ImportError:  # on Windows, and in a Python of the bare minimum, such as python3-minimal
-    termios = None  # type: ignore[assignment]
+    fcntl = termios = None  # type: ignore[assignment]
 try:
     import getpass
 except ImportError:
@@ -75,12 +77,17 @@ CONNECT_TIME = 10.0  # seconds for each address of a host, and for a TLS handsha
 QUESTION_TIME = 5.0  # seconds to wait for a question when we have a password to give
 ANSWER_TIME = 0.5  # seconds to wait for a welcome or an answer that may never come
 LINGER = 1.0  # seconds for the server to close after the user has left
+PASTE_SILENCE = 1.0  # seconds after which what is being pasted has come to its end
 NEVER = float("inf")  # a deadline that isn't set
 RECEIVE_SIZE = 64 * 1024  # bytes received at once
 MAX_LINE = 64 * 1024  # bytes; a longer line is left out
 MAX_WAITING = 64 * 1024  # bytes that wait for a slow reader before we stop reading the other side
 MAX_RECALLED = 1000  # lines that Up goes back to
 MAX_NAMES = 1000  # names that Tab completes
+MAX_NOTED = 20  # lines that wait to be sent and are shown one by one
+MAX_DOUBTED = 10_000  # lines that we remember as long as they may not have arrived
+READ_TIME = 5.0  # seconds after which a server that still speaks has read what was sent
+SETTLE_TIME = 30.0  # seconds after which a connection is taken for one that lasts
 RETRY_DELAYS = (1, 30)  # seconds until the next try to connect again: doubled from the first on
 
 # The connection gets these, as far as the system has them: a network that is gone is then noticed
@@ -115,6 +122,7 @@ NAMED_BY = [
 ]
 MAX_NAME = 32  # characters that a room allows
 LEAVE = ("quit", "exit", "/quit")
+IN_DOUBT = "what you said last may not have arrived"
 TOO_LONG = f"* (a line of over {MAX_LINE} bytes was left out)"
 NOT_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE")  # OpenSSL's reasons
 TLS_ALERT = b"\x15\x03"  # how a server that speaks TLS answers one who doesn't (RFC 8446, 5.1)
@@ -231,6 +239,18 @@ def terminal_text(line: bytes) -> str:
     return ESCAPE.sub("", line.decode("utf-8", "replace")).translate(NO_TEXT)
 
 
+class Line(NamedTuple):
+    """A line that was typed."""
+
+    text: str
+    alone: bool = True  # and not in a block of lines: that is said as it is, with no command in it
+
+    @property
+    def leaves(self) -> bool:
+        """Says whether it is the wish to leave."""
+        return self.alone and self.text.strip() in LEAVE
+
+
 class Protocol:
     """Our side of a conversation, without I/O: what goes out for what is typed, and what is shown
     for what comes in. It lasts as long as the connection."""
@@ -259,6 +279,11 @@ class Protocol:
         """Says whether the user has to give a password now."""
         return False
 
+    @property
+    def welcomed(self) -> bool:
+        """Says whether the other side is one of our rooms, and has let us in."""
+        return False
+
     def stop_waiting(self) -> None:
         """Goes on as well as it can: the answer that it waits for may never come."""
         self.awaits_answer = False
@@ -266,8 +291,8 @@ class Protocol:
     def hear(self, line: str) -> None:
         """Takes a line from the other side, clean and without its newline."""
 
-    def submit(self, line: str) -> None:
-        """Takes a line from the user, without its newline."""
+    def submit(self, line: Line) -> None:
+        """Takes a line from the user."""
 
     def give_password(self, password: bytes) -> None:
         """Takes what the user answered to `wants_password`."""
@@ -287,8 +312,8 @@ class EchoProtocol(Protocol):
         self.to_show.append(f"recv: {line}")
         self.awaits_answer = False
 
-    def submit(self, line: str) -> None:
-        self.outgoing += f"{line}\n".encode()
+    def submit(self, line: Line) -> None:
+        self.outgoing += f"{line.text}\n".encode()
         self.awaits_answer = True
 
 
@@ -303,7 +328,8 @@ class Phase(enum.Enum):
       '----------------------'------> RELAY
 
     phase     what was heard        what is typed
-    WAITING   nothing, or notices   waits, until the time for an answer is over
+    WAITING   nothing, or notices   waits, until the time for an answer is over; longer where a
+                                    room has been
     AT_DOOR   password?             waits: it would be taken for the password
     IN_ROOM   the welcome           waits while a name is requested; may be a command
     RELAY     what somebody said    goes out
@@ -319,9 +345,10 @@ class ChatProtocol(Protocol):
     """A chat. It works with any line relay, by putting the name before each message. In one of our
     rooms, which the first line shows, it makes the name known as well, and there are commands."""
 
-    def __init__(self, name: str, password: bytes = b"") -> None:
+    def __init__(self, name: str, password: bytes = b"", expects_welcome: bool = False) -> None:
         super().__init__()
         self.phase = Phase.WAITING
+        self.expects_welcome = expects_welcome  # so nothing is said to whoever gives none
         self.awaits_answer = True  # the room has to know the name first
         self.set_name(name)
         self.password = password
@@ -336,6 +363,14 @@ class ChatProtocol(Protocol):
     @property
     def wants_password(self) -> bool:
         return self.phase is Phase.AT_DOOR and not self.password
+
+    @property
+    def welcomed(self) -> bool:
+        return self.phase is Phase.IN_ROOM
+
+    def stop_waiting(self) -> None:
+        if not (self.expects_welcome and self.phase is Phase.WAITING):
+            self.awaits_answer = False
 
     def set_name(self, name: str) -> None:
         """Puts this name before each message from now on."""
@@ -447,15 +482,16 @@ class ChatProtocol(Protocol):
         self.turned_away = "the room didn't answer the password"
         self.outgoing += password + b"\n"
 
-    def submit(self, line: str) -> None:
+    def submit(self, line: Line) -> None:
         assert self.accepts_input
-        if not line.strip():
+        text = line.text
+        if not text.strip():
             return
-        slash = self.phase is Phase.IN_ROOM and line.startswith("/")
-        if slash and not line.startswith("//"):
-            self.submit_command(line)
+        slash = self.phase is Phase.IN_ROOM and line.alone and text.startswith("/")
+        if slash and not text.startswith("//"):
+            self.submit_command(text)
             return
-        message = f"{self.name}: {line[1:] if slash else line}"
+        message = f"{self.name}: {text[1:] if slash else text}"
         self.outgoing += f"{message}\n".encode()
         self.to_show.append(message)
 
@@ -590,26 +626,43 @@ class Editor:
         self.completed = ""
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.unread = ""  # keys that were not pressed yet, or the beginning of one
-        self.lines: list[str] = []  # finished
+        self.pasting = False
+        self.pasted: list[str] = []  # pieces of what is being pasted
+        self.lines: list[Line] = []  # finished
         self.requests: list[Request] = []
 
     # Keys
 
     def feed(self, data: bytes) -> None:
         """Takes bytes from the terminal, in whatever pieces they come."""
+        if self.pasting and not data.strip(b"\x03"):  # Ctrl-C alone: is the end of it lost?
+            data = PASTE_END.encode() + data
         self.unread += self.decoder.decode(data)
-        while self.unread and not UNFINISHED_KEY.fullmatch(self.unread):
-            if self.unread.startswith(PASTE_START):
-                pasted, end, rest = self.unread[len(PASTE_START) :].partition(PASTE_END)
-                if not end:  # more has to come
+        while self.unread and (self.pasting or not UNFINISHED_KEY.fullmatch(self.unread)):
+            if self.pasting:
+                self.take_pasted()
+                if self.pasting:  # more has to come
                     break
-                self.unread = rest
-                self.paste(pasted)
+            elif self.unread.startswith(PASTE_START):
+                self.unread = self.unread[len(PASTE_START) :]
+                self.pasting = True
             else:
                 match = KEY.match(self.unread)
                 assert match  # if nothing else, any character
                 self.unread = self.unread[match.end() :]
                 self.press(match.group())
+
+    def take_pasted(self) -> None:
+        """Takes what is being pasted, up to its end; puts it into the line once that has come."""
+        text, end, rest = self.unread.partition(PASTE_END)
+        at = text.rfind("\x1b", 1 - len(PASTE_END))
+        if at >= 0 and not end and PASTE_END.startswith(text[at:]):  # the beginning of the end
+            text, rest = text[:at], text[at:]
+        self.pasted.append(text)
+        self.unread = rest
+        if end:
+            self.paste("".join(self.pasted))
+            self.pasted, self.pasting = [], False
 
     def press(self, key: str) -> None:
         """Does what one key is for."""
@@ -645,7 +698,8 @@ class Editor:
         """Finishes the line; one with newlines in it, from a paste, is several."""
         if self.text.strip():
             self.history.append(self.text)
-        self.lines += self.text.rstrip("\n").split("\n")
+        lines = self.text.rstrip("\n").split("\n")
+        self.lines += [Line(line, alone=len(lines) == 1) for line in lines]
         self.recalled = 0
         self.set("")
 
@@ -749,19 +803,19 @@ class SecretEditor(Editor):
 
     def __init__(self, prompt: str) -> None:
         super().__init__()
-        self.prompt = prompt  # in place of any other
+        self.prompt = prompt
         self.rest = ""
 
     def keys(self) -> dict[str, Action]:
         return SECRET_KEYS
 
     def enter(self) -> None:
-        self.lines.append(self.text.partition("\n")[0])
+        self.lines.append(Line(self.text.partition("\n")[0]))
         self.rest, self.unread = self.unread, ""
         self.set("")
 
     def view(self, prompt: str, width: int) -> tuple[str, str]:
-        return fitting_end(self.prompt, width - 1), ""
+        return fitting_end(prompt, width - 1), ""
 
 
 # What terminals send for a key (xterm, VT100, the Linux console, rxvt), and what it does.
@@ -982,7 +1036,9 @@ class Console(ABC):
         self.input = open_input()
         self.attended = os.isatty(0)  # somebody sits there, who can answer a question
         self.ended = False  # nothing more will be typed
-        self.typed: deque[str] = deque()  # lines that nobody has taken yet
+        self.typed: deque[Line] = deque()  # lines that nobody has taken yet
+        self.doubtful: list[str] = []  # lines of which nobody knows whether they have arrived
+        self.deadline = NEVER  # monotonic time at which `update` has something to do
         self.screen = screen  # the descriptor that is written to
         self.output = bytearray()  # waits to be written
         self.write_size: int | None = None  # bytes that the screen takes without blocking, if known
@@ -1013,7 +1069,7 @@ class Console(ABC):
         except OSError:  # the terminal is gone
             return b""
 
-    def take(self) -> str:
+    def take(self) -> Line:
         """Returns the next line that was typed."""
         return self.typed.popleft()
 
@@ -1030,15 +1086,25 @@ class Console(ABC):
     def waits_for_server(self) -> bool:
         """Says whether the user waits while there is no connection: types on, or leaves."""
 
-    @abstractmethod
     def unsent(self) -> list[str]:
-        """Returns the lines that the user saw on the screen and that can't be sent any more."""
+        """Returns the lines that nobody has taken yet and that are to be sent."""
+        lines = takewhile(lambda line: not line.leaves, self.typed)
+        return [line.text for line in lines if line.text.strip()]
+
+    def losses(self) -> list[str]:
+        """Returns what to tell somebody who sits there of lines that were typed in vain."""
+        told = {"not sent": self.unsent(), IN_DOUBT: self.doubtful} if self.attended else {}
+        return [f"{what}: {'; '.join(lines)}" for what, lines in told.items() if lines]
 
     # Output
 
     @abstractmethod
     def label(self, prompt: str) -> None:
         """Sets what the lines that are typed from now on begin with, where that is shown anyway."""
+
+    @abstractmethod
+    def report(self, status: str) -> None:
+        """Sets what stands before that as long as there is no connection."""
 
     @abstractmethod
     def invite(self, prompt: str, ask: bool) -> None:
@@ -1105,14 +1171,14 @@ class PlainConsole(Console):
         if not data:
             self.ended = True
             chunk = self.framer.finish()
-        self.typed.extend(terminal_text(line) for line in chunk.split(b"\n")[:-1])
+        self.typed.extend(Line(terminal_text(line)) for line in chunk.split(b"\n")[:-1])
         if too_long:
             self.show(TOO_LONG)
 
-    def take(self) -> str:
+    def take(self) -> Line:
         line = super().take()
         if self.at_prompt and not self.attended:  # a terminal would have shown it
-            self.output += f"{line}\n".encode()
+            self.output += f"{line.text}\n".encode()
         self.at_prompt = False
         return line
 
@@ -1120,8 +1186,6 @@ class PlainConsole(Console):
         can_ask = getpass and (termios or ONLY_SOCKETS)  # without an echo
         if not (self.attended and can_ask):
             raise Failure("the room wants a password; give it with --password-file FILE")
-        if self.typed:  # ahead, and it is not to be published
-            return self.typed.popleft().encode()
         # The loop doesn't run meanwhile, so signals have to strike at once. But not Ctrl-Z: after
         # `fg` the terminal would show what is typed.
         handlers: dict[str, Any] = dict.fromkeys(("SIGINT", "SIGTERM", "SIGHUP"), raise_for_signal)
@@ -1142,18 +1206,18 @@ class PlainConsole(Console):
                 signal.signal(number, handler)
 
     def wants_to_leave(self) -> bool:
-        return bool(self.typed) and self.typed[0].strip() in LEAVE
+        return bool(self.typed) and self.typed[0].leaves
 
     def waits_for_server(self) -> bool:
         return False
-
-    def unsent(self) -> list[str]:
-        return []
 
     # Output
 
     def label(self, prompt: str) -> None:
         """Nothing to do: what is typed is the terminal's or a script's, and shown as it is."""
+
+    def report(self, status: str) -> None:
+        """Nothing to do: nobody waits for a connection here."""
 
     def invite(self, prompt: str, ask: bool) -> None:
         if ask and not self.at_prompt:
@@ -1207,12 +1271,13 @@ class Terminal(Console):
         self.editor = Editor(lambda beginning: self.candidates(beginning))
         self.secret: SecretEditor | None = None  # takes the keys while there is one
         self.grants: dict[Request, Callable[[], None]] = {
-            Request.INTERRUPT: partial(raise_for_signal, signal.SIGINT, None),
+            Request.INTERRUPT: self.interrupt,
             Request.END_OF_INPUT: self.end_input,
             Request.SUSPEND: self.suspend,
             Request.CLEAR_SCREEN: self.clear_screen,
         }
         self.row_prompt = ""
+        self.status = ""  # what stands before it
         self.pending: list[str] = []  # to be shown above the row
         self.stale = True  # the row has to be drawn again
         self.cursor_column = 0
@@ -1312,6 +1377,7 @@ class Terminal(Console):
     def feed(self, editor: Editor, keys: bytes) -> None:
         """Lets an editor have keys, and does what they ask for."""
         editor.feed(keys)
+        self.deadline = time.monotonic() + PASTE_SILENCE if editor.pasting else NEVER
         self.stale = True
         self.typed.extend(self.editor.lines)
         self.editor.lines.clear()
@@ -1323,9 +1389,13 @@ class Terminal(Console):
         """Nothing more will be typed."""
         self.ended = True
 
+    def interrupt(self) -> None:
+        """Leaves once what was typed is said; at once if that is being done already."""
+        if self.ended or self.secret:
+            raise KeyboardInterrupt
+        self.ended = True
+
     def ask_secret(self, prompt: str) -> bytes | None:
-        if self.typed:  # ahead, and it is not to be published
-            return self.typed.popleft().encode()
         if self.ended:
             raise Failure("no password given")
         if not self.secret:
@@ -1335,22 +1405,22 @@ class Terminal(Console):
             return None
         answered, self.secret = self.secret, None
         self.feed(self.editor, answered.rest.encode())
-        return answered.lines[0].encode()
+        return answered.lines[0].text.encode()
 
     def wants_to_leave(self) -> bool:
-        return self.ended or any(line.strip() in LEAVE for line in self.typed)
+        return self.ended or any(line.leaves for line in self.typed)
 
     def waits_for_server(self) -> bool:
         return True
-
-    def unsent(self) -> list[str]:
-        return [line for line in self.typed if line.strip() not in LEAVE]
 
     # Output
 
     def label(self, prompt: str) -> None:
         self.stale = self.stale or prompt != self.row_prompt
         self.row_prompt = prompt
+
+    def report(self, status: str) -> None:
+        self.status, self.stale = status, True
 
     def invite(self, prompt: str, ask: bool) -> None:
         self.secret = None  # nobody asks for it any more
@@ -1374,11 +1444,14 @@ class Terminal(Console):
 
     def update(self) -> None:
         """Draws what is new, if what was drawn before has reached the terminal."""
+        if time.monotonic() >= self.deadline:  # the end of what was pasted has got lost
+            self.feed(self.secret or self.editor, PASTE_END.encode())
         if self.output or not self.taken or not (self.pending or self.stale):
             return
-        before, after = (self.secret or self.editor).view(self.row_prompt, self.width)
+        prompt = self.status + (self.secret.prompt if self.secret else self.row_prompt)
+        before, after = (self.secret or self.editor).view(prompt, self.width)
         self.cursor_column = text_width(before)
-        row = self.painter.paint_prompt(before, self.row_prompt)
+        row = before if self.secret else self.painter.paint_prompt(before, prompt)
         # The terminal itself remembers where the cursor belongs, and comes back there.
         row += f"{SAVE_CURSOR}{after}{CLEAR_REST}{RESTORE_CURSOR}"
         above = CLEAR_ROW + "".join(self.pending) if self.pending else ""
@@ -1457,9 +1530,10 @@ def why_no_tls(error: ssl.SSLError, host: str) -> str:
 class Client:
     """One loop around a console and the connection to a server: it connects, and connects again.
 
-    It keeps what outlives a connection: the name that the user wants, the password, and how long to
-    wait until the next try; the lines that are not sent are the console's. What it waits for
-    follows from the state and is set anew in each turn of the loop.
+    It keeps what outlives a connection: the name that the user wants, the password, how long to
+    wait until the next try, and what the user was told of the last one; the lines that are not sent
+    are the console's. What it waits for follows from the state and is set anew in each turn of the
+    loop.
     """
 
     def __init__(
@@ -1481,6 +1555,9 @@ class Client:
         self.password = password
         self.echo = echo  # the server only sends back what it gets
         self.delay: float = RETRY_DELAYS[0]  # seconds until the next try
+        self.trouble = ""  # the last that the user was told; none while there is a connection
+        self.noted = 0  # of the lines that wait to be sent, how many the user was told of
+        self.in_room = False  # the server has shown itself as one of our rooms
 
     def run(self) -> None:
         """Asks, connects and talks until the user leaves. Raises Failure."""
@@ -1495,18 +1572,40 @@ class Client:
             except Disconnected as failure:
                 if self.echo or not self.console.waits_for_server():
                     raise
-                self.console.show(f"* {failure}")
+                self.tell_lost(str(failure))
             sock = self.reconnect()
         if self.console.unsent():
             raise Failure("left without a connection")
 
     def talk(self, sock: socket.socket) -> None:
         """Talks over a connection for as long as it lasts. Raises Disconnected, and Failure."""
-        protocol = EchoProtocol() if self.echo else ChatProtocol(self.name, self.password)
+        protocol = (
+            EchoProtocol() if self.echo else ChatProtocol(self.name, self.password, self.in_room)
+        )
         try:
             Session(self, sock, protocol).run()
         finally:
             self.name, self.password = protocol.name, protocol.password
+
+    def tell_lost(self, why: str) -> None:
+        """Tells the user that there is no connection, unless that is known, and what became of the
+        lines that went out last."""
+        if why != self.trouble:
+            self.console.show(f"* {why}")
+        self.trouble = why
+        if self.console.doubtful:
+            self.console.show(f"* {IN_DOUBT}:")
+        for line in self.console.doubtful:
+            self.console.show(f"*   {line}")
+        self.console.doubtful = []
+
+    def settle(self, in_room: bool) -> None:
+        """The connection is one that lasts, to one of our rooms or else for a while already."""
+        if self.trouble:
+            self.console.show("* connected again")
+        self.trouble = ""
+        self.delay = RETRY_DELAYS[0]
+        self.in_room = self.in_room or in_room
 
     def ask_name(self) -> bool:
         """Asks the user for a name; says whether there is one, and not the end of input. Raises
@@ -1518,8 +1617,11 @@ class Client:
                 self.turn()
             if console.typed:
                 line = console.take()
-                console.echo_typed(f"name: {line}")
-                self.name = line.strip()
+                console.echo_typed(f"name: {line.text}")
+                if line.leaves:
+                    console.typed.clear()
+                    return False
+                self.name = line.text.strip()
         console.label("")
         if not self.name and not console.attended:
             raise Failure("no name was given; use --name NAME, or the first line of the input")
@@ -1532,6 +1634,7 @@ class Client:
         self.console.update()
         for file, events, handler in self.console.files():
             self.watch(file, events, handler)
+        deadline = min(deadline, self.console.deadline)
         timeout = None if deadline == NEVER else max(0.0, deadline - time.monotonic())
         for key, events in self.selector.select(timeout):
             key.data(events)
@@ -1551,11 +1654,15 @@ class Client:
         """Waits for events on a socket while there is no session; says whether they have come.
         Raises Failure or KeyboardInterrupt if the user doesn't want to wait."""
         ready: list[int] = []
+        leave_by = NEVER
         self.watch(sock, events, ready.append)
         try:
             while not ready and time.monotonic() < deadline:
-                self.turn(deadline)
                 if self.console.waits_for_server() and self.console.wants_to_leave():
+                    patience = LINGER if self.console.unsent() else 0
+                    leave_by = min(leave_by, time.monotonic() + patience)
+                self.turn(min(deadline, leave_by))
+                if not ready and time.monotonic() >= leave_by:
                     if self.console.unsent():
                         raise Failure("left without a connection")
                     raise KeyboardInterrupt
@@ -1568,6 +1675,7 @@ class Client:
     def connect(self) -> socket.socket:
         """Connects to the first address of the host that answers. Raises Disconnected, Failure if
         the host can't be trusted, and what wait_for() raises."""
+        self.console.report("(connecting) ")
         addresses = self.look_up()
         codes = []
         for family, kind, protocol, _, address in addresses:
@@ -1656,26 +1764,33 @@ class Client:
 
     def reconnect(self) -> socket.socket | None:
         """Connects again, trying ever more rarely; returns None if the user leaves meanwhile."""
-        first, longest = RETRY_DELAYS
-        noted = 0
-        while True:
-            # So that, when a room starts again, not everyone comes at the same moment.
-            pause = self.delay * random.uniform(0.5, 1.0)
-            self.console.show(f"* trying again in {pause:.1f} s")
-            deadline = time.monotonic() + pause
-            while time.monotonic() < deadline:
-                self.turn(deadline)
-                if self.console.wants_to_leave():
-                    return None
-                for line in list(self.console.typed)[noted:]:
-                    self.console.show(f"* waits to be sent: {line}")
-                noted = len(self.console.typed)
+        while self.pause():
             try:
-                sock = self.connect()
-                self.delay = first
-                return sock
-            except Disconnected:
-                self.delay = min(2 * self.delay, longest)
+                return self.connect()
+            except Disconnected as failure:
+                self.tell_lost(str(failure))
+        return None
+
+    def pause(self) -> bool:
+        """Lets some time pass before the next try; says whether the user still wants that."""
+        # So that, when a room starts again, not everyone comes at the same moment.
+        seconds = self.delay * random.uniform(0.5, 1.0)
+        self.delay = min(2 * self.delay, RETRY_DELAYS[1])
+        self.console.report(f"(trying again in {seconds:.1f} s) ")
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and not self.console.wants_to_leave():
+            self.note_unsent()
+            self.turn(deadline)
+        return not self.console.wants_to_leave()
+
+    def note_unsent(self) -> None:
+        """Tells the user of the lines that wait to be sent, each once."""
+        lines = self.console.unsent()
+        new, self.noted = lines[self.noted :], len(lines)
+        if len(new) > MAX_NOTED:
+            new = [f"{len(new):,} lines"]
+        for line in new:
+            self.console.show(f"* not sent yet: {line}")
 
 
 def look_up(host: str, port: int, found: list[Any], asking: socket.socket) -> None:
@@ -1690,12 +1805,62 @@ def look_up(host: str, port: int, found: list[Any], asking: socket.socket) -> No
             found.append(error)
 
 
+class Ledger:
+    """What the user says over one connection, as long as it may not have arrived. No I/O."""
+
+    def __init__(self) -> None:
+        self.sent = 0  # bytes that the system has taken
+        # Lines that it hasn't taken whole, and those that it has, with the time. Each has the
+        # number of bytes up to its end.
+        self.waiting: deque[tuple[int, Line]] = deque()
+        self.taken: deque[tuple[int, float, str]] = deque(maxlen=MAX_DOUBTED)
+
+    def add(self, line: Line, size: int) -> None:
+        """A line is to go out; with all that waits before it that is `size` bytes."""
+        self.waiting.append((self.sent + size, line))
+
+    def go_out(self, size: int, now: float) -> None:
+        """The system has taken some bytes."""
+        self.sent += size
+        while self.waiting and self.waiting[0][0] <= self.sent:
+            end, line = self.waiting.popleft()
+            self.taken.append((end, now, line.text))
+
+    def hear(self, now: float) -> None:
+        """The server has said something: it must have read what was said a while ago."""
+        while self.taken and self.taken[0][1] < now - READ_TIME:
+            self.taken.popleft()
+
+    def hear_answer(self) -> None:
+        """The server has answered what was said last."""
+        self.taken.clear()
+
+    def unsent(self) -> list[Line]:
+        """Returns the lines that the system hasn't taken."""
+        return [line for _, line in self.waiting]
+
+    def doubtful(self, unacknowledged: float = NEVER) -> list[str]:
+        """Returns the lines that it has taken, and that nothing shows to have arrived: those among
+        the last bytes, which nobody has acknowledged."""
+        return [text for end, _, text in self.taken if end > self.sent - unacknowledged]
+
+
+def unacknowledged(sock: socket.socket) -> int:
+    """Returns how many bytes that were sent the other side's system hasn't confirmed to have; 0
+    where ours doesn't tell."""
+    try:
+        return int.from_bytes(fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+    except (AttributeError, OSError):
+        return 0
+
+
 class Session:
     """What happens over one connection, until either side ends it.
 
     A side whose counterpart is slow is not read from, so that little is held in between. There are
-    two deadlines: `answer_by`, until when what is typed waits for the server's answer, and
-    `leave_by`, until when a user who wants to go is kept.
+    three deadlines: `answer_by`, until when what is typed waits for the server's answer,
+    `leave_by`, until when a user who wants to go is kept, and `settle_by`, from when on the
+    connection is taken for one that lasts.
     """
 
     def __init__(self, client: Client, sock: socket.socket, protocol: Protocol) -> None:
@@ -1704,6 +1869,9 @@ class Session:
         self.sock = sock
         self.protocol = protocol
         self.framer = LineFramer(MAX_LINE)
+        self.ledger = Ledger()
+        # What the user has to be told of the connection before doesn't keep us from this one.
+        self.max_waiting = MAX_WAITING + self.console.waiting()
         self.tls_wants = 0  # EVENT_WRITE while TLS has to send before anything else, else 0
         self.silent = True  # the server has not said anything yet
         self.over = False  # the server has ended the stream, or there is no use in going on
@@ -1712,6 +1880,7 @@ class Session:
         self.stream_ended = False  # our direction of the stream is
         self.answer_by = NEVER  # monotonic time
         self.leave_by = NEVER  # monotonic time
+        self.settle_by = time.monotonic() + SETTLE_TIME  # monotonic time
 
     def run(self) -> None:
         """Talks until it is over, or the user has left. Raises Disconnected if that wasn't the
@@ -1719,17 +1888,44 @@ class Session:
         self.expect_within(QUESTION_TIME if self.protocol.password else ANSWER_TIME)
         self.console.candidates = self.protocol.candidates
         self.console.label(self.protocol.prompt)
-        while not self.over and time.monotonic() < self.leave_by:
-            self.ask_password()
-            self.forward_typed()
-            self.see_off()
-            self.watch_server()
-            self.client.turn(min(self.answer_by, self.leave_by))
-            if time.monotonic() >= self.answer_by:
-                self.answer_by = NEVER
-                self.protocol.stop_waiting()
-        self.client.watch(self.sock, 0)
+        self.console.report("")
+        try:
+            while not self.over and time.monotonic() < self.leave_by:
+                self.ask_password()
+                self.forward_typed()
+                self.see_off()
+                self.watch_server()
+                self.client.turn(min(self.answer_by, self.leave_by, self.settle_by))
+                self.keep_deadlines()
+        finally:
+            self.client.watch(self.sock, 0)
+            self.close_ledger()
         self.raise_failure()
+
+    def keep_deadlines(self) -> None:
+        """Does what is due."""
+        now = time.monotonic()
+        if now >= self.answer_by:
+            self.answer_by = NEVER
+            self.protocol.stop_waiting()
+            self.show()
+        if now >= self.settle_by:
+            self.settle()
+
+    def settle(self) -> None:
+        """Takes the connection for one that lasts."""
+        if self.settle_by < NEVER:
+            self.client.settle(self.protocol.welcomed)
+        self.settle_by = NEVER
+
+    def close_ledger(self) -> None:
+        """Leaves to the console what may not have arrived: lines to be sent, lines to be told."""
+        self.console.typed.extendleft(reversed(self.ledger.unsent()))
+        if self.over:
+            self.console.doubtful = self.ledger.doubtful() if self.lost else []
+        else:
+            last = unacknowledged(self.sock) - self.stream_ended  # the end counts as a byte
+            self.console.doubtful = self.ledger.doubtful(max(last, 0))
 
     def expect_within(self, seconds: float) -> None:
         """Gives the server this time for an answer, from now on."""
@@ -1746,22 +1942,40 @@ class Session:
             raise Failure("wrong password")
         if protocol.name_refused and not self.console.attended:
             raise Failure(f"the room refused the name {protocol.name}: {protocol.name_refused}")
-        disconnected = Failure if self.left else Disconnected
+        disconnected = Failure if self.left or self.is_hopeless() else Disconnected
         if protocol.turned_away and (self.over or not self.console.attended):
             raise disconnected(f"not let in: {protocol.turned_away}")
-        if self.lost:
+        in_vain = protocol.outgoing or self.console.unsent()
+        # A reset after a farewell is only a rude way to close, unless something was said just then.
+        if self.lost and not (self.left and not in_vain and not self.console.doubtful):
             raise disconnected(f"lost the connection: {self.lost}")
-        if protocol.outgoing:
+        if in_vain:
             raise Failure("left before everything was sent")
+        if self.console.doubtful:
+            raise Failure("left before everything had arrived")
+
+    def is_hopeless(self) -> bool:
+        """Says whether there is no use in trying again: we don't speak what the server speaks."""
+        wants_tls = "--tls" in self.lost or "--tls" in self.protocol.turned_away
+        return wants_tls and not self.client.in_room
 
     # From the user
 
     def ask_password(self) -> None:
         """Gets the password from the user, if the room wants it."""
-        if self.protocol.wants_password:
-            password = self.console.ask_secret("password: ")
-            if password is not None:
-                self.protocol.give_password(password)
+        console = self.console
+        first = console.typed[0] if console.typed else None
+        if not self.protocol.wants_password or (first and first.leaves):
+            return
+        password: bytes | None
+        if first and console.attended and not self.client.trouble:
+            # It was typed ahead of the question, and isn't to be published. But what waits since
+            # a connection was lost was typed to somebody.
+            password = console.take().text.encode()
+        else:
+            password = console.ask_secret("password: ")
+        if password is not None:
+            self.protocol.give_password(password)
 
     def forward_typed(self) -> None:
         """Lets the protocol have the lines that were typed, as long as it takes more."""
@@ -1773,20 +1987,30 @@ class Session:
                     self.leave()
                 break
             line = console.take()
-            if line.strip() in LEAVE:
+            self.client.noted = 0
+            if line.leaves:
                 self.leave()
-                console.echo_typed(line)
+                console.echo_typed(line.text)
                 break
-            protocol.submit(line)
-            self.expect_within(ANSWER_TIME)
-            # A chat shows its own message; a command, or what an echo server gets, stays as typed.
-            if line.strip() and not protocol.to_show:
-                console.echo_typed(protocol.prompt + line)
-            self.show()
+            self.submit(line)
+
+    def submit(self, line: Line) -> None:
+        """Lets the protocol have one line."""
+        protocol = self.protocol
+        before = len(protocol.outgoing)
+        protocol.submit(line)
+        if len(protocol.outgoing) > before:
+            self.ledger.add(line, len(protocol.outgoing))
+        self.expect_within(ANSWER_TIME)
+        # A chat shows its own message; a command, or what an echo server gets, stays as typed.
+        if line.text.strip() and not protocol.to_show:
+            self.console.echo_typed(protocol.prompt + line.text)
+        self.show()
 
     def leave(self) -> None:
         """Takes nothing more from the user, who wants to go."""
         self.left = True
+        self.console.typed.clear()
         self.leave_within(LINGER)
 
     def see_off(self) -> None:
@@ -1807,8 +2031,9 @@ class Session:
         return ended and self.protocol.accepts_input and not self.protocol.outgoing
 
     def wants_out(self) -> bool:
-        """Says whether the user wants to go although there is still an answer to wait for."""
-        return not self.protocol.accepts_input and self.console.wants_to_leave()
+        """Says whether the user wants to go although not everything could be said yet."""
+        stuck = len(self.protocol.outgoing) >= MAX_WAITING
+        return (stuck or not self.protocol.accepts_input) and self.console.wants_to_leave()
 
     def end_stream(self) -> None:
         """Ends our direction of the stream. The server then sends what is left and closes.
@@ -1826,6 +2051,10 @@ class Session:
     def show(self) -> None:
         """Puts out what the protocol has to show."""
         protocol, console = self.protocol, self.console
+        if protocol.welcomed:
+            self.settle()
+        if protocol.turned_away and protocol.awaits_answer and console.waits_for_server():
+            return  # it may be all that there will be: then it is the reason that is told
         console.painter.me = protocol.name
         for line in protocol.to_show:
             console.show(line)
@@ -1838,7 +2067,7 @@ class Session:
 
     def watch_server(self) -> None:
         """Has the selector wait for what can be done with the server now."""
-        events = EVENT_READ if self.console.waiting() < MAX_WAITING else 0
+        events = EVENT_READ if self.console.waiting() < self.max_waiting else 0
         events |= EVENT_WRITE if self.protocol.outgoing else 0
         self.client.watch(self.sock, self.tls_wants or events, self.serve)
 
@@ -1851,7 +2080,7 @@ class Session:
             if events & EVENT_READ:
                 self.receive(self.sock.recv(RECEIVE_SIZE))
             if events & EVENT_WRITE and self.protocol.outgoing and not self.over:
-                del self.protocol.outgoing[: self.sock.send(self.protocol.outgoing)]
+                self.send()
         except BlockingIOError:  # readiness is a hint, not a promise
             pass
         except OSError as error:
@@ -1859,6 +2088,14 @@ class Session:
                 self.tls_wants = EVENT_WRITE
             elif not (ssl and isinstance(error, ssl.SSLWantReadError)):
                 self.end(error.strerror or str(error))
+
+    def send(self) -> None:
+        """Sends what the system takes. As long as that is something, leaving has time."""
+        size = self.sock.send(self.protocol.outgoing)
+        del self.protocol.outgoing[:size]
+        self.ledger.go_out(size, time.monotonic())
+        if self.leave_by < NEVER:
+            self.leave_within(LINGER)
 
     def end(self, lost: str = "") -> None:
         """It is over; `lost` says why, if that isn't as it should be."""
@@ -1880,9 +2117,12 @@ class Session:
         if not data:
             self.end("" if self.stream_ended else "the server closed it")
             chunk = self.framer.finish()
-        before = len(protocol.outgoing)
+        self.ledger.hear(time.monotonic())
+        before, awaited = len(protocol.outgoing), protocol.awaits_answer
         for line in chunk.split(b"\n")[:-1]:
             protocol.hear(terminal_text(line))
+        if awaited and not protocol.awaits_answer:
+            self.ledger.hear_answer()
         if too_long:
             protocol.to_show.append(TOO_LONG)
         if protocol.name_refused and not self.console.attended:
@@ -2028,6 +2268,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the client; returns the exit status: 0 for a clean end, 1 for a failure, 128 and its
     number for a signal."""
     console: Console | None = None
+    status, told = 0, []
     try:
         args = parse_args(argv)
         password = b"" if args.echo else read_password(args.password_file)
@@ -2036,16 +2277,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         with closing(console):  # also on the way to a traceback
             Client(console, args.host, args.port, tls, args.name or "", password, args.echo).run()
     except Failure as error:
-        lines = console.unsent() if console else []
-        not_sent = f"; not sent: {'; '.join(lines)}" if lines else ""
-        print(f"{args.prog}: {error}{not_sent}", file=sys.stderr)
-        return 1
+        status, told = 1, [str(error)]
     except Terminated as terminated:
-        return 128 + int(terminated.args[0])  # as a shell says it
+        status = 128 + int(terminated.args[0])  # as a shell says it
     except KeyboardInterrupt:
         if console:
             console.interrupted()
-    return 0
+    told += console.losses() if console else []
+    if told:
+        print(f"{args.prog}: {'; '.join(told)}", file=sys.stderr)
+    return status or int(bool(told))
 
 
 if __name__ == "__main__":

@@ -326,8 +326,9 @@ class FakeConsole(chat_client.Console):
         super().__init__(chat_client.Painter(False, False))
         self.attended = attended
         self.ended = ended
-        self.typed.extend(typed)
+        self.typed.extend(map(chat_client.Line, typed))
         self.shown: list[str] = []
+        self.reports: list[str] = []
         self.prompts: list[str] = []  # that the user was asked with
         self.secrets: list[bytes] = []  # what the user answers, in turns of the loop
 
@@ -345,16 +346,16 @@ class FakeConsole(chat_client.Console):
         return self.secrets.pop(0) if self.secrets else None
 
     def wants_to_leave(self) -> bool:
-        return self.ended or any(line in chat_client.LEAVE for line in self.typed)
+        return self.ended or any(line.leaves for line in self.typed)
 
     def waits_for_server(self) -> bool:
         return self.attended
 
-    def unsent(self) -> list[str]:
-        return list(self.typed)
-
     def label(self, prompt: str) -> None:
         pass
+
+    def report(self, status: str) -> None:
+        self.reports.append(status)
 
     def invite(self, prompt: str, ask: bool) -> None:
         if ask:
@@ -382,12 +383,13 @@ class FakeConsole(chat_client.Console):
 class Sipping:
     """A socket that takes little at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, sip: int = 3) -> None:
+        self.sip = sip
         self.taken = b""
 
     def send(self, data: bytes) -> int:
-        self.taken += data[:3]
-        return len(data[:3])
+        self.taken += data[: self.sip]
+        return len(data[: self.sip])
 
 
 class Blocked:
@@ -710,3 +712,7 @@ def typed(keys: str, editor: chat_client.Editor | None = None) -> chat_client.Ed
 def shown(editor: chat_client.Editor) -> str:
     """Returns the line with a bar for the cursor."""
     return f"{editor.text[: editor.cursor]}|{editor.text[editor.cursor :]}"
+
+
+def finished(editor: chat_client.Editor) -> list[str]:
+    return [line.text for line in editor.lines]

@@ -55,6 +55,8 @@ from chat_client import (
     Disconnected,
     EchoProtocol,
     Failure,
+    Ledger,
+    Line,
     Phase,
     Session,
     terminal_text,
@@ -66,9 +68,9 @@ from chat_client import (
 def test_messages_have_the_name_before_them() -> None:
     chat = ChatProtocol("John")
     chat.stop_waiting()
-    chat.submit("Hi")
-    chat.submit("/who")
-    chat.submit("")
+    chat.submit(Line("Hi"))
+    chat.submit(Line("/who"))
+    chat.submit(Line(""))
     assert chat.outgoing == b"John: Hi\nJohn: /who\n"
     assert chat.to_show == ["John: Hi", "John: /who"]
 
@@ -90,7 +92,7 @@ def test_a_taken_name_gets_an_underscore_and_the_user_is_told() -> None:
     assert chat.outgoing.endswith(b"\n/name " + b"x" * 31 + b"_\n")
     assert not chat.accepts_input
     chat.hear("* you are " + "x" * 31 + "_")
-    chat.submit("hi")
+    chat.submit(Line("hi"))
     assert chat.to_show[1:] == ["* " + "x" * 32 + " is taken", "x" * 31 + "_: hi"]
 
 
@@ -101,7 +103,7 @@ def test_only_the_answer_to_our_own_question_names_us() -> None:
     chat.hear("* you are Bob joined")  # somebody has named himself so
     chat.hear("* you are Bob")
     assert chat.name == "Ann"
-    chat.submit("/name Zoe")
+    chat.submit(Line("/name Zoe"))
     chat.hear("* Ann is now Zoe is taken")
     assert not chat.accepts_input
     chat.hear("* Zoe is taken")
@@ -124,7 +126,7 @@ def test_a_refused_name_is_forgotten() -> None:
     assert not chat.accepts_input
     chat.hear("* a name has no colon and nothing invisible in it: /name NAME")
     assert chat.accepts_input
-    chat.submit("/name Ann")
+    chat.submit(Line("/name Ann"))
     chat.hear("* Ann is taken")
     assert chat.outgoing.endswith(b"/name Ann\n")
 
@@ -143,7 +145,7 @@ def test_the_password_is_given_once_and_only_for_the_first_line() -> None:
 def test_a_late_welcome_is_a_welcome() -> None:
     chat = ChatProtocol("Ann")
     chat.stop_waiting()
-    chat.submit("hi")
+    chat.submit(Line("hi"))
     chat.hear("Welcome to the chatroom!")
     assert chat.outgoing == b"Ann: hi\n/name Ann\n"
 
@@ -153,8 +155,8 @@ def test_commands_pass_through_and_two_slashes_are_meant_as_one() -> None:
     chat.hear("Welcome to the chatroom!")
     chat.hear("* you are John")
     chat.outgoing.clear()
-    chat.submit("/who")
-    chat.submit("//shrug")
+    chat.submit(Line("/who"))
+    chat.submit(Line("//shrug"))
     assert chat.outgoing == b"/who\nJohn: /shrug\n"
 
 
@@ -162,12 +164,12 @@ def test_a_new_name_is_followed() -> None:
     chat = ChatProtocol("John")
     chat.hear("Welcome to the chatroom!")
     chat.hear("* you are John")
-    chat.submit("/name Jim")
+    chat.submit(Line("/name Jim"))
     assert not chat.accepts_input
     chat.hear("* you are Jim")
     assert chat.accepts_input
     assert chat.to_show[-1] == "* you are Jim"
-    chat.submit("hi")
+    chat.submit(Line("hi"))
     assert chat.to_show[-1] == "Jim: hi"
 
 
@@ -183,7 +185,7 @@ def test_a_welcome_among_the_messages_of_a_relay_is_just_a_message() -> None:
 
 def test_echo_waits_for_each_answer() -> None:
     echo = EchoProtocol()
-    echo.submit("test")
+    echo.submit(Line("test"))
     assert not echo.accepts_input
     echo.hear("test")
     assert (echo.accepts_input, echo.to_show) == (True, ["recv: test"])
@@ -270,6 +272,112 @@ def test_phases_of_a_chat(heard: list[str], phase: Phase, accepts: bool, turned_
     assert chat.accepts_input is (phase is not Phase.AT_DOOR)
 
 
+def test_a_block_of_lines_is_said_as_it_is() -> None:
+    chat = ChatProtocol("J")
+    for line in JOINED:
+        chat.hear(line)
+    chat.outgoing.clear()
+    for text in ("/quit", "//x", "exit", " "):
+        chat.submit(Line(text, alone=False))
+    assert chat.outgoing == b"J: /quit\nJ: //x\nJ: exit\n"
+
+
+def test_where_a_room_has_been_nothing_is_said_before_its_welcome() -> None:
+    chat = ChatProtocol("J", expects_welcome=True)
+    chat.stop_waiting()
+    assert not chat.accepts_input
+    for line in JOINED:
+        chat.hear(line)
+    assert chat.accepts_input
+
+
+def test_ledger_knows_what_may_not_have_arrived() -> None:
+    ledger = Ledger()
+    for size, text in ((3, "ab"), (6, "cd"), (9, "ef")):
+        ledger.add(Line(text), size)
+    ledger.go_out(2, 1.0)
+    assert [line.text for line in ledger.unsent()] == ["ab", "cd", "ef"]
+    ledger.go_out(5, 2.0)
+    assert [line.text for line in ledger.unsent()] == ["ef"]
+    assert ledger.doubtful() == ["ab", "cd"]
+    assert ledger.doubtful(0) == []
+    assert ledger.doubtful(2) == ["cd"]
+    ledger.go_out(2, 9.0)
+    ledger.hear(2.0 + chat_client.READ_TIME)
+    assert ledger.doubtful() == ["ab", "cd", "ef"]
+    ledger.hear(2.1 + chat_client.READ_TIME)
+    assert ledger.doubtful() == ["ef"]
+    ledger.add(Line("gh"), 3)
+    ledger.hear_answer()
+    assert (ledger.doubtful(), len(ledger.unsent())) == ([], 1)
+
+
+def test_bytes_that_nobody_has_acknowledged() -> None:
+    pytest.importorskip("fcntl")
+    if not sys.platform.startswith("linux"):
+        pytest.skip("only Linux tells")
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        with socket.create_connection(one.getsockname()) as sock:
+            theirs, _ = one.accept()
+            with theirs:
+                sock.setblocking(False)
+                sent = sock.send(bytes(1 << 20))
+                assert 0 < chat_client.unacknowledged(sock) <= sent
+                while sent:
+                    sent -= len(theirs.recv(65536))
+                eventually(lambda: chat_client.unacknowledged(sock) == 0)
+
+
+def test_what_was_said_to_a_server_that_vanishes_is_kept_or_told() -> None:
+    console = FakeConsole("one", "two", "three")
+    session = unconnected(ChatProtocol("J"), console=console, sock=Sipping(len(b"J: one\nJ: t")))
+    session.receive(b"a relay\n")
+    session.forward_typed()
+    session.serve(selectors.EVENT_WRITE)
+    session.end("reset")
+    console.typed.append(Line("four"))
+    session.close_ledger()
+    assert console.unsent() == ["two", "three", "four"]
+    assert console.doubtful == ["one"]
+    session.client.tell_lost("lost the connection: reset")
+    session.client.note_unsent()
+    assert console.shown[-6:] == [
+        "* lost the connection: reset",
+        "* what you said last may not have arrived:",
+        "*   one",
+        "* not sent yet: two",
+        "* not sent yet: three",
+        "* not sent yet: four",
+    ]
+    session.client.tell_lost("lost the connection: reset")
+    session.client.note_unsent()
+    assert len(console.shown) == 10, "told once"
+
+
+def test_a_word_that_leaves_is_no_password() -> None:
+    console = FakeConsole("exit")
+    session = unconnected(ChatProtocol("J"), console=console)
+    session.receive(b"* password?\n")
+    session.ask_password()
+    assert (console.prompts, session.protocol.outgoing) == ([], b"")
+    session.see_off()
+    assert session.leave_by < NEVER
+
+
+def test_what_was_typed_to_somebody_is_no_password() -> None:
+    console = FakeConsole("ahead", "of the question")
+    session = unconnected(ChatProtocol("J"), console=console)
+    session.receive(b"* password?\n")
+    session.ask_password()
+    assert session.protocol.outgoing == b"ahead\n"
+    session = unconnected(ChatProtocol("J"), console=console)
+    session.client.tell_lost("lost")
+    session.receive(b"* password?\n")
+    session.ask_password()
+    assert (console.prompts, session.protocol.outgoing) == (["password: "], b"")
+
+
 def test_whoever_wants_out_is_kept_no_longer_by_what_the_server_asks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -295,7 +403,7 @@ def test_an_answer_gives_whoever_wants_out_time_for_the_next_line() -> None:
     session.receive(b"one\n")
     session.see_off()
     assert session.leave_by == NEVER
-    assert session.console.typed[0] == "two"
+    assert session.console.typed[0].text == "two"
 
 
 @pytest.mark.parametrize("attended", [True, False])
@@ -474,6 +582,21 @@ def test_a_notice_among_the_messages_of_a_relay_turns_nobody_away(listener: List
     listener.serve(relay)
     done = client("127.0.0.1", listener.port, "--name", "J", typed="hi\n")
     assert (done.stderr, done.returncode) == ("", 0)
+
+
+@pytest.mark.parametrize("typed, status", [("hi\nexit\n", 1), ("exit\n", 0), ("", 1)])
+def test_a_reset_is_a_failure_only_for_whoever_has_something_to_lose(
+    listener: Listener, typed: str, status: int
+) -> None:
+    def reset(server: Peer) -> None:
+        server.send("a relay\n")
+        server.rest()
+        server.reset()
+
+    listener.serve(reset)
+    done = client("127.0.0.1", listener.port, "--name", "J", typed=typed)
+    assert done.returncode == status
+    assert done.stderr.count("lost the connection") == status
 
 
 @pytest.mark.parametrize("how", ["reset", "TLS alert"])
@@ -1053,7 +1176,7 @@ def test_unread_output_does_not_keep_the_user_from_talking(listener: Listener) -
 def test_what_the_kernel_does_not_take_is_sent_later() -> None:
     sock = Sipping()
     session = unconnected(EchoProtocol(), sock)
-    session.protocol.submit("hello")
+    session.protocol.submit(Line("hello"))
     while session.protocol.outgoing:
         session.serve(selectors.EVENT_WRITE)
     assert sock.taken == b"hello\n"
@@ -1083,6 +1206,7 @@ def test_a_welcome_that_comes_late_ends_nothing() -> None:
 def test_whoever_has_left_is_not_connected_again() -> None:
     """Not even if the server was faster to end than the last words were to go out."""
     session = unconnected(EchoProtocol(), socket.socket())
+    session.protocol.outgoing += b"last words\n"
     session.left = True
     session.end("the server closed it")
     with session.sock, pytest.raises(Failure) as caught:
@@ -1109,8 +1233,13 @@ def test_tries_to_connect_again_are_ever_rarer(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(chat_client, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     monkeypatch.setattr(random, "uniform", lambda low, high: high)
     assert client.reconnect() == "connected"
-    assert console.shown.pop(1) == "* waits to be sent: hi"
-    assert console.shown == [f"* trying again in {pause}.0 s" for pause in (1, 2, 4, 8, 16, 30, 30)]
+    assert console.shown == ["* not sent yet: hi", "* nobody there"]
+    tries = [f"(trying again in {pause}.0 s) " for pause in (1, 2, 4, 8, 16, 30, 30)]
+    assert console.reports == tries
+    client.settle(in_room=True)
+    assert console.shown.pop() == "* connected again"
+    assert client.reconnect() == "connected"
+    assert console.reports.pop() == tries[0]
 
 
 def test_name_option_is_only_text(room: Server) -> None:
@@ -1206,6 +1335,18 @@ def test_ways_to_leave_a_terminal(
     assert window.wait() == 0
     assert "Traceback" not in window.rest()
     eventually(lambda: "members: 0" in room.log())
+
+
+@pytest.mark.parametrize("options", [[], ["--plain"]])
+@pytest.mark.parametrize("word", ["quit", "exit"])
+def test_words_that_leave_are_no_names(
+    terminal: Callable[..., Terminal], options: list[str], word: str
+) -> None:
+    window = terminal(*CLIENT, "localhost", "1", *options, env=XTERM)
+    window.expect("name: ")
+    window.type(f"{word}\n")
+    assert window.wait() == 0
+    assert "chat_client.py" not in window.rest()
 
 
 def test_interrupt_at_the_name_prompt(terminal: Callable[..., Terminal]) -> None:

@@ -7,7 +7,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from support import names, shown, typed
+from support import finished, names, shown, typed
 
 import chat_client
 from chat_client import ChatProtocol, Editor, Painter, Request, SecretEditor, text_width
@@ -58,7 +58,7 @@ def test_keys_do_what_a_shell_user_expects(keys: str, result: str) -> None:
 
 def test_enter_finishes_the_line() -> None:
     editor = typed("one\rtwo\nthree")
-    assert editor.lines == ["one", "two"]
+    assert finished(editor) == ["one", "two"]
     assert shown(editor) == "three|"
 
 
@@ -121,17 +121,41 @@ def test_history_goes_back_and_forth_and_keeps_the_draft() -> None:
 
 def test_pasted_newlines_wait_and_go_out_as_messages_on_enter() -> None:
     editor = typed(f"a{PASTE}b\r\nc\x03\x1b[Ad\re\n{END_PASTE}")
-    assert editor.lines == []
+    assert finished(editor) == []
     assert "".join(editor.view("", 40)) == "ab\u21b5c[Ad\u21b5e\u21b5"
     typed("f\r", editor)
-    assert editor.lines == ["ab", "c[Ad", "e", "f"]
+    assert finished(editor) == ["ab", "c[Ad", "e", "f"]
     assert shown(typed(UP, editor)) == "ab\nc[Ad\ne\nf|"
+
+
+def test_only_a_line_that_was_typed_alone_leaves() -> None:
+    def leave(keys: str) -> list[bool]:
+        return [line.leaves for line in typed(keys).lines]
+
+    assert leave(f"a\r exit \rquit\r{PASTE}exit\n{END_PASTE}\r") == [False, True, True, True]
+    assert leave(f"{PASTE}a\nexit\n/quit\nquit{END_PASTE}\r") == [False] * 4
+
+
+def test_a_paste_whose_end_is_lost_ends_with_control_c() -> None:
+    editor = typed(f"{PASTE}half\x03\r")  # in what is pasted it is no key
+    assert (shown(editor), editor.pasting) == ("|", True)
+    assert (shown(typed("\x03", editor)), editor.pasting, editor.requests) == ("|", False, [])
+    assert shown(typed("x", editor)) == "x|"
+
+
+def test_what_is_pasted_is_looked_at_once() -> None:
+    editor = typed(PASTE)
+    for _ in range(100):
+        typed("x\x1b[20" * 500, editor)
+        assert len(editor.unread) < len(END_PASTE)
+    typed(END_PASTE, editor)
+    assert editor.text == "x[20" * 50_000
 
 
 def test_fifty_pasted_lines() -> None:
     lines = [f"line {number}" for number in range(50)]
     editor = typed(PASTE + "\r".join(lines) + "\r" + END_PASTE + "\r")
-    assert editor.lines == lines
+    assert finished(editor) == lines
 
 
 @pytest.mark.parametrize(
@@ -175,7 +199,7 @@ def test_view_never_breaks_a_wide_or_combined_character() -> None:
 
 def test_enter_on_a_recalled_line_comes_back_to_the_end_of_the_history() -> None:
     editor = typed(f"one\rtwo\rthree\r{UP}{UP}\r")
-    assert editor.lines == ["one", "two", "three", "two"]
+    assert finished(editor) == ["one", "two", "three", "two"]
     assert shown(typed(f"new{DOWN}", editor)) == "new|"
     assert shown(typed(f"{UP}{UP}{DOWN}{DOWN}", editor)) == "new|"
 
@@ -191,11 +215,11 @@ def test_a_paste_ends_the_completion() -> None:
 def test_a_secret_is_neither_shown_nor_kept() -> None:
     editor = SecretEditor("password: ")
     typed(f"wrong\x15{PASTE}sec\x03ret\n{END_PASTE}{UP}\x19\tx\x7f\x7f\rnot for it\r", editor)
-    assert (editor.lines, editor.rest) == (["secret"], "not for it\r")
+    assert (finished(editor), editor.rest) == (["secret"], "not for it\r")
     assert (editor.text, editor.killed, len(editor.history)) == ("", "", 0)
     typed("half", editor)
-    assert editor.view("John: ", 80) == ("password: ", "")
-    assert editor.view("John: ", 6) == ("ord: ", "")
+    assert editor.view("password: ", 80) == ("password: ", "")
+    assert editor.view("password: ", 6) == ("ord: ", "")
 
 
 def test_keys_that_end_the_question_for_a_secret() -> None:

@@ -29,6 +29,7 @@ from support import (
     eventually,
     in_terminal,
     modes,
+    patched_client,
 )
 
 
@@ -260,10 +261,10 @@ def test_server_that_was_away_gets_what_was_typed_meanwhile_once(
     window.run(*CLIENT, "localhost", str(room.port), "--name", "John")
     window.expect("Welcome to the chatroom!", "John:")
     room.process.kill()
-    eventually(lambda: any("* trying again in" in line for line in window.lines()))
+    window.wait_for("(trying again in")
     window.type("are you there?")
     window.keys("Enter")
-    eventually(lambda: "* waits to be sent: are you there?" in window.lines())
+    eventually(lambda: "* not sent yet: are you there?" in window.lines())
     again = subprocess.Popen(
         [sys.executable, str(ROOT / "chat_server.py"), "--port", str(room.port)],
         stderr=subprocess.DEVNULL,
@@ -386,10 +387,150 @@ def test_whoever_leaves_without_a_connection_is_told_what_was_not_sent(
     window.expect("hi\n")
     listener.listener.close()
     server.close()
-    window.expect("* trying again in")
+    window.expect("(trying again in")
     window.type("one\rtwo\rexit\r")
     assert window.wait() == 1
     window.expect("chat_client.py: left without a connection; not sent: one; two\n")
+
+
+def joined(window: Terminal, listener: Listener) -> Peer:
+    """Returns the room that a client has joined as John."""
+    server = listener.accept()
+    server.send(WELCOME)
+    server.expect("/name John\n")
+    server.send("* you are John\n")
+    window.expect("Welcome to the chatroom!")
+    return server
+
+
+def test_a_pasted_block_is_said_whole_whatever_is_in_it(
+    listener: Listener, terminal: Callable[..., Terminal]
+) -> None:
+    window = in_terminal(terminal, "127.0.0.1", str(listener.port), "--name", "John")
+    server = joined(window, listener)
+    window.type("\x1b[200~if broken; then\n    exit\nfi\n/quit\n/usr\nquit\x1b[201~\r")
+    for line in ("if broken; then", "    exit", "fi", "/quit", "/usr", "quit"):
+        server.expect(f"John: {line}\n")
+    window.type("exit\r")
+    assert server.rest() == b""
+
+
+def test_a_paste_ends_after_a_silence(
+    listener: Listener, terminal: Callable[..., Terminal]
+) -> None:
+    window = in_terminal(terminal, "127.0.0.1", str(listener.port), "--name", "John")
+    server = joined(window, listener)
+    window.type("\x1b[200~cut off")
+    window.expect("cut off")
+    window.type("\r")
+    server.expect("John: cut off\n")
+
+
+@pytest.mark.parametrize("keys", ["John\rbye\r\x03", "John\rbye\r\x04", "John\rbye\rexit\r"])
+def test_whoever_leaves_at_once_has_said_all(
+    room: Server, terminal: Callable[..., Terminal], keys: str
+) -> None:
+    ann = room.join("Ann")
+    window = in_terminal(terminal, "localhost", str(room.port))
+    window.expect("name: ")
+    window.type(keys)
+    ann.expect("* John joined\n", "John: bye\n", "* John left\n")
+    assert window.wait() == 0
+
+
+@pytest.mark.parametrize("keys", ["\x03", "\x04", "exit\r"])
+@pytest.mark.parametrize("state", ["lost", "silent", "connecting"])
+def test_whoever_leaves_is_told_what_was_not_said(
+    listener: Listener, terminal: Callable[..., Terminal], state: str, keys: str
+) -> None:
+    options = ["--name", "John"]
+    if state == "connecting":
+        silent = "import socket, time\nsocket.getaddrinfo = lambda *_, **__: time.sleep(600)"
+        window = terminal(*patched_client(silent), *options, env=XTERM)
+        window.expect("(connecting)")
+    else:
+        address = ["127.0.0.1", str(listener.port)]
+        window = in_terminal(terminal, *address, *options, CHAT_PASSWORD="secret")
+        server = listener.accept()
+        server.send("* password?\n")  # and no answer
+        server.expect("secret\n")
+    if state == "lost":
+        listener.listener.close()
+        server.close()
+        window.expect("(trying again in")
+    window.type("important\r/who\r")
+    window.type(keys)
+    assert window.wait() == 1
+    rest = window.rest()
+    assert "not sent: important; /who\n" in rest
+    assert rest.count("chat_client.py: ") == 1
+
+
+@pytest.mark.parametrize("keys", ["\x03\x03", "\x03"])
+def test_a_second_control_c_waits_for_nothing(
+    listener: Listener, terminal: Callable[..., Terminal], keys: str
+) -> None:
+    window = in_terminal(terminal, "127.0.0.1", str(listener.port), "--name", "John")
+    joined(window, listener)
+    window.type(keys)
+    assert window.wait() == 0
+
+
+def test_lines_outlive_a_connection_that_breaks(
+    listener: Listener, terminal: Callable[..., Terminal]
+) -> None:
+    listener.listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    little = (
+        "import socket, chat_client\n"
+        "chat_client.SOCKET_OPTIONS += [(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)]"
+    )
+    command = [*patched_client(little), "127.0.0.1", str(listener.port), "--name", "John"]
+    window = terminal(*command, env=XTERM)
+    server = joined(window, listener)
+    lines = [f"<{number}>" + "x" * 1000 for number in range(60)]
+    for line in lines:
+        window.type(f"{line}\r")
+        window.expect(line)
+    server.reset()
+    window.expect("* lost the connection: ")
+    window.expect("* what you said last may not have arrived:")
+    told = window.expect("* not sent yet: ")
+    server = listener.accept()
+    server.send(WELCOME)
+    server.expect("/name John\n")
+    server.send("* you are John\n")
+    doubtful = re.findall(r"\*   (<\d+>x+)", told)
+    assert doubtful == lines[: len(doubtful)] and doubtful
+    server.expect(*(f"John: {line}\n" for line in lines[len(doubtful) :]))
+    window.expect("* connected again")
+    window.type("\x04")
+    server.close()
+    window.rest()
+    assert window.wait() == 0
+
+
+def test_the_first_connection_must_speak_what_we_speak(
+    listener: Listener, terminal: Callable[..., Terminal]
+) -> None:
+    window = in_terminal(terminal, "127.0.0.1", str(listener.port), "--name", "John")
+    listener.accept().close()
+    assert window.wait() == 1
+    window.expect("the server closed it without a word; if it speaks TLS, use --tls\n")
+
+
+def test_a_full_room_is_tried_again_and_told_once(
+    listener: Listener, terminal: Callable[..., Terminal]
+) -> None:
+    window = in_terminal(terminal, "127.0.0.1", str(listener.port), "--name", "John")
+    for _ in range(3):
+        server = listener.accept()
+        server.send("* the room is full\n")
+        server.close()
+    shown = window.shown
+    joined(window, listener)
+    window.type("exit\r")
+    shown += window.rest()
+    assert shown.count("the room is full") <= 1
 
 
 @pytest.mark.parametrize("keys", ["exit\r", "\x04\x03"])
