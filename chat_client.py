@@ -77,6 +77,7 @@ CONNECT_TIME = 10.0  # seconds for each address of a host, and for a TLS handsha
 QUESTION_TIME = 5.0  # seconds to wait for a question when we have a password to give
 ANSWER_TIME = 0.5  # seconds to wait for a welcome or an answer that may never come
 LINGER = 1.0  # seconds for the server to close after the user has left
+BELL_PAUSE = 5.0  # seconds from one bell to the next, at least
 PASTE_SILENCE = 1.0  # seconds after which what is being pasted has come to its end
 NEVER = float("inf")  # a deadline that isn't set
 RECEIVE_SIZE = 64 * 1024  # bytes received at once
@@ -111,16 +112,13 @@ PASSWORD_QUESTION = "* password?"
 WRONG_PASSWORD = "* wrong password"
 BAD_NAME = re.compile(r"\* (a name .*): /name NAME")  # no name has a colon to look like it with
 PRIVATE = " (private)"
-# Notices of a room in which others are named.
-NAMED_BY = [
-    re.compile(pattern)
-    for pattern in (
-        r"\* (.+) joined",
-        r"\* .+ is now (.+)",
-        r"\* here: (?!\d+ unnamed)(.+?)(?: and \d+ unnamed)?",
-    )
-]
+# What a room says of its members.
+JOINED = re.compile(r"\* (.+) joined")
+GONE = re.compile(r"\* (.+?) (?:left|is now (.+))")  # a name is free; maybe there is another
+HERE = re.compile(r"\* here: (?:\d+ unnamed|(.+?)(?: and \d+ unnamed)?)")
+MORE = re.compile(r"\d+ more")  # stands among the names where there are too many
 MAX_NAME = 32  # characters that a room allows
+MAX_MESSAGE = 8192  # bytes that a room allows, unless its owner wants more or less
 LEAVE = ("quit", "exit", "/quit")
 IN_DOUBT = "what you said last may not have arrived"
 TOO_LONG = f"* (a line of over {MAX_LINE} bytes was left out)"
@@ -233,6 +231,11 @@ NO_TEXT = dict.fromkeys(
 )
 
 
+def without_mark(start: bytes) -> bytes:
+    """Returns the start of a text without the byte order mark that some programs put there."""
+    return start[len(codecs.BOM_UTF8) :] if start.startswith(codecs.BOM_UTF8) else start
+
+
 def terminal_text(line: bytes) -> str:
     """Returns the text of a line that came from elsewhere, fit for a terminal: nothing in it can do
     more there than be read. Broken UTF-8 becomes U+FFFD."""
@@ -251,6 +254,11 @@ class Line(NamedTuple):
         return self.alone and self.text.strip() in LEAVE
 
 
+def folded(name: str) -> str:
+    """Returns what is the same for all ways to write a name that a room takes for the same."""
+    return unicodedata.normalize("NFKC", name).strip().casefold()
+
+
 class Protocol:
     """Our side of a conversation, without I/O: what goes out for what is typed, and what is shown
     for what comes in. It lasts as long as the connection."""
@@ -264,7 +272,8 @@ class Protocol:
         self.outgoing = bytearray()  # lines to send, each with its LF
         self.to_show: list[str] = []  # lines
         self.awaits_answer = False  # and what is typed has to wait for it
-        self.mentioned = False  # somebody has said the user's name
+        self.calls_user = False  # somebody has said the user's name, or something in private
+        self.names_came = False  # the names of those who are here have become known
         self.wrong_password = False
         self.turned_away = ""  # why there is no welcome, as far as we know
         self.name_refused = ""  # why the user isn't known by the name that was given
@@ -296,6 +305,9 @@ class Protocol:
 
     def give_password(self, password: bytes) -> None:
         """Takes what the user answered to `wants_password`."""
+
+    def ask_names(self) -> None:
+        """Asks for the names of those who are here, if that has a use and hasn't been done."""
 
     def candidates(self, beginning: str) -> list[str]:
         """Returns the names that begin with a text, the likeliest first."""
@@ -345,16 +357,25 @@ class ChatProtocol(Protocol):
     """A chat. It works with any line relay, by putting the name before each message. In one of our
     rooms, which the first line shows, it makes the name known as well, and there are commands."""
 
-    def __init__(self, name: str, password: bytes = b"", expects_welcome: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        password: bytes = b"",
+        ignored: dict[str, str] | None = None,
+        expects_welcome: bool = False,
+    ) -> None:
         super().__init__()
         self.phase = Phase.WAITING
         self.expects_welcome = expects_welcome  # so nothing is said to whoever gives none
         self.awaits_answer = True  # the room has to know the name first
+        self.wanted = name  # even while somebody else has it
         self.set_name(name)
         self.password = password
+        self.ignored = {} if ignored is None else ignored  # names, by what folded() makes of them
         self.requested = ""  # a name that the room was asked for, until it answers
         self.requested_by_user = False
         self.names: dict[str, None] = {}  # that were seen here, the latest last
+        self.asked_names = self.hides_names = False  # has asked who is here; has no answer yet
 
     @property
     def accepts_input(self) -> bool:
@@ -414,30 +435,57 @@ class ChatProtocol(Protocol):
             self.turned_away = ""
             self.awaits_answer = False
         speaker, colon, text = line.partition(": ")
-        if colon:
-            self.remember(speaker.replace(PRIVATE, ""))
-        said = text if colon else line
-        self.mentioned = self.mentioned or bool(self.mention.search(said))
+        name = speaker.replace(PRIVATE, "") if colon else ""
+        if folded(name) in self.ignored:
+            return
+        self.remember(name)
+        private = speaker.endswith(PRIVATE) and bool(colon)
+        mentioned = bool(self.mention.search(text if colon else line))
+        self.calls_user = self.calls_user or private or mentioned
         self.to_show.append(line)
 
     def hear_room(self, line: str) -> None:
         """Follows what the room itself says, and shows it."""
         name = unicodedata.normalize("NFKC", self.requested).strip()
         bad = BAD_NAME.fullmatch(line)
+        joined, gone, here = (one.fullmatch(line) for one in (JOINED, GONE, HERE))
         if self.requested and line == f"* you are {name}":
             self.set_name(name)
             self.end_request()
             if not self.requested_by_user:  # then the user knows
                 return
+            self.wanted = name
         elif self.requested and line == f"* {name} is taken":
             self.hear_refusal(line[2:], name[: MAX_NAME - 1] + "_")
         elif self.requested and bad:
             self.hear_refusal(bad[1])
-        for pattern in NAMED_BY:
-            match = pattern.fullmatch(line)
-            for name in match[1].split(", ") if match else ():
-                self.remember(name)
+        elif joined:
+            self.remember(joined[1])
+        elif gone:
+            self.hear_gone(gone[1], gone[2] or "")
+        elif here and self.hear_names(here[1] or ""):
+            return
         self.to_show.append(line)
+
+    def hear_gone(self, name: str, now: str) -> None:
+        """Nobody has this name any more; takes it, if it is the one that the user wants."""
+        self.names.pop(name, None)
+        self.remember(now)
+        if now and folded(name) in self.ignored:
+            self.ignored[folded(now)] = now
+        taken = folded(self.wanted) not in (folded(self.name), folded(now))
+        if taken and folded(name) == folded(self.wanted) and not self.requested:
+            self.request_name(self.wanted, by_user=True)
+
+    def hear_names(self, names: str) -> bool:
+        """Learns who is here; says whether it was us who asked, and not the user."""
+        known = [name for name in names.split(", ") if name and not MORE.fullmatch(name)]
+        latest = list(self.names)
+        for name in [*known, *latest]:  # whoever has said something is likelier to be meant
+            self.remember(name)
+        hidden, self.hides_names = self.hides_names, False
+        self.names_came = self.names_came or hidden
+        return hidden
 
     def hear_refusal(self, why: str, another: str = "") -> None:
         """The room doesn't let us have the requested name; tries another, if there is one."""
@@ -457,6 +505,11 @@ class ChatProtocol(Protocol):
             self.names[name] = None
             if len(self.names) > MAX_NAMES:
                 del self.names[next(iter(self.names))]
+
+    def ask_names(self) -> None:
+        if self.phase is Phase.IN_ROOM and not self.asked_names:
+            self.asked_names = self.hides_names = True
+            self.outgoing += b"/who\n"
 
     def candidates(self, beginning: str) -> list[str]:
         start = beginning.casefold()
@@ -478,7 +531,7 @@ class ChatProtocol(Protocol):
 
     def give_password(self, password: bytes) -> None:
         assert self.phase is Phase.AT_DOOR
-        self.password = password
+        self.password = password = without_mark(password)
         self.turned_away = "the room didn't answer the password"
         self.outgoing += password + b"\n"
 
@@ -492,16 +545,36 @@ class ChatProtocol(Protocol):
             self.submit_command(text)
             return
         message = f"{self.name}: {text[1:] if slash else text}"
+        size = len(message.encode())
+        if self.phase is Phase.IN_ROOM and size > MAX_MESSAGE:
+            self.to_show.append(f"* not said: a line of {size} bytes; a room takes {MAX_MESSAGE}")
+            return
         self.outgoing += f"{message}\n".encode()
         self.to_show.append(message)
 
     def submit_command(self, line: str) -> None:
-        """Passes a command on to the room; the next message begins with the name asked for."""
+        """Does a command, or passes it on to the room; the next message begins with the name that
+        was asked for."""
         word, _, argument = line.partition(" ")
-        if word == "/name" and argument.strip():
+        if word in ("/name", "/nick") and argument.strip():
             self.request_name(argument.strip(), by_user=True)
+        elif word == "/ignore":
+            self.ignore(argument.strip())
         else:
             self.outgoing += f"{line}\n".encode()
+        if word == "/help":
+            self.to_show.append("* /ignore NAME: hide what NAME says, or show it again")
+
+    def ignore(self, name: str) -> None:
+        """Hides what somebody says, or shows it again; without a name, tells who is hidden."""
+        if not name:
+            names = ", ".join(self.ignored.values())
+            self.to_show.append(f"* ignored: {names or 'nobody'}")
+        elif self.ignored.pop(folded(name), None):
+            self.to_show.append(f"* what {name} says is shown again")
+        else:
+            self.ignored[folded(name)] = name
+            self.to_show.append(f"* what {name} says is hidden; /ignore {name} shows it again")
 
 
 # --- Characters, words, columns ------------------------------------------------------------------
@@ -624,6 +697,7 @@ class Editor:
         self.killed = ""
         self.completing: list[str] = []  # what the next Tab puts in place of `completed`
         self.completed = ""
+        self.in_vain = False  # the last key was a Tab for which there was no name
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.unread = ""  # keys that were not pressed yet, or the beginning of one
         self.pasting = False
@@ -670,7 +744,7 @@ class Editor:
             key = key[1:]
         action = self.keys().get(key)
         if action is not Editor.complete:
-            self.completing = []
+            self.completing, self.in_vain = [], False
         if action:
             action(self)
         elif key[0] != "\x1b":
@@ -682,7 +756,7 @@ class Editor:
 
     def paste(self, text: str) -> None:
         """Puts in text in which nothing is a key: its newlines wait in the line until Enter."""
-        self.completing = []
+        self.completing, self.in_vain = [], False
         self.insert("\n".join(line.translate(NO_TEXT) for line in re.split("\r\n?|\n", text)))
 
     def insert(self, text: str) -> None:
@@ -774,6 +848,7 @@ class Editor:
             suffix = ": " if self.text[:start] in ("", "/msg ") else " "
             names = self.candidates(self.completed) if self.completed else ()
             self.completing = [name + suffix for name in names]
+            self.in_vain = bool(self.completed) and not names
         if self.completing:
             self.cut(self.cursor - len(self.completed), self.cursor)
             self.completed = self.completing.pop(0)
@@ -1074,6 +1149,10 @@ class Console(ABC):
         return self.typed.popleft()
 
     @abstractmethod
+    def complete_again(self) -> None:
+        """There may be names now for what could not be completed."""
+
+    @abstractmethod
     def ask_secret(self, prompt: str) -> bytes | None:
         """Asks for what nobody may see, and returns it; None if it isn't typed yet: ask again in
         the next turn of the loop. Raises Failure if nobody can be asked, or answers."""
@@ -1159,6 +1238,7 @@ class PlainConsole(Console):
         self.write_size = None if ONLY_SOCKETS else select.PIPE_BUF
         self.framer = LineFramer(MAX_LINE)
         self.at_prompt = False
+        self.at_start = True  # of the input
 
     # Input
 
@@ -1171,6 +1251,8 @@ class PlainConsole(Console):
         if not data:
             self.ended = True
             chunk = self.framer.finish()
+        if self.at_start and chunk:
+            chunk, self.at_start = without_mark(chunk), False
         self.typed.extend(Line(terminal_text(line)) for line in chunk.split(b"\n")[:-1])
         if too_long:
             self.show(TOO_LONG)
@@ -1181,6 +1263,9 @@ class PlainConsole(Console):
             self.output += f"{line.text}\n".encode()
         self.at_prompt = False
         return line
+
+    def complete_again(self) -> None:
+        """Nothing to do: nothing is completed here."""
 
     def ask_secret(self, prompt: str) -> bytes:
         can_ask = getpass and (termios or ONLY_SOCKETS)  # without an echo
@@ -1279,6 +1364,7 @@ class Terminal(Console):
         self.row_prompt = ""
         self.status = ""  # what stands before it
         self.pending: list[str] = []  # to be shown above the row
+        self.quiet_until = 0.0  # monotonic time before which no bell rings again
         self.stale = True  # the row has to be drawn again
         self.cursor_column = 0
         self.gone = False  # the terminal is; after Ctrl-D there may still be a Ctrl-C
@@ -1395,6 +1481,11 @@ class Terminal(Console):
             raise KeyboardInterrupt
         self.ended = True
 
+    def complete_again(self) -> None:
+        if self.editor.in_vain:
+            self.editor.complete()
+            self.stale = True
+
     def ask_secret(self, prompt: str) -> bytes | None:
         if self.ended:
             raise Failure("no password given")
@@ -1433,7 +1524,10 @@ class Terminal(Console):
         self.pending.append(self.painter.paint(line) + "\n")
 
     def ring(self) -> None:
-        self.pending.append(BELL)
+        now = time.monotonic()
+        if now >= self.quiet_until:
+            self.pending.append(BELL)
+            self.quiet_until = now + BELL_PAUSE
 
     def clear_screen(self) -> None:
         """Leaves nothing but the row, at the top."""
@@ -1530,9 +1624,9 @@ def why_no_tls(error: ssl.SSLError, host: str) -> str:
 class Client:
     """One loop around a console and the connection to a server: it connects, and connects again.
 
-    It keeps what outlives a connection: the name that the user wants, the password, how long to
-    wait until the next try, and what the user was told of the last one; the lines that are not sent
-    are the console's. What it waits for follows from the state and is set anew in each turn of the
+    It keeps what outlives a connection: the name that the user wants, the password, whom the user
+    ignores, how long to wait until the next try, and what the user was told of the last one; the
+    lines that are not sent are the console's. What it waits for follows from the state and is set anew in each turn of the
     loop.
     """
 
@@ -1553,6 +1647,7 @@ class Client:
         self.tls = tls
         self.name = name  # that the user wants to have in a chat
         self.password = password
+        self.ignored: dict[str, str] = {}
         self.echo = echo  # the server only sends back what it gets
         self.delay: float = RETRY_DELAYS[0]  # seconds until the next try
         self.trouble = ""  # the last that the user was told; none while there is a connection
@@ -1579,13 +1674,14 @@ class Client:
 
     def talk(self, sock: socket.socket) -> None:
         """Talks over a connection for as long as it lasts. Raises Disconnected, and Failure."""
-        protocol = (
-            EchoProtocol() if self.echo else ChatProtocol(self.name, self.password, self.in_room)
-        )
+        if self.echo:
+            Session(self, sock, EchoProtocol()).run()
+            return
+        chat = ChatProtocol(self.name, self.password, self.ignored, self.in_room)
         try:
-            Session(self, sock, protocol).run()
+            Session(self, sock, chat).run()
         finally:
-            self.name, self.password = protocol.name, protocol.password
+            self.name, self.password = chat.wanted, chat.password
 
     def tell_lost(self, why: str) -> None:
         """Tells the user that there is no connection, unless that is known, and what became of the
@@ -1886,7 +1982,7 @@ class Session:
         """Talks until it is over, or the user has left. Raises Disconnected if that wasn't the
         user's will, and Failure if there is no use in trying again."""
         self.expect_within(QUESTION_TIME if self.protocol.password else ANSWER_TIME)
-        self.console.candidates = self.protocol.candidates
+        self.console.candidates = self.candidates
         self.console.label(self.protocol.prompt)
         self.console.report("")
         try:
@@ -2059,9 +2155,16 @@ class Session:
         for line in protocol.to_show:
             console.show(line)
         protocol.to_show.clear()
-        if protocol.mentioned:
+        if protocol.calls_user:
             console.ring()
-        protocol.mentioned = False
+        if protocol.names_came:
+            console.complete_again()
+        protocol.calls_user = protocol.names_came = False
+
+    def candidates(self, beginning: str) -> list[str]:
+        """Returns the names that Tab completes; has the protocol ask for those it can't know."""
+        self.protocol.ask_names()
+        return self.protocol.candidates(beginning)
 
     # The socket
 

@@ -341,6 +341,9 @@ class FakeConsole(chat_client.Console):
     def read(self, _: int) -> None:
         raise AssertionError("there is nothing to read from")
 
+    def complete_again(self) -> None:
+        pass
+
     def ask_secret(self, prompt: str) -> bytes | None:
         self.prompts.append(prompt)
         return self.secrets.pop(0) if self.secrets else None

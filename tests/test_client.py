@@ -282,6 +282,111 @@ def test_a_block_of_lines_is_said_as_it_is() -> None:
     assert chat.outgoing == b"J: /quit\nJ: //x\nJ: exit\n"
 
 
+def test_the_wanted_name_is_taken_back_when_it_is_free() -> None:
+    for freed in ("* John left", "* JOHN left", "* John is now Bob"):
+        chat = ChatProtocol("John")
+        for line in (chat_client.WELCOME, "* John is taken", "* you are John_"):
+            chat.hear(line)
+        for line in ("* Johnny left", "* John_ is now John_", "* John is now JOHN", "John: I left"):
+            chat.hear(line)
+        assert chat.outgoing == b"/name John\n/name John_\n"
+        chat.hear(freed)
+        assert chat.outgoing.endswith(b"/name John_\n/name John\n")
+        assert not chat.accepts_input
+        chat.hear("* you are John")
+        assert (chat.name, chat.accepts_input, chat.to_show[-1]) == ("John", True, "* you are John")
+        chat.hear(freed)
+        assert chat.outgoing.count(b"/name") == 3
+
+
+def test_somebody_may_be_faster_to_take_the_name() -> None:
+    chat = ChatProtocol("John")
+    for line in (chat_client.WELCOME, "* John is taken", "* you are John_", "* John left"):
+        chat.hear(line)
+    chat.hear("* John is taken")
+    assert (chat.name, chat.wanted, chat.accepts_input) == ("John_", "John", True)
+    chat.submit(Line("/name Jim"))
+    chat.hear("* you are Jim")
+    assert (chat.name, chat.wanted) == ("Jim", "Jim")
+    chat.hear("* John left")
+    assert chat.outgoing.endswith(b"/name Jim\n")
+
+
+def test_whoever_is_ignored_is_not_heard() -> None:
+    ignored: dict[str, str] = {}
+    chat = ChatProtocol("J", ignored=ignored)
+    for line in JOINED:
+        chat.hear(line)
+    chat.outgoing.clear()
+    chat.submit(Line("/ignore"))
+    chat.submit(Line("/ignore  Ann "))
+    chat.to_show.clear()
+    for line in (
+        "Ann: J!",
+        "ANN (private): J!",
+        "Bob: hi",
+        "* Ann is now Zoe",
+        "Zoe: J",
+        "Anna: hi",
+    ):
+        chat.hear(line)
+    assert chat.to_show == ["Bob: hi", "* Ann is now Zoe", "Anna: hi"]
+    assert not chat.calls_user
+    again = ChatProtocol("J", ignored=ignored)
+    for line in (*JOINED, "ann: hi"):
+        again.hear(line)
+    for command in ("/ignore", "/ignore ANN", "/ignore zoe", "/ignore"):
+        again.submit(Line(command))
+    again.hear("Ann: hi")
+    assert again.to_show[1:] == [
+        "* ignored: Ann, Zoe",
+        "* what ANN says is shown again",
+        "* what zoe says is shown again",
+        "* ignored: nobody",
+        "Ann: hi",
+    ]
+    assert b"ignore" not in chat.outgoing + again.outgoing
+
+
+def test_what_is_too_long_for_a_room_is_told_before() -> None:
+    chat = ChatProtocol("J")
+    for line in JOINED:
+        chat.hear(line)
+    chat.outgoing.clear()
+    chat.submit(Line("x" * (chat_client.MAX_MESSAGE - 3)))
+    chat.submit(Line("\xe4" * (chat_client.MAX_MESSAGE // 2)))
+    assert len(chat.outgoing) == chat_client.MAX_MESSAGE + 1
+    assert chat.to_show[-1] == "* not said: a line of 8195 bytes; a room takes 8192"
+
+
+def test_those_who_are_silent_are_asked_for_once() -> None:
+    chat = ChatProtocol("J")
+    chat.ask_names()
+    for line in (*JOINED, "Xaver: hi"):
+        chat.hear(line)
+    assert chat.outgoing == b"/name J\n"
+    chat.ask_names()
+    chat.ask_names()
+    assert chat.outgoing == b"/name J\n/who\n"
+    chat.hear("* here: Xaver, J, Xenia, 5 more and 2 unnamed")
+    assert chat.names_came and chat.to_show[-1] == "Xaver: hi"
+    assert chat.candidates("x") == ["Xaver", "Xenia"]
+    assert chat.candidates("5") == []
+    chat.submit(Line("/who"))
+    chat.hear("* here: 2 unnamed")
+    assert chat.to_show[-1] == "* here: 2 unnamed"
+    chat.hear("* Xenia left")
+    assert chat.candidates("x") == ["Xaver"]
+
+
+@pytest.mark.parametrize("mark, given", [(b"", b"secret"), (b"\xef\xbb\xbf", b"secret")])
+def test_the_mark_before_a_password_is_no_part_of_it(mark: bytes, given: bytes) -> None:
+    chat = ChatProtocol("J")
+    chat.hear("* password?")
+    chat.give_password(mark + given)
+    assert (chat.outgoing, chat.password) == (given + b"\n", given)
+
+
 def test_where_a_room_has_been_nothing_is_said_before_its_welcome() -> None:
     chat = ChatProtocol("J", expects_welcome=True)
     chat.stop_waiting()
@@ -436,14 +541,14 @@ def test_the_password_is_waited_for_turn_by_turn() -> None:
 def test_what_outlives_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     class Lost(Session):
         def run(self) -> None:
-            self.protocol.name, self.protocol.password = "J_", b"secret"
+            self.protocol.wanted, self.protocol.password = "Jim", b"secret"
             raise Disconnected("lost")
 
     monkeypatch.setattr(chat_client, "Session", Lost)
     client = Client(FakeConsole(), "", 0, name="J")
     with socket.socket() as sock, pytest.raises(Disconnected):
         client.talk(sock)
-    assert (client.name, client.password) == ("J_", b"secret")
+    assert (client.name, client.password) == ("Jim", b"secret")
 
 
 def test_room_that_never_says_who_we_are_is_not_waited_for_for_ever() -> None:
@@ -640,6 +745,15 @@ def test_echo_goes_on_when_there_is_no_answer(listener: Listener) -> None:
     runner.join()
     assert results[0].stdout == "send: a\nsend: quit\n"
     assert results[0].returncode == 0
+
+
+@pytest.mark.parametrize("options", [[], ["--name", "J"]])
+def test_the_mark_at_the_start_of_the_input_is_no_text(room: Server, options: list[str]) -> None:
+    other = room.join()
+    name = "" if options else "J\n"
+    done = client("localhost", room.port, *options, typed=f"\ufeff{name}/name Jim\n\ufeffhi\n")
+    assert (done.stderr, done.returncode) == ("", 0)
+    other.expect("* J joined\n", "* J is now Jim\n", "Jim: \ufeffhi\n", "* Jim left\n")
 
 
 @pytest.mark.parametrize("kind", ["file", "null", "closed"])

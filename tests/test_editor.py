@@ -180,6 +180,19 @@ def test_tab_completes_names() -> None:
     assert shown(typed("an\tb\t")) == "Ann: Bob Lee |"
 
 
+def test_tab_completes_what_becomes_known_while_nothing_else_is_typed() -> None:
+    known: list[str] = []
+    editor = typed("xa\t", Editor(lambda beginning: known))
+    assert (shown(editor), editor.in_vain) == ("xa|", True)
+    known.append("Xaver")
+    editor.complete()
+    assert (shown(editor), editor.in_vain) == ("Xaver: |", False)
+    known.clear()
+    typed("b\t", editor)
+    assert editor.in_vain
+    assert not typed("c", editor).in_vain
+
+
 def test_view_is_one_row_around_the_cursor() -> None:
     editor = typed("0123456789" * 3)
     assert editor.view("me: ", 80) == ("me: " + "0123456789" * 3, "")
@@ -255,6 +268,8 @@ def test_names_are_learnt_from_what_is_said(line: str, candidates: list[str]) ->
     [
         ("Ann: hi john!", True),
         ("Ann: John", True),
+        ("Ann (private): hi", True),
+        ("Ann (private) hi", False),
         ("Ann: johnny", False),
         ("John: hi", False),
         ("* John is now Jim", False),
@@ -265,7 +280,7 @@ def test_a_mention_is_noticed(line: str, mentioned: bool) -> None:
     chat = ChatProtocol("John")
     chat.hear("Welcome to the chatroom!")
     chat.hear(line)
-    assert chat.mentioned is mentioned
+    assert chat.calls_user is mentioned
 
 
 def test_colours_are_steady_and_optional() -> None:

@@ -662,7 +662,7 @@ def test_lines_that_waited_when_the_connection_was_lost_go_out_once_it_is_back(
     server.expect("John: two\n")
 
 
-def test_name_that_was_taken_meanwhile_is_kept_when_the_client_comes_back(
+def test_each_connection_begins_with_the_name_that_the_user_wants(
     listener: Listener, terminal: Callable[..., Terminal]
 ) -> None:
     window = in_terminal(terminal, "127.0.0.1", str(listener.port), "--name", "John")
@@ -676,7 +676,36 @@ def test_name_that_was_taken_meanwhile_is_kept_when_the_client_comes_back(
     server.close()
     server = listener.accept()
     server.send(WELCOME)
+    server.expect("/name John\n")
+    server.send("* John is taken\n")
     server.expect("/name John_\n")
+    server.send("* you are John_\n* John left\n")
+    server.expect("/name John\n")
+    server.send("* you are John\n")
+    window.expect("* connected again")
+    window.expect("John: ")
+
+
+def test_somebody_silent_is_completed(room: Server, terminal: Callable[..., Terminal]) -> None:
+    silent = room.join("Xaver")
+    window = in_terminal(terminal, "localhost", str(room.port), "--name", "John")
+    silent.expect("* John joined\n")
+    window.type("xa\t")
+    window.expect("Xaver: ")
+    window.type("hi\r")
+    silent.expect("John: Xaver: hi\n")
+    window.type("exit\r")
+    assert "* here" not in window.rest()
+
+
+def test_bells_are_rare(room: Server, terminal: Callable[..., Terminal]) -> None:
+    ann = room.join("Ann")
+    window = in_terminal(terminal, "localhost", str(room.port), "--name", "John")
+    ann.expect("* John joined\n")
+    ann.send("/msg John: psst\n" + "hi John\n" * 50 + "over\n")
+    shown = window.expect("over")
+    window.type("exit\r")
+    assert (shown + window.rest()).count("\a") == 1
 
 
 # The password, which is typed unseen in the line editor
