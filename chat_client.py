@@ -49,7 +49,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from contextlib import ExitStack, closing, suppress
-from functools import partial
+from functools import lru_cache, partial
 from itertools import takewhile
 from selectors import EVENT_READ, EVENT_WRITE
 from typing import Any, Callable, NamedTuple
@@ -76,14 +76,19 @@ PORT = 7007
 CONNECT_TIME = 10.0  # seconds for each address of a host, and for a TLS handshake
 QUESTION_TIME = 5.0  # seconds to wait for a question when we have a password to give
 ANSWER_TIME = 0.5  # seconds to wait for a welcome or an answer that may never come
+UNFINISHED_TIME = 0.5  # seconds to wait for the rest of a line that isn't a room's
 LINGER = 1.0  # seconds for the server to close after the user has left
 BELL_PAUSE = 5.0  # seconds from one bell to the next, at least
+MEASURE_TIME = 0.3  # seconds for the terminal to say where the cursor is
 PASTE_SILENCE = 1.0  # seconds after which what is being pasted has come to its end
 NEVER = float("inf")  # a deadline that isn't set
 RECEIVE_SIZE = 64 * 1024  # bytes received at once
 MAX_LINE = 64 * 1024  # bytes; a longer line is left out
 MAX_WAITING = 64 * 1024  # bytes that wait for a slow reader before we stop reading the other side
 MAX_RECALLED = 1000  # lines that Up goes back to
+MAX_UNDONE = 100  # changes of a line that can be taken back
+MAX_UNASKED = 20  # lines that go out without a question
+MAX_DRAWN = 2048  # characters above the row that go to the terminal at once, if that's not one line
 MAX_NAMES = 1000  # names that Tab completes
 MAX_NOTED = 20  # lines that wait to be sent and are shown one by one
 MAX_DOUBTED = 10_000  # lines that we remember as long as they may not have arrived
@@ -135,7 +140,10 @@ UP = "\x1b[{}A"  # CUU: up by this number of rows
 CLEAR_ROW = "\r\x1b[K"  # EL: to the start of the row, all of which is cleared
 CLEAR_REST = "\x1b[K"  # EL: clears from the cursor to the end of the row
 CLEAR_BELOW = "\r\x1b[J"  # ED: to the start of the row, and clears it and all that is below
-CLEAR_SCREEN = "\x1b[H\x1b[2J"  # CUP, ED: to the top left, and clears everything
+CLEAR_SCREEN = "\x1b[H\x1b[J"  # CUP, ED: to the top left, and clears everything
+WRAP_OFF, WRAP_ON = "\x1b[?7l", "\x1b[?7h"  # DECAWM: a row that is too long doesn't wrap
+WHERE_IS_CURSOR = "\x1b[6n"  # DSR: the terminal answers with ESC [ row ; column R
+CURSOR_IS = re.compile(rb"\x1b\[\d+;(\d+)R")
 SAVE_CURSOR = "\x1b7"  # DECSC: remembers where the cursor is
 RESTORE_CURSOR = "\x1b8"  # DECRC: back there
 PASTE_MODE_ON = "\x1b[?2004h"  # from now on the terminal marks what is pasted
@@ -236,10 +244,15 @@ def without_mark(start: bytes) -> bytes:
     return start[len(codecs.BOM_UTF8) :] if start.startswith(codecs.BOM_UTF8) else start
 
 
+def only_text(text: str) -> str:
+    """Returns a text without what isn't any, such as escape sequences as a whole."""
+    return ESCAPE.sub("", text).translate(NO_TEXT)
+
+
 def terminal_text(line: bytes) -> str:
     """Returns the text of a line that came from elsewhere, fit for a terminal: nothing in it can do
     more there than be read. Broken UTF-8 becomes U+FFFD."""
-    return ESCAPE.sub("", line.decode("utf-8", "replace")).translate(NO_TEXT)
+    return only_text(line.decode("utf-8", "replace"))
 
 
 class Line(NamedTuple):
@@ -579,20 +592,28 @@ class ChatProtocol(Protocol):
 
 # --- Characters, words, columns ------------------------------------------------------------------
 
-ZERO_WIDTH = ("Mn", "Me", "Cf")  # Unicode categories: combining marks and format characters
+# Unicode categories
+ZERO_WIDTH = ("Mn", "Me")  # combining marks
+ATTACHED = ("Mn", "Me", "Mc", "Cf")  # what belongs to the character before it
+UNKNOWN = ("Cn", "Co")  # a newer Unicode's, or private: nobody knows how wide
 JOINER = "\u200d"
 WIDE_VARIANT = "\ufe0f"  # makes an emoji of the character before it
 SKIN_TONES = range(0x1F3FB, 0x1F400)
-WORD = re.compile(r"\W*\w*")  # with what is before it
+FLAG_LETTERS = range(0x1F1E6, 0x1F200)  # two of them are a flag
+# Not \W, as marks are no letters, and have to stay with theirs.
+NO_WORD = r"\s!-/:-@\[-^`{-~\u2010-\u206f\u3000-\u303f\uff00-\uff0f"
+WORD = re.compile(f"[{NO_WORD}]*[^{NO_WORD}]*")  # with what is before it
+INDENT = "  "  # before the rows of a message after the first
+MIN_COLUMNS = 20  # in a narrower window the rows wrap by themselves
 
 
+@lru_cache(4096)
 def char_width(char: str) -> int:
     """Returns how many columns a character takes at most. Terminals differ; see Editor.view."""
-    if char == WIDE_VARIANT:
-        return 1
-    if unicodedata.category(char) in ZERO_WIDTH:
-        return 0
-    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
+    category = unicodedata.category(char)
+    if category in ZERO_WIDTH or char == JOINER:
+        return 1 if char == WIDE_VARIANT else 0
+    return 2 if unicodedata.east_asian_width(char) in "WF" or category in UNKNOWN else 1
 
 
 def text_width(text: str) -> int:
@@ -600,9 +621,32 @@ def text_width(text: str) -> int:
     return sum(map(char_width, text))
 
 
-def joins(before: str, char: str) -> bool:
-    """Says whether `char` forms one visible character with the one before it."""
-    return unicodedata.category(char) in ZERO_WIDTH or before == JOINER or ord(char) in SKIN_TONES
+def joins(text: str, at: int) -> bool:
+    """Says whether the character there forms one visible character with the one before it."""
+    char = text[at]
+    if ord(char) in FLAG_LETTERS:
+        first = at
+        while first and ord(text[first - 1]) in FLAG_LETTERS:
+            first -= 1
+        return (at - first) % 2 == 1
+    attached = unicodedata.category(char) in ATTACHED or ord(char) in SKIN_TONES
+    return attached or text[at - 1] == JOINER
+
+
+def in_rows(text: str, columns: int) -> str:
+    """Cuts a text into rows of at most this width, at blanks if there are any. Those after the
+    first are indented, so that none can pass for another message."""
+    if text.isascii() and len(text) <= columns:
+        return text
+    rows: list[str] = []
+    while True:
+        row = fitting_start(text, columns)
+        if len(row) == len(text):
+            return "\n".join([*rows, text])
+        blank = row.rfind(" ", len(row) // 2)
+        row = row[: blank + 1] if blank > 0 else row
+        rows.append(row)
+        text = INDENT + text[len(row) :]
 
 
 def fitting_start(text: str, columns: int) -> str:
@@ -621,7 +665,7 @@ def fitting_end(text: str, columns: int) -> str:
         columns -= char_width(text[index])
         if columns < 0:
             break
-        if index == 0 or not joins(text[index - 1], text[index]):
+        if index == 0 or not joins(text, index):
             start = index
     return text[start:]
 
@@ -642,13 +686,13 @@ def line_end(text: str, place: int) -> int:
 
 def char_left(text: str, place: int) -> int:
     """Leads to where the visible character before a place begins."""
-    starts = (at for at in range(place - 1, 0, -1) if not joins(text[at - 1], text[at]))
+    starts = (at for at in range(place - 1, 0, -1) if not joins(text, at))
     return next(starts, 0)
 
 
 def char_right(text: str, place: int) -> int:
     """Leads to where the visible character at a place ends."""
-    ends = (at for at in range(place + 1, len(text)) if not joins(text[at - 1], text[at]))
+    ends = (at for at in range(place + 1, len(text)) if not joins(text, at))
     return next(ends, len(text))
 
 
@@ -668,10 +712,12 @@ def word_right(text: str, place: int) -> int:
 PASTE_START, PASTE_END = "\x1b[200~", "\x1b[201~"  # what the terminal puts around what is pasted
 # One key: an escape sequence, Alt and a character, or a character; and one that isn't complete yet.
 KEY = re.compile(
-    r"\x1b\[\[.|\x1b{1,2}\[[0-?]*[ -/]*[@-~]|\x1b{1,2}O[@-~]|\x1b[^\x00-\x07\x09-\x1f\[O]|(?s:.)"
+    r"\x1b\[\[.|\x1b{1,2}\[[0-?]*[ -/]*[@-~]|\x1b{1,2}O[@-~]|\x1b[^\x00-\x07\x09\x0b\x0c\x0e-\x1f\[O]"
+    r"|(?s:.)"
 )
 UNFINISHED_KEY = re.compile(r"\x1b+(?:\[\[?[0-?]*[ -/]*|O)?")
-MARKS = {ord("\n"): "\u21b5", ord("\t"): " "}  # how a pasted newline or tab is shown in the line
+MARKS = {ord("\n"): "\u21b5", ord("\t"): " "}  # how a newline or a tab is shown in the line
+HIDDEN_LEFT, HIDDEN_RIGHT = "<", ">"  # where the row doesn't show all of the line
 
 
 class Request(enum.Enum):
@@ -694,6 +740,10 @@ class Editor:
         self.history: deque[str] = deque(maxlen=MAX_RECALLED)
         self.recalled = 0  # place in the history, counted from its end; 0 is the line itself
         self.draft = ""  # the line itself, while another is shown
+        self.sought: str | None = None  # in the history, while the user searches there
+        self.changes: deque[tuple[str, int]] = deque(maxlen=MAX_UNDONE)  # the line before each
+        self.typing = False  # the last key was a character, so the next is part of that change
+        self.asked = False  # whether so many lines are meant
         self.killed = ""
         self.completing: list[str] = []  # what the next Tab puts in place of `completed`
         self.completed = ""
@@ -743,12 +793,36 @@ class Editor:
         if key.startswith("\x1b\x1b"):  # the Escape key and then an arrow, or rxvt's Alt-arrow
             key = key[1:]
         action = self.keys().get(key)
+        before, typing = (self.text, self.cursor), self.typing
+        self.typing = action is None and key[0] != "\x1b"
         if action is not Editor.complete:
             self.completing, self.in_vain = [], False
+        if action is not Editor.enter:
+            self.asked = False
+        if self.sought is not None and self.press_in_search(key, action):
+            return
         if action:
             action(self)
-        elif key[0] != "\x1b":
+        elif self.typing:
             self.insert(key.translate(NO_TEXT))
+        changed = self.text != before[0] and action not in (Editor.undo, Editor.enter)
+        if changed and not (typing and self.typing):
+            self.changes.append(before)
+
+    def press_in_search(self, key: str, action: Action | None) -> bool:
+        """Does what a key is for in a search; says whether that is all, and not its end."""
+        assert self.sought is not None
+        if self.typing:
+            self.sought += key.translate(NO_TEXT)
+        elif key in BACKSPACE:
+            self.sought = self.sought[:-1]
+        elif action is Editor.search:
+            return False
+        else:
+            self.sought = None
+            return False
+        self.find(1)
+        return True
 
     def keys(self) -> dict[str, Action]:
         """Returns what each key does that isn't just a character."""
@@ -756,8 +830,10 @@ class Editor:
 
     def paste(self, text: str) -> None:
         """Puts in text in which nothing is a key: its newlines wait in the line until Enter."""
-        self.completing, self.in_vain = [], False
-        self.insert("\n".join(line.translate(NO_TEXT) for line in re.split("\r\n?|\n", text)))
+        self.completing, self.in_vain, self.asked, self.sought = [], False, False, None
+        self.changes.append((self.text, self.cursor))
+        self.typing = False
+        self.insert("\n".join(map(only_text, re.split("\r\n?|\n", text))))
 
     def insert(self, text: str) -> None:
         """Puts a text in at the cursor."""
@@ -769,10 +845,14 @@ class Editor:
         self.text, self.cursor = text, len(text)
 
     def enter(self) -> None:
-        """Finishes the line; one with newlines in it, from a paste, is several."""
+        """Finishes the line; one with newlines in it is several. Of many, asks first."""
+        lines = self.text.rstrip("\n").split("\n")
+        self.asked = len(lines) > MAX_UNASKED and not self.asked
+        if self.asked:
+            return
         if self.text.strip():
             self.history.append(self.text)
-        lines = self.text.rstrip("\n").split("\n")
+        self.changes.clear()
         self.lines += [Line(line, alone=len(lines) == 1) for line in lines]
         self.recalled = 0
         self.set("")
@@ -805,7 +885,31 @@ class Editor:
         self.recalled = place
         self.set(self.history[-place] if place else self.draft)
 
+    def search(self) -> None:
+        """Searches the history for what is typed from now on; again, for an earlier line."""
+        if self.sought is None:
+            self.sought = ""
+        else:
+            self.find(self.recalled + 1)
+
+    def find(self, place: int) -> None:
+        """Shows the latest line, from a place in the history on, in which is what is sought."""
+        sought = (self.sought or "").casefold()
+        for found in range(place, len(self.history) + 1):
+            if sought in self.history[-found].casefold():
+                self.recall(found - self.recalled)
+                break
+
+    def show_draft(self) -> None:
+        """Shows the line itself again."""
+        self.recall(-self.recalled)
+
     # Changes
+
+    def undo(self) -> None:
+        """Takes the last change back."""
+        if self.changes:
+            self.text, self.cursor = self.changes.pop()
 
     def move(self, motion: Motion) -> None:
         """Moves the cursor to where a motion leads."""
@@ -864,12 +968,27 @@ class Editor:
         can't be redrawn after the window was resized. Whoever draws it lets the terminal remember
         where the cursor belongs, so here no width has to be exact, only not too small.
         """
-        before = prompt + self.text[: self.cursor].translate(MARKS)
-        after = self.text[self.cursor :].translate(MARKS)
+        reach = 10 * width  # characters, of which surely not more are seen
+        start, end = max(self.cursor - reach, 0), self.cursor + reach
+        before = self.text[start : self.cursor].translate(MARKS)
+        before = before if start else self.heading(prompt) + before
+        after = self.text[self.cursor : end].translate(MARKS)
         columns = width - 1  # the cursor itself needs one
         ahead = text_width(fitting_start(after, columns // 3))  # is seen in any case
-        before = fitting_end(before, columns - ahead)
-        return before, fitting_start(after, columns - text_width(before))
+        left = fitting_end(before, columns - ahead)
+        if start or len(left) < len(before):
+            left = HIDDEN_LEFT + fitting_end(before, columns - ahead - 1)
+        columns -= text_width(left)
+        right = fitting_start(after, columns)
+        if end < len(self.text) or len(right) < len(after):
+            right = fitting_start(after, columns - 1) + HIDDEN_RIGHT
+        return left, right
+
+    def heading(self, prompt: str) -> str:
+        """Returns what stands before the line."""
+        if self.asked:
+            return f"({self.text.rstrip().count(chr(10)) + 1} lines: Enter says them) "
+        return prompt if self.sought is None else f"(search: {self.sought}) "
 
 
 class SecretEditor(Editor):
@@ -895,6 +1014,7 @@ class SecretEditor(Editor):
 
 # What terminals send for a key (xterm, VT100, the Linux console, rxvt), and what it does.
 Action = Callable[[Any], object]
+BACKSPACE = ("\x08", "\x7f")
 KEYS: dict[str, Action] = {
     **dict.fromkeys(("\r", "\n"), Editor.enter),
     **dict.fromkeys(
@@ -915,7 +1035,7 @@ KEYS: dict[str, Action] = {
     ),
     **dict.fromkeys(("\x10", "\x1b[A", "\x1bOA"), partial(Editor.recall, step=1)),
     **dict.fromkeys(("\x0e", "\x1b[B", "\x1bOB"), partial(Editor.recall, step=-1)),
-    **dict.fromkeys(("\x08", "\x7f"), partial(Editor.delete, motion=char_left)),
+    **dict.fromkeys(BACKSPACE, partial(Editor.delete, motion=char_left)),
     "\x1b[3~": partial(Editor.delete, motion=char_right),
     "\x04": Editor.delete_or_end,
     **dict.fromkeys(("\x17", "\x1b\x7f", "\x1b\x08"), partial(Editor.kill, motion=word_left)),
@@ -924,14 +1044,18 @@ KEYS: dict[str, Action] = {
     "\x15": partial(Editor.kill, motion=line_start),
     "\x19": Editor.yank,
     "\x14": Editor.transpose,
+    "\x1f": Editor.undo,
+    "\x12": Editor.search,
+    "\x07": Editor.show_draft,
+    **dict.fromkeys(("\x1b\r", "\x1b\n"), partial(Editor.insert, text="\n")),
     "\t": Editor.complete,
     "\x03": Editor.interrupt,
     "\x0c": partial(Editor.request, request=Request.CLEAR_SCREEN),
     "\x1a": partial(Editor.request, request=Request.SUSPEND),
 }
 SECRET_KEYS: dict[str, Action] = {
-    **dict.fromkeys(("\r", "\n"), SecretEditor.enter),
-    **dict.fromkeys(("\x08", "\x7f"), partial(Editor.delete, motion=char_left)),
+    **dict.fromkeys(("\r", "\n", "\x1b\r", "\x1b\n"), SecretEditor.enter),
+    **dict.fromkeys(BACKSPACE, partial(Editor.delete, motion=char_left)),
     "\x15": partial(Editor.delete, motion=line_start),
     "\x04": Editor.delete_or_end,
     "\x03": partial(Editor.request, request=Request.INTERRUPT),
@@ -1038,6 +1162,12 @@ def is_in_foreground() -> bool:
         return True
 
 
+def window_size() -> tuple[int, int]:
+    """Returns the columns and rows of the terminal's window. Raises OSError."""
+    columns, rows = os.get_terminal_size(0)
+    return columns or 80, rows or 24
+
+
 def open_input() -> int | socket.socket:
     """Returns what to wait at and read from for standard input: its descriptor, or, where only
     sockets can be waited for, a socket that a thread feeds."""
@@ -1064,24 +1194,33 @@ def feed_input(feeder: socket.socket) -> None:
 
 
 class Painter:
-    """Decorates the lines that are shown: the time, dim notices, a colour for each name."""
+    """Decorates the lines that are shown: the time, dim notices, a colour for each name; each new
+    day has a line of its own."""
 
     def __init__(self, colours: bool, timestamps: bool) -> None:
         self.colours = colours
         self.timestamps = timestamps
+        self.day = ""  # of the last line
         self.me = ""  # the user's name; none with an echo server, whose lines have no speaker
 
-    def paint(self, line: str) -> str:
-        """Returns a line as it goes to the screen."""
+    def paint(self, line: str, width: int = 0) -> str:
+        """Returns a line as it goes to the screen, in rows if the width of that is given."""
         stamp = time.strftime("[%H:%M] ") if self.timestamps else ""
-        if not self.colours:
-            return stamp + line
+        day = time.strftime("* %Y-%m-%d\n") if self.timestamps else ""
+        new_day, self.day = day if self.day not in ("", day) else "", day
+        if width:
+            columns = max(width - 1, MIN_COLUMNS)
+            line = in_rows(stamp + line.expandtabs(), columns)[len(stamp) :]
+        return new_day + stamp + (self.decorate(line) if self.colours else line)
+
+    def decorate(self, line: str) -> str:
+        """Returns a line in colours."""
         if line.startswith("* "):
-            return f"{stamp}{DIM}{line}{NORMAL}"
+            return f"{DIM}{line}{NORMAL}"
         speaker, colon, text = line.partition(": ")
         if not self.me or not colon or len(speaker) > MAX_NAME + len(PRIVATE):
-            return stamp + line
-        return f"{stamp}{self.colour(speaker)}{speaker}{NORMAL}: {text}"
+            return line
+        return f"{self.colour(speaker)}{speaker}{NORMAL}: {text}"
 
     def colour(self, speaker: str) -> str:
         """Returns what makes a name stand out: always the same for the same name."""
@@ -1113,10 +1252,14 @@ class Console(ABC):
         self.ended = False  # nothing more will be typed
         self.typed: deque[Line] = deque()  # lines that nobody has taken yet
         self.doubtful: list[str] = []  # lines of which nobody knows whether they have arrived
-        self.deadline = NEVER  # monotonic time at which `update` has something to do
         self.screen = screen  # the descriptor that is written to
         self.output = bytearray()  # waits to be written
         self.write_size: int | None = None  # bytes that the screen takes without blocking, if known
+
+    @property
+    def deadline(self) -> float:
+        """The monotonic time at which `update` has something to do, whatever happens."""
+        return NEVER
 
     def files(self) -> list[tuple[int | socket.socket, int, Callable[[int], None]]]:
         """Returns what to wait for: each file, the events there, 0 for none now, and the handler,
@@ -1363,15 +1506,24 @@ class Terminal(Console):
         }
         self.row_prompt = ""
         self.status = ""  # what stands before it
-        self.pending: list[str] = []  # to be shown above the row
+        self.pending: deque[str] = deque()  # to be shown above the row
+        self.pending_size = 0  # characters
         self.quiet_until = 0.0  # monotonic time before which no bell rings again
         self.stale = True  # the row has to be drawn again
         self.cursor_column = 0
+        self.resized = False  # so what was drawn may be anywhere
+        self.rows_above = 0  # into which the terminal has wrapped the beginning of the row
+        self.paste_by = NEVER  # monotonic time at which what is being pasted ends
+        self.measured_by = NEVER  # monotonic time until which the terminal has to say what it did
         self.gone = False  # the terminal is; after Ctrl-D there may still be a Ctrl-C
         self.taken = False  # the terminal is in the modes that we need
         self.modes: list[Any] = []  # those that it had before
         self.signals = open_signal_socket(*ENDING_SIGNALS, signal.SIGWINCH, signal.SIGCONT)
         self.take_over()
+
+    @property
+    def deadline(self) -> float:
+        return min(self.paste_by, self.measured_by)
 
     def files(self) -> list[tuple[int | socket.socket, int, Callable[[int], None]]]:
         return [*super().files(), (self.signals, EVENT_READ, self.on_signal)]
@@ -1391,13 +1543,14 @@ class Terminal(Console):
             modes[tty.LFLAG] &= ~(termios.ECHO | termios.ICANON | termios.ISIG | termios.IEXTEN)
             modes[tty.CC][termios.VMIN], modes[tty.CC][termios.VTIME] = 1, 0
             termios.tcsetattr(0, termios.TCSANOW, modes)
-            self.width = os.get_terminal_size(0).columns or 80  # it may have changed meanwhile
+            self.width, self.height = window_size()  # it may have changed meanwhile
         except (OSError, termios.error) as error:
             if error.args[0] == errno.EINTR:
                 return
             raise Failure(self.why_closed) from None
         self.modes = self.modes if self.taken else before
         self.taken = self.stale = True
+        self.cursor_column = 0
         self.output += PASTE_MODE_ON.encode()
 
     def give_back(self) -> None:
@@ -1442,12 +1595,26 @@ class Terminal(Console):
             self.resize()
 
     def resize(self) -> None:
-        """The window has another width. Most terminals wrap the row to fit: clear all its rows."""
+        """The window has another size, and a row that is now too wide was cut off by the terminal,
+        or wrapped into several. The column of the cursor tells which."""
         with suppress(OSError):  # the terminal is gone, as the next read will tell
-            self.width = os.get_terminal_size(0).columns or 80
-        above = self.cursor_column // self.width
-        self.output += f"{UP.format(above) if above else ''}{CLEAR_BELOW}".encode()
-        self.stale = True
+            self.width, self.height = window_size()
+        self.stale = self.resized = True
+        self.rows_above = 0
+        if self.cursor_column >= self.width:
+            self.output += WHERE_IS_CURSOR.encode()
+            self.measured_by = time.monotonic() + MEASURE_TIME
+
+    def take_answer(self, data: bytes) -> bytes:
+        """Takes out of what came from the terminal where the cursor is, and returns the rest."""
+        answer = CURSOR_IS.search(data)
+        if not answer:
+            return data
+        self.measured_by = NEVER
+        # Cut off, it would be in the last column, whether or not it would be there if wrapped.
+        if int(answer[1]) - 1 == self.cursor_column % self.width != self.width - 1:
+            self.rows_above = self.cursor_column // self.width
+        return data[: answer.start()] + data[answer.end() :]
 
     # Input
 
@@ -1458,12 +1625,14 @@ class Terminal(Console):
         data = self.receive()
         self.gone = not data
         self.ended = self.ended or self.gone
+        if self.measured_by < NEVER:
+            data = self.take_answer(data)
         self.feed(self.secret or self.editor, data)
 
     def feed(self, editor: Editor, keys: bytes) -> None:
         """Lets an editor have keys, and does what they ask for."""
         editor.feed(keys)
-        self.deadline = time.monotonic() + PASTE_SILENCE if editor.pasting else NEVER
+        self.paste_by = time.monotonic() + PASTE_SILENCE if editor.pasting else NEVER
         self.stale = True
         self.typed.extend(self.editor.lines)
         self.editor.lines.clear()
@@ -1521,36 +1690,64 @@ class Terminal(Console):
         self.show(line)
 
     def show(self, line: str) -> None:
-        self.pending.append(self.painter.paint(line) + "\n")
+        self.put_above(self.painter.paint(line, self.width) + "\n")
+
+    def put_above(self, text: str) -> None:
+        """Has a text shown above the row."""
+        self.pending.append(text)
+        self.pending_size += len(text)
 
     def ring(self) -> None:
         now = time.monotonic()
         if now >= self.quiet_until:
-            self.pending.append(BELL)
+            self.put_above(BELL)
             self.quiet_until = now + BELL_PAUSE
 
     def clear_screen(self) -> None:
-        """Leaves nothing but the row, at the top."""
-        self.output += CLEAR_SCREEN.encode()
+        """Leaves nothing but the row, at the top; what was above it has scrolled off."""
+        self.output += (CLEAR_ROW + "\n" * (self.height - 1) + CLEAR_SCREEN).encode()
+        self.stale = True
 
     def waiting(self) -> int:
-        return len(self.output) + sum(map(len, self.pending))
+        return len(self.output) + self.pending_size
 
     def update(self) -> None:
         """Draws what is new, if what was drawn before has reached the terminal."""
-        if time.monotonic() >= self.deadline:  # the end of what was pasted has got lost
+        now = time.monotonic()
+        if now >= self.paste_by:  # the end of what was pasted has got lost
             self.feed(self.secret or self.editor, PASTE_END.encode())
-        if self.output or not self.taken or not (self.pending or self.stale):
+        if now >= self.measured_by:  # then no row above is surely ours
+            self.measured_by = NEVER
+        measuring = self.measured_by < NEVER
+        if self.output or not self.taken or measuring or not (self.pending or self.stale):
             return
+        self.output += f"{self.draw_above()}{WRAP_OFF}{START_OF_ROW}{self.draw_row()}".encode()
+        self.output += WRAP_ON.encode()
+        self.stale = self.resized = False
+
+    def draw_above(self) -> str:
+        """Returns what draws lines over the row, not too many, so that a key is soon seen."""
+        above = ""
+        if self.resized:
+            above = f"{UP.format(self.rows_above) if self.rows_above else ''}{CLEAR_BELOW}"
+        elif self.pending:
+            above = CLEAR_ROW
+        size = 0
+        while self.pending and size < MAX_DRAWN:
+            text = self.pending.popleft()
+            size += len(text)
+            above += text
+        self.pending_size -= size
+        return above
+
+    def draw_row(self) -> str:
+        """Returns what draws the row from its start."""
         prompt = self.status + (self.secret.prompt if self.secret else self.row_prompt)
         before, after = (self.secret or self.editor).view(prompt, self.width)
         self.cursor_column = text_width(before)
         row = before if self.secret else self.painter.paint_prompt(before, prompt)
         # The terminal itself remembers where the cursor belongs, and comes back there.
-        row += f"{SAVE_CURSOR}{after}{CLEAR_REST}{RESTORE_CURSOR}"
-        above = CLEAR_ROW + "".join(self.pending) if self.pending else ""
-        self.output += f"{above}{START_OF_ROW}{row}".encode()
-        self.pending, self.stale = [], False
+        return f"{row}{SAVE_CURSOR}{after}{CLEAR_REST}{RESTORE_CURSOR}"
 
 
 def open_console(plain: bool, timestamps: bool) -> Console:
@@ -1954,9 +2151,9 @@ class Session:
     """What happens over one connection, until either side ends it.
 
     A side whose counterpart is slow is not read from, so that little is held in between. There are
-    three deadlines: `answer_by`, until when what is typed waits for the server's answer,
-    `leave_by`, until when a user who wants to go is kept, and `settle_by`, from when on the
-    connection is taken for one that lasts.
+    four deadlines: `answer_by`, until when what is typed waits for the server's answer, `leave_by`,
+    until when a user who wants to go is kept, `settle_by`, from when on the connection is taken for
+    one that lasts, and `show_by`, until when an unfinished line is waited for.
     """
 
     def __init__(self, client: Client, sock: socket.socket, protocol: Protocol) -> None:
@@ -1977,6 +2174,7 @@ class Session:
         self.answer_by = NEVER  # monotonic time
         self.leave_by = NEVER  # monotonic time
         self.settle_by = time.monotonic() + SETTLE_TIME  # monotonic time
+        self.show_by = NEVER  # monotonic time
 
     def run(self) -> None:
         """Talks until it is over, or the user has left. Raises Disconnected if that wasn't the
@@ -1991,7 +2189,8 @@ class Session:
                 self.forward_typed()
                 self.see_off()
                 self.watch_server()
-                self.client.turn(min(self.answer_by, self.leave_by, self.settle_by))
+                deadlines = (self.answer_by, self.leave_by, self.settle_by, self.show_by)
+                self.client.turn(min(deadlines))
                 self.keep_deadlines()
         finally:
             self.client.watch(self.sock, 0)
@@ -2007,6 +2206,10 @@ class Session:
             self.show()
         if now >= self.settle_by:
             self.settle()
+        if now >= self.show_by and not self.can_read():  # then the silence is ours
+            self.show_by = now + UNFINISHED_TIME
+        elif now >= self.show_by:
+            self.hear(self.framer.finish())
 
     def settle(self) -> None:
         """Takes the connection for one that lasts."""
@@ -2170,9 +2373,13 @@ class Session:
 
     def watch_server(self) -> None:
         """Has the selector wait for what can be done with the server now."""
-        events = EVENT_READ if self.console.waiting() < self.max_waiting else 0
+        events = EVENT_READ if self.can_read() else 0
         events |= EVENT_WRITE if self.protocol.outgoing else 0
         self.client.watch(self.sock, self.tls_wants or events, self.serve)
+
+    def can_read(self) -> bool:
+        """Says whether the user reads as fast as the server writes."""
+        return self.console.waiting() < self.max_waiting
 
     def serve(self, events: int) -> None:
         """Receives and sends once, as the socket is ready for it."""
@@ -2221,19 +2428,27 @@ class Session:
             self.end("" if self.stream_ended else "the server closed it")
             chunk = self.framer.finish()
         self.ledger.hear(time.monotonic())
+        if too_long:
+            protocol.to_show.append(TOO_LONG)
+        self.hear(chunk)
+
+    def hear(self, chunk: bytes) -> None:
+        """Lets the protocol have whole lines, and shows what comes of them."""
+        protocol = self.protocol
         before, awaited = len(protocol.outgoing), protocol.awaits_answer
         for line in chunk.split(b"\n")[:-1]:
             protocol.hear(terminal_text(line))
         if awaited and not protocol.awaits_answer:
             self.ledger.hear_answer()
-        if too_long:
-            protocol.to_show.append(TOO_LONG)
         if protocol.name_refused and not self.console.attended:
             self.over = True  # what a script says would come from nobody
         if self.stream_ended:  # too late for the name that a late welcome asks for
             protocol.outgoing.clear()
         elif len(protocol.outgoing) > before:  # a question
             self.expect_within(ANSWER_TIME)
+        # Some servers end no line. Ours does, so there the rest is only late.
+        waits = bool(self.framer.partial) and not protocol.welcomed
+        self.show_by = time.monotonic() + UNFINISHED_TIME if waits else NEVER
         self.show()
 
 

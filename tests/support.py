@@ -609,6 +609,82 @@ class Terminal:
         os.close(self.master)
 
 
+class Screen:
+    """What a terminal that doesn't reflow, such as xterm, makes of what is shown in it."""
+
+    PIECE = re.compile(r"\x1b\[([?0-9;]*)([A-Za-z])|\x1b([78])|([\r\n\x07])|(.)")
+
+    def __init__(self, window: Terminal, size: tuple[int, int] = (24, 80)) -> None:
+        self.window = window
+        self.height, self.width = size
+        self.rows = [""]  # those that have scrolled off too
+        self.x = self.y = 0
+        self.saved = (0, 0)
+        self.wraps = True
+
+    def resize(self, columns: int) -> None:
+        """Cuts off what is wider, as such terminals do."""
+        self.read_all()
+        self.width = columns
+        self.rows = [row[:columns] for row in self.rows]
+        self.x = min(self.x, columns - 1)
+        self.window.resize(self.height, columns)
+
+    def expect(self, text: str) -> None:
+        """Waits until a text ends one of the last two rows."""
+
+        def is_there() -> bool:
+            self.read_all()
+            return any(row.endswith(text) for row in self.rows[-2:])
+
+        eventually(is_there, text)
+
+    def read_all(self) -> None:
+        while True:
+            text = self.window.read(0)
+            if not text:
+                break
+            for match in self.PIECE.finditer(text.replace("\n", "\r\n")):
+                self.take(*match.groups())
+
+    def take(self, given: str, action: str, cursor: str, control: str, char: str) -> None:
+        number = int(given) if (given or "").isdigit() else 1
+        row = self.rows[self.y]
+        if action == "A":
+            self.y = max(self.y - number, 0)
+        elif action in ("K", "J"):
+            self.rows[self.y] = row[: self.x]
+            del self.rows[self.y + 1 if action == "J" else len(self.rows) :]
+        elif action == "n":
+            os.write(self.window.master, b"\x1b[%d;%dR" % (self.y + 1, self.x + 1))
+        elif action in ("h", "l") and given == "?7":
+            self.wraps = action == "h"
+        elif cursor == "7":
+            self.saved = self.x, self.y
+        elif cursor == "8":
+            self.x, self.y = self.saved
+        elif control == "\r":
+            self.x = 0
+        elif control == "\n":
+            self.next_row()
+        elif char:
+            self.put(char)
+
+    def next_row(self) -> None:
+        self.y += 1
+        if self.y == len(self.rows):
+            self.rows.append("")
+
+    def put(self, char: str) -> None:
+        if self.x >= self.width and self.wraps:
+            self.x = 0
+            self.next_row()
+        self.x = min(self.x, self.width - 1)
+        row = self.rows[self.y].ljust(self.x)
+        self.rows[self.y] = row[: self.x] + char + row[self.x + 1 :]
+        self.x += 1
+
+
 def take_terminal() -> None:
     """Makes standard input the terminal that Ctrl-C and Ctrl-Z work on. Runs in the child."""
     import fcntl

@@ -558,6 +558,32 @@ def test_room_that_never_says_who_we_are_is_not_waited_for_for_ever() -> None:
     assert session.answer_by < NEVER
 
 
+def test_an_unfinished_line_is_shown_after_a_silence(listener: Listener) -> None:
+    command = [*CLIENT, "127.0.0.1", str(listener.port), "--name", "J"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        server = listener.accept()
+        server.send("What do you want?")
+        assert process.stdout and process.stdin
+        assert process.stdout.readline() == b"What do you want?\n"
+        server.send(" More?\n")
+        assert process.stdout.readline() == b" More?\n"
+        process.stdin.close()
+        assert server.rest() == b""
+        server.close()
+        assert process.wait(DEADLINE) == 0
+
+
+def test_in_a_room_an_unfinished_line_is_only_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(chat_client, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    session = unconnected(ChatProtocol("J"))
+    session.receive(b"An")
+    assert session.show_by == chat_client.UNFINISHED_TIME
+    session.framer.partial = b""
+    session.receive(WELCOME + b"Ann: hal")
+    assert session.show_by == NEVER
+
+
 # In pipes
 
 
