@@ -88,7 +88,7 @@ MAX_WAITING = 64 * 1024  # bytes that wait for a slow reader before we stop read
 MAX_RECALLED = 1000  # lines that Up goes back to
 MAX_UNDONE = 100  # changes of a line that can be taken back
 MAX_UNASKED = 20  # lines that go out without a question
-MAX_DRAWN = 2048  # characters above the row that go to the terminal at once, if that's not one line
+MAX_DRAWN = 1024  # characters above the row that go to the terminal at once, if that's not one line
 MAX_NAMES = 1000  # names that Tab completes
 MAX_NOTED = 20  # lines that wait to be sent and are shown one by one
 MAX_DOUBTED = 10_000  # lines that we remember as long as they may not have arrived
@@ -113,6 +113,7 @@ SOCKET_OPTIONS = [
 ]
 
 WELCOME = "Welcome to the chatroom!"
+CLOSING = "* the room is closing"  # and has heard what had arrived
 PASSWORD_QUESTION = "* password?"
 WRONG_PASSWORD = "* wrong password"
 BAD_NAME = re.compile(r"\* (a name .*): /name NAME")  # no name has a colon to look like it with
@@ -286,6 +287,7 @@ class Protocol:
         self.to_show: list[str] = []  # lines
         self.awaits_answer = False  # and what is typed has to wait for it
         self.calls_user = False  # somebody has said the user's name, or something in private
+        self.closing = False  # the other side has said farewell
         self.names_came = False  # the names of those who are here have become known
         self.wrong_password = False
         self.turned_away = ""  # why there is no welcome, as far as we know
@@ -461,6 +463,7 @@ class ChatProtocol(Protocol):
         """Follows what the room itself says, and shows it."""
         name = unicodedata.normalize("NFKC", self.requested).strip()
         bad = BAD_NAME.fullmatch(line)
+        self.closing = self.closing or line == CLOSING
         joined, gone, here = (one.fullmatch(line) for one in (JOINED, GONE, HERE))
         if self.requested and line == f"* you are {name}":
             self.set_name(name)
@@ -2438,7 +2441,7 @@ class Session:
         before, awaited = len(protocol.outgoing), protocol.awaits_answer
         for line in chunk.split(b"\n")[:-1]:
             protocol.hear(terminal_text(line))
-        if awaited and not protocol.awaits_answer:
+        if protocol.closing or (awaited and not protocol.awaits_answer):
             self.ledger.hear_answer()
         if protocol.name_refused and not self.console.attended:
             self.over = True  # what a script says would come from nobody

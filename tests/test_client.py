@@ -460,6 +460,20 @@ def test_what_was_said_to_a_server_that_vanishes_is_kept_or_told() -> None:
     assert len(console.shown) == 10, "told once"
 
 
+def test_a_room_that_says_farewell_has_heard_all_before() -> None:
+    console = FakeConsole("one")
+    session = unconnected(ChatProtocol("J"), console=console, sock=Sipping(100))
+    session.receive(WELCOME + b"* you are J\n")
+    for when, doubtful in (("before", []), ("after", ["two"])):
+        if when == "after":
+            console.typed.append(Line("two"))
+        session.forward_typed()
+        session.serve(selectors.EVENT_WRITE)
+        if when == "before":
+            session.receive(b"* the room is closing\n")
+        assert session.ledger.doubtful() == doubtful
+
+
 def test_a_word_that_leaves_is_no_password() -> None:
     console = FakeConsole("exit")
     session = unconnected(ChatProtocol("J"), console=console)
