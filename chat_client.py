@@ -25,6 +25,11 @@ Standard library only, Python 3.8 or later. Copy this file anywhere and run it.
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the rest is being imported
+
 import argparse
 import codecs
 import enum
@@ -35,7 +40,6 @@ import random
 import re
 import select
 import selectors
-import signal
 import socket
 import sys
 import threading
@@ -46,19 +50,21 @@ from codecs import BOM_UTF8
 from collections import deque
 from collections.abc import Sequence
 from contextlib import ExitStack, closing, suppress
-from functools import partial
+from functools import lru_cache, partial
+from itertools import takewhile
 from selectors import EVENT_READ, EVENT_WRITE
-from typing import Any, Callable
+from typing import Any, Callable, NamedTuple
 
 try:
     import ssl
 except ImportError:  # a Python built without OpenSSL can do everything but TLS
     ssl = None  # type: ignore[assignment]
 try:
+    import fcntl
     import termios
     import tty
 except ImportError:  # on Windows, and in a Python of the bare minimum, such as python3-minimal
-    termios = None  # type: ignore[assignment]
+    fcntl = termios = None  # type: ignore[assignment]
 try:
     import getpass
 except ImportError:
@@ -71,13 +77,24 @@ PORT = 7007
 CONNECT_TIME = 10.0  # seconds for each address of a host, and for a TLS handshake
 QUESTION_TIME = 5.0  # seconds to wait for a question when we have a password to give
 ANSWER_TIME = 0.5  # seconds to wait for a welcome or an answer that may never come
+UNFINISHED_TIME = 0.5  # seconds to wait for the rest of a line that isn't a room's
 LINGER = 1.0  # seconds for the server to close after the user has left
+BELL_PAUSE = 5.0  # seconds from one bell to the next, at least
+MEASURE_TIME = 0.3  # seconds for the terminal to say where the cursor is
+PASTE_SILENCE = 1.0  # seconds after which what is being pasted has come to its end
 NEVER = float("inf")  # a deadline that isn't set
 RECEIVE_SIZE = 64 * 1024  # bytes received at once
 MAX_LINE = 64 * 1024  # bytes; a longer line is left out
 MAX_WAITING = 64 * 1024  # bytes that wait for a slow reader before we stop reading the other side
 MAX_RECALLED = 1000  # lines that Up goes back to
+MAX_UNDONE = 100  # changes of a line that can be taken back
+MAX_UNASKED = 20  # lines that go out without a question
+MAX_DRAWN = 1024  # characters above the row that go to the terminal at once, if that's not one line
 MAX_NAMES = 1000  # names that Tab completes
+MAX_NOTED = 20  # lines that wait to be sent and are shown one by one
+MAX_DOUBTED = 10_000  # lines that we remember as long as they may not have arrived
+READ_TIME = 5.0  # seconds after which a server that still speaks has read what was sent
+SETTLE_TIME = 30.0  # seconds after which a connection is taken for one that lasts
 RETRY_DELAYS = (1, 30)  # seconds until the next try to connect again: doubled from the first on
 
 # The connection gets these, as far as the system has them: a network that is gone is then noticed
@@ -97,21 +114,20 @@ SOCKET_OPTIONS = [
 ]
 
 WELCOME = "Welcome to the chatroom!"
+CLOSING = "* the room is closing"  # and has heard what had arrived
 PASSWORD_QUESTION = "* password?"
 WRONG_PASSWORD = "* wrong password"
-BAD_NAME = re.compile(r"\* (a name .*): /name NAME")  # no name has a colon, so none can look like it
+BAD_NAME = re.compile(r"\* (a name .*): /name NAME")  # no name has a colon to look like it with
 PRIVATE = " (private)"
-# Notices of a room in which others are named.
-NAMED_BY = [
-    re.compile(pattern)
-    for pattern in (
-        r"\* (.+) joined",
-        r"\* .+ is now (.+)",
-        r"\* here: (?!\d+ unnamed)(.+?)(?: and \d+ unnamed)?",
-    )
-]
+# What a room says of its members.
+JOINED = re.compile(r"\* (.+) joined")
+GONE = re.compile(r"\* (.+?) (?:left|is now (.+))")  # a name is free; maybe there is another
+HERE = re.compile(r"\* here: (?:\d+ unnamed|(.+?)(?: and \d+ unnamed)?)")
+MORE = re.compile(r"\d+ more")  # stands among the names where there are too many
 MAX_NAME = 32  # characters that a room allows
+MAX_MESSAGE = 8192  # bytes that a room allows, unless its owner wants more or less
 LEAVE = ("quit", "exit", "/quit")
+IN_DOUBT = "what you said last may not have arrived"
 TOO_LONG = f"* (a line of over {MAX_LINE} bytes was left out)"
 NOT_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE")  # OpenSSL's reasons
 TLS_ALERT = b"\x15\x03"  # how a server that speaks TLS answers one who doesn't (RFC 8446, 5.1)
@@ -126,7 +142,10 @@ UP = "\x1b[{}A"  # CUU: up by this number of rows
 CLEAR_ROW = "\r\x1b[K"  # EL: to the start of the row, all of which is cleared
 CLEAR_REST = "\x1b[K"  # EL: clears from the cursor to the end of the row
 CLEAR_BELOW = "\r\x1b[J"  # ED: to the start of the row, and clears it and all that is below
-CLEAR_SCREEN = "\x1b[H\x1b[2J"  # CUP, ED: to the top left, and clears everything
+CLEAR_SCREEN = "\x1b[H\x1b[J"  # CUP, ED: to the top left, and clears everything
+WRAP_OFF, WRAP_ON = "\x1b[?7l", "\x1b[?7h"  # DECAWM: a row that is too long doesn't wrap
+WHERE_IS_CURSOR = "\x1b[6n"  # DSR: the terminal answers with ESC [ row ; column R
+CURSOR_IS = re.compile(rb"\x1b\[\d+;(\d+)R")
 SAVE_CURSOR = "\x1b7"  # DECSC: remembers where the cursor is
 RESTORE_CURSOR = "\x1b8"  # DECRC: back there
 PASTE_MODE_ON = "\x1b[?2004h"  # from now on the terminal marks what is pasted
@@ -138,6 +157,18 @@ COLOURS = (33, 37, 64, 71, 98, 130, 133, 136, 160, 166, 168, 172)
 
 # On Windows select() takes nothing but sockets.
 ONLY_SOCKETS = sys.platform == "win32"
+
+# Not epoll, which takes no regular file as standard input (EPERM). select() takes none of the
+# descriptors from 1024 on, which we may get if we inherit many, and on macOS poll() no terminal.
+WITH_POLL = hasattr(selectors, "PollSelector") and sys.platform != "darwin"
+Selector = selectors.PollSelector if WITH_POLL else selectors.SelectSelector
+
+# The signals that would end us without giving the terminal back, as far as the system has them.
+ENDING_SIGNALS = [
+    getattr(signal, f"SIG{name}")
+    for name in ("INT", "TERM", "HUP", "QUIT", "USR1", "USR2", "ALRM")
+    if hasattr(signal, f"SIG{name}")
+]
 
 
 # --- Line framing --------------------------------------------------------------------------------
@@ -210,10 +241,37 @@ NO_TEXT = dict.fromkeys(
 )
 
 
+def without_mark(start: bytes) -> bytes:
+    """Returns the start of a text without the byte order mark that some programs put there."""
+    return start[len(codecs.BOM_UTF8) :] if start.startswith(codecs.BOM_UTF8) else start
+
+
+def only_text(text: str) -> str:
+    """Returns a text without what isn't any, such as escape sequences as a whole."""
+    return ESCAPE.sub("", text).translate(NO_TEXT)
+
+
 def terminal_text(line: bytes) -> str:
     """Returns the text of a line that came from elsewhere, fit for a terminal: nothing in it can do
     more there than be read. Broken UTF-8 becomes U+FFFD."""
-    return ESCAPE.sub("", line.decode("utf-8", "replace")).translate(NO_TEXT)
+    return only_text(line.decode("utf-8", "replace"))
+
+
+class Line(NamedTuple):
+    """A line that was typed."""
+
+    text: str
+    alone: bool = True  # and not in a block of lines: that is said as it is, with no command in it
+
+    @property
+    def leaves(self) -> bool:
+        """Says whether it is the wish to leave."""
+        return self.alone and self.text.strip() in LEAVE
+
+
+def folded(name: str) -> str:
+    """Returns what is the same for all ways to write a name that a room takes for the same."""
+    return unicodedata.normalize("NFKC", name).strip().casefold()
 
 
 class Protocol:
@@ -229,7 +287,9 @@ class Protocol:
         self.outgoing = bytearray()  # lines to send, each with its LF
         self.to_show: list[str] = []  # lines
         self.awaits_answer = False  # and what is typed has to wait for it
-        self.mentioned = False  # somebody has said the user's name
+        self.calls_user = False  # somebody has said the user's name, or something in private
+        self.closing = False  # the other side has said farewell
+        self.names_came = False  # the names of those who are here have become known
         self.wrong_password = False
         self.turned_away = ""  # why there is no welcome, as far as we know
         self.name_refused = ""  # why the user isn't known by the name that was given
@@ -244,6 +304,11 @@ class Protocol:
         """Says whether the user has to give a password now."""
         return False
 
+    @property
+    def welcomed(self) -> bool:
+        """Says whether the other side is one of our rooms, and has let us in."""
+        return False
+
     def stop_waiting(self) -> None:
         """Goes on as well as it can: the answer that it waits for may never come."""
         self.awaits_answer = False
@@ -251,11 +316,14 @@ class Protocol:
     def hear(self, line: str) -> None:
         """Takes a line from the other side, clean and without its newline."""
 
-    def submit(self, line: str) -> None:
-        """Takes a line from the user, without its newline."""
+    def submit(self, line: Line) -> None:
+        """Takes a line from the user."""
 
     def give_password(self, password: bytes) -> None:
         """Takes what the user answered to `wants_password`."""
+
+    def ask_names(self) -> None:
+        """Asks for the names of those who are here, if that has a use and hasn't been done."""
 
     def candidates(self, beginning: str) -> list[str]:
         """Returns the names that begin with a text, the likeliest first."""
@@ -272,8 +340,8 @@ class EchoProtocol(Protocol):
         self.to_show.append(f"recv: {line}")
         self.awaits_answer = False
 
-    def submit(self, line: str) -> None:
-        self.outgoing += f"{line}\n".encode()
+    def submit(self, line: Line) -> None:
+        self.outgoing += f"{line.text}\n".encode()
         self.awaits_answer = True
 
 
@@ -288,7 +356,8 @@ class Phase(enum.Enum):
       '----------------------'------> RELAY
 
     phase     what was heard        what is typed
-    WAITING   nothing, or notices   waits, until the time for an answer is over
+    WAITING   nothing, or notices   waits, until the time for an answer is over; longer where a
+                                    room has been
     AT_DOOR   password?             waits: it would be taken for the password
     IN_ROOM   the welcome           waits while a name is requested; may be a command
     RELAY     what somebody said    goes out
@@ -304,15 +373,25 @@ class ChatProtocol(Protocol):
     """A chat. It works with any line relay, by putting the name before each message. In one of our
     rooms, which the first line shows, it makes the name known as well, and there are commands."""
 
-    def __init__(self, name: str, password: bytes = b"") -> None:
+    def __init__(
+        self,
+        name: str,
+        password: bytes = b"",
+        ignored: dict[str, str] | None = None,
+        expects_welcome: bool = False,
+    ) -> None:
         super().__init__()
         self.phase = Phase.WAITING
+        self.expects_welcome = expects_welcome  # so nothing is said to whoever gives none
         self.awaits_answer = True  # the room has to know the name first
+        self.wanted = name  # even while somebody else has it
         self.set_name(name)
         self.password = password
+        self.ignored = {} if ignored is None else ignored  # names, by what folded() makes of them
         self.requested = ""  # a name that the room was asked for, until it answers
         self.requested_by_user = False
         self.names: dict[str, None] = {}  # that were seen here, the latest last
+        self.asked_names = self.hides_names = False  # has asked who is here; has no answer yet
 
     @property
     def accepts_input(self) -> bool:
@@ -321,6 +400,14 @@ class ChatProtocol(Protocol):
     @property
     def wants_password(self) -> bool:
         return self.phase is Phase.AT_DOOR and not self.password
+
+    @property
+    def welcomed(self) -> bool:
+        return self.phase is Phase.IN_ROOM
+
+    def stop_waiting(self) -> None:
+        if not (self.expects_welcome and self.phase is Phase.WAITING):
+            self.awaits_answer = False
 
     def set_name(self, name: str) -> None:
         """Puts this name before each message from now on."""
@@ -364,30 +451,58 @@ class ChatProtocol(Protocol):
             self.turned_away = ""
             self.awaits_answer = False
         speaker, colon, text = line.partition(": ")
-        if colon:
-            self.remember(speaker.replace(PRIVATE, ""))
-        said = text if colon else line
-        self.mentioned = self.mentioned or bool(self.mention.search(said))
+        name = speaker.replace(PRIVATE, "") if colon else ""
+        if folded(name) in self.ignored:
+            return
+        self.remember(name)
+        private = speaker.endswith(PRIVATE) and bool(colon)
+        mentioned = bool(self.mention.search(text if colon else line))
+        self.calls_user = self.calls_user or private or mentioned
         self.to_show.append(line)
 
     def hear_room(self, line: str) -> None:
         """Follows what the room itself says, and shows it."""
         name = unicodedata.normalize("NFKC", self.requested).strip()
         bad = BAD_NAME.fullmatch(line)
+        self.closing = self.closing or line == CLOSING
+        joined, gone, here = (one.fullmatch(line) for one in (JOINED, GONE, HERE))
         if self.requested and line == f"* you are {name}":
             self.set_name(name)
             self.end_request()
             if not self.requested_by_user:  # then the user knows
                 return
+            self.wanted = name
         elif self.requested and line == f"* {name} is taken":
             self.hear_refusal(line[2:], name[: MAX_NAME - 1] + "_")
         elif self.requested and bad:
             self.hear_refusal(bad[1])
-        for pattern in NAMED_BY:
-            match = pattern.fullmatch(line)
-            for name in match[1].split(", ") if match else ():
-                self.remember(name)
+        elif joined:
+            self.remember(joined[1])
+        elif gone:
+            self.hear_gone(gone[1], gone[2] or "")
+        elif here and self.hear_names(here[1] or ""):
+            return
         self.to_show.append(line)
+
+    def hear_gone(self, name: str, now: str) -> None:
+        """Nobody has this name any more; takes it, if it is the one that the user wants."""
+        self.names.pop(name, None)
+        self.remember(now)
+        if now and folded(name) in self.ignored:
+            self.ignored[folded(now)] = now
+        taken = folded(self.wanted) not in (folded(self.name), folded(now))
+        if taken and folded(name) == folded(self.wanted) and not self.requested:
+            self.request_name(self.wanted, by_user=True)
+
+    def hear_names(self, names: str) -> bool:
+        """Learns who is here; says whether it was us who asked, and not the user."""
+        known = [name for name in names.split(", ") if name and not MORE.fullmatch(name)]
+        latest = list(self.names)
+        for name in [*known, *latest]:  # whoever has said something is likelier to be meant
+            self.remember(name)
+        hidden, self.hides_names = self.hides_names, False
+        self.names_came = self.names_came or hidden
+        return hidden
 
     def hear_refusal(self, why: str, another: str = "") -> None:
         """The room doesn't let us have the requested name; tries another, if there is one."""
@@ -407,6 +522,11 @@ class ChatProtocol(Protocol):
             self.names[name] = None
             if len(self.names) > MAX_NAMES:
                 del self.names[next(iter(self.names))]
+
+    def ask_names(self) -> None:
+        if self.phase is Phase.IN_ROOM and not self.asked_names:
+            self.asked_names = self.hides_names = True
+            self.outgoing += b"/who\n"
 
     def candidates(self, beginning: str) -> list[str]:
         start = beginning.casefold()
@@ -428,47 +548,76 @@ class ChatProtocol(Protocol):
 
     def give_password(self, password: bytes) -> None:
         assert self.phase is Phase.AT_DOOR
-        self.password = password
+        self.password = password = without_mark(password)
         self.turned_away = "the room didn't answer the password"
         self.outgoing += password + b"\n"
 
-    def submit(self, line: str) -> None:
+    def submit(self, line: Line) -> None:
         assert self.accepts_input
-        if not line.strip():
+        text = line.text
+        if not text.strip():
             return
-        slash = self.phase is Phase.IN_ROOM and line.startswith("/")
-        if slash and not line.startswith("//"):
-            self.submit_command(line)
+        slash = self.phase is Phase.IN_ROOM and line.alone and text.startswith("/")
+        if slash and not text.startswith("//"):
+            self.submit_command(text)
             return
-        message = f"{self.name}: {line[1:] if slash else line}"
+        message = f"{self.name}: {text[1:] if slash else text}"
+        size = len(message.encode())
+        if self.phase is Phase.IN_ROOM and size > MAX_MESSAGE:
+            self.to_show.append(f"* not said: a line of {size} bytes; a room takes {MAX_MESSAGE}")
+            return
         self.outgoing += f"{message}\n".encode()
         self.to_show.append(message)
 
     def submit_command(self, line: str) -> None:
-        """Passes a command on to the room; the next message begins with the name asked for."""
+        """Does a command, or passes it on to the room; the next message begins with the name that
+        was asked for."""
         word, _, argument = line.partition(" ")
-        if word == "/name" and argument.strip():
+        if word in ("/name", "/nick") and argument.strip():
             self.request_name(argument.strip(), by_user=True)
+        elif word == "/ignore":
+            self.ignore(argument.strip())
         else:
             self.outgoing += f"{line}\n".encode()
+        if word == "/help":
+            self.to_show.append("* /ignore NAME: hide what NAME says, or show it again")
+
+    def ignore(self, name: str) -> None:
+        """Hides what somebody says, or shows it again; without a name, tells who is hidden."""
+        if not name:
+            names = ", ".join(self.ignored.values())
+            self.to_show.append(f"* ignored: {names or 'nobody'}")
+        elif self.ignored.pop(folded(name), None):
+            self.to_show.append(f"* what {name} says is shown again")
+        else:
+            self.ignored[folded(name)] = name
+            self.to_show.append(f"* what {name} says is hidden; /ignore {name} shows it again")
 
 
 # --- Characters, words, columns ------------------------------------------------------------------
 
-ZERO_WIDTH = ("Mn", "Me", "Cf")  # Unicode categories: combining marks and format characters
+# Unicode categories
+ZERO_WIDTH = ("Mn", "Me")  # combining marks
+ATTACHED = ("Mn", "Me", "Mc", "Cf")  # what belongs to the character before it
+UNKNOWN = ("Cn", "Co")  # a newer Unicode's, or private: nobody knows how wide
 JOINER = "\u200d"
 WIDE_VARIANT = "\ufe0f"  # makes an emoji of the character before it
 SKIN_TONES = range(0x1F3FB, 0x1F400)
-WORD = re.compile(r"\W*\w*")  # with what is before it
+FLAG_LETTERS = range(0x1F1E6, 0x1F200)  # two of them are a flag
+# Not \W, as marks are no letters, and have to stay with theirs.
+NO_WORD = r"\s!-/:-@\[-^`{-~\u2010-\u206f\u3000-\u303f\uff00-\uff0f"
+WORD = re.compile(f"[{NO_WORD}]*[^{NO_WORD}]*")  # with what is before it
+INDENT = "  "  # before the rows of a message after the first
+MIN_COLUMNS = 20  # in a narrower window the rows wrap by themselves
 
 
+@lru_cache(4096)
 def char_width(char: str) -> int:
     """Returns how many columns a character takes at most. Terminals differ; see Editor.view."""
-    if char == WIDE_VARIANT:
-        return 1
-    if unicodedata.category(char) in ZERO_WIDTH:
-        return 0
-    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
+    category = unicodedata.category(char)
+    if category in ZERO_WIDTH or char == JOINER:
+        return 1 if char == WIDE_VARIANT else 0
+    return 2 if unicodedata.east_asian_width(char) in "WF" or category in UNKNOWN else 1
 
 
 def text_width(text: str) -> int:
@@ -476,9 +625,32 @@ def text_width(text: str) -> int:
     return sum(map(char_width, text))
 
 
-def joins(before: str, char: str) -> bool:
-    """Says whether `char` forms one visible character with the one before it."""
-    return unicodedata.category(char) in ZERO_WIDTH or before == JOINER or ord(char) in SKIN_TONES
+def joins(text: str, at: int) -> bool:
+    """Says whether the character there forms one visible character with the one before it."""
+    char = text[at]
+    if ord(char) in FLAG_LETTERS:
+        first = at
+        while first and ord(text[first - 1]) in FLAG_LETTERS:
+            first -= 1
+        return (at - first) % 2 == 1
+    attached = unicodedata.category(char) in ATTACHED or ord(char) in SKIN_TONES
+    return attached or text[at - 1] == JOINER
+
+
+def in_rows(text: str, columns: int) -> str:
+    """Cuts a text into rows of at most this width, at blanks if there are any. Those after the
+    first are indented, so that none can pass for another message."""
+    if text.isascii() and len(text) <= columns:
+        return text
+    rows: list[str] = []
+    while True:
+        row = fitting_start(text, columns)
+        if len(row) == len(text):
+            return "\n".join([*rows, text])
+        blank = row.rfind(" ", len(row) // 2)
+        row = row[: blank + 1] if blank > 0 else row
+        rows.append(row)
+        text = INDENT + text[len(row) :]
 
 
 def fitting_start(text: str, columns: int) -> str:
@@ -497,7 +669,7 @@ def fitting_end(text: str, columns: int) -> str:
         columns -= char_width(text[index])
         if columns < 0:
             break
-        if index == 0 or not joins(text[index - 1], text[index]):
+        if index == 0 or not joins(text, index):
             start = index
     return text[start:]
 
@@ -518,13 +690,13 @@ def line_end(text: str, place: int) -> int:
 
 def char_left(text: str, place: int) -> int:
     """Leads to where the visible character before a place begins."""
-    starts = (at for at in range(place - 1, 0, -1) if not joins(text[at - 1], text[at]))
+    starts = (at for at in range(place - 1, 0, -1) if not joins(text, at))
     return next(starts, 0)
 
 
 def char_right(text: str, place: int) -> int:
     """Leads to where the visible character at a place ends."""
-    ends = (at for at in range(place + 1, len(text)) if not joins(text[at - 1], text[at]))
+    ends = (at for at in range(place + 1, len(text)) if not joins(text, at))
     return next(ends, len(text))
 
 
@@ -544,10 +716,12 @@ def word_right(text: str, place: int) -> int:
 PASTE_START, PASTE_END = "\x1b[200~", "\x1b[201~"  # what the terminal puts around what is pasted
 # One key: an escape sequence, Alt and a character, or a character; and one that isn't complete yet.
 KEY = re.compile(
-    r"\x1b\[\[.|\x1b{1,2}\[[0-?]*[ -/]*[@-~]|\x1b{1,2}O[@-~]|\x1b[^\x00-\x07\x09-\x1f\[O]|(?s:.)"
+    r"\x1b\[\[.|\x1b{1,2}\[[0-?]*[ -/]*[@-~]|\x1b{1,2}O[@-~]|\x1b[^\x00-\x07\x09\x0b\x0c\x0e-\x1f\[O]"
+    r"|(?s:.)"
 )
 UNFINISHED_KEY = re.compile(r"\x1b+(?:\[\[?[0-?]*[ -/]*|O)?")
-MARKS = {ord("\n"): "\u21b5", ord("\t"): " "}  # how a pasted newline or tab is shown in the line
+MARKS = {ord("\n"): "\u21b5", ord("\t"): " "}  # how a newline or a tab is shown in the line
+HIDDEN_LEFT, HIDDEN_RIGHT = "<", ">"  # where the row doesn't show all of the line
 
 
 class Request(enum.Enum):
@@ -570,43 +744,89 @@ class Editor:
         self.history: deque[str] = deque(maxlen=MAX_RECALLED)
         self.recalled = 0  # place in the history, counted from its end; 0 is the line itself
         self.draft = ""  # the line itself, while another is shown
+        self.sought: str | None = None  # in the history, while the user searches there
+        self.changes: deque[tuple[str, int]] = deque(maxlen=MAX_UNDONE)  # the line before each
+        self.typing = False  # the last key was a character, so the next is part of that change
+        self.asked = False  # whether so many lines are meant
         self.killed = ""
         self.completing: list[str] = []  # what the next Tab puts in place of `completed`
         self.completed = ""
+        self.in_vain = False  # the last key was a Tab for which there was no name
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.unread = ""  # keys that were not pressed yet, or the beginning of one
-        self.lines: list[str] = []  # finished
+        self.pasting = False
+        self.pasted: list[str] = []  # pieces of what is being pasted
+        self.lines: list[Line] = []  # finished
         self.requests: list[Request] = []
 
     # Keys
 
     def feed(self, data: bytes) -> None:
         """Takes bytes from the terminal, in whatever pieces they come."""
+        if self.pasting and not data.strip(b"\x03"):  # Ctrl-C alone: is the end of it lost?
+            data = PASTE_END.encode() + data
         self.unread += self.decoder.decode(data)
-        while self.unread and not UNFINISHED_KEY.fullmatch(self.unread):
-            if self.unread.startswith(PASTE_START):
-                pasted, end, rest = self.unread[len(PASTE_START) :].partition(PASTE_END)
-                if not end:  # more has to come
+        while self.unread and (self.pasting or not UNFINISHED_KEY.fullmatch(self.unread)):
+            if self.pasting:
+                self.take_pasted()
+                if self.pasting:  # more has to come
                     break
-                self.unread = rest
-                self.paste(pasted)
+            elif self.unread.startswith(PASTE_START):
+                self.unread = self.unread[len(PASTE_START) :]
+                self.pasting = True
             else:
                 match = KEY.match(self.unread)
                 assert match  # if nothing else, any character
                 self.unread = self.unread[match.end() :]
                 self.press(match.group())
 
+    def take_pasted(self) -> None:
+        """Takes what is being pasted, up to its end; puts it into the line once that has come."""
+        text, end, rest = self.unread.partition(PASTE_END)
+        at = text.rfind("\x1b", 1 - len(PASTE_END))
+        if at >= 0 and not end and PASTE_END.startswith(text[at:]):  # the beginning of the end
+            text, rest = text[:at], text[at:]
+        self.pasted.append(text)
+        self.unread = rest
+        if end:
+            self.paste("".join(self.pasted))
+            self.pasted, self.pasting = [], False
+
     def press(self, key: str) -> None:
         """Does what one key is for."""
         if key.startswith("\x1b\x1b"):  # the Escape key and then an arrow, or rxvt's Alt-arrow
             key = key[1:]
         action = self.keys().get(key)
+        before, typing = (self.text, self.cursor), self.typing
+        self.typing = action is None and key[0] != "\x1b"
         if action is not Editor.complete:
-            self.completing = []
+            self.completing, self.in_vain = [], False
+        if action is not Editor.enter:
+            self.asked = False
+        if self.sought is not None and self.press_in_search(key, action):
+            return
         if action:
             action(self)
-        elif key[0] != "\x1b":
+        elif self.typing:
             self.insert(key.translate(NO_TEXT))
+        changed = self.text != before[0] and action not in (Editor.undo, Editor.enter)
+        if changed and not (typing and self.typing):
+            self.changes.append(before)
+
+    def press_in_search(self, key: str, action: Action | None) -> bool:
+        """Does what a key is for in a search; says whether that is all, and not its end."""
+        assert self.sought is not None
+        if self.typing:
+            self.sought += key.translate(NO_TEXT)
+        elif key in BACKSPACE:
+            self.sought = self.sought[:-1]
+        elif action is Editor.search:
+            return False
+        else:
+            self.sought = None
+            return False
+        self.find(1)
+        return True
 
     def keys(self) -> dict[str, Action]:
         """Returns what each key does that isn't just a character."""
@@ -614,8 +834,10 @@ class Editor:
 
     def paste(self, text: str) -> None:
         """Puts in text in which nothing is a key: its newlines wait in the line until Enter."""
-        self.completing = []
-        self.insert("\n".join(line.translate(NO_TEXT) for line in re.split("\r\n?|\n", text)))
+        self.completing, self.in_vain, self.asked, self.sought = [], False, False, None
+        self.changes.append((self.text, self.cursor))
+        self.typing = False
+        self.insert("\n".join(map(only_text, re.split("\r\n?|\n", text))))
 
     def insert(self, text: str) -> None:
         """Puts a text in at the cursor."""
@@ -627,10 +849,15 @@ class Editor:
         self.text, self.cursor = text, len(text)
 
     def enter(self) -> None:
-        """Finishes the line; one with newlines in it, from a paste, is several."""
+        """Finishes the line; one with newlines in it is several. Of many, asks first."""
+        lines = self.text.rstrip("\n").split("\n")
+        self.asked = len(lines) > MAX_UNASKED and not self.asked
+        if self.asked:
+            return
         if self.text.strip():
             self.history.append(self.text)
-        self.lines += self.text.rstrip("\n").split("\n")
+        self.changes.clear()
+        self.lines += [Line(line, alone=len(lines) == 1) for line in lines]
         self.recalled = 0
         self.set("")
 
@@ -662,7 +889,31 @@ class Editor:
         self.recalled = place
         self.set(self.history[-place] if place else self.draft)
 
+    def search(self) -> None:
+        """Searches the history for what is typed from now on; again, for an earlier line."""
+        if self.sought is None:
+            self.sought = ""
+        else:
+            self.find(self.recalled + 1)
+
+    def find(self, place: int) -> None:
+        """Shows the latest line, from a place in the history on, in which is what is sought."""
+        sought = (self.sought or "").casefold()
+        for found in range(place, len(self.history) + 1):
+            if sought in self.history[-found].casefold():
+                self.recall(found - self.recalled)
+                break
+
+    def show_draft(self) -> None:
+        """Shows the line itself again."""
+        self.recall(-self.recalled)
+
     # Changes
+
+    def undo(self) -> None:
+        """Takes the last change back."""
+        if self.changes:
+            self.text, self.cursor = self.changes.pop()
 
     def move(self, motion: Motion) -> None:
         """Moves the cursor to where a motion leads."""
@@ -705,6 +956,7 @@ class Editor:
             suffix = ": " if self.text[:start] in ("", "/msg ") else " "
             names = self.candidates(self.completed) if self.completed else ()
             self.completing = [name + suffix for name in names]
+            self.in_vain = bool(self.completed) and not names
         if self.completing:
             self.cut(self.cursor - len(self.completed), self.cursor)
             self.completed = self.completing.pop(0)
@@ -720,12 +972,27 @@ class Editor:
         can't be redrawn after the window was resized. Whoever draws it lets the terminal remember
         where the cursor belongs, so here no width has to be exact, only not too small.
         """
-        before = prompt + self.text[: self.cursor].translate(MARKS)
-        after = self.text[self.cursor :].translate(MARKS)
+        reach = 10 * width  # characters, of which surely not more are seen
+        start, end = max(self.cursor - reach, 0), self.cursor + reach
+        before = self.text[start : self.cursor].translate(MARKS)
+        before = before if start else self.heading(prompt) + before
+        after = self.text[self.cursor : end].translate(MARKS)
         columns = width - 1  # the cursor itself needs one
         ahead = text_width(fitting_start(after, columns // 3))  # is seen in any case
-        before = fitting_end(before, columns - ahead)
-        return before, fitting_start(after, columns - text_width(before))
+        left = fitting_end(before, columns - ahead)
+        if start or len(left) < len(before):
+            left = HIDDEN_LEFT + fitting_end(before, columns - ahead - 1)
+        columns -= text_width(left)
+        right = fitting_start(after, columns)
+        if end < len(self.text) or len(right) < len(after):
+            right = fitting_start(after, columns - 1) + HIDDEN_RIGHT
+        return left, right
+
+    def heading(self, prompt: str) -> str:
+        """Returns what stands before the line."""
+        if self.asked:
+            return f"({self.text.rstrip().count(chr(10)) + 1} lines: Enter says them) "
+        return prompt if self.sought is None else f"(search: {self.sought}) "
 
 
 class SecretEditor(Editor):
@@ -734,23 +1001,24 @@ class SecretEditor(Editor):
 
     def __init__(self, prompt: str) -> None:
         super().__init__()
-        self.prompt = prompt  # in place of any other
+        self.prompt = prompt
         self.rest = ""
 
     def keys(self) -> dict[str, Action]:
         return SECRET_KEYS
 
     def enter(self) -> None:
-        self.lines.append(self.text.partition("\n")[0])
+        self.lines.append(Line(self.text.partition("\n")[0]))
         self.rest, self.unread = self.unread, ""
         self.set("")
 
     def view(self, prompt: str, width: int) -> tuple[str, str]:
-        return fitting_end(self.prompt, width - 1), ""
+        return fitting_end(prompt, width - 1), ""
 
 
 # What terminals send for a key (xterm, VT100, the Linux console, rxvt), and what it does.
 Action = Callable[[Any], object]
+BACKSPACE = ("\x08", "\x7f")
 KEYS: dict[str, Action] = {
     **dict.fromkeys(("\r", "\n"), Editor.enter),
     **dict.fromkeys(
@@ -771,7 +1039,7 @@ KEYS: dict[str, Action] = {
     ),
     **dict.fromkeys(("\x10", "\x1b[A", "\x1bOA"), partial(Editor.recall, step=1)),
     **dict.fromkeys(("\x0e", "\x1b[B", "\x1bOB"), partial(Editor.recall, step=-1)),
-    **dict.fromkeys(("\x08", "\x7f"), partial(Editor.delete, motion=char_left)),
+    **dict.fromkeys(BACKSPACE, partial(Editor.delete, motion=char_left)),
     "\x1b[3~": partial(Editor.delete, motion=char_right),
     "\x04": Editor.delete_or_end,
     **dict.fromkeys(("\x17", "\x1b\x7f", "\x1b\x08"), partial(Editor.kill, motion=word_left)),
@@ -780,14 +1048,18 @@ KEYS: dict[str, Action] = {
     "\x15": partial(Editor.kill, motion=line_start),
     "\x19": Editor.yank,
     "\x14": Editor.transpose,
+    "\x1f": Editor.undo,
+    "\x12": Editor.search,
+    "\x07": Editor.show_draft,
+    **dict.fromkeys(("\x1b\r", "\x1b\n"), partial(Editor.insert, text="\n")),
     "\t": Editor.complete,
     "\x03": Editor.interrupt,
     "\x0c": partial(Editor.request, request=Request.CLEAR_SCREEN),
     "\x1a": partial(Editor.request, request=Request.SUSPEND),
 }
 SECRET_KEYS: dict[str, Action] = {
-    **dict.fromkeys(("\r", "\n"), SecretEditor.enter),
-    **dict.fromkeys(("\x08", "\x7f"), partial(Editor.delete, motion=char_left)),
+    **dict.fromkeys(("\r", "\n", "\x1b\r", "\x1b\n"), SecretEditor.enter),
+    **dict.fromkeys(BACKSPACE, partial(Editor.delete, motion=char_left)),
     "\x15": partial(Editor.delete, motion=line_start),
     "\x04": Editor.delete_or_end,
     "\x03": partial(Editor.request, request=Request.INTERRUPT),
@@ -879,6 +1151,27 @@ def raise_for_signal(number: int, _: Any) -> None:
     raise Terminated(number)
 
 
+def wait_until_writable(descriptor: int, seconds: float | None = None) -> None:
+    """Waits until a descriptor takes something, and not longer than that."""
+    with Selector() as selector:
+        selector.register(descriptor, EVENT_WRITE)
+        selector.select(seconds)
+
+
+def is_in_foreground() -> bool:
+    """Says whether the terminal is ours to change, and not the shell's or another job's."""
+    try:
+        return os.tcgetpgrp(0) == os.getpgrp()
+    except OSError:  # no shell shares it with us
+        return True
+
+
+def window_size() -> tuple[int, int]:
+    """Returns the columns and rows of the terminal's window. Raises OSError."""
+    columns, rows = os.get_terminal_size(0)
+    return columns or 80, rows or 24
+
+
 def open_input() -> int | socket.socket:
     """Returns what to wait at and read from for standard input: its descriptor, or, where only
     sockets can be waited for, a socket that a thread feeds."""
@@ -905,24 +1198,33 @@ def feed_input(feeder: socket.socket) -> None:
 
 
 class Painter:
-    """Decorates the lines that are shown: the time, dim notices, a colour for each name."""
+    """Decorates the lines that are shown: the time, dim notices, a colour for each name; each new
+    day has a line of its own."""
 
     def __init__(self, colours: bool, timestamps: bool) -> None:
         self.colours = colours
         self.timestamps = timestamps
+        self.day = ""  # of the last line
         self.me = ""  # the user's name; none with an echo server, whose lines have no speaker
 
-    def paint(self, line: str) -> str:
-        """Returns a line as it goes to the screen."""
+    def paint(self, line: str, width: int = 0) -> str:
+        """Returns a line as it goes to the screen, in rows if the width of that is given."""
         stamp = time.strftime("[%H:%M] ") if self.timestamps else ""
-        if not self.colours:
-            return stamp + line
+        day = time.strftime("* %Y-%m-%d\n") if self.timestamps else ""
+        new_day, self.day = day if self.day not in ("", day) else "", day
+        if width:
+            columns = max(width - 1, MIN_COLUMNS)
+            line = in_rows(stamp + line.expandtabs(), columns)[len(stamp) :]
+        return new_day + stamp + (self.decorate(line) if self.colours else line)
+
+    def decorate(self, line: str) -> str:
+        """Returns a line in colours."""
         if line.startswith("* "):
-            return f"{stamp}{DIM}{line}{NORMAL}"
+            return f"{DIM}{line}{NORMAL}"
         speaker, colon, text = line.partition(": ")
         if not self.me or not colon or len(speaker) > MAX_NAME + len(PRIVATE):
-            return stamp + line
-        return f"{stamp}{self.colour(speaker)}{speaker}{NORMAL}: {text}"
+            return line
+        return f"{self.colour(speaker)}{speaker}{NORMAL}: {text}"
 
     def colour(self, speaker: str) -> str:
         """Returns what makes a name stand out: always the same for the same name."""
@@ -952,10 +1254,16 @@ class Console(ABC):
         self.input = open_input()
         self.attended = os.isatty(0)  # somebody sits there, who can answer a question
         self.ended = False  # nothing more will be typed
-        self.typed: deque[str] = deque()  # lines that nobody has taken yet
+        self.typed: deque[Line] = deque()  # lines that nobody has taken yet
+        self.doubtful: list[str] = []  # lines of which nobody knows whether they have arrived
         self.screen = screen  # the descriptor that is written to
         self.output = bytearray()  # waits to be written
         self.write_size: int | None = None  # bytes that the screen takes without blocking, if known
+
+    @property
+    def deadline(self) -> float:
+        """The monotonic time at which `update` has something to do, whatever happens."""
+        return NEVER
 
     def files(self) -> list[tuple[int | socket.socket, int, Callable[[int], None]]]:
         """Returns what to wait for: each file, the events there, 0 for none now, and the handler,
@@ -983,9 +1291,13 @@ class Console(ABC):
         except OSError:  # the terminal is gone
             return b""
 
-    def take(self) -> str:
+    def take(self) -> Line:
         """Returns the next line that was typed."""
         return self.typed.popleft()
+
+    @abstractmethod
+    def complete_again(self) -> None:
+        """There may be names now for what could not be completed."""
 
     @abstractmethod
     def ask_secret(self, prompt: str) -> bytes | None:
@@ -1000,15 +1312,25 @@ class Console(ABC):
     def waits_for_server(self) -> bool:
         """Says whether the user waits while there is no connection: types on, or leaves."""
 
-    @abstractmethod
     def unsent(self) -> list[str]:
-        """Returns the lines that the user saw on the screen and that can't be sent any more."""
+        """Returns the lines that nobody has taken yet and that are to be sent."""
+        lines = takewhile(lambda line: not line.leaves, self.typed)
+        return [line.text for line in lines if line.text.strip()]
+
+    def losses(self) -> list[str]:
+        """Returns what to tell somebody who sits there of lines that were typed in vain."""
+        told = {"not sent": self.unsent(), IN_DOUBT: self.doubtful} if self.attended else {}
+        return [f"{what}: {'; '.join(lines)}" for what, lines in told.items() if lines]
 
     # Output
 
     @abstractmethod
     def label(self, prompt: str) -> None:
         """Sets what the lines that are typed from now on begin with, where that is shown anyway."""
+
+    @abstractmethod
+    def report(self, status: str) -> None:
+        """Sets what stands before that as long as there is no connection."""
 
     @abstractmethod
     def invite(self, prompt: str, ask: bool) -> None:
@@ -1063,6 +1385,7 @@ class PlainConsole(Console):
         self.write_size = None if ONLY_SOCKETS else select.PIPE_BUF
         self.framer = LineFramer(MAX_LINE)
         self.at_prompt = False
+        self.at_start = True  # of the input
 
     # Input
 
@@ -1075,23 +1398,26 @@ class PlainConsole(Console):
         if not data:
             self.ended = True
             chunk = self.framer.finish()
-        self.typed.extend(terminal_text(line) for line in chunk.split(b"\n")[:-1])
+        if self.at_start and chunk:
+            chunk, self.at_start = without_mark(chunk), False
+        self.typed.extend(Line(terminal_text(line)) for line in chunk.split(b"\n")[:-1])
         if too_long:
             self.show(TOO_LONG)
 
-    def take(self) -> str:
+    def take(self) -> Line:
         line = super().take()
         if self.at_prompt and not self.attended:  # a terminal would have shown it
-            self.output += f"{line}\n".encode()
+            self.output += f"{line.text}\n".encode()
         self.at_prompt = False
         return line
+
+    def complete_again(self) -> None:
+        """Nothing to do: nothing is completed here."""
 
     def ask_secret(self, prompt: str) -> bytes:
         can_ask = getpass and (termios or ONLY_SOCKETS)  # without an echo
         if not (self.attended and can_ask):
             raise Failure("the room wants a password; give it with --password-file FILE")
-        if self.typed:  # ahead, and it is not to be published
-            return self.typed.popleft().encode()
         # The loop doesn't run meanwhile, so signals have to strike at once. But not Ctrl-Z: after
         # `fg` the terminal would show what is typed.
         handlers: dict[str, Any] = dict.fromkeys(("SIGINT", "SIGTERM", "SIGHUP"), raise_for_signal)
@@ -1112,18 +1438,18 @@ class PlainConsole(Console):
                 signal.signal(number, handler)
 
     def wants_to_leave(self) -> bool:
-        return bool(self.typed) and self.typed[0].strip() in LEAVE
+        return bool(self.typed) and self.typed[0].leaves
 
     def waits_for_server(self) -> bool:
         return False
-
-    def unsent(self) -> list[str]:
-        return []
 
     # Output
 
     def label(self, prompt: str) -> None:
         """Nothing to do: what is typed is the terminal's or a script's, and shown as it is."""
+
+    def report(self, status: str) -> None:
+        """Nothing to do: nobody waits for a connection here."""
 
     def invite(self, prompt: str, ask: bool) -> None:
         if ask and not self.at_prompt:
@@ -1157,7 +1483,7 @@ class PlainConsole(Console):
         self.end_row()
         while self.output:
             if not ONLY_SOCKETS:
-                select.select([], [self.screen], [])
+                wait_until_writable(self.screen)
             self.write()
 
 
@@ -1177,21 +1503,31 @@ class Terminal(Console):
         self.editor = Editor(lambda beginning: self.candidates(beginning))
         self.secret: SecretEditor | None = None  # takes the keys while there is one
         self.grants: dict[Request, Callable[[], None]] = {
-            Request.INTERRUPT: partial(raise_for_signal, signal.SIGINT, None),
+            Request.INTERRUPT: self.interrupt,
             Request.END_OF_INPUT: self.end_input,
             Request.SUSPEND: self.suspend,
             Request.CLEAR_SCREEN: self.clear_screen,
         }
         self.row_prompt = ""
-        self.pending: list[str] = []  # to be shown above the row
+        self.status = ""  # what stands before it
+        self.pending: deque[str] = deque()  # to be shown above the row
+        self.pending_size = 0  # characters
+        self.quiet_until = 0.0  # monotonic time before which no bell rings again
         self.stale = True  # the row has to be drawn again
         self.cursor_column = 0
+        self.resized = False  # so what was drawn may be anywhere
+        self.rows_above = 0  # into which the terminal has wrapped the beginning of the row
+        self.paste_by = NEVER  # monotonic time at which what is being pasted ends
+        self.measured_by = NEVER  # monotonic time until which the terminal has to say what it did
         self.gone = False  # the terminal is; after Ctrl-D there may still be a Ctrl-C
-        self.modes = termios.tcgetattr(0)
-        self.signals = open_signal_socket(
-            signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGWINCH, signal.SIGCONT
-        )
+        self.taken = False  # the terminal is in the modes that we need
+        self.modes: list[Any] = []  # those that it had before
+        self.signals = open_signal_socket(*ENDING_SIGNALS, signal.SIGWINCH, signal.SIGCONT)
         self.take_over()
+
+    @property
+    def deadline(self) -> float:
+        return min(self.paste_by, self.measured_by)
 
     def files(self) -> list[tuple[int | socket.socket, int, Callable[[int], None]]]:
         return [*super().files(), (self.signals, EVENT_READ, self.on_signal)]
@@ -1199,35 +1535,48 @@ class Terminal(Console):
     # Modes
 
     def take_over(self) -> None:
-        """Takes the terminal: every key comes at once and unseen, what was typed ahead is kept."""
+        """Takes the terminal: every key comes at once and unseen, what was typed ahead is kept.
+
+        In the background it can't be taken: to try stops us, until the shell lets us continue.
+        That interrupts us, and the SIGCONT has the loop try again.
+        """
         try:
-            modes = termios.tcgetattr(0)
-            self.width = os.get_terminal_size(0).columns or 80  # it may have changed meanwhile
-        except (OSError, termios.error):
+            before = termios.tcgetattr(0)
+            modes = [*before[: tty.CC], [*before[tty.CC]]]
+            modes[tty.IFLAG] &= ~(termios.ICRNL | termios.INLCR | termios.IGNCR | termios.IXON)
+            modes[tty.LFLAG] &= ~(termios.ECHO | termios.ICANON | termios.ISIG | termios.IEXTEN)
+            modes[tty.CC][termios.VMIN], modes[tty.CC][termios.VTIME] = 1, 0
+            termios.tcsetattr(0, termios.TCSANOW, modes)
+            self.width, self.height = window_size()  # it may have changed meanwhile
+        except (OSError, termios.error) as error:
+            if error.args[0] == errno.EINTR:
+                return
             raise Failure(self.why_closed) from None
-        modes[tty.IFLAG] &= ~(termios.ICRNL | termios.INLCR | termios.IGNCR | termios.IXON)
-        modes[tty.LFLAG] &= ~(termios.ECHO | termios.ICANON | termios.ISIG | termios.IEXTEN)
-        modes[tty.CC][termios.VMIN], modes[tty.CC][termios.VTIME] = 1, 0
-        termios.tcsetattr(0, termios.TCSANOW, modes)
+        self.modes = self.modes if self.taken else before
+        self.taken = self.stale = True
+        self.cursor_column = 0
         self.output += PASTE_MODE_ON.encode()
-        self.stale = True
 
     def give_back(self) -> None:
-        """Gives the terminal back as it was found, with the row cleared."""
+        """Gives the terminal back as it was found, with the row cleared, unless somebody else has
+        it by now."""
+        taken, self.taken = self.taken, False
+        if not taken or not is_in_foreground():
+            return
         self.output += f"{CLEAR_ROW}{PASTE_MODE_OFF}".encode()
         deadline = time.monotonic() + 1.0  # a terminal that is stopped is not waited for
         with suppress(OSError, Failure):
             while self.output and time.monotonic() < deadline:
-                select.select([], [self.screen], [], 0.1)
+                wait_until_writable(self.screen, 0.1)
                 self.write()
         with suppress(termios.error):
             termios.tcsetattr(0, termios.TCSANOW, self.modes)
 
     def suspend(self) -> None:
-        """Stops, as Ctrl-Z does in a terminal that isn't raw; continues with `fg`."""
+        """Stops, as Ctrl-Z does in a terminal that isn't raw; `fg` continues."""
         self.give_back()
         os.kill(0, signal.SIGTSTP)
-        self.take_over()
+        os.kill(os.getpid(), signal.SIGCONT)  # where no shell could continue us, nothing stops us
 
     def interrupted(self) -> None:
         """Nothing to do: no ^C was shown."""
@@ -1241,36 +1590,53 @@ class Terminal(Console):
 
     def on_signal(self, _: int) -> None:
         """Does what the signals want that have come."""
-        for number in self.signals.recv(64):
-            if number == signal.SIGWINCH:
-                self.resize()
-            elif number == signal.SIGCONT:  # the shell has had the terminal meanwhile
-                self.take_over()
-            else:
-                raise_for_signal(number, None)
+        numbers = set(self.signals.recv(64))
+        for number in numbers.intersection(ENDING_SIGNALS):
+            raise_for_signal(number, None)
+        if signal.SIGCONT in numbers:  # the shell has had the terminal meanwhile
+            self.take_over()
+        if signal.SIGWINCH in numbers:
+            self.resize()
 
     def resize(self) -> None:
-        """The window has another width. Most terminals wrap the row to fit: clear all its rows."""
+        """The window has another size, and a row that is now too wide was cut off by the terminal,
+        or wrapped into several. The column of the cursor tells which."""
         with suppress(OSError):  # the terminal is gone, as the next read will tell
-            self.width = os.get_terminal_size(0).columns or 80
-        above = self.cursor_column // self.width
-        self.output += f"{UP.format(above) if above else ''}{CLEAR_BELOW}".encode()
-        self.stale = True
+            self.width, self.height = window_size()
+        self.stale = self.resized = True
+        self.rows_above = 0
+        if self.cursor_column >= self.width:
+            self.output += WHERE_IS_CURSOR.encode()
+            self.measured_by = time.monotonic() + MEASURE_TIME
+
+    def take_answer(self, data: bytes) -> bytes:
+        """Takes out of what came from the terminal where the cursor is, and returns the rest."""
+        answer = CURSOR_IS.search(data)
+        if not answer:
+            return data
+        self.measured_by = NEVER
+        # Cut off, it would be in the last column, whether or not it would be there if wrapped.
+        if int(answer[1]) - 1 == self.cursor_column % self.width != self.width - 1:
+            self.rows_above = self.cursor_column // self.width
+        return data[: answer.start()] + data[answer.end() :]
 
     # Input
 
     def wants_input(self) -> bool:
-        return not self.gone
+        return self.taken and not self.gone
 
     def read(self, _: int) -> None:
         data = self.receive()
         self.gone = not data
         self.ended = self.ended or self.gone
+        if self.measured_by < NEVER:
+            data = self.take_answer(data)
         self.feed(self.secret or self.editor, data)
 
     def feed(self, editor: Editor, keys: bytes) -> None:
         """Lets an editor have keys, and does what they ask for."""
         editor.feed(keys)
+        self.paste_by = time.monotonic() + PASTE_SILENCE if editor.pasting else NEVER
         self.stale = True
         self.typed.extend(self.editor.lines)
         self.editor.lines.clear()
@@ -1282,9 +1648,18 @@ class Terminal(Console):
         """Nothing more will be typed."""
         self.ended = True
 
+    def interrupt(self) -> None:
+        """Leaves once what was typed is said; at once if that is being done already."""
+        if self.ended or self.secret:
+            raise KeyboardInterrupt
+        self.ended = True
+
+    def complete_again(self) -> None:
+        if self.editor.in_vain:
+            self.editor.complete()
+            self.stale = True
+
     def ask_secret(self, prompt: str) -> bytes | None:
-        if self.typed:  # ahead, and it is not to be published
-            return self.typed.popleft().encode()
         if self.ended:
             raise Failure("no password given")
         if not self.secret:
@@ -1294,22 +1669,22 @@ class Terminal(Console):
             return None
         answered, self.secret = self.secret, None
         self.feed(self.editor, answered.rest.encode())
-        return answered.lines[0].encode()
+        return answered.lines[0].text.encode()
 
     def wants_to_leave(self) -> bool:
-        return self.ended or any(line.strip() in LEAVE for line in self.typed)
+        return self.ended or any(line.leaves for line in self.typed)
 
     def waits_for_server(self) -> bool:
         return True
-
-    def unsent(self) -> list[str]:
-        return [line for line in self.typed if line.strip() not in LEAVE]
 
     # Output
 
     def label(self, prompt: str) -> None:
         self.stale = self.stale or prompt != self.row_prompt
         self.row_prompt = prompt
+
+    def report(self, status: str) -> None:
+        self.status, self.stale = status, True
 
     def invite(self, prompt: str, ask: bool) -> None:
         self.secret = None  # nobody asks for it any more
@@ -1319,30 +1694,64 @@ class Terminal(Console):
         self.show(line)
 
     def show(self, line: str) -> None:
-        self.pending.append(self.painter.paint(line) + "\n")
+        self.put_above(self.painter.paint(line, self.width) + "\n")
+
+    def put_above(self, text: str) -> None:
+        """Has a text shown above the row."""
+        self.pending.append(text)
+        self.pending_size += len(text)
 
     def ring(self) -> None:
-        self.pending.append(BELL)
+        now = time.monotonic()
+        if now >= self.quiet_until:
+            self.put_above(BELL)
+            self.quiet_until = now + BELL_PAUSE
 
     def clear_screen(self) -> None:
-        """Leaves nothing but the row, at the top."""
-        self.output += CLEAR_SCREEN.encode()
+        """Leaves nothing but the row, at the top; what was above it has scrolled off."""
+        self.output += (CLEAR_ROW + "\n" * (self.height - 1) + CLEAR_SCREEN).encode()
+        self.stale = True
 
     def waiting(self) -> int:
-        return len(self.output) + sum(map(len, self.pending))
+        return len(self.output) + self.pending_size
 
     def update(self) -> None:
         """Draws what is new, if what was drawn before has reached the terminal."""
-        if self.output or not (self.pending or self.stale):
+        now = time.monotonic()
+        if now >= self.paste_by:  # the end of what was pasted has got lost
+            self.feed(self.secret or self.editor, PASTE_END.encode())
+        if now >= self.measured_by:  # then no row above is surely ours
+            self.measured_by = NEVER
+        measuring = self.measured_by < NEVER
+        if self.output or not self.taken or measuring or not (self.pending or self.stale):
             return
-        before, after = (self.secret or self.editor).view(self.row_prompt, self.width)
+        self.output += f"{self.draw_above()}{WRAP_OFF}{START_OF_ROW}{self.draw_row()}".encode()
+        self.output += WRAP_ON.encode()
+        self.stale = self.resized = False
+
+    def draw_above(self) -> str:
+        """Returns what draws lines over the row, not too many, so that a key is soon seen."""
+        above = ""
+        if self.resized:
+            above = f"{UP.format(self.rows_above) if self.rows_above else ''}{CLEAR_BELOW}"
+        elif self.pending:
+            above = CLEAR_ROW
+        size = 0
+        while self.pending and size < MAX_DRAWN:
+            text = self.pending.popleft()
+            size += len(text)
+            above += text
+        self.pending_size -= size
+        return above
+
+    def draw_row(self) -> str:
+        """Returns what draws the row from its start."""
+        prompt = self.status + (self.secret.prompt if self.secret else self.row_prompt)
+        before, after = (self.secret or self.editor).view(prompt, self.width)
         self.cursor_column = text_width(before)
-        row = self.painter.paint_prompt(before, self.row_prompt)
+        row = before if self.secret else self.painter.paint_prompt(before, prompt)
         # The terminal itself remembers where the cursor belongs, and comes back there.
-        row += f"{SAVE_CURSOR}{after}{CLEAR_REST}{RESTORE_CURSOR}"
-        above = CLEAR_ROW + "".join(self.pending) if self.pending else ""
-        self.output += f"{above}{START_OF_ROW}{row}".encode()
-        self.pending, self.stale = [], False
+        return f"{row}{SAVE_CURSOR}{after}{CLEAR_REST}{RESTORE_CURSOR}"
 
 
 def open_console(plain: bool, timestamps: bool) -> Console:
@@ -1416,9 +1825,10 @@ def why_no_tls(error: ssl.SSLError, host: str) -> str:
 class Client:
     """One loop around a console and the connection to a server: it connects, and connects again.
 
-    It keeps what outlives a connection: the name that the user wants, the password, and how long to
-    wait until the next try; the lines that are not sent are the console's. What it waits for
-    follows from the state and is set anew in each turn of the loop.
+    It keeps what outlives a connection: the name that the user wants, the password, whom the user
+    ignores, how long to wait until the next try, and what the user was told of the last one; the
+    lines that are not sent are the console's. What it waits for follows from the state and is set anew in each turn of the
+    loop.
     """
 
     def __init__(
@@ -1431,17 +1841,19 @@ class Client:
         password: bytes = b"",
         echo: bool = False,
     ) -> None:
-        # select(), not epoll: it also takes regular files and /dev/null as standard input, which
-        # epoll refuses (EPERM), and a few descriptors are no load for it.
-        self.selector = selectors.SelectSelector()
+        self.selector = Selector()
         self.console = console
         self.host = host
         self.port = port
         self.tls = tls
         self.name = name  # that the user wants to have in a chat
         self.password = password
+        self.ignored: dict[str, str] = {}
         self.echo = echo  # the server only sends back what it gets
         self.delay: float = RETRY_DELAYS[0]  # seconds until the next try
+        self.trouble = ""  # the last that the user was told; none while there is a connection
+        self.noted = 0  # of the lines that wait to be sent, how many the user was told of
+        self.in_room = False  # the server has shown itself as one of our rooms
 
     def run(self) -> None:
         """Asks, connects and talks until the user leaves. Raises Failure."""
@@ -1456,18 +1868,41 @@ class Client:
             except Disconnected as failure:
                 if self.echo or not self.console.waits_for_server():
                     raise
-                self.console.show(f"* {failure}")
+                self.tell_lost(str(failure))
             sock = self.reconnect()
         if self.console.unsent():
             raise Failure("left without a connection")
 
     def talk(self, sock: socket.socket) -> None:
         """Talks over a connection for as long as it lasts. Raises Disconnected, and Failure."""
-        protocol = EchoProtocol() if self.echo else ChatProtocol(self.name, self.password)
+        if self.echo:
+            Session(self, sock, EchoProtocol()).run()
+            return
+        chat = ChatProtocol(self.name, self.password, self.ignored, self.in_room)
         try:
-            Session(self, sock, protocol).run()
+            Session(self, sock, chat).run()
         finally:
-            self.name, self.password = protocol.name, protocol.password
+            self.name, self.password = chat.wanted, chat.password
+
+    def tell_lost(self, why: str) -> None:
+        """Tells the user that there is no connection, unless that is known, and what became of the
+        lines that went out last."""
+        if why != self.trouble:
+            self.console.show(f"* {why}")
+        self.trouble = why
+        if self.console.doubtful:
+            self.console.show(f"* {IN_DOUBT}:")
+        for line in self.console.doubtful:
+            self.console.show(f"*   {line}")
+        self.console.doubtful = []
+
+    def settle(self, in_room: bool) -> None:
+        """The connection is one that lasts, to one of our rooms or else for a while already."""
+        if self.trouble:
+            self.console.show("* connected again")
+        self.trouble = ""
+        self.delay = RETRY_DELAYS[0]
+        self.in_room = self.in_room or in_room
 
     def ask_name(self) -> bool:
         """Asks the user for a name; says whether there is one, and not the end of input. Raises
@@ -1479,8 +1914,11 @@ class Client:
                 self.turn()
             if console.typed:
                 line = console.take()
-                console.echo_typed(f"name: {line}")
-                self.name = line.strip()
+                console.echo_typed(f"name: {line.text}")
+                if line.leaves:
+                    console.typed.clear()
+                    return False
+                self.name = line.text.strip()
         console.label("")
         if not self.name and not console.attended:
             raise Failure("no name was given; use --name NAME, or the first line of the input")
@@ -1493,6 +1931,7 @@ class Client:
         self.console.update()
         for file, events, handler in self.console.files():
             self.watch(file, events, handler)
+        deadline = min(deadline, self.console.deadline)
         timeout = None if deadline == NEVER else max(0.0, deadline - time.monotonic())
         for key, events in self.selector.select(timeout):
             key.data(events)
@@ -1512,11 +1951,15 @@ class Client:
         """Waits for events on a socket while there is no session; says whether they have come.
         Raises Failure or KeyboardInterrupt if the user doesn't want to wait."""
         ready: list[int] = []
+        leave_by = NEVER
         self.watch(sock, events, ready.append)
         try:
             while not ready and time.monotonic() < deadline:
-                self.turn(deadline)
                 if self.console.waits_for_server() and self.console.wants_to_leave():
+                    patience = LINGER if self.console.unsent() else 0
+                    leave_by = min(leave_by, time.monotonic() + patience)
+                self.turn(min(deadline, leave_by))
+                if not ready and time.monotonic() >= leave_by:
                     if self.console.unsent():
                         raise Failure("left without a connection")
                     raise KeyboardInterrupt
@@ -1529,6 +1972,7 @@ class Client:
     def connect(self) -> socket.socket:
         """Connects to the first address of the host that answers. Raises Disconnected, Failure if
         the host can't be trusted, and what wait_for() raises."""
+        self.console.report("(connecting) ")
         addresses = self.look_up()
         codes = []
         for family, kind, protocol, _, address in addresses:
@@ -1549,9 +1993,15 @@ class Client:
         A thread asks for them: it can take a minute, during which the keys have to work.
         """
         found: list[Any] = []
-        done, asking = socket.socketpair()
+        try:
+            done, asking = socket.socketpair()
+        except OSError as error:
+            raise Disconnected(f"cannot look up {self.host}: {error.strerror}") from None
         arguments = (self.host, self.port, found, asking)
-        threading.Thread(target=look_up, args=arguments, daemon=True).start()
+        try:
+            threading.Thread(target=look_up, args=arguments, daemon=True).start()
+        except RuntimeError:  # the system has none left: then the keys have to wait
+            look_up(*arguments)
         with done:
             self.wait_for(done, EVENT_READ)
         if isinstance(found[0], Exception):
@@ -1611,31 +2061,39 @@ class Client:
 
     def reconnect(self) -> socket.socket | None:
         """Connects again, trying ever more rarely; returns None if the user leaves meanwhile."""
-        first, longest = RETRY_DELAYS
-        noted = 0
-        while True:
-            # So that, when a room starts again, not everyone comes at the same moment.
-            pause = self.delay * random.uniform(0.5, 1.0)
-            self.console.show(f"* trying again in {pause:.1f} s")
-            deadline = time.monotonic() + pause
-            while time.monotonic() < deadline:
-                self.turn(deadline)
-                if self.console.wants_to_leave():
-                    return None
-                for line in list(self.console.typed)[noted:]:
-                    self.console.show(f"* waits to be sent: {line}")
-                noted = len(self.console.typed)
+        while self.pause():
             try:
-                sock = self.connect()
-                self.delay = first
-                return sock
-            except Disconnected:
-                self.delay = min(2 * self.delay, longest)
+                return self.connect()
+            except Disconnected as failure:
+                self.tell_lost(str(failure))
+        return None
+
+    def pause(self) -> bool:
+        """Lets some time pass before the next try; says whether the user still wants that."""
+        # So that, when a room starts again, not everyone comes at the same moment.
+        seconds = self.delay * random.uniform(0.5, 1.0)
+        self.delay = min(2 * self.delay, RETRY_DELAYS[1])
+        self.console.report(f"(trying again in {seconds:.1f} s) ")
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and not self.console.wants_to_leave():
+            self.note_unsent()
+            self.turn(deadline)
+        return not self.console.wants_to_leave()
+
+    def note_unsent(self) -> None:
+        """Tells the user of the lines that wait to be sent, each once."""
+        lines = self.console.unsent()
+        new, self.noted = lines[self.noted :], len(lines)
+        if len(new) > MAX_NOTED:
+            new = [f"{len(new):,} lines"]
+        for line in new:
+            self.console.show(f"* not sent yet: {line}")
 
 
 def look_up(host: str, port: int, found: list[Any], asking: socket.socket) -> None:
     """Puts the addresses of a host into `found`, or why there are none, and closes the socket."""
-    if hasattr(signal, "pthread_sigmask"):  # signals are for the loop, which they interrupt
+    in_thread = threading.current_thread() is not threading.main_thread()
+    if in_thread and hasattr(signal, "pthread_sigmask"):  # signals interrupt the loop, not us
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     with asking:
         try:
@@ -1644,12 +2102,62 @@ def look_up(host: str, port: int, found: list[Any], asking: socket.socket) -> No
             found.append(error)
 
 
+class Ledger:
+    """What the user says over one connection, as long as it may not have arrived. No I/O."""
+
+    def __init__(self) -> None:
+        self.sent = 0  # bytes that the system has taken
+        # Lines that it hasn't taken whole, and those that it has, with the time. Each has the
+        # number of bytes up to its end.
+        self.waiting: deque[tuple[int, Line]] = deque()
+        self.taken: deque[tuple[int, float, str]] = deque(maxlen=MAX_DOUBTED)
+
+    def add(self, line: Line, size: int) -> None:
+        """A line is to go out; with all that waits before it that is `size` bytes."""
+        self.waiting.append((self.sent + size, line))
+
+    def go_out(self, size: int, now: float) -> None:
+        """The system has taken some bytes."""
+        self.sent += size
+        while self.waiting and self.waiting[0][0] <= self.sent:
+            end, line = self.waiting.popleft()
+            self.taken.append((end, now, line.text))
+
+    def hear(self, now: float) -> None:
+        """The server has said something: it must have read what was said a while ago."""
+        while self.taken and self.taken[0][1] < now - READ_TIME:
+            self.taken.popleft()
+
+    def hear_answer(self) -> None:
+        """The server has answered what was said last."""
+        self.taken.clear()
+
+    def unsent(self) -> list[Line]:
+        """Returns the lines that the system hasn't taken."""
+        return [line for _, line in self.waiting]
+
+    def doubtful(self, unacknowledged: float = NEVER) -> list[str]:
+        """Returns the lines that it has taken, and that nothing shows to have arrived: those among
+        the last bytes, which nobody has acknowledged."""
+        return [text for end, _, text in self.taken if end > self.sent - unacknowledged]
+
+
+def unacknowledged(sock: socket.socket) -> int:
+    """Returns how many bytes that were sent the other side's system hasn't confirmed to have; 0
+    where ours doesn't tell."""
+    try:
+        return int.from_bytes(fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+    except (AttributeError, OSError):
+        return 0
+
+
 class Session:
     """What happens over one connection, until either side ends it.
 
     A side whose counterpart is slow is not read from, so that little is held in between. There are
-    two deadlines: `answer_by`, until when what is typed waits for the server's answer, and
-    `leave_by`, until when a user who wants to go is kept.
+    four deadlines: `answer_by`, until when what is typed waits for the server's answer, `leave_by`,
+    until when a user who wants to go is kept, `settle_by`, from when on the connection is taken for
+    one that lasts, and `show_by`, until when an unfinished line is waited for.
     """
 
     def __init__(self, client: Client, sock: socket.socket, protocol: Protocol) -> None:
@@ -1658,6 +2166,9 @@ class Session:
         self.sock = sock
         self.protocol = protocol
         self.framer = LineFramer(MAX_LINE)
+        self.ledger = Ledger()
+        # What the user has to be told of the connection before doesn't keep us from this one.
+        self.max_waiting = MAX_WAITING + self.console.waiting()
         self.tls_wants = 0  # EVENT_WRITE while TLS has to send before anything else, else 0
         self.silent = True  # the server has not said anything yet
         self.over = False  # the server has ended the stream, or there is no use in going on
@@ -1666,24 +2177,58 @@ class Session:
         self.stream_ended = False  # our direction of the stream is
         self.answer_by = NEVER  # monotonic time
         self.leave_by = NEVER  # monotonic time
+        self.settle_by = time.monotonic() + SETTLE_TIME  # monotonic time
+        self.show_by = NEVER  # monotonic time
 
     def run(self) -> None:
         """Talks until it is over, or the user has left. Raises Disconnected if that wasn't the
         user's will, and Failure if there is no use in trying again."""
         self.expect_within(QUESTION_TIME if self.protocol.password else ANSWER_TIME)
-        self.console.candidates = self.protocol.candidates
+        self.console.candidates = self.candidates
         self.console.label(self.protocol.prompt)
-        while not self.over and time.monotonic() < self.leave_by:
-            self.ask_password()
-            self.forward_typed()
-            self.see_off()
-            self.watch_server()
-            self.client.turn(min(self.answer_by, self.leave_by))
-            if time.monotonic() >= self.answer_by:
-                self.answer_by = NEVER
-                self.protocol.stop_waiting()
-        self.client.watch(self.sock, 0)
+        self.console.report("")
+        try:
+            while not self.over and time.monotonic() < self.leave_by:
+                self.ask_password()
+                self.forward_typed()
+                self.see_off()
+                self.watch_server()
+                deadlines = (self.answer_by, self.leave_by, self.settle_by, self.show_by)
+                self.client.turn(min(deadlines))
+                self.keep_deadlines()
+        finally:
+            self.client.watch(self.sock, 0)
+            self.close_ledger()
         self.raise_failure()
+
+    def keep_deadlines(self) -> None:
+        """Does what is due."""
+        now = time.monotonic()
+        if now >= self.answer_by:
+            self.answer_by = NEVER
+            self.protocol.stop_waiting()
+            self.show()
+        if now >= self.settle_by:
+            self.settle()
+        if now >= self.show_by and not self.can_read():  # then the silence is ours
+            self.show_by = now + UNFINISHED_TIME
+        elif now >= self.show_by:
+            self.hear(self.framer.finish())
+
+    def settle(self) -> None:
+        """Takes the connection for one that lasts."""
+        if self.settle_by < NEVER:
+            self.client.settle(self.protocol.welcomed)
+        self.settle_by = NEVER
+
+    def close_ledger(self) -> None:
+        """Leaves to the console what may not have arrived: lines to be sent, lines to be told."""
+        self.console.typed.extendleft(reversed(self.ledger.unsent()))
+        if self.over:
+            self.console.doubtful = self.ledger.doubtful() if self.lost else []
+        else:
+            last = unacknowledged(self.sock) - self.stream_ended  # the end counts as a byte
+            self.console.doubtful = self.ledger.doubtful(max(last, 0))
 
     def expect_within(self, seconds: float) -> None:
         """Gives the server this time for an answer, from now on."""
@@ -1700,22 +2245,40 @@ class Session:
             raise Failure("wrong password")
         if protocol.name_refused and not self.console.attended:
             raise Failure(f"the room refused the name {protocol.name}: {protocol.name_refused}")
-        disconnected = Failure if self.left else Disconnected
+        disconnected = Failure if self.left or self.is_hopeless() else Disconnected
         if protocol.turned_away and (self.over or not self.console.attended):
             raise disconnected(f"not let in: {protocol.turned_away}")
-        if self.lost:
+        in_vain = protocol.outgoing or self.console.unsent()
+        # A reset after a farewell is only a rude way to close, unless something was said just then.
+        if self.lost and not (self.left and not in_vain and not self.console.doubtful):
             raise disconnected(f"lost the connection: {self.lost}")
-        if protocol.outgoing:
+        if in_vain:
             raise Failure("left before everything was sent")
+        if self.console.doubtful:
+            raise Failure("left before everything had arrived")
+
+    def is_hopeless(self) -> bool:
+        """Says whether there is no use in trying again: we don't speak what the server speaks."""
+        wants_tls = "--tls" in self.lost or "--tls" in self.protocol.turned_away
+        return wants_tls and not self.client.in_room
 
     # From the user
 
     def ask_password(self) -> None:
         """Gets the password from the user, if the room wants it."""
-        if self.protocol.wants_password:
-            password = self.console.ask_secret("password: ")
-            if password is not None:
-                self.protocol.give_password(password)
+        console = self.console
+        first = console.typed[0] if console.typed else None
+        if not self.protocol.wants_password or (first and first.leaves):
+            return
+        password: bytes | None
+        if first and console.attended and not self.client.trouble:
+            # It was typed ahead of the question, and isn't to be published. But what waits since
+            # a connection was lost was typed to somebody.
+            password = console.take().text.encode()
+        else:
+            password = console.ask_secret("password: ")
+        if password is not None:
+            self.protocol.give_password(password)
 
     def forward_typed(self) -> None:
         """Lets the protocol have the lines that were typed, as long as it takes more."""
@@ -1727,20 +2290,30 @@ class Session:
                     self.leave()
                 break
             line = console.take()
-            if line.strip() in LEAVE:
+            self.client.noted = 0
+            if line.leaves:
                 self.leave()
-                console.echo_typed(line)
+                console.echo_typed(line.text)
                 break
-            protocol.submit(line)
-            self.expect_within(ANSWER_TIME)
-            # A chat shows its own message; a command, or what an echo server gets, stays as typed.
-            if line.strip() and not protocol.to_show:
-                console.echo_typed(protocol.prompt + line)
-            self.show()
+            self.submit(line)
+
+    def submit(self, line: Line) -> None:
+        """Lets the protocol have one line."""
+        protocol = self.protocol
+        before = len(protocol.outgoing)
+        protocol.submit(line)
+        if len(protocol.outgoing) > before:
+            self.ledger.add(line, len(protocol.outgoing))
+        self.expect_within(ANSWER_TIME)
+        # A chat shows its own message; a command, or what an echo server gets, stays as typed.
+        if line.text.strip() and not protocol.to_show:
+            self.console.echo_typed(protocol.prompt + line.text)
+        self.show()
 
     def leave(self) -> None:
         """Takes nothing more from the user, who wants to go."""
         self.left = True
+        self.console.typed.clear()
         self.leave_within(LINGER)
 
     def see_off(self) -> None:
@@ -1761,8 +2334,9 @@ class Session:
         return ended and self.protocol.accepts_input and not self.protocol.outgoing
 
     def wants_out(self) -> bool:
-        """Says whether the user wants to go although there is still an answer to wait for."""
-        return not self.protocol.accepts_input and self.console.wants_to_leave()
+        """Says whether the user wants to go although not everything could be said yet."""
+        stuck = len(self.protocol.outgoing) >= MAX_WAITING
+        return (stuck or not self.protocol.accepts_input) and self.console.wants_to_leave()
 
     def end_stream(self) -> None:
         """Ends our direction of the stream. The server then sends what is left and closes.
@@ -1780,21 +2354,36 @@ class Session:
     def show(self) -> None:
         """Puts out what the protocol has to show."""
         protocol, console = self.protocol, self.console
+        if protocol.welcomed:
+            self.settle()
+        if protocol.turned_away and protocol.awaits_answer and console.waits_for_server():
+            return  # it may be all that there will be: then it is the reason that is told
         console.painter.me = protocol.name
         for line in protocol.to_show:
             console.show(line)
         protocol.to_show.clear()
-        if protocol.mentioned:
+        if protocol.calls_user:
             console.ring()
-        protocol.mentioned = False
+        if protocol.names_came:
+            console.complete_again()
+        protocol.calls_user = protocol.names_came = False
+
+    def candidates(self, beginning: str) -> list[str]:
+        """Returns the names that Tab completes; has the protocol ask for those it can't know."""
+        self.protocol.ask_names()
+        return self.protocol.candidates(beginning)
 
     # The socket
 
     def watch_server(self) -> None:
         """Has the selector wait for what can be done with the server now."""
-        events = EVENT_READ if self.console.waiting() < MAX_WAITING else 0
+        events = EVENT_READ if self.can_read() else 0
         events |= EVENT_WRITE if self.protocol.outgoing else 0
         self.client.watch(self.sock, self.tls_wants or events, self.serve)
+
+    def can_read(self) -> bool:
+        """Says whether the user reads as fast as the server writes."""
+        return self.console.waiting() < self.max_waiting
 
     def serve(self, events: int) -> None:
         """Receives and sends once, as the socket is ready for it."""
@@ -1805,7 +2394,7 @@ class Session:
             if events & EVENT_READ:
                 self.receive(self.sock.recv(RECEIVE_SIZE))
             if events & EVENT_WRITE and self.protocol.outgoing and not self.over:
-                del self.protocol.outgoing[: self.sock.send(self.protocol.outgoing)]
+                self.send()
         except BlockingIOError:  # readiness is a hint, not a promise
             pass
         except OSError as error:
@@ -1813,6 +2402,14 @@ class Session:
                 self.tls_wants = EVENT_WRITE
             elif not (ssl and isinstance(error, ssl.SSLWantReadError)):
                 self.end(error.strerror or str(error))
+
+    def send(self) -> None:
+        """Sends what the system takes. As long as that is something, leaving has time."""
+        size = self.sock.send(self.protocol.outgoing)
+        del self.protocol.outgoing[:size]
+        self.ledger.go_out(size, time.monotonic())
+        if self.leave_by < NEVER:
+            self.leave_within(LINGER)
 
     def end(self, lost: str = "") -> None:
         """It is over; `lost` says why, if that isn't as it should be."""
@@ -1834,17 +2431,28 @@ class Session:
         if not data:
             self.end("" if self.stream_ended else "the server closed it")
             chunk = self.framer.finish()
-        before = len(protocol.outgoing)
-        for line in chunk.split(b"\n")[:-1]:
-            protocol.hear(terminal_text(line))
+        self.ledger.hear(time.monotonic())
         if too_long:
             protocol.to_show.append(TOO_LONG)
+        self.hear(chunk)
+
+    def hear(self, chunk: bytes) -> None:
+        """Lets the protocol have whole lines, and shows what comes of them."""
+        protocol = self.protocol
+        before, awaited = len(protocol.outgoing), protocol.awaits_answer
+        for line in chunk.split(b"\n")[:-1]:
+            protocol.hear(terminal_text(line))
+        if protocol.closing or (awaited and not protocol.awaits_answer):
+            self.ledger.hear_answer()
         if protocol.name_refused and not self.console.attended:
             self.over = True  # what a script says would come from nobody
         if self.stream_ended:  # too late for the name that a late welcome asks for
             protocol.outgoing.clear()
         elif len(protocol.outgoing) > before:  # a question
             self.expect_within(ANSWER_TIME)
+        # Some servers end no line. Ours does, so there the rest is only late.
+        waits = bool(self.framer.partial) and not protocol.welcomed
+        self.show_by = time.monotonic() + UNFINISHED_TIME if waits else NEVER
         self.show()
 
 
@@ -1983,27 +2591,30 @@ def make_client_tls(ca_file: str | None) -> ssl.SSLContext:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the client; returns the exit status: 0 for a clean end, 1 for a failure, 128 and its
     number for a signal."""
-    args = parse_args(argv)
     console: Console | None = None
+    status, told = 0, []
     try:
+        args = parse_args(argv)
         password = b"" if args.echo else read_password(args.password_file)
         tls = make_client_tls(args.tls_ca) if args.tls or args.tls_ca is not None else None
         console = open_console(args.plain, args.timestamps)
         with closing(console):  # also on the way to a traceback
             Client(console, args.host, args.port, tls, args.name or "", password, args.echo).run()
     except Failure as error:
-        lines = console.unsent() if console else []
-        not_sent = f"; not sent: {'; '.join(lines)}" if lines else ""
-        print(f"{args.prog}: {error}{not_sent}", file=sys.stderr)
-        return 1
+        status, told = 1, [str(error)]
     except Terminated as terminated:
-        return 128 + int(terminated.args[0])  # as a shell says it
+        status = 128 + int(terminated.args[0])  # as a shell says it
     except KeyboardInterrupt:
         if console:
             console.interrupted()
-    return 0
+    told += console.losses() if console else []
+    if told:
+        print(f"{args.prog}: {'; '.join(told)}", file=sys.stderr)
+    return status or int(bool(told))
 
 
 if __name__ == "__main__":
     open_standard_streams()
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main())

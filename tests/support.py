@@ -356,8 +356,9 @@ class FakeConsole(chat_client.Console):
         super().__init__(chat_client.Painter(False, False))
         self.attended = attended
         self.ended = ended
-        self.typed.extend(typed)
+        self.typed.extend(map(chat_client.Line, typed))
         self.shown: list[str] = []
+        self.reports: list[str] = []
         self.prompts: list[str] = []  # that the user was asked with
         self.secrets: list[bytes] = []  # what the user answers, in turns of the loop
 
@@ -370,21 +371,24 @@ class FakeConsole(chat_client.Console):
     def read(self, _: int) -> None:
         raise AssertionError("there is nothing to read from")
 
+    def complete_again(self) -> None:
+        pass
+
     def ask_secret(self, prompt: str) -> bytes | None:
         self.prompts.append(prompt)
         return self.secrets.pop(0) if self.secrets else None
 
     def wants_to_leave(self) -> bool:
-        return self.ended or any(line in chat_client.LEAVE for line in self.typed)
+        return self.ended or any(line.leaves for line in self.typed)
 
     def waits_for_server(self) -> bool:
         return self.attended
 
-    def unsent(self) -> list[str]:
-        return list(self.typed)
-
     def label(self, prompt: str) -> None:
         pass
+
+    def report(self, status: str) -> None:
+        self.reports.append(status)
 
     def invite(self, prompt: str, ask: bool) -> None:
         if ask:
@@ -412,12 +416,13 @@ class FakeConsole(chat_client.Console):
 class Sipping:
     """A socket that takes little at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, sip: int = 3) -> None:
+        self.sip = sip
         self.taken = b""
 
     def send(self, data: bytes) -> int:
-        self.taken += data[:3]
-        return len(data[:3])
+        self.taken += data[: self.sip]
+        return len(data[: self.sip])
 
 
 class Blocked:
@@ -634,6 +639,82 @@ class Terminal:
         os.close(self.master)
 
 
+class Screen:
+    """What a terminal that doesn't reflow, such as xterm, makes of what is shown in it."""
+
+    PIECE = re.compile(r"\x1b\[([?0-9;]*)([A-Za-z])|\x1b([78])|([\r\n\x07])|(.)")
+
+    def __init__(self, window: Terminal, size: tuple[int, int] = (24, 80)) -> None:
+        self.window = window
+        self.height, self.width = size
+        self.rows = [""]  # those that have scrolled off too
+        self.x = self.y = 0
+        self.saved = (0, 0)
+        self.wraps = True
+
+    def resize(self, columns: int) -> None:
+        """Cuts off what is wider, as such terminals do."""
+        self.read_all()
+        self.width = columns
+        self.rows = [row[:columns] for row in self.rows]
+        self.x = min(self.x, columns - 1)
+        self.window.resize(self.height, columns)
+
+    def expect(self, text: str) -> None:
+        """Waits until a text ends one of the last two rows."""
+
+        def is_there() -> bool:
+            self.read_all()
+            return any(row.endswith(text) for row in self.rows[-2:])
+
+        eventually(is_there, text)
+
+    def read_all(self) -> None:
+        while True:
+            text = self.window.read(0)
+            if not text:
+                break
+            for match in self.PIECE.finditer(text.replace("\n", "\r\n")):
+                self.take(*match.groups())
+
+    def take(self, given: str, action: str, cursor: str, control: str, char: str) -> None:
+        number = int(given) if (given or "").isdigit() else 1
+        row = self.rows[self.y]
+        if action == "A":
+            self.y = max(self.y - number, 0)
+        elif action in ("K", "J"):
+            self.rows[self.y] = row[: self.x]
+            del self.rows[self.y + 1 if action == "J" else len(self.rows) :]
+        elif action == "n":
+            os.write(self.window.master, b"\x1b[%d;%dR" % (self.y + 1, self.x + 1))
+        elif action in ("h", "l") and given == "?7":
+            self.wraps = action == "h"
+        elif cursor == "7":
+            self.saved = self.x, self.y
+        elif cursor == "8":
+            self.x, self.y = self.saved
+        elif control == "\r":
+            self.x = 0
+        elif control == "\n":
+            self.next_row()
+        elif char:
+            self.put(char)
+
+    def next_row(self) -> None:
+        self.y += 1
+        if self.y == len(self.rows):
+            self.rows.append("")
+
+    def put(self, char: str) -> None:
+        if self.x >= self.width and self.wraps:
+            self.x = 0
+            self.next_row()
+        self.x = min(self.x, self.width - 1)
+        row = self.rows[self.y].ljust(self.x)
+        self.rows[self.y] = row[: self.x] + char + row[self.x + 1 :]
+        self.x += 1
+
+
 def take_terminal() -> None:
     """Makes standard input the terminal that Ctrl-C and Ctrl-Z work on. Runs in the child."""
     import fcntl
@@ -690,9 +771,14 @@ class Window:
         self.command("set-buffer", text)
         self.command("paste-buffer", "-p")
 
-    def run(self, *words: str) -> None:
-        self.type(f"PS1='$ '; clear; {shlex.join(words)}")
+    def run(self, *words: str, more: str = "") -> None:
+        """Has the shell run a command, and `more` as the shell understands it."""
+        self.type(f"PS1='$ '; clear; {shlex.join(words) if len(words) > 1 else words[0]}{more}")
         self.keys("Enter")
+
+    def wait_for(self, text: str) -> None:
+        """Waits until a text is on the screen."""
+        eventually(lambda: any(text in line for line in self.lines()), text)
 
     def lines(self) -> list[str]:
         """Returns the lines of the screen and of what has scrolled off, wrapped ones joined."""
@@ -735,3 +821,7 @@ def typed(keys: str, editor: chat_client.Editor | None = None) -> chat_client.Ed
 def shown(editor: chat_client.Editor) -> str:
     """Returns the line with a bar for the cursor."""
     return f"{editor.text[: editor.cursor]}|{editor.text[editor.cursor :]}"
+
+
+def finished(editor: chat_client.Editor) -> list[str]:
+    return [line.text for line in editor.lines]

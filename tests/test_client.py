@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -55,6 +55,8 @@ from chat_client import (
     Disconnected,
     EchoProtocol,
     Failure,
+    Ledger,
+    Line,
     Phase,
     Session,
     terminal_text,
@@ -66,9 +68,9 @@ from chat_client import (
 def test_messages_have_the_name_before_them() -> None:
     chat = ChatProtocol("John")
     chat.stop_waiting()
-    chat.submit("Hi")
-    chat.submit("/who")
-    chat.submit("")
+    chat.submit(Line("Hi"))
+    chat.submit(Line("/who"))
+    chat.submit(Line(""))
     assert chat.outgoing == b"John: Hi\nJohn: /who\n"
     assert chat.to_show == ["John: Hi", "John: /who"]
 
@@ -90,7 +92,7 @@ def test_a_taken_name_gets_an_underscore_and_the_user_is_told() -> None:
     assert chat.outgoing.endswith(b"\n/name " + b"x" * 31 + b"_\n")
     assert not chat.accepts_input
     chat.hear("* you are " + "x" * 31 + "_")
-    chat.submit("hi")
+    chat.submit(Line("hi"))
     assert chat.to_show[1:] == ["* " + "x" * 32 + " is taken", "x" * 31 + "_: hi"]
 
 
@@ -101,7 +103,7 @@ def test_only_the_answer_to_our_own_question_names_us() -> None:
     chat.hear("* you are Bob joined")  # somebody has named himself so
     chat.hear("* you are Bob")
     assert chat.name == "Ann"
-    chat.submit("/name Zoe")
+    chat.submit(Line("/name Zoe"))
     chat.hear("* Ann is now Zoe is taken")
     assert not chat.accepts_input
     chat.hear("* Zoe is taken")
@@ -124,7 +126,7 @@ def test_a_refused_name_is_forgotten() -> None:
     assert not chat.accepts_input
     chat.hear("* a name has no colon and nothing invisible in it: /name NAME")
     assert chat.accepts_input
-    chat.submit("/name Ann")
+    chat.submit(Line("/name Ann"))
     chat.hear("* Ann is taken")
     assert chat.outgoing.endswith(b"/name Ann\n")
 
@@ -143,7 +145,7 @@ def test_the_password_is_given_once_and_only_for_the_first_line() -> None:
 def test_a_late_welcome_is_a_welcome() -> None:
     chat = ChatProtocol("Ann")
     chat.stop_waiting()
-    chat.submit("hi")
+    chat.submit(Line("hi"))
     chat.hear("Welcome to the chatroom!")
     assert chat.outgoing == b"Ann: hi\n/name Ann\n"
 
@@ -153,8 +155,8 @@ def test_commands_pass_through_and_two_slashes_are_meant_as_one() -> None:
     chat.hear("Welcome to the chatroom!")
     chat.hear("* you are John")
     chat.outgoing.clear()
-    chat.submit("/who")
-    chat.submit("//shrug")
+    chat.submit(Line("/who"))
+    chat.submit(Line("//shrug"))
     assert chat.outgoing == b"/who\nJohn: /shrug\n"
 
 
@@ -162,12 +164,12 @@ def test_a_new_name_is_followed() -> None:
     chat = ChatProtocol("John")
     chat.hear("Welcome to the chatroom!")
     chat.hear("* you are John")
-    chat.submit("/name Jim")
+    chat.submit(Line("/name Jim"))
     assert not chat.accepts_input
     chat.hear("* you are Jim")
     assert chat.accepts_input
     assert chat.to_show[-1] == "* you are Jim"
-    chat.submit("hi")
+    chat.submit(Line("hi"))
     assert chat.to_show[-1] == "Jim: hi"
 
 
@@ -183,7 +185,7 @@ def test_a_welcome_among_the_messages_of_a_relay_is_just_a_message() -> None:
 
 def test_echo_waits_for_each_answer() -> None:
     echo = EchoProtocol()
-    echo.submit("test")
+    echo.submit(Line("test"))
     assert not echo.accepts_input
     echo.hear("test")
     assert (echo.accepts_input, echo.to_show) == (True, ["recv: test"])
@@ -270,6 +272,231 @@ def test_phases_of_a_chat(heard: list[str], phase: Phase, accepts: bool, turned_
     assert chat.accepts_input is (phase is not Phase.AT_DOOR)
 
 
+def test_a_block_of_lines_is_said_as_it_is() -> None:
+    chat = ChatProtocol("J")
+    for line in JOINED:
+        chat.hear(line)
+    chat.outgoing.clear()
+    for text in ("/quit", "//x", "exit", " "):
+        chat.submit(Line(text, alone=False))
+    assert chat.outgoing == b"J: /quit\nJ: //x\nJ: exit\n"
+
+
+def test_the_wanted_name_is_taken_back_when_it_is_free() -> None:
+    for freed in ("* John left", "* JOHN left", "* John is now Bob"):
+        chat = ChatProtocol("John")
+        for line in (chat_client.WELCOME, "* John is taken", "* you are John_"):
+            chat.hear(line)
+        for line in ("* Johnny left", "* John_ is now John_", "* John is now JOHN", "John: I left"):
+            chat.hear(line)
+        assert chat.outgoing == b"/name John\n/name John_\n"
+        chat.hear(freed)
+        assert chat.outgoing.endswith(b"/name John_\n/name John\n")
+        assert not chat.accepts_input
+        chat.hear("* you are John")
+        assert (chat.name, chat.accepts_input, chat.to_show[-1]) == ("John", True, "* you are John")
+        chat.hear(freed)
+        assert chat.outgoing.count(b"/name") == 3
+
+
+def test_somebody_may_be_faster_to_take_the_name() -> None:
+    chat = ChatProtocol("John")
+    for line in (chat_client.WELCOME, "* John is taken", "* you are John_", "* John left"):
+        chat.hear(line)
+    chat.hear("* John is taken")
+    assert (chat.name, chat.wanted, chat.accepts_input) == ("John_", "John", True)
+    chat.submit(Line("/name Jim"))
+    chat.hear("* you are Jim")
+    assert (chat.name, chat.wanted) == ("Jim", "Jim")
+    chat.hear("* John left")
+    assert chat.outgoing.endswith(b"/name Jim\n")
+
+
+def test_whoever_is_ignored_is_not_heard() -> None:
+    ignored: dict[str, str] = {}
+    chat = ChatProtocol("J", ignored=ignored)
+    for line in JOINED:
+        chat.hear(line)
+    chat.outgoing.clear()
+    chat.submit(Line("/ignore"))
+    chat.submit(Line("/ignore  Ann "))
+    chat.to_show.clear()
+    for line in (
+        "Ann: J!",
+        "ANN (private): J!",
+        "Bob: hi",
+        "* Ann is now Zoe",
+        "Zoe: J",
+        "Anna: hi",
+    ):
+        chat.hear(line)
+    assert chat.to_show == ["Bob: hi", "* Ann is now Zoe", "Anna: hi"]
+    assert not chat.calls_user
+    again = ChatProtocol("J", ignored=ignored)
+    for line in (*JOINED, "ann: hi"):
+        again.hear(line)
+    for command in ("/ignore", "/ignore ANN", "/ignore zoe", "/ignore"):
+        again.submit(Line(command))
+    again.hear("Ann: hi")
+    assert again.to_show[1:] == [
+        "* ignored: Ann, Zoe",
+        "* what ANN says is shown again",
+        "* what zoe says is shown again",
+        "* ignored: nobody",
+        "Ann: hi",
+    ]
+    assert b"ignore" not in chat.outgoing + again.outgoing
+
+
+def test_what_is_too_long_for_a_room_is_told_before() -> None:
+    chat = ChatProtocol("J")
+    for line in JOINED:
+        chat.hear(line)
+    chat.outgoing.clear()
+    chat.submit(Line("x" * (chat_client.MAX_MESSAGE - 3)))
+    chat.submit(Line("\xe4" * (chat_client.MAX_MESSAGE // 2)))
+    assert len(chat.outgoing) == chat_client.MAX_MESSAGE + 1
+    assert chat.to_show[-1] == "* not said: a line of 8195 bytes; a room takes 8192"
+
+
+def test_those_who_are_silent_are_asked_for_once() -> None:
+    chat = ChatProtocol("J")
+    chat.ask_names()
+    for line in (*JOINED, "Xaver: hi"):
+        chat.hear(line)
+    assert chat.outgoing == b"/name J\n"
+    chat.ask_names()
+    chat.ask_names()
+    assert chat.outgoing == b"/name J\n/who\n"
+    chat.hear("* here: Xaver, J, Xenia, 5 more and 2 unnamed")
+    assert chat.names_came and chat.to_show[-1] == "Xaver: hi"
+    assert chat.candidates("x") == ["Xaver", "Xenia"]
+    assert chat.candidates("5") == []
+    chat.submit(Line("/who"))
+    chat.hear("* here: 2 unnamed")
+    assert chat.to_show[-1] == "* here: 2 unnamed"
+    chat.hear("* Xenia left")
+    assert chat.candidates("x") == ["Xaver"]
+
+
+@pytest.mark.parametrize("mark, given", [(b"", b"secret"), (b"\xef\xbb\xbf", b"secret")])
+def test_the_mark_before_a_password_is_no_part_of_it(mark: bytes, given: bytes) -> None:
+    chat = ChatProtocol("J")
+    chat.hear("* password?")
+    chat.give_password(mark + given)
+    assert (chat.outgoing, chat.password) == (given + b"\n", given)
+
+
+def test_where_a_room_has_been_nothing_is_said_before_its_welcome() -> None:
+    chat = ChatProtocol("J", expects_welcome=True)
+    chat.stop_waiting()
+    assert not chat.accepts_input
+    for line in JOINED:
+        chat.hear(line)
+    assert chat.accepts_input
+
+
+def test_ledger_knows_what_may_not_have_arrived() -> None:
+    ledger = Ledger()
+    for size, text in ((3, "ab"), (6, "cd"), (9, "ef")):
+        ledger.add(Line(text), size)
+    ledger.go_out(2, 1.0)
+    assert [line.text for line in ledger.unsent()] == ["ab", "cd", "ef"]
+    ledger.go_out(5, 2.0)
+    assert [line.text for line in ledger.unsent()] == ["ef"]
+    assert ledger.doubtful() == ["ab", "cd"]
+    assert ledger.doubtful(0) == []
+    assert ledger.doubtful(2) == ["cd"]
+    ledger.go_out(2, 9.0)
+    ledger.hear(2.0 + chat_client.READ_TIME)
+    assert ledger.doubtful() == ["ab", "cd", "ef"]
+    ledger.hear(2.1 + chat_client.READ_TIME)
+    assert ledger.doubtful() == ["ef"]
+    ledger.add(Line("gh"), 3)
+    ledger.hear_answer()
+    assert (ledger.doubtful(), len(ledger.unsent())) == ([], 1)
+
+
+def test_bytes_that_nobody_has_acknowledged() -> None:
+    pytest.importorskip("fcntl")
+    if not sys.platform.startswith("linux"):
+        pytest.skip("only Linux tells")
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        with socket.create_connection(one.getsockname()) as sock:
+            theirs, _ = one.accept()
+            with theirs:
+                sock.setblocking(False)
+                sent = sock.send(bytes(1 << 20))
+                assert 0 < chat_client.unacknowledged(sock) <= sent
+                while sent:
+                    sent -= len(theirs.recv(65536))
+                eventually(lambda: chat_client.unacknowledged(sock) == 0)
+
+
+def test_what_was_said_to_a_server_that_vanishes_is_kept_or_told() -> None:
+    console = FakeConsole("one", "two", "three")
+    session = unconnected(ChatProtocol("J"), console=console, sock=Sipping(len(b"J: one\nJ: t")))
+    session.receive(b"a relay\n")
+    session.forward_typed()
+    session.serve(selectors.EVENT_WRITE)
+    session.end("reset")
+    console.typed.append(Line("four"))
+    session.close_ledger()
+    assert console.unsent() == ["two", "three", "four"]
+    assert console.doubtful == ["one"]
+    session.client.tell_lost("lost the connection: reset")
+    session.client.note_unsent()
+    assert console.shown[-6:] == [
+        "* lost the connection: reset",
+        "* what you said last may not have arrived:",
+        "*   one",
+        "* not sent yet: two",
+        "* not sent yet: three",
+        "* not sent yet: four",
+    ]
+    session.client.tell_lost("lost the connection: reset")
+    session.client.note_unsent()
+    assert len(console.shown) == 10, "told once"
+
+
+def test_a_room_that_says_farewell_has_heard_all_before() -> None:
+    console = FakeConsole("one")
+    session = unconnected(ChatProtocol("J"), console=console, sock=Sipping(100))
+    session.receive(WELCOME + b"* you are J\n")
+    for when, doubtful in (("before", []), ("after", ["two"])):
+        if when == "after":
+            console.typed.append(Line("two"))
+        session.forward_typed()
+        session.serve(selectors.EVENT_WRITE)
+        if when == "before":
+            session.receive(b"* the room is closing\n")
+        assert session.ledger.doubtful() == doubtful
+
+
+def test_a_word_that_leaves_is_no_password() -> None:
+    console = FakeConsole("exit")
+    session = unconnected(ChatProtocol("J"), console=console)
+    session.receive(b"* password?\n")
+    session.ask_password()
+    assert (console.prompts, session.protocol.outgoing) == ([], b"")
+    session.see_off()
+    assert session.leave_by < NEVER
+
+
+def test_what_was_typed_to_somebody_is_no_password() -> None:
+    console = FakeConsole("ahead", "of the question")
+    session = unconnected(ChatProtocol("J"), console=console)
+    session.receive(b"* password?\n")
+    session.ask_password()
+    assert session.protocol.outgoing == b"ahead\n"
+    session = unconnected(ChatProtocol("J"), console=console)
+    session.client.tell_lost("lost")
+    session.receive(b"* password?\n")
+    session.ask_password()
+    assert (console.prompts, session.protocol.outgoing) == (["password: "], b"")
+
+
 def test_whoever_wants_out_is_kept_no_longer_by_what_the_server_asks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -295,7 +522,7 @@ def test_an_answer_gives_whoever_wants_out_time_for_the_next_line() -> None:
     session.receive(b"one\n")
     session.see_off()
     assert session.leave_by == NEVER
-    assert session.console.typed[0] == "two"
+    assert session.console.typed[0].text == "two"
 
 
 @pytest.mark.parametrize("attended", [True, False])
@@ -328,14 +555,14 @@ def test_the_password_is_waited_for_turn_by_turn() -> None:
 def test_what_outlives_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     class Lost(Session):
         def run(self) -> None:
-            self.protocol.name, self.protocol.password = "J_", b"secret"
+            self.protocol.wanted, self.protocol.password = "Jim", b"secret"
             raise Disconnected("lost")
 
     monkeypatch.setattr(chat_client, "Session", Lost)
     client = Client(FakeConsole(), "", 0, name="J")
     with socket.socket() as sock, pytest.raises(Disconnected):
         client.talk(sock)
-    assert (client.name, client.password) == ("J_", b"secret")
+    assert (client.name, client.password) == ("Jim", b"secret")
 
 
 def test_room_that_never_says_who_we_are_is_not_waited_for_for_ever() -> None:
@@ -343,6 +570,32 @@ def test_room_that_never_says_who_we_are_is_not_waited_for_for_ever() -> None:
     session.receive(WELCOME)
     assert session.protocol.outgoing == b"/name John\n"
     assert session.answer_by < NEVER
+
+
+def test_an_unfinished_line_is_shown_after_a_silence(listener: Listener) -> None:
+    command = [*CLIENT, "127.0.0.1", str(listener.port), "--name", "J"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        server = listener.accept()
+        server.send("What do you want?")
+        assert process.stdout and process.stdin
+        assert process.stdout.readline() == b"What do you want?\n"
+        server.send(" More?\n")
+        assert process.stdout.readline() == b" More?\n"
+        process.stdin.close()
+        assert server.rest() == b""
+        server.close()
+        assert process.wait(DEADLINE) == 0
+
+
+def test_in_a_room_an_unfinished_line_is_only_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(chat_client, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    session = unconnected(ChatProtocol("J"))
+    session.receive(b"An")
+    assert session.show_by == chat_client.UNFINISHED_TIME
+    session.framer.partial = b""
+    session.receive(WELCOME + b"Ann: hal")
+    assert session.show_by == NEVER
 
 
 # In pipes
@@ -476,6 +729,21 @@ def test_a_notice_among_the_messages_of_a_relay_turns_nobody_away(listener: List
     assert (done.stderr, done.returncode) == ("", 0)
 
 
+@pytest.mark.parametrize("typed, status", [("hi\nexit\n", 1), ("exit\n", 0), ("", 1)])
+def test_a_reset_is_a_failure_only_for_whoever_has_something_to_lose(
+    listener: Listener, typed: str, status: int
+) -> None:
+    def reset(server: Peer) -> None:
+        server.send("a relay\n")
+        server.rest()
+        server.reset()
+
+    listener.serve(reset)
+    done = client("127.0.0.1", listener.port, "--name", "J", typed=typed)
+    assert done.returncode == status
+    assert done.stderr.count("lost the connection") == status
+
+
 @pytest.mark.parametrize("how", ["reset", "TLS alert"])
 def test_a_connection_that_breaks_after_the_last_word_is_no_success(
     listener: Listener, how: str
@@ -517,6 +785,15 @@ def test_echo_goes_on_when_there_is_no_answer(listener: Listener) -> None:
     runner.join()
     assert results[0].stdout == "send: a\nsend: quit\n"
     assert results[0].returncode == 0
+
+
+@pytest.mark.parametrize("options", [[], ["--name", "J"]])
+def test_the_mark_at_the_start_of_the_input_is_no_text(room: Server, options: list[str]) -> None:
+    other = room.join()
+    name = "" if options else "J\n"
+    done = client("localhost", room.port, *options, typed=f"\ufeff{name}/name Jim\n\ufeffhi\n")
+    assert (done.stderr, done.returncode) == ("", 0)
+    other.expect("* J joined\n", "* J is now Jim\n", "Jim: \ufeffhi\n", "* Jim left\n")
 
 
 @pytest.mark.parametrize("kind", ["file", "null", "closed"])
@@ -1053,7 +1330,7 @@ def test_unread_output_does_not_keep_the_user_from_talking(listener: Listener) -
 def test_what_the_kernel_does_not_take_is_sent_later() -> None:
     sock = Sipping()
     session = unconnected(EchoProtocol(), sock)
-    session.protocol.submit("hello")
+    session.protocol.submit(Line("hello"))
     while session.protocol.outgoing:
         session.serve(selectors.EVENT_WRITE)
     assert sock.taken == b"hello\n"
@@ -1083,6 +1360,7 @@ def test_a_welcome_that_comes_late_ends_nothing() -> None:
 def test_whoever_has_left_is_not_connected_again() -> None:
     """Not even if the server was faster to end than the last words were to go out."""
     session = unconnected(EchoProtocol(), socket.socket())
+    session.protocol.outgoing += b"last words\n"
     session.left = True
     session.end("the server closed it")
     with session.sock, pytest.raises(Failure) as caught:
@@ -1109,8 +1387,13 @@ def test_tries_to_connect_again_are_ever_rarer(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(chat_client, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     monkeypatch.setattr(random, "uniform", lambda low, high: high)
     assert client.reconnect() == "connected"
-    assert console.shown.pop(1) == "* waits to be sent: hi"
-    assert console.shown == [f"* trying again in {pause}.0 s" for pause in (1, 2, 4, 8, 16, 30, 30)]
+    assert console.shown == ["* not sent yet: hi", "* nobody there"]
+    tries = [f"(trying again in {pause}.0 s) " for pause in (1, 2, 4, 8, 16, 30, 30)]
+    assert console.reports == tries
+    client.settle(in_room=True)
+    assert console.shown.pop() == "* connected again"
+    assert client.reconnect() == "connected"
+    assert console.reports.pop() == tries[0]
 
 
 def test_name_option_is_only_text(room: Server) -> None:
@@ -1126,6 +1409,44 @@ def test_words_that_leave_are_just_words_in_a_message(room: Server) -> None:
     done = client("localhost", room.port, "--name", "J", typed="".join(f"{one}\n" for one in lines))
     assert done.returncode == 0
     other.expect("* J joined\n", *(f"J: {one}\n" for one in lines), "* J left\n")
+
+
+def test_more_descriptors_than_select_can_wait_for(room: Server) -> None:
+    resource = pytest.importorskip("resource")
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 1200:
+        pytest.skip("not enough descriptors here")
+    other = room.join()
+    with ExitStack() as opened:
+        inherited = [os.dup(2) for _ in range(1100)]
+        opened.callback(lambda: [os.close(one) for one in inherited])
+        done = client("localhost", room.port, "--name", "J", typed="hi\n", pass_fds=inherited)
+    assert (done.stderr, done.returncode) == ("", 0)
+    other.expect("* J joined\n", "J: hi\n", "* J left\n")
+
+
+def test_without_a_thread_the_lookup_is_made_in_the_loop(room: Server) -> None:
+    no_thread = (
+        "import threading\ndef refuse(*_, **__):\n    raise RuntimeError\nthreading.Thread = refuse"
+    )
+    done = finish([*patched_client(no_thread), f"localhost:{room.port}"], typed="John\nhi\n")
+    assert (done.stderr, done.returncode) == ("", 0)
+
+
+def test_an_interrupt_in_the_first_moments_leaves_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "argparse.py").write_text(
+        "import sys, time\nprint('importing', flush=True)\ntime.sleep(60)\n"
+    )
+    process = subprocess.Popen(
+        CLIENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    assert process.stdout and process.stdout.readline() == b"importing\n"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=DEADLINE)
+    assert (errors, process.returncode) == (b"", -signal.SIGINT)
 
 
 # In a terminal
@@ -1168,6 +1489,18 @@ def test_ways_to_leave_a_terminal(
     assert window.wait() == 0
     assert "Traceback" not in window.rest()
     eventually(lambda: "members: 0" in room.log())
+
+
+@pytest.mark.parametrize("options", [[], ["--plain"]])
+@pytest.mark.parametrize("word", ["quit", "exit"])
+def test_words_that_leave_are_no_names(
+    terminal: Callable[..., Terminal], options: list[str], word: str
+) -> None:
+    window = terminal(*CLIENT, "localhost", "1", *options, env=XTERM)
+    window.expect("name: ")
+    window.type(f"{word}\n")
+    assert window.wait() == 0
+    assert "chat_client.py" not in window.rest()
 
 
 def test_interrupt_at_the_name_prompt(terminal: Callable[..., Terminal]) -> None:

@@ -7,10 +7,18 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from support import names, shown, typed
+from support import finished, names, shown, typed
 
 import chat_client
-from chat_client import ChatProtocol, Editor, Painter, Request, SecretEditor, text_width
+from chat_client import (
+    ChatProtocol,
+    Editor,
+    Painter,
+    Request,
+    SecretEditor,
+    in_rows,
+    text_width,
+)
 
 LEFT, RIGHT, UP, DOWN = "\x1b[D", "\x1b[C", "\x1b[A", "\x1b[B"
 PASTE, END_PASTE = "\x1b[200~", "\x1b[201~"
@@ -50,6 +58,25 @@ PASTE, END_PASTE = "\x1b[200~", "\x1b[201~"
         ("a\x1b\x1b[Db", "b|a"),
         ("a\x1b[[Ab", "ab|"),
         ("a\x1b\x03b", "b|"),
+        ("cafe\u0301s e\u0301te\u0301\x01\x1bd", "| e\u0301te\u0301"),
+        ("e\u0301te\u0301 cafe\u0301\x17", "e\u0301te\u0301 |"),
+        (
+            "\u0939\u093f\u0928\u094d\u0926\u0940 x\x01\x1bf!",
+            "\u0939\u093f\u0928\u094d\u0926\u0940!| x",
+        ),
+        ("\U0001f1e9\U0001f1ea\U0001f1eb\U0001f1f7\x7f", "\U0001f1e9\U0001f1ea|"),
+        ("snake_case, (etc)\x17", "snake_case, (|"),
+        ("x, snake_case\x17", "x, |"),
+        ("a\x1b\rb\x1b\nc", "a\nb\nc|"),
+        (f"{PASTE}\x1b[01;34mls\x1b[0m \x1b]0;t\x07x{END_PASTE}", "ls x|"),
+        ("one two\x1f", "|"),
+        ("one\x01two\x1f", "|one"),
+        ("one two\x17three\x1f\x1f", "one two|"),
+        ("one\x03\x1f", "one|"),
+        (f"a{PASTE}b{END_PASTE}c\x1f\x1f", "a|"),
+        ("one\x0b\x01\x0b\x1f\x1f\x1f", "|"),
+        ("\x1f", "|"),
+        ("one\r\x1f", "|"),
     ],
 )
 def test_keys_do_what_a_shell_user_expects(keys: str, result: str) -> None:
@@ -58,7 +85,7 @@ def test_keys_do_what_a_shell_user_expects(keys: str, result: str) -> None:
 
 def test_enter_finishes_the_line() -> None:
     editor = typed("one\rtwo\nthree")
-    assert editor.lines == ["one", "two"]
+    assert finished(editor) == ["one", "two"]
     assert shown(editor) == "three|"
 
 
@@ -119,24 +146,83 @@ def test_history_goes_back_and_forth_and_keeps_the_draft() -> None:
     assert shown(typed(f"{DOWN}{DOWN}", editor)) == "draft|"
 
 
+def test_the_history_is_searched() -> None:
+    editor = typed("make tea\rmake it so\rtake it\rdraft\x12")
+    assert (shown(editor), editor.heading("me: ")) == ("draft|", "(search: ) ")
+    assert shown(typed("MAKE", editor)) == "make it so|"
+    assert editor.heading("me: ") == "(search: MAKE) "
+    assert shown(typed(" tx", editor)) == "make tea|"
+    assert shown(typed("\x7f\x7f\x7f", editor)) == "make it so|"
+    assert shown(typed("\x12", editor)) == "make tea|"
+    assert shown(typed("\x12", editor)) == "make tea|"
+    assert shown(typed("\x07", editor)) == "draft|"
+    assert editor.heading("me: ") == "me: "
+    assert shown(typed(f"\x12it{LEFT}!", editor)) == "take i!|t"
+    typed("\x03\x12tea\r", editor)
+    assert finished(editor)[-1] == "make tea"
+    assert shown(typed(f"{UP}{DOWN}", editor)) == "|"
+
+
 def test_pasted_newlines_wait_and_go_out_as_messages_on_enter() -> None:
     editor = typed(f"a{PASTE}b\r\nc\x03\x1b[Ad\re\n{END_PASTE}")
-    assert editor.lines == []
-    assert "".join(editor.view("", 40)) == "ab\u21b5c[Ad\u21b5e\u21b5"
+    assert finished(editor) == []
+    assert "".join(editor.view("", 40)) == "ab\u21b5cd\u21b5e\u21b5"
     typed("f\r", editor)
-    assert editor.lines == ["ab", "c[Ad", "e", "f"]
-    assert shown(typed(UP, editor)) == "ab\nc[Ad\ne\nf|"
+    assert finished(editor) == ["ab", "cd", "e", "f"]
+    assert shown(typed(UP, editor)) == "ab\ncd\ne\nf|"
+
+
+def test_only_a_line_that_was_typed_alone_leaves() -> None:
+    def leave(keys: str) -> list[bool]:
+        return [line.leaves for line in typed(keys).lines]
+
+    assert leave(f"a\r exit \rquit\r{PASTE}exit\n{END_PASTE}\r") == [False, True, True, True]
+    assert leave(f"{PASTE}a\nexit\n/quit\nquit{END_PASTE}\r") == [False] * 4
+
+
+def test_a_paste_whose_end_is_lost_ends_with_control_c() -> None:
+    editor = typed(f"{PASTE}half\x03\r")  # in what is pasted it is no key
+    assert (shown(editor), editor.pasting) == ("|", True)
+    assert (shown(typed("\x03", editor)), editor.pasting, editor.requests) == ("|", False, [])
+    assert shown(typed("x", editor)) == "x|"
+
+
+def test_what_is_pasted_is_looked_at_once() -> None:
+    editor = typed(PASTE)
+    for _ in range(100):
+        typed("x\x1b[20m" * 499 + "x\x1b[20", editor)
+        assert len(editor.unread) < len(END_PASTE)
+        typed("m", editor)
+    typed(END_PASTE, editor)
+    assert editor.text == "x" * 50_000
 
 
 def test_fifty_pasted_lines() -> None:
     lines = [f"line {number}" for number in range(50)]
     editor = typed(PASTE + "\r".join(lines) + "\r" + END_PASTE + "\r")
-    assert editor.lines == lines
+    assert finished(editor) == []
+    assert editor.view("me: ", 80)[0].startswith("<")
+    assert editor.heading("me: ") == "(50 lines: Enter says them) "
+    assert typed("x", editor).heading("me: ") == "me: "
+    typed("\x7f\r\r", editor)
+    assert finished(editor) == lines
+    assert editor.heading("me: ") == "me: "
+    typed(PASTE + "y\n" * 20 + END_PASTE + "\r", editor)
+    typed(PASTE + "y\n" * 21 + END_PASTE + "\r", editor)
+    assert len(editor.lines) == 50 + 20
 
 
 @pytest.mark.parametrize(
     "character",
-    ["\u4f60", "e\u0301", "\U0001f469\u200d\U0001f467", "\u2764\ufe0f", "\U0001f44d\U0001f3fd"],
+    [
+        "\u4f60",
+        "e\u0301",
+        "\u0915\u093f",
+        "\U0001f1e9\U0001f1ea",
+        "\U0001f469\u200d\U0001f467",
+        "\u2764\ufe0f",
+        "\U0001f44d\U0001f3fd",
+    ],
 )
 def test_a_visible_character_is_edited_as_one(character: str) -> None:
     assert shown(typed(f"a{character}b{LEFT}{LEFT}")) == f"a|{character}b"
@@ -156,32 +242,45 @@ def test_tab_completes_names() -> None:
     assert shown(typed("an\tb\t")) == "Ann: Bob Lee |"
 
 
+def test_tab_completes_what_becomes_known_while_nothing_else_is_typed() -> None:
+    known: list[str] = []
+    editor = typed("xa\t", Editor(lambda beginning: known))
+    assert (shown(editor), editor.in_vain) == ("xa|", True)
+    known.append("Xaver")
+    editor.complete()
+    assert (shown(editor), editor.in_vain) == ("Xaver: |", False)
+    known.clear()
+    typed("b\t", editor)
+    assert editor.in_vain
+    assert not typed("c", editor).in_vain
+
+
 def test_view_is_one_row_around_the_cursor() -> None:
     editor = typed("0123456789" * 3)
     assert editor.view("me: ", 80) == ("me: " + "0123456789" * 3, "")
-    assert editor.view("me: ", 11) == ("0123456789", "")
+    assert editor.view("me: ", 11) == ("<123456789", "")
     typed("\x01", editor)
-    assert editor.view("me: ", 11) == ("me: ", "012345")
+    assert editor.view("me: ", 11) == ("me: ", "01234>")
     typed(RIGHT * 15, editor)
-    assert editor.view("me: ", 11) == ("8901234", "567")
+    assert editor.view("me: ", 11) == ("<901234", "56>")
 
 
 def test_view_never_breaks_a_wide_or_combined_character() -> None:
     editor = typed("\u4f60" * 10)
-    assert editor.view("", 6) == ("\u4f60\u4f60", "")
+    assert editor.view("", 6) == ("<\u4f60\u4f60", "")
     editor = typed("e\u0301" * 10)
-    assert editor.view("", 4) == ("e\u0301" * 3, "")
+    assert editor.view("", 4) == ("<" + "e\u0301" * 2, "")
 
 
 def test_enter_on_a_recalled_line_comes_back_to_the_end_of_the_history() -> None:
     editor = typed(f"one\rtwo\rthree\r{UP}{UP}\r")
-    assert editor.lines == ["one", "two", "three", "two"]
+    assert finished(editor) == ["one", "two", "three", "two"]
     assert shown(typed(f"new{DOWN}", editor)) == "new|"
     assert shown(typed(f"{UP}{UP}{DOWN}{DOWN}", editor)) == "new|"
 
 
 def test_fullwidth_letters_take_two_columns() -> None:
-    assert typed("\uff21" * 10).view("", 6) == ("\uff21\uff21", "")
+    assert typed("\uff21" * 10).view("", 6) == ("<\uff21\uff21", "")
 
 
 def test_a_paste_ends_the_completion() -> None:
@@ -191,11 +290,11 @@ def test_a_paste_ends_the_completion() -> None:
 def test_a_secret_is_neither_shown_nor_kept() -> None:
     editor = SecretEditor("password: ")
     typed(f"wrong\x15{PASTE}sec\x03ret\n{END_PASTE}{UP}\x19\tx\x7f\x7f\rnot for it\r", editor)
-    assert (editor.lines, editor.rest) == (["secret"], "not for it\r")
+    assert (finished(editor), editor.rest) == (["secret"], "not for it\r")
     assert (editor.text, editor.killed, len(editor.history)) == ("", "", 0)
     typed("half", editor)
-    assert editor.view("John: ", 80) == ("password: ", "")
-    assert editor.view("John: ", 6) == ("ord: ", "")
+    assert editor.view("password: ", 80) == ("password: ", "")
+    assert editor.view("password: ", 6) == ("ord: ", "")
 
 
 def test_keys_that_end_the_question_for_a_secret() -> None:
@@ -231,6 +330,8 @@ def test_names_are_learnt_from_what_is_said(line: str, candidates: list[str]) ->
     [
         ("Ann: hi john!", True),
         ("Ann: John", True),
+        ("Ann (private): hi", True),
+        ("Ann (private) hi", False),
         ("Ann: johnny", False),
         ("John: hi", False),
         ("* John is now Jim", False),
@@ -241,7 +342,41 @@ def test_a_mention_is_noticed(line: str, mentioned: bool) -> None:
     chat = ChatProtocol("John")
     chat.hear("Welcome to the chatroom!")
     chat.hear(line)
-    assert chat.mentioned is mentioned
+    assert chat.calls_user is mentioned
+
+
+def test_rows_after_the_first_are_indented() -> None:
+    assert in_rows("short", 20) == "short"
+    assert in_rows("Ann: one two three four", 20) == "Ann: one two three \n  four"
+    assert in_rows("Ann: " + "x" * 40, 20) == f"Ann: {'x' * 15}\n  {'x' * 18}\n  {'x' * 7}"
+    assert in_rows("\u4f60" * 15, 20) == "\u4f60" * 10 + "\n  " + "\u4f60" * 5
+    blanks = in_rows("Ann: hi" + " " * 73 + "Bob: no", 80)
+    assert blanks.split("\n")[1].startswith("  ")
+    painted = Painter(False, False).paint("Ann: hi" + "\t" * 10 + "Bob: no", 80)
+    assert painted.split("\n")[1] == "   Bob: no"
+    painter = Painter(True, False)
+    painter.me = "J"
+    assert painter.paint("* " + "x" * 30, 21) == f"\x1b[2m* {'x' * 18}\n  {'x' * 12}\x1b[0m"
+
+
+@pytest.mark.parametrize("text", ["a\u00adb\u0600", "\U0001fae8\ue000", "e\u0301", "a\u200db"])
+def test_no_width_is_assumed_too_small(text: str) -> None:
+    assert text_width(text) == {"a\u00adb\u0600": 4, "\U0001fae8\ue000": 4, "e\u0301": 1}.get(
+        text, 2
+    )
+
+
+def test_a_new_day_has_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    day = [1]
+    clock = SimpleNamespace(
+        strftime=lambda form: time.strftime(form, (2024, 2, day[0], 14, 3, 59, 3, 32, -1))
+    )
+    monkeypatch.setattr(chat_client, "time", clock)
+    painter = Painter(False, True)
+    lines = [painter.paint("a"), painter.paint("b")]
+    day[0] = 2
+    lines += [painter.paint("c"), painter.paint("d"), Painter(False, False).paint("e")]
+    assert lines == ["[14:03] a", "[14:03] b", "* 2024-02-02\n[14:03] c", "[14:03] d", "e"]
 
 
 def test_colours_are_steady_and_optional() -> None:

@@ -22,6 +22,7 @@ from support import (
     XTERM,
     Listener,
     Peer,
+    Screen,
     Server,
     Terminal,
     Window,
@@ -29,7 +30,10 @@ from support import (
     eventually,
     in_terminal,
     modes,
+    patched_client,
 )
+
+from chat_client import in_rows
 
 
 @pytest.fixture
@@ -119,18 +123,18 @@ def test_long_line_in_a_window_that_changes(room: Server, window: Window) -> Non
     window.expect("Welcome to the chatroom!", "John:")
     text = " ".join(f"word{number}" for number in range(40))  # three times the width
     window.type(text)
-    window.expect(f"John: {text}"[-79:].strip())
+    window.expect("<" + text[-78:])
     window.resize(40)
-    window.expect(f"John: {text}"[-39:].strip())
+    window.expect("<" + text[-38:])
     window.keys("Home")
-    window.expect(f"John: {text}"[:39].strip())
+    window.expect(f"John: {text}"[:38] + ">")
     window.resize(100)
-    window.expect(f"John: {text}"[:99].strip())
+    window.expect(f"John: {text}"[:98] + ">")
     window.type("> ")
     ann.send("meanwhile\n")
-    window.expect("Ann: meanwhile", f"John: > {text}"[:99].strip())
+    window.expect("Ann: meanwhile", f"John: > {text}"[:98] + ">")
     window.keys("Enter")
-    window.expect("Ann: meanwhile", f"John: > {text}", "John:")
+    window.expect("Ann: meanwhile", *in_rows(f"John: > {text}", 99).split(" \n"), "John:")
     ann.expect("* John joined\n", f"John: > {text}\n")
 
 
@@ -140,10 +144,10 @@ def test_pasted_block_waits_and_goes_out_as_messages(room: Server, window: Windo
     window.expect("Welcome to the chatroom!", "John:")
     ann.expect("* John joined\n")
     window.paste("".join(f"{number}\n" for number in range(50)))
-    window.expect(("John: " + "".join(f"{number}\u21b5" for number in range(50)))[-79:])
+    window.expect("<" + "".join(f"{number}\u21b5" for number in range(50))[-78:])
     ann.send("nothing was sent yet\n")
     window.expect("Ann: nothing was sent yet", window.lines()[-1])
-    window.keys("Enter")
+    window.keys("Enter", "Enter")
     ann.expect(*(f"John: {number}\n" for number in range(50)))
     window.expect(*(f"John: {number}" for number in range(50)), "John:")
 
@@ -168,6 +172,49 @@ def test_suspend_and_resume(room: Server, window: Window) -> None:
     ann.expect("* John joined\n", "John: half done\n")
 
 
+@pytest.mark.parametrize("way", ["C-z, bg, fg", "C-z, bg, bg, fg", "&, fg"])
+def test_the_client_comes_back_from_the_background(room: Server, window: Window, way: str) -> None:
+    ann = room.join("Ann")
+    command = [*CLIENT, "localhost", str(room.port), "--name", "John"]
+    first, *steps = way.split(", ")
+    window.run(*command, more="" if first == "C-z" else " &")
+    if first == "C-z":
+        window.expect("Welcome to the chatroom!", "John:")
+        window.type("half")
+        window.expect("John: half")
+        window.keys("C-z")
+
+    def has_stopped() -> bool:
+        window.run("jobs")
+        return any("Stopped" in line for line in window.lines())
+
+    for step in steps:
+        eventually(has_stopped)
+        window.run(step)
+    if first == "C-z":
+        window.expect("John: half")
+    window.wait_for("John:")
+    window.type("back")
+    window.keys("Enter")
+    ann.expect("* John joined\n", f"John: {'half' if first == 'C-z' else ''}back\n")
+    window.type("exit")
+    window.keys("Enter")
+    window.run("stty", "-a", more=" | grep -ow '.icanon\\|icanon'")
+    window.expect("icanon", "$")
+
+
+def test_a_client_that_is_suspended_can_be_ended(room: Server, window: Window) -> None:
+    ann = room.join("Ann")
+    window.run(*CLIENT, "localhost", str(room.port), "--name", "John")
+    window.expect("Welcome to the chatroom!", "John:")
+    window.keys("C-z")
+    window.wait_for("Stopped")
+    window.run("kill", "%1")
+    ann.expect("* John joined\n", "* John left\n")
+    window.run("wait; echo over")
+    window.expect("over", "$")
+
+
 def test_tab_history_and_redraw(room: Server, window: Window) -> None:
     ann = room.join("Ann")
     window.run(*CLIENT, "localhost", str(room.port), "--name", "John")
@@ -179,8 +226,10 @@ def test_tab_history_and_redraw(room: Server, window: Window) -> None:
     window.type("hello")
     window.keys("Enter", "Up")
     window.expect("John: Ann: hello", "John: Ann: hello")
+    before = window.lines()
     window.keys("C-l")
     eventually(lambda: window.command("capture-pane", "-p").split() == ["John:", "Ann:", "hello"])
+    assert [line for line in window.lines() if line] == [line for line in before if line]
 
 
 def test_hostile_server_gets_only_text_onto_the_screen(listener: Listener, window: Window) -> None:
@@ -217,10 +266,10 @@ def test_server_that_was_away_gets_what_was_typed_meanwhile_once(
     window.run(*CLIENT, "localhost", str(room.port), "--name", "John")
     window.expect("Welcome to the chatroom!", "John:")
     room.process.kill()
-    eventually(lambda: any("* trying again in" in line for line in window.lines()))
+    window.wait_for("(trying again in")
     window.type("are you there?")
     window.keys("Enter")
-    eventually(lambda: "* waits to be sent: are you there?" in window.lines())
+    eventually(lambda: "* not sent yet: are you there?" in window.lines())
     again = subprocess.Popen(
         [sys.executable, str(ROOT / "chat_server.py"), "--port", str(room.port)],
         stderr=subprocess.DEVNULL,
@@ -255,7 +304,40 @@ def test_no_piece_of_a_wrapped_row_stays_when_the_window_gets_narrower(
     window.type(text)
     window.expect("line 29", f"John: {text}")
     window.resize(30)
-    window.expect("line 28", "line 29", text[-29:])
+    window.expect("line 28", "line 29", "<" + text[-28:])
+
+
+@pytest.mark.parametrize("width", [75, 40, 23])
+def test_a_window_that_does_not_reflow_loses_nothing(
+    listener: Listener, terminal: Callable[..., Terminal], width: int
+) -> None:
+    window = in_terminal(terminal, "127.0.0.1", str(listener.port), "--name", "John")
+    screen = Screen(window)
+    server = listener.accept()
+    server.send("".join(f"Ann: {number}\n" for number in range(15)))
+    screen.expect("Ann: 14")
+    row = "John: " + "0123456789" * 7
+    window.type("0123456789" * 7)
+    screen.expect(row)
+    for columns in range(75, width - 1, -5):
+        screen.resize(columns)
+        screen.expect("<" + row[2 - columns :])
+    for number in range(15):
+        assert f"Ann: {number}" in screen.rows
+
+
+def test_a_row_that_is_wider_than_assumed_leaves_nothing_behind(
+    listener: Listener, terminal: Callable[..., Terminal]
+) -> None:
+    window = in_terminal(terminal, "127.0.0.1", str(listener.port), "--name", "John")
+    server = listener.accept()
+    server.send("hi\n")
+    screen = Screen(window)  # in which each combining mark takes a column
+    window.type("e\u0301" * 60)
+    for number in range(5):
+        window.type(str(number))
+        screen.expect(str(number))
+    assert [row for row in screen.rows if row][:-1] == ["hi"]
 
 
 # In a bare pseudo-terminal
@@ -272,7 +354,11 @@ def test_what_is_typed_ahead_is_kept_with_either_end_of_line(
     other.expect("John: half done\n")
 
 
-@pytest.mark.parametrize("way", ["quit", "ctrl-c", "ctrl-d", "SIGTERM", "SIGHUP", "SIGINT", "lost"])
+WAYS_TO_END = ["quit", "ctrl-c", "ctrl-d", "lost"]
+WAYS_TO_END += ["SIGTERM", "SIGHUP", "SIGINT", "SIGQUIT", "SIGUSR1", "SIGALRM"]
+
+
+@pytest.mark.parametrize("way", WAYS_TO_END)
 def test_terminal_is_given_back_as_it_was(
     listener: Listener, terminal: Callable[..., Terminal], way: str
 ) -> None:
@@ -304,7 +390,8 @@ def test_terminal_is_given_back_as_it_was(
             if Path(f"/proc/{pid}/comm").read_text().startswith("python"):
                 os.kill(int(pid), getattr(signal, way))
     window.expect("\x1b[?2004l")
-    status = {"SIGTERM": 143, "SIGHUP": 129, "lost": 1}.get(way, 0)
+    status = 128 + getattr(signal, way) if way.startswith("SIG") else int(way == "lost")
+    status = 0 if way == "SIGINT" else status
     window.expect(f"status {status}")
     assert modes(window) == before
     assert "Traceback" not in window.shown
@@ -338,10 +425,150 @@ def test_whoever_leaves_without_a_connection_is_told_what_was_not_sent(
     window.expect("hi\n")
     listener.listener.close()
     server.close()
-    window.expect("* trying again in")
+    window.expect("(trying again in")
     window.type("one\rtwo\rexit\r")
     assert window.wait() == 1
     window.expect("chat_client.py: left without a connection; not sent: one; two\n")
+
+
+def joined(window: Terminal, listener: Listener) -> Peer:
+    """Returns the room that a client has joined as John."""
+    server = listener.accept()
+    server.send(WELCOME)
+    server.expect("/name John\n")
+    server.send("* you are John\n")
+    window.expect("Welcome to the chatroom!")
+    return server
+
+
+def test_a_pasted_block_is_said_whole_whatever_is_in_it(
+    listener: Listener, terminal: Callable[..., Terminal]
+) -> None:
+    window = in_terminal(terminal, "127.0.0.1", str(listener.port), "--name", "John")
+    server = joined(window, listener)
+    window.type("\x1b[200~if broken; then\n    exit\nfi\n/quit\n/usr\nquit\x1b[201~\r")
+    for line in ("if broken; then", "    exit", "fi", "/quit", "/usr", "quit"):
+        server.expect(f"John: {line}\n")
+    window.type("exit\r")
+    assert server.rest() == b""
+
+
+def test_a_paste_ends_after_a_silence(
+    listener: Listener, terminal: Callable[..., Terminal]
+) -> None:
+    window = in_terminal(terminal, "127.0.0.1", str(listener.port), "--name", "John")
+    server = joined(window, listener)
+    window.type("\x1b[200~cut off")
+    window.expect("cut off")
+    window.type("\r")
+    server.expect("John: cut off\n")
+
+
+@pytest.mark.parametrize("keys", ["John\rbye\r\x03", "John\rbye\r\x04", "John\rbye\rexit\r"])
+def test_whoever_leaves_at_once_has_said_all(
+    room: Server, terminal: Callable[..., Terminal], keys: str
+) -> None:
+    ann = room.join("Ann")
+    window = in_terminal(terminal, "localhost", str(room.port))
+    window.expect("name: ")
+    window.type(keys)
+    ann.expect("* John joined\n", "John: bye\n", "* John left\n")
+    assert window.wait() == 0
+
+
+@pytest.mark.parametrize("keys", ["\x03", "\x04", "exit\r"])
+@pytest.mark.parametrize("state", ["lost", "silent", "connecting"])
+def test_whoever_leaves_is_told_what_was_not_said(
+    listener: Listener, terminal: Callable[..., Terminal], state: str, keys: str
+) -> None:
+    options = ["--name", "John"]
+    if state == "connecting":
+        silent = "import socket, time\nsocket.getaddrinfo = lambda *_, **__: time.sleep(600)"
+        window = terminal(*patched_client(silent), *options, env=XTERM)
+        window.expect("(connecting)")
+    else:
+        address = ["127.0.0.1", str(listener.port)]
+        window = in_terminal(terminal, *address, *options, CHAT_PASSWORD="secret")
+        server = listener.accept()
+        server.send("* password?\n")  # and no answer
+        server.expect("secret\n")
+    if state == "lost":
+        listener.listener.close()
+        server.close()
+        window.expect("(trying again in")
+    window.type("important\r/who\r")
+    window.type(keys)
+    assert window.wait() == 1
+    rest = window.rest()
+    assert "not sent: important; /who\n" in rest
+    assert rest.count("chat_client.py: ") == 1
+
+
+@pytest.mark.parametrize("keys", ["\x03\x03", "\x03"])
+def test_a_second_control_c_waits_for_nothing(
+    listener: Listener, terminal: Callable[..., Terminal], keys: str
+) -> None:
+    window = in_terminal(terminal, "127.0.0.1", str(listener.port), "--name", "John")
+    joined(window, listener)
+    window.type(keys)
+    assert window.wait() == 0
+
+
+def test_lines_outlive_a_connection_that_breaks(
+    listener: Listener, terminal: Callable[..., Terminal]
+) -> None:
+    listener.listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    little = (
+        "import socket, chat_client\n"
+        "chat_client.SOCKET_OPTIONS += [(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)]"
+    )
+    command = [*patched_client(little), "127.0.0.1", str(listener.port), "--name", "John"]
+    window = terminal(*command, env=XTERM)
+    server = joined(window, listener)
+    lines = [f"<{number}>" + "x" * 1000 for number in range(60)]
+    for line in lines:
+        window.type(f"{line}\r")
+        window.expect(line[:10])
+    server.reset()
+    window.expect("* lost the connection: ")
+    window.expect("* what you said last may not have arrived:")
+    told = window.expect("* not sent yet: ")
+    server = listener.accept()
+    server.send(WELCOME)
+    server.expect("/name John\n")
+    server.send("* you are John\n")
+    doubtful = re.findall(r"\*   <(\d+)>x+", told)
+    assert doubtful == [str(number) for number in range(len(doubtful))] and doubtful
+    server.expect(*(f"John: {line}\n" for line in lines[len(doubtful) :]))
+    window.expect("* connected again")
+    window.type("\x04")
+    server.close()
+    window.rest()
+    assert window.wait() == 0
+
+
+def test_the_first_connection_must_speak_what_we_speak(
+    listener: Listener, terminal: Callable[..., Terminal]
+) -> None:
+    window = in_terminal(terminal, "127.0.0.1", str(listener.port), "--name", "John")
+    listener.accept().close()
+    assert window.wait() == 1
+    window.expect("the server closed it without a word; if it speaks TLS, use --tls\n")
+
+
+def test_a_full_room_is_tried_again_and_told_once(
+    listener: Listener, terminal: Callable[..., Terminal]
+) -> None:
+    window = in_terminal(terminal, "127.0.0.1", str(listener.port), "--name", "John")
+    for _ in range(3):
+        server = listener.accept()
+        server.send("* the room is full\n")
+        server.close()
+    shown = window.shown
+    joined(window, listener)
+    window.type("exit\r")
+    shown += window.rest()
+    assert shown.count("the room is full") <= 1
 
 
 @pytest.mark.parametrize("keys", ["exit\r", "\x04\x03"])
@@ -421,7 +648,7 @@ def test_a_line_is_shown_above_the_row_in_one_go(
     window.expect(row)
     for line in ("first\n", "second\n"):
         server.send(line)
-        assert window.expect(row) == f"\r\x1b[K{line}\r"
+        assert window.expect(row) == f"\x1b[?7h\r\x1b[K{line}\x1b[?7l\r"
 
 
 def test_colours_bell_and_timestamps(room: Server, terminal: Callable[..., Terminal]) -> None:
@@ -473,7 +700,7 @@ def test_lines_that_waited_when_the_connection_was_lost_go_out_once_it_is_back(
     server.expect("John: two\n")
 
 
-def test_name_that_was_taken_meanwhile_is_kept_when_the_client_comes_back(
+def test_each_connection_begins_with_the_name_that_the_user_wants(
     listener: Listener, terminal: Callable[..., Terminal]
 ) -> None:
     window = in_terminal(terminal, "127.0.0.1", str(listener.port), "--name", "John")
@@ -487,7 +714,36 @@ def test_name_that_was_taken_meanwhile_is_kept_when_the_client_comes_back(
     server.close()
     server = listener.accept()
     server.send(WELCOME)
+    server.expect("/name John\n")
+    server.send("* John is taken\n")
     server.expect("/name John_\n")
+    server.send("* you are John_\n* John left\n")
+    server.expect("/name John\n")
+    server.send("* you are John\n")
+    window.expect("* connected again")
+    window.expect("John: ")
+
+
+def test_somebody_silent_is_completed(room: Server, terminal: Callable[..., Terminal]) -> None:
+    silent = room.join("Xaver")
+    window = in_terminal(terminal, "localhost", str(room.port), "--name", "John")
+    silent.expect("* John joined\n")
+    window.type("xa\t")
+    window.expect("Xaver: ")
+    window.type("hi\r")
+    silent.expect("John: Xaver: hi\n")
+    window.type("exit\r")
+    assert "* here" not in window.rest()
+
+
+def test_bells_are_rare(room: Server, terminal: Callable[..., Terminal]) -> None:
+    ann = room.join("Ann")
+    window = in_terminal(terminal, "localhost", str(room.port), "--name", "John")
+    ann.expect("* John joined\n")
+    ann.send("/msg John: psst\n" + "hi John\n" * 50 + "over\n")
+    shown = window.expect("over")
+    window.type("exit\r")
+    assert (shown + window.rest()).count("\a") == 1
 
 
 # The password, which is typed unseen in the line editor
@@ -537,7 +793,7 @@ def test_the_question_for_the_password_is_drawn_anew(
     window, server = at_door(terminal, listener)
     window.type("se")
     window.resize(24, 30)
-    window.expect("\x1b[J\rpassword: ")
+    window.expect("\x1b[J\x1b[?7l\rpassword: ")
     window.type("cret\r")
     server.expect("secret\n")
 
