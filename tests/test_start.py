@@ -149,7 +149,7 @@ def test_starts_again_at_once_on_the_same_port(start: Callable[..., Server], scr
     peer = first.connect()
     peer.send(b"hi\n")
     peer.line()
-    first.stop()  # the side that closes first keeps the address in TIME_WAIT
+    first.stop(peers=[peer])  # the side that closes first keeps the address in TIME_WAIT
     second = subprocess.Popen(
         [sys.executable, str(ROOT / script), "--port", str(first.port)], stderr=subprocess.PIPE
     )
@@ -288,8 +288,10 @@ def test_forbidden_port_is_explained(module: Any) -> None:
 def test_a_closed_terminal_ends_a_server_in_order(start: Callable[..., Server], script: str) -> None:
     server = start(script)
     peer = server.join() if script == "chat_server.py" else server.connect()
-    assert server.stop(signal.SIGHUP) == 0
+    server.process.send_signal(signal.SIGHUP)
     assert peer.rest() == (b"* the room is closing\n" if script == "chat_server.py" else b"")
+    peer.close()
+    assert server.process.wait(DEADLINE) == 0
     assert "stopped by SIGHUP" in server.log()
 
 
@@ -302,4 +304,4 @@ def test_under_nohup_a_closed_terminal_is_nothing(start: Callable[..., Server], 
     peer = server.join() if script == "chat_server.py" else server.connect()
     peer.send("/who\n")
     assert peer.line() != b""
-    assert server.stop() == 0
+    assert server.stop(peers=[peer]) == 0
