@@ -55,8 +55,8 @@ def closed(start: Callable[..., Server], password_file: str) -> Server:
 
 @pytest.fixture
 def hasty(start: Callable[..., Server], tmp_path: Path, password_file: str) -> Server:
-    """The same, but a wrong password costs a fifth of a second, not a second."""
-    patch = "chat_server.WRONG_TIME, chat_server.TRIES_AHEAD, chat_server.TICK = 0.2, 0.6, 0.2"
+    """The same, but a wrong password costs a tenth of a second, not a second."""
+    patch = "chat_server.WRONG_TIME, chat_server.TRIES_AHEAD, chat_server.TICK = 0.1, 0.3, 0.1"
     return patched(start, tmp_path, patch, "--password-file", password_file)
 
 
@@ -107,7 +107,7 @@ def test_one_wrong_try_closes_after_a_while(hasty: Server) -> None:
         stranger.send(f"{guess}\n{PASSWORD}\nheard?\n")
     for stranger in strangers:
         assert stranger.rest() == b"* wrong password\n"
-    assert time.monotonic() - began > 0.18
+    assert time.monotonic() - began > 0.09
     member.send("/who\n")
     member.expect("* here: 1 unnamed\n")
     assert member.available() == b""
@@ -183,19 +183,18 @@ def test_the_answer_to_a_wrong_password_waits(hasty: Server) -> None:
     began = time.monotonic()
     stranger.send("guess\n")
     stranger.expect("* wrong password\n")
-    assert time.monotonic() - began > 0.18
+    assert time.monotonic() - began > 0.09
     assert stranger.rest() == b""
 
 
 def test_guessing_is_slow_for_each_host_and_nobody_else(closed: Server) -> None:
     """Each guess on a connection of its own, and none waits for an answer."""
     guesses = [closed.connect(source="127.0.0.2") for _ in range(50)]
-    for number, guess in enumerate(guesses):
-        guess.send(PASSWORD if number == 20 else f"guess {number}")
-        guess.send("\n")
-    closed.wait_for_log("gave a wrong password")
-    get_in(closed)  # from another host
+    for number, guess in enumerate(guesses[1:]):
+        guess.send(f"guess {number}\n")
     eventually(lambda: closed.log().count("gave a wrong password") >= 4)
+    guesses[0].send(f"{PASSWORD}\n")  # too late: any of the first few may be lucky
+    get_in(closed)  # from another host
     assert closed.log().count("gave a wrong password") < 8
     assert "127.0.0.2:" not in " ".join(re.findall("(.*) connected", closed.log()))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from crowd import Walker, pump
-from support import WELCOME, Server, eventually, patched, plain_and_tls
+from support import IMPATIENT, WELCOME, Server, eventually, patched, plain_and_tls
 
 import chat_server
 
@@ -29,11 +29,6 @@ def walkers(room: Server, count: int, receive_buffer: int = 0) -> list[Walker]:
     for member in members:
         del member.received[: len(WELCOME)]
     return members
-
-
-IMPATIENT = "chat_server.PATIENCE, chat_server.STEP, chat_server.TICK = 0.5, 0, 0.25"
-# What has been read while a member was still heard earns it time; so it earns less.
-IMPATIENT += "; chat_server.PACE = 65536"
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import pytest
 from support import (
     CLIENT,
     DEADLINE,
+    IMPATIENT,
     WELCOME,
     Peer,
     Server,
@@ -157,8 +158,7 @@ def test_the_password_may_come_with_options_and_corrections(closed: Server) -> N
 def test_whoever_asks_and_does_not_read_costs_little(
     start: Callable[..., Server], tmp_path: Path, closed: Server, kind: str
 ) -> None:
-    patch = "chat_server.PATIENCE, chat_server.STEP = 0.5, 0"
-    server = patched(start, tmp_path, patch) if kind == "member" else closed
+    server = patched(start, tmp_path, IMPATIENT) if kind == "member" else closed
     peer = server.connect(receive_buffer=4096)
     peer.sock.setblocking(False)
     before = server.memory()
