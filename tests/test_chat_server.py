@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import DEADLINE, WELCOME, Peer, Server, plain_and_tls
+from support import DEADLINE, WELCOME, Peer, Server, patched, plain_and_tls
 
 pytestmark = plain_and_tls
 
@@ -310,9 +310,9 @@ def test_closing_room_lets_nobody_in(room: Server) -> None:
 
 
 def test_whoever_leaves_while_still_sending_gets_all_that_was_on_its_way(
-    start: Callable[..., Server],
+    start: Callable[..., Server], tmp_path: Path
 ) -> None:
-    room = start("chat_server.py")
+    room = patched(start, tmp_path, "chat_server.LINGER = 0.25")
     leaver, talker = room.join(receive_buffer=8192), room.join("Talker")
     leaver.expect("* Talker joined\n")
     for number in range(100):
@@ -324,7 +324,8 @@ def test_whoever_leaves_while_still_sending_gets_all_that_was_on_its_way(
     while more and not received.endswith(b"* bye\n"):
         more = leaver.sock.recv(2000)
         received += more
-        time.sleep(0.02)  # it is slow
+        if len(received) < 70_000:
+            time.sleep(0.01)  # it is slow: more than LINGER passes while there is much on its way
         with contextlib.suppress(OSError):  # by the end nothing is taken any more
             leaver.send("still sending\n")
     assert received.count(b"Talker: ") == 100

@@ -53,6 +53,13 @@ def closed(start: Callable[..., Server], password_file: str) -> Server:
     return start("chat_server.py", "--password-file", password_file)
 
 
+@pytest.fixture
+def hasty(start: Callable[..., Server], tmp_path: Path, password_file: str) -> Server:
+    """The same, but a wrong password costs a tenth of a second, not a second."""
+    patch = "chat_server.WRONG_TIME, chat_server.TRIES_AHEAD, chat_server.TICK = 0.1, 0.3, 0.1"
+    return patched(start, tmp_path, patch, "--password-file", password_file)
+
+
 def get_in(room: Server, name: str = "") -> Peer:
     peer = room.connect()
     peer.expect("* password?\n")
@@ -88,17 +95,19 @@ def test_what_is_sent_behind_the_password_counts(closed: Server) -> None:
 
 
 @plain_and_tls
-def test_one_wrong_try_closes_after_a_second(closed: Server) -> None:
-    member = get_in(closed)
+def test_one_wrong_try_closes_after_a_while(hasty: Server) -> None:
+    assert chat_server.WRONG_TIME == 1
+    member = get_in(hasty)
     guesses = ["wrong", "", PASSWORD.upper(), f" {PASSWORD}", "x" * 10_000]
-    strangers = [closed.connect() for _ in guesses]
+    guesses += [f"{PASSWORD}x", f"{PASSWORD} ", f"{PASSWORD} {PASSWORD}"]
+    strangers = [hasty.connect() for _ in guesses]
     began = time.monotonic()
     for stranger, guess in zip(strangers, guesses):
         stranger.expect("* password?\n")
         stranger.send(f"{guess}\n{PASSWORD}\nheard?\n")
     for stranger in strangers:
         assert stranger.rest() == b"* wrong password\n"
-    assert time.monotonic() - began > 0.9
+    assert time.monotonic() - began > 0.09
     member.send("/who\n")
     member.expect("* here: 1 unnamed\n")
     assert member.available() == b""
@@ -168,25 +177,24 @@ def test_silent_handshakes_do_not_keep_the_same_host_from_typing_a_password(
         sock.close()
 
 
-def test_the_answer_to_a_wrong_password_waits(closed: Server) -> None:
-    stranger = closed.connect()
+def test_the_answer_to_a_wrong_password_waits(hasty: Server) -> None:
+    stranger = hasty.connect()
     stranger.expect("* password?\n")
     began = time.monotonic()
     stranger.send("guess\n")
     stranger.expect("* wrong password\n")
-    assert time.monotonic() - began > 0.9
+    assert time.monotonic() - began > 0.09
     assert stranger.rest() == b""
 
 
 def test_guessing_is_slow_for_each_host_and_nobody_else(closed: Server) -> None:
     """Each guess on a connection of its own, and none waits for an answer."""
     guesses = [closed.connect(source="127.0.0.2") for _ in range(50)]
-    for number, guess in enumerate(guesses):
-        guess.send(PASSWORD if number == 20 else f"guess {number}")
-        guess.send("\n")
-    closed.wait_for_log("gave a wrong password")
-    get_in(closed)  # from another host
+    for number, guess in enumerate(guesses[1:]):
+        guess.send(f"guess {number}\n")
     eventually(lambda: closed.log().count("gave a wrong password") >= 4)
+    guesses[0].send(f"{PASSWORD}\n")  # too late: any of the first few may be lucky
+    get_in(closed)  # from another host
     assert closed.log().count("gave a wrong password") < 8
     assert "127.0.0.2:" not in " ".join(re.findall("(.*) connected", closed.log()))
 
@@ -246,13 +254,6 @@ def test_bad_password_file_is_one_clear_line(tmp_path: Path, content: str | None
     assert done.stderr.count("\n") == 1
 
 
-def test_a_password_with_more_behind_it_is_wrong(closed: Server) -> None:
-    for guess in (f"{PASSWORD}x", f"{PASSWORD} ", f"{PASSWORD} {PASSWORD}"):
-        stranger = closed.connect()
-        stranger.send(f"{guess}\n")
-        stranger.expect("* password?\n", "* wrong password\n")
-
-
 # The client at the door
 
 
@@ -267,14 +268,14 @@ def test_client_gives_its_password(closed: Server, password_file: str) -> None:
     assert done.returncode == 0
 
 
-def test_client_with_a_wrong_password_or_none(closed: Server) -> None:
-    options = ["localhost", closed.port, "--name", "John"]
+def test_client_with_a_wrong_password_or_none(hasty: Server) -> None:
+    options = ["localhost", hasty.port, "--name", "John"]
     done = client(*options, typed="hi\n", env={**os.environ, "CHAT_PASSWORD": "wrong"})
     assert (done.stderr, done.returncode) == ("chat_client.py: wrong password\n", 1)
     done = client(*options, typed="hi\n")
     assert done.returncode == 1
     assert "--password-file" in done.stderr
-    assert "wrong password" not in closed.log().split("gave a wrong password", 1)[1]
+    assert "wrong password" not in hasty.log().split("gave a wrong password", 1)[1]
 
 
 @pytest.mark.parametrize("options", [["--plain"], []])

@@ -272,6 +272,7 @@ def test_newcomers_are_let_in_when_the_system_has_descriptors_again(
         "def fail_once(self, listener):\n"
         "    Acceptor.accept = accept\n"
         "    accept(self, Failing())\n"
+        f"{module}.RETRY_ACCEPT = {module}.TICK = 0.1\n"
         f"Acceptor.accept = fail_once\nsys.exit({module}.main())\n"
     )
     server = start("patched.py", cwd=tmp_path)

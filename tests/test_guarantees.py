@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from crowd import Walker, pump
-from support import WELCOME, Server, eventually, patched, plain_and_tls
+from support import IMPATIENT, WELCOME, Server, eventually, patched, plain_and_tls
 
 import chat_server
 
@@ -29,9 +29,6 @@ def walkers(room: Server, count: int, receive_buffer: int = 0) -> list[Walker]:
     for member in members:
         del member.received[: len(WELCOME)]
     return members
-
-
-IMPATIENT = "chat_server.PATIENCE, chat_server.STEP, chat_server.TICK = 0.5, 0, 0.25"
 
 
 @pytest.fixture
@@ -73,11 +70,11 @@ def test_slow_reader_of_a_bounded_flood_loses_nothing(room: Server) -> None:
     sender.say(flood)
     began = time.monotonic()
 
-    def read_2_mb_a_second() -> bool:
-        slow.reading = len(slow.received) < 2_000_000 * (time.monotonic() - began)
+    def read_4_mb_a_second() -> bool:
+        slow.reading = len(slow.received) < 4_000_000 * (time.monotonic() - began)
         return len(slow.received) >= len(flood)
 
-    pump([slow, sender], read_2_mb_a_second)
+    pump([slow, sender], read_4_mb_a_second)
     assert slow.received == flood
     assert "disconnected: " not in room.log()
 
@@ -92,11 +89,10 @@ def test_slow_but_steady_reader_stays(impatient_room: Server) -> None:
     def read_a_mb_a_second_for_a_while() -> bool:
         elapsed = time.monotonic() - began
         slow.reading = len(slow.received) < 1_000_000 * elapsed
-        return elapsed > 1.8
+        return elapsed > 1.1 and len(slow.received) > 1_000_000
 
     slow.most = 8192
     pump([slow, sender], read_a_mb_a_second_for_a_while)
-    assert len(slow.received) > 1_000_000
     assert slow.received == flood[: len(slow.received)]
     assert "disconnected: " not in room.log()
 
@@ -124,15 +120,16 @@ def test_a_steady_reader_stays_at_the_pace_that_is_promised(
             one.say(b"/name n%d\n" % len(others) + b"new here\n" * 400)
             others.append(one)
             others[-20].close()
-        return elapsed > 4
+        return elapsed > 2.2 and len(slow.received) > 150_000
 
     pump([slow, *others], read_steadily)
-    assert len(slow.received) > 200_000
     assert f"{slow.sock.getsockname()[1]} disconnected" not in room.log()
 
 
-def test_time_in_which_the_server_was_stopped_does_not_count(impatient_room: Server) -> None:
-    room = impatient_room
+def test_time_in_which_the_server_was_stopped_does_not_count(
+    start: Callable[..., Server], tmp_path: Path
+) -> None:
+    room = patched(start, tmp_path, f"{IMPATIENT}; chat_server.OVERSLEPT = 0.3")
     slow, sender = walkers(room, 1, receive_buffer=4096) + walkers(room, 1)
     slow.most = 4096
     sender.say(numbered("s", 200_000))
@@ -143,12 +140,12 @@ def test_time_in_which_the_server_was_stopped_does_not_count(impatient_room: Ser
         nonlocal stopped
         elapsed = time.monotonic() - began
         slow.reading = len(slow.received) < 300_000 * elapsed
-        if elapsed > 0.5 and not stopped:
+        if elapsed > 0.4 and not stopped:
             stopped = True
             room.process.send_signal(signal.SIGSTOP)
-            time.sleep(1.8)  # not to wait for something: this is what is tried
+            time.sleep(1)  # not to wait for something: this is what is tried
             room.process.send_signal(signal.SIGCONT)
-        return elapsed > 3
+        return elapsed > 1.8
 
     pump([slow, sender], read_on)
     assert "disconnected: " not in room.log()
@@ -174,8 +171,7 @@ def test_stuck_member_under_a_flood_is_disconnected_and_nobody_else_notices(
         line = f"Ann: {len(delays)}\n".encode()
         began = time.monotonic()
         ann.send(line)
-        while bob.line() != line:
-            pass
+        bob.read_until(line)
         delays.append(time.monotonic() - began)
         ann.available()
         return "disconnected: " in room.log()
@@ -184,11 +180,14 @@ def test_stuck_member_under_a_flood_is_disconnected_and_nobody_else_notices(
     room.wait_for_log("Stuck at .* disconnected: ")
     assert statistics.median(delays) < 0.1
     said = {b"flood": 60_000, b"Ann:": len(delays)}
+    size = 64 * said[b"flood"] + len("Ann: 0\n") * said[b"Ann:"]
 
     def all_has_come() -> bool:
         ann.available()
         bob.available()
-        return all(listener.received.count(word) == count for word, count in said.items())
+        return len(listener.received) >= size and all(
+            listener.received.count(word) == count for word, count in said.items()
+        )
 
     pump([flooder, listener], all_has_come)
     stuck.close()
@@ -261,8 +260,7 @@ def test_stuck_members_share_what_they_have_yet_to_get(
         whispers = "".join(f"/msg s{number}: {number:07900}\n" for number in range(300))
         for _ in range(20):
             talker.send(f"{whispers}/help\n")
-            while b"* any other line" not in talker.line():
-                pass
+            talker.read_until(f"* {chat_server.HELP[-1]}\n")
     assert room.memory() - before < 12 * 1024 * 1024
     assert "disconnected: " not in room.log()
     for sock in stuck:

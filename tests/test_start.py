@@ -11,6 +11,8 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,23 +40,36 @@ def run(
     )
 
 
-def pythons() -> list[str]:
-    """Returns the interpreters that CI collected, and those of the usual names on PATH."""
+@lru_cache(maxsize=None)
+def found_pythons() -> dict[str, tuple[str, str]]:
+    """Returns the interpreters that CI collected, and those of the usual names on PATH, from old to
+    new; with the implementation and the version of each."""
     named = [shutil.which(f"python3.{minor}") for minor in range(8, 16)]
     listed = os.environ.get("CHAT_TEST_PYTHONS", "").split(os.pathsep)
-    found = {executable(path) for path in [*listed, *named] if path}
-    return sorted(found - {""}) or [sys.executable]
+    what = "sys.implementation.name, '%d.%02d' % sys.version_info[:2]"
+    program = f"import os, sys; print({what}, os.path.realpath(sys.executable))"
+    found = {}
+    for path in filter(None, [*listed, *named, sys.executable]):
+        with suppress(OSError, subprocess.CalledProcessError):  # such as in a folder of another user
+            said = subprocess.check_output(
+                [path, "-c", program], stderr=subprocess.DEVNULL, text=True
+            )
+            implementation, version, python = said.rstrip("\n").split(" ", 2)
+            found[python] = (implementation, version)
+    return dict(sorted(found.items(), key=lambda item: (item[1], item[0])))
 
 
-def executable(python: str) -> str:
-    """Returns the interpreter that a command starts; nothing if it starts none."""
-    where = "import os, sys; print(os.path.realpath(sys.executable))"
-    try:
-        return subprocess.check_output(
-            [python, "-c", where], stderr=subprocess.DEVNULL, text=True
-        ).strip()
-    except (OSError, subprocess.CalledProcessError):  # such as one in a folder of another user
-        return ""
+def pythons() -> list[str]:
+    """Returns every interpreter that can be found."""
+    return list(found_pythons())
+
+
+def different_pythons() -> list[str]:
+    """Returns the oldest and the newest interpreter of each implementation."""
+    found = found_pythons()
+    newest = {implementation: python for python, (implementation, _) in found.items()}
+    oldest = {implementation: python for python, (implementation, _) in reversed(found.items())}
+    return [python for python in found if python in (*newest.values(), *oldest.values())]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -149,7 +164,7 @@ def test_starts_again_at_once_on_the_same_port(start: Callable[..., Server], scr
     peer = first.connect()
     peer.send(b"hi\n")
     peer.line()
-    first.stop()  # the side that closes first keeps the address in TIME_WAIT
+    first.stop(peers=[peer])  # the side that closes first keeps the address in TIME_WAIT
     second = subprocess.Popen(
         [sys.executable, str(ROOT / script), "--port", str(first.port)], stderr=subprocess.PIPE
     )
@@ -288,8 +303,10 @@ def test_forbidden_port_is_explained(module: Any) -> None:
 def test_a_closed_terminal_ends_a_server_in_order(start: Callable[..., Server], script: str) -> None:
     server = start(script)
     peer = server.join() if script == "chat_server.py" else server.connect()
-    assert server.stop(signal.SIGHUP) == 0
+    server.process.send_signal(signal.SIGHUP)
     assert peer.rest() == (b"* the room is closing\n" if script == "chat_server.py" else b"")
+    peer.close()
+    assert server.process.wait(DEADLINE) == 0
     assert "stopped by SIGHUP" in server.log()
 
 
@@ -302,4 +319,4 @@ def test_under_nohup_a_closed_terminal_is_nothing(start: Callable[..., Server], 
     peer = server.join() if script == "chat_server.py" else server.connect()
     peer.send("/who\n")
     assert peer.line() != b""
-    assert server.stop() == 0
+    assert server.stop(peers=[peer]) == 0

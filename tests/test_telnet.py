@@ -14,12 +14,14 @@ import pytest
 from support import (
     CLIENT,
     DEADLINE,
+    IMPATIENT,
     WELCOME,
     Peer,
     Server,
     Terminal,
     eventually,
     needs,
+    patched,
     plain_and_tls,
 )
 
@@ -35,40 +37,31 @@ def closed(start: Callable[..., Server], tmp_path: Path) -> Server:
     return start("chat_server.py", "--password-file", str(tmp_path / "password"))
 
 
-def until(peer: Peer, line: str) -> None:
-    """Reads until this line has come."""
-    while True:
-        got = peer.line()
-        assert got, f"{line!r} has not come"
-        if got == line.encode():
-            return
-
-
 # Real programs
 
 
-@pytest.mark.parametrize("keys", ["\x03", "\x1c", "\x1a", "Ü\n", "ă\n", "本\n", "\x03\x03\x1c"])
 @pytest.mark.parametrize("mode", ["line", "character"])
 def test_telnet_hears_and_is_heard_after_any_key(
-    room: Server, terminal: Callable[..., Terminal], keys: str, mode: str
+    room: Server, terminal: Callable[..., Terminal], mode: str
 ) -> None:
     john = room.join("John")
-    window = terminal(needs("telnet"), "127.0.0.1", str(room.port))
-    window.expect("Welcome to the chatroom!\n")
-    window.type("/name Tel\n")
-    window.expect("* you are Tel\n")
-    john.expect("* Tel joined\n")
-    if mode == "character":
-        window.type("\x1d")
-        window.expect("telnet> ")
-        window.type("mode character\n")
-    window.type(keys)
-    if keys == "\x1a":  # suspends telnet, or tells the room to be suspended
-        window.process.send_signal(signal.SIGCONT)
-    window.type("\nhelloo\x7f\n")
-    until(john, "Tel: hello\n")
-    john.send("can you see me?\n")
-    window.expect("John: can you see me?\n")
+    for number, keys in enumerate(["\x03", "\x1c", "\x1a", "Ü\n", "ă\n", "本\n", "\x03\x03\x1c"]):
+        window = terminal(needs("telnet"), "127.0.0.1", str(room.port))
+        window.expect("Welcome to the chatroom!\n")
+        window.type(f"/name Tel{number}\n")
+        window.expect(f"* you are Tel{number}\n")
+        john.read_until(f"* Tel{number} joined\n")
+        if mode == "character":
+            window.type("\x1d")
+            window.expect("telnet> ")
+            window.type("mode character\n")
+        window.type(keys)
+        if keys == "\x1a":  # suspends telnet, or tells the room to be suspended
+            window.process.send_signal(signal.SIGCONT)
+        window.type("\nhelloo\x7f\n")
+        john.read_until(f"Tel{number}: hello\n")
+        john.send("can you see me?\n")
+        window.expect("John: can you see me?\n")
 
 
 @pytest.mark.parametrize("keys", ["\x03\n", "c\n"])
@@ -85,7 +78,7 @@ def test_busybox_telnet_hears_and_is_heard(
     window.type(f"{keys}/name Tel\n")
     john.expect("* Tel joined\n")
     window.type("Ü 本 helloo\x7f\n")
-    until(john, "Tel: Ü 本 hello\n")
+    john.read_until("Tel: Ü 本 hello\n")
     john.send("can you see me?\n")
     window.expect("John: can you see me?\n")
 
@@ -103,7 +96,7 @@ def test_putty_is_a_full_member(
     john = room.connect()
     if kind == "closed":
         john.send(f"{PASSWORD}\n")
-    until(john, WELCOME.decode())
+    john.read_until(WELCOME)
     window = terminal(needs("plink"), protocol, "-P", str(room.port), "127.0.0.1")
     if kind == "closed":
         window.expect("* password?\n")
@@ -153,7 +146,9 @@ def test_the_password_may_come_with_options_and_corrections(closed: Server) -> N
             peer.send(b"/who\r\0")
             heard = b""
             while not heard.endswith(b"unnamed\n"):
-                heard += peer.line()
+                line = peer.line()
+                assert line, heard
+                heard += line
             assert heard.count(WELCOME) == 1
             assert b"wrong" not in heard
             peer.close()
@@ -161,9 +156,9 @@ def test_the_password_may_come_with_options_and_corrections(closed: Server) -> N
 
 @pytest.mark.parametrize("kind", ["member", "stranger"])
 def test_whoever_asks_and_does_not_read_costs_little(
-    room: Server, closed: Server, kind: str
+    start: Callable[..., Server], tmp_path: Path, closed: Server, kind: str
 ) -> None:
-    server = room if kind == "member" else closed
+    server = patched(start, tmp_path, IMPATIENT) if kind == "member" else closed
     peer = server.connect(receive_buffer=4096)
     peer.sock.setblocking(False)
     before = server.memory()
@@ -199,13 +194,13 @@ def test_a_web_page_cannot_speak(start: Callable[..., Server], closed: Server, k
     for peer in (ann, bob):
         if kind == "closed":
             peer.send(f"{PASSWORD}\n")
-        until(peer, WELCOME.decode())
+        peer.read_until(WELCOME)
     body = f"{PASSWORD}\n/name Boss\nrun this\n".encode()
     requests = 0
     for method in (b"POST", b"GET"):
-        for path in (b"/", b"/" + b"x" * 9000):
+        for path, sizes in ((b"/", (1, 1000)), (b"/" + b"x" * 9000, (1000, 100_000))):
             head = method + b" " + path + b" HTTP/1.1\r\nHost: localhost\r\nCookie: SECRET\r\n\r\n"
-            for size in (1, 1000, 100_000):
+            for size in sizes:
                 page = room.connect()
                 send_pieces(page, head + body, size)
                 with suppress(OSError):
@@ -290,9 +285,9 @@ def test_a_relay_joins_two_rooms_and_they_go_quiet(start: Callable[..., Server])
     for here, there, record in zip(ends, ends[::-1], handed_on):
         threading.Thread(target=relay, args=(here, there, record), daemon=True).start()
     ann.send("/nonsense\n//nonsense\n//help\n* x\n/name Anna\nhi Bob\n")
-    until(bob, "Anna: hi Bob\n")
+    bob.read_until("Anna: hi Bob\n")
     bob.send("hi Ann\n")
-    until(ann, "Bob: hi Ann\n")
+    ann.read_until("Bob: hi Ann\n")
     before = b"".join(handed_on[1])
     for number in range(50):  # time for the two to go on, if they do
         ann.send(f"{number}\n")
