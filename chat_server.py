@@ -2052,7 +2052,10 @@ class Throttle:
             self.left = min(self.left + PACE * (now - self.renewed_at), PACE)
             self.renewed_at = now
             turns = int(self.left) // MIN_READ + 1 if self.left > 0 else 0
-            for conn in list(islice(self.paused, turns)):
+            # Whoever has yet to read its answers isn't heard anyway: a turn would be used up, and
+            # the loop would never sleep.
+            may_speak = (conn for conn in self.paused if conn.unread <= MAX_UNREAD)
+            for conn in list(islice(may_speak, turns)):
                 self.resume_one(conn)
 
     def tick(self) -> None:
@@ -2156,6 +2159,7 @@ class ChatServer:
         self.throttle = Throttle(self.clock)
         # Members no more, or never; each with the time at which it is closed at the latest.
         self.leaving: dict[Connection, float] = {}
+        self.exits = Places(DOOR_SIZE)  # of those who are leaving
         self.in_hand: set[Connection] = set()  # have input that the selector doesn't know of
         self.next_tick = 0.0
         self.stop_signals = 0
@@ -2310,8 +2314,11 @@ class ChatServer:
     def admit(self, sock: socket.socket, peer: str) -> None:
         """Lets a newcomer to the door, and right in if there is nothing to do there."""
         if len(self.room.members) + len(self.leaving) >= self.places.size + DOOR_SIZE:
-            sock.close()  # so many are turned away at once that they don't get a word
-            return
+            loser = self.exits.loser_to(host_of(sock.getpeername()), self.clock.now())
+            if not loser:
+                sock.close()  # so many are turned away at once that they don't get a word
+                return
+            self.forget(loser)
         conn: Connection
         if self.tls:
             sock = self.tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
@@ -2390,7 +2397,9 @@ class ChatServer:
         conn.unheard = b""
         self.places.leave(conn)
         self.throttle.forget(conn)
-        self.leaving[conn] = self.clock.now() + FAREWELL
+        now = self.clock.now()
+        self.exits.take(conn, now)
+        self.leaving[conn] = now + FAREWELL
 
     def finish(self, conn: Connection) -> None:
         """Ends the stream to somebody who has left and has got everything.
@@ -2424,6 +2433,7 @@ class ChatServer:
         assert conn not in self.room.members
         self.door.forget(conn)
         self.places.leave(conn)
+        self.exits.leave(conn)
         self.leaving.pop(conn, None)
         self.in_hand.discard(conn)
         self.throttle.forget(conn)

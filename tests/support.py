@@ -247,7 +247,11 @@ def check_invariants(server: ChatServer) -> None:
     unread = {one for one in members if one.unread > MAX_UNREAD}
     assert set(throttle.behind) == throttle.slowing | unread
     assert set(throttle.spent) | set(throttle.loud) | set(throttle.lately) <= members
-    for places, who in ((server.places, members), (server.door.places, set(server.door.waiting))):
+    for places, who in (
+        (server.places, members),
+        (server.door.places, set(server.door.waiting)),
+        (server.exits, leaving),
+    ):
         assert set(places.taken) == who
         assert places.hosts == Counter(conn.host for conn in who)
     assert server.door.refused | set(server.door.late) <= set(server.door.waiting)

@@ -1,0 +1,45 @@
+"""What one host can do to a room, and what that may cost the others: nothing."""
+
+from __future__ import annotations
+
+import pytest
+from support import WELCOME, Inside, pair
+
+import chat_server
+from chat_server import MAX_UNREAD
+
+
+def test_loop_sleeps_while_somebody_behind_asks_and_does_not_read() -> None:
+    """Its questions wait until it has read. Read from before that, it would wake each turn."""
+    inside = Inside()
+    server = inside.server
+    conn, peer = inside.join()
+    while conn not in server.throttle.slowing:
+        inside.say(b"x\n" * 10_000)
+    peer.send(b"/help\n" * 1000)
+    while conn.unread <= MAX_UNREAD:
+        server.turn()
+    server.turn()  # finds out
+    for _ in range(3):
+        server.turn()
+        assert conn in server.throttle.paused
+
+
+def test_nobody_keeps_others_out_by_leaving(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever quits and doesn't close has a place for a while, as members do."""
+    monkeypatch.setattr(chat_server, "DOOR_SIZE", 1)
+    inside = Inside(max_clients=1)
+    server = inside.server
+    for _ in range(2):
+        conn, _peer = inside.join()
+        conn.unheard = b"/quit\n"
+        server.hear(conn, 99)
+        server.deliver(server.room.take_batch())
+    sock, peer = pair()
+    server.admit(sock, "of the same host")
+    assert peer.rest() == b""
+    monkeypatch.setattr(chat_server, "host_of", lambda _: "another")
+    sock, peer = pair()
+    server.admit(sock, "of another host")
+    server.deliver(server.room.take_batch())
+    assert peer.line() == WELCOME
