@@ -2454,6 +2454,7 @@ class ChatServer:
                 break
             self.read_all(readable)
             self.deliver(self.room.take_batch())
+            self.close_overdue(self.clock.now())  # nobody's queue has no end, now either
 
     def close_room(self) -> None:
         """Says goodbye to everyone."""

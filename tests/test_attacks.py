@@ -6,7 +6,7 @@ import pytest
 from support import WELCOME, Inside, pair
 
 import chat_server
-from chat_server import MAX_UNREAD
+from chat_server import HIGH_WATER, MAX_UNREAD
 
 
 def test_loop_sleeps_while_somebody_behind_asks_and_does_not_read() -> None:
@@ -43,3 +43,18 @@ def test_nobody_keeps_others_out_by_leaving(monkeypatch: pytest.MonkeyPatch) -> 
     server.admit(sock, "of another host")
     server.deliver(server.room.take_batch())
     assert peer.line() == WELCOME
+
+
+def test_queues_have_an_end_although_the_room_is_closing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flood goes on while the room hears what had arrived before it was told to close."""
+    monkeypatch.setattr(chat_server, "HARD_LIMIT", HIGH_WATER)
+    inside = Inside()
+    server = inside.server
+    (stuck, _peer), (_, flooder) = inside.join(), inside.join()
+    while stuck.size <= HIGH_WATER:
+        inside.say(b"x\n" * 10_000)
+        flooder.available()
+    flooder.send(b"more\n")
+    server.stop_signals = 1
+    server.last_call()
+    assert stuck not in server.room.members
