@@ -2064,7 +2064,10 @@ class Throttle:
             self.left = min(self.left + PACE * (now - self.renewed_at), PACE)
             self.renewed_at = now
             turns = int(self.left) // MIN_READ + 1 if self.left > 0 else 0
-            for conn in list(islice(self.paused, turns)):
+            # Whoever has yet to read its answers isn't heard anyway: a turn would be used up, and
+            # the loop would never sleep.
+            may_speak = (conn for conn in self.paused if conn.unread <= MAX_UNREAD)
+            for conn in list(islice(may_speak, turns)):
                 self.resume_one(conn)
 
     def tick(self) -> None:
@@ -2158,6 +2161,7 @@ class Membership:
         self.throttle = Throttle(self.clock)
         # Members no more, or never; each with the time at which it is closed at the latest.
         self.leaving: dict[Connection, float] = {}
+        self.exits = Places(DOOR_SIZE)  # of those who are leaving
         self.in_hand: set[Connection] = set()  # have input that the selector doesn't know of
         self.closed: Callable[[], None] = lambda: None  # is called after each close
 
@@ -2177,9 +2181,15 @@ class Membership:
 
     # In
 
-    def has_room(self) -> bool:
-        """Says whether there is room for one more connection; if not, it doesn't get a word."""
-        return len(self.places.taken) + len(self.leaving) < self.places.size + DOOR_SIZE
+    def has_room(self, peer: str) -> bool:
+        """Says whether there is room for one more connection, perhaps that of somebody who is
+        leaving; if not, it doesn't get a word."""
+        if len(self.places.taken) + len(self.leaving) < self.places.size + DOOR_SIZE:
+            return True
+        loser = self.exits.loser_to(host_of(peer), self.clock.now())
+        if loser:
+            self.forget(loser)
+        return bool(loser)
 
     def arrive(self, conn: Connection) -> None:
         """Lets a newcomer to the door, and right in if there is nothing to do there. Raises
@@ -2247,7 +2257,9 @@ class Membership:
         conn.unheard = b""
         self.places.leave(conn)
         self.throttle.forget(conn)
-        self.leaving[conn] = self.clock.now() + FAREWELL
+        now = self.clock.now()
+        self.exits.take(conn, now)
+        self.leaving[conn] = now + FAREWELL
 
     def finish(self, conn: Connection) -> None:
         """Ends the stream to somebody who has left and has got everything.
@@ -2288,6 +2300,7 @@ class Membership:
         self.throttle.forget(conn)
         self.door.forget(conn)
         self.places.leave(conn)
+        self.exits.leave(conn)
         self.leaving.pop(conn, None)
         self.in_hand.discard(conn)
         conn.close()
@@ -2474,7 +2487,7 @@ class ChatServer:
 
     def admit(self, sock: socket.socket, peer: str) -> None:
         """Makes a connection of a newcomer's socket, and lets it to the door. Raises OSError."""
-        if not self.crowd.has_room():
+        if not self.crowd.has_room(peer):
             sock.close()
             return
         conn: Connection
@@ -2497,6 +2510,7 @@ class ChatServer:
                 break
             self.read_all(readable)
             self.deliver(self.room.take_batch())
+            self.crowd.close_overdue()  # queues have an end now, too
 
     def close_room(self) -> None:
         """Says goodbye to everyone."""

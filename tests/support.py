@@ -261,7 +261,12 @@ def check_invariants(server: ChatServer) -> None:
     unread = {one for one in members if one.unread > MAX_UNREAD}
     assert set(throttle.behind) == throttle.slowing | unread
     assert set(throttle.spent) | set(throttle.loud) | set(throttle.lately) <= members
-    for places, who in ((server.crowd.places, members), (server.crowd.door.places, set(server.crowd.door.waiting))):
+    crowd = server.crowd
+    for places, who in (
+        (crowd.places, members),
+        (crowd.door.places, set(crowd.door.waiting)),
+        (crowd.exits, leaving),
+    ):
         assert set(places.taken) == who
         assert places.hosts == Counter(conn.host for conn in who)
     assert server.crowd.door.refused | set(server.crowd.door.late) <= set(server.crowd.door.waiting)

@@ -291,14 +291,6 @@ def test_admission_that_fails_ends_that_connection_alone(
     assert "somebody could not be admitted" in caplog.text
 
 
-def test_too_many_who_are_turned_away_at_once_get_no_word(inside: Inside) -> None:
-    server = inside.server
-    server.crowd.places.size = -chat_server.DOOR_SIZE
-    sock, peer = pair()
-    server.admit(sock, "peer")
-    assert peer.rest() == b""
-
-
 def test_full_room_ends_the_stream_cleanly_although_the_newcomer_has_spoken() -> None:
     server = CheckedServer([], Room(), max_clients=1)
     (first, _peer), (second, newcomer) = pair(), pair()

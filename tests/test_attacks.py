@@ -1,0 +1,59 @@
+"""What one host can do to a room, and what that may cost the others: nothing."""
+
+from __future__ import annotations
+
+import pytest
+from support import WELCOME, Inside, pair
+
+import chat_server
+from chat_server import HIGH_WATER, MAX_UNREAD
+
+
+def test_loop_sleeps_while_somebody_behind_asks_and_does_not_read() -> None:
+    """Its questions wait until it has read. Read from before that, it would wake each turn."""
+    inside = Inside()
+    server = inside.server
+    conn, peer = inside.join()
+    while conn not in server.throttle.slowing:
+        inside.say(b"x\n" * 10_000)
+    peer.send(b"/help\n" * 1000)
+    while conn.unread <= MAX_UNREAD:
+        server.turn()
+    server.turn()  # finds out
+    for _ in range(3):
+        server.turn()
+        assert conn in server.throttle.paused
+
+
+def test_nobody_keeps_others_out_by_leaving(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever quits and doesn't close has a place for a while, as members do."""
+    monkeypatch.setattr(chat_server, "DOOR_SIZE", 1)
+    inside = Inside(max_clients=1)
+    server = inside.server
+    for _ in range(2):
+        conn, _peer = inside.join()
+        conn.unheard = b"/quit\n"
+        server.hear(conn, 99)
+        server.deliver(server.room.take_batch())
+    sock, peer = pair()
+    server.admit(sock, "peer")
+    assert peer.rest() == b""
+    sock, peer = pair()
+    server.admit(sock, "192.0.2.2:7")
+    server.deliver(server.room.take_batch())
+    assert peer.line() == WELCOME
+
+
+def test_queues_have_an_end_although_the_room_is_closing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flood goes on while the room hears what had arrived before it was told to close."""
+    monkeypatch.setattr(chat_server, "HARD_LIMIT", HIGH_WATER)
+    inside = Inside()
+    server = inside.server
+    (stuck, _peer), (_, flooder) = inside.join(), inside.join()
+    while stuck.size <= HIGH_WATER:
+        inside.say(b"x\n" * 10_000)
+        flooder.available()
+    flooder.send(b"more\n")
+    server.stop_signals = 1
+    server.last_call()
+    assert stuck not in server.room.members
