@@ -71,9 +71,11 @@ def get_in(room: Server, name: str = "") -> Peer:
     return peer
 
 
-def impatient(start: Callable[..., Server], tmp_path: Path, *options: str) -> Server:
-    """A room whose door is open for half a second, not ten."""
-    return patched(start, tmp_path, "chat_server.DOOR_TIME = 0.5", *options)
+def impatient(
+    start: Callable[..., Server], tmp_path: Path, *options: str, seconds: float = 0.5
+) -> Server:
+    """A room whose door is open for half a second, or for as long as is said, not for ten."""
+    return patched(start, tmp_path, f"chat_server.DOOR_TIME = {seconds}", *options)
 
 
 @plain_and_tls
@@ -133,7 +135,7 @@ def test_silence_at_the_door_ends(
     start: Callable[..., Server], tmp_path: Path, password_file: str
 ) -> None:
     assert chat_server.DOOR_TIME == 10
-    room = impatient(start, tmp_path, "--password-file", password_file)
+    room = impatient(start, tmp_path, "--password-file", password_file, seconds=0.1)
     stranger = room.connect()
     assert stranger.rest() == b"* password?\n"
     room.wait_for_log("was not let in")
@@ -393,7 +395,7 @@ def test_plain_client_at_a_tls_port(room: Server) -> None:
 def test_silent_plain_client_at_a_tls_port(
     start: Callable[..., Server], tmp_path: Path, terminal: Callable[..., Terminal]
 ) -> None:
-    room = impatient(start, tmp_path)
+    room = impatient(start, tmp_path, seconds=0.1)
     window = terminal(*CLIENT, "localhost", str(room.port), "--name", "J", "--plain")
     window.expect("without a word; if it speaks TLS, use --tls\n")
     assert window.wait() == 1
