@@ -133,7 +133,9 @@ def test_a_steady_reader_stays_at_the_pace_that_is_promised(
 def test_time_in_which_the_server_was_stopped_does_not_count(
     start: Callable[..., Server], tmp_path: Path
 ) -> None:
-    room = patched(start, tmp_path, f"{IMPATIENT}; chat_server.OVERSLEPT = 0.3")
+    """The reader is a little faster than the pace that is asked for, and so has no time to spare."""
+    patch = f"{IMPATIENT}; chat_server.PACE, chat_server.OVERSLEPT = 262144, 0.3"
+    room = patched(start, tmp_path, patch)
     slow, sender = walkers(room, 1, receive_buffer=4096) + walkers(room, 1)
     slow.most = 4096
     sender.say(numbered("s", 200_000))
@@ -147,9 +149,9 @@ def test_time_in_which_the_server_was_stopped_does_not_count(
         if elapsed > 0.4 and not stopped:
             stopped = True
             room.process.send_signal(signal.SIGSTOP)
-            time.sleep(0.8)  # not to wait for something: this is what is tried
+            time.sleep(1)  # not to wait for something: this is what is tried
             room.process.send_signal(signal.SIGCONT)
-        return elapsed > 1.5
+        return elapsed > 1.7
 
     pump([slow, sender], read_on)
     assert "disconnected: " not in room.log()
