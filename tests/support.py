@@ -141,6 +141,10 @@ class Server:
     def log(self) -> str:
         return self.log_file.read_text()
 
+    def count(self) -> int:
+        """Returns how many members, or clients, there were when the log last said so."""
+        return int(re.findall(r"(?:members|clients): (\d+)\n", self.log())[-1])
+
     def wait_for_log(self, pattern: str) -> re.Match[str]:
         def look() -> re.Match[str] | None:
             if self.process.poll() is not None and not re.search(pattern, self.log()):

@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 import ssl
+import statistics
 import subprocess
 import time
 from collections.abc import Callable
@@ -71,9 +72,11 @@ def get_in(room: Server, name: str = "") -> Peer:
     return peer
 
 
-def impatient(start: Callable[..., Server], tmp_path: Path, *options: str) -> Server:
-    """A room whose door is open for half a second, not ten."""
-    return patched(start, tmp_path, "chat_server.DOOR_TIME = 0.5", *options)
+def impatient(
+    start: Callable[..., Server], tmp_path: Path, *options: str, seconds: float = 0.5
+) -> Server:
+    """A room whose door is open for half a second, or for as long as is said, not for ten."""
+    return patched(start, tmp_path, f"chat_server.DOOR_TIME = {seconds}", *options)
 
 
 @plain_and_tls
@@ -133,7 +136,7 @@ def test_silence_at_the_door_ends(
     start: Callable[..., Server], tmp_path: Path, password_file: str
 ) -> None:
     assert chat_server.DOOR_TIME == 10
-    room = impatient(start, tmp_path, "--password-file", password_file)
+    room = impatient(start, tmp_path, "--password-file", password_file, seconds=0.1)
     stranger = room.connect()
     assert stranger.rest() == b"* password?\n"
     room.wait_for_log("was not let in")
@@ -202,7 +205,7 @@ def test_guessing_is_slow_for_each_host_and_nobody_else(closed: Server) -> None:
 def test_a_thousand_wrong_tries_do_not_slow_the_room(closed: Server) -> None:
     ann, bob = get_in(closed, "Ann"), get_in(closed, "Bob")
     ann.expect("* Bob joined\n")
-    worst = 0.0
+    delays = []
     for number in range(1000):
         stranger = closed.connect()
         stranger.send("guess\n")
@@ -210,9 +213,9 @@ def test_a_thousand_wrong_tries_do_not_slow_the_room(closed: Server) -> None:
             began = time.monotonic()
             ann.send(f"{number}\n")
             bob.expect(f"Ann: {number}\n")
-            worst = max(worst, time.monotonic() - began)
+            delays.append(time.monotonic() - began)
         stranger.close()
-    assert worst < 1
+    assert statistics.median(delays) < 0.1
     assert "Traceback" not in closed.log()
 
 
@@ -386,6 +389,7 @@ def test_plain_client_at_a_tls_port(room: Server) -> None:
     assert "* this room speaks TLS; use --tls\n" in done.stdout
     assert done.stderr == "chat_client.py: not let in: this room speaks TLS; use --tls\n"
     assert done.returncode == 1
+    room.wait_for_log("lost: ")
     assert room.log().count("lost: ") == 1
 
 
@@ -393,7 +397,7 @@ def test_plain_client_at_a_tls_port(room: Server) -> None:
 def test_silent_plain_client_at_a_tls_port(
     start: Callable[..., Server], tmp_path: Path, terminal: Callable[..., Terminal]
 ) -> None:
-    room = impatient(start, tmp_path)
+    room = impatient(start, tmp_path, seconds=0.1)
     window = terminal(*CLIENT, "localhost", str(room.port), "--name", "J", "--plain")
     window.expect("without a word; if it speaks TLS, use --tls\n")
     assert window.wait() == 1
@@ -493,7 +497,7 @@ def test_a_hundred_bad_handshakes_delay_nobody(
         return room.log().count(gone) >= 90
 
     eventually(all_gone)
-    assert sorted(delays)[len(delays) // 2] < 0.1
+    assert statistics.median(delays) < 0.1
     for peer in crowd:
         peer.close()
 

@@ -569,24 +569,27 @@ def test_password_that_no_line_can_hold(tmp_path: Path) -> None:
 @pytest.mark.parametrize("script", SERVERS)
 def test_few_descriptors_are_no_traceback(script: str) -> None:
     resource = pytest.importorskip("resource")
-    port = free_port()
+    runs = []
     for limit in range(5, 12):
         lower = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (limit, limit))
+        port = free_port()
         process = subprocess.Popen(
             [sys.executable, str(ROOT / script), "--port", str(port)],
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             preexec_fn=lower,  # noqa: PLW1509
         )
+        runs.append((process, port))
 
-        def has_ended_or_serves(process: subprocess.Popen[bytes] = process) -> bool:
-            try:
-                socket.create_connection(("127.0.0.1", port)).close()
-            except ConnectionRefusedError:
-                return process.poll() is not None
-            return True
+    def has_ended_or_serves(process: subprocess.Popen[bytes], port: int) -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+        except ConnectionRefusedError:
+            return process.poll() is not None
+        return True
 
-        eventually(has_ended_or_serves)
+    for process, port in runs:
+        eventually(partial(has_ended_or_serves, process, port))
         process.terminate()
         errors = process.communicate(timeout=DEADLINE)[1].decode()
         assert "Traceback" not in errors
