@@ -224,8 +224,8 @@ def trusting(certificate: Path) -> ssl.SSLContext:
     return ssl.create_default_context(cafile=str(certificate))
 
 
-# For `patched`: a room that waits half a second for a stuck member, not five. What a member has read
-# earns it time, and here less of it.
+# For `patched`: a room that waits half a second for a stuck member, not five. What a member has
+# read earns it time, and here less of it.
 IMPATIENT = (
     "chat_server.PATIENCE, chat_server.STEP, chat_server.TICK = 0.5, 0, 0.25\n"
     "chat_server.PACE = 65536"

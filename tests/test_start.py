@@ -50,7 +50,7 @@ def found_pythons() -> dict[str, tuple[str, str]]:
     program = f"import os, sys; print({what}, os.path.realpath(sys.executable))"
     found = {}
     for path in filter(None, [*listed, *named, sys.executable]):
-        with suppress(OSError, subprocess.CalledProcessError):  # such as in a folder of another user
+        with suppress(OSError, subprocess.CalledProcessError):  # such as in another user's folder
             said = subprocess.check_output(
                 [path, "-c", program], stderr=subprocess.DEVNULL, text=True
             )
