@@ -119,8 +119,9 @@ PATIENCE = 5.0  # seconds
 STEP = 132 * 1024  # bytes that a reader can take before its kernel tells, as Linux frees whole buffers
 HARD_LIMIT = 4 * 1024 * 1024  # bytes in a queue, however steadily it is read
 # Of PACE, those who haven't lately wanted more than ALLOWANCE may use all, and DEBT in advance; the
-# loud, who have, take turns at what is left.
-ALLOWANCE = 1024  # bytes a second, or what they cost
+# loud, who have, take turns at what is left. What somebody has said is half forgotten each second,
+# so that this is some 4 KiB a second, as fifty lines may cost.
+ALLOWANCE = 8 * 1024  # bytes, or what they cost
 DEBT = 32 * 1024  # bytes
 LOUD_TIME = 10.0  # seconds that one who wanted more counts as loud
 MAX_UNREAD = 8 * 1024  # bytes of answers that wait until who asked for them isn't heard any more

@@ -269,6 +269,7 @@ class Hall:
     def __init__(self, fake: FakeTime) -> None:
         self.fake = fake
         self.said: Counter[Someone] = Counter()
+        self.next_tick = fake.time
         self.throttle = Throttle(fake.clock)
         self.slow: Any = Someone(HIGH_WATER + 1)
         self.throttle.check(self.slow)
@@ -287,9 +288,10 @@ class Hall:
     def flood(self, flooders: list[Any], seconds: float, size: int = 10_000) -> int:
         """Returns how much they say in all."""
         said = 0
-        for step in range(int(seconds / 0.05)):
+        for _ in range(int(seconds / 0.05)):
             self.fake.pass_by(0.05)
-            if step % 20 == 0:
+            if self.fake.time >= self.next_tick:
+                self.next_tick = self.fake.time + 1
                 self.throttle.tick()
             self.throttle.renew()
             said += sum(self.say(one, size) for one in flooders)
@@ -348,6 +350,17 @@ def test_whoever_talks_is_heard_at_once_beside_a_flood(slowed: Hall) -> None:
     for _ in range(50):
         slowed.flood(crowd, 1)
         assert slowed.say(talker, 200) == 200
+
+
+def test_whoever_talks_a_lot_is_no_flood(slowed: Hall) -> None:
+    """Twenty lines a second, each with what it costs."""
+    crowd = [Someone() for _ in range(500)]
+    talker = Someone()
+    for one in crowd:
+        slowed.throttle.charge(one, 100_000)
+    for _ in range(600):
+        slowed.flood(crowd, 0.05)
+        assert slowed.say(talker, 150) == 150
 
 
 def test_long_lines_of_the_loud_do_not_delay_whoever_talks(slowed: Hall) -> None:
