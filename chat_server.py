@@ -2030,6 +2030,8 @@ class Throttle:
         now = self.clock.now()
         if self.loud.get(conn, 0) > now:
             return MIN_READ if left > 0 else 0
+        if left <= -2 * DEBT:  # many who said little have said too much together
+            return 0
         allowance = ALLOWANCE if left > -DEBT else PACE // (len(self.spent) or 1)
         if self.spent.get(conn, 0) < allowance:
             return MIN_READ
@@ -2449,7 +2451,8 @@ class ChatServer:
         self.throttle.resume()
         over = self.clock.now() + LAST_CALL
         while self.clock.now() < over and self.stop_signals == 1:
-            _, readable = self.wait(0)
+            # What is left on its way comes when we have read, but not in the same moment.
+            _, readable = self.wait(0 if self.in_hand else SHORT_TICK)
             if not readable:
                 break
             self.read_all(readable)
