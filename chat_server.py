@@ -1949,7 +1949,7 @@ class Door:
             return None
         conn.read_on(False)
         self.late[conn] = (typed(given), rest)
-        return self.judge(conn)
+        return self.judge(conn) if len(self.late) == 1 else None  # others wait already
 
     def greet(self, conn: Connection) -> bytes | None:
         """Asks for the password, if there is one."""
@@ -2022,6 +2022,7 @@ class Throttle:
         self.left = 0.0  # bytes that may be said now; less than none if they were in advance
         self.renewed_at = 0.0  # when that was counted last
         self.spent: dict[Connection, int] = {}  # bytes that each has said lately, or what came of them
+        self.hosts: dict[str, int] = {}  # the same for each host
         self.loud: dict[Connection, float] = {}  # with the time until which each counts as loud
         self.paused: dict[Connection, None] = {}  # aren't read from; the longest comes first
 
@@ -2039,12 +2040,20 @@ class Throttle:
         return limit
 
     def share(self, conn: Connection, left: float) -> int:
-        """Returns how many bytes of what is left a member may say."""
+        """Returns how many bytes of what is left a member may say.
+
+        When many who said little have said too much together, it goes by hosts: otherwise one with
+        hundreds of connections would have hundreds of shares.
+        """
         now = self.clock.now()
         if self.loud.get(conn, 0) > now:
             return MIN_READ if left > 0 else 0
-        allowance = ALLOWANCE if left > -DEBT else PACE // (len(self.spent) or 1)
-        if self.spent.get(conn, 0) < allowance:
+        if left <= -2 * DEBT:
+            return 0
+        too_much = self.spent.get(conn, 0) >= ALLOWANCE
+        if left <= -DEBT:
+            too_much = self.hosts.get(conn.host, 0) >= PACE // (len(self.hosts) or 1)
+        if not too_much:
             return MIN_READ
         self.loud[conn] = now + LOUD_TIME
         return 0
@@ -2052,6 +2061,7 @@ class Throttle:
     def charge(self, conn: Connection, weight: int) -> None:
         """Notes what a member has said, in bytes or in what came of it."""
         self.spent[conn] = self.spent.get(conn, 0) + weight
+        self.hosts[conn.host] = self.hosts.get(conn.host, 0) + weight
 
     def note_said(self, size: int) -> None:
         """Notes how many bytes were said in a turn, by whomever."""
@@ -2074,6 +2084,7 @@ class Throttle:
     def tick(self) -> None:
         """Once a second: what was said is half forgotten."""
         self.spent = {one: spent // 2 for one, spent in self.spent.items() if spent > MIN_READ}
+        self.hosts = {host: spent // 2 for host, spent in self.hosts.items() if spent > MIN_READ}
         now = self.clock.now()
         for conn, lag in self.behind.items():
             lag.goes_on(conn, now)
@@ -2506,7 +2517,8 @@ class ChatServer:
         self.crowd.close()
         over = time.monotonic() + LAST_CALL
         while time.monotonic() < over and self.stop_signals == 1:
-            _, readable = self.wait(0)
+            # What is left on its way comes when we have read, but not in the same moment.
+            _, readable = self.wait(0 if self.crowd.in_hand else SHORT_TICK)
             if not readable:
                 break
             self.read_all(readable)

@@ -6,7 +6,7 @@ import pytest
 from support import WELCOME, Inside, pair
 
 import chat_server
-from chat_server import HIGH_WATER, MAX_UNREAD
+from chat_server import DEBT, HIGH_WATER, MAX_UNREAD
 
 
 def test_loop_sleeps_while_somebody_behind_asks_and_does_not_read() -> None:
@@ -57,3 +57,14 @@ def test_queues_have_an_end_although_the_room_is_closing(monkeypatch: pytest.Mon
     server.stop_signals = 1
     server.last_call()
     assert stuck not in server.room.members
+
+
+def test_many_who_say_little_say_no_more_than_a_slow_reader_can_read() -> None:
+    inside = Inside()
+    throttle = inside.server.throttle
+    (slow, _peer), (quiet, _) = inside.join(), inside.join()
+    throttle.slowing.add(slow)
+    throttle.left = -3.0 * DEBT
+    assert throttle.allow(quiet, 1000, 0) == 0
+    assert quiet in throttle.paused
+    assert quiet not in throttle.loud

@@ -363,6 +363,20 @@ def test_whoever_talks_a_lot_is_no_flood(slowed: Hall) -> None:
         assert slowed.say(talker, 150) == 150
 
 
+def test_a_host_with_many_connections_has_no_more_than_another(slowed: Hall) -> None:
+    """Each says little, all together too much; somebody from another host is heard all the same."""
+    crowd = [Someone() for _ in range(300)]
+    talker = Someone()
+    talker.host = "192.0.2.2"
+    heard = 0
+    for _ in range(40):
+        slowed.flood(crowd, 0.5, 200)
+        heard += slowed.say(talker, 100) == 100
+        if not talker.reading:
+            slowed.throttle.resume_one(talker)  # type: ignore[arg-type]
+    assert heard >= 38
+
+
 def test_long_lines_of_the_loud_do_not_delay_whoever_talks(slowed: Hall) -> None:
     loud, talker = Someone(), Someone()
     slowed.throttle.charge(loud, 100_000)
