@@ -1151,6 +1151,21 @@ def raise_for_signal(number: int, _: Any) -> None:
     raise Terminated(number)
 
 
+def start_thread(work: Callable[..., None], *arguments: Any) -> None:
+    """Starts a thread that doesn't keep the process from ending. Raises RuntimeError if the system
+    has none left."""
+    thread = threading.Thread(target=work, args=arguments, daemon=True)
+    if not hasattr(signal, "pthread_sigmask"):
+        thread.start()
+        return
+    # It inherits this: signals are for the loop, which they have to interrupt.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        thread.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def wait_until_writable(descriptor: int, seconds: float | None = None) -> None:
     """Waits until a descriptor takes something, and not longer than that."""
     with Selector() as selector:
@@ -1181,7 +1196,7 @@ def open_input() -> int | socket.socket:
     if sys.stdin is None:  # it was closed
         feeder.close()
     else:
-        threading.Thread(target=feed_input, args=(feeder,), daemon=True).start()
+        start_thread(feed_input, feeder)
     return ours
 
 
@@ -1999,7 +2014,7 @@ class Client:
             raise Disconnected(f"cannot look up {self.host}: {error.strerror}") from None
         arguments = (self.host, self.port, found, asking)
         try:
-            threading.Thread(target=look_up, args=arguments, daemon=True).start()
+            start_thread(look_up, *arguments)
         except RuntimeError:  # the system has none left: then the keys have to wait
             look_up(*arguments)
         with done:
@@ -2092,9 +2107,6 @@ class Client:
 
 def look_up(host: str, port: int, found: list[Any], asking: socket.socket) -> None:
     """Puts the addresses of a host into `found`, or why there are none, and closes the socket."""
-    in_thread = threading.current_thread() is not threading.main_thread()
-    if in_thread and hasattr(signal, "pthread_sigmask"):  # signals interrupt the loop, not us
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     with asking:
         try:
             found.append(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
