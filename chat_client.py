@@ -716,7 +716,8 @@ def word_right(text: str, place: int) -> int:
 PASTE_START, PASTE_END = "\x1b[200~", "\x1b[201~"  # what the terminal puts around what is pasted
 # One key: an escape sequence, Alt and a character, or a character; and one that isn't complete yet.
 KEY = re.compile(
-    r"\x1b\[\[.|\x1b{1,2}\[[0-?]*[ -/]*[@-~]|\x1b{1,2}O[@-~]|\x1b[^\x00-\x07\x09\x0b\x0c\x0e-\x1f\[O]"
+    r"\x1b\[\[.|\x1b{1,2}\[[0-?]*[ -/]*[@-~]|\x1b{1,2}O[@-~]"
+    r"|\x1b[^\x00-\x07\x09\x0b\x0c\x0e-\x1f\[O]"
     r"|(?s:.)"
 )
 UNFINISHED_KEY = re.compile(r"\x1b+(?:\[\[?[0-?]*[ -/]*|O)?")
@@ -1842,8 +1843,8 @@ class Client:
 
     It keeps what outlives a connection: the name that the user wants, the password, whom the user
     ignores, how long to wait until the next try, and what the user was told of the last one; the
-    lines that are not sent are the console's. What it waits for follows from the state and is set anew in each turn of the
-    loop.
+    lines that are not sent are the console's. What it waits for follows from the state and is set
+    anew in each turn of the loop.
     """
 
     def __init__(

@@ -80,7 +80,7 @@ except ImportError:
 VERSION = "1.0"
 
 PORT = 7007
-DOOR_SIZE = 100  # newcomers at the door at once; for one more the oldest has to go
+DOOR_SIZE = 100  # newcomers at the door at once
 OTHER_DESCRIPTORS = 32 + 2 * DOOR_SIZE  # the listeners, files; who is no member yet, or no more
 # On Windows select() takes 512 sockets.
 MAX_CLIENTS = 512 - OTHER_DESCRIPTORS if sys.platform == "win32" else 10_000
@@ -101,7 +101,7 @@ GAP_END = 1.0  # seconds without a loss, until the log says what is missing in t
 # bytes at most: that takes some 10 ms, and a flood can hold up anybody's line for that long.
 TURN_READ = 256 * 1024
 TURN_DELIVERY = 32 * 1024 * 1024
-MIN_READ = 512  # bytes: the least share that a connection gets, of a turn or of TOTAL_ALLOWANCE
+MIN_READ = 512  # bytes: the least share that a connection gets, of a turn or of PACE
 TURN_WEIGHT = 512 * 1024  # as Batch counts it: what is heard line by line takes more time
 ITEM_WEIGHT = 64  # counted with each thing that is said or answered, for the time that it takes
 LETTERS_WEIGHT = 1024  # counted where letters beyond ASCII are compared: that takes up to 0.1 ms
@@ -116,7 +116,7 @@ SKIPPED_WEIGHT = 16  # counted with each character that was looked at and shows 
 HIGH_WATER = 256 * 1024  # bytes
 PACE = 8 * 1024  # bytes a second
 PATIENCE = 5.0  # seconds
-STEP = 132 * 1024  # bytes that a reader can take before its kernel tells, as Linux frees whole buffers
+STEP = 132 * 1024  # bytes that a reader can take before its kernel tells: Linux frees whole buffers
 HARD_LIMIT = 4 * 1024 * 1024  # bytes in a queue, however steadily it is read
 # Of PACE, those who haven't lately wanted more than ALLOWANCE may use all, and DEBT in advance; the
 # loud, who have, take turns at what is left. What somebody has said is half forgotten each second,
@@ -134,8 +134,8 @@ LINGER = 0.5  # seconds that we wait for its own close after that
 OVERSLEPT = 1.0  # seconds that the loop can be late: more means that the process was stopped
 
 # A closed room has a door: newcomers finish the TLS handshake and give the password there.
-DOOR_TIME = 10.0  # seconds for both
-HANDSHAKE_TIME = 3.0  # seconds of these for the handshake, for which nobody has to type
+HANDSHAKE_TIME = 3.0  # seconds for the one, for which nobody has to type
+DOOR_TIME = 10.0  # seconds for the other
 DOOR_SHARE = 0.003  # seconds of a turn: a step of a handshake can be some ms of arithmetic
 # So that guessing is slow: each wrong password costs its host a second, and all together a tenth.
 # Whoever is more than TRIES_AHEAD seconds ahead has to wait.
@@ -164,8 +164,9 @@ HELP = (
 # peer whether it is still there, so that one that was unplugged is gone after two minutes, or when
 # something was on its way to it, after the quarter of an hour for which TCP tries again. There is
 # no TCP_USER_TIMEOUT: it would also end a peer that is only suspended, and so has closed its window
-# but answers. With TCP_NOTSENT_LOWAT a socket is writable again when the kernel has little left to send. Without it,
-# that is when a third of some megabytes is free; till then a slow reader looks like a stuck one.
+# but answers. With TCP_NOTSENT_LOWAT a socket is writable again when the kernel has little left to
+# send. Without it, that is when a third of some megabytes is free; till then a slow reader looks
+# like a stuck one.
 SOCKET_OPTIONS = [
     (level, getattr(socket, name), value)
     for level, name, value in (
@@ -2021,7 +2022,7 @@ class Throttle:
         self.slowing: set[Connection] = set()  # those of them for whom everyone is slowed
         self.left = 0.0  # bytes that may be said now; less than none if they were in advance
         self.renewed_at = 0.0  # when that was counted last
-        self.spent: dict[Connection, int] = {}  # bytes that each has said lately, or what came of them
+        self.spent: dict[Connection, int] = {}  # what each has said lately: bytes, or their cost
         self.hosts: dict[str, int] = {}  # the same for each host
         self.loud: dict[Connection, float] = {}  # with the time until which each counts as loud
         self.paused: dict[Connection, None] = {}  # aren't read from; the longest comes first
