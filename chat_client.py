@@ -1190,8 +1190,14 @@ def window_size() -> tuple[int, int]:
 
 def open_input() -> int | socket.socket:
     """Returns what to wait at and read from for standard input: its descriptor, or, where only
-    sockets can be waited for, a socket that a thread feeds."""
+    sockets can be waited for, a socket that a thread feeds.
+
+    A terminal is opened anew, for a mode of its own: Ctrl-C drops what was typed before it, so a
+    read that was called because of that would wait, and Python not see the signal until more comes.
+    """
     if not ONLY_SOCKETS:
+        with suppress(OSError):  # it isn't a terminal, or is another user's
+            return os.open(os.ttyname(0), os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
         return 0
     ours, feeder = socket.socketpair()
     if sys.stdin is None:  # it was closed
@@ -1298,12 +1304,14 @@ class Console(ABC):
     def read(self, _: int) -> None:
         """Receives what was typed."""
 
-    def receive(self) -> bytes:
-        """Returns what was typed; nothing at the end of input."""
+    def receive(self) -> bytes | None:
+        """Returns what was typed; nothing at the end of input, None if nothing is there now."""
         try:
             if isinstance(self.input, socket.socket):
                 return self.input.recv(RECEIVE_SIZE)
             return os.read(self.input, RECEIVE_SIZE)
+        except BlockingIOError:
+            return None
         except OSError:  # the terminal is gone
             return b""
 
@@ -1410,6 +1418,8 @@ class PlainConsole(Console):
 
     def read(self, _: int) -> None:
         data = self.receive()
+        if data is None:
+            return
         chunk, too_long = self.framer.feed(data)
         if not data:
             self.ended = True
@@ -1643,6 +1653,8 @@ class Terminal(Console):
 
     def read(self, _: int) -> None:
         data = self.receive()
+        if data is None:
+            return
         self.gone = not data
         self.ended = self.ended or self.gone
         if self.measured_by < NEVER:
