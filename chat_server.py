@@ -1985,22 +1985,24 @@ class Lag:
         self.acknowledged = conn.acknowledged()  # bytes, when that was counted last
         self.deadline = 0.0
 
-    def begin(self, now: float) -> None:
+    def begin(self, conn: Connection, now: float) -> None:
         """It is behind, perhaps again: then it still has the time that it has earned.
 
         What its kernel has acknowledged may all be unread still, and the kernel tells of what is
         read in steps of up to STEP: it may take its reader that long until anything shows.
         """
+        self.acknowledged = conn.acknowledged()  # what it took while it wasn't behind earns nothing
         patience = max(PATIENCE, min(self.acknowledged, STEP) / PACE)
         self.deadline = max(self.deadline, now + patience)
 
     def goes_on(self, conn: Connection, now: float) -> bool:
         """Moves the deadline on for what it has taken since; says whether it has time left.
 
-        Twice what that is worth, as the kernel's steps can double.
+        Twice what that is worth, as the kernel's steps can double; but for no more than a step, or
+        whoever took a megabyte and then got stuck would slow the others for minutes.
         """
         acknowledged = conn.acknowledged()
-        earned = 2 * (acknowledged - self.acknowledged) / PACE
+        earned = 2 * min(acknowledged - self.acknowledged, STEP) / PACE
         self.acknowledged = acknowledged
         if earned:
             self.deadline = min(self.deadline, now + STEP / PACE) + earned
@@ -2118,7 +2120,7 @@ class Throttle:
         if slowing or conn.unread > MAX_UNREAD:
             if conn not in self.behind:
                 lag = self.lately.pop(conn) if conn in self.lately else Lag(conn)
-                lag.begin(self.clock.now())
+                lag.begin(conn, self.clock.now())
                 self.behind[conn] = lag
         elif conn in self.behind:
             self.lately[conn] = self.behind.pop(conn)

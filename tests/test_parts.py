@@ -491,6 +491,24 @@ def test_whoever_was_behind_a_moment_ago_has_still_the_time_that_it_has_earned(
     assert not overdue(slowed)
 
 
+@pytest.mark.parametrize("caught_up", [True, False])
+def test_whoever_took_much_and_then_got_stuck_is_found_out_all_the_same(
+    slowed: Hall, caught_up: bool
+) -> None:
+    slow = slowed.slow
+    if caught_up:  # and is behind again, an hour later
+        slow.size = 0
+        slowed.throttle.check(slow)
+    slow.taken += 10**9
+    assert not overdue(slowed)
+    slow.size = HIGH_WATER + 1
+    slowed.throttle.check(slow)
+    for _ in range(60):
+        slowed.fake.pass_by(1)
+        gone = overdue(slowed)
+    assert gone
+
+
 def test_a_queue_has_a_hard_limit(slowed: Hall) -> None:
     slowed.slow.size = HARD_LIMIT + 1
     assert overdue(slowed)
