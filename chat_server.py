@@ -2002,7 +2002,8 @@ class Lag:
         whoever took a megabyte and then got stuck would slow the others for minutes.
         """
         acknowledged = conn.acknowledged()
-        earned = 2 * min(acknowledged - self.acknowledged, STEP) / PACE
+        most = max(STEP, PATIENCE * PACE)
+        earned = 2 * min(acknowledged - self.acknowledged, most) / PACE
         self.acknowledged = acknowledged
         if earned:
             self.deadline = min(self.deadline, now + STEP / PACE) + earned
