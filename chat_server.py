@@ -80,6 +80,7 @@ except ImportError:
 VERSION = "1.0"
 
 PORT = 7007
+WEB_PORT = 7080
 DOOR_SIZE = 100  # newcomers at the door at once
 OTHER_DESCRIPTORS = 32 + 2 * DOOR_SIZE  # the listeners, files; who is no member yet, or no more
 # On Windows select() takes 512 sockets.
@@ -270,6 +271,10 @@ class Gone(Exception):
     """A connection is of no further use, by its peer's doing; the text says why, for the log."""
 
 
+class SpeaksHTTP(Gone):
+    """A web browser has come to the port for lines of text, where it can be told where to go."""
+
+
 # How TLS begins (RFC 8446, sections 4 and 5.1), and no line of text does.
 CLIENT_HELLO = re.compile(rb"\x16\x03[\x00-\x04]..\x01", re.DOTALL)
 # First bytes that can still become that, or a byte order mark.
@@ -344,7 +349,7 @@ class Input(LineFramer):
         endless = not self.in_first_line and HTTP_VERSION.startswith(next_word)
         has_none = start.startswith(b"GET /") and next_word.startswith(b"\n")  # HTTP/0.9
         if next_word == HTTP_VERSION or endless or has_none:
-            raise Gone("is a web browser, or something else that speaks HTTP")
+            raise SpeaksHTTP("is a web browser, or something else that speaks HTTP")
 
     def take_out_telnet(self, data: bytes) -> tuple[bytes, bytes]:
         """Returns the text, and answers that refuse all that telnet asks for (RFC 854).
@@ -556,7 +561,7 @@ class Batch:
     is made when it is sent, so that a thousand who wait hold a thousand references and no bytes.
     """
 
-    __slots__ = ("cuts", "leavers", "parts", "size", "text", "told", "weight")
+    __slots__ = ("cuts", "frame", "leavers", "parts", "size", "text", "told", "weight")
 
     def __init__(self) -> None:
         self.parts: list[bytes] = []
@@ -566,6 +571,7 @@ class Batch:
         self.told: dict[Member, int] = {}  # bytes for that one alone, and the cost of each piece
         self.leavers: list[Member] = []  # have left in this turn, and get what came before
         self.text = b""  # all that was said, once the batch is sealed
+        self.frame = b""  # the same for browsers, once one of them is handed it
 
     def say(self, data: bytes, but: Member | None) -> None:
         """Puts whole lines at the end, for all but one, such as their author."""
@@ -613,11 +619,29 @@ class Batch:
             at = end
         return b"".join((*pieces, self.text[at:]))
 
+    def frame_for(self, member: Member) -> bytes:
+        """Returns the same in a frame of a WebSocket, as a browser gets it."""
+        if member in self.cuts:
+            return text_frame(self.text_for(member))
+        if not self.frame:
+            self.frame = text_frame(self.text)
+        return self.frame
+
     def forget(self, member: Member) -> int:
         """Drops what is in here for a member that has got its part, or never will; returns how many
         bytes were for that one alone. Others may hold the batch for much longer."""
         self.cuts.pop(member, None)
         return self.told.pop(member, 0)
+
+
+class Aside(Batch):
+    """What isn't text, but stands between two lines, and goes out as it is: answers to telnet, and
+    a browser's control frames."""
+
+    __slots__ = ()
+
+    def frame_for(self, member: Member) -> bytes:
+        return self.text_for(member)
 
 
 class History:
@@ -1141,10 +1165,13 @@ ELSEWHERE: dict[int, str] = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001
 SIOCGIFADDR = 0x8915 if sys.platform == "linux" else 0xC0206921  # on macOS and the BSDs
 
 
-def open_listeners(hosts: Sequence[str], port: int) -> list[socket.socket]:
+def open_listeners(
+    hosts: Sequence[str], port: int, option: str = "--port"
+) -> list[socket.socket]:
     """Returns non-blocking sockets that listen on `port` of every address of the hosts.
 
-    Port 0 stands for one that is free on all of them. Raises Failure.
+    Port 0 stands for one that is free on all of them. Raises Failure, which names the option that
+    gave the port.
     """
     addresses = find_addresses(hosts)
     tries = 1 if port else 20  # a port that is free on the first address may be taken on the next
@@ -1159,7 +1186,7 @@ def open_listeners(hosts: Sequence[str], port: int) -> list[socket.socket]:
                 listener.close()
             tries -= 1
             if error.errno != errno.EADDRINUSE or not tries:
-                raise Failure(why_not_listening(error, host, port)) from error
+                raise Failure(why_not_listening(error, host, port, option)) from error
 
 
 def find_addresses(hosts: Sequence[str]) -> dict[str, list[tuple[int, Address]]]:
@@ -1233,16 +1260,18 @@ def bind_and_listen(family: int, address: Address) -> socket.socket:
     return listener
 
 
-def why_not_listening(error: OSError | UnicodeError, host: str, port: int) -> str:
-    """Returns what to tell the user when listening on `port` of `host` failed."""
+def why_not_listening(
+    error: OSError | UnicodeError, host: str, port: int, option: str = "--port"
+) -> str:
+    """Returns what to tell the user when listening on `port` of `host`, an option's, failed."""
     if isinstance(error, (socket.gaierror, UnicodeError)):
         return f"host {host} is unknown; --host takes a name or an address of this machine"
     if host.lower().startswith("fe80:") and "%" not in host:
         return f"{host} needs the interface that it belongs to, as in {host}%eth0"
     if error.errno == errno.EADDRINUSE:
-        return f"port {port} on {host} is taken; choose another with --port"
+        return f"port {port} on {host} is taken; choose another with {option}"
     if error.errno == errno.EACCES and port < 1024:
-        return f"port {port} on {host} is for the superuser; choose one above 1023 with --port"
+        return f"port {port} on {host} is for the superuser; choose one above 1023 with {option}"
     if error.errno in NOT_OURS:
         return f"{host} is not an address of this machine; --host :: takes all that it has"
     return f"cannot listen on port {port} of {host}: {error.strerror or error}"
@@ -1424,7 +1453,9 @@ class Connection(Member):
     """
 
     __slots__ = (
+        "code",
         "events",
+        "framed",
         "framer",
         "host",
         "peer",
@@ -1451,7 +1482,9 @@ class Connection(Member):
         self.host = sys.intern(host_of(peer))
         self.selector = selector
         self.events = 0  # for which it is registered with the selector
-        self.framer = Input(max_line)
+        self.framer: Input | WebSocket = Input(max_line)
+        self.framed = False  # it is a browser's, and its lines travel in frames
+        self.code = NORMAL  # why its stream ends, as a browser is told
         self.unheard = b""  # whole lines that wait for the next turn
         self.reading = True  # its input is of interest, and has not ended
         self.sending = True  # it can still be sent to
@@ -1499,24 +1532,26 @@ class Connection(Member):
 
     def receive(self, limit: int) -> bytes | None:
         """Returns text of about `limit` bytes at most, none at the end of the stream, None if there
-        is nothing now. Telnet's requests are answered. Raises Gone."""
-        data = self.receive_bytes(min(limit, TELNET_READ) if self.framer.commands else limit)
+        is nothing now. What telnet and browsers ask for is answered. Raises Gone."""
+        data = self.receive_bytes(min(limit, self.framer.most))
         if not data:
-            self.framer.commands = 0
             return data
         text, answers = self.framer.sift(data)
         if answers:
             self.answer(answers)
-        return text or None
+        return text or (b"" if self.framer.over else None)
 
     def receive_bytes(self, limit: int) -> bytes | None:
         """Returns up to `limit` bytes as they are, else the same as `receive`. Raises Gone."""
         try:
-            return self.sock.recv(limit)
+            data = self.sock.recv(limit)
         except BlockingIOError:  # readiness is a hint, not a promise
             return None
         except OSError as error:
             raise lost(error) from error
+        if not data:
+            self.read_on(False)
+        return data
 
     def has_more(self) -> bool:
         """Says whether there is something to hear that the selector doesn't know of."""
@@ -1547,17 +1582,35 @@ class Connection(Member):
         doing, and somebody who asks and doesn't read isn't kept. Raises Gone."""
         if self.unread > MAX_UNREAD:
             raise Gone("asks, and does not read the answers")
-        batch = Batch()
+        self.put_aside(data)
+
+    def put_aside(self, data: bytes) -> None:
+        """Sends what isn't text, after all that it has yet to get. Raises Gone."""
+        batch = Aside()
         batch.tell(self, data)
         batch.told[self] += BATCH_COST
         batch.seal()
         self.write(batch)
 
+    def upgrade(self) -> None:
+        """From here on it is a browser's WebSocket."""
+        self.framer = WebSocket(self.framer.max_line)
+        self.framed = True
+
+    def say_bye(self) -> None:
+        """Tells a browser, after all else that it gets, that and why its stream ends. Raises
+        Gone."""
+        if isinstance(self.framer, WebSocket):
+            self.put_aside(close_frame(self.framer.code if self.framer.over else self.code))
+
     def write(self, batch: Batch) -> None:
         """Hands what it gets of a sealed batch to the kernel, if nothing is ahead of that in the
         queue; what the kernel doesn't take has to wait there. Raises Gone."""
         is_cut = self in batch.cuts
-        text = batch.text_for(self) if is_cut else batch.text
+        if self.framed:
+            text = batch.frame_for(self)
+        else:
+            text = batch.text_for(self) if is_cut else batch.text
         sent = self.send(text) if text and self.sending and not self.queue else 0
         if sent < len(text) and self.sending:
             self.size += len(text) - sent + BATCH_COST
@@ -1575,7 +1628,7 @@ class Connection(Member):
         """Sends of its queue what the kernel takes now. Raises Gone."""
         while self.queue:
             batch = self.queue[0]
-            text = memoryview(batch.text_for(self))[self.place :]
+            text = memoryview(self.part_of(batch))[self.place :]
             # TLS takes a text that it couldn't send for begun: it has to be offered the same again.
             sent = self.send(text)
             self.taken += sent
@@ -1589,6 +1642,10 @@ class Connection(Member):
             self.unread -= batch.forget(self)
         self.queue = None
         self.watch()
+
+    def part_of(self, batch: Batch) -> bytes:
+        """Returns what it gets of a sealed batch."""
+        return batch.frame_for(self) if self.framed else batch.text_for(self)
 
     def send(self, data: bytes | memoryview) -> int:
         """Returns how many bytes the kernel took, 0 if it takes none now. Raises Gone."""
@@ -1898,24 +1955,32 @@ class WrongTries:
         self.marks = {host: mark for host, mark in self.marks.items() if mark > now}
 
 
-class Door:
-    """Where newcomers shake hands, and in a closed room give the password.
+class Dismissed(Exception):
+    """Somebody at the door has got all that it came for, and isn't let in."""
 
-    Somebody at the door is in `waiting`, and perhaps in one of these as well: `late` with a
-    password that may not be looked at yet, or `refused`, for an answer that waits too.
+
+class Door:
+    """Where newcomers shake hands, browsers ask for the page or a WebSocket, and in a closed room
+    everyone gives the password.
+
+    Somebody at the door is in `waiting`, and perhaps in one of these as well: `requests` with what
+    has come of a browser's, `late` with a password that may not be looked at yet, or `refused`, for
+    an answer that waits too.
     """
 
-    def __init__(self, password: bytes, clock: Clock) -> None:
+    def __init__(self, password: bytes, clock: Clock, site: Site | None = None) -> None:
         self.password = password  # none if empty
         self.clock = clock
+        self.site = site  # none if there is no port for browsers
         self.places = Places(DOOR_SIZE)
         self.tries = WrongTries()
         self.waiting: dict[Connection, float] = {}  # with the time at which each is sent away
+        self.requests: dict[Connection, bytes] = {}
         self.late: dict[Connection, tuple[bytes, bytes]] = {}  # a password, what came after it
         self.refused: set[Connection] = set()
 
     # Each step with a newcomer returns what it has sent so far, if it may come in, else None, and
-    # raises Gone.
+    # raises Gone or Dismissed.
 
     def arrive(self, conn: Connection) -> bytes | None:
         """Takes a newcomer."""
@@ -1929,6 +1994,7 @@ class Door:
     def forget(self, conn: Connection) -> None:
         """Somebody is at the door no more."""
         self.waiting.pop(conn, None)
+        self.requests.pop(conn, None)
         self.late.pop(conn, None)
         self.refused.discard(conn)
         self.places.leave(conn)
@@ -1939,9 +2005,13 @@ class Door:
         if conn.shaking_hands:
             conn.shake_hands()
             return None if conn.shaking_hands else self.greet(conn)
+        if conn in self.requests:
+            return self.serve_browser(conn)
         data = conn.receive(TLS_RECORD) if conn.reading else None
         if data is None:
             return None
+        if not data and conn.framer.over:
+            raise Dismissed
         if not data:
             raise Gone("left the door")
         first, newline, rest = data.partition(b"\n")
@@ -1953,12 +2023,38 @@ class Door:
         return self.judge(conn) if len(self.late) == 1 else None  # others wait already
 
     def greet(self, conn: Connection) -> bytes | None:
-        """Asks for the password, if there is one."""
+        """Asks for the password, if there is one. Browsers speak first."""
         self.waiting[conn] = self.clock.now() + DOOR_TIME
+        if conn in self.requests:
+            return None
         if not self.password:
             return b""
         conn.say(notice("password?"))
         return None
+
+    def serve_browser(self, conn: Connection) -> bytes | None:
+        """Goes on with an HTTP request: for the page, or for a WebSocket, which leads further."""
+        assert self.site
+        data = conn.receive_bytes(MAX_REQUEST)
+        if data is None:
+            return None
+        if not data:
+            raise Gone("left the door")
+        request = self.requests[conn] + data
+        self.requests[conn] = request
+        if not is_http(request):
+            conn.say(notice(self.site.hint))
+            raise Dismissed
+        if not self.site.is_whole(request):
+            return None
+        answer = self.site.respond(request)
+        conn.say(answer.data)
+        if answer.status != 101:
+            log.info("%s %s", conn, answer.why)
+            raise Dismissed
+        del self.requests[conn]
+        conn.upgrade()
+        return self.greet(conn)
 
     def judge(self, conn: Connection) -> bytes | None:
         """Looks at the password that was given, unless it is too early for that."""
@@ -2169,10 +2265,10 @@ class Membership:
     does so before anything else about that one is dropped.
     """
 
-    def __init__(self, room: Room, size: int, password: bytes) -> None:
+    def __init__(self, room: Room, size: int, password: bytes, site: Site | None = None) -> None:
         self.room = room
         self.clock = Clock()
-        self.door = Door(password, self.clock)
+        self.door = Door(password, self.clock, site)
         self.places = Places(size)
         self.throttle = Throttle(self.clock)
         # Members no more, or never; each with the time at which it is closed at the latest.
@@ -2189,6 +2285,9 @@ class Membership:
         """Does something for a connection. Whatever goes wrong with it ends that one alone."""
         try:
             action(conn, *more)
+        except SpeaksHTTP as gone:
+            log.info("%s %s", conn, gone)
+            self.guard(self.send_to_web, conn)
         except Gone as gone:
             self.disconnect(conn, str(gone))
         except Exception:
@@ -2207,15 +2306,21 @@ class Membership:
             self.forget(loser)
         return bool(loser)
 
-    def arrive(self, conn: Connection) -> None:
+    def arrive(self, conn: Connection, by_web: bool) -> None:
         """Lets a newcomer to the door, and right in if there is nothing to do there. Raises
         Gone."""
+        if by_web:
+            self.door.requests[conn] = b""
         if self.make_room(self.door.places, conn):
             self.serve_newcomer(conn, self.door.arrive)
 
     def serve_newcomer(self, conn: Connection, step: Callable[[Connection], bytes | None]) -> None:
         """Takes a step with somebody at the door, after which it may come in. Raises Gone."""
-        rest = step(conn)
+        try:
+            rest = step(conn)
+        except Dismissed:
+            self.dismiss(conn)
+            return
         if rest is not None and self.make_room(self.places, conn):
             self.enter(conn, rest)
 
@@ -2227,15 +2332,13 @@ class Membership:
         loser = places.loser_to(conn.host, self.clock.now())
         if not loser:
             log.info("%s turned away: all %d places are taken", conn, places.size)
-            self.turn_away(conn, "the room is full")
+            self.turn_away(conn, "the room is full", TRY_LATER)
             return False
         if loser in self.door.waiting:
             self.disconnect(loser, "had to make room at the door")
         else:
-            self.room.tell(loser, "the room is full, and your place goes to somebody else")
-            self.room.leave(loser)
+            self.show_out(loser, "the room is full, and your place goes to somebody else", TRY_LATER)
             log.info("%s had to make room, members: %d", loser, len(self.room.members))
-            self.start_leaving(loser)
         return True
 
     def enter(self, conn: Connection, rest: bytes) -> None:
@@ -2257,19 +2360,39 @@ class Membership:
 
     # Out
 
-    def turn_away(self, conn: Connection, why: str) -> None:
+    def turn_away(self, conn: Connection, why: str, code: int = REFUSED) -> None:
         """Tells a newcomer why it isn't let in, and ends its stream. Raises Gone."""
-        self.door.forget(conn)
-        if conn.shaking_hands:  # so that nothing can be said to it
+        if conn.shaking_hands or conn in self.door.requests:  # so that nothing can be said to it
             raise Gone("could not be told why")
-        conn.read_on(True)
         conn.say(notice(why))
-        self.start_leaving(conn)
+        self.dismiss(conn, code)
+
+    def dismiss(self, conn: Connection, code: int = NORMAL) -> None:
+        """Ends the stream to somebody at the door. Raises Gone."""
+        self.door.forget(conn)
+        conn.read_on(True)
+        self.start_leaving(conn, code)
+        conn.say_bye()
         self.finish(conn)
 
-    def start_leaving(self, conn: Connection) -> None:
+    def show_out(self, conn: Connection, why: str, code: int) -> None:
+        """Tells a member why it can't stay. It still gets what was said before."""
+        self.room.tell(conn, why)
+        self.room.leave(conn)
+        self.start_leaving(conn, code)
+
+    def send_to_web(self, conn: Connection) -> None:
+        """Tells a browser that has come to the wrong port where to go. Raises Gone."""
+        why = self.door.site.hint_for_browsers if self.door.site else "there is no page here"
+        if conn in self.room.members:
+            self.show_out(conn, why, NORMAL)
+        else:
+            self.turn_away(conn, why)
+
+    def start_leaving(self, conn: Connection, code: int = NORMAL) -> None:
         """Somebody is a member no more, or can't be: it still gets what was said before, and after
         the delivery the end."""
+        conn.code = code
         conn.unheard = b""
         self.places.leave(conn)
         self.throttle.forget(conn)
@@ -2300,7 +2423,6 @@ class Membership:
     def drain(self, conn: Connection, limit: int) -> None:
         """Receives from somebody who has left; only its end is of interest. Raises Gone."""
         if conn.receive_bytes(limit) == b"":
-            conn.read_on(False)
             self.finish(conn)
 
     def disconnect(self, conn: Connection, why: str) -> None:
@@ -2362,7 +2484,7 @@ class Membership:
         members = self.members()
         self.room.close()
         for conn in members:
-            self.start_leaving(conn)
+            self.start_leaving(conn, GOING_AWAY)
 
 
 class ChatServer:
@@ -2377,15 +2499,20 @@ class ChatServer:
         transcript: Transcript | None = None,
         password: bytes = b"",
         tls: ssl.SSLContext | None = None,
+        web_listeners: Sequence[socket.socket] = (),
+        site: Site | None = None,
     ) -> None:
         self.room = room
         self.max_line = max_line
         self.transcript = transcript
         self.tls = tls
         self.selector = selectors.DefaultSelector()
-        self.acceptor = Acceptor(self.selector, listeners, self.admit)
-        self.crowd = Membership(room, max_clients, password)
-        self.crowd.closed = self.acceptor.resume
+        self.crowd = Membership(room, max_clients, password, site)
+        self.acceptors = [
+            Acceptor(self.selector, listeners, self.admit),
+            Acceptor(self.selector, web_listeners, partial(self.admit, by_web=True)),
+        ]
+        self.crowd.closed = self.let_newcomers_in
         self.throttle = self.crowd.throttle
         self.next_tick = 0.0
         self.stop_signals = 0
@@ -2401,7 +2528,8 @@ class ChatServer:
         """
         with self.selector, open_signal_socket(*ending_signals()) as signals:
             self.selector.register(signals, EVENT_READ, partial(self.on_signal, signals))
-            self.acceptor.start()
+            for acceptor in self.acceptors:
+                acceptor.start()
             while not self.stop_signals:
                 self.turn()
             self.last_call()
@@ -2432,7 +2560,8 @@ class ChatServer:
         if now >= self.next_tick:
             self.next_tick = now + TICK
             self.crowd.tick()
-            self.acceptor.retry_if_due(time.monotonic())
+            for acceptor in self.acceptors:
+                acceptor.retry_if_due(time.monotonic())
 
     def wait(self, timeout: float | None) -> tuple[list[Connection], set[Connection]]:
         """Waits `timeout` seconds at most, and sends what can be sent; returns who is ready at the
@@ -2495,13 +2624,19 @@ class ChatServer:
             return 0
         deadlines = self.crowd.deadlines()
         throttle, late = self.throttle, self.crowd.door.late
-        if late or throttle.behind or throttle.paused or self.acceptor.retry_at is not None:
+        must_retry = any(acceptor.retry_at is not None for acceptor in self.acceptors)
+        if late or throttle.behind or throttle.paused or must_retry:
             deadlines.append(self.next_tick)
         return max(0.0, min(deadlines) - self.crowd.clock.now()) if deadlines else None
 
     # Beginning and end
 
-    def admit(self, sock: socket.socket, peer: str) -> None:
+    def let_newcomers_in(self) -> None:
+        """A connection was closed, so that there may be a descriptor for another."""
+        for acceptor in self.acceptors:
+            acceptor.resume()
+
+    def admit(self, sock: socket.socket, peer: str, by_web: bool = False) -> None:
         """Makes a connection of a newcomer's socket, and lets it to the door. Raises OSError."""
         if not self.crowd.has_room(peer):
             sock.close()
@@ -2512,11 +2647,12 @@ class ChatServer:
             conn = TLSConnection(sock, peer, self.selector, self.max_line)
         else:
             conn = Connection(sock, peer, self.selector, self.max_line)
-        self.crowd.guard(self.crowd.arrive, conn)
+        self.crowd.guard(self.crowd.arrive, conn, by_web)
 
     def last_call(self) -> None:
         """Lets nobody in any more, and hears what had arrived before, for LAST_CALL at most."""
-        self.acceptor.close()
+        for acceptor in self.acceptors:
+            acceptor.close()
         self.closing = True
         self.crowd.close()
         over = time.monotonic() + LAST_CALL
@@ -2549,7 +2685,7 @@ class ChatServer:
         received = 0
         if not conn.unheard:
             data = conn.receive(limit)
-            self.room.batch.weight += conn.framer.commands * COMMAND_WEIGHT
+            self.room.batch.weight += conn.framer.weight
             if conn.unread > MAX_UNREAD:
                 self.throttle.check(conn)
             if data is None:
@@ -2562,6 +2698,8 @@ class ChatServer:
             limit = max(limit, len(conn.unheard))
         if conn.unheard:
             self.hear(conn, limit)
+        if conn.framer.over and not conn.unheard and conn in self.room.members:
+            self.hear_end(conn)
         if conn in self.room.members:
             self.throttle.charge(conn, max(received, self.room.batch.weight - before))
 
@@ -2577,7 +2715,6 @@ class ChatServer:
 
         After a reset it doesn't count: its other half may have been lost on the way.
         """
-        conn.read_on(False)
         last = conn.framer.finish()
         if last and not conn.was_reset():
             self.room.hear(conn, last, sys.maxsize)
@@ -2615,6 +2752,7 @@ class ChatServer:
     def see_off(self, conn: Connection, batch: Batch) -> None:
         """Hands a leaver the last batch of which it gets something."""
         conn.write(batch)
+        conn.say_bye()
         self.crowd.finish(conn)
 
     def record(self, text: bytes) -> None:
@@ -2636,31 +2774,35 @@ class ChatServer:
 # --- How to join ---------------------------------------------------------------------------------
 
 
-def how_to_join(listeners: Sequence[socket.socket], hosts: Sequence[str]) -> list[str]:
-    """Returns commands for joining that work as they stand on the hosts that can connect. `hosts`
-    are the --host options."""
-    host = (hosts_for_others(listeners) or hosts)[0]
-    port = listeners[0].getsockname()[1]
+def host_to_join(
+    listeners: Sequence[socket.socket], hosts: Sequence[str], rehearsal: Rehearsal | None
+) -> str:
+    """Returns a host at which those who can connect reach this one. `hosts` are the --host options.
+    Logs a warning if clients can't trust the certificate there."""
+    others = hosts_for_others(listeners)
+    if rehearsal:
+        return rehearsal.host_for_clients(others or hosts, by_name=bool(others))
+    return (others or hosts)[0]
+
+
+def how_to_join(host: str, port: int) -> list[str]:
+    """Returns commands for joining that work as they stand on the hosts that can connect."""
     return [f"join: python3 chat_client.py {host} {port}", f"or: nc {host} {port}"]
 
 
 def how_to_join_through_tls(
-    listeners: Sequence[socket.socket], hosts: Sequence[str], tls: ssl.SSLContext, cert: str
+    host: str, port: int, rehearsal: Rehearsal | None, cert: str, local: bool
 ) -> list[str]:
     """Returns the same for a room that speaks TLS with the certificate in the file `cert`, and what
-    it takes for that. Logs a warning if clients can't trust the certificate."""
-    others = hosts_for_others(listeners)
-    join = f"join: python3 chat_client.py %s {listeners[0].getsockname()[1]}"
-    try:
-        rehearsal = Rehearsal(tls, cert)
-    except OSError:  # a pipe, from which the certificate comes once
-        return [f"{join % (others or hosts)[0]} --tls-ca FILE", "FILE is the room's certificate"]
-    join %= rehearsal.host_for_clients(others or hosts, by_name=bool(others))
+    it takes for that; `local` if only this machine can connect."""
+    join = f"join: python3 chat_client.py {host} {port}"
+    if not rehearsal:
+        return [f"{join} --tls-ca FILE", "FILE is the room's certificate"]
     if rehearsal.public:
         return [f"{join} --tls"]
     if not rehearsal.sufficient:
         return [f"{join} --tls-ca FILE", f"FILE is the certificate of the authority behind {cert}"]
-    if not others:
+    if local:
         return [f"{join} --tls-ca {shell_word(os.path.abspath(cert))}"]
     file, note = shell_word(os.path.basename(cert)), "it isn't secret"
     with open(cert, "rb") as pem:
@@ -2683,6 +2825,14 @@ class Rehearsal:
             self.client.verify_flags &= ~PARTIAL_CHAIN
             self.sufficient = "issuer" not in self.why_refused()
             self.client.verify_flags |= PARTIAL_CHAIN  # even so we can see for which hosts it is
+
+    @classmethod
+    def of(cls, tls: ssl.SSLContext, cert: str) -> Rehearsal | None:
+        """Returns one, or None if the certificate was in a pipe, from which it comes once."""
+        try:
+            return cls(tls, cert)
+        except OSError:
+            return None
 
     def host_for_clients(self, hosts: Sequence[str], by_name: bool) -> str:
         """Returns which of the hosts the certificate is for; if it is for none, another one that it
@@ -2813,6 +2963,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     history = "give newcomers the last N messages (default: none)"
     add("--history", type=positive, default=0, metavar="N", help=history)
     add("--transcript", metavar="FILE", help="add every public line to FILE, with its time")
+    web = f"let browsers in, too, on this port (default: none; without a number {WEB_PORT})"
+    add("--web", type=port_number, nargs="?", const=WEB_PORT, metavar="PORT", help=web)
+    name = "a further name by which browsers reach this host, can be repeated"
+    add("--web-host", type=host_name, action="append", default=[], metavar="NAME", help=name)
     password = "let in who gives the password in FILE, or in CHAT_PASSWORD in the environment"
     add("--password-file", metavar="FILE", help=password)
     add("--tls-cert", metavar="FILE", help="speak TLS, with this certificate")
@@ -2822,6 +2976,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     args.prog = parser.prog
     if (args.tls_cert is None) != (args.tls_key is None):
         parser.error("--tls-cert and --tls-key go together")
+    if args.web_host and args.web is None:
+        parser.error("--web-host goes with --web")
     return args
 
 
@@ -2909,6 +3065,34 @@ def why_not_usable(error: OSError, cert: str, key: str) -> str:
     return f"the private key in {key} is damaged"
 
 
+def tell_where(
+    args: argparse.Namespace,
+    listeners: Sequence[socket.socket],
+    web_listeners: Sequence[socket.socket],
+    tls: ssl.SSLContext | None,
+) -> Site | None:
+    """Logs where the room is and how to join it. Returns the site for browsers, if there is one."""
+    addresses = [format_address(listener.getsockname()) for listener in listeners]
+    log.info("listening on %s; %s", " and ".join(addresses), who_can_connect(listeners))
+    rehearsal = Rehearsal.of(tls, args.tls_cert) if tls else None
+    host = host_to_join(listeners, args.host, rehearsal)
+    port = listeners[0].getsockname()[1]
+    if tls:
+        local = not hosts_for_others(listeners)
+        lines = how_to_join_through_tls(host, port, rehearsal, args.tls_cert, local)
+    else:
+        lines = how_to_join(host, port)
+    site = None
+    if web_listeners:
+        address = format_address((host, web_listeners[0].getsockname()[1]))
+        url = f"{'https' if tls else 'http'}://{address}/"
+        lines.append(f"or, in a browser: {url}")
+        site = Site([*args.host, *args.web_host], bool(tls), port, url)
+    for line in lines:
+        log.info("%s", line)
+    return site
+
+
 def run(args: argparse.Namespace) -> int:
     """Serves until it is told to stop; returns the exit status. Raises Failure."""
     max_clients = raise_descriptor_limit(args.max_clients)
@@ -2920,20 +3104,18 @@ def run(args: argparse.Namespace) -> int:
         raise Failure("the password is longer than a line may be; see --max-line")
     tls = make_server_tls(args.tls_cert, args.tls_key) if args.tls_cert is not None else None
     listeners = open_listeners(args.host, args.port)
-    addresses = [format_address(listener.getsockname()) for listener in listeners]
-    log.info("listening on %s; %s", " and ".join(addresses), who_can_connect(listeners))
-    if tls:
-        lines = how_to_join_through_tls(listeners, args.host, tls, args.tls_cert)
-    else:
-        lines = how_to_join(listeners, args.host)
-    for line in lines:
-        log.info("%s", line)
+    web = open_listeners(args.host, args.web, "--web") if args.web is not None else []
+    site = tell_where(args, listeners, web, tls)
     if password:
         log.info("the client asks for the password; any other sends it as its first line")
     if password and not tls:
         log.warning("the password travels in the clear; --tls-cert and --tls-key change that")
     room = Room(args.history, args.max_line)
-    server = ChatServer(listeners, room, max_clients, args.max_line, transcript, password, tls)
+    server = ChatServer(
+        *(listeners, room, max_clients, args.max_line, transcript, password, tls),
+        web_listeners=web,
+        site=site,
+    )
     try:
         return server.run()
     finally:
