@@ -34,18 +34,21 @@ class Walker:
             return 0
         reading = self.reading and not self.ended
         return (selectors.EVENT_READ if reading else 0) | (
-            selectors.EVENT_WRITE if self.outgoing else 0
+            selectors.EVENT_WRITE if self.has_to_send() else 0
         )
+
+    def has_to_send(self) -> bool:
+        return bool(self.outgoing or getattr(self.sock, "outgoing", b""))  # a browser's frames
 
     def move(self, events: int) -> None:
         try:
-            if events & selectors.EVENT_WRITE and self.outgoing:
+            if events & selectors.EVENT_WRITE and self.has_to_send():
                 self.outgoing = self.outgoing[self.sock.send(self.outgoing[:65536]) :]
             if events & selectors.EVENT_READ:
                 data = self.sock.recv(self.most)
                 self.received += data
                 self.ended = not data
-                if isinstance(self.sock, ssl.SSLSocket) and self.sock.pending():
+                if data and hasattr(self.sock, "pending") and self.sock.pending():
                     self.move(events)
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             pass

@@ -27,6 +27,7 @@ from typing import Any
 import pytest
 
 import chat_client
+from browser import WebSocketPeer
 from chat_server import (
     BATCH_COST,
     HIGH_WATER,
@@ -49,8 +50,9 @@ PLAIN = [*CLIENT, "--plain"]
 NOT_IN_MINIMAL = ["bz2", "fcntl", "getpass", "hmac", "readline", "resource", "termios", "zlib"]
 XTERM = {**os.environ, "TERM": "xterm-256color", "NO_COLOR": ""}
 
-# Which tests run over both kinds of connection; see the fixture `start`.
+# Which tests run over each kind of connection; see the fixture `start`.
 plain_and_tls = pytest.mark.parametrize("start", ["plain", "tls"], indirect=True)
+every_kind = pytest.mark.parametrize("start", ["plain", "tls", "web"], indirect=True)
 
 
 def needs(command: str) -> str:
@@ -104,11 +106,13 @@ class Server:
         python: str = sys.executable,
         cwd: Path = ROOT,
         tls: bool = False,
+        web: bool = False,
         stderr: int | None = None,
         within: Sequence[str] = (),
         **popen: Any,
     ) -> None:
         self.tls = tls
+        self.web = web  # whoever joins has a browser
         self.log_file = log
         self.port = 0 if stderr is None else free_port()
         command = [
@@ -118,6 +122,7 @@ class Server:
             "--port",
             str(self.port),
             *(TLS_OPTIONS if tls else ()),
+            *(["--web", "0"] if web else ()),
             *options,
         ]
         with open(log, "wb") as file:
@@ -137,6 +142,9 @@ class Server:
         else:
             found = self.wait_for_log(r"listening on .*?:(\d+)[ ;]")
             self.port = int(found.group(1))
+        if web:
+            found = self.wait_for_log(r"in a browser: https?://.*:(\d+)/")
+            self.web_port = int(found.group(1))
 
     def log(self) -> str:
         return self.log_file.read_text()
@@ -158,9 +166,9 @@ class Server:
 
     def dial(
         self, host: str = "127.0.0.1", receive_buffer: int = 0, source: str = ""
-    ) -> socket.socket:
-        """Returns a socket that is connected, from a source address if one is given, and through
-        TLS if the server speaks it."""
+    ) -> Any:
+        """Returns a socket that is connected, from a source address if one is given, through TLS if
+        the server speaks it, and as a browser's WebSocket if the members are to have browsers."""
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         sock = socket.socket(family, socket.SOCK_STREAM)
         if receive_buffer:
@@ -171,12 +179,11 @@ class Server:
                 sock.bind((source, 0))
             except OSError:
                 pytest.skip(f"this machine doesn't have {source}")
-        sock.connect((host, self.port))
-        return (
-            trusting(CERTS / "room.pem").wrap_socket(sock, server_hostname=host)
-            if self.tls
-            else sock
-        )
+        port = self.web_port if self.web else self.port
+        sock.connect((host, port))
+        if self.tls:
+            sock = trusting(CERTS / "room.pem").wrap_socket(sock, server_hostname=host)
+        return WebSocketPeer(sock, f"{host}:{port}") if self.web else sock
 
     def connect(
         self, host: str = "127.0.0.1", receive_buffer: int = 0, source: str = ""
@@ -468,7 +475,7 @@ def unconnected(
 class Peer:
     """The other end of a connection, which reads with a deadline."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: Any) -> None:
         self.sock = sock
         self.buffer = b""
 
@@ -571,9 +578,12 @@ class Listener:
         return Peer(sock)
 
 
-def end_stream(sock: socket.socket) -> None:
+def end_stream(sock: Any) -> None:
     """Half-closes. Not by the method of a TLS socket, which stops decrypting then."""
-    socket.socket.shutdown(sock, socket.SHUT_WR)
+    if isinstance(sock, WebSocketPeer):
+        sock.end()
+    else:
+        socket.socket.shutdown(sock, socket.SHUT_WR)
 
 
 def free_port() -> int:
