@@ -4,6 +4,7 @@
     python3 chat_server.py                    a room for this machine, on port 7007
     python3 chat_server.py --host ::          a room for the whole network
     python3 chat_client.py HOST               join it; or: nc HOST 7007, telnet HOST 7007
+    python3 chat_server.py --host :: --web    and with a browser: http://HOST:7080/
 
     python3 chat_server.py --host :: --tls-cert FILE --tls-key FILE --password-file FILE
                                               a closed room: nobody eavesdrops, nobody else gets in
@@ -16,7 +17,8 @@ The protocol is lines of UTF-8 text, ended by LF or CRLF. A member sends
 
 and any other line is a message for every other member. The room answers and announces with lines
 that begin with "* ". A member with a name has it before each of its messages, "John: Hi". In a
-closed room the first line from a newcomer is the password.
+closed room the first line from a newcomer is the password. Browsers get a page from a port of their
+own, and the same lines through a WebSocket there.
 
 One thread, one selectors loop, non-blocking sockets. A turn of the loop goes like this:
 
@@ -1423,7 +1425,8 @@ class Acceptor:
 # which of these a connection is in, and it is in one of them at most.
 #
 #   state     is in            `reading`                    its queue    in a TLS room
-#   at door   door.waiting     until it gave a password     a question   the handshake comes first
+#   at door   door.waiting     until it gave a password     a question   the handshake comes first;
+#                                                                        then a browser's request
 #   member    room.members     unless the throttle has      any          the handshake is done
 #                              paused it
 #   leaving   leaving          until its stream has ended   any          the handshake is done
@@ -1432,8 +1435,9 @@ class Acceptor:
 # What moves it on:
 #
 #   at door -> member     the right password, or none is needed     Membership.enter
-#   at door -> leaving    the same, but the room is full; a wrong   Membership.turn_away
-#                         password, after a second
+#   at door -> leaving    the same, but the room is full; a wrong   Membership.dismiss
+#                         password, after a second; a request for
+#                         the page, or what is no request
 #   member  -> leaving    /quit, the end of its stream, or of the   Membership.start_leaving
 #                         room; its place goes to another
 #   leaving -> closed     its queue is empty and its own stream     Membership.finish
