@@ -2178,12 +2178,19 @@ class Throttle:
             now = self.clock.now()
             self.left = min(self.left + PACE * (now - self.renewed_at), PACE)
             self.renewed_at = now
-            turns = int(self.left) // MIN_READ + 1 if self.left > 0 else 0
-            # Whoever has yet to read its answers isn't heard anyway: a turn would be used up, and
-            # the loop would never sleep.
-            may_speak = (conn for conn in self.paused if conn.unread <= MAX_UNREAD)
-            for conn in list(islice(may_speak, turns)):
-                self.resume_one(conn)
+            if self.left > 0:
+                self.give_turns(int(self.left) // MIN_READ + 1)
+
+    def give_turns(self, turns: int) -> None:
+        """Lets some of those who were paused speak. The host that has said least comes first, so
+        that it has as many turns as one with hundreds of connections; of a host, the connection
+        that has waited longest."""
+        # Whoever has yet to read its answers isn't heard anyway: a turn would be used up, and the
+        # loop would never sleep.
+        may_speak = [conn for conn in self.paused if conn.unread <= MAX_UNREAD]
+        may_speak.sort(key=lambda conn: self.hosts.get(conn.host, 0))
+        for conn in may_speak[:turns]:
+            self.resume_one(conn)
 
     def tick(self) -> None:
         """Once a second: what was said is half forgotten."""
