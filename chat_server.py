@@ -39,6 +39,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import hashlib
 import io
 import ipaddress
 import logging
@@ -53,14 +54,15 @@ import stat
 import sys
 import time
 import unicodedata
-from codecs import BOM_UTF8
+from base64 import b64encode
+from codecs import BOM_UTF8, utf_8_decode
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import islice
 from selectors import EVENT_READ, EVENT_WRITE
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 try:  # Windows has neither, and Debian's python3-minimal lacks the second
     import fcntl
@@ -110,6 +112,8 @@ ITEM_WEIGHT = 64  # counted with each thing that is said or answered, for the ti
 LETTERS_WEIGHT = 1024  # counted where letters beyond ASCII are compared: that takes up to 0.1 ms
 COMMAND_WEIGHT = 16  # counted with each of telnet's commands, which are taken out one by one
 TELNET_READ = 4 * 1024  # bytes that are read at once of a peer that has just sent some
+FRAME_WEIGHT = 32  # counted with each frame of a WebSocket, which are unpacked one by one
+FRAMES_READ = 16 * 1024  # bytes that are read at once of these: a frame can be six bytes
 SKIPPED_WEIGHT = 16  # counted with each character that was looked at and shows nothing
 
 # For a member that reads more slowly than the others talk, batches wait in a queue. While one's is
@@ -308,13 +312,19 @@ class Input(LineFramer):
     Data goes through `sift`, then `feed`. Besides an unfinished line it holds at most five bytes.
     """
 
-    __slots__ = ("commands", "held", "in_first_line")
+    __slots__ = ("held", "in_first_line", "weight")
+    over = False  # only the end of the stream ends it
 
     def __init__(self, max_line: int) -> None:
         super().__init__(max_line)
         self.held = b""  # the beginning of something that may turn out not to be text
         self.in_first_line = True
-        self.commands = 0  # of telnet, in what came last
+        self.weight = 0  # what came last cost besides its text: telnet's commands, as bytes
+
+    @property
+    def most(self) -> int:
+        """How many bytes may be read at once."""
+        return TELNET_READ if self.weight else sys.maxsize
 
     def sift(self, data: bytes) -> tuple[bytes, bytes]:
         """Takes the bytes that came; returns the text among them, in which lines end with LF, and
@@ -323,7 +333,7 @@ class Input(LineFramer):
         if self.in_first_line and not self.partial:
             data = self.begin(data)
         answers = b""
-        self.commands = 0
+        self.weight = 0
         if IAC in data or b"\r" in data:
             data, answers = self.take_out_telnet(data)
         if self.in_first_line:
@@ -361,7 +371,7 @@ class Input(LineFramer):
         """
         pieces = TELNET.split(data)  # text, command, text, command, ..., text
         commands = pieces[1::2]
-        self.commands = len(commands)
+        self.weight = len(commands) * COMMAND_WEIGHT
         if commands and not pieces[-1]:
             unfinished = UNFINISHED.fullmatch(commands[-1])
             if unfinished:  # of a subnegotiation that is its first two bytes, however long it is
@@ -373,6 +383,580 @@ class Input(LineFramer):
         requests = dict.fromkeys(command for command in commands if command[1:2] in REFUSALS)
         answers = [REFUSALS[one[1:2]] + one[2:] for one in requests if len(one) == 3]
         return text.replace(b"\r\n", b"\n").replace(b"\r\0", b"\n"), b"".join(answers)
+
+
+# --- Browsers: WebSocket --------------------------------------------------------------------------
+
+# What is in the first two bytes of a frame (RFC 6455, section 5.2).
+FIN, RESERVED, OPCODE = 0x80, 0x70, 0x0F
+MASKED, SIZE = 0x80, 0x7F
+CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
+MAX_CONTROL = 125  # bytes of payload in a control frame: CLOSE, PING or PONG
+MAX_LENGTHS = {126: 2, 127: 8}  # a SIZE that says in how many bytes the real one follows
+MASK_LENGTH = 4
+
+# Why a WebSocket is closed (section 7.4.1).
+PROTOCOL_ERROR, NOT_TEXT, NOT_UTF8 = 1002, 1003, 1007
+
+
+class Fault(Exception):
+    """What a peer sends isn't what a WebSocket carries, or not here; the text says why, for the
+    log, and `code` for the peer."""
+
+    def __init__(self, code: int, why: str) -> None:
+        super().__init__(why)
+        self.code = code
+
+
+def broken(why: str) -> Fault:
+    """Returns what to raise where a peer breaks the protocol."""
+    return Fault(PROTOCOL_ERROR, f"breaks the protocol: {why}")
+
+
+class WebSocket(LineFramer):
+    """The lines that a browser sends, out of the frames in which they travel (RFC 6455).
+
+    Data goes through `sift`, then `feed`, as with Input. A payload goes on as it comes, so that
+    besides an unfinished line this holds at most one control frame and a few bytes.
+    """
+
+    __slots__ = (
+        "code",
+        "final",
+        "held",
+        "in_message",
+        "left",
+        "mask",
+        "over",
+        "spoken",
+        "tail",
+        "weight",
+        "why",
+    )
+    most = FRAMES_READ  # bytes that may be read at once
+
+    def __init__(self, max_line: int) -> None:
+        super().__init__(max_line)
+        self.over = False  # the peer has closed, or is at fault: what comes isn't heard any more
+        self.code: int | None = None  # of the Close to send then; None means one without a code
+        self.why = ""  # the fault, for the log
+        self.weight = 0  # what came last cost besides its text, as bytes
+        self.held = b""  # the beginning of a header, or of a control frame
+        self.left = 0  # bytes of the frame's payload that have yet to come
+        self.mask = b""  # for these
+        self.final = False  # the frame is its message's last
+        self.in_message = False
+        self.spoken = False  # there was text in this message
+        self.tail = b""  # the beginning of a character, or a CR that may have an LF after it
+
+    def sift(self, data: bytes) -> tuple[bytes, bytes]:
+        """Takes the bytes that came; returns the text among them, and an answer to the last ping.
+
+        In the text each line, and so each message, ends with LF. At a fault it ends with the last
+        whole line before that.
+        """
+        self.weight = 0
+        if self.over:
+            return b"", b""
+        pieces, pong = [self.tail], b""
+        try:
+            pong = self.take_frames(self.held + data, pieces)
+        except Fault as fault:
+            self.end(fault)
+        text = self.check_text(b"".join(pieces))
+        if self.why:
+            text = text[: text.rfind(b"\n") + 1]
+            if not text:
+                self.partial = b""
+        self.weight += max(0, len(data) - len(text))
+        return text, pong
+
+    def take_frames(self, data: bytes, pieces: list[bytes]) -> bytes:
+        """Adds the text that is in frames to `pieces`; returns the answer to the last ping. Raises
+        Fault."""
+        pong, self.held = b"", b""
+        at = 0
+        while at < len(data) and not self.over:
+            opcode = CONTINUATION
+            if not self.left:
+                start = self.begin_frame(data, at)
+                if not start:
+                    self.held = data[at:]
+                    break
+                opcode, at = data[at] & OPCODE, start
+            payload = unmask(data[at : at + self.left], self.mask)
+            at += len(payload)
+            self.left -= len(payload)
+            if opcode == PING:
+                pong = frame(PONG, payload)
+            elif opcode == CLOSE:
+                self.close(payload)
+            elif opcode != PONG:
+                self.take_payload(payload, pieces)
+        return pong
+
+    def begin_frame(self, data: bytes, at: int) -> int:
+        """Reads the header at this place; returns where its payload begins, or 0 if it isn't whole,
+        or it is a control frame that isn't. Raises Fault."""
+        if len(data) < at + 2:
+            return 0
+        first, second = data[at], data[at + 1]
+        self.check_header(first, second)
+        start, size = at + 2, second & SIZE
+        if size in MAX_LENGTHS:
+            start += MAX_LENGTHS[size]
+            if len(data) < start:
+                return 0
+            size = int.from_bytes(data[at + 2 : start], "big")
+            check_size(size, start - at - 2)
+        start += MASK_LENGTH
+        if len(data) < start + (size if first & CLOSE else 0):
+            return 0
+        self.left, self.mask = size, data[start - MASK_LENGTH : start]
+        if not first & CLOSE:
+            self.in_message, self.final = True, bool(first & FIN)
+        self.weight += FRAME_WEIGHT
+        return start
+
+    def check_header(self, first: int, second: int) -> None:
+        """Raises Fault if a frame can't begin with these two bytes."""
+        opcode = first & OPCODE
+        if first & RESERVED:
+            raise broken("an extension that was not agreed on")
+        if not second & MASKED:
+            raise broken("a frame without a mask")
+        if opcode in (CLOSE, PING, PONG):
+            if not first & FIN:
+                raise broken("a control frame in fragments")
+            if second & SIZE > MAX_CONTROL:
+                raise broken("a control frame that is too long")
+        elif opcode == BINARY:
+            raise Fault(NOT_TEXT, "sends binary frames")
+        elif opcode not in (CONTINUATION, TEXT):
+            raise broken("an unknown kind of frame")
+        elif (opcode == CONTINUATION) != self.in_message:
+            raise broken("a message inside another" if opcode else "a continuation of nothing")
+
+    def take_payload(self, payload: bytes, pieces: list[bytes]) -> None:
+        """Takes a part of a message, at the end of which a line ends."""
+        if payload:
+            pieces.append(payload)
+            self.spoken = True
+        if self.left:
+            turn = len(payload) % MASK_LENGTH
+            self.mask = self.mask[turn:] + self.mask[:turn]
+        elif self.final:
+            if self.spoken:
+                pieces.append(b"\n")
+            self.in_message = self.spoken = False
+
+    def check_text(self, text: bytes) -> bytes:
+        """Returns the text with line ends of one kind, without the beginning of something at its
+        end, and without what isn't UTF-8: that is a fault."""
+        # No character goes on after the LF of its message, so that looking at many at once is fine.
+        try:
+            whole = utf_8_decode(text, "strict", False)[1]
+        except UnicodeDecodeError as error:
+            whole = error.start
+            self.end(Fault(NOT_UTF8, "sends text that is not UTF-8"))
+        text, self.tail = text[:whole], text[whole:]
+        if b"\r" in text:
+            if text.endswith(b"\r") and not self.tail:
+                text, self.tail = text[:-1], b"\r"
+            text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        return text
+
+    def close(self, payload: bytes) -> None:
+        """The peer has closed: its own code is the answer. Raises Fault."""
+        if payload:
+            code = int.from_bytes(payload[:2], "big")
+            if not (1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999):
+                raise broken("a close code that does not exist")
+            try:
+                payload[2:].decode()
+            except UnicodeDecodeError as error:
+                raise Fault(NOT_UTF8, "gives a reason that is not UTF-8") from error
+            self.code = code
+        self.over = True
+
+    def end(self, fault: Fault) -> None:
+        """The peer is at fault."""
+        self.over, self.code, self.why = True, fault.code, str(fault)
+
+
+def check_size(size: int, length: int) -> None:
+    """Raises Fault for a size of a payload that is too large, or that fewer than `length` bytes
+    would have told."""
+    if size >> 63:
+        raise broken("a frame that is too long")
+    if size < (126 if length == 2 else 1 << 16):
+        raise broken("a length in more bytes than it needs")
+
+
+def unmask(data: bytes, mask: bytes) -> bytes:
+    """Returns the payload that was masked (RFC 6455, section 5.3). One large number is a hundred
+    times as fast as to look at each byte."""
+    key = (mask * (len(data) // MASK_LENGTH + 1))[: len(data)]
+    number = int.from_bytes(data, "little") ^ int.from_bytes(key, "little")
+    return number.to_bytes(len(data), "little")
+
+
+def frame(opcode: int, payload: bytes) -> bytes:
+    """Returns a whole message, or a control frame, as a server sends it."""
+    size = len(payload)
+    if size < 126:
+        return bytes((FIN | opcode, size)) + payload
+    if size < 1 << 16:
+        return bytes((FIN | opcode, 126)) + size.to_bytes(2, "big") + payload
+    return bytes((FIN | opcode, 127)) + size.to_bytes(8, "big") + payload
+
+
+def close_frame(code: int | None) -> bytes:
+    """Returns the frame that ends a WebSocket, with a code or without one."""
+    return frame(CLOSE, b"" if code is None else code.to_bytes(2, "big"))
+
+
+# --- Browsers: HTTP -------------------------------------------------------------------------------
+
+STYLE = """
+:root { color-scheme: light dark; font: 1em/1.4 system-ui, sans-serif }
+"""
+SCRIPT = """
+"use strict";
+"""
+PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Chat</title>
+<link rel="icon" href="data:,">
+<style>%s</style>
+<main></main>
+<script>%s</script>
+</html>
+"""
+# The same for a short text: a title, STYLE, and the text.
+NOTE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>%s</title>
+<link rel="icon" href="data:,">
+<style>%s</style>
+<main><p>%s</p></main>
+</html>
+"""
+
+MAX_REQUEST = 8 * 1024  # bytes of a request's head
+REASONS = {
+    101: "Switching Protocols",
+    200: "OK",
+    307: "Temporary Redirect",
+    400: "Bad Request",
+    403: "Forbidden",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    421: "Misdirected Request",
+    426: "Upgrade Required",
+    431: "Request Header Fields Too Large",
+}
+
+# The parts of a request (RFC 9112, RFC 9110): the whole syntax, so that nothing else gets further.
+TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+REQUEST_LINE = re.compile(rf"({TOKEN}) ([!-~]+) HTTP/1\.(\d)", re.ASCII)
+FIELD = re.compile(rf"({TOKEN}):([\t -~\x80-\xff]*)")
+LINE_END = re.compile(r"\r?\n")
+HEAD_END = re.compile(rb"\r?\n\r?\n")
+ABSOLUTE = re.compile(r"https?://([^/?]*)/?(.*)", re.IGNORECASE)
+AUTHORITY = re.compile(
+    r"(\[[0-9a-f:.]{2,45}\]|[0-9a-z._-]{1,253})(?::(\d{0,5}))?", re.ASCII | re.IGNORECASE
+)
+# What can still become one, in the first line.
+REQUEST_START = re.compile(rb"[A-Za-z-]{0,20}(?: [^ ]*(?: [HTP/0-9.]*\r?)?)?")
+
+# Names that nobody outside can have in the DNS (RFC 6762, RFC 6761, RFC 8375), or that nobody uses
+# outside.
+LOCAL_NAMES = (".local", ".localhost", ".internal", ".home.arpa", ".lan")
+ORIGIN = re.compile(r"(https?)://(.*)")
+DEFAULT_PORTS = {"http": 80, "https": 443}
+# What a content security policy takes for a host. That has no IPv6 addresses.
+POLICY_HOST = re.compile(r"[0-9a-z-]+(?:\.[0-9a-z-]+)*(?::\d+)?", re.ASCII)
+
+WEBSOCKET_KEY = re.compile(r"[A-Za-z0-9+/]{22}==")  # 16 bytes in base64
+WEBSOCKET_ID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, section 1.3
+UPGRADE = ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13")
+MAX_ORIGIN = 100  # characters of one that is logged
+# What every page comes with: nobody guesses at its type, keeps it, is told of it, or embeds it.
+HARDENING = (
+    "X-Content-Type-Options: nosniff",
+    "Cache-Control: no-store",
+    "Referrer-Policy: no-referrer",
+    "Cross-Origin-Resource-Policy: same-origin",
+)
+
+# The protocol asks for SHA-1, but not for its strength. A strict system wants to hear that.
+if sys.version_info >= (3, 9):
+    sha1 = partial(hashlib.sha1, usedforsecurity=False)
+else:
+    sha1 = hashlib.sha1
+
+
+class Refusal(Exception):
+    """A request that isn't granted; the text is for whoever reads the page."""
+
+    def __init__(self, status: int, text: str, why: str, *fields: str) -> None:
+        super().__init__(text)
+        self.status = status
+        self.why = why  # for the log; empty if it is of no interest there
+        self.fields = fields  # what the response's header needs besides
+
+
+def bad_request(what: str) -> Refusal:
+    """Returns what to raise for a request that isn't HTTP, or not as it is spoken here."""
+    return Refusal(400, f"This is {what}.", f"sends {what}")
+
+
+class Request(NamedTuple):
+    """The head of an HTTP request."""
+
+    method: str
+    target: str  # the path, and the query if there is one; or "*"
+    minor: int  # 1 stands for HTTP/1.1
+    host: str  # a name or an address, perhaps with a port, in lower case; may be empty in HTTP/1.0
+    fields: dict[str, str]  # by names in lower case; one that comes twice is "value, value"
+
+    def words(self, name: str) -> list[str]:
+        """Returns the elements of a field that is a list, in lower case."""
+        return [word.strip(" \t") for word in self.fields.get(name, "").lower().split(",")]
+
+
+class Answer(NamedTuple):
+    """What a request comes to."""
+
+    status: int  # after 101 the connection is a WebSocket
+    data: bytes  # the whole response
+    why: str  # why it was refused, for the log; empty if that is of no interest there
+
+
+def is_http(data: bytes) -> bool:
+    """Says whether a peer's first bytes are an HTTP request, or may become one."""
+    line, newline, _ = data.lstrip(b"\r\n").partition(b"\n")
+    if not newline:
+        return bool(REQUEST_START.fullmatch(line))
+    request = HTTP_REQUEST.match(line)
+    return request is not None and line.startswith(HTTP_VERSION, request.end())
+
+
+def parse_request(data: bytes) -> Request:
+    """Returns the head of a request, after which nothing may follow. Raises Refusal."""
+    data = data.lstrip(b"\r\n")
+    end = HEAD_END.search(data, 0, MAX_REQUEST)
+    if not end:
+        if len(data) >= MAX_REQUEST:
+            raise Refusal(431, "This request is too long.", "sends a request that is too long")
+        raise bad_request("an unfinished request")
+    first, *rest = LINE_END.split(data[: end.start()].decode("latin-1"))
+    line = REQUEST_LINE.fullmatch(first)
+    if not line:
+        raise bad_request("a malformed request")
+    method, target, minor = line.groups()
+    fields = parse_fields(rest)
+    length = fields.get("content-length", "0")
+    if len(data) > end.end() or length != "0" or "transfer-encoding" in fields:
+        raise bad_request("a request with something after it")
+    host = fields.get("host", "")
+    if not AUTHORITY.fullmatch(host) and (host or minor != "0"):
+        raise bad_request("a request without a proper Host")
+    absolute = ABSOLUTE.fullmatch(target)
+    if absolute:  # as proxies are asked; this host is the one that counts
+        host, target = absolute[1], f"/{absolute[2]}"
+    if not target.startswith(("/", "*")) or (absolute and not AUTHORITY.fullmatch(host)):
+        raise bad_request("a request for a malformed place")
+    return Request(method, target, int(minor), host.lower(), fields)
+
+
+def parse_fields(lines: Iterable[str]) -> dict[str, str]:
+    """Returns the values of a head's fields by their names. Raises Refusal."""
+    fields: dict[str, str] = {}
+    for line in lines:
+        field = FIELD.fullmatch(line)
+        if not field:
+            raise bad_request("a request with a malformed field")
+        name, value = field[1].lower(), field[2].strip(" \t")
+        fields[name] = f"{fields[name]}, {value}" if name in fields else value
+    return fields
+
+
+def split_authority(text: str, default_port: int) -> tuple[str, int] | None:
+    """Returns a host, as it can be compared, and its port; None if it isn't one."""
+    authority = AUTHORITY.fullmatch(text)
+    return (plain_name(authority[1]), int(authority[2] or default_port)) if authority else None
+
+
+def plain_name(host: str) -> str:
+    """Returns a host's name as it can be compared: in lower case, in the DNS's letters, without the
+    dot that may end it."""
+    if not host.isascii():
+        with suppress(UnicodeError):
+            host = host.encode("idna").decode()
+    host = host.lower()
+    return host[:-1] if host.endswith(".") else host
+
+
+def digest(text: str) -> str:
+    """Returns how a content security policy names a script or a style."""
+    return f"'sha256-{b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+class Site:
+    """The page, and what of HTTP is around it (RFC 9112). No I/O.
+
+    A web page from anywhere can have a browser ask us for something. Two checks see to it that only
+    our own page gets to the room: the page's Origin must be where it asks; and that, the Host, must
+    be a name that is ours, because a name of somebody else can lead to our address too.
+    """
+
+    def __init__(self, hosts: Iterable[str], secure: bool) -> None:
+        """`hosts` are names that Host may have besides those that can't be anybody else's; under
+        TLS (`secure`), the certificate decides on that, and it may be any."""
+        self.hosts = {plain_name(host) for host in (socket.gethostname(), *hosts)}
+        self.secure = secure
+        self.page = (PAGE % (STYLE, SCRIPT)).encode()
+        self.policy = (
+            f"default-src 'none'; script-src {digest(SCRIPT)}; style-src {digest(STYLE)}; "
+            "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+            "require-trusted-types-for 'script'; connect-src 'self'"
+        )
+
+    def is_whole(self, request: bytes) -> bool:
+        """Says whether a request can be answered: its head is complete, or too long."""
+        request = request.lstrip(b"\r\n")
+        return len(request) >= MAX_REQUEST or HEAD_END.search(request) is not None
+
+    def respond(self, data: bytes) -> Answer:
+        """Answers a request, which is all that has come."""
+        try:
+            request = parse_request(data)
+            self.check(request)
+            if request.method == "GET" and wants_websocket(request):
+                return self.upgrade(request)
+            policy = self.policy_for(request.host)
+            return Answer(200, self.response(200, self.page, data, policy), "")
+        except Refusal as refusal:
+            return Answer(refusal.status, self.refuse(data, refusal), refusal.why)
+
+    def redirect(self, data: bytes) -> bytes:
+        """Answers a request that came in the clear to a port that speaks TLS."""
+        try:
+            request = parse_request(data)
+            if not request.host:
+                raise bad_request("a request without a proper Host")
+            path = request.target if request.target.startswith("/") else "/"
+            to = f"Location: https://{request.host}{path}"
+            raise Refusal(307, "This room is at https.", "", to)
+        except Refusal as refusal:
+            return self.refuse(data, refusal)
+
+    def check(self, request: Request) -> None:
+        """Raises Refusal unless it comes to us, from a page of ours, and asks for the page."""
+        self.check_host(request)
+        if request.method not in ("GET", "HEAD"):
+            raise Refusal(405, "There is only a page to get here.", "", "Allow: GET, HEAD")
+        self.check_origin(request)
+        if request.target.partition("?")[0] != "/":
+            raise Refusal(404, "There is nothing here; the room is at /.", "")
+
+    def check_host(self, request: Request) -> None:
+        """Raises Refusal unless the host that was asked for can only be us."""
+        authority = split_authority(request.host, 0)
+        if self.secure or not authority or self.is_ours(authority[0]):
+            return
+        name = authority[0]
+        text = f"The room does not go by the name {name}; its host can change that: --web-host"
+        raise Refusal(421, text, f"asks for {name}; --web-host {name} would allow that name")
+
+    def is_ours(self, name: str) -> bool:
+        """Says whether nobody else can have this name: it is an address, or local, or our own."""
+        if name.startswith("[") or "." not in name:
+            return True
+        if name.endswith(LOCAL_NAMES) or name in self.hosts:
+            return True
+        try:
+            return bool(ipaddress.ip_address(name))
+        except ValueError:
+            return False
+
+    def check_origin(self, request: Request) -> None:
+        """Raises Refusal if a page from elsewhere asks. Only programs don't say where from."""
+        text = request.fields.get("origin")
+        if text is None:
+            return
+        origin = ORIGIN.fullmatch(text.lower())
+        if origin and not (self.secure and origin[1] == "http"):
+            port = DEFAULT_PORTS[origin[1]]
+            place = split_authority(origin[2], port)
+            if place and place == split_authority(request.host, port):
+                return
+        where = printable(text.encode("latin-1"))[:MAX_ORIGIN]
+        raise Refusal(403, "The room is only for its own page.", f"asks from a page of {where}")
+
+    def upgrade(self, request: Request) -> Answer:
+        """Makes a WebSocket of the connection (RFC 6455, section 4.2). Raises Refusal."""
+        fields = request.fields
+        asked = "websocket" in request.words("upgrade") and "upgrade" in request.words("connection")
+        if not asked or not request.minor:
+            text = "A proxy on the way here does not let a WebSocket through."
+            why = "lost its Upgrade, or HTTP/1.1, at a proxy on its way"
+            raise Refusal(426, text, why, *UPGRADE)
+        if fields.get("sec-websocket-version") != "13":
+            text = "The room speaks version 13 of WebSocket."
+            raise Refusal(426, text, "asks for another version of WebSocket", *UPGRADE)
+        key = fields.get("sec-websocket-key", "")
+        if not WEBSOCKET_KEY.fullmatch(key):
+            raise bad_request("a request without a proper Sec-WebSocket-Key")
+        if fields.get("sec-fetch-site") == "cross-site":
+            raise Refusal(403, "The room is only for its own page.", "asks from a page elsewhere")
+        accept = b64encode(sha1((key + WEBSOCKET_ID).encode()).digest()).decode()
+        lines = (*UPGRADE[:2], f"Sec-WebSocket-Accept: {accept}")
+        return Answer(101, head(101, lines), "")
+
+    def policy_for(self, host: str) -> str:
+        """Returns the content security policy of the page at a host. Safari before version 16
+        doesn't take a WebSocket there for 'self'."""
+        scheme = "wss" if self.secure else "ws"
+        return f"{self.policy} {scheme}://{host}" if POLICY_HOST.fullmatch(host) else self.policy
+
+    def refuse(self, data: bytes, refusal: Refusal) -> bytes:
+        """Returns the response to a request that isn't granted."""
+        title = f"{refusal.status} {REASONS[refusal.status]}"
+        text = (NOTE % (title, STYLE, refusal)).encode()
+        return self.response(refusal.status, text, data, self.policy, *refusal.fields)
+
+    def response(
+        self, status: int, page: bytes, request: bytes, policy: str, *fields: str
+    ) -> bytes:
+        """Returns the response to a request: a page, or only its head if just that was asked for."""
+        lines = (
+            time.strftime("Date: %a, %d %b %Y %H:%M:%S GMT", time.gmtime()),
+            "Connection: close",
+            "Content-Type: text/html; charset=utf-8",
+            f"Content-Length: {len(page)}",
+            f"Content-Security-Policy: {policy}",
+            *HARDENING,
+            *fields,
+        )
+        is_head = request.lstrip(b"\r\n").startswith(b"HEAD ")
+        return head(status, lines) + (b"" if is_head else page)
+
+
+def wants_websocket(request: Request) -> bool:
+    """Says whether a request means to become a WebSocket. A proxy may have taken away Upgrade."""
+    return "sec-websocket-key" in request.fields or "websocket" in request.words("upgrade")
+
+
+def head(status: int, lines: Iterable[str]) -> bytes:
+    """Returns the head of a response with these fields."""
+    return "\r\n".join((f"HTTP/1.1 {status} {REASONS[status]}", *lines, "\r\n")).encode("latin-1")
 
 
 # --- Text and names ------------------------------------------------------------------------------
@@ -1539,6 +2123,7 @@ class Connection(Member):
         is nothing now. What telnet and browsers ask for is answered. Raises Gone."""
         data = self.receive_bytes(min(limit, self.framer.most))
         if not data:
+            self.framer.weight = 0
             return data
         text, answers = self.framer.sift(data)
         if answers:
