@@ -395,7 +395,8 @@ MAX_CONTROL = 125  # bytes of payload in a control frame: CLOSE, PING or PONG
 MAX_LENGTHS = {126: 2, 127: 8}  # a SIZE that says in how many bytes the real one follows
 MASK_LENGTH = 4
 
-# Why a WebSocket is closed (section 7.4.1).
+# Why a WebSocket is closed (section 7.4.1; the last one is in IANA's registry).
+NORMAL, GOING_AWAY, REFUSED, TRY_LATER = 1000, 1001, 1008, 1013
 PROTOCOL_ERROR, NOT_TEXT, NOT_UTF8 = 1002, 1003, 1007
 
 
@@ -616,25 +617,499 @@ def close_frame(code: int | None) -> bytes:
     return frame(CLOSE, b"" if code is None else code.to_bytes(2, "big"))
 
 
-# --- Browsers: HTTP -------------------------------------------------------------------------------
+# --- Browsers: the page --------------------------------------------------------------------------
 
+# All that a browser gets: three texts in one answer, and nothing from elsewhere, so that the page
+# works without the internet. Its Content-Security-Policy allows exactly this style and this script.
+# So there is no style or handler in the HTML; and what anybody said only ever becomes a text node.
+
+# Each color of a text has a contrast of at least 4.5 to each background that it can stand on.
 STYLE = """
-:root { color-scheme: light dark; font: 1em/1.4 system-ui, sans-serif }
+:root {
+  color-scheme: light dark;
+  --page: #ffffff; --text: #1c1e21; --dim: #5a6068; --line: #c9ced6; --strong: #0b57d0;
+  --own: #eaf1fb; --private: #fdf3dc;
+  --name0: #0b57d0; --name1: #b3261e; --name2: #1b6e3c; --name3: #8430ce;
+  --name4: #00687a; --name5: #b0216b; --name6: #4a6300; --name7: #9a5b00;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --page: #15171a; --text: #e6e7e9; --dim: #a3a9b2; --line: #42474f; --strong: #8ab4f8;
+    --own: #1d2b40; --private: #332a14;
+    --name0: #8ab4f8; --name1: #ff8a80; --name2: #7fd49b; --name3: #cf9ff5;
+    --name4: #6fd3e4; --name5: #f59cc4; --name6: #bccf66; --name7: #f2b25c;
+  }
+}
+* { box-sizing: border-box; }
+[hidden] { display: none !important; }
+body {
+  margin: 0; height: 100vh; height: 100dvh;  /* the second without a phone's own bars */
+  padding: env(safe-area-inset-top) env(safe-area-inset-right)
+    env(safe-area-inset-bottom) env(safe-area-inset-left);
+  background: var(--page); color: var(--text);
+  font: 16px/1.4 system-ui, sans-serif;  /* in smaller fields than 16px an iPhone zooms in */
+}
+h1 { font-size: 1em; margin: 0; overflow-wrap: anywhere; }
+input, textarea, button {
+  font: inherit; color: inherit; background: var(--page);
+  padding: .5em .7em; border: 1px solid var(--dim); border-radius: .4em;
+}
+button { background: var(--strong); border-color: var(--strong); color: var(--page); }
+:focus-visible { outline: 3px solid var(--strong); outline-offset: 2px; }
+::placeholder { color: var(--dim); opacity: 1; }
+#door { max-width: 22em; margin: 0 auto; padding: 12vh 1em 1em; display: grid; gap: 1em; }
+#door label { display: grid; gap: .3em; }
+#why:empty, #state:empty { display: none; }
+#why { margin: 0; color: var(--name1); }
+#room { height: 100%; max-width: 60em; margin: 0 auto; display: flex; flex-direction: column; }
+header, #say, #offline { display: flex; gap: .6em; align-items: center; padding: .5em .8em; }
+header { justify-content: space-between; position: relative; border-bottom: 1px solid var(--line); }
+summary { cursor: pointer; padding: .3em; }
+#names {
+  position: absolute; z-index: 1; top: 100%; right: .8em; width: 16em; max-width: 90%;
+  max-height: 60vh; overflow: auto; margin: 0; padding: .5em .8em; list-style: none;
+  background: var(--page); border: 1px solid var(--line); border-radius: .4em;
+}
+#log { flex: 1; min-height: 0; overflow-y: auto; overflow-anchor: none; padding: .4em 0; }
+#log:focus-visible { outline-offset: -3px; }
+/* The time has a column of its own, so that no row of a long message can pass for another one. */
+#log p { display: flex; gap: .7em; margin: 0; padding: .15em .8em; }
+#log time { flex: none; width: 2.9em; color: var(--dim); font-variant-numeric: tabular-nums; }
+#log span, #names li { min-width: 0; overflow-wrap: anywhere; white-space: pre-wrap; }
+bdi { unicode-bidi: isolate; }  /* whatever turns the direction of a text ends with it */
+.own { background: var(--own); }
+.private { background: var(--private); box-shadow: inset 4px 0 var(--name7); }
+.notice, .day, em { color: var(--dim); }
+#log .day { justify-content: center; }
+.name0 { color: var(--name0); } .name1 { color: var(--name1); } .name2 { color: var(--name2); }
+.name3 { color: var(--name3); } .name4 { color: var(--name4); } .name5 { color: var(--name5); }
+.name6 { color: var(--name6); } .name7 { color: var(--name7); }
+#jump { align-self: center; margin-top: -3em; border-radius: 2em; z-index: 1; }
+#offline { border-top: 1px solid var(--line); justify-content: space-between; }
+#state { margin: 0; }
+#say { border-top: 1px solid var(--line); align-items: flex-end; }
+#text { flex: 1; min-width: 0; max-height: 30vh; resize: none; }
 """
-SCRIPT = """
+
+SCRIPT = r"""
 "use strict";
+const WELCOME = "Welcome to the chatroom!";
+const MAX_NAME = 32;  // characters that the room allows
+const MAX_ROWS = 5000;
+const COLORS = 8;  // .name0 to .name7
+const MAX_WAIT = 30;  // seconds between tries to connect again
+const CHECK_TIME = 1;  // seconds after the last line until we see whether it has arrived
+const LASTING = 30;  // seconds after which a connection is taken for one that lasts
+const WHO = /^\/(?:who|names)(?: |$)/, NAME = /^\/(?:name|nick) +(.*)$/, QUIT = /^\/(?:quit|exit)/;
+const HOME = `Chat on ${location.host}`;
+
+const byId = (id) => document.getElementById(id);
+const door = byId("door"), room = byId("room"), log = byId("log"), box = byId("text");
+const names = new Set();  // who is known to be here
+let others = [];  // and how many more, in the room's words
+let socket = null;
+let inRoom = false;
+let wanted = "";  // the name that the user wants, even while somebody else has it
+let me = "";  // the name that the room knows us by
+let password = "";
+let sent = [];  // lines that may not have arrived yet, each with the row that shows it, if any
+let said = [];  // messages as the room tells them
+let day = "", unread = 0, following = true;  // following: the last row is in sight
+let wait = 1, retry = 0, check = 0, since = 0;  // seconds, two timers, a time
+
+// What the page shows
+
+function make(tag, style, ...content) {
+  const element = document.createElement(tag);
+  element.className = style;
+  element.append(...content);
+  return element;
+}
+
+function isolated(tag, style, text) {
+  const element = make(tag, style, text);
+  element.dir = "auto";
+  return element;
+}
+
+function colorOf(name) {
+  let sum = 0;
+  for (const letter of name) sum = (sum * 31 + letter.codePointAt(0)) % 65521;
+  return `name${sum % COLORS}`;
+}
+
+function show(kind, text, speaker = "", mark = "", now = new Date()) {
+  if (now && day !== now.toDateString()) {
+    day = now.toDateString();
+    const date = { weekday: "long", day: "numeric", month: "long", year: "numeric" };
+    log.append(make("p", "day", now.toLocaleDateString([], date)));
+  }
+  const time = make("time", "", now ? now.toTimeString().slice(0, 5) : "");
+  if (now) {
+    time.dateTime = now.toISOString();
+    time.title = now.toLocaleString();
+  }
+  const words = make("span", "");
+  if (speaker) words.append(isolated("bdi", `speaker ${colorOf(speaker)}`, speaker), mark, ": ");
+  words.append(isolated("bdi", "", text));
+  const row = make("p", kind, time, words);
+  log.append(row);
+  if (document.hidden && (kind === "said" || kind === "private")) unread += 1;
+  return words;
+}
+
+// Brings the page up to date once rows were added: one look at its layout, however many they are.
+function settle() {
+  const height = log.scrollHeight;
+  while (log.childElementCount > MAX_ROWS) log.firstChild.remove();
+  said = said.slice(-MAX_ROWS);
+  if (following) log.scrollTop = log.scrollHeight;
+  else log.scrollTop -= height - log.scrollHeight;  // what the user reads stays where it is
+  byId("jump").hidden = following;
+  document.title = (unread ? `(${unread}) ` : "") + HOME;
+}
+
+function report(text, offersAgain = false) {
+  byId("state").textContent = text;
+  byId("offline").hidden = !text;
+  byId("again").hidden = !offersAgain;
+}
+
+function showNames() {
+  byId("count").textContent = `Names here: ${names.size}`;
+  const items = [...names].sort((a, b) => a.localeCompare(b));
+  byId("names").replaceChildren(
+    ...items.map((name) => make("li", "", isolated("bdi", colorOf(name), name))),
+    ...others.map((text) => make("li", "notice", text)),
+  );
+  box.placeholder = me ? `Message as ${me}` : "Message";
+}
+
+function openDoor(why, isLocked) {
+  hangUp();
+  byId("why").textContent = why;
+  byId("lock").hidden = !isLocked;
+  door.hidden = false;
+  room.hidden = true;
+  byId(isLocked ? "password" : "name").focus();
+}
+
+// The connection
+
+function hangUp() {
+  clearTimeout(retry);
+  clearTimeout(check);
+  if (socket) {
+    socket.onmessage = socket.onclose = null;
+    socket.close();
+  }
+  for (const { row } of sent) {
+    if (row) row.append(make("em", "", " (perhaps not sent)"));
+  }
+  socket = null;
+  retry = 0;
+  sent = [];
+  me = "";
+  inRoom = false;
+  names.clear();
+  others = [];
+  showNames();
+}
+
+function connect() {
+  hangUp();
+  report("Connecting\u2026");
+  socket = new WebSocket(location.origin.replace("http", "ws"));
+  socket.onmessage = ({ data }) => {
+    const lines = data.split("\n").slice(0, -1);
+    const start = inRoom ? -1 : lines.indexOf(WELCOME);
+    const rest = start < 0 ? [] : lines.splice(start + 1);  // the history, with no times in it
+    for (const line of lines) hear(line);
+    for (const line of unseen(rest.filter((line) => !line.startsWith("* ")))) {
+      show("said", line, "", "", null);  // who had a name then may be somebody else today
+      said.push(line);
+    }
+    for (const line of rest) if (line.startsWith("* ")) hear(line);
+    settle();
+  };
+  socket.onclose = ({ code }) => {
+    if (inRoom && Date.now() - since > LASTING * 1000) wait = 1;
+    hangUp();
+    if (code === 1000 || code === 1008) {
+      report(code === 1000 ? "You have left." : "You were removed from the room.", true);
+      return;
+    }
+    // At random, so that not all pages come back to a restarted room in the same moment.
+    const seconds = wait * (0.5 + Math.random() / 2);
+    retry = setTimeout(connect, seconds * 1000);
+    wait = Math.min(2 * wait, MAX_WAIT);
+    const what = code === 1013 ? "The room is full" : "Not connected";
+    report(`${what}. Next try in ${Math.ceil(seconds)} s; what you type is kept.`, true);
+  };
+}
+
+function hurry() {
+  if (retry) connect();
+}
+
+// Of the history, returns what this page hasn't shown yet.
+function unseen(history) {
+  let known = history.length;
+  while (known && history.slice(0, known).join("\n") !== said.slice(-known).join("\n")) known -= 1;
+  return history.slice(known);
+}
+
+// From the room
+
+function hear(line) {
+  if (!inRoom && line === WELCOME) {
+    enter();
+    return;
+  }
+  if (line.startsWith("* ")) {
+    hearRoom(line.slice(2));
+    return;
+  }
+  // Whoever has no name can say "Note: buy milk", but not the name of anybody who is here.
+  const [, speaker, mark, text] = /^([^:]*?)( \(private\))?: (.*)$/s.exec(line) || [];
+  const isNamed = names.has(speaker);
+  if (isNamed) show(mark ? "private" : "said", text, speaker, mark);
+  else show("said", line);
+  if (!isNamed || !mark) said.push(line);
+}
+
+function enter() {
+  inRoom = true;
+  since = Date.now();
+  report("");
+  show("notice", WELCOME);
+  if (wanted) send(`/name ${wanted}`);
+  send("/who");
+}
+
+// Follows what the room itself says, and shows it, unless it was the page that asked.
+function hearRoom(text) {
+  const [, newcomer] = /^(.+) joined$/.exec(text) || [];
+  const [, leaver, now] = /^(.+?) (?:left|was removed|is now (.+))$/.exec(text) || [];
+  let request;
+  if (!inRoom && text === "password?") {
+    if (password) socket.send(password);
+    else openDoor("", true);  // not connected: at the room's door there are only some seconds
+    return;
+  }
+  if (!inRoom && text === "wrong password") {
+    password = "";
+    openDoor("That is not the password.", true);
+    return;
+  }
+  if (text.startsWith("here: ")) {
+    if (hearNames(text.slice(6))) return;
+  } else if ((request = answered((line) => text === `you are ${nameIn(line)}`))) {
+    if (takeName(nameIn(request.line), request.row)) return;
+  } else if ((request = answered((line) => refuses(text, nameIn(line))))) {
+    if (!request.row) return hearRefusal(nameIn(request.line), text);
+  } else if (newcomer) {
+    names.add(newcomer);
+  } else if (leaver) {
+    hearGone(leaver, now);
+  } else if (text === "bye") {
+    answered((line) => QUIT.test(line));
+  }
+  showNames();
+  show("notice", text);
+}
+
+// The room answers in order: all that was sent up to this question has arrived.
+function answered(isQuestion) {
+  return sent.splice(0, sent.findIndex(({ line }) => isQuestion(line)) + 1).pop();
+}
+
+function nameIn(line) {
+  const [, name] = NAME.exec(line) || [];
+  return name && name.normalize("NFKC").trim();
+}
+
+function fold(name) {
+  return (name || "").normalize("NFKC").toLowerCase();
+}
+
+function hearNames(list) {
+  const question = answered((line) => WHO.test(line));
+  const here = list.split(/, | and (?=\d+ unnamed$)/);
+  const isNumber = (one) => /^\d+ (?:more|unnamed)$/.test(one);
+  others = here.filter(isNumber);
+  if (!others.some((one) => one.endsWith("more"))) names.clear();
+  for (const name of here) if (!isNumber(name)) names.add(name);
+  showNames();
+  return question && !question.row;
+}
+
+function takeName(name, byUser) {
+  names.delete(me);
+  names.add(name);
+  me = name;
+  if (byUser) remember(name);
+  showNames();
+  return !byUser && fold(name) === fold(wanted);
+}
+
+function refuses(text, name) {
+  return name && (text === `${name} is taken` || text.endsWith(": /name NAME"));
+}
+
+function hearRefusal(name, text) {
+  if (me) return;  // somebody else was faster to take our own name; we keep the other one
+  const another = [...name].slice(0, MAX_NAME - 1).join("") + "_";
+  if (text.endsWith(" is taken") && another !== name) send(`/name ${another}`);
+  else openDoor(text.replace(": /name NAME", ""));
+}
+
+function hearGone(name, now) {
+  names.delete(name);
+  if (now) names.add(now);
+  const isOurs = fold(name) === fold(wanted) && fold(now) !== fold(wanted);
+  if (isOurs && me && fold(me) !== fold(wanted)) send(`/name ${wanted}`);
+}
+
+// From the user
+
+function send(line, row = null) {
+  socket.send(line);
+  sent.push({ line, row });
+  clearTimeout(check);
+  if (row) check = setTimeout(send, CHECK_TIME * 1000, "/who");
+}
+
+function speak() {
+  if (!inRoom || (wanted && !me)) return;  // the text stays where it is
+  const lines = box.value.split(/\r\n?|\n/).filter((line) => line.trim());
+  for (const line of lines) {
+    // Of several lines, which were pasted, none is meant as a command.
+    const isAlone = lines.length === 1;
+    const isCommand = isAlone && /^\/(?!\/)/.test(line);
+    const text = isAlone && line.startsWith("//") ? line.slice(1) : line;
+    const row = show("own", text, isCommand ? "" : me || "you");
+    send(!isCommand && text.startsWith("/") ? "/" + text : text, row);
+    if (!isCommand) said.push(me ? `${me}: ${text}` : text);
+  }
+  box.value = "";
+  following = true;
+  fit();
+  settle();
+}
+
+// Makes the box as high as its text.
+function fit() {
+  box.style.height = "auto";
+  box.style.height = `${box.scrollHeight + 2}px`;
+}
+
+function remember(name) {
+  wanted = name;
+  try {
+    localStorage.setItem("name", name);
+  } catch {}  // the user doesn't want pages to keep anything
+}
+
+door.onsubmit = (event) => {
+  event.preventDefault();
+  remember(byId("name").value.trim());
+  if (!byId("lock").hidden) password = byId("password").value;
+  byId("password").value = "";
+  door.hidden = true;
+  room.hidden = false;
+  box.focus();
+  connect();
+};
+byId("say").onsubmit = (event) => {
+  event.preventDefault();
+  speak();
+  box.focus();
+};
+box.oninput = fit;
+box.onkeydown = (event) => {
+  const composes = event.isComposing || event.keyCode === 229;  // Enter chooses a word then
+  if (event.key === "Enter" && !event.shiftKey && !composes) {
+    event.preventDefault();
+    speak();
+  }
+};
+byId("jump").onclick = () => {
+  following = true;
+  settle();
+  box.focus();
+};
+byId("again").onclick = connect;
+byId("who").ontoggle = () => {
+  if (byId("who").open && inRoom) send("/who");  // who has no name comes and goes in silence
+};
+log.onscroll = () => {
+  following = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
+  if (following) byId("jump").hidden = true;
+};
+new ResizeObserver(() => {
+  if (following) log.scrollTop = log.scrollHeight;
+}).observe(log);
+window.ononline = hurry;
+document.onvisibilitychange = () => {
+  if (document.hidden) return;
+  unread = 0;
+  settle();
+  hurry();
+};
+
+document.title = HOME;
+for (const title of document.querySelectorAll("h1")) title.textContent = HOME;
+try {
+  byId("name").value = localStorage.getItem("name") || "";
+} catch {}
+byId("name").focus();
 """
-PAGE = """<!doctype html>
+
+PAGE = f"""<!DOCTYPE html>
 <html lang="en">
+<head>
 <meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="viewport" content="width=device-width, initial-scale=1, viewport-fit=cover, \
+interactive-widget=resizes-content">
 <title>Chat</title>
 <link rel="icon" href="data:,">
-<style>%s</style>
-<main></main>
-<script>%s</script>
+<style>{STYLE}</style>
+</head>
+<body>
+<form id="door">
+  <h1>Chat</h1>
+  <p id="why" role="alert"></p>
+  <label>Your name, or nothing <input id="name" maxlength="32" autocomplete="nickname"></label>
+  <label id="lock" hidden>Password of the room
+    <input id="password" type="password" autocomplete="current-password"></label>
+  <button>Join</button>
+  <noscript>Without JavaScript this page can do nothing.</noscript>
+</form>
+<main id="room" hidden>
+  <header>
+    <h1>Chat</h1>
+    <details id="who"><summary id="count"></summary><ul id="names"></ul></details>
+  </header>
+  <div id="log" role="log" aria-live="polite" aria-label="Messages" tabindex="0"></div>
+  <button id="jump" type="button" hidden>New messages</button>
+  <div id="offline" hidden>
+    <p id="state" role="status"></p>
+    <button id="again" type="button" hidden>Connect now</button>
+  </div>
+  <form id="say">
+    <textarea id="text" rows="1" aria-label="Message" enterkeyhint="send"></textarea>
+    <button>Send</button>
+  </form>
+</main>
+<script>{SCRIPT}</script>
+</body>
 </html>
 """
+
+
+# --- Browsers: HTTP -------------------------------------------------------------------------------
+
 # The same for a short text: a title, STYLE, and the text.
 NOTE = """<!doctype html>
 <html lang="en">
@@ -816,12 +1291,17 @@ class Site:
     be a name that is ours, because a name of somebody else can lead to our address too.
     """
 
-    def __init__(self, hosts: Iterable[str], secure: bool) -> None:
+    def __init__(
+        self, hosts: Iterable[str], secure: bool, url: str = "", room_port: int = PORT
+    ) -> None:
         """`hosts` are names that Host may have besides those that can't be anybody else's; under
-        TLS (`secure`), the certificate decides on that, and it may be any."""
+        TLS (`secure`), the certificate decides on that, and it may be any. Browsers find the page
+        at `url`, others the room at `room_port`."""
+        self.url = url
+        self.room_port = room_port
         self.hosts = {plain_name(host) for host in (socket.gethostname(), *hosts)}
         self.secure = secure
-        self.page = (PAGE % (STYLE, SCRIPT)).encode()
+        self.page = PAGE.encode()
         self.policy = (
             f"default-src 'none'; script-src {digest(SCRIPT)}; style-src {digest(STYLE)}; "
             "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
@@ -1208,9 +1688,10 @@ class Batch:
     def frame_for(self, member: Member) -> bytes:
         """Returns the same in a frame of a WebSocket, as a browser gets it."""
         if member in self.cuts:
-            return text_frame(self.text_for(member))
-        if not self.frame:
-            self.frame = text_frame(self.text)
+            text = self.text_for(member)
+            return frame(TEXT, text) if text else b""
+        if self.text and not self.frame:
+            self.frame = frame(TEXT, self.text)
         return self.frame
 
     def forget(self, member: Member) -> int:
@@ -2019,7 +2500,7 @@ class Acceptor:
 # What moves it on:
 #
 #   at door -> member     the right password, or none is needed     Membership.enter
-#   at door -> leaving    the same, but the room is full; a wrong   Membership.dismiss
+#   at door -> leaving    the same, but the room is full; a wrong   Membership.turn_away
 #                         password, after a second; a request for
 #                         the page, or what is no request
 #   member  -> leaving    /quit, the end of its stream, or of the   Membership.start_leaving
@@ -2545,7 +3026,13 @@ class WrongTries:
 
 
 class Dismissed(Exception):
-    """Somebody at the door has got all that it came for, and isn't let in."""
+    """Somebody at the door isn't let in: `why` is said to it, if it hasn't got all that it came
+    for, and the code tells a browser."""
+
+    def __init__(self, why: str = "", code: int = NORMAL) -> None:
+        super().__init__(why)
+        self.why = why
+        self.code = code
 
 
 class Door:
@@ -2632,18 +3119,31 @@ class Door:
         request = self.requests[conn] + data
         self.requests[conn] = request
         if not is_http(request):
-            conn.say(notice(self.site.hint))
-            raise Dismissed
+            raise self.wrong_port()
         if not self.site.is_whole(request):
             return None
         answer = self.site.respond(request)
         conn.say(answer.data)
-        if answer.status != 101:
+        if answer.why:
             log.info("%s %s", conn, answer.why)
+        if answer.status != 101:
             raise Dismissed
         del self.requests[conn]
         conn.upgrade()
         return self.greet(conn)
+
+    def wrong_port(self) -> Dismissed:
+        """Returns what to raise for somebody who comes to the browsers' port without one."""
+        assert self.site
+        return Dismissed(f"this port is for browsers; the room is on port {self.site.room_port}")
+
+    def give_up(self, conn: Connection) -> bytes | None:
+        """Somebody has been at the door for too long. Raises Gone or Dismissed."""
+        if conn in self.refused:
+            raise Dismissed("wrong password", REFUSED)
+        if self.requests.get(conn) == b"" and not conn.shaking_hands:
+            raise self.wrong_port()
+        raise Gone("was not let in")
 
     def judge(self, conn: Connection) -> bytes | None:
         """Looks at the password that was given, unless it is too early for that."""
@@ -2914,8 +3414,8 @@ class Membership:
         """Takes a step with somebody at the door, after which it may come in. Raises Gone."""
         try:
             rest = step(conn)
-        except Dismissed:
-            self.dismiss(conn)
+        except Dismissed as dismissed:
+            self.turn_away(conn, dismissed.why, dismissed.code)
             return
         if rest is not None and self.make_room(self.places, conn):
             self.enter(conn, rest)
@@ -2928,7 +3428,9 @@ class Membership:
         loser = places.loser_to(conn.host, self.clock.now())
         if not loser:
             log.info("%s turned away: all %d places are taken", conn, places.size)
-            self.turn_away(conn, "the room is full", TRY_LATER)
+            # A browser that has yet to ask for something couldn't make anything of a word.
+            why = "" if conn in self.door.requests else "the room is full"
+            self.turn_away(conn, why, TRY_LATER)
             return False
         if loser in self.door.waiting:
             self.disconnect(loser, "had to make room at the door")
@@ -2956,16 +3458,13 @@ class Membership:
 
     # Out
 
-    def turn_away(self, conn: Connection, why: str, code: int = REFUSED) -> None:
+    def turn_away(self, conn: Connection, why: str, code: int = NORMAL) -> None:
         """Tells a newcomer why it isn't let in, and ends its stream. Raises Gone."""
-        if conn.shaking_hands or conn in self.door.requests:  # so that nothing can be said to it
-            raise Gone("could not be told why")
-        conn.say(notice(why))
-        self.dismiss(conn, code)
-
-    def dismiss(self, conn: Connection, code: int = NORMAL) -> None:
-        """Ends the stream to somebody at the door. Raises Gone."""
         self.door.forget(conn)
+        if conn.shaking_hands:  # so that nothing can be said to it
+            raise Gone("could not be told why")
+        if why:
+            conn.say(notice(why))
         conn.read_on(True)
         self.start_leaving(conn, code)
         conn.say_bye()
@@ -2979,7 +3478,9 @@ class Membership:
 
     def send_to_web(self, conn: Connection) -> None:
         """Tells a browser that has come to the wrong port where to go. Raises Gone."""
-        why = self.door.site.hint_for_browsers if self.door.site else "there is no page here"
+        why = "there is no page here"
+        if self.door.site:
+            why = f"for browsers, the room is at {self.door.site.url}"
         if conn in self.room.members:
             self.show_out(conn, why, NORMAL)
         else:
@@ -3048,10 +3549,7 @@ class Membership:
             if now >= self.leaving[conn]:
                 self.forget(conn)
         for conn in [conn for conn, deadline in self.door.waiting.items() if now >= deadline]:
-            if conn in self.door.refused:
-                self.guard(self.turn_away, conn, "wrong password")
-            else:
-                self.disconnect(conn, "was not let in")
+            self.guard(self.serve_newcomer, conn, self.door.give_up)
         for conn in self.throttle.overdue():
             self.disconnect(conn, "disconnected: too far behind")
 
@@ -3683,7 +4181,7 @@ def tell_where(
         address = format_address((host, web_listeners[0].getsockname()[1]))
         url = f"{'https' if tls else 'http'}://{address}/"
         lines.append(f"or, in a browser: {url}")
-        site = Site([*args.host, *args.web_host], bool(tls), port, url)
+        site = Site([*args.host, *args.web_host], bool(tls), url, port)
     for line in lines:
         log.info("%s", line)
     return site

@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import WebSocketPeer
 
 import chat_client
-from browser import WebSocketPeer
 from chat_server import (
     BATCH_COST,
     HIGH_WATER,
