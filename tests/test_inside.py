@@ -174,7 +174,7 @@ def test_a_flood_of_telnets_commands_is_read_in_small_parts_and_weighs(
         select.select([conn.sock], [], [], DEADLINE)
         server.read_all({conn})
         weights.append(server.room.batch.weight)
-    assert weights == [chat_server.TELNET_READ // 2 * chat_server.COMMAND_WEIGHT] * 3
+    assert weights == [chat_server.IDLE_READ // 2 * chat_server.COMMAND_WEIGHT] * 3
 
 
 def test_whoever_asks_and_does_not_read_is_not_heard_and_noted(
