@@ -111,9 +111,10 @@ TURN_WEIGHT = 512 * 1024  # as Batch counts it: what is heard line by line takes
 ITEM_WEIGHT = 64  # counted with each thing that is said or answered, for the time that it takes
 LETTERS_WEIGHT = 1024  # counted where letters beyond ASCII are compared: that takes up to 0.1 ms
 COMMAND_WEIGHT = 16  # counted with each of telnet's commands, which are taken out one by one
-TELNET_READ = 4 * 1024  # bytes that are read at once of a peer that has just sent some
 FRAME_WEIGHT = 32  # counted with each frame of a WebSocket, which are unpacked one by one
 FRAMES_READ = 16 * 1024  # bytes that are read at once of these: a frame can be six bytes
+IDLE_WEIGHT = 16  # counted with each byte of TLS that is neither text nor what is around it
+IDLE_READ = 4 * 1024  # bytes that are read at once of a peer that has just sent some of the two
 SKIPPED_WEIGHT = 16  # counted with each character that was looked at and shows nothing
 
 # For a member that reads more slowly than the others talk, batches wait in a queue. While one's is
@@ -144,6 +145,7 @@ OVERSLEPT = 1.0  # seconds that the loop can be late: more means that the proces
 HANDSHAKE_TIME = 3.0  # seconds for the one, for which nobody has to type
 DOOR_TIME = 10.0  # seconds for the other
 DOOR_SHARE = 0.003  # seconds of a turn: a step of a handshake can be some ms of arithmetic
+DOOR_READ = 4 * 1024  # bytes that are read at once
 # So that guessing is slow: each wrong password costs its host a second, and all together a tenth.
 # Whoever is more than TRIES_AHEAD seconds ahead has to wait.
 WRONG_TIME = 1.0  # seconds until a wrong password is answered, and its host may try another
@@ -152,10 +154,14 @@ TRIES_AHEAD = 3.0  # seconds
 SILENCE = 10.0  # seconds after which one that never said a word has no claim to its place
 
 WELCOME = "Welcome to the chatroom!"
-NOT_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE")  # OpenSSL's reasons
 PARTIAL_CHAIN = 0x80000  # ssl.VERIFY_X509_PARTIAL_CHAIN, which older Pythons don't name
-NOT_A_PAIR = ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED")  # these too
-TLS_RECORD = 16 * 1024  # bytes in a record at most; so much is decrypted at once
+# OpenSSL's reasons
+NOT_A_PAIR = ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED")
+TLS_RECORD = 16 * 1024  # bytes of text in a record at most: so much is encrypted at once
+TLS_READ = TLS_RECORD + 512  # bytes that are received at once: a record with what is around it
+TLS_HANDSHAKE = 0x16  # the first byte from whoever speaks TLS
+TLS_OVERHEAD = 29  # bytes around the text of a record, as far as they cost nothing
+MAX_UNSENT = 24 * 1024  # bytes that may wait encrypted: a record, and what TLS itself has to say
 PRIVATE = " (private)"
 ALIASES = {"/nick": "/name", "/names": "/who", "/exit": "/quit"}  # what people know from elsewhere
 HELP = (
@@ -324,7 +330,7 @@ class Input(LineFramer):
     @property
     def most(self) -> int:
         """How many bytes may be read at once."""
-        return TELNET_READ if self.weight else sys.maxsize
+        return IDLE_READ if self.weight else sys.maxsize
 
     def sift(self, data: bytes) -> tuple[bytes, bytes]:
         """Takes the bytes that came; returns the text among them, in which lines end with LF, and
@@ -2489,30 +2495,148 @@ class Acceptor:
 # The states of a connection, and what it can be in each. No state is kept twice: it follows from
 # which of these a connection is in, and it is in one of them at most.
 #
-#   state     is in            `reading`                    its queue    in a TLS room
-#   at door   door.waiting     until it gave a password     a question   the handshake comes first;
-#                                                                        then a browser's request
-#   member    room.members     unless the throttle has      any          the handshake is done
+#   state     is in            `reading`                    its queue    `tls`, in a TLS room
+#   at door   door.waiting     until it gave a password     a question   shakes hands first, then
+#                                                                        a browser asks for something
+#   member    room.members     unless the throttle has      any          is there
 #                              paused it
-#   leaving   leaving          until its stream has ended   any          the handshake is done
-#   closed    nothing          no                           none         nothing is sent any more
+#   leaving   leaving          until its stream has ended   any          until it has said its end
+#   closed    nothing          no                           none         none
+#
+# In any of the first three, what TLS has encrypted and the kernel hasn't taken is in `unsent`. It
+# comes before what is in the queue, and before the end of the stream.
 #
 # What moves it on:
 #
 #   at door -> member     the right password, or none is needed     Membership.enter
 #   at door -> leaving    the same, but the room is full; a wrong   Membership.turn_away
 #                         password, after a second; a request for
-#                         the page, or what is no request
+#                         the page; no TLS, or no browser, where
+#                         there must be
 #   member  -> leaving    /quit, the end of its stream, or of the   Membership.start_leaving
 #                         room; its place goes to another
-#   leaving -> closed     its queue is empty and its own stream     Membership.finish
-#                         has ended, or LINGER or FAREWELL is over
+#   leaving -> closed     it has got everything, and its own        Membership.finish
+#                         stream has ended, or LINGER or FAREWELL
+#                         is over
 #   any     -> closed     an error, too far behind, out of time     Membership.disconnect
 
 
 def lost(error: OSError) -> Gone:
     """Returns what an error on a connection's socket means."""
     return Gone(f"lost: {error.strerror or error}")
+
+
+class TLS:
+    """The room's end of one connection's TLS, without I/O: bytes in, bytes out.
+
+    OpenSSL takes what came from one BIO, and puts what is to be sent into another. A BIO keeps the
+    memory that it once needed, so all connections share these two. They are empty after each step:
+    what is left then is this connection's, in `wire` and `output`.
+    """
+
+    __slots__ = (
+        "engine",
+        "failure",
+        "has_begun",
+        "has_more",
+        "idle",
+        "output",
+        "shaking_hands",
+        "surplus",
+        "wire",
+    )
+    incoming: Any = ssl and ssl.MemoryBIO()
+    outgoing: Any = ssl and ssl.MemoryBIO()
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self.engine = context.wrap_bio(self.incoming, self.outgoing, server_side=True)
+        self.has_begun = False  # its first bytes have come
+        self.shaking_hands = True  # no text can pass before that is done
+        self.wire = b""  # came, and wasn't looked at yet
+        self.output = b""  # has to be sent: steps of the handshake, alerts, answers, text
+        self.has_more = False  # something that came may be left to decrypt, or the end to be told
+        self.failure: Gone | None = None  # is to be raised after the text that came before it
+        self.idle = 0  # bytes that came and made no text, or not yet
+        self.surplus = 0  # those of them that never will, such as orders to change keys
+
+    def feed(self, data: bytes) -> None:
+        """Takes what came from the peer."""
+        self.has_begun = True
+        self.wire += data
+        self.idle += len(data)
+
+    def shake_hands(self) -> None:
+        """Goes on with the handshake, as far as that goes now. Raises Gone."""
+        self.shaking_hands = self.step(self.finish_handshake) is None
+        self.has_more = bool(self.wire) and not self.shaking_hands
+
+    def finish_handshake(self) -> bool:
+        """Returns True. Raises ssl.SSLError, also if more has to come for that."""
+        self.engine.do_handshake()
+        return True
+
+    def decrypt(self, limit: int) -> bytes | None:
+        """Returns up to `limit` bytes of the text that came, none at its end, which is told only
+        once; None if there is nothing now. Raises Gone."""
+        if self.failure:
+            raise self.failure
+        pieces: list[bytes] = []
+        goes_on = None
+        try:
+            goes_on = self.step(self.read, pieces, limit)
+        except Gone as failure:
+            if not pieces:
+                raise
+            self.failure = failure.with_traceback(None)
+        text = b"".join(pieces)
+        self.idle = max(0, self.idle - len(text) - len(pieces) * TLS_OVERHEAD)
+        # A record may be on its way still, or not yet looked at.
+        self.surplus = max(0, self.idle - len(self.wire) - TLS_READ)
+        self.idle -= self.surplus
+        ended = goes_on is False
+        self.has_more = bool(goes_on or self.failure or (ended and text))
+        return text or (b"" if ended else None)
+
+    def read(self, pieces: list[bytes], limit: int) -> bool:
+        """Adds the text of one record after another, up to `limit` bytes; returns whether there can
+        be more. Raises ssl.SSLError, also if more has to come."""
+        while limit:
+            piece = self.engine.read(min(limit, TLS_RECORD))
+            if not piece:  # close_notify
+                return False
+            pieces.append(piece)
+            limit -= len(piece)
+        return True
+
+    def encrypt(self, data: bytes | memoryview) -> None:
+        """Puts into the output what is sent for some bytes of text, at least one. Raises Gone."""
+        self.step(self.engine.write, data)
+
+    def end(self) -> None:
+        """Puts the end of our stream into the output, close_notify; that of the peer is not waited
+        for, and nothing can be decrypted any more."""
+        with suppress(Gone):
+            self.step(self.engine.unwrap)
+
+    def step(self, action: Callable[..., Any], *given: Any) -> Any:
+        """Returns what comes of an action, None if more has to come from the peer before that.
+        Raises Gone."""
+        if self.wire:
+            self.incoming.write(self.wire)
+        try:
+            return action(*given)
+        except ssl.SSLWantReadError:
+            return None
+        except ssl.SSLError as error:
+            raise lost(error) from error
+        finally:
+            self.wire = self.incoming.read()
+            self.output += self.outgoing.read()
+
+    def take_output(self) -> bytes:
+        """Returns what has to be sent, once."""
+        output, self.output = self.output, b""
+        return output
 
 
 class Connection(Member):
@@ -2537,16 +2661,22 @@ class Connection(Member):
         "size",
         "sock",
         "taken",
+        "tls",
         "unheard",
+        "unsent",
     )
-    shaking_hands = False  # nothing else can be received or sent before that is done
-    tls_wants = 0  # EVENT_WRITE while TLS has to send before anything else, else 0
 
     def __init__(
-        self, sock: socket.socket, peer: str, selector: selectors.BaseSelector, max_line: int
+        self,
+        sock: socket.socket,
+        peer: str,
+        selector: selectors.BaseSelector,
+        max_line: int,
+        tls: TLS | None = None,
     ) -> None:
         super().__init__()
         self.sock = sock
+        self.tls = tls  # what its bytes go through, until our end of the stream
         self.peer = peer
         self.host = sys.intern(host_of(peer))
         self.selector = selector
@@ -2562,6 +2692,7 @@ class Connection(Member):
         self.place = 0  # bytes that are sent of what it gets of the first batch in the queue
         self.taken = 0  # bytes that the kernel has taken of what had to wait
         self.size = 0  # bytes that wait in the queue, and BATCH_COST for each batch
+        self.unsent = b""  # what TLS has encrypted and the kernel hasn't taken
         self.watch()
 
     def __str__(self) -> str:
@@ -2569,9 +2700,7 @@ class Connection(Member):
 
     def watch(self) -> None:
         """Registers for exactly those events for which it can be served now."""
-        events = (EVENT_READ if self.reading else 0) | (EVENT_WRITE if self.queue else 0)
-        if events and self.tls_wants:
-            events = self.tls_wants
+        events = (EVENT_READ if self.reading else 0) | (EVENT_WRITE if self.is_owed() else 0)
         if events == self.events:
             return
         if not events:
@@ -2582,27 +2711,57 @@ class Connection(Member):
             self.selector.modify(self.sock, events, self)
         self.events = events
 
-    def unstick(self, events: int) -> int:
-        """Takes the events that have come; returns those to serve it for."""
-        return events
-
     def close(self) -> None:
         """Closes the socket and drops all that was waiting."""
         self.reading = self.sending = False
         self.unheard = b""
+        self.tls = None
         self.drop_queue()
         self.watch()
         self.sock.close()
 
-    # From the peer
+    # Through TLS
 
-    def shake_hands(self) -> None:
-        """Goes on with the handshake, as far as that goes now. Raises Gone."""
+    def is_shaking_hands(self) -> bool:
+        """Says whether TLS comes first: no text can be received or sent yet."""
+        return self.tls is not None and self.tls.shaking_hands
+
+    def shake_hands(self, data: bytes) -> None:
+        """Goes on with the handshake, with what came. Raises Gone."""
+        assert self.tls
+        self.tls.feed(data)
+        self.step(self.tls.shake_hands)
+
+    def step(self, action: Callable[..., Any], *given: Any) -> Any:
+        """Returns what comes of a step of TLS. What that has to send is sent, also if the step
+        fails: then it tells the peer why. Raises Gone."""
+        assert self.tls
+        try:
+            return action(*given)
+        finally:
+            output = self.tls.take_output()
+            if output:
+                self.put(output)
+
+    def put(self, data: bytes) -> None:
+        """Sends what is encrypted; what the kernel doesn't take has to wait. Raises Gone."""
+        if not self.sending:
+            return
+        waited = bool(self.unsent)
+        data = self.unsent + data
+        sent = self.send_bytes(data)
+        self.unsent = data[sent:] if self.sending else b""
+        if len(self.unsent) > MAX_UNSENT:
+            raise Gone("makes TLS answer, and does not read the answers")
+        if waited or self.unsent:
+            self.watch()
+
+    # From the peer
 
     def receive(self, limit: int) -> bytes | None:
         """Returns text of about `limit` bytes at most, none at the end of the stream, None if there
         is nothing now. What telnet and browsers ask for is answered. Raises Gone."""
-        data = self.receive_bytes(min(limit, self.framer.most))
+        data = self.receive_text(min(limit, self.framer.most))
         if not data:
             self.framer.weight = 0
             return data
@@ -2611,21 +2770,42 @@ class Connection(Member):
             self.answer(answers)
         return text or (b"" if self.framer.over else None)
 
+    def receive_text(self, limit: int) -> bytes | None:
+        """Returns up to `limit` bytes, decrypted but otherwise as they are, else the same as
+        `receive`. Raises Gone."""
+        data = self.receive_through_tls(limit) if self.tls else self.receive_bytes(limit)
+        if data == b"":
+            self.read_on(False)
+        return data
+
+    def receive_through_tls(self, limit: int) -> bytes | None:
+        """Returns the same, of what is encrypted. Raises Gone."""
+        assert self.tls
+        if not self.tls.has_more:
+            data = self.receive_bytes(min(limit, IDLE_READ if self.tls.surplus else TLS_READ))
+            if not data:
+                return data
+            self.tls.feed(data)
+        return cast("bytes | None", self.step(self.tls.decrypt, limit))
+
     def receive_bytes(self, limit: int) -> bytes | None:
-        """Returns up to `limit` bytes as they are, else the same as `receive`. Raises Gone."""
+        """Returns up to `limit` bytes as the kernel has them, else the same as `receive`. Raises
+        Gone."""
         try:
-            data = self.sock.recv(limit)
+            return self.sock.recv(limit)
         except BlockingIOError:  # readiness is a hint, not a promise
             return None
         except OSError as error:
             raise lost(error) from error
-        if not data:
-            self.read_on(False)
-        return data
 
     def has_more(self) -> bool:
         """Says whether there is something to hear that the selector doesn't know of."""
-        return bool(self.unheard)
+        return bool(self.unheard or (self.tls and self.tls.has_more))
+
+    def toll(self) -> int:
+        """Returns the weight of what came with the last text, or in place of it."""
+        idle = self.tls.surplus * IDLE_WEIGHT if self.tls else 0
+        return self.framer.weight + idle
 
     def read_on(self, reading: bool) -> None:
         """Reads from it from now on, or doesn't: TCP's flow control then slows its peer down."""
@@ -2695,11 +2875,12 @@ class Connection(Member):
             batch.forget(self)
 
     def flush(self) -> None:
-        """Sends of its queue what the kernel takes now. Raises Gone."""
-        while self.queue:
+        """Sends of what waits for it what the kernel takes now. Raises Gone."""
+        if self.unsent:
+            self.put(b"")
+        while self.queue and not self.unsent:
             batch = self.queue[0]
             text = memoryview(self.part_of(batch))[self.place :]
-            # TLS takes a text that it couldn't send for begun: it has to be offered the same again.
             sent = self.send(text)
             self.taken += sent
             if sent < len(text):
@@ -2710,14 +2891,32 @@ class Connection(Member):
             self.place = 0
             self.size -= sent + BATCH_COST
             self.unread -= batch.forget(self)
-        self.queue = None
-        self.watch()
+        if not self.queue:
+            self.queue = None
+            self.watch()
 
     def part_of(self, batch: Batch) -> bytes:
         """Returns what it gets of a sealed batch."""
         return batch.frame_for(self) if self.framed else batch.text_for(self)
 
     def send(self, data: bytes | memoryview) -> int:
+        """Returns how many bytes were taken, 0 if none can be now. Raises Gone.
+
+        Nothing is encrypted before the kernel has taken all that was: so at most a record waits
+        outside of the queue.
+        """
+        if not self.tls:
+            return self.send_bytes(data)
+        taken = 0
+        while taken < len(data) and not self.unsent:
+            piece = data[taken : taken + TLS_RECORD]
+            self.step(self.tls.encrypt, piece)
+            if not self.sending:
+                return 0
+            taken += len(piece)
+        return taken
+
+    def send_bytes(self, data: bytes | memoryview) -> int:
         """Returns how many bytes the kernel took, 0 if it takes none now. Raises Gone."""
         try:
             return self.sock.send(data)
@@ -2733,8 +2932,8 @@ class Connection(Member):
     def stop_sending(self) -> None:
         """The peer has gone. But what it said before that may still wait to be read, and reading
         it, we come to its end."""
-        with suppress(OSError):  # not end_stream(): TLS would not decrypt any more
-            socket.socket.shutdown(self.sock, socket.SHUT_WR)
+        with suppress(OSError):
+            self.sock.shutdown(socket.SHUT_WR)
         self.sending = False
         self.drop_queue()
         self.watch()
@@ -2748,11 +2947,20 @@ class Connection(Member):
                 return int.from_bytes(answer, sys.byteorder)
         return 0
 
+    def is_owed(self) -> bool:
+        """Says whether something waits to be sent to it."""
+        return bool(self.queue or self.unsent)
+
     def end_stream(self) -> None:
-        """Tells the peer that nothing more will come. What it sends can then only be drained."""
-        self.sending = False
-        with suppress(OSError):
-            self.sock.shutdown(socket.SHUT_WR)
+        """Tells the peer that nothing more will come, TLS's way first: if that has to wait, this
+        has to be called again. What the peer sends can then only be drained. Raises Gone."""
+        if self.tls:
+            self.step(self.tls.end)
+            self.tls = None
+        if not self.unsent:
+            self.sending = False
+            with suppress(OSError):
+                self.sock.shutdown(socket.SHUT_WR)
 
     def acknowledged(self) -> int:
         """Returns how many bytes the peer's kernel has acknowledged since some time or other; where
@@ -2769,88 +2977,7 @@ class Connection(Member):
             batch.forget(self)
         self.queue = None
         self.place = self.size = self.unread = 0
-
-
-class TLSConnection(Connection):
-    """A connection through TLS, which may have to send before it can receive."""
-
-    __slots__ = ("shaking_hands", "tls", "tls_wants")
-
-    def __init__(
-        self, sock: ssl.SSLSocket, peer: str, selector: selectors.BaseSelector, max_line: int
-    ) -> None:
-        self.shaking_hands = True
-        self.tls: ssl.SSLSocket | None = sock  # none after our end of the stream
-        self.tls_wants = 0
-        super().__init__(sock, peer, selector, max_line)
-
-    def unstick(self, events: int) -> int:
-        if not self.tls_wants:
-            return events
-        self.tls_wants = 0
-        self.watch()
-        return EVENT_READ | EVENT_WRITE  # whatever TLS was stuck in can go on
-
-    def attempt(self, action: Callable[..., Any], *given: int) -> Any:
-        """Returns what comes of an action, None if TLS can't finish that now. Raises Gone."""
-        try:
-            return action(*given)
-        except (ssl.SSLWantReadError, BlockingIOError):
-            return None
-        except ssl.SSLWantWriteError:  # such as an answer to a change of keys
-            self.tls_wants = EVENT_WRITE
-            self.watch()
-            return None
-        except OSError as error:
-            if self.shaking_hands and getattr(error, "reason", "") in NOT_TLS:
-                with suppress(OSError):  # in plain text, as it was asked
-                    socket.socket.send(self.sock, notice("this room speaks TLS; use --tls"))
-            raise lost(error) from error
-
-    def shake_hands(self) -> None:
-        self.shaking_hands = self.attempt(self.handshake) is None
-
-    def handshake(self) -> bool:
-        """Returns True when the handshake is done. Raises OSError, also if it isn't."""
-        assert self.tls
-        self.tls.do_handshake()
-        return True
-
-    def receive_bytes(self, limit: int) -> bytes | None:
-        self.note_error()
-        return cast("bytes | None", self.attempt(self.sock.recv, limit))
-
-    def note_error(self) -> None:
-        """Notes how the stream has ended, if it has: OpenSSL takes every error for a plain end."""
-        error = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if error:
-            self.reset = error != errno.EPIPE
-            self.stop_sending()
-
-    def has_more(self) -> bool:
-        # What is decrypted isn't in the kernel any more.
-        return bool(self.unheard or (self.tls and self.tls.pending()))
-
-    def send(self, data: bytes | memoryview) -> int:
-        self.note_error()
-        try:
-            return self.sock.send(data) if self.sending else 0
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            return 0
-        except (ssl.SSLError, ConnectionError):
-            self.stop_sending()
-            return 0
-        except OSError as error:
-            raise lost(error) from error
-
-    def end_stream(self) -> None:
-        assert self.tls
-        with suppress(OSError):
-            self.tls.unwrap()  # sends close_notify; that of the peer is not waited for
-        # What still comes is drained, and OpenSSL would take it for an error.
-        self.sock, self.tls = socket.socket(fileno=self.tls.detach()), None
-        self.sock.setblocking(False)
-        super().end_stream()
+        self.unsent = b""
 
 
 # --- The chat server -----------------------------------------------------------------------------
@@ -3062,7 +3189,7 @@ class Door:
         """Takes a newcomer."""
         now = self.clock.now()
         self.places.take(conn, now)
-        if not conn.shaking_hands:
+        if not conn.is_shaking_hands():
             return self.greet(conn)
         self.waiting[conn] = now + min(HANDSHAKE_TIME, DOOR_TIME)
         return None
@@ -3078,12 +3205,11 @@ class Door:
     def step(self, conn: Connection) -> bytes | None:
         """Goes on with a newcomer whose socket is ready: first the handshake, then the password."""
         conn.flush()
-        if conn.shaking_hands:
-            conn.shake_hands()
-            return None if conn.shaking_hands else self.greet(conn)
+        if conn.is_shaking_hands():
+            return self.shake_hands(conn)
         if conn in self.requests:
-            return self.serve_browser(conn)
-        data = conn.receive(TLS_RECORD) if conn.reading else None
+            return self.take_request(conn, conn.receive_text(MAX_REQUEST))
+        data = conn.receive(DOOR_READ) if conn.reading else None
         if data is None:
             return None
         if not data and conn.framer.over:
@@ -3098,6 +3224,22 @@ class Door:
         self.late[conn] = (typed(given), rest)
         return self.judge(conn) if len(self.late) == 1 else None  # others wait already
 
+    def shake_hands(self, conn: Connection) -> bytes | None:
+        """Goes on with the handshake. Whoever doesn't begin one is told so, in plain text."""
+        data = conn.receive_bytes(DOOR_READ)
+        if data is None:
+            return None
+        if not data:
+            raise Gone("left the door")
+        if conn.tls and not conn.tls.has_begun and data[0] != TLS_HANDSHAKE:
+            log.info("%s does not speak TLS", conn)
+            conn.tls = None
+            if conn in self.requests:
+                return self.take_request(conn, data)
+            raise Dismissed("this room speaks TLS; use --tls")
+        conn.shake_hands(data)
+        return None if conn.is_shaking_hands() else self.greet(conn)
+
     def greet(self, conn: Connection) -> bytes | None:
         """Asks for the password, if there is one. Browsers speak first."""
         self.waiting[conn] = self.clock.now() + DOOR_TIME
@@ -3108,20 +3250,22 @@ class Door:
         conn.say(notice("password?"))
         return None
 
-    def serve_browser(self, conn: Connection) -> bytes | None:
-        """Goes on with an HTTP request: for the page, or for a WebSocket, which leads further."""
+    def take_request(self, conn: Connection, data: bytes | None) -> bytes | None:
+        """Takes what came of an HTTP request: for the page, or for a WebSocket, which leads
+        further."""
         assert self.site
-        data = conn.receive_bytes(MAX_REQUEST)
         if data is None:
             return None
         if not data:
             raise Gone("left the door")
-        request = self.requests[conn] + data
-        self.requests[conn] = request
+        request = self.requests[conn] = self.requests[conn] + data
         if not is_http(request):
             raise self.wrong_port()
         if not self.site.is_whole(request):
             return None
+        if self.site.secure and not conn.tls:
+            conn.say(self.site.redirect(request))
+            raise Dismissed
         answer = self.site.respond(request)
         conn.say(answer.data)
         if answer.why:
@@ -3141,7 +3285,7 @@ class Door:
         """Somebody has been at the door for too long. Raises Gone or Dismissed."""
         if conn in self.refused:
             raise Dismissed("wrong password", REFUSED)
-        if self.requests.get(conn) == b"" and not conn.shaking_hands:
+        if self.requests.get(conn) == b"" and not conn.is_shaking_hands():
             raise self.wrong_port()
         raise Gone("was not let in")
 
@@ -3419,6 +3563,8 @@ class Membership:
             return
         if rest is not None and self.make_room(self.places, conn):
             self.enter(conn, rest)
+        if conn.has_more():
+            self.in_hand.add(conn)
 
     def make_room(self, places: Places, conn: Connection) -> bool:
         """Says whether there is a place for a newcomer, perhaps somebody else's until now; if not,
@@ -3447,8 +3593,6 @@ class Membership:
         self.throttle.join(conn)
         log.info("%s connected, members: %d", conn, len(self.room.members))
         self.take(conn, rest)
-        if conn.has_more():
-            self.in_hand.add(conn)
 
     def take(self, conn: Connection, data: bytes) -> None:
         """Takes what a member has sent: whole lines are then in `unheard`."""
@@ -3461,7 +3605,7 @@ class Membership:
     def turn_away(self, conn: Connection, why: str, code: int = NORMAL) -> None:
         """Tells a newcomer why it isn't let in, and ends its stream. Raises Gone."""
         self.door.forget(conn)
-        if conn.shaking_hands:  # so that nothing can be said to it
+        if conn.is_shaking_hands():  # so that nothing can be said to it
             raise Gone("could not be told why")
         if why:
             conn.say(notice(why))
@@ -3503,10 +3647,12 @@ class Membership:
         Then it waits for the peer to close too: to close with input unread sends a reset, and that
         destroys what is still on its way to the peer (RFC 2525, section 2.17).
         """
-        if conn.queue or conn not in self.leaving:
+        if conn not in self.leaving:
             return
-        if conn.sending:
+        if conn.sending and not conn.is_owed():
             conn.end_stream()
+        if conn.is_owed():
+            return
         if conn.reading:
             self.linger(conn)
         else:
@@ -3519,7 +3665,7 @@ class Membership:
 
     def drain(self, conn: Connection, limit: int) -> None:
         """Receives from somebody who has left; only its end is of interest. Raises Gone."""
-        if conn.receive_bytes(limit) == b"":
+        if conn.receive_text(limit) == b"":
             self.finish(conn)
 
     def disconnect(self, conn: Connection, why: str) -> None:
@@ -3663,8 +3809,12 @@ class ChatServer:
 
         An event can be stale: what was served before it in this turn may have closed its socket.
         """
-        knocking = []
-        readable = {conn for conn in self.crowd.in_hand if conn.reading}
+        door = self.crowd.door.waiting
+        knocking: set[Connection] = set()
+        readable: set[Connection] = set()
+        for conn in self.crowd.in_hand:
+            if conn.reading:
+                (knocking if conn in door else readable).add(conn)
         ready_sockets = self.selector.select(timeout)
         self.crowd.clock.wake(timeout)
         for key, events in ready_sockets:
@@ -3672,15 +3822,14 @@ class ChatServer:
             if not isinstance(ready, Connection):
                 ready()
                 continue
-            events = ready.unstick(events)
-            if ready in self.crowd.door.waiting:
-                knocking.append(ready)
+            if ready in door:
+                knocking.add(ready)
                 continue
             if events & EVENT_WRITE:
                 self.crowd.guard(self.flush, ready)
             if events & EVENT_READ:
                 readable.add(ready)
-        return knocking, readable
+        return list(knocking), readable
 
     def serve_door(self, knocking: list[Connection]) -> None:
         """Goes on with those who are ready at the door, for as long as the door may take of a turn;
@@ -3735,12 +3884,8 @@ class ChatServer:
         if not self.crowd.has_room(peer):
             sock.close()
             return
-        conn: Connection
-        if self.tls:
-            sock = self.tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
-            conn = TLSConnection(sock, peer, self.selector, self.max_line)
-        else:
-            conn = Connection(sock, peer, self.selector, self.max_line)
+        tls = TLS(self.tls) if self.tls else None
+        conn = Connection(sock, peer, self.selector, self.max_line, tls)
         self.crowd.guard(self.crowd.arrive, conn, by_web)
 
     def last_call(self) -> None:
@@ -3770,6 +3915,7 @@ class ChatServer:
         """Receives once, if the member may speak now, and lets the room hear the whole lines."""
         if conn in self.crowd.leaving:
             self.crowd.drain(conn, limit)
+            self.room.batch.weight += conn.toll()
             return
         if not self.closing:
             limit = self.throttle.allow(conn, limit, self.room.batch.size)
@@ -3779,17 +3925,16 @@ class ChatServer:
         received = 0
         if not conn.unheard:
             data = conn.receive(limit)
-            self.room.batch.weight += conn.framer.weight
+            self.room.batch.weight += conn.toll()
             if conn.unread > MAX_UNREAD:
                 self.throttle.check(conn)
-            if data is None:
-                return
-            if not data:
+            if data == b"":
                 self.hear_end(conn)
                 return
-            received = len(data)
-            self.crowd.take(conn, data)
-            limit = max(limit, len(conn.unheard))
+            if data:
+                received = len(data)
+                self.crowd.take(conn, data)
+                limit = max(limit, len(conn.unheard))
         if conn.unheard:
             self.hear(conn, limit)
         if conn.framer.over and not conn.unheard and conn in self.room.members:

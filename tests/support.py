@@ -32,6 +32,7 @@ from chat_server import (
     BATCH_COST,
     HIGH_WATER,
     MAX_UNREAD,
+    MAX_UNSENT,
     ChatServer,
     Connection,
     Room,
@@ -262,8 +263,8 @@ def check_invariants(server: ChatServer) -> None:
     for conn in everyone:
         check_connection(conn)
         assert conn.events == (registered[conn].events if conn in registered else 0)
-        assert conn in server.crowd.in_hand or conn in server.crowd.door.waiting or not conn.has_more()
-    assert server.crowd.in_hand <= members | leaving
+        assert conn in server.crowd.in_hand or not conn.has_more()
+    assert server.crowd.in_hand <= everyone
     for key, owner in room.names.items():
         assert owner in room.members and key == identity(owner.name)
     assert len(room.names) == sum(1 for conn in members if conn.name)
@@ -280,20 +281,26 @@ def check_invariants(server: ChatServer) -> None:
     ):
         assert set(places.taken) == who
         assert places.hosts == Counter(conn.host for conn in who)
-    assert server.crowd.door.refused | set(server.crowd.door.late) <= set(server.crowd.door.waiting)
+    door = server.crowd.door
+    assert set(door.refused) | set(door.late) <= set(door.waiting)
     for conn in leaving - set(room.batch.leavers):  # those will be seen off with that batch
         assert not conn.unheard
-        assert conn.queue or (conn.reading and not conn.sending), "should be closed by now"
+        owed = conn.queue or conn.unsent
+        assert owed or (conn.reading and not conn.sending), "should be closed by now"
 
 
 def check_connection(conn: Connection) -> None:
     """What holds of one that is open."""
     assert conn.sock.fileno() != -1
-    wanted = (1 if conn.reading else 0) | (2 if conn.queue else 0)  # EVENT_READ, EVENT_WRITE
-    assert conn.events == (conn.tls_wants if wanted and conn.tls_wants else wanted)
+    owed = bool(conn.queue or conn.unsent)
+    assert conn.events == (1 if conn.reading else 0) | (2 if owed else 0)  # EVENT_READ, EVENT_WRITE
     queue = conn.queue or ()
     assert conn.queue is None or queue, "an empty queue is none"
-    assert not queue or (conn.sending and not conn.shaking_hands)
+    assert not owed or conn.sending
+    assert not queue or not conn.is_shaking_hands()
+    assert len(conn.unsent) <= MAX_UNSENT
+    if conn.tls:
+        assert not conn.tls.output and not conn.tls.incoming.pending and not conn.tls.outgoing.pending
     gets = [len(batch.text_for(conn)) for batch in queue]
     assert 0 <= conn.place < (gets[0] if gets else 1)
     assert conn.size == sum(gets) + BATCH_COST * len(gets) - conn.place

@@ -123,17 +123,17 @@ def test_newcomers_are_let_in_when_a_connection_was_closed(module: Any) -> None:
     server = CheckedServer([], Room()) if module is chat_server else module.EchoServer([], 9)
     sock, _peer = pair()
     server.admit(sock, "peer")
-    server.acceptor.retry_at = time.monotonic() + 1000
+    server.acceptors[0].retry_at = time.monotonic() + 1000
     (key,) = server.selector.get_map().values()
     (server.crowd.disconnect if module is chat_server else server.drop)(key.data, "gone")
-    assert server.acceptor.retry_at is None
+    assert server.acceptors[0].retry_at is None
 
 
 def test_newcomers_are_let_in_after_a_while(inside: Inside) -> None:
-    inside.server.acceptor.retry_at = time.monotonic()
+    inside.server.acceptors[0].retry_at = time.monotonic()
     inside.server.next_tick = 0
     inside.server.turn()
-    assert inside.server.acceptor.retry_at is None
+    assert inside.server.acceptors[0].retry_at is None
 
 
 @pytest.mark.parametrize("module", [chat_server, echo_server])
@@ -174,7 +174,7 @@ def test_a_flood_of_telnets_commands_is_read_in_small_parts_and_weighs(
         select.select([conn.sock], [], [], DEADLINE)
         server.read_all({conn})
         weights.append(server.room.batch.weight)
-    assert weights == [chat_server.TELNET_READ // 2 * chat_server.COMMAND_WEIGHT] * 3
+    assert weights == [chat_server.IDLE_READ // 2 * chat_server.COMMAND_WEIGHT] * 3
 
 
 def test_whoever_asks_and_does_not_read_is_not_heard_and_noted(
