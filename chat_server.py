@@ -563,10 +563,10 @@ class WebSocket(LineFramer):
         # No character goes on after the LF of its message, so that looking at many at once is fine.
         try:
             whole = utf_8_decode(text, "strict", False)[1]
+            text, self.tail = text[:whole], text[whole:]
         except UnicodeDecodeError as error:
-            whole = error.start
+            text, self.tail = text[: error.start], b""
             self.end(Fault(NOT_UTF8, "sends text that is not UTF-8"))
-        text, self.tail = text[:whole], text[whole:]
         if b"\r" in text:
             if text.endswith(b"\r") and not self.tail:
                 text, self.tail = text[:-1], b"\r"
@@ -1317,7 +1317,7 @@ class Site:
     def is_whole(self, request: bytes) -> bool:
         """Says whether a request can be answered: its head is complete, or too long."""
         request = request.lstrip(b"\r\n")
-        return len(request) >= MAX_REQUEST or HEAD_END.search(request) is not None
+        return b"\n\r\n" in request or b"\n\n" in request or len(request) >= MAX_REQUEST
 
     def respond(self, data: bytes) -> Answer:
         """Answers a request, which is all that has come."""
@@ -1346,9 +1346,9 @@ class Site:
     def check(self, request: Request) -> None:
         """Raises Refusal unless it comes to us, from a page of ours, and asks for the page."""
         self.check_host(request)
+        self.check_origin(request)
         if request.method not in ("GET", "HEAD"):
             raise Refusal(405, "There is only a page to get here.", "", "Allow: GET, HEAD")
-        self.check_origin(request)
         if request.target.partition("?")[0] != "/":
             raise Refusal(404, "There is nothing here; the room is at /.", "")
 
@@ -1358,7 +1358,7 @@ class Site:
         if self.secure or not authority or self.is_ours(authority[0]):
             return
         name = authority[0]
-        text = f"The room does not go by the name {name}; its host can change that: --web-host"
+        text = f"This room does not go by the name {name}. Whoever runs it can add it: --web-host"
         raise Refusal(421, text, f"asks for {name}; --web-host {name} would allow that name")
 
     def is_ours(self, name: str) -> bool:
@@ -1384,7 +1384,7 @@ class Site:
             if place and place == split_authority(request.host, port):
                 return
         where = printable(text.encode("latin-1"))[:MAX_ORIGIN]
-        raise Refusal(403, "The room is only for its own page.", f"asks from a page of {where}")
+        raise Refusal(403, "This room is only for its own page.", f"asks from a page of {where}")
 
     def upgrade(self, request: Request) -> Answer:
         """Makes a WebSocket of the connection (RFC 6455, section 4.2). Raises Refusal."""
@@ -1395,13 +1395,13 @@ class Site:
             why = "lost its Upgrade, or HTTP/1.1, at a proxy on its way"
             raise Refusal(426, text, why, *UPGRADE)
         if fields.get("sec-websocket-version") != "13":
-            text = "The room speaks version 13 of WebSocket."
+            text = "This room speaks version 13 of WebSocket."
             raise Refusal(426, text, "asks for another version of WebSocket", *UPGRADE)
         key = fields.get("sec-websocket-key", "")
         if not WEBSOCKET_KEY.fullmatch(key):
             raise bad_request("a request without a proper Sec-WebSocket-Key")
         if fields.get("sec-fetch-site") == "cross-site":
-            raise Refusal(403, "The room is only for its own page.", "asks from a page elsewhere")
+            raise Refusal(403, "This room is only for its own page.", "asks from a page elsewhere")
         accept = b64encode(sha1((key + WEBSOCKET_ID).encode()).digest()).decode()
         lines = (*UPGRADE[:2], f"Sec-WebSocket-Accept: {accept}")
         return Answer(101, head(101, lines), "")

@@ -6,7 +6,6 @@ Written apart from the server's own, so that the two can disagree.
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import ssl
 from typing import Any
@@ -16,7 +15,9 @@ KEY = "dGhlIHNhbXBsZSBub25jZQ=="  # RFC 6455, section 1.3, where its answer is, 
 ACCEPT = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
 
 
-def masked(opcode: int, payload: bytes, final: bool = True) -> bytes:
+def masked(
+    opcode: int, payload: bytes, final: bool = True, key: bytes = b"\x37\xfa\x21\x3d"
+) -> bytes:
     """Returns a frame as a browser sends it."""
     head = bytes([opcode | (0x80 if final else 0)])
     size = len(payload)
@@ -26,9 +27,8 @@ def masked(opcode: int, payload: bytes, final: bool = True) -> bytes:
         head += b"\xfe" + size.to_bytes(2, "big")
     else:
         head += b"\xff" + size.to_bytes(8, "big")
-    mask = os.urandom(4)
-    key = int.from_bytes(mask * (size // 4 + 1), "big") >> 8 * (4 - size % 4)
-    return head + mask + (int.from_bytes(payload, "big") ^ key).to_bytes(size, "big")
+    mask = int.from_bytes((key * (size // 4 + 1))[:size], "big")
+    return head + key + (int.from_bytes(payload, "big") ^ mask).to_bytes(size, "big")
 
 
 def request(host: str, **headers: str) -> bytes:
