@@ -2553,7 +2553,7 @@ class TLS:
         self.has_begun = False  # its first bytes have come
         self.shaking_hands = True  # no text can pass before that is done
         self.wire = b""  # came, and wasn't looked at yet
-        self.output = b""  # has to be sent: steps of the handshake, alerts, answers, text
+        self.output = b""  # has to be sent: steps of the handshake, alerts, answers
         self.has_more = False  # something that came may be left to decrypt, or the end to be told
         self.failure: Gone | None = None  # is to be raised after the text that came before it
         self.idle = 0  # bytes that came and made no text, or not yet
@@ -2608,9 +2608,15 @@ class TLS:
             limit -= len(piece)
         return True
 
-    def encrypt(self, data: bytes | memoryview) -> None:
-        """Puts into the output what is sent for some bytes of text, at least one. Raises Gone."""
-        self.step(self.engine.write, data)
+    def encrypt(self, data: bytes | memoryview) -> bytes:
+        """Returns what is to be sent in place of a text of at least one byte. Raises Gone."""
+        try:
+            self.engine.write(data)
+        except ssl.SSLError as error:
+            raise lost(error) from error
+        finally:
+            encrypted = self.outgoing.read()
+        return cast(bytes, encrypted)
 
     def end(self) -> None:
         """Puts the end of our stream into the output, close_notify; that of the peer is not waited
@@ -2910,7 +2916,7 @@ class Connection(Member):
         taken = 0
         while taken < len(data) and not self.unsent:
             piece = data[taken : taken + TLS_RECORD]
-            self.step(self.tls.encrypt, piece)
+            self.put(self.tls.encrypt(piece))
             if not self.sending:
                 return 0
             taken += len(piece)
