@@ -142,5 +142,6 @@ class WebSocketPeer:
 
     def end(self) -> None:
         """What half-closing is for others."""
-        self.sock.sendall(self.outgoing + masked(CLOSE, (1000).to_bytes(2, "big")))
-        self.outgoing = b""
+        self.outgoing += masked(CLOSE, (1000).to_bytes(2, "big"))
+        with contextlib.suppress(BlockingIOError, ssl.SSLWantWriteError):
+            self.flush()

@@ -13,8 +13,8 @@ from support import DEADLINE, Server
 class Walker:
     """A non-blocking peer: sends what it has to as fast as it can, and keeps what it gets."""
 
-    def __init__(self, server: Server, receive_buffer: int = 0) -> None:
-        self.sock = server.dial(receive_buffer=receive_buffer)
+    def __init__(self, server: Server, receive_buffer: int = 0, web: bool | None = None) -> None:
+        self.sock = server.dial(receive_buffer=receive_buffer, web=web)
         self.sock.setblocking(False)
         self.outgoing = memoryview(b"")
         self.received = bytearray()

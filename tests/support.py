@@ -166,10 +166,16 @@ class Server:
         return found
 
     def dial(
-        self, host: str = "127.0.0.1", receive_buffer: int = 0, source: str = ""
+        self,
+        host: str = "127.0.0.1",
+        receive_buffer: int = 0,
+        source: str = "",
+        web: bool | None = None,
     ) -> Any:
         """Returns a socket that is connected, from a source address if one is given, through TLS if
-        the server speaks it, and as a browser's WebSocket if the members are to have browsers."""
+        the server speaks it, and as a browser's WebSocket if the members, or this one, are to have
+        browsers."""
+        web = self.web if web is None else web
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         sock = socket.socket(family, socket.SOCK_STREAM)
         if receive_buffer:
@@ -180,11 +186,11 @@ class Server:
                 sock.bind((source, 0))
             except OSError:
                 pytest.skip(f"this machine doesn't have {source}")
-        port = self.web_port if self.web else self.port
+        port = self.web_port if web else self.port
         sock.connect((host, port))
         if self.tls:
             sock = trusting(CERTS / "room.pem").wrap_socket(sock, server_hostname=host)
-        return WebSocketPeer(sock, f"{host}:{port}") if self.web else sock
+        return WebSocketPeer(sock, f"{host}:{port}") if web else sock
 
     def connect(
         self, host: str = "127.0.0.1", receive_buffer: int = 0, source: str = ""

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import DEADLINE, WELCOME, Peer, Server, patched, every_kind
+from support import DEADLINE, WELCOME, Peer, Server, every_kind, patched
 
 pytestmark = every_kind
 

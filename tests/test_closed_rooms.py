@@ -28,9 +28,9 @@ from support import (
     Terminal,
     client,
     eventually,
+    every_kind,
     needs,
     patched,
-    every_kind,
     trusting,
 )
 from test_start import run

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from crowd import Walker, pump
-from support import IMPATIENT, WELCOME, Server, eventually, patched, every_kind
+from support import IMPATIENT, WELCOME, Server, eventually, every_kind, patched
 
 import chat_server
 

@@ -69,7 +69,7 @@ def check_page(fields: dict[str, str], body: bytes, is_head: bool) -> None:
         assert int(fields["Content-Length"]) > 0
         return
     assert int(fields["Content-Length"]) == len(body)
-    assert body.startswith(b"<!doctype html>\n")
+    assert body.lower().startswith(b"<!doctype html>\n")
     for kind, inside in re.findall(r"<(script|style)>(.*?)</", body.decode(), re.DOTALL):
         digest = b64encode(sha256(inside.encode()).digest()).decode()
         assert f"{kind}-src 'sha256-{digest}'" in policy

@@ -11,7 +11,7 @@ from browser import masked
 from chat_server import (
     COMMAND_WEIGHT,
     FRAME_WEIGHT,
-    TELNET_READ,
+    IDLE_READ,
     Input,
     WebSocket,
     close_frame,
@@ -351,7 +351,7 @@ def test_input_has_the_same_members_as_a_websocket() -> None:
     assert (one.over, other.over, one.weight, other.weight) == (False, False, 0, 0)
     assert one.most > 1 << 20 > other.most
     one.sift(b"a\xff\xf1b\xff\xf1")
-    assert (one.weight, one.most) == (2 * COMMAND_WEIGHT, TELNET_READ)
+    assert (one.weight, one.most) == (2 * COMMAND_WEIGHT, IDLE_READ)
     one.sift(b"text\n")
     assert one.weight == 0
     assert one.most > 1 << 20
