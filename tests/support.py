@@ -36,6 +36,7 @@ from chat_server import (
     ChatServer,
     Connection,
     Room,
+    WebSocket,
     identity,
 )
 
@@ -288,7 +289,8 @@ def check_invariants(server: ChatServer) -> None:
         assert set(places.taken) == who
         assert places.hosts == Counter(conn.host for conn in who)
     door = server.crowd.door
-    assert set(door.refused) | set(door.late) <= set(door.waiting)
+    assert set(door.refused) | set(door.late) | set(door.requests) <= set(door.waiting)
+    assert not any(conn.framed for conn in door.requests)
     for conn in leaving - set(room.batch.leavers):  # those will be seen off with that batch
         assert not conn.unheard
         owed = conn.queue or conn.unsent
@@ -307,7 +309,8 @@ def check_connection(conn: Connection) -> None:
     assert len(conn.unsent) <= MAX_UNSENT
     if conn.tls:
         assert not conn.tls.output and not conn.tls.incoming.pending and not conn.tls.outgoing.pending
-    gets = [len(batch.text_for(conn)) for batch in queue]
+    assert conn.framed == isinstance(conn.framer, WebSocket)
+    gets = [len(conn.part_of(batch)) for batch in queue]
     assert 0 <= conn.place < (gets[0] if gets else 1)
     assert conn.size == sum(gets) + BATCH_COST * len(gets) - conn.place
     assert conn.unread == sum(batch.told.get(conn, 0) for batch in queue)
