@@ -551,7 +551,7 @@ class WebSocket(LineFramer):
             whole = utf_8_decode(text, "strict", False)[1]
             text, self.tail = text[:whole], text[whole:]
         except UnicodeDecodeError as error:
-            text, self.tail = text[: error.start], b""
+            text = text[: error.start]
             self.end(Fault(NOT_UTF8, "sends text that is not UTF-8"))
         if b"\r" in text:
             if text.endswith(b"\r") and not self.tail:
@@ -617,6 +617,7 @@ STYLE = """
 SCRIPT = """
 "use strict";
 """
+# With STYLE and SCRIPT; "%%" stands for "%".
 PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -687,7 +688,7 @@ HARDENING = (
     "Cross-Origin-Resource-Policy: same-origin",
 )
 
-# The protocol asks for SHA-1, but not for its strength. A strict system wants to hear that.
+# RFC 6455 asks for SHA-1, but not for its strength: strict systems want to hear that.
 if sys.version_info >= (3, 9):
     sha1 = partial(hashlib.sha1, usedforsecurity=False)
 else:
@@ -884,7 +885,7 @@ class Site:
         text = request.fields.get("origin")
         if text is None:
             return
-        origin = ORIGIN.fullmatch(text.lower())
+        origin = ORIGIN.fullmatch(text)
         if origin and not (self.secure and origin[1] == "http"):
             port = DEFAULT_PORTS[origin[1]]
             place = split_authority(origin[2], port)
@@ -915,9 +916,10 @@ class Site:
 
     def policy_for(self, host: str) -> str:
         """Returns the content security policy of the page at a host. Safari before version 16
-        doesn't take a WebSocket there for 'self'."""
-        scheme = "wss" if self.secure else "ws"
-        return f"{self.policy} {scheme}://{host}" if POLICY_HOST.fullmatch(host) else self.policy
+        doesn't take a WebSocket there for 'self'; it is wss: at a proxy that speaks TLS, too."""
+        if not POLICY_HOST.fullmatch(host):
+            return self.policy
+        return f"{self.policy} ws://{host} wss://{host}"
 
     def refuse(self, data: bytes, refusal: Refusal) -> bytes:
         """Returns the response to a request that isn't granted."""
