@@ -710,7 +710,7 @@ def bad_request(what: str) -> Refusal:
     return Refusal(400, f"This is {what}.", f"sends {what}")
 
 
-class Request(NamedTuple):
+class HTTPRequest(NamedTuple):
     """The head of an HTTP request."""
 
     method: str
@@ -741,7 +741,7 @@ def is_http(data: bytes) -> bool:
     return request is not None and line.startswith(HTTP_VERSION, request.end())
 
 
-def parse_request(data: bytes) -> Request:
+def parse_request(data: bytes) -> HTTPRequest:
     """Returns the head of a request, after which nothing may follow. Raises Refusal."""
     data = data.lstrip(b"\r\n")
     end = HEAD_END.search(data, 0, MAX_REQUEST)
@@ -766,7 +766,7 @@ def parse_request(data: bytes) -> Request:
         host, target = absolute[1], f"/{absolute[2]}"
     if not target.startswith(("/", "*")) or (absolute and not AUTHORITY.fullmatch(host)):
         raise bad_request("a request for a malformed place")
-    return Request(method, target, int(minor), host.lower(), fields)
+    return HTTPRequest(method, target, int(minor), host.lower(), fields)
 
 
 def parse_fields(lines: Iterable[str]) -> dict[str, str]:
@@ -851,7 +851,7 @@ class Site:
         except Refusal as refusal:
             return self.refuse(data, refusal)
 
-    def check(self, request: Request) -> None:
+    def check(self, request: HTTPRequest) -> None:
         """Raises Refusal unless it comes to us, from a page of ours, and asks for the page."""
         self.check_host(request)
         self.check_origin(request)
@@ -860,7 +860,7 @@ class Site:
         if request.target.partition("?")[0] != "/":
             raise Refusal(404, "There is nothing here; the room is at /.", "")
 
-    def check_host(self, request: Request) -> None:
+    def check_host(self, request: HTTPRequest) -> None:
         """Raises Refusal unless the host that was asked for can only be us."""
         authority = split_authority(request.host, 0)
         if self.secure or not authority or self.is_ours(authority[0]):
@@ -880,7 +880,7 @@ class Site:
         except ValueError:
             return False
 
-    def check_origin(self, request: Request) -> None:
+    def check_origin(self, request: HTTPRequest) -> None:
         """Raises Refusal if a page from elsewhere asks. Only programs don't say where from."""
         text = request.fields.get("origin")
         if text is None:
@@ -894,7 +894,7 @@ class Site:
         where = printable(text.encode("latin-1"))[:MAX_ORIGIN]
         raise Refusal(403, "This room is only for its own page.", f"asks from a page of {where}")
 
-    def upgrade(self, request: Request) -> Answer:
+    def upgrade(self, request: HTTPRequest) -> Answer:
         """Makes a WebSocket of the connection (RFC 6455, section 4.2). Raises Refusal."""
         fields = request.fields
         asked = "websocket" in request.words("upgrade") and "upgrade" in request.words("connection")
@@ -944,7 +944,7 @@ class Site:
         return head(status, lines) + (b"" if is_head else page)
 
 
-def wants_websocket(request: Request) -> bool:
+def wants_websocket(request: HTTPRequest) -> bool:
     """Says whether a request means to become a WebSocket. A proxy may have taken away Upgrade."""
     return "sec-websocket-key" in request.fields or "websocket" in request.words("upgrade")
 
