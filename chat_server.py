@@ -565,7 +565,7 @@ class WebSocket(LineFramer):
             whole = utf_8_decode(text, "strict", False)[1]
             text, self.tail = text[:whole], text[whole:]
         except UnicodeDecodeError as error:
-            text, self.tail = text[: error.start], b""
+            text = text[: error.start]
             self.end(Fault(NOT_UTF8, "sends text that is not UTF-8"))
         if b"\r" in text:
             if text.endswith(b"\r") and not self.tail:
@@ -1175,7 +1175,7 @@ HARDENING = (
     "Cross-Origin-Resource-Policy: same-origin",
 )
 
-# The protocol asks for SHA-1, but not for its strength. A strict system wants to hear that.
+# RFC 6455 asks for SHA-1, but not for its strength: strict systems want to hear that.
 if sys.version_info >= (3, 9):
     sha1 = partial(hashlib.sha1, usedforsecurity=False)
 else:
@@ -1197,7 +1197,7 @@ def bad_request(what: str) -> Refusal:
     return Refusal(400, f"This is {what}.", f"sends {what}")
 
 
-class Request(NamedTuple):
+class HTTPRequest(NamedTuple):
     """The head of an HTTP request."""
 
     method: str
@@ -1228,7 +1228,7 @@ def is_http(data: bytes) -> bool:
     return request is not None and line.startswith(HTTP_VERSION, request.end())
 
 
-def parse_request(data: bytes) -> Request:
+def parse_request(data: bytes) -> HTTPRequest:
     """Returns the head of a request, after which nothing may follow. Raises Refusal."""
     data = data.lstrip(b"\r\n")
     end = HEAD_END.search(data, 0, MAX_REQUEST)
@@ -1253,7 +1253,7 @@ def parse_request(data: bytes) -> Request:
         host, target = absolute[1], f"/{absolute[2]}"
     if not target.startswith(("/", "*")) or (absolute and not AUTHORITY.fullmatch(host)):
         raise bad_request("a request for a malformed place")
-    return Request(method, target, int(minor), host.lower(), fields)
+    return HTTPRequest(method, target, int(minor), host.lower(), fields)
 
 
 def parse_fields(lines: Iterable[str]) -> dict[str, str]:
@@ -1343,7 +1343,7 @@ class Site:
         except Refusal as refusal:
             return self.refuse(data, refusal)
 
-    def check(self, request: Request) -> None:
+    def check(self, request: HTTPRequest) -> None:
         """Raises Refusal unless it comes to us, from a page of ours, and asks for the page."""
         self.check_host(request)
         self.check_origin(request)
@@ -1352,7 +1352,7 @@ class Site:
         if request.target.partition("?")[0] != "/":
             raise Refusal(404, "There is nothing here; the room is at /.", "")
 
-    def check_host(self, request: Request) -> None:
+    def check_host(self, request: HTTPRequest) -> None:
         """Raises Refusal unless the host that was asked for can only be us."""
         authority = split_authority(request.host, 0)
         if self.secure or not authority or self.is_ours(authority[0]):
@@ -1372,12 +1372,12 @@ class Site:
         except ValueError:
             return False
 
-    def check_origin(self, request: Request) -> None:
+    def check_origin(self, request: HTTPRequest) -> None:
         """Raises Refusal if a page from elsewhere asks. Only programs don't say where from."""
         text = request.fields.get("origin")
         if text is None:
             return
-        origin = ORIGIN.fullmatch(text.lower())
+        origin = ORIGIN.fullmatch(text)
         if origin and not (self.secure and origin[1] == "http"):
             port = DEFAULT_PORTS[origin[1]]
             place = split_authority(origin[2], port)
@@ -1386,7 +1386,7 @@ class Site:
         where = printable(text.encode("latin-1"))[:MAX_ORIGIN]
         raise Refusal(403, "This room is only for its own page.", f"asks from a page of {where}")
 
-    def upgrade(self, request: Request) -> Answer:
+    def upgrade(self, request: HTTPRequest) -> Answer:
         """Makes a WebSocket of the connection (RFC 6455, section 4.2). Raises Refusal."""
         fields = request.fields
         asked = "websocket" in request.words("upgrade") and "upgrade" in request.words("connection")
@@ -1408,9 +1408,10 @@ class Site:
 
     def policy_for(self, host: str) -> str:
         """Returns the content security policy of the page at a host. Safari before version 16
-        doesn't take a WebSocket there for 'self'."""
-        scheme = "wss" if self.secure else "ws"
-        return f"{self.policy} {scheme}://{host}" if POLICY_HOST.fullmatch(host) else self.policy
+        doesn't take a WebSocket there for 'self'; it is wss: at a proxy that speaks TLS, too."""
+        if not POLICY_HOST.fullmatch(host):
+            return self.policy
+        return f"{self.policy} ws://{host} wss://{host}"
 
     def refuse(self, data: bytes, refusal: Refusal) -> bytes:
         """Returns the response to a request that isn't granted."""
@@ -1435,7 +1436,7 @@ class Site:
         return head(status, lines) + (b"" if is_head else page)
 
 
-def wants_websocket(request: Request) -> bool:
+def wants_websocket(request: HTTPRequest) -> bool:
     """Says whether a request means to become a WebSocket. A proxy may have taken away Upgrade."""
     return "sec-websocket-key" in request.fields or "websocket" in request.words("upgrade")
 

@@ -114,18 +114,18 @@ def test_old_and_lenient_ways_to_ask() -> None:
 @pytest.mark.parametrize(
     "host, source",
     [
-        ("localhost:7080", " {}://localhost:7080"),
-        ("192.0.2.7:7080", " {}://192.0.2.7:7080"),
-        ("Chat.Local", " {}://chat.local"),
+        ("localhost:7080", " ws://localhost:7080 wss://localhost:7080"),
+        ("192.0.2.7:7080", " ws://192.0.2.7:7080 wss://192.0.2.7:7080"),
+        ("Chat.Local", " ws://chat.local wss://chat.local"),
         ("[::1]:7080", ""),  # what a policy can't name
         ("my_pc:7080", ""),
     ],
 )
 def test_policy_names_the_place_of_the_websocket(host: str, source: str) -> None:
-    for secure, scheme in ((False, "ws"), (True, "wss")):
+    for secure in (False, True):
         answer = ask(head("GET / HTTP/1.1", Host=host), secure=secure)
         policy = parse(answer.data)[1]["Content-Security-Policy"]
-        assert f"{policy}; ".endswith(f"; connect-src 'self'{source.format(scheme)}; ")
+        assert policy.endswith(f"; connect-src 'self'{source}")
 
 
 def test_other_places_and_methods() -> None:
@@ -146,28 +146,19 @@ def test_other_places_and_methods() -> None:
     "host",
     [
         *("127.0.0.1", "127.0.0.1:7080", "192.0.2.1", "[::1]", "[::1]:7080", "[2001:DB8::1]:80"),
-        *(
-            "localhost",
-            "LocalHost.:7080",
-            "pc",
-            "my_pc:7080",
-            "pc.local",
-            "pc.localhost:1",
-            "a.b.lan",
-        ),
+        *("localhost", "LocalHost.:7080", "pc", "my_pc:7080", "pc.local", "pc.localhost:1"),
+        "a.b.lan",
         *("pc.internal", "pc.home.arpa", "PC.Local.", "chat.example.org", "CHAT.example.ORG.:7080"),
-        *("xn--bcher-kva.example", "x.LAN", "localhost:"),
+        *("xn--bcher-kva.example", "x.LAN", "localhost:", "[::FFFF:192.0.2.1]:7080"),
     ],
 )
 def test_hosts_that_can_only_be_us(host: str) -> None:
-    answer = ask(head("GET / HTTP/1.1", Host=host), "Chat.Example.org.", "bücher.example", "..")
-    assert answer.status == 200
-    assert (
-        ask(
-            upgrade(Host=host, Origin=f"http://{host}"), "chat.example.org", "bücher.example"
-        ).status
-        == 101
-    )
+    for request, status in (
+        (head("GET / HTTP/1.1", Host=host), 200),
+        (upgrade(Host=host, Origin=f"http://{host}"), 101),
+    ):
+        answer = ask(request, "Chat.Example.org.", "bücher.example", "no..host.ü")
+        assert answer.status == status
 
 
 def test_name_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,7 +216,7 @@ def test_exactly_one_host() -> None:
     "host, origin",
     [
         ("localhost:7080", "http://localhost:7080"),
-        ("LOCALHOST:7080", "http://localhost:7080"),
+        ("LOCALHOST:7080", "http://LocalHost:7080"),
         ("localhost", "http://localhost"),
         ("localhost:80", "http://localhost"),
         ("localhost", "http://localhost:80"),
@@ -243,26 +234,14 @@ def test_pages_of_ours(host: str, origin: str) -> None:
 @pytest.mark.parametrize(
     "origin",
     [
-        *(
-            "http://evil.example",
-            "http://localhost",
-            "http://localhost:7081",
-            "http://127.0.0.1:7080",
-        ),
+        *("http://evil.example", "http://localhost", "http://localhost:7081"),
+        "http://127.0.0.1:7080",
         *("https://localhost", "null", "NULL", "file://", "ws://localhost:7080", "localhost:7080"),
-        *(
-            "http://localhost:7080/",
-            "http://localhost:7080@evil.example",
-            "http://",
-            "http://:7080",
-        ),
+        *("http://localhost:7080/", "http://localhost:7080@evil.example", "http://"),
+        "http://:7080",
         *("http://localhost:7080.evil.example", "http://evil.example http://localhost:7080"),
-        *(
-            "http://localhost:7080, http://localhost:7080",
-            "",
-            "chrome-extension://abc",
-            "\xff" * 500,
-        ),
+        *("http://localhost:7080, http://localhost:7080", "", "chrome-extension://abc"),
+        "\xff" * 500,
     ],
 )
 def test_pages_of_others(origin: str) -> None:
@@ -387,6 +366,7 @@ def test_upgrade_that_is_none(status: int, changed: dict[str, str]) -> None:
         b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\nx",
         b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\nContent-Length: 0\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         upgrade() + b"\x81\x80\0\0\0\0",
     ],

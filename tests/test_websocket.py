@@ -90,8 +90,8 @@ def test_empty_message_is_nothing() -> None:
 
 
 def test_message_of_several_lines_whatever_ends_them() -> None:
-    for heard in in_all_ways(said("a\nb\r\nc\rd", "e\r", "f\r\n", "g")):
-        assert heard.lines == b"a\nb\nc\nd\ne\nf\n\ng\n"
+    for heard in in_all_ways(said("a\nb\r\nc\rü", "e\r", "f\r\n", "g")):
+        assert heard.lines == "a\nb\nc\nü\ne\nf\n\ng\n".encode()
     parts = [b"a\r", b"\nb\r", b"c\r", b""]
     fragments = [masked(CONTINUATION, part, False) for part in parts[1:]]
     stream = masked(TEXT, parts[0], False) + b"".join(fragments) + masked(CONTINUATION, b"")
