@@ -22,6 +22,8 @@ class Walker:
         self.most = 1 << 20  # bytes that it reads at once
         self.ended = False  # the server has closed, or reset, the connection
         self.closed = False  # we have
+        if hasattr(self.sock, "pending") and self.sock.pending():
+            self.move(selectors.EVENT_READ)  # it came together with the answer to the upgrade
 
     def say(self, data: bytes) -> None:
         self.outgoing = memoryview(bytes(self.outgoing) + data)

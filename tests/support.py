@@ -323,10 +323,10 @@ class CheckedServer(ChatServer):
 
 
 def checked(step: Callable[..., Any]) -> Callable[..., Any]:
-    def take_step(server: CheckedServer, *given: Any) -> Any:
+    def take_step(server: CheckedServer, *given: Any, **more: Any) -> Any:
         server.depth += 1
         try:
-            return step(server, *given)
+            return step(server, *given, **more)
         finally:
             server.depth -= 1
             if not server.depth:
