@@ -4270,11 +4270,9 @@ def make_server_tls(cert: str, key: str) -> ssl.SSLContext:
     # One curve, which every client has, and none of the groups of numbers (ffdhe8192) with which a
     # client can have a server compute for 100 ms, and needn't compute itself (CVE-2002-20001).
     context.set_ecdh_curve("prime256v1")
-    # No renegotiation, so that sending doesn't have to wait for receiving. A peer that half-closes
-    # without close_notify, as most do, still gets what was said before. PyPy and LibreSSL lack the
-    # names.
-    for option in ("OP_NO_RENEGOTIATION", "OP_IGNORE_UNEXPECTED_EOF"):
-        context.options |= getattr(ssl, option, 0)
+    # No renegotiation, so that sending doesn't have to wait for receiving. PyPy and LibreSSL lack
+    # the name.
+    context.options |= getattr(ssl, "OP_NO_RENEGOTIATION", 0)
     try:
         context.load_cert_chain(cert, key, password=ask_for_pass_phrase)
     except OSError as error:  # ssl.SSLError is one too

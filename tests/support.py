@@ -38,6 +38,7 @@ from chat_server import (
     Room,
     WebSocket,
     identity,
+    make_server_tls,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -367,6 +368,31 @@ class Inside:
         """The room itself says whole lines to everyone."""
         self.server.room.batch.say(text, None)
         self.server.deliver(self.server.room.take_batch())
+
+
+def tls_room() -> CheckedServer:
+    """Returns a room that speaks TLS and doesn't run."""
+    files = str(CERTS / "room.pem"), str(CERTS / "room.key")
+    return CheckedServer([], Room(), tls=make_server_tls(*files))
+
+
+def tls_member() -> tuple[CheckedServer, Connection, Peer]:
+    """Returns such a room, its one member, and that one's peer."""
+    server = tls_room()
+    sock, peer = pair()
+    server.admit(sock, "peer")
+    context = trusting(CERTS / "room.pem")
+
+    def shake_hands() -> None:
+        peer.sock = context.wrap_socket(peer.sock, server_hostname="localhost")
+
+    thread = threading.Thread(target=shake_hands)
+    thread.start()
+    while not server.room.members:
+        server.turn()
+    thread.join(DEADLINE)
+    peer.expect(WELCOME)
+    return server, server.crowd.members()[0], peer
 
 
 def client(*options: Any, typed: str = "", **more: Any) -> subprocess.CompletedProcess[str]:

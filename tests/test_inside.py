@@ -7,13 +7,12 @@ import select
 import selectors
 import socket
 import ssl
-import threading
 import time
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from support import CERTS, DEADLINE, WELCOME, CheckedServer, Inside, Peer, pair, trusting
+from support import CERTS, DEADLINE, CheckedServer, Inside, Peer, pair, tls_member
 
 import chat_client
 import chat_server
@@ -49,26 +48,6 @@ def test_last_words_are_heard_although_something_was_said_after_the_close(inside
         conn.say(b"too late\n")
     server.read_all({conn})
     assert server.room.take_batch().text == b"bye\n"
-
-
-def tls_member() -> tuple[CheckedServer, Connection, Peer]:
-    """Returns a room that speaks TLS and doesn't run, its one member, and that one's peer."""
-    files = str(CERTS / "room.pem"), str(CERTS / "room.key")
-    server = CheckedServer([], Room(), tls=chat_server.make_server_tls(*files))
-    sock, peer = pair()
-    server.admit(sock, "peer")
-    context = trusting(CERTS / "room.pem")
-
-    def shake_hands() -> None:
-        peer.sock = context.wrap_socket(peer.sock, server_hostname="localhost")
-
-    thread = threading.Thread(target=shake_hands)
-    thread.start()
-    while not server.room.members:
-        server.turn()
-    thread.join(DEADLINE)
-    peer.expect(WELCOME)
-    return server, server.crowd.members()[0], peer
 
 
 @pytest.mark.parametrize("in_order", [True, False])
