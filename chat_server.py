@@ -625,179 +625,126 @@ def close_frame(code: int | None) -> bytes:
 
 # --- Browsers: the page --------------------------------------------------------------------------
 
-# All that a browser gets: three texts in one answer, and nothing from elsewhere, so that the page
-# works without the internet. Its Content-Security-Policy allows exactly this style and this script.
-# So there is no style or handler in the HTML; and what anybody said only ever becomes a text node.
+# What a browser gets is one answer and needs nothing else, so that it works without the internet.
+# Its Content-Security-Policy allows exactly this style and this script: there is no style and no
+# handler in the HTML. What anybody has said only ever becomes a text node.
 
-# Each color of a text has a contrast of at least 4.5 to each background that it can stand on.
+# The contrast is at least 4.5 wherever there is text, for a name of any hue too.
 STYLE = """
-:root {
-  color-scheme: light dark;
-  --page: #ffffff; --text: #1c1e21; --dim: #5a6068; --line: #c9ced6; --strong: #0b57d0;
-  --own: #eaf1fb; --private: #fdf3dc;
-  --name0: #0b57d0; --name1: #b3261e; --name2: #1b6e3c; --name3: #8430ce;
-  --name4: #00687a; --name5: #b0216b; --name6: #4a6300; --name7: #9a5b00;
-}
+:root { color-scheme: light dark; --back: #fff; --text: #1c1e21; --dim: #5a6068; --line: #c9ced6;
+  --strong: #0b57d0; --own: #eaf1fb; --private: #fdf3dc; --lightness: 25%; }
 @media (prefers-color-scheme: dark) {
-  :root {
-    --page: #15171a; --text: #e6e7e9; --dim: #a3a9b2; --line: #42474f; --strong: #8ab4f8;
-    --own: #1d2b40; --private: #332a14;
-    --name0: #8ab4f8; --name1: #ff8a80; --name2: #7fd49b; --name3: #cf9ff5;
-    --name4: #6fd3e4; --name5: #f59cc4; --name6: #bccf66; --name7: #f2b25c;
-  }
+  :root { --back: #15171a; --text: #e6e7e9; --dim: #a3a9b2; --line: #42474f;
+    --strong: #8ab4f8; --own: #1d2b40; --private: #332a14; --lightness: 75%; }
 }
-* { box-sizing: border-box; }
-[hidden] { display: none !important; }
-body {
-  margin: 0; height: 100vh; height: 100dvh;  /* the second without a phone's own bars */
-  padding: env(safe-area-inset-top) env(safe-area-inset-right)
-    env(safe-area-inset-bottom) env(safe-area-inset-left);
-  background: var(--page); color: var(--text);
-  font: 16px/1.4 system-ui, sans-serif;  /* in smaller fields than 16px an iPhone zooms in */
-}
-h1 { font-size: 1em; margin: 0; overflow-wrap: anywhere; }
-input, textarea, button {
-  font: inherit; color: inherit; background: var(--page);
-  padding: .5em .7em; border: 1px solid var(--dim); border-radius: .4em;
-}
-button { background: var(--strong); border-color: var(--strong); color: var(--page); }
-:focus-visible { outline: 3px solid var(--strong); outline-offset: 2px; }
+* { box-sizing: border-box; margin: 0; }
+[hidden], p:empty { display: none !important; }
+body { height: 100vh; height: 100dvh;  /* without a phone's own bars, where that is known */
+  padding: env(safe-area-inset-top) env(safe-area-inset-right) env(safe-area-inset-bottom)
+    env(safe-area-inset-left);
+  background: var(--back); color: var(--text);
+  font: 16px/1.4 system-ui, sans-serif; }  /* an iPhone zooms in on fields with smaller letters */
+h1 { font-size: 1em; overflow-wrap: anywhere; }
+input, textarea, button, ul { font: inherit; color: inherit; background: var(--back);
+  padding: .5em .7em; border: 1px solid var(--dim); border-radius: .4em; }
+button { background: var(--strong); color: var(--back); flex: none; }
+:focus-visible { outline: 3px solid var(--strong); outline-offset: -1px; }
 ::placeholder { color: var(--dim); opacity: 1; }
-#door { max-width: 22em; margin: 0 auto; padding: 12vh 1em 1em; display: grid; gap: 1em; }
-#door label { display: grid; gap: .3em; }
-#why:empty, #state:empty { display: none; }
-#why { margin: 0; color: var(--name1); }
-#room { height: 100%; max-width: 60em; margin: 0 auto; display: flex; flex-direction: column; }
-header, #say, #offline { display: flex; gap: .6em; align-items: center; padding: .5em .8em; }
-header { justify-content: space-between; position: relative; border-bottom: 1px solid var(--line); }
-summary { cursor: pointer; padding: .3em; }
-#names {
-  position: absolute; z-index: 1; top: 100%; right: .8em; width: 16em; max-width: 90%;
-  max-height: 60vh; overflow: auto; margin: 0; padding: .5em .8em; list-style: none;
-  background: var(--page); border: 1px solid var(--line); border-radius: .4em;
-}
-#log { flex: 1; min-height: 0; overflow-y: auto; overflow-anchor: none; padding: .4em 0; }
-#log:focus-visible { outline-offset: -3px; }
-/* The time has a column of its own, so that no row of a long message can pass for another one. */
-#log p { display: flex; gap: .7em; margin: 0; padding: .15em .8em; }
-#log time { flex: none; width: 2.9em; color: var(--dim); font-variant-numeric: tabular-nums; }
-#log span, #names li { min-width: 0; overflow-wrap: anywhere; white-space: pre-wrap; }
-bdi { unicode-bidi: isolate; }  /* whatever turns the direction of a text ends with it */
+#door { display: grid; gap: 1em; max-width: 22em; margin: 0 auto; padding: 12vh 1em 1em; }
+label { display: grid; gap: .3em; }
+#room { display: flex; flex-direction: column; height: 100%; max-width: 60em; margin: 0 auto; }
+header, #offline, #form { display: flex; align-items: center; justify-content: space-between;
+  gap: .6em; padding: .5em .8em; position: relative; }
+summary { white-space: nowrap; cursor: pointer; padding: .3em; }
+#list { position: absolute; z-index: 1; top: 90%; right: .8em; width: 16em; max-width: 90%;
+  max-height: 60vh; overflow: auto; list-style: none; }
+#log { flex: 1; min-height: 0; overflow-y: auto; overflow-anchor: none; padding: .4em 0;
+  border: solid var(--line); border-width: 1px 0; }
+/* The times have a column of their own: no part of a long message looks like another message. */
+#log p { display: flex; gap: .7em; padding: .15em .8em; }
+time { flex: none; width: 2.9em; color: var(--dim); font-variant-numeric: tabular-nums; }
+#log span, #list { min-width: 0; overflow-wrap: anywhere; white-space: pre-wrap; }
+b { color: hsl(var(--hue), 70%, var(--lightness)); }
 .own { background: var(--own); }
-.private { background: var(--private); box-shadow: inset 4px 0 var(--name7); }
-.notice, .day, em { color: var(--dim); }
-#log .day { justify-content: center; }
-.name0 { color: var(--name0); } .name1 { color: var(--name1); } .name2 { color: var(--name2); }
-.name3 { color: var(--name3); } .name4 { color: var(--name4); } .name5 { color: var(--name5); }
-.name6 { color: var(--name6); } .name7 { color: var(--name7); }
-#jump { align-self: center; margin-top: -3em; border-radius: 2em; z-index: 1; }
-#offline { border-top: 1px solid var(--line); justify-content: space-between; }
-#state { margin: 0; }
-#say { border-top: 1px solid var(--line); align-items: flex-end; }
-#text { flex: 1; min-width: 0; max-height: 30vh; resize: none; }
+.private { background: var(--private); box-shadow: inset 4px 0 var(--strong); }
+.day, .notice, em { color: var(--dim); }
+#jump { align-self: center; height: 2.5em; margin: -3em 0 .5em; z-index: 1; }
+#box { flex: 1; min-width: 0; max-height: 30vh; resize: none; }
 """
 
 SCRIPT = r"""
 "use strict";
-const WELCOME = "Welcome to the chatroom!";
-const MAX_NAME = 32;  // characters that the room allows
-const MAX_ROWS = 5000;
-const COLORS = 8;  // .name0 to .name7
-const MAX_WAIT = 30;  // seconds between tries to connect again
-const CHECK_TIME = 1;  // seconds after the last line until we see whether it has arrived
-const LASTING = 30;  // seconds after which a connection is taken for one that lasts
-const WHO = /^\/(?:who|names)(?: |$)/, NAME = /^\/(?:name|nick) +(.*)$/, QUIT = /^\/(?:quit|exit)/;
-const HOME = `Chat on ${location.host}`;
+const WELCOME = "Welcome to the chatroom!", TITLE = `Chat on ${location.host}`, MAX_ROWS = 5000;
+const LASTING = 30, FIRST_WAIT = 1, MAX_WAIT = 30, CHECK_TIME = 1;  // seconds
+const NAME = /^\/(?:name|nick) +(.*)$/, WHO = /^\/(?:who|names)(?: |$)/, QUIT = /^\/(?:quit|exit)/;
+const page = {};
+for (const element of document.querySelectorAll("[id]")) page[element.id] = element;
+const { log, box } = page;
 
-const byId = (id) => document.getElementById(id);
-const door = byId("door"), room = byId("room"), log = byId("log"), box = byId("text");
-const names = new Set();  // who is known to be here
-let others = [];  // and how many more, in the room's words
-let socket = null;
-let inRoom = false;
-let wanted = "";  // the name that the user wants, even while somebody else has it
-let me = "";  // the name that the room knows us by
-let password = "";
-let sent = [];  // lines that may not have arrived yet, each with the row that shows it, if any
-let said = [];  // messages as the room tells them
-let day = "", unread = 0, following = true;  // following: the last row is in sight
-let wait = 1, retry = 0, check = 0, since = 0;  // seconds, two timers, a time
+let wanted = "", me = "";  // the name that the user wants, and that by which the room knows us
+let names = new Set(), others = [];  // who is known to be here; how many more, in the room's words
+let password = "", socket = null, inRoom = false;
+let sent = [];  // lines that may not have arrived, each with the element that shows it, if any does
+let said = [];  // messages, as the room's history has them
+let day = "", unread = 0, place = 0, following = true;  // following: the last row is in sight
+let wait = FIRST_WAIT, retry = 0, check = 0;  // seconds until the next try, and two timers
 
 // What the page shows
 
-function make(tag, style, ...content) {
-  const element = document.createElement(tag);
-  element.className = style;
+function make(tag, className, ...content) {
+  const element = Object.assign(document.createElement(tag), { className });
   element.append(...content);
   return element;
 }
 
-function isolated(tag, style, text) {
-  const element = make(tag, style, text);
-  element.dir = "auto";
+function inColor(name) {
+  const element = make("b", "", make("bdi", "", name));  // a bdi's direction is its own affair
+  const sum = [...name].reduce((sum, char) => (31 * sum + char.codePointAt(0)) % 65521, 0);
+  element.style.setProperty("--hue", 15 * (sum % 24));
   return element;
 }
 
-function colorOf(name) {
-  let sum = 0;
-  for (const letter of name) sum = (sum * 31 + letter.codePointAt(0)) % 65521;
-  return `name${sum % COLORS}`;
-}
-
 function show(kind, text, speaker = "", mark = "", now = new Date()) {
-  if (now && day !== now.toDateString()) {
-    day = now.toDateString();
-    const date = { weekday: "long", day: "numeric", month: "long", year: "numeric" };
-    log.append(make("p", "day", now.toLocaleDateString([], date)));
-  }
+  if (now && day !== now.toDateString())
+    log.append(make("p", "day", now.toLocaleDateString([], { dateStyle: "full" })));
+  if (now) day = now.toDateString();
   const time = make("time", "", now ? now.toTimeString().slice(0, 5) : "");
-  if (now) {
-    time.dateTime = now.toISOString();
-    time.title = now.toLocaleString();
-  }
-  const words = make("span", "");
-  if (speaker) words.append(isolated("bdi", `speaker ${colorOf(speaker)}`, speaker), mark, ": ");
-  words.append(isolated("bdi", "", text));
-  const row = make("p", kind, time, words);
-  log.append(row);
+  time.title = now ? now.toLocaleString() : "";
+  const words = make("span", "", make("bdi", "", text));
+  if (speaker) words.prepend(inColor(speaker), `${mark}: `);
+  log.append(make("p", kind, time, words));
+  if (kind === "said" || kind === "own") said.push(speaker ? `${speaker}: ${text}` : text);
   if (document.hidden && (kind === "said" || kind === "private")) unread += 1;
   return words;
 }
 
-// Brings the page up to date once rows were added: one look at its layout, however many they are.
-function settle() {
+function settle() {  // after rows were added: to measure takes long, so once for all of them
   const height = log.scrollHeight;
   while (log.childElementCount > MAX_ROWS) log.firstChild.remove();
+  log.scrollTop = following ? log.scrollHeight : log.scrollTop - height + log.scrollHeight;
   said = said.slice(-MAX_ROWS);
-  if (following) log.scrollTop = log.scrollHeight;
-  else log.scrollTop -= height - log.scrollHeight;  // what the user reads stays where it is
-  byId("jump").hidden = following;
-  document.title = (unread ? `(${unread}) ` : "") + HOME;
-}
-
-function report(text, offersAgain = false) {
-  byId("state").textContent = text;
-  byId("offline").hidden = !text;
-  byId("again").hidden = !offersAgain;
+  page.jump.hidden = following;
+  document.title = (unread ? `(${unread}) ` : "") + TITLE;
 }
 
 function showNames() {
-  byId("count").textContent = `Names here: ${names.size}`;
-  const items = [...names].sort((a, b) => a.localeCompare(b));
-  byId("names").replaceChildren(
-    ...items.map((name) => make("li", "", isolated("bdi", colorOf(name), name))),
-    ...others.map((text) => make("li", "notice", text)),
-  );
+  page.count.textContent = `Names here: ${names.size}`;
+  const items = [...[...names].sort().map(inColor), ...others];
+  page.list.replaceChildren(...items.map((item) => make("li", "", item)));
   box.placeholder = me ? `Message as ${me}` : "Message";
 }
 
-function openDoor(why, isLocked) {
+function report(text) {
+  page.state.textContent = text;
+  page.offline.hidden = !text;
+}
+
+function openDoor(reason, isLocked = false) {
   hangUp();
-  byId("why").textContent = why;
-  byId("lock").hidden = !isLocked;
-  door.hidden = false;
-  room.hidden = true;
-  byId(isLocked ? "password" : "name").focus();
+  page.why.textContent = reason;
+  page.lock.hidden = !isLocked;
+  page.door.hidden = !(page.room.hidden = true);
+  (isLocked ? page.secret : page.nick).focus();
 }
 
 // The connection
@@ -805,258 +752,204 @@ function openDoor(why, isLocked) {
 function hangUp() {
   clearTimeout(retry);
   clearTimeout(check);
-  if (socket) {
-    socket.onmessage = socket.onclose = null;
-    socket.close();
-  }
-  for (const { row } of sent) {
-    if (row) row.append(make("em", "", " (perhaps not sent)"));
-  }
-  socket = null;
-  retry = 0;
-  sent = [];
-  me = "";
-  inRoom = false;
-  names.clear();
-  others = [];
+  if (socket) socket.onmessage = socket.onclose = null;
+  if (socket) socket.close();
+  for (const { words } of sent) if (words) words.append(make("em", "", " (perhaps not sent)"));
+  [socket, inRoom, me, names, others, sent, retry] = [null, false, "", new Set(), [], [], 0];
   showNames();
 }
 
 function connect() {
   hangUp();
   report("Connecting\u2026");
+  const began = Date.now();
   socket = new WebSocket(location.origin.replace("http", "ws"));
-  socket.onmessage = ({ data }) => {
-    const lines = data.split("\n").slice(0, -1);
-    const start = inRoom ? -1 : lines.indexOf(WELCOME);
-    const rest = start < 0 ? [] : lines.splice(start + 1);  // the history, with no times in it
-    for (const line of lines) hear(line);
-    for (const line of unseen(rest.filter((line) => !line.startsWith("* ")))) {
-      show("said", line, "", "", null);  // who had a name then may be somebody else today
-      said.push(line);
-    }
-    for (const line of rest) if (line.startsWith("* ")) hear(line);
-    settle();
-  };
+  socket.onmessage = ({ data }) => receive(data.split("\n").slice(0, -1));
   socket.onclose = ({ code }) => {
-    if (inRoom && Date.now() - since > LASTING * 1000) wait = 1;
     hangUp();
-    if (code === 1000 || code === 1008) {
-      report(code === 1000 ? "You have left." : "You were removed from the room.", true);
-      return;
-    }
-    // At random, so that not all pages come back to a restarted room in the same moment.
-    const seconds = wait * (0.5 + Math.random() / 2);
-    retry = setTimeout(connect, seconds * 1000);
+    if (code === 1000 || code === 1008)
+      return report(code === 1000 ? "You have left." : "You were removed from the room.");
+    if (Date.now() - began > 1000 * LASTING) wait = FIRST_WAIT;
+    const seconds = wait * (0.5 + Math.random() / 2);  // not all pages in the same moment
     wait = Math.min(2 * wait, MAX_WAIT);
-    const what = code === 1013 ? "The room is full" : "Not connected";
-    report(`${what}. Next try in ${Math.ceil(seconds)} s; what you type is kept.`, true);
+    retry = setTimeout(connect, 1000 * seconds);
+    const what = code === 1013 ? "The room is full." : "Not connected.";
+    report(`${what} Next try in ${Math.ceil(seconds)} s; what you type is kept.`);
   };
 }
 
-function hurry() {
-  if (retry) connect();
-}
-
-// Of the history, returns what this page hasn't shown yet.
-function unseen(history) {
-  let known = history.length;
-  while (known && history.slice(0, known).join("\n") !== said.slice(-known).join("\n")) known -= 1;
-  return history.slice(known);
+function receive(lines) {
+  const wasIn = inRoom, history = [];
+  for (const line of lines) {
+    if (wasIn || !inRoom || line.startsWith("* ")) hear(line);
+    else history.push(line);
+    if (!socket) return;
+  }
+  let known = history.length;  // so many of these have been shown, before a connection was lost
+  while (known && history.slice(0, known).join() !== said.slice(-known).join()) known -= 1;
+  // They get no time, which nobody knows, and no color: others may have had these names then.
+  for (const line of history.slice(known)) show("said", line, "", "", null);
+  settle();
 }
 
 // From the room
 
 function hear(line) {
-  if (!inRoom && line === WELCOME) {
-    enter();
-    return;
-  }
-  if (line.startsWith("* ")) {
-    hearRoom(line.slice(2));
-    return;
-  }
-  // Whoever has no name can say "Note: buy milk", but not the name of anybody who is here.
   const [, speaker, mark, text] = /^([^:]*?)( \(private\))?: (.*)$/s.exec(line) || [];
-  const isNamed = names.has(speaker);
-  if (isNamed) show(mark ? "private" : "said", text, speaker, mark);
-  else show("said", line);
-  if (!isNamed || !mark) said.push(line);
+  if (line === WELCOME && !inRoom) enter();
+  else if (line.startsWith("* ")) hearNotice(line.slice(2));
+  else if (names.has(speaker)) show(mark ? "private" : "said", text, speaker, mark);
+  else show("said", line);  // such as "Note: buy milk" from somebody without a name
 }
 
 function enter() {
   inRoom = true;
-  since = Date.now();
   report("");
   show("notice", WELCOME);
   if (wanted) send(`/name ${wanted}`);
   send("/who");
 }
 
-// Follows what the room itself says, and shows it, unless it was the page that asked.
-function hearRoom(text) {
+function hearNotice(text) {
+  const request = sent.find(({ line }) => NAME.test(line));
+  const name = request && NAME.exec(request.line)[1].normalize("NFKC").trim();
   const [, newcomer] = /^(.+) joined$/.exec(text) || [];
-  const [, leaver, now] = /^(.+?) (?:left|was removed|is now (.+))$/.exec(text) || [];
-  let request;
-  if (!inRoom && text === "password?") {
-    if (password) socket.send(password);
-    else openDoor("", true);  // not connected: at the room's door there are only some seconds
-    return;
+  const [, gone, now] = /^(.+?) (?:left|was removed|is now (.+))$/.exec(text) || [];
+  let isShown = true;
+  if (!inRoom && text === "password?" && password) return socket.send(password);
+  if (!inRoom && (text === "password?" || text === "wrong password")) {
+    password = "";  // the door waits some seconds only: the user types while nobody waits
+    return openDoor(text === "password?" ? "" : "That is not the password.", true);
   }
-  if (!inRoom && text === "wrong password") {
-    password = "";
-    openDoor("That is not the password.", true);
-    return;
-  }
-  if (text.startsWith("here: ")) {
-    if (hearNames(text.slice(6))) return;
-  } else if ((request = answered((line) => text === `you are ${nameIn(line)}`))) {
-    if (takeName(nameIn(request.line), request.row)) return;
-  } else if ((request = answered((line) => refuses(text, nameIn(line))))) {
-    if (!request.row) return hearRefusal(nameIn(request.line), text);
-  } else if (newcomer) {
-    names.add(newcomer);
-  } else if (leaver) {
-    hearGone(leaver, now);
-  } else if (text === "bye") {
-    answered((line) => QUIT.test(line));
-  }
+  if (text === "bye") answered(QUIT);
+  else if (text.startsWith("here: ")) isShown = hearNames(text.slice(6));
+  else if (name && text === `you are ${name}`) isShown = takeName(name);
+  else if (name && (text === `${name} is taken` || text.endsWith(": /name NAME")))
+    isShown = answered(NAME) || hearRefusal(name, text);
+  else if (newcomer) names.add(newcomer);
+  else if (gone) hearGone(gone, now);
   showNames();
-  show("notice", text);
+  if (isShown) show("notice", text);
 }
 
-// The room answers in order: all that was sent up to this question has arrived.
-function answered(isQuestion) {
-  return sent.splice(0, sent.findIndex(({ line }) => isQuestion(line)) + 1).pop();
+// The room answers in order, so all that was sent before this question has arrived too. Says
+// whether it was the user who asked, and not the page.
+function answered(question) {
+  const at = sent.findIndex(({ line }) => question.test(line));
+  const [asked] = sent.splice(0, at + 1).slice(-1);
+  return Boolean(asked && asked.words);
 }
 
-function nameIn(line) {
-  const [, name] = NAME.exec(line) || [];
-  return name && name.normalize("NFKC").trim();
+function hearNames(text) {
+  const all = text.split(/, | and (?=\d+ unnamed$)/);
+  others = all.filter((one) => /^\d+ (?:more|unnamed)$/.test(one));
+  names = new Set(all.filter((one) => !others.includes(one)));
+  return answered(WHO);
 }
 
-function fold(name) {
-  return (name || "").normalize("NFKC").toLowerCase();
-}
-
-function hearNames(list) {
-  const question = answered((line) => WHO.test(line));
-  const here = list.split(/, | and (?=\d+ unnamed$)/);
-  const isNumber = (one) => /^\d+ (?:more|unnamed)$/.test(one);
-  others = here.filter(isNumber);
-  if (!others.some((one) => one.endsWith("more"))) names.clear();
-  for (const name of here) if (!isNumber(name)) names.add(name);
-  showNames();
-  return question && !question.row;
-}
-
-function takeName(name, byUser) {
+function takeName(name) {
   names.delete(me);
-  names.add(name);
-  me = name;
-  if (byUser) remember(name);
-  showNames();
-  return !byUser && fold(name) === fold(wanted);
-}
-
-function refuses(text, name) {
-  return name && (text === `${name} is taken` || text.endsWith(": /name NAME"));
+  names.add(me = name);
+  const isWish = answered(NAME);
+  if (isWish) remember(name);
+  return isWish || fold(name) !== fold(wanted);
 }
 
 function hearRefusal(name, text) {
-  if (me) return;  // somebody else was faster to take our own name; we keep the other one
-  const another = [...name].slice(0, MAX_NAME - 1).join("") + "_";
-  if (text.endsWith(" is taken") && another !== name) send(`/name ${another}`);
-  else openDoor(text.replace(": /name NAME", ""));
+  if (me) return false;  // our own name was free again, and somebody else was faster
+  const another = [...name].slice(0, 31).join("") + "_";
+  if (!text.endsWith(" is taken") || another === name) openDoor(text.replace(": /name NAME", ""));
+  else send(`/name ${another}`);
+  return inRoom;
 }
 
 function hearGone(name, now) {
   names.delete(name);
   if (now) names.add(now);
-  const isOurs = fold(name) === fold(wanted) && fold(now) !== fold(wanted);
-  if (isOurs && me && fold(me) !== fold(wanted)) send(`/name ${wanted}`);
+  const isOurs = fold(name) === fold(wanted) && fold(me) !== fold(wanted);
+  if (isOurs && fold(now) !== fold(wanted)) send(`/name ${wanted}`);
+}
+
+function fold(name = "") {
+  return name.normalize("NFKC").toLowerCase();
 }
 
 // From the user
 
-function send(line, row = null) {
+function send(line, words) {
   socket.send(line);
-  sent.push({ line, row });
+  sent.push({ line, words });
   clearTimeout(check);
-  if (row) check = setTimeout(send, CHECK_TIME * 1000, "/who");
+  if (words) check = setTimeout(send, 1000 * CHECK_TIME, "/who");  // has it arrived?
 }
 
 function speak() {
-  if (!inRoom || (wanted && !me)) return;  // the text stays where it is
+  if (!inRoom || sent.some(({ line, words }) => NAME.test(line) && !words)) return;
   const lines = box.value.split(/\r\n?|\n/).filter((line) => line.trim());
+  const isCommand = lines.length === 1 && /^\/(?!\/)/.test(lines[0]);  // not in a pasted text
   for (const line of lines) {
-    // Of several lines, which were pasted, none is meant as a command.
-    const isAlone = lines.length === 1;
-    const isCommand = isAlone && /^\/(?!\/)/.test(line);
-    const text = isAlone && line.startsWith("//") ? line.slice(1) : line;
-    const row = show("own", text, isCommand ? "" : me || "you");
-    send(!isCommand && text.startsWith("/") ? "/" + text : text, row);
-    if (!isCommand) said.push(me ? `${me}: ${text}` : text);
+    const text = lines.length === 1 && line.startsWith("//") ? line.slice(1) : line;
+    const words = isCommand ? show("own command", text) : show("own", text, me);
+    send(text.startsWith("/") && !isCommand ? `/${text}` : text, words);
   }
   box.value = "";
-  following = true;
   fit();
-  settle();
+  catchUp();
 }
 
-// Makes the box as high as its text.
 function fit() {
   box.style.height = "auto";
   box.style.height = `${box.scrollHeight + 2}px`;
 }
 
-function remember(name) {
-  wanted = name;
-  try {
-    localStorage.setItem("name", name);
-  } catch {}  // the user doesn't want pages to keep anything
-}
-
-door.onsubmit = (event) => {
-  event.preventDefault();
-  remember(byId("name").value.trim());
-  if (!byId("lock").hidden) password = byId("password").value;
-  byId("password").value = "";
-  door.hidden = true;
-  room.hidden = false;
-  box.focus();
-  connect();
-};
-byId("say").onsubmit = (event) => {
-  event.preventDefault();
-  speak();
-  box.focus();
-};
-box.oninput = fit;
-box.onkeydown = (event) => {
-  const composes = event.isComposing || event.keyCode === 229;  // Enter chooses a word then
-  if (event.key === "Enter" && !event.shiftKey && !composes) {
-    event.preventDefault();
-    speak();
-  }
-};
-byId("jump").onclick = () => {
+function catchUp() {
   following = true;
   settle();
   box.focus();
+}
+
+function remember(name) {
+  wanted = name;
+  try { localStorage.setItem("name", name); } catch {}  // which a user can forbid
+}
+
+function hurry() {
+  if (retry) connect();
+}
+
+page.door.onsubmit = (event) => {
+  event.preventDefault();
+  remember(page.nick.value.trim());
+  if (!page.lock.hidden) password = page.secret.value;
+  page.secret.value = "";
+  page.room.hidden = !(page.door.hidden = true);
+  box.focus();
+  connect();
 };
-byId("again").onclick = connect;
-byId("who").ontoggle = () => {
-  if (byId("who").open && inRoom) send("/who");  // who has no name comes and goes in silence
+page.form.onsubmit = (event) => {
+  event.preventDefault();
+  speak();
 };
-log.onscroll = () => {
-  following = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
-  if (following) byId("jump").hidden = true;
+box.oninput = fit;
+box.onkeydown = (event) => {
+  if (event.key !== "Enter" || event.shiftKey) return;
+  if (event.isComposing || event.keyCode === 229) return;  // that ends the choice of a character
+  event.preventDefault();
+  speak();
 };
-new ResizeObserver(() => {
+page.jump.onclick = catchUp;
+page.again.onclick = connect;
+page.who.ontoggle = () => page.who.open && inRoom && send("/who");  // some come in silence
+log.onscroll = () => {  // by the user only if it goes up: the page's size may just have changed
+  const isLow = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
+  following = isLow || (following && log.scrollTop >= place);
+  place = log.scrollTop;
+  if (following) page.jump.hidden = true;
+};
+new ResizeObserver(() => {  // such as by a phone's keyboard
   if (following) log.scrollTop = log.scrollHeight;
 }).observe(log);
-window.ononline = hurry;
+ononline = hurry;
 document.onvisibilitychange = () => {
   if (document.hidden) return;
   unread = 0;
@@ -1064,53 +957,41 @@ document.onvisibilitychange = () => {
   hurry();
 };
 
-document.title = HOME;
-for (const title of document.querySelectorAll("h1")) title.textContent = HOME;
-try {
-  byId("name").value = localStorage.getItem("name") || "";
-} catch {}
-byId("name").focus();
+for (const heading of document.querySelectorAll("h1")) heading.textContent = TITLE;
+settle();
+try { page.nick.value = localStorage.getItem("name"); } catch {}
+page.nick.focus();
 """
 
 PAGE = f"""<!DOCTYPE html>
 <html lang="en">
-<head>
 <meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1, viewport-fit=cover, \
-interactive-widget=resizes-content">
+<meta name="viewport" content="width=device-width, initial-scale=1, viewport-fit=cover,
+  interactive-widget=resizes-content">
 <title>Chat</title>
 <link rel="icon" href="data:,">
 <style>{STYLE}</style>
-</head>
-<body>
 <form id="door">
-  <h1>Chat</h1>
+  <h1></h1>
   <p id="why" role="alert"></p>
-  <label>Your name, or nothing <input id="name" maxlength="32" autocomplete="nickname"></label>
-  <label id="lock" hidden>Password of the room
-    <input id="password" type="password" autocomplete="current-password"></label>
+  <label>Your name, if you want one
+    <input id="nick" maxlength="32" autocomplete="nickname"></label>
+  <label id="lock" hidden>The room's password
+    <input id="secret" type="password" autocomplete="current-password"></label>
   <button>Join</button>
-  <noscript>Without JavaScript this page can do nothing.</noscript>
+  <noscript>Without JavaScript this page can't do anything.</noscript>
 </form>
 <main id="room" hidden>
-  <header>
-    <h1>Chat</h1>
-    <details id="who"><summary id="count"></summary><ul id="names"></ul></details>
-  </header>
+  <header><h1></h1><details id="who"><summary id="count"></summary><ul id="list"></ul></details></header>
   <div id="log" role="log" aria-live="polite" aria-label="Messages" tabindex="0"></div>
-  <button id="jump" type="button" hidden>New messages</button>
-  <div id="offline" hidden>
-    <p id="state" role="status"></p>
-    <button id="again" type="button" hidden>Connect now</button>
-  </div>
-  <form id="say">
-    <textarea id="text" rows="1" aria-label="Message" enterkeyhint="send"></textarea>
+  <button id="jump" hidden>New messages</button>
+  <div id="offline" hidden><p id="state" role="status"></p><button id="again">Connect now</button></div>
+  <form id="form">
+    <textarea id="box" rows="1" aria-label="Message" enterkeyhint="send"></textarea>
     <button>Send</button>
   </form>
 </main>
 <script>{SCRIPT}</script>
-</body>
-</html>
 """
 
 

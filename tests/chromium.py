@@ -180,7 +180,7 @@ class Page:
             if value:
                 return value
             if time.monotonic() > deadline:
-                text = self.value("document.body.innerText")
+                text = self.value("document.body.innerText").strip()[-300:]
                 raise AssertionError(f"did not happen: {condition}; the page shows:\n{text}")
             time.sleep(0.02)
 
@@ -210,6 +210,12 @@ class Page:
         size = {"width": width, "height": height, "deviceScaleFactor": 2 if phone else 1}
         self.call("Emulation.setDeviceMetricsOverride", mobile=phone, **size)
         self.call("Emulation.setTouchEmulationEnabled", enabled=phone)
+
+    def hide(self, hidden: bool) -> None:
+        """Minimizes the page's window, or shows it again."""
+        window = self.browser.call("Browser.getWindowForTarget", targetId=self.target)["windowId"]
+        bounds = {"windowState": "minimized" if hidden else "normal"}
+        self.browser.call("Browser.setWindowBounds", windowId=window, bounds=bounds)
 
     def set_dark(self, dark: bool) -> None:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
