@@ -294,6 +294,7 @@ def check_connection(conn: Connection) -> None:
     assert not queue or not conn.is_shaking_hands()
     assert len(conn.unsent) <= MAX_UNSENT
     if conn.tls:
+        assert conn.unsent or not queue
         assert not conn.tls.output and not conn.tls.incoming.pending and not conn.tls.outgoing.pending
     gets = [len(batch.text_for(conn)) for batch in queue]
     assert 0 <= conn.place < (gets[0] if gets else 1)
