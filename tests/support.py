@@ -355,10 +355,10 @@ class Inside:
         self.server.deliver(self.server.room.take_batch())
 
 
-def tls_room() -> CheckedServer:
+def tls_room(**options: Any) -> CheckedServer:
     """Returns a room that speaks TLS and doesn't run."""
     files = str(CERTS / "room.pem"), str(CERTS / "room.key")
-    return CheckedServer([], Room(), tls=make_server_tls(*files))
+    return CheckedServer([], Room(), tls=make_server_tls(*files), **options)
 
 
 def tls_member() -> tuple[CheckedServer, Connection, Peer]:

@@ -13,6 +13,7 @@ from openssl import KeyChanger
 from support import (
     CERTS,
     DEADLINE,
+    WELCOME,
     CheckedServer,
     Peer,
     Server,
@@ -41,6 +42,7 @@ from chat_server import (
 
 CONTEXT = make_server_tls(str(CERTS / "room.pem"), str(CERTS / "room.key"))
 TRUST = trusting(CERTS / "room.pem")
+ALERT = b"\x15\x03"  # the first bytes of one that isn't encrypted
 VERSIONS = pytest.mark.parametrize("version", ["TLSv1_2", "TLSv1_3"])
 
 
@@ -230,18 +232,58 @@ def test_what_made_no_text_is_counted_and_whole_records_are_not() -> None:
 
 
 @VERSIONS
-def test_text_in_small_and_in_large_records_is_no_surplus(version: str) -> None:
+@pytest.mark.parametrize("step", [500, TLS_READ])
+def test_text_in_small_and_in_large_records_is_no_surplus(version: str, step: int) -> None:
     client = Client(version)
     room = introduced(client)
     client.shake_hands()
     wire = client.say(*[b"\n"] * 2000, *[b"x" * TLS_RECORD] * 10)
-    for at in range(0, len(wire), 500):
-        room.feed(wire[at : at + 500])
+    for at in range(0, len(wire), step):
+        room.feed(wire[at : at + step])
         while room.decrypt(100) is not None:
             assert not room.surplus
 
 
 # The room, from inside
+
+
+@pytest.mark.parametrize("password", [b"", b"secret"])
+def test_what_comes_in_one_piece_with_the_handshake_is_heard(password: bytes) -> None:
+    """Nothing more comes after it, so that no socket is ready any more."""
+    server = tls_room(password=password)
+    sock, peer = pair()
+    server.admit(sock, "peer")
+    (conn,) = server.crowd.door.waiting
+    client = Client()
+    data = client.shake_hands()
+    while not client.ready:
+        if data:
+            peer.send(data)
+            server.turn()
+        client.feed(peer.sock.recv(1 << 16))
+        data = client.shake_hands()
+    peer.send(data + client.say(*([b"secret\n"] if password else []), b"hi\n"))
+    server.turn()
+    while conn.silent:
+        assert server.timeout() == 0
+        server.turn()
+    heard = b""
+    while not heard.endswith(WELCOME):
+        client.feed(peer.sock.recv(1 << 16))
+        heard += client.hear()
+
+
+@pytest.mark.parametrize("start", ["tls"], indirect=True)
+def test_whoever_breaks_tls_is_told_why(room: Server) -> None:
+    """By an alert, which is what a client needs to say more than that it was cut off."""
+    newcomer = Peer(socket.create_connection(("127.0.0.1", room.port), DEADLINE))
+    newcomer.send(b"\x16\x03\x01\x00\x05hello")
+    assert newcomer.rest()[:2] == ALERT
+    member = room.join()
+    socket.socket.sendall(member.sock, b"\x17\x03\x03\x00\x30" + b"x" * 48)
+    with pytest.raises(ssl.SSLError, match="(?i)alert"):
+        member.rest()
+    room.wait_for_log("lost: .*members: 0")
 
 
 def key_changer() -> tuple[CheckedServer, Connection, KeyChanger, Peer]:
@@ -254,8 +296,10 @@ def key_changer() -> tuple[CheckedServer, Connection, KeyChanger, Peer]:
         data = changer.shake_hands()
         if data:
             peer.send(data)
-        server.turn()
-        changer.feed(peer.available())
+        if data or changer.is_ready():
+            server.turn()
+        if not changer.is_ready():
+            changer.feed(peer.sock.recv(1 << 16))
     (conn,) = server.crowd.members()
     server.deliver(server.room.take_batch())
     return server, conn, changer, peer
