@@ -2451,6 +2451,7 @@ class TLS:
         """Goes on with the handshake, as far as that goes now. Raises Gone."""
         self.shaking_hands = self.step(self.finish_handshake) is None
         self.has_more = bool(self.wire) and not self.shaking_hands
+        self.idle = len(self.wire)
 
     def finish_handshake(self) -> bool:
         """Returns True. Raises ssl.SSLError, also if more has to come for that."""

@@ -43,12 +43,17 @@ class KeyChanger:
 
     def take(self) -> bytes:
         buffer = ctypes.create_string_buffer(1 << 20)
-        return buffer.raw[: max(0, self.call("BIO_read", self.outgoing, buffer, len(buffer)))]
+        size = self.call("BIO_read", self.outgoing, buffer, len(buffer))
+        return buffer.raw[: max(0, size)]
 
     def shake_hands(self) -> bytes:
         """Goes on with the handshake; returns what to send."""
         self.call("SSL_do_handshake", self.ssl)
         return self.take()
+
+    def is_ready(self) -> bool:
+        """Says whether the handshake is done."""
+        return bool(self.call("SSL_is_init_finished", self.ssl))
 
     def change_keys(self, times: int, answered: bool = False) -> bytes:
         """Returns that many orders to change keys, perhaps such that have to be answered."""

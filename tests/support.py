@@ -309,6 +309,7 @@ def check_connection(conn: Connection) -> None:
     assert not queue or not conn.is_shaking_hands()
     assert len(conn.unsent) <= MAX_UNSENT
     if conn.tls:
+        assert conn.unsent or not queue
         assert not conn.tls.output and not conn.tls.incoming.pending and not conn.tls.outgoing.pending
     assert conn.framed == isinstance(conn.framer, WebSocket)
     gets = [len(conn.part_of(batch)) for batch in queue]
@@ -370,10 +371,10 @@ class Inside:
         self.server.deliver(self.server.room.take_batch())
 
 
-def tls_room() -> CheckedServer:
+def tls_room(**options: Any) -> CheckedServer:
     """Returns a room that speaks TLS and doesn't run."""
     files = str(CERTS / "room.pem"), str(CERTS / "room.key")
-    return CheckedServer([], Room(), tls=make_server_tls(*files))
+    return CheckedServer([], Room(), tls=make_server_tls(*files), **options)
 
 
 def tls_member() -> tuple[CheckedServer, Connection, Peer]:
