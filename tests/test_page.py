@@ -10,9 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-
 from chromium import SHIFT, Browser, Page
-from support import DEADLINE, Peer, Server, free_port, wait_until_listening
+from support import Server, free_port, wait_until_listening
 
 SIZES = {"desktop": (1000, 700, False), "phone": (360, 640, True)}
 
