@@ -107,7 +107,7 @@ ITEM_WEIGHT = 64  # counted with each thing that is said or answered, for the ti
 LETTERS_WEIGHT = 1024  # counted where letters beyond ASCII are compared: that takes up to 0.1 ms
 COMMAND_WEIGHT = 16  # counted with each of telnet's commands, which are taken out one by one
 IDLE_WEIGHT = 16  # counted with each byte of TLS that is neither text nor what is around it
-IDLE_READ = 4 * 1024  # bytes that are read at once of a peer that has just sent some of the two
+IDLE_READ = 4 * 1024  # bytes that are read at once of a peer that has just sent either
 SKIPPED_WEIGHT = 16  # counted with each character that was looked at and shows nothing
 
 # For a member that reads more slowly than the others talk, batches wait in a queue. While one's is
@@ -153,7 +153,7 @@ NOT_A_PAIR = ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGN
 TLS_RECORD = 16 * 1024  # bytes of text in a record at most: so much is encrypted at once
 TLS_READ = TLS_RECORD + 512  # bytes that are received at once: a record with what is around it
 TLS_HANDSHAKE = 0x16  # the first byte from whoever speaks TLS
-TLS_OVERHEAD = 29  # bytes around the text of a record, as far as they cost nothing
+TLS_OVERHEAD = 29  # bytes around the text of a record, for which nothing is counted
 MAX_UNSENT = 24 * 1024  # bytes that may wait encrypted: a record, and what TLS itself has to say
 PRIVATE = " (private)"
 ALIASES = {"/nick": "/name", "/names": "/who", "/exit": "/quit"}  # what people know from elsewhere
@@ -1403,7 +1403,7 @@ class Acceptor:
 #   at door   door.waiting     until it gave a password     a question   shakes hands first
 #   member    room.members     unless the throttle has      any          is there
 #                              paused it
-#   leaving   leaving          until its stream has ended   any          until it has said its end
+#   leaving   leaving          until its stream has ended   any          until our end of it is said
 #   closed    nothing          no                           none         none
 #
 # In any of the first three, what TLS has encrypted and the kernel hasn't taken is in `unsent`. It
@@ -1413,8 +1413,8 @@ class Acceptor:
 #
 #   at door -> member     the right password, or none is needed     Membership.enter
 #   at door -> leaving    the same, but the room is full; a wrong   Membership.turn_away
-#                         password, after a second; no TLS where
-#                         there must be
+#                         password, after a second; plain text
+#                         in place of TLS
 #   member  -> leaving    /quit, the end of its stream, or of the   Membership.start_leaving
 #                         room; its place goes to another
 #   leaving -> closed     it has got everything, and its own        Membership.finish
