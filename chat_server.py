@@ -1516,7 +1516,7 @@ class TLS:
         try:
             self.engine.write(data)
         except ssl.SSLError as error:
-            raise lost(error) from error
+            raise self.broken(error) from error
         finally:
             encrypted = self.outgoing.read()
         return cast(bytes, encrypted)
@@ -1537,10 +1537,16 @@ class TLS:
         except ssl.SSLWantReadError:
             return None
         except ssl.SSLError as error:
-            raise lost(error) from error
+            raise self.broken(error) from error
         finally:
             self.wire = self.incoming.read()
             self.output += self.outgoing.read()
+
+    def broken(self, error: ssl.SSLError) -> Gone:
+        """Returns what an error of OpenSSL means. PyPy leaves it where another connection would be
+        taken to have it, until somebody makes a new engine."""
+        self.engine.context.wrap_bio(self.incoming, self.outgoing, server_side=True)
+        return lost(error)
 
     def take_output(self) -> bytes:
         """Returns what has to be sent, once."""
