@@ -114,7 +114,7 @@ COMMAND_WEIGHT = 16  # counted with each of telnet's commands, which are taken o
 FRAME_WEIGHT = 32  # counted with each frame of a WebSocket, which are unpacked one by one
 FRAMES_READ = 16 * 1024  # bytes that are read at once of these: a frame can be six bytes
 IDLE_WEIGHT = 16  # counted with each byte of TLS that is neither text nor what is around it
-IDLE_READ = 4 * 1024  # bytes that are read at once of a peer that has just sent some of the two
+IDLE_READ = 4 * 1024  # bytes that are read at once of a peer that has just sent either
 SKIPPED_WEIGHT = 16  # counted with each character that was looked at and shows nothing
 
 # For a member that reads more slowly than the others talk, batches wait in a queue. While one's is
@@ -160,7 +160,7 @@ NOT_A_PAIR = ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGN
 TLS_RECORD = 16 * 1024  # bytes of text in a record at most: so much is encrypted at once
 TLS_READ = TLS_RECORD + 512  # bytes that are received at once: a record with what is around it
 TLS_HANDSHAKE = 0x16  # the first byte from whoever speaks TLS
-TLS_OVERHEAD = 29  # bytes around the text of a record, as far as they cost nothing
+TLS_OVERHEAD = 29  # bytes around the text of a record, for which nothing is counted
 MAX_UNSENT = 24 * 1024  # bytes that may wait encrypted: a record, and what TLS itself has to say
 PRIVATE = " (private)"
 ALIASES = {"/nick": "/name", "/names": "/who", "/exit": "/quit"}  # what people know from elsewhere
@@ -2382,7 +2382,7 @@ class Acceptor:
 #                                                                        a browser asks for something
 #   member    room.members     unless the throttle has      any          is there
 #                              paused it
-#   leaving   leaving          until its stream has ended   any          until it has said its end
+#   leaving   leaving          until its stream has ended   any          until our end of it is said
 #   closed    nothing          no                           none         none
 #
 # In any of the first three, what TLS has encrypted and the kernel hasn't taken is in `unsent`. It
@@ -2496,7 +2496,7 @@ class TLS:
         try:
             self.engine.write(data)
         except ssl.SSLError as error:
-            raise lost(error) from error
+            raise self.broken(error) from error
         finally:
             encrypted = self.outgoing.read()
         return cast(bytes, encrypted)
@@ -2517,10 +2517,16 @@ class TLS:
         except ssl.SSLWantReadError:
             return None
         except ssl.SSLError as error:
-            raise lost(error) from error
+            raise self.broken(error) from error
         finally:
             self.wire = self.incoming.read()
             self.output += self.outgoing.read()
+
+    def broken(self, error: ssl.SSLError) -> Gone:
+        """Returns what an error of OpenSSL means. PyPy leaves it where another connection would be
+        taken to have it, until somebody makes a new engine."""
+        self.engine.context.wrap_bio(self.incoming, self.outgoing, server_side=True)
+        return lost(error)
 
     def take_output(self) -> bytes:
         """Returns what has to be sent, once."""
