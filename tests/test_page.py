@@ -166,11 +166,11 @@ def test_a_taken_name_is_taken_back_when_it_is_free(room: WebRoom, page: Page) -
     shows(page, "you are Ann_")
     assert "Ann is taken" in rows(page, ".notice")
     say(page, "It's me")
+    bob.expect("* Ann_ joined\n", "Ann_: It's me\n")
     first.send("/quit\n")
     page.wait_for("document.activeElement.placeholder === 'Message as Ann'")
     say(page, "Again")
-    bob.expect("* Ann_ joined\n", "Ann_: It's me\n", "* Ann left\n", "* Ann_ is now Ann\n")
-    bob.expect("Ann: Again\n")
+    bob.expect("* Ann left\n", "* Ann_ is now Ann\n", "Ann: Again\n")
 
 
 def test_a_name_that_the_room_does_not_allow_is_asked_for_again(room: WebRoom, page: Page) -> None:
