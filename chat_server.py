@@ -383,7 +383,7 @@ STYLE = """
     --strong: #8ab4f8; --own: #1d2b40; --private: #332a14; --lightness: 75%; }
 }
 * { box-sizing: border-box; margin: 0; }
-[hidden], p:empty { display: none !important; }
+[hidden] { display: none !important; }
 body { height: 100vh; height: 100dvh;  /* without a phone's own bars, where that is known */
   padding: env(safe-area-inset-top) env(safe-area-inset-right) env(safe-area-inset-bottom)
     env(safe-area-inset-left);
@@ -400,6 +400,8 @@ label { display: grid; gap: .3em; }
 #room { display: flex; flex-direction: column; height: 100%; max-width: 60em; margin: 0 auto; }
 header, #offline, #form { display: flex; align-items: center; justify-content: space-between;
   gap: .6em; padding: .5em .8em; position: relative; }
+#offline { padding: 0 .8em; }  /* always there, as a screen reader expects of what it watches */
+#offline :not(:empty) { margin: .5em 0; }
 summary { white-space: nowrap; cursor: pointer; padding: .3em; }
 ul { position: absolute; z-index: 1; top: 90%; right: .8em; width: 16em; max-width: 90%;
   max-height: 60vh; overflow: auto; list-style: none; }
@@ -419,8 +421,9 @@ b { color: hsl(var(--hue), 70%, var(--lightness)); }
 
 SCRIPT = r"""
 "use strict";
-const TITLE = `Chat on ${location.host}`, MAX_ROWS = 5000, FIRST_WAIT = 1, MAX_WAIT = 30;  // seconds
-const NAME = /^\/(?:name|nick) +(.*)$/, WHO = /^\/(?:who|names)\b/, QUIT = /^\/(?:quit|exit)\b/;
+const TITLE = `Chat on ${location.host}`, MAX_ROWS = 5000;
+const FIRST_WAIT = 1, MAX_WAIT = 30;  // seconds until the page tries to connect again
+const NAME = /^\/(?:name|nick) +(.*)$/, WHO = /^\/(?:who|names)(?: |$)/, QUIT = /^\/(?:quit|exit)/;
 const page = {};
 for (const element of document.querySelectorAll("[id]")) page[element.id] = element;
 const { log, box } = page;
@@ -470,13 +473,13 @@ function settle() {  // after rows were added: to measure takes long, so once fo
 function showNames() {
   const items = [...[...names].sort().map(inColor), ...others];
   page.list.replaceChildren(...items.map((item) => make("li", "", item)));
-  page.count.textContent = `Names here: ${names.size}`;
+  page.count.textContent = `Names: ${names.size}`;
   box.placeholder = me ? `Message as ${me}` : "Message";
 }
 
 function report(text) {
   page.state.textContent = text;
-  page.offline.hidden = !text;
+  page.again.hidden = !text;
 }
 
 function openDoor(reason, isLocked = false) {
@@ -694,12 +697,12 @@ PAGE = f"""<!DOCTYPE html>
   <noscript>Without JavaScript this page can't do anything.</noscript>
 </form>
 <main id="room" hidden>
-  <header><h1></h1><details id="who"><summary id="count"></summary><ul id="list"></ul></details>
-  </header>
+  <header><h1></h1>
+    <details id="who"><summary id="count"></summary><ul id="list"></ul></details></header>
   <div id="log" role="log" aria-live="polite" aria-label="Messages" tabindex="0"></div>
   <button id="jump" hidden>New messages</button>
-  <div id="offline" hidden><p id="state" role="status"></p><button id="again">Connect now</button>
-  </div>
+  <div id="offline"><p id="state" role="status"></p>
+    <button id="again" hidden>Connect now</button></div>
   <form id="form"><textarea id="box" rows="1" aria-label="Message" enterkeyhint="send"></textarea>
     <button>Send</button></form>
 </main>

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from support import DEADLINE
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")  # of the command
