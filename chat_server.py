@@ -934,7 +934,7 @@ page.nick.focus();
 settle();
 """
 
-PAGE = f"""<!DOCTYPE html>
+PAGE = f"""<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1, viewport-fit=cover,

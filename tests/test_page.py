@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from chromium import SHIFT, Browser, Page
-from support import Server, free_port, wait_until_listening
+from support import Server
 
 SIZES = {"desktop": (1000, 700, False), "phone": (360, 640, True)}
 
@@ -73,12 +73,12 @@ def page(pages: Callable[[], Page]) -> Page:
 
 
 class WebRoom:
-    """A room with a port for browsers."""
+    """A room for browsers; whoever else joins comes to the other port."""
 
-    def __init__(self, start: Callable[..., Server], *options: str, **more: Any) -> None:
-        self.web = more.pop("web", None) or free_port()
-        self.server = start("chat_server.py", "--web", str(self.web), *options, **more)
-        wait_until_listening(self.web)
+    def __init__(self, start: Callable[..., Server], *options: str) -> None:
+        self.server = start("chat_server.py", *options, web=True)
+        self.server.web = False
+        self.web = self.server.web_port
         self.url = f"{'https' if self.server.tls else 'http'}://127.0.0.1:{self.web}/"
 
     def enter(self, page: Page, name: str = "") -> Page:
@@ -410,7 +410,7 @@ def test_unsent_text_outlives_the_room(start: Callable[..., Server], page: Page)
     page.type("ne")
     page.press("Enter")
     assert page.value("box.value") == "Half a line"
-    again = WebRoom(start, "--port", str(room.server.port), web=room.web)
+    again = WebRoom(start, "--port", str(room.server.port), "--web", str(room.web))
     bob = again.server.join("Bob")
     page.value("dispatchEvent(new Event('online'))")
     page.wait_for("document.body.innerText.split('Welcome to the chatroom!').length === 3")
@@ -607,4 +607,5 @@ def test_a_page_from_elsewhere_can_neither_read_nor_speak(
     page.close()
     carl.send("the first word\n")
     bob.expect("Carl: the first word\n")
-    assert room.server.count() == 2
+    bob.send("/who\n")
+    bob.expect("* here: Bob, Carl\n")
