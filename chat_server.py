@@ -638,7 +638,7 @@ STYLE = """
     --strong: #8ab4f8; --own: #1d2b40; --private: #332a14; --lightness: 75%; }
 }
 * { box-sizing: border-box; margin: 0; }
-[hidden], p:empty { display: none !important; }
+[hidden] { display: none !important; }
 body { height: 100vh; height: 100dvh;  /* without a phone's own bars, where that is known */
   padding: env(safe-area-inset-top) env(safe-area-inset-right) env(safe-area-inset-bottom)
     env(safe-area-inset-left);
@@ -647,7 +647,7 @@ body { height: 100vh; height: 100dvh;  /* without a phone's own bars, where that
 h1 { font-size: 1em; overflow-wrap: anywhere; }
 input, textarea, button, ul { font: inherit; color: inherit; background: var(--back);
   padding: .5em .7em; border: 1px solid var(--dim); border-radius: .4em; }
-button { background: var(--strong); color: var(--back); flex: none; }
+button { background: var(--strong); color: var(--back); }
 :focus-visible { outline: 3px solid var(--strong); outline-offset: -1px; }
 ::placeholder { color: var(--dim); opacity: 1; }
 #door { display: grid; gap: 1em; max-width: 22em; margin: 0 auto; padding: 12vh 1em 1em; }
@@ -655,15 +655,17 @@ label { display: grid; gap: .3em; }
 #room { display: flex; flex-direction: column; height: 100%; max-width: 60em; margin: 0 auto; }
 header, #offline, #form { display: flex; align-items: center; justify-content: space-between;
   gap: .6em; padding: .5em .8em; position: relative; }
+#offline { padding: 0 .8em; }  /* always there, as a screen reader expects of what it watches */
+#offline :not(:empty) { margin: .5em 0; }
 summary { white-space: nowrap; cursor: pointer; padding: .3em; }
-#list { position: absolute; z-index: 1; top: 90%; right: .8em; width: 16em; max-width: 90%;
+ul { position: absolute; z-index: 1; top: 90%; right: .8em; width: 16em; max-width: 90%;
   max-height: 60vh; overflow: auto; list-style: none; }
 #log { flex: 1; min-height: 0; overflow-y: auto; overflow-anchor: none; padding: .4em 0;
   border: solid var(--line); border-width: 1px 0; }
 /* The times have a column of their own: no part of a long message looks like another message. */
 #log p { display: flex; gap: .7em; padding: .15em .8em; }
 time { flex: none; width: 2.9em; color: var(--dim); font-variant-numeric: tabular-nums; }
-#log span, #list { min-width: 0; overflow-wrap: anywhere; white-space: pre-wrap; }
+span, li { min-width: 0; overflow-wrap: anywhere; white-space: pre-wrap; }
 b { color: hsl(var(--hue), 70%, var(--lightness)); }
 .own { background: var(--own); }
 .private { background: var(--private); box-shadow: inset 4px 0 var(--strong); }
@@ -674,22 +676,18 @@ b { color: hsl(var(--hue), 70%, var(--lightness)); }
 
 SCRIPT = r"""
 "use strict";
-const WELCOME = "Welcome to the chatroom!", TITLE = `Chat on ${location.host}`, MAX_ROWS = 5000;
-const LASTING = 30, FIRST_WAIT = 1, MAX_WAIT = 30, CHECK_TIME = 1;  // seconds
+const TITLE = `Chat on ${location.host}`, MAX_ROWS = 5000;
+const FIRST_WAIT = 1, MAX_WAIT = 30;  // seconds until the page tries to connect again
 const NAME = /^\/(?:name|nick) +(.*)$/, WHO = /^\/(?:who|names)(?: |$)/, QUIT = /^\/(?:quit|exit)/;
 const page = {};
 for (const element of document.querySelectorAll("[id]")) page[element.id] = element;
 const { log, box } = page;
-
 let wanted = "", me = "";  // the name that the user wants, and that by which the room knows us
 let names = new Set(), others = [];  // who is known to be here; how many more, in the room's words
-let password = "", socket = null, inRoom = false;
 let sent = [];  // lines that may not have arrived, each with the element that shows it, if any does
 let said = [];  // messages, as the room's history has them
+let password = "", socket = null, inRoom = false, wait = FIRST_WAIT, retry = 0, check = 0;
 let day = "", unread = 0, place = 0, following = true;  // following: the last row is in sight
-let wait = FIRST_WAIT, retry = 0, check = 0;  // seconds until the next try, and two timers
-
-// What the page shows
 
 function make(tag, className, ...content) {
   const element = Object.assign(document.createElement(tag), { className });
@@ -698,9 +696,9 @@ function make(tag, className, ...content) {
 }
 
 function inColor(name) {
+  const hue = [...name].reduce((sum, char) => (31 * sum + char.codePointAt(0)) % 360, 0);
   const element = make("b", "", make("bdi", "", name));  // a bdi's direction is its own affair
-  const sum = [...name].reduce((sum, char) => (31 * sum + char.codePointAt(0)) % 65521, 0);
-  element.style.setProperty("--hue", 15 * (sum % 24));
+  element.style.setProperty("--hue", hue);
   return element;
 }
 
@@ -709,8 +707,8 @@ function show(kind, text, speaker = "", mark = "", now = new Date()) {
     log.append(make("p", "day", now.toLocaleDateString([], { dateStyle: "full" })));
   if (now) day = now.toDateString();
   const time = make("time", "", now ? now.toTimeString().slice(0, 5) : "");
-  time.title = now ? now.toLocaleString() : "";
   const words = make("span", "", make("bdi", "", text));
+  time.title = now ? now.toLocaleString() : "";
   if (speaker) words.prepend(inColor(speaker), `${mark}: `);
   log.append(make("p", kind, time, words));
   if (kind === "said" || kind === "own") said.push(speaker ? `${speaker}: ${text}` : text);
@@ -728,15 +726,15 @@ function settle() {  // after rows were added: to measure takes long, so once fo
 }
 
 function showNames() {
-  page.count.textContent = `Names here: ${names.size}`;
   const items = [...[...names].sort().map(inColor), ...others];
   page.list.replaceChildren(...items.map((item) => make("li", "", item)));
+  page.count.textContent = `Names: ${names.size}`;
   box.placeholder = me ? `Message as ${me}` : "Message";
 }
 
 function report(text) {
   page.state.textContent = text;
-  page.offline.hidden = !text;
+  page.again.hidden = !text;
 }
 
 function openDoor(reason, isLocked = false) {
@@ -747,11 +745,8 @@ function openDoor(reason, isLocked = false) {
   (isLocked ? page.secret : page.nick).focus();
 }
 
-// The connection
-
 function hangUp() {
-  clearTimeout(retry);
-  clearTimeout(check);
+  [retry, check].forEach(clearTimeout);
   if (socket) socket.onmessage = socket.onclose = null;
   if (socket) socket.close();
   for (const { words } of sent) if (words) words.append(make("em", "", " (perhaps not sent)"));
@@ -762,14 +757,12 @@ function hangUp() {
 function connect() {
   hangUp();
   report("Connecting\u2026");
-  const began = Date.now();
   socket = new WebSocket(location.origin.replace("http", "ws"));
   socket.onmessage = ({ data }) => receive(data.split("\n").slice(0, -1));
   socket.onclose = ({ code }) => {
     hangUp();
-    if (code === 1000 || code === 1008)
-      return report(code === 1000 ? "You have left." : "You were removed from the room.");
-    if (Date.now() - began > 1000 * LASTING) wait = FIRST_WAIT;
+    if (code === 1000) return report("You have left.");
+    if (code === 1008) return report("You were removed from the room.");
     const seconds = wait * (0.5 + Math.random() / 2);  // not all pages in the same moment
     wait = Math.min(2 * wait, MAX_WAIT);
     retry = setTimeout(connect, 1000 * seconds);
@@ -785,59 +778,54 @@ function receive(lines) {
     else history.push(line);
     if (!socket) return;
   }
-  let known = history.length;  // so many of these have been shown, before a connection was lost
+  let known = history.length;  // so many of these were shown, before a connection was lost
   while (known && history.slice(0, known).join() !== said.slice(-known).join()) known -= 1;
   // They get no time, which nobody knows, and no color: others may have had these names then.
   for (const line of history.slice(known)) show("said", line, "", "", null);
   settle();
 }
 
-// From the room
-
 function hear(line) {
   const [, speaker, mark, text] = /^([^:]*?)( \(private\))?: (.*)$/s.exec(line) || [];
-  if (line === WELCOME && !inRoom) enter();
-  else if (line.startsWith("* ")) hearNotice(line.slice(2));
+  if (line.startsWith("* ")) hearNotice(line.slice(2));
   else if (names.has(speaker)) show(mark ? "private" : "said", text, speaker, mark);
-  else show("said", line);  // such as "Note: buy milk" from somebody without a name
-}
-
-function enter() {
-  inRoom = true;
-  report("");
-  show("notice", WELCOME);
-  if (wanted) send(`/name ${wanted}`);
-  send("/who");
+  else if (inRoom) show("said", line);  // such as "Note: buy milk" from somebody without a name
+  else {
+    [inRoom, wait] = [true, FIRST_WAIT];
+    report("");
+    show("notice", line);  // the welcome
+    if (wanted) send(`/name ${wanted}`);
+    send("/who");
+  }
 }
 
 function hearNotice(text) {
-  const request = sent.find(({ line }) => NAME.test(line));
-  const name = request && NAME.exec(request.line)[1].normalize("NFKC").trim();
+  const { line } = sent.find(({ line }) => NAME.test(line)) || {};
+  const name = line && NAME.exec(line)[1].normalize("NFKC").trim();  // that the room was asked for
   const [, newcomer] = /^(.+) joined$/.exec(text) || [];
   const [, gone, now] = /^(.+?) (?:left|was removed|is now (.+))$/.exec(text) || [];
   let isShown = true;
   if (!inRoom && text === "password?" && password) return socket.send(password);
-  if (!inRoom && (text === "password?" || text === "wrong password")) {
-    password = "";  // the door waits some seconds only: the user types while nobody waits
-    return openDoor(text === "password?" ? "" : "That is not the password.", true);
-  }
+  if (!inRoom && text === "password?") return openDoor("", true);  // where nobody waits for it
+  if (!inRoom && text === "wrong password") return openDoor("That is not the password.", true);
   if (text === "bye") answered(QUIT);
   else if (text.startsWith("here: ")) isShown = hearNames(text.slice(6));
   else if (name && text === `you are ${name}`) isShown = takeName(name);
   else if (name && (text === `${name} is taken` || text.endsWith(": /name NAME")))
     isShown = answered(NAME) || hearRefusal(name, text);
-  else if (newcomer) names.add(newcomer);
-  else if (gone) hearGone(gone, now);
+  else if (gone) names.delete(gone);
+  if (newcomer || now) names.add(newcomer || now);
+  if (fold(gone) === fold(wanted) && ![fold(me), fold(now)].includes(fold(wanted)))
+    send(`/name ${wanted}`);  // it is free again
   showNames();
   if (isShown) show("notice", text);
 }
 
 // The room answers in order, so all that was sent before this question has arrived too. Says
-// whether it was the user who asked, and not the page.
+// whether it was the user who asked; what the page has asked for itself isn't shown.
 function answered(question) {
   const at = sent.findIndex(({ line }) => question.test(line));
-  const [asked] = sent.splice(0, at + 1).slice(-1);
-  return Boolean(asked && asked.words);
+  return sent.splice(0, at + 1).slice(-1).some(({ words }) => words);
 }
 
 function hearNames(text) {
@@ -850,37 +838,33 @@ function hearNames(text) {
 function takeName(name) {
   names.delete(me);
   names.add(me = name);
-  const isWish = answered(NAME);
-  if (isWish) remember(name);
-  return isWish || fold(name) !== fold(wanted);
+  const byUser = answered(NAME);
+  if (byUser) remember(name);
+  return byUser || fold(name) !== fold(wanted);
 }
 
 function hearRefusal(name, text) {
-  if (me) return false;  // our own name was free again, and somebody else was faster
   const another = [...name].slice(0, 31).join("") + "_";
-  if (!text.endsWith(" is taken") || another === name) openDoor(text.replace(": /name NAME", ""));
-  else send(`/name ${another}`);
+  if (me) return false;  // our own name was free again, and somebody else was faster
+  if (text.endsWith(" is taken") && another !== name) send(`/name ${another}`);
+  else openDoor(text.replace(": /name NAME", ""));
   return inRoom;
-}
-
-function hearGone(name, now) {
-  names.delete(name);
-  if (now) names.add(now);
-  const isOurs = fold(name) === fold(wanted) && fold(me) !== fold(wanted);
-  if (isOurs && fold(now) !== fold(wanted)) send(`/name ${wanted}`);
 }
 
 function fold(name = "") {
   return name.normalize("NFKC").toLowerCase();
 }
 
-// From the user
+function remember(name) {
+  wanted = name;
+  try { localStorage.setItem("name", name); } catch {}  // which a user can forbid
+}
 
 function send(line, words) {
   socket.send(line);
   sent.push({ line, words });
   clearTimeout(check);
-  if (words) check = setTimeout(send, 1000 * CHECK_TIME, "/who");  // has it arrived?
+  if (words) check = setTimeout(send, 1000, "/who");  // its answer shows that this has arrived
 }
 
 function speak() {
@@ -893,34 +877,14 @@ function speak() {
     send(text.startsWith("/") && !isCommand ? `/${text}` : text, words);
   }
   box.value = "";
-  fit();
-  catchUp();
-}
-
-function fit() {
-  box.style.height = "auto";
-  box.style.height = `${box.scrollHeight + 2}px`;
-}
-
-function catchUp() {
-  following = true;
-  settle();
-  box.focus();
-}
-
-function remember(name) {
-  wanted = name;
-  try { localStorage.setItem("name", name); } catch {}  // which a user can forbid
-}
-
-function hurry() {
-  if (retry) connect();
+  box.oninput();
+  page.jump.onclick();
 }
 
 page.door.onsubmit = (event) => {
   event.preventDefault();
   remember(page.nick.value.trim());
-  if (!page.lock.hidden) password = page.secret.value;
+  password = page.lock.hidden ? password : page.secret.value;
   page.secret.value = "";
   page.room.hidden = !(page.door.hidden = true);
   box.focus();
@@ -930,16 +894,21 @@ page.form.onsubmit = (event) => {
   event.preventDefault();
   speak();
 };
-box.oninput = fit;
 box.onkeydown = (event) => {
-  if (event.key !== "Enter" || event.shiftKey) return;
-  if (event.isComposing || event.keyCode === 229) return;  // that ends the choice of a character
+  const sends = event.key === "Enter" && !event.shiftKey;
+  if (!sends || event.isComposing || event.keyCode === 229) return;  // or it ends a composition
   event.preventDefault();
   speak();
 };
-page.jump.onclick = catchUp;
-page.again.onclick = connect;
-page.who.ontoggle = () => page.who.open && inRoom && send("/who");  // some come in silence
+box.oninput = () => {
+  box.style.height = "auto";
+  box.style.height = `${box.scrollHeight + 2}px`;
+};
+page.jump.onclick = () => {
+  following = true;
+  settle();
+  box.focus();
+};
 log.onscroll = () => {  // by the user only if it goes up: the page's size may just have changed
   const isLow = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
   following = isLow || (following && log.scrollTop >= place);
@@ -949,21 +918,23 @@ log.onscroll = () => {  // by the user only if it goes up: the page's size may j
 new ResizeObserver(() => {  // such as by a phone's keyboard
   if (following) log.scrollTop = log.scrollHeight;
 }).observe(log);
-ononline = hurry;
+page.who.ontoggle = () => page.who.open && inRoom && send("/who");  // the unnamed come in silence
+page.again.onclick = connect;
+window.ononline = () => retry && connect();
 document.onvisibilitychange = () => {
   if (document.hidden) return;
   unread = 0;
   settle();
-  hurry();
+  if (retry) connect();
 };
 
 for (const heading of document.querySelectorAll("h1")) heading.textContent = TITLE;
-settle();
 try { page.nick.value = localStorage.getItem("name"); } catch {}
 page.nick.focus();
+settle();
 """
 
-PAGE = f"""<!DOCTYPE html>
+PAGE = f"""<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1, viewport-fit=cover,
@@ -982,14 +953,14 @@ PAGE = f"""<!DOCTYPE html>
   <noscript>Without JavaScript this page can't do anything.</noscript>
 </form>
 <main id="room" hidden>
-  <header><h1></h1><details id="who"><summary id="count"></summary><ul id="list"></ul></details></header>
+  <header><h1></h1>
+    <details id="who"><summary id="count"></summary><ul id="list"></ul></details></header>
   <div id="log" role="log" aria-live="polite" aria-label="Messages" tabindex="0"></div>
   <button id="jump" hidden>New messages</button>
-  <div id="offline" hidden><p id="state" role="status"></p><button id="again">Connect now</button></div>
-  <form id="form">
-    <textarea id="box" rows="1" aria-label="Message" enterkeyhint="send"></textarea>
-    <button>Send</button>
-  </form>
+  <div id="offline"><p id="state" role="status"></p>
+    <button id="again" hidden>Connect now</button></div>
+  <form id="form"><textarea id="box" rows="1" aria-label="Message" enterkeyhint="send"></textarea>
+    <button>Send</button></form>
 </main>
 <script>{SCRIPT}</script>
 """

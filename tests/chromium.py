@@ -26,6 +26,7 @@ START_TIME = 60.0  # seconds; the first start on a new machine is slow
 OPTIONS = [
     "--headless",
     "--remote-debugging-pipe",
+    "--no-sandbox",  # it can't be made as root, nor in many a container
     "--disable-gpu",
     "--disable-dev-shm-usage",  # in a container that is small
     # No traffic of its own, and nothing that asks the user.
@@ -63,8 +64,6 @@ class Browser:
             pytest.skip("Chromium is not installed")
         self.sock, theirs = socket.socketpair()
         options = [*OPTIONS, f"--user-data-dir={folder}"]
-        if hasattr(os, "getuid") and os.getuid() == 0:
-            options.append("--no-sandbox")  # which Chromium refuses to make as root
         with theirs, open(folder / "log", "wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", LAUNCHER, str(theirs.fileno()), command, *options],

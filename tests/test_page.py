@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from chromium import SHIFT, Browser, Page
-from support import Server, free_port, wait_until_listening
+from support import Server
 
 SIZES = {"desktop": (1000, 700, False), "phone": (360, 640, True)}
 
@@ -73,12 +73,12 @@ def page(pages: Callable[[], Page]) -> Page:
 
 
 class WebRoom:
-    """A room with a port for browsers."""
+    """A room for browsers; whoever else joins comes to the other port."""
 
-    def __init__(self, start: Callable[..., Server], *options: str, **more: Any) -> None:
-        self.web = more.pop("web", None) or free_port()
-        self.server = start("chat_server.py", "--web", str(self.web), *options, **more)
-        wait_until_listening(self.web)
+    def __init__(self, start: Callable[..., Server], *options: str) -> None:
+        self.server = start("chat_server.py", *options, web=True)
+        self.server.web = False
+        self.web = self.server.web_port
         self.url = f"{'https' if self.server.tls else 'http'}://127.0.0.1:{self.web}/"
 
     def enter(self, page: Page, name: str = "") -> Page:
@@ -115,8 +115,8 @@ def shows(page: Page, text: str) -> None:
 
 def rows(page: Page, kind: str = "p") -> list[str]:
     """Returns what the rows say, without their times."""
-    return list(page.value(f"[...document.querySelectorAll('#log {kind} > span')]"
-                           ".map((row) => row.innerText)"))
+    found = f"[...document.querySelectorAll('#log {kind} > span')]"
+    return list(page.value(f"{found}.map((row) => row.innerText)"))
 
 
 def color(page: Page, name: str) -> str:
@@ -165,11 +165,11 @@ def test_a_taken_name_is_taken_back_when_it_is_free(room: WebRoom, page: Page) -
     shows(page, "you are Ann_")
     assert "Ann is taken" in rows(page, ".notice")
     say(page, "It's me")
+    bob.expect("* Ann_ joined\n", "Ann_: It's me\n")
     first.send("/quit\n")
     page.wait_for("document.activeElement.placeholder === 'Message as Ann'")
     say(page, "Again")
-    bob.expect("* Ann_ joined\n", "Ann_: It's me\n", "* Ann left\n", "* Ann_ is now Ann\n")
-    bob.expect("Ann: Again\n")
+    bob.expect("* Ann left\n", "* Ann_ is now Ann\n", "Ann: Again\n")
 
 
 def test_a_name_that_the_room_does_not_allow_is_asked_for_again(room: WebRoom, page: Page) -> None:
@@ -232,8 +232,8 @@ def test_no_message_turns_another_one_around(room: WebRoom, page: Page) -> None:
     room.enter(page, "Ann")
     bob.send("abc\n\u202eabc\u2067abc\nabc\n")
     page.wait_for("document.querySelectorAll('#log .said').length === 3")
-    places = "[...document.querySelectorAll('#log .said b')].map((b) => b.getBoundingClientRect().x)"
-    assert len(set(page.value(places))) == 1
+    names = "[...document.querySelectorAll('#log .said b')]"
+    assert len(set(page.value(f"{names}.map((b) => b.getBoundingClientRect().x)"))) == 1
     texts = "[...document.querySelectorAll('#log .said')].map((row) => row.lastChild.lastChild)"
     rights = page.value(f"{texts}.map((text) => text.getBoundingClientRect().right)")
     assert rights[0] == rights[2]
@@ -256,7 +256,7 @@ def test_a_paste_of_several_lines_is_so_many_messages(room: WebRoom, page: Page)
 def test_who_is_here(room: WebRoom, page: Page) -> None:
     bob, other = room.server.join("Bob"), room.server.join()
     room.enter(page, "Ann")
-    page.wait_for("document.getElementById('count').innerText === 'Names here: 2'")
+    page.wait_for("document.getElementById('count').innerText === 'Names: 2'")
     page.click("summary")
     page.wait_for("document.getElementById('list').innerText === 'Ann\\nBob\\n1 unnamed'")
     assert not [row for row in rows(page) if "here:" in row], "it wasn't the user who asked"
@@ -305,6 +305,18 @@ def test_whoever_reads_further_up_stays_there(room: WebRoom, page: Page) -> None
     assert page.value("document.getElementById('jump').hidden")
     page.resize(*SIZES["phone"])
     page.wait_for(is_low)
+
+
+def test_a_new_day_begins_with_its_date(room: WebRoom, page: Page) -> None:
+    bob = room.server.join("Bob")
+    room.enter(page, "Ann")
+    bob.send("one\n")
+    shows(page, "Bob: one")
+    page.value("day = 'yesterday'")
+    bob.send("two\nthree\n")
+    shows(page, "Bob: three")
+    kinds = page.value("[...log.children].map((row) => row.className)")
+    assert kinds == ["day", "notice", "said", "day", "said", "said"]
 
 
 def test_a_page_has_5000_rows_at_most(room: WebRoom, page: Page) -> None:
@@ -392,18 +404,20 @@ def test_unsent_text_outlives_the_room(start: Callable[..., Server], page: Page)
     say(page, "Before")
     page.wait_for("!sent.length")
     page.type("Half a li")
+    page.value("wait = 1000")
     room.server.stop()
     shows(page, "Not connected")
     page.type("ne")
     page.press("Enter")
     assert page.value("box.value") == "Half a line"
-    again = WebRoom(start, "--port", str(room.server.port), web=room.web)
+    again = WebRoom(start, "--port", str(room.server.port), "--web", str(room.web))
     bob = again.server.join("Bob")
+    page.value("dispatchEvent(new Event('online'))")
     page.wait_for("document.body.innerText.split('Welcome to the chatroom!').length === 3")
     page.wait_for("box.placeholder === 'Message as Ann'")
     page.press("Enter")
     bob.read_until("Ann: Half a line\n")
-    assert not page.value("state.innerText")
+    assert page.value("wait") == 1
 
 
 def test_what_may_not_have_arrived_is_marked(room: WebRoom, page: Page) -> None:
@@ -448,6 +462,19 @@ def test_whoever_has_left_stays_away_until_asked(room: WebRoom, page: Page) -> N
     assert page.value("retry") == 0
     page.click("#again")
     bob.expect("* Ann joined\n", "* Ann left\n", "* Ann joined\n")
+    assert "perhaps" not in str(rows(page))
+    page.value("socket.onclose({ code: 1008 })")
+    shows(page, "You were removed from the room.")
+    assert page.value("retry") == 0
+
+
+def test_tries_to_connect_again_get_rarer(room: WebRoom, page: Page) -> None:
+    room.enter(page, "Ann")
+    room.server.kill()
+    page.wait_for("wait >= 4")
+    page.value("wait = 20")
+    page.click("#again")
+    page.wait_for("wait === 30")
 
 
 def test_a_closed_room_asks_for_its_password(
@@ -522,9 +549,10 @@ async function attack(port) {
   }));
 }
 function submit(port) {
+  const there = `127.0.0.1:${port}`;
   document.body.insertAdjacentHTML("beforeend", `
     <iframe name="frame${port}"></iframe>
-    <form method="post" enctype="text/plain" target="frame${port}" action="http://127.0.0.1:${port}/">
+    <form method="post" enctype="text/plain" target="frame${port}" action="http://${there}/">
       <textarea name="posted">\\nposted\\n</textarea>
     </form>`);
   document.querySelector(`[name=frame${port}]`).onload = () => loads++;
@@ -579,4 +607,5 @@ def test_a_page_from_elsewhere_can_neither_read_nor_speak(
     page.close()
     carl.send("the first word\n")
     bob.expect("Carl: the first word\n")
-    assert room.server.count() == 2
+    bob.send("/who\n")
+    bob.expect("* here: Bob, Carl\n")
