@@ -90,10 +90,12 @@ RETRY_ACCEPT = 1.0  # seconds until the next try after accept() failed
 
 MAX_LINE = 8 * 1024  # bytes of a line without its newline; --max-line
 MAX_NAME = 32  # characters
+MAX_PREFIX = 4 * MAX_NAME + 2  # bytes of a name and what stands between it and a message
 MAX_NAME_SOURCE = 5 * MAX_NAME  # characters that can be a name: NFKC joins several, slowly
 MAX_WHO = 200  # names in an answer to /who
 MAX_HISTORY = 128 * 1024  # bytes that a newcomer gets of what was said before
 HISTORY_BLOCK = 4 * 1024  # bytes, or a line more, that newcomers share as a whole
+MAX_REPLAYED = 256 * 1024  # bytes of a transcript that are looked at for what was said before
 MAX_LOGGED = 100  # lines that are logged of what comes at once
 GAP_END = 1.0  # seconds without a loss, until the log says what is missing in the transcript
 
@@ -634,8 +636,8 @@ class History:
         self.lines = 0  # in the blocks: more than `count` by less than a block
 
     def add(self, chunk: bytes) -> None:
-        """Takes whole lines."""
-        if not self.count:
+        """Takes whole lines, or none."""
+        if not (self.count and chunk):
             return
         while chunk:
             block = b""
@@ -953,6 +955,8 @@ class LineWriter:
     Its descriptor is non-blocking, or that of a file: a disk may be slow, but it doesn't stop.
     """
 
+    torn_end = b"\n"  # goes out after a line that was taken halfway
+
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
         self.in_line = False  # the last line was taken halfway
@@ -960,7 +964,7 @@ class LineWriter:
 
     def write(self, lines: bytes) -> int:
         """Returns how many of the lines were lost."""
-        data = b"\n" + lines if self.in_line else lines
+        data = self.torn_end + lines if self.in_line else lines
         taken = 0
         try:
             while taken < len(data):
@@ -1737,6 +1741,22 @@ def open_private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
+# A line of the transcript, unless it is the room's own: its time, and exactly what was said.
+STAMPED = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ (?!\* )(.+)")
+# Ends a line that was written halfway: CANCEL, which nothing that is said has in it, means that the
+# rest is to be disregarded. With a newline alone it would look whole.
+TORN_END = b"\x18\n"
+
+
+def said_before(lines: bytes, longest: int) -> bytes:
+    """Returns the messages, whole lines as they were said, that stand in a stretch of a transcript.
+    Whatever can't have been said in a room, or by members with lines of up to `longest` bytes, name
+    included, is passed over."""
+    found = (STAMPED.fullmatch(line) for line in lines.split(b"\n")[:-1])
+    said = (match[1] for match in found if match)
+    return b"".join(one + b"\n" for one in said if len(one) <= longest and is_clean(one))
+
+
 class Transcript:
     """A file to which every public line is added with its time. Whatever keeps lines from being
     written is the log's business: the room goes on."""
@@ -1759,9 +1779,27 @@ class Transcript:
         """
         self.file = io.FileIO(self.path, "a+", opener=open_private)
         self.lines = LineWriter(self.file.fileno())
+        self.lines.torn_end = TORN_END
         with suppress(OSError):  # it is empty, or has no end
             self.file.seek(-1, os.SEEK_END)
             self.lines.in_line = self.file.read(1) != b"\n"  # the disk was full, the last time
+
+    def messages(self, max_line: int) -> bytes:
+        """Returns the messages at its end, whole lines as they were said, for a history. `max_line`
+        is the room's. A pipe or a terminal has none."""
+        end = os.fstat(self.file.fileno())
+        if not stat.S_ISREG(end.st_mode):
+            return b""
+        start = max(0, end.st_size - MAX_REPLAYED)
+        try:
+            self.file.seek(start)
+            tail = self.file.read(MAX_REPLAYED) or b""
+        except OSError as error:
+            log.warning("cannot read the transcript %s: %s", self.path, error.strerror)
+            return b""
+        if start:  # in the middle of a line, most likely
+            tail = tail.partition(b"\n")[2]
+        return said_before(tail, MAX_PREFIX + max_line)
 
     def write(self, text: bytes) -> None:
         """Adds whole lines."""
@@ -2933,6 +2971,8 @@ def run(args: argparse.Namespace) -> int:
     if password and not tls:
         log.warning("the password travels in the clear; --tls-cert and --tls-key change that")
     room = Room(args.history, args.max_line)
+    if transcript and args.history:
+        room.history.add(transcript.messages(args.max_line))
     server = ChatServer(listeners, room, max_clients, args.max_line, transcript, password, tls)
     try:
         return server.run()
