@@ -87,6 +87,7 @@ MAX_CLIENTS = 512 - OTHER_DESCRIPTORS if sys.platform == "win32" else 10_000
 LISTEN_QUEUE = 1024  # connections that the kernel completes for us ahead of accept()
 ACCEPT_BURST = 100  # newcomers let in in one turn, so that a storm of them holds up nobody
 RETRY_ACCEPT = 1.0  # seconds until the next try after accept() failed
+RETRY_CERTIFICATE = 1.0  # seconds until the next try with files that weren't a certificate and key
 
 MAX_LINE = 8 * 1024  # bytes of a line without its newline; --max-line
 MAX_NAME = 32  # characters
@@ -2414,12 +2415,12 @@ class ChatServer:
         max_line: int = MAX_LINE,
         transcript: Transcript | None = None,
         password: bytes = b"",
-        tls: ssl.SSLContext | None = None,
+        certificate: Certificate | None = None,
     ) -> None:
         self.room = room
         self.max_line = max_line
         self.transcript = transcript
-        self.tls = tls
+        self.certificate = certificate  # if the room speaks TLS
         self.selector = selectors.DefaultSelector()
         self.acceptor = Acceptor(self.selector, listeners, self.admit)
         self.crowd = Membership(room, max_clients, password)
@@ -2545,8 +2546,9 @@ class ChatServer:
             sock.close()
             return
         conn: Connection
-        if self.tls:
-            sock = self.tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+        if self.certificate:
+            tls = self.certificate.current()
+            sock = tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
             conn = TLSConnection(sock, peer, self.selector, self.max_line)
         else:
             conn = Connection(sock, peer, self.selector, self.max_line)
@@ -2947,6 +2949,59 @@ def why_not_usable(error: OSError, cert: str, key: str) -> str:
     return f"the private key in {key} is damaged"
 
 
+class Certificate:
+    """The room's certificate and its key, as a context of TLS.
+
+    After their files have changed they are loaded anew, for whoever comes from then on. While they
+    can't be loaded, as when one of them has yet to be replaced, the old ones stay.
+    """
+
+    def __init__(self, cert: str, key: str) -> None:
+        """Raises Failure."""
+        self.cert = cert
+        self.key = key
+        self.found = self.look()  # before they are loaded: what changes meanwhile is seen later
+        self.context = make_server_tls(cert, key)
+        self.retry_at: float | None = None  # monotonic seconds, while they can't be loaded
+
+    def look(self) -> list[tuple[int, ...]] | None:
+        """Returns what is different after the files have changed; None if one is no file, such as a
+        pipe: that gives what is in it once, and makes its reader wait."""
+        found: list[tuple[int, ...]] = []
+        for path in (self.cert, self.key):
+            try:
+                file = os.stat(path)
+            except OSError:  # it has vanished
+                found.append(())
+                continue
+            if not stat.S_ISREG(file.st_mode):
+                return None
+            found.append((file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns))
+        return found
+
+    def current(self) -> ssl.SSLContext:
+        """Returns the context for a newcomer."""
+        found = self.look()
+        if found is None:
+            return self.context
+        changed, self.found = found != self.found, found
+        if changed or (self.retry_at is not None and time.monotonic() >= self.retry_at):
+            self.load(changed)
+        return self.context
+
+    def load(self, changed: bool) -> None:
+        """Loads the files. If that fails it is tried again, but logged only for a change."""
+        try:
+            self.context = make_server_tls(self.cert, self.key)
+        except Failure as failure:
+            self.retry_at = time.monotonic() + RETRY_CERTIFICATE
+            if changed:
+                log.warning("the certificate stays the old one: %s", failure)
+            return
+        self.retry_at = None
+        log.info("newcomers get the new certificate in %s", self.cert)
+
+
 def run(args: argparse.Namespace) -> int:
     """Serves until it is told to stop; returns the exit status. Raises Failure."""
     max_clients = raise_descriptor_limit(args.max_clients)
@@ -2956,11 +3011,12 @@ def run(args: argparse.Namespace) -> int:
         raise lacking("hmac", "a password")
     if len(password) > args.max_line:
         raise Failure("the password is longer than a line may be; see --max-line")
-    tls = make_server_tls(args.tls_cert, args.tls_key) if args.tls_cert is not None else None
+    certificate = Certificate(args.tls_cert, args.tls_key) if args.tls_cert is not None else None
     listeners = open_listeners(args.host, args.port)
     addresses = [format_address(listener.getsockname()) for listener in listeners]
     log.info("listening on %s; %s", " and ".join(addresses), who_can_connect(listeners))
-    if tls:
+    if certificate:
+        tls = certificate.context
         lines = how_to_join_through_tls(listeners, args.host, tls, args.tls_cert)
     else:
         lines = how_to_join(listeners, args.host)
@@ -2968,12 +3024,14 @@ def run(args: argparse.Namespace) -> int:
         log.info("%s", line)
     if password:
         log.info("the client asks for the password; any other sends it as its first line")
-    if password and not tls:
+    if password and not certificate:
         log.warning("the password travels in the clear; --tls-cert and --tls-key change that")
     room = Room(args.history, args.max_line)
     if transcript and args.history:
         room.history.add(transcript.messages(args.max_line))
-    server = ChatServer(listeners, room, max_clients, args.max_line, transcript, password, tls)
+    server = ChatServer(
+        listeners, room, max_clients, args.max_line, transcript, password, certificate
+    )
     try:
         return server.run()
     finally:

@@ -234,4 +234,4 @@ def check_talker(talker: Talker, said: list[bytes], first: int, from_the_start: 
 def test_history_is_what_was_said_through_twenty_restarts(
     start: Callable[..., Server], tmp_path: Path
 ) -> None:
-    talk_through_restarts(start, tmp_path, restarts=20, members=5)
+    talk_through_restarts(start, tmp_path, restarts=20, members=30)

@@ -54,7 +54,7 @@ def test_last_words_are_heard_although_something_was_said_after_the_close(inside
 def tls_member() -> tuple[CheckedServer, Connection, Peer]:
     """Returns a room that speaks TLS and doesn't run, its one member, and that one's peer."""
     files = str(CERTS / "room.pem"), str(CERTS / "room.key")
-    server = CheckedServer([], Room(), tls=chat_server.make_server_tls(*files))
+    server = CheckedServer([], Room(), certificate=chat_server.Certificate(*files))
     sock, peer = pair()
     server.admit(sock, "peer")
     context = trusting(CERTS / "room.pem")
