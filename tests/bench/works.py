@@ -18,7 +18,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import cycle, islice
 
-from servers import Running
+import websocket
+from servers import Running, set_options
 
 TEXT_SIZE = 63  # bytes of a message without its newline: a line has 64
 MARK = b"~"  # ends each text and is nowhere else
@@ -30,6 +31,7 @@ WATCHERS = 20  # members of a conversation that look at the time when a line arr
 STALLED = 3.0  # seconds without any arrival: what is missing then is lost
 TIME_LIMIT = 10.0  # seconds in all: what is missing then, while more arrives, is late
 REACH_TIME = 0.2  # seconds in which everyone should hear a line
+FILLING = 64 * 1024  # bytes: what puts a member behind that reads nothing and has small buffers
 QUIET = 0.3  # seconds: who uses a fourth of it at most has dealt with all newcomers
 
 received = bytearray(RECEIVE_SIZE)
@@ -91,7 +93,7 @@ class Member:
     def __init__(self, server: Running) -> None:
         self.dialect = server.dialect
         self.hears = server.connect()
-        self.hears.sendall(self.dialect.hello)
+        self.dialect.greet(self.hears)
         self.says = server.connect() if self.dialect.speaks_elsewhere else self.hears
         self.says.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         self.hears.setblocking(False)
@@ -141,9 +143,47 @@ class Member:
         return self.heard // len(self.dialect.heard(b"." * TEXT_SIZE))
 
 
+class Browser(Member):
+    """The same through a WebSocket: the heads of frames are read, and their payload counted."""
+
+    def __init__(self, server: Running) -> None:
+        super().__init__(server)
+        self.head = b""  # of a frame, as far as it has come
+        self.left = 0  # bytes of its payload that have yet to come
+
+    def receive(self, flags: int = DISCARD) -> int:
+        try:
+            while not self.left:
+                if not self.receive_head():
+                    return 0
+            size = self.hears.recv_into(received, min(self.left, RECEIVE_SIZE), flags)
+            self.gone = not size
+        except BlockingIOError:
+            return 0
+        except OSError:
+            self.gone = True
+            return 0
+        self.left -= size
+        self.heard += size
+        return size
+
+    def receive_head(self) -> bool:
+        """Receives the head of a frame of text; says whether there is one. Raises OSError."""
+        while len(self.head) < websocket.head_size(self.head):
+            more = self.hears.recv(websocket.head_size(self.head) - len(self.head))
+            self.head += more
+            if not more or self.head[0] != websocket.TEXT:
+                self.gone = True
+                return False
+        self.left = websocket.payload_size(self.head)
+        self.head = b""
+        return True
+
+
 def gather(server: Running, count: int) -> list[Member]:
     """Returns so many members, each of whom is known to hear what the others say."""
-    members = [Member(server) for _ in range(count)]
+    kind = Browser if server.dialect.in_frames else Member
+    members = [kind(server) for _ in range(count)]
     audience = members if server.dialect.hears_itself else members[1:]
     for number in range(100):
         text = b"probe %d" % number
@@ -195,7 +235,8 @@ class Flood:
     def __init__(self, server: Running, seconds: float, listeners: int, senders: int) -> None:
         self.members = gather(server, senders + listeners)
         self.auditor = self.members[-1]  # counts messages, where the others count bytes
-        self.chunk = memoryview(server.dialect.say(b"." * (TEXT_SIZE - 1) + MARK) * CHUNK_LINES)
+        text = b"." * (TEXT_SIZE - 1) + MARK
+        self.chunk = memoryview(server.dialect.say_often(text, CHUNK_LINES))
         self.poller = select.epoll()
         self.hearers = {member.hears.fileno(): member for member in self.members}
         self.sayers = {member.says.fileno(): member for member in self.members[:senders]}
@@ -265,8 +306,8 @@ class Conversation:
     ) -> None:
         self.poller = select.epoll()  # made first: select() takes descriptors below 1,024 alone
         self.members = gather(server, talkers + idle)
+        random.Random(7).shuffle(self.members)  # the order of talking isn't that of joining
         self.talkers = self.members[:talkers]
-        random.Random(7).shuffle(self.talkers)  # the order of talking isn't that of joining
         self.rests = dict.fromkeys(self.talkers[:WATCHERS], b"")  # beginnings of texts
         self.others = cycle([member for member in self.members if member not in self.rests])
         self.watchers = {member.hears.fileno(): member for member in self.rests}
@@ -316,6 +357,47 @@ class Conversation:
         member.said += 1
         member.send()
         self.left -= 1
+
+
+def crowd(server: Running, seconds: float, members: int, rate: int) -> Result:
+    """A conversation in a crowd, and what each member costs in memory."""
+    before = server.memory()
+    talk = Conversation(server, seconds, WATCHERS, rate, members - WATCHERS)
+    memory = server.memory() - before
+    result = talk.run()
+    result.memory = memory / members
+    return result
+
+
+def beside_stuck(server: Running, seconds: float, talkers: int, rate: int, stuck: int) -> Result:
+    """A conversation beside members who read nothing and have a queue in the room. It is too short
+    for any of them to be so far behind that the room slows down."""
+    socks = [connect_to_be_stuck(server) for _ in range(stuck)]
+    talk = Conversation(server, seconds, talkers, rate)
+    filling = server.dialect.say_often(b"." * TEXT_SIZE, FILLING // (TEXT_SIZE + 1))
+    talk.talkers[0].says.setblocking(True)
+    talk.talkers[0].says.sendall(filling)
+    talk.talkers[0].says.setblocking(False)
+    wait_until_quiet(server)
+    for member in talk.members:
+        member.receive_all()
+        member.heard = 0
+    talk.meter = Meter(server)
+    result = talk.run()
+    result.lost += sum(map(was_cut_off, socks))
+    for sock in socks:
+        sock.close()
+    return result
+
+
+def connect_to_be_stuck(server: Running) -> socket.socket:
+    """Returns a connection on which the kernel holds little: 30 KB, where it is 3 MB otherwise."""
+    sock = socket.socket()
+    set_options(sock)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 536)
+    sock.connect(server.address)
+    return sock
 
 
 # --- Echo servers --------------------------------------------------------------------------------
