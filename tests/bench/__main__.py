@@ -49,8 +49,8 @@ FIGURES = {
     "idle": "memory",
 }
 # Seconds beside those that a work itself takes: to start a server, and for each connection.
-STARTING = 0.6
-CONNECTING = 0.0003
+STARTING = 0.4
+CONNECTING = 0.0002
 
 
 class Scale(NamedTuple):

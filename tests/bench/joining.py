@@ -60,6 +60,7 @@ class Joining:
 
     def __init__(self, server: Running, seconds: float, rate: int, through_tls: bool) -> None:
         self.server = server
+        self.seconds = seconds
         self.tls = ssl.create_default_context() if through_tls else None
         if self.tls:  # the load has better things to do with its time than to verify
             self.tls.check_hostname = False
@@ -74,7 +75,7 @@ class Joining:
 
     def run(self) -> Result:
         memory = self.server.memory()
-        meter = Meter(self.server)
+        meter = Meter(self.server, self.seconds)
         due = meter.start
         while (self.left or self.joining) and not meter.gives_up():
             wait = max(0.0, due - time.perf_counter()) if self.left else 0.1

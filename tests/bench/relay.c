@@ -50,14 +50,14 @@ static void drop(int fd)
 
 static void hear(int fd)
 {
-    static char data[2 * READ];
+    static char data[READ];
     size_t before = rest_size[fd];
     if (before)
         memcpy(data, rest[fd], before);
-    ssize_t got = recv(fd, data + before, READ, 0);
+    ssize_t got = recv(fd, data + before, READ - before, 0);
     if (got < 0 && errno == EAGAIN)
         return;
-    if (got <= 0 || before + got > READ) {  /* the second: a line without an end */
+    if (got <= 0) {  /* also where a line has filled all of `data` */
         drop(fd);
         return;
     }

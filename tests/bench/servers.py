@@ -12,7 +12,7 @@ import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import websocket
 
@@ -41,8 +41,11 @@ class Lines:
         self.welcome = welcome  # what tells a member that it is one, if anything does
 
     def greet(self, sock: socket.socket) -> None:
-        """Makes a member of a blocking connection. Raises OSError."""
+        """Makes a member of a blocking connection. Waits for a welcome, where there is one: so
+        thousands don't come faster than they are let in. Raises OSError."""
         sock.sendall(self.hello)
+        if self.welcome:
+            sock.recv(1, socket.MSG_PEEK)
 
     def say(self, text: bytes) -> bytes:
         """Returns the bytes that say a text, which has no newline."""
@@ -109,12 +112,14 @@ class Server:
         *command: str,
         dialect: Lines | None = None,
         forks: bool = False,
+        queues_few: bool = False,
         absent: str = "",
     ) -> None:
         self.name = name
         self.command = command
         self.dialect = dialect or Lines()
         self.forks = forks  # a process for each connection
+        self.queues_few = queues_few  # connections, ahead of accept()
         self.absent = absent  # why it can't be measured here, if so
         self.ours = CHAT in command or ECHO in command
 
@@ -127,6 +132,7 @@ class Running:
 
     def __init__(self, server: Server) -> None:
         self.dialect = server.dialect
+        self.pause = 0.001 if server.queues_few else 0.0  # seconds before each connection
         self.directory = tempfile.TemporaryDirectory()
         with socket.socket() as first, socket.socket() as second:
             first.bind(("127.0.0.1", 0))
@@ -143,7 +149,7 @@ class Running:
         deadline = time.monotonic() + PATIENCE
         while True:
             try:
-                self.connect().close()
+                socket.create_connection(self.address).close()
                 return
             except ConnectionError:
                 if self.process.poll() is not None or time.monotonic() > deadline:
@@ -159,6 +165,7 @@ class Running:
     def connect(self) -> socket.socket:
         """Returns a socket that is connected to the server. It blocks, but not for ever: a call
         that takes longer than PATIENCE fails. Raises OSError."""
+        time.sleep(self.pause)
         sock = socket.create_connection(self.address, timeout=PATIENCE)
         sock.settimeout(None)
         set_options(sock)
@@ -273,7 +280,7 @@ class Finder:
         options = ["-l", "--broker", "-m", "10000"]  # otherwise 100 connections
         if tls:
             options += ["--ssl-cert", str(CERTS / "room.pem"), "--ssl-key", str(CERTS / "room.key")]
-        return self.program("ncat", *options, "127.0.0.1", "{port}")
+        return self.program("ncat", *options, "127.0.0.1", "{port}", queues_few=True)
 
     def asyncio(self, name: str, python: str | None = sys.executable, tls: bool = False) -> Server:
         """Returns one of asyncio_servers.py."""
@@ -284,13 +291,11 @@ class Finder:
         dialect = WebSocket(welcome=websocket.ENDS_HEAD) if name == "websockets" else Lines()
         return Server(name, python or "", ASYNCIO, *options, dialect=dialect, absent=absent)
 
-    def program(
-        self, name: str, *options: str, dialect: Lines | None = None, forks: bool = False
-    ) -> Server:
+    def program(self, name: str, *options: str, **traits: Any) -> Server:
         """Returns one that has to be on PATH."""
         path = shutil.which(name)
         absent = "" if path else "it is not on PATH"
-        return Server(name, path or "", *options, dialect=dialect, forks=forks, absent=absent)
+        return Server(name, path or "", *options, absent=absent, **traits)
 
     def built(self, source: str, name: str) -> Server:
         """Returns one that is compiled here, if there is a compiler."""

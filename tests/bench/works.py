@@ -29,7 +29,7 @@ RECEIVE_SIZE = 1024 * 1024
 DISCARD = socket.MSG_TRUNC if sys.platform == "linux" else 0
 WATCHERS = 20  # members of a conversation that look at the time when a line arrives
 STALLED = 3.0  # seconds without any arrival: what is missing then is lost
-TIME_LIMIT = 10.0  # seconds in all: what is missing then, while more arrives, is late
+TIME_LIMIT = 5  # times the seconds of a work: what is missing then, while more arrives, is late
 REACH_TIME = 0.2  # seconds in which everyone should hear a line
 FILLING = 64 * 1024  # bytes: what puts a member behind that reads nothing and has small buffers
 QUIET = 0.3  # seconds: who uses a fourth of it at most has dealt with all newcomers
@@ -52,13 +52,14 @@ class Result:
 
 
 class Meter:
-    """Measures from its making to the last call of `arrived`."""
+    """Measures from its making to the last call of `arrived`. The work should take some seconds."""
 
-    def __init__(self, server: Running) -> None:
+    def __init__(self, server: Running, seconds: float) -> None:
         self.server = server
         self.server_cpu = server.cpu()
         self.cpu = time.process_time()
         self.start = self.end = time.perf_counter()
+        self.limit = self.start + TIME_LIMIT * seconds
 
     def arrived(self) -> None:
         self.end = time.perf_counter()
@@ -66,7 +67,7 @@ class Meter:
     def gives_up(self) -> bool:
         """Says whether it makes no sense to wait for more."""
         now = time.perf_counter()
-        return now - self.end > STALLED or now - self.start > TIME_LIMIT
+        return now - self.end > STALLED or now > self.limit
 
     def result(self, messages: int, missing: int, delays: Sequence[float] = ()) -> Result:
         """Returns the figures, after so many messages; `delays` are how long some of them took."""
@@ -242,7 +243,7 @@ class Flood:
         self.sayers = {member.says.fileno(): member for member in self.members[:senders]}
         for descriptor in {**self.hearers, **self.sayers}:
             self.poller.register(descriptor, select.EPOLLIN)
-        self.meter = Meter(server)
+        self.meter = Meter(server, seconds)
         self.deadline = self.meter.start + seconds
         self.talking = True
 
@@ -316,7 +317,7 @@ class Conversation:
         self.delays: list[float] = []
         self.gap = 1 / rate
         self.left = int(seconds * rate)  # lines still to be said
-        self.meter = Meter(server)
+        self.meter = Meter(server, seconds)
 
     def run(self) -> Result:
         due = self.meter.start
@@ -382,7 +383,7 @@ def beside_stuck(server: Running, seconds: float, talkers: int, rate: int, stuck
     for member in talk.members:
         member.receive_all()
         member.heard = 0
-    talk.meter = Meter(server)
+    talk.meter = Meter(server, seconds)
     result = talk.run()
     result.lost += sum(map(was_cut_off, socks))
     for sock in socks:
@@ -418,7 +419,7 @@ def echo_small(server: Running, seconds: float, connections: int, idle: int = 0)
     into, size = memoryview(received), len(message)
     calls = [(sock.recv_into, sock.send) for sock in socks]
     delays: list[float] = []
-    meter = Meter(server)
+    meter = Meter(server, seconds)
     sent_at = []
     for _, send in calls:
         sent_at.append(time.perf_counter())
@@ -470,7 +471,7 @@ class EchoBulk:
         self.unsent = dict.fromkeys(self.socks, self.message)
         self.expected = dict.fromkeys(self.socks, size)  # bytes that have to come back
         self.echoed = 0  # messages
-        self.meter = Meter(server)
+        self.meter = Meter(server, seconds)
         self.deadline = self.meter.start + seconds
 
     def check(self, sock: socket.socket) -> None:
@@ -533,7 +534,7 @@ def idle(server: Running, seconds: float, connections: int) -> Result:
     with suppress(OSError):
         for _ in range(connections):
             socks.append(server.connect())
-            socks[-1].sendall(server.dialect.hello)
+            server.dialect.greet(socks[-1])
     wait_until_quiet(server)
     after, cpu = server.memory(), server.cpu()
     time.sleep(seconds)
