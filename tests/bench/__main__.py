@@ -119,6 +119,8 @@ def list_room_works(servers: Servers, scale: Scale) -> Iterator[Work]:
         yield work(title, 200 + others, servers.rooms[:1], run)
     run = partial(flood, seconds=seconds, listeners=100, senders=1)
     yield work("browsers: 100 listeners, 1 flooding", 100, servers.browsers, run)
+    run = partial(flood, seconds=seconds, listeners=100, senders=1, raw=False)
+    yield work("browsers: 100 listeners, 1 browser flooding", 100, servers.browsers, run)
     run = partial(converse, seconds=seconds, talkers=100, rate=1000)
     yield work("browsers: 100 members, 1,000 lines a second", 100, servers.browsers, run)
     yield stuck_work(servers.rooms[0], seconds)
@@ -130,9 +132,9 @@ def list_room_works(servers: Servers, scale: Scale) -> Iterator[Work]:
 
 def stuck_work(room: Server, seconds: float) -> Work:
     stuck = 1000
-    conversation = {"seconds": seconds, "talkers": 200, "rate": 400}
+    conversation = {"seconds": seconds, "talkers": 200, "rate": 300}
     return Work(
-        f"stuck: 200 members, 400 lines a second, and {stuck:,} who read nothing",
+        f"stuck: 200 members, 300 lines a second, and {stuck:,} who read nothing",
         200 + stuck,
         [
             Trial("beside the stuck", room, partial(beside_stuck, **conversation, stuck=stuck)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 import socket
@@ -34,6 +35,7 @@ class Lines:
 
     hello = b""  # what makes a member of a connection
     in_frames = False  # what arrives comes in a WebSocket's frames
+    raw_elsewhere = False  # {other} is a port of the same room, for lines without frames
     speaks_elsewhere = False  # whoever hears needs a second connection to speak
     hears_itself = False
 
@@ -73,6 +75,10 @@ class WebSocket(Lines):
 
     def say_often(self, text: bytes, times: int) -> bytes:
         return websocket.frame((text + b"\n") * times)
+
+
+class OurWebSocket(WebSocket):
+    raw_elsewhere = True
 
 
 class Nats(Lines):
@@ -138,7 +144,8 @@ class Running:
             first.bind(("127.0.0.1", 0))
             second.bind(("127.0.0.1", 0))
             self.address: tuple[str, int] = first.getsockname()
-            ports = {"port": self.address[1], "other": second.getsockname()[1]}
+            self.other_address: tuple[str, int] = second.getsockname()
+        ports = {"port": self.address[1], "other": self.other_address[1]}
         self.process = subprocess.Popen(
             [part.format(**ports) for part in server.command],
             cwd=self.directory.name,
@@ -161,6 +168,15 @@ class Running:
         self.process.kill()
         self.process.wait()
         self.directory.cleanup()
+
+    def raw(self) -> Running:
+        """Returns the same process, seen from the port where our room takes lines without frames;
+        of any other server, itself."""
+        if not self.dialect.raw_elsewhere:
+            return self
+        other = copy.copy(self)
+        other.dialect, other.address = Lines(self.dialect.welcome), self.other_address
+        return other
 
     def connect(self) -> socket.socket:
         """Returns a socket that is connected to the server. It blocks, but not for ever: a call
@@ -271,7 +287,7 @@ class Finder:
         options = [*ports, *LOCAL, "--max-clients", str(MAX_CLIENTS)]
         if tls:
             options += ["--tls-cert", str(CERTS / "room.pem"), "--tls-key", str(CERTS / "room.key")]
-        kind, name = (WebSocket, "chat over WS") if web else (Lines, "chat_server.py")
+        kind, name = (OurWebSocket, "chat over WS") if web else (Lines, "chat_server.py")
         dialect = kind(welcome=b"Welcome to the chatroom!\n")
         absent = "this chat_server.py has no --web" if web and not self.has_web else ""
         return Server(name, sys.executable, CHAT, *options, dialect=dialect, absent=absent)

@@ -31,7 +31,7 @@ WATCHERS = 20  # members of a conversation that look at the time when a line arr
 STALLED = 3.0  # seconds without any arrival: what is missing then is lost
 TIME_LIMIT = 5  # times the seconds of a work: what is missing then, while more arrives, is late
 REACH_TIME = 0.2  # seconds in which everyone should hear a line
-FILLING = 64 * 1024  # bytes: what puts a member behind that reads nothing and has small buffers
+FILLING = 128 * 1024  # bytes: what puts a member behind that reads nothing and has small buffers
 QUIET = 0.3  # seconds: who uses a fourth of it at most has dealt with all newcomers
 
 received = bytearray(RECEIVE_SIZE)
@@ -181,14 +181,18 @@ class Browser(Member):
         return True
 
 
-def gather(server: Running, count: int) -> list[Member]:
-    """Returns so many members, each of whom is known to hear what the others say."""
-    kind = Browser if server.dialect.in_frames else Member
-    members = [kind(server) for _ in range(count)]
+def new_member(server: Running) -> Member:
+    return Browser(server) if server.dialect.in_frames else Member(server)
+
+
+def gather(server: Running, count: int, raw: int = 0) -> list[Member]:
+    """Returns so many members, each of whom is known to hear what the others say. The first `raw`
+    of them use no WebSocket, if the server lets them choose."""
+    members = [new_member(server.raw() if number < raw else server) for number in range(count)]
     audience = members if server.dialect.hears_itself else members[1:]
     for number in range(100):
         text = b"probe %d" % number
-        members[0].says.send(server.dialect.say(text))
+        members[0].says.send(members[0].dialect.say(text))
         if all_hear(audience, server.dialect.heard(text)):
             break
     else:
@@ -226,18 +230,23 @@ def missing(members: Sequence[Member]) -> int:
     return said * len(members) - own - sum(member.messages() for member in members)
 
 
-def flood(server: Running, seconds: float, listeners: int, senders: int) -> Result:
-    return Flood(server, seconds, listeners, senders).run()
+def flood(
+    server: Running, seconds: float, listeners: int, senders: int, raw: bool = True
+) -> Result:
+    return Flood(server, seconds, listeners, senders, raw).run()
 
 
 class Flood:
-    """Senders say as much as they can for some seconds; then all of it has to arrive."""
+    """Senders say as much as they can for some seconds; then all of it has to arrive. They are raw
+    members where they can, also where the listeners are browsers, unless told otherwise."""
 
-    def __init__(self, server: Running, seconds: float, listeners: int, senders: int) -> None:
-        self.members = gather(server, senders + listeners)
+    def __init__(
+        self, server: Running, seconds: float, listeners: int, senders: int, raw: bool
+    ) -> None:
+        self.members = gather(server, senders + listeners, senders if raw else 0)
         self.auditor = self.members[-1]  # counts messages, where the others count bytes
         text = b"." * (TEXT_SIZE - 1) + MARK
-        self.chunk = memoryview(server.dialect.say_often(text, CHUNK_LINES))
+        self.chunk = memoryview(self.members[0].dialect.say_often(text, CHUNK_LINES))
         self.poller = select.epoll()
         self.hearers = {member.hears.fileno(): member for member in self.members}
         self.sayers = {member.says.fileno(): member for member in self.members[:senders]}
