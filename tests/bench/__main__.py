@@ -83,15 +83,19 @@ class Work(NamedTuple):
     connections: int
     trials: list[Trial]
 
+    @classmethod
+    def alike(
+        cls,
+        title: str,
+        connections: int,
+        servers: Sequence[Server],
+        run: Callable[[Running], Result],
+    ) -> Work:
+        """Returns one that is the same for all servers."""
+        return cls(title, connections, [Trial(server.name, server, run) for server in servers])
+
     def kind(self) -> str:
         return self.title.partition(":")[0]
-
-
-def work(
-    title: str, connections: int, servers: Sequence[Server], run: Callable[[Running], Result]
-) -> Work:
-    """Returns a work that all servers do alike."""
-    return Work(title, connections, [Trial(server.name, server, run) for server in servers])
 
 
 def list_works(servers: Servers, scale: Scale) -> Iterator[Work]:
@@ -100,7 +104,7 @@ def list_works(servers: Servers, scale: Scale) -> Iterator[Work]:
     yield from list_echo_works(servers, scale)
     everyone = [server for server in (*servers.rooms, *servers.echoes) if not server.forks]
     run = partial(idle, seconds=scale.seconds, connections=scale.idlers)
-    yield work(f"idle: {scale.idlers:,} connections", scale.idlers, everyone, run)
+    yield Work.alike(f"idle: {scale.idlers:,} connections", scale.idlers, everyone, run)
 
 
 def list_room_works(servers: Servers, scale: Scale) -> Iterator[Work]:
@@ -108,26 +112,26 @@ def list_room_works(servers: Servers, scale: Scale) -> Iterator[Work]:
     for listeners, senders in scale.listeners:
         title = f"flood: {listeners:,} listeners, {senders} flooding"
         run = partial(flood, seconds=seconds, listeners=listeners, senders=senders)
-        yield work(title, listeners, servers.rooms, run)
+        yield Work.alike(title, listeners, servers.rooms, run)
     for rate in scale.rates:
         run = partial(converse, seconds=seconds, talkers=200, rate=rate)
         title = f"conversation: 200 members, {rate:,} lines a second"
-        yield work(title, 200, servers.rooms, run)
+        yield Work.alike(title, 200, servers.rooms, run)
     for others in (0, idlers):
         title = f"conversation: 200 of {200 + others:,} members, 100 lines a second"
         run = partial(converse, seconds=seconds, talkers=200, rate=100, idle=others)
-        yield work(title, 200 + others, servers.rooms[:1], run)
+        yield Work.alike(title, 200 + others, servers.rooms[:1], run)
     run = partial(flood, seconds=seconds, listeners=100, senders=1)
-    yield work("browsers: 100 listeners, 1 flooding", 100, servers.browsers, run)
+    yield Work.alike("browsers: 100 listeners, 1 flooding", 100, servers.browsers, run)
     run = partial(flood, seconds=seconds, listeners=100, senders=1, raw=False)
-    yield work("browsers: 100 listeners, 1 browser flooding", 100, servers.browsers, run)
+    yield Work.alike("browsers: 100 listeners, 1 browser flooding", 100, servers.browsers, run)
     run = partial(converse, seconds=seconds, talkers=100, rate=1000)
-    yield work("browsers: 100 members, 1,000 lines a second", 100, servers.browsers, run)
+    yield Work.alike("browsers: 100 members, 1,000 lines a second", 100, servers.browsers, run)
     yield stuck_work(servers.rooms[0], seconds)
     for members in scale.crowds:
         run = partial(crowd, seconds=2 * seconds, members=members, rate=5)
         title = f"crowd: {members:,} members, 5 lines a second"
-        yield work(title, members, servers.crowded, run)
+        yield Work.alike(title, members, servers.crowded, run)
 
 
 def stuck_work(room: Server, seconds: float) -> Work:
@@ -147,23 +151,23 @@ def stuck_work(room: Server, seconds: float) -> Work:
 def list_joining_works(servers: Servers, scale: Scale) -> Iterator[Work]:
     rate = 2000
     for way, doors in servers.doors.items():
-        run = partial(join, seconds=scale.seconds, rate=rate, through_tls="TLS" in way)
-        yield work(f"joining: {way}, {rate:,} a second", 0, doors, run)
+        run = partial(join, seconds=scale.seconds, rate=rate)
+        yield Work.alike(f"joining: {way}, {rate:,} a second", 0, doors, run)
 
 
 def list_echo_works(servers: Servers, scale: Scale) -> Iterator[Work]:
     seconds, echoes = scale.seconds, servers.echoes
     for connections in (1, 100, 1000):
         run = partial(echo_small, seconds=seconds, connections=connections)
-        yield work(f"echo-small: {connections:,} x 64 bytes", connections, echoes, run)
+        yield Work.alike(f"echo-small: {connections:,} x 64 bytes", connections, echoes, run)
     for others in (0, scale.idlers):
         title = f"echo-small: 200 of {200 + others:,} connections x 64 bytes"
         run = partial(echo_small, seconds=seconds, connections=200, idle=others)
         one_process = [server for server in echoes if not server.forks]
-        yield work(title, 200 + others, one_process, run)
+        yield Work.alike(title, 200 + others, one_process, run)
     for connections, size, name in ((10, 64 * 1024, "64 KiB"), (1, 1024 * 1024, "1 MiB")):
         run = partial(echo_bulk, seconds=seconds, connections=connections, size=size)
-        yield work(f"echo-bulk: {connections} x {name}", connections, echoes, run)
+        yield Work.alike(f"echo-bulk: {connections} x {name}", connections, echoes, run)
 
 
 def choose(works: Iterable[Work], wanted: Collection[str], names: Collection[str]) -> list[Work]:
@@ -172,18 +176,18 @@ def choose(works: Iterable[Work], wanted: Collection[str], names: Collection[str
     kinds = set(wanted) & set(FIGURES) or set(FIGURES)
     peers = set(wanted) & set(names) or set(names)
     return [
-        item._replace(trials=[t for t in item.trials if t.server.ours or t.name in peers])
-        for item in works
-        if item.kind() in kinds
+        work._replace(trials=[t for t in work.trials if t.server.ours or t.name in peers])
+        for work in works
+        if work.kind() in kinds
     ]
 
 
 def duration(works: Iterable[Work], scale: Scale) -> str:
     """Returns about how long the works take."""
     seconds = sum(
-        STARTING + scale.seconds + item.connections * CONNECTING
-        for item in works
-        for trial in item.trials
+        STARTING + scale.seconds + work.connections * CONNECTING
+        for work in works
+        for trial in work.trials
         if not trial.server.absent
     )
     seconds *= scale.rounds
@@ -193,19 +197,19 @@ def duration(works: Iterable[Work], scale: Scale) -> str:
 def measure(works: Sequence[Work], rounds: int) -> dict[str, dict[str, list[Result]]]:
     """Has every server do every work, in turns, so that all have the same weather."""
     results: dict[str, dict[str, list[Result]]] = {
-        item.title: {trial.name: [] for trial in item.trials} for item in works
+        work.title: {trial.name: [] for trial in work.trials} for work in works
     }
     for number in range(rounds):
-        for item in works:
-            for trial in item.trials:
+        for work in works:
+            for trial in work.trials:
                 if trial.server.absent:
                     continue
-                progress = f"round {number + 1} of {rounds}, {item.title}, {trial.name}:"
+                progress = f"round {number + 1} of {rounds}, {work.title}, {trial.name}:"
                 print(progress, end=" ", file=sys.stderr, flush=True)
                 try:
                     with closing(trial.server.start()) as running:
                         result = trial.run(running)
-                    results[item.title][trial.name].append(result)
+                    results[work.title][trial.name].append(result)
                     print(headline(result), file=sys.stderr)
                 except (OSError, RuntimeError) as error:
                     print(f"failed: {error}", file=sys.stderr)
@@ -267,7 +271,7 @@ def run(servers: Servers, argv: Sequence[str] | None) -> int:
     print(f"this takes about {duration(works, scale)}", flush=True)
     absent = {name: server.absent for name, server in everyone.items() if server.absent}
     for name, why in absent.items():
-        if any(trial.name == name for item in works for trial in item.trials):
+        if any(trial.name == name for work in works for trial in work.trials):
             print(f"{name} is not measured: {why}", flush=True)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

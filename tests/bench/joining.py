@@ -58,10 +58,10 @@ class Newcomer:
 class Joining:
     """So many newcomers a second, if server and load can do that, for some seconds."""
 
-    def __init__(self, server: Running, seconds: float, rate: int, through_tls: bool) -> None:
+    def __init__(self, server: Running, seconds: float, rate: int) -> None:
         self.server = server
         self.seconds = seconds
-        self.tls = ssl.create_default_context() if through_tls else None
+        self.tls = ssl.create_default_context() if server.tls else None
         if self.tls:  # the load has better things to do with its time than to verify
             self.tls.check_hostname = False
             self.tls.verify_mode = ssl.CERT_NONE
@@ -117,5 +117,5 @@ class Joining:
         del self.joining[descriptor]
 
 
-def join(server: Running, seconds: float, rate: int, through_tls: bool) -> Result:
-    return Joining(server, seconds, rate, through_tls).run()
+def join(server: Running, seconds: float, rate: int) -> Result:
+    return Joining(server, seconds, rate).run()

@@ -22,7 +22,8 @@ ROOT = HERE.parent.parent
 ASYNCIO = str(HERE / "asyncio_servers.py")
 CHAT = str(ROOT / "chat_server.py")
 ECHO = str(ROOT / "echo_server.py")
-CERTS = ROOT / "tests" / "certs"
+CERT, KEY = (str(ROOT / "tests" / "certs" / name) for name in ("room.pem", "room.key"))
+LOCAL = ("--host", "127.0.0.1")
 MAX_CLIENTS = 19_500  # as the system allows 20,000 open files, or more
 PATIENCE = 10  # seconds in which a server has to accept connections, and to answer
 
@@ -119,6 +120,7 @@ class Server:
         dialect: Lines | None = None,
         forks: bool = False,
         queues_few: bool = False,
+        tls: bool = False,
         absent: str = "",
     ) -> None:
         self.name = name
@@ -126,6 +128,7 @@ class Server:
         self.dialect = dialect or Lines()
         self.forks = forks  # a process for each connection
         self.queues_few = queues_few  # connections, ahead of accept()
+        self.tls = tls  # speaks nothing else
         self.absent = absent  # why it can't be measured here, if so
         self.ours = CHAT in command or ECHO in command
 
@@ -138,6 +141,7 @@ class Running:
 
     def __init__(self, server: Server) -> None:
         self.dialect = server.dialect
+        self.tls = server.tls
         self.pause = 0.001 if server.queues_few else 0.0  # seconds before each connection
         self.directory = tempfile.TemporaryDirectory()
         with socket.socket() as first, socket.socket() as second:
@@ -286,26 +290,25 @@ class Finder:
         ports = ["--port", "{other}", "--web", "{port}"] if web else ["--port", "{port}"]
         options = [*ports, *LOCAL, "--max-clients", str(MAX_CLIENTS)]
         if tls:
-            options += ["--tls-cert", str(CERTS / "room.pem"), "--tls-key", str(CERTS / "room.key")]
+            options += ["--tls-cert", CERT, "--tls-key", KEY]
         kind, name = (OurWebSocket, "chat over WS") if web else (Lines, "chat_server.py")
         dialect = kind(welcome=b"Welcome to the chatroom!\n")
         absent = "this chat_server.py has no --web" if web and not self.has_web else ""
-        return Server(name, sys.executable, CHAT, *options, dialect=dialect, absent=absent)
+        command = [sys.executable, CHAT, *options]
+        return Server(name, *command, dialect=dialect, tls=tls, absent=absent)
 
     def ncat(self, tls: bool = False) -> Server:
         options = ["-l", "--broker", "-m", "10000"]  # otherwise 100 connections
         if tls:
-            options += ["--ssl-cert", str(CERTS / "room.pem"), "--ssl-key", str(CERTS / "room.key")]
-        return self.program("ncat", *options, "127.0.0.1", "{port}", queues_few=True)
+            options += ["--ssl-cert", CERT, "--ssl-key", KEY]
+        return self.program("ncat", *options, "127.0.0.1", "{port}", queues_few=True, tls=tls)
 
     def asyncio(self, name: str, python: str | None = sys.executable, tls: bool = False) -> Server:
         """Returns one of asyncio_servers.py."""
         absent = "" if python else f"no python3 on PATH can import {name.partition(' ')[0]}"
-        options = [name, "{port}"]
-        if tls:
-            options += [str(CERTS / "room.pem"), str(CERTS / "room.key")]
+        command = [python or "", ASYNCIO, name, "{port}", *((CERT, KEY) if tls else ())]
         dialect = WebSocket(welcome=websocket.ENDS_HEAD) if name == "websockets" else Lines()
-        return Server(name, python or "", ASYNCIO, *options, dialect=dialect, absent=absent)
+        return Server(name, *command, dialect=dialect, tls=tls, absent=absent)
 
     def program(self, name: str, *options: str, **traits: Any) -> Server:
         """Returns one that has to be on PATH."""
@@ -321,9 +324,6 @@ class Finder:
         if compiler and subprocess.call([compiler, "-O2", "-o", path, str(HERE / source)]):
             absent = f"{compiler} does not compile {source}"
         return Server(name, path, "{port}", absent=absent)
-
-
-LOCAL = ("--host", "127.0.0.1")
 
 
 def find_python(module: str) -> str | None:
