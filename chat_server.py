@@ -4,6 +4,7 @@
     python3 chat_server.py                    a room for this machine, on port 7007
     python3 chat_server.py --host ::          a room for the whole network
     python3 chat_client.py HOST               join it; or: nc HOST 7007, telnet HOST 7007
+    python3 chat_server.py --host :: --web    and with a browser: http://HOST:7080/
 
     python3 chat_server.py --host :: --tls-cert FILE --tls-key FILE --password-file FILE
                                               a closed room: nobody eavesdrops, nobody else gets in
@@ -16,7 +17,8 @@ The protocol is lines of UTF-8 text, ended by LF or CRLF. A member sends
 
 and any other line is a message for every other member. The room answers and announces with lines
 that begin with "* ". A member with a name has it before each of its messages, "John: Hi". In a
-closed room the first line from a newcomer is the password.
+closed room the first line from a newcomer is the password. Browsers get a page from a port of their
+own, and the same lines through a WebSocket there.
 
 One thread, one selectors loop, non-blocking sockets. A turn of the loop goes like this:
 
@@ -37,6 +39,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import hashlib
 import io
 import ipaddress
 import logging
@@ -51,14 +54,15 @@ import stat
 import sys
 import time
 import unicodedata
-from codecs import BOM_UTF8
+from base64 import b64encode
+from codecs import BOM_UTF8, utf_8_decode
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import islice
 from selectors import EVENT_READ, EVENT_WRITE
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 try:  # Windows has neither, and Debian's python3-minimal lacks the second
     import fcntl
@@ -80,6 +84,7 @@ except ImportError:
 VERSION = "1.0"
 
 PORT = 7007
+WEB_PORT = 7080
 DOOR_SIZE = 100  # newcomers at the door at once
 OTHER_DESCRIPTORS = 32 + 2 * DOOR_SIZE  # the listeners, files; who is no member yet, or no more
 # On Windows select() takes 512 sockets.
@@ -106,7 +111,10 @@ TURN_WEIGHT = 512 * 1024  # as Batch counts it: what is heard line by line takes
 ITEM_WEIGHT = 64  # counted with each thing that is said or answered, for the time that it takes
 LETTERS_WEIGHT = 1024  # counted where letters beyond ASCII are compared: that takes up to 0.1 ms
 COMMAND_WEIGHT = 16  # counted with each of telnet's commands, which are taken out one by one
-TELNET_READ = 4 * 1024  # bytes that are read at once of a peer that has just sent some
+FRAME_WEIGHT = 32  # counted with each frame of a WebSocket, which are unpacked one by one
+FRAMES_READ = 16 * 1024  # bytes that are read at once of these: a frame can be six bytes
+IDLE_WEIGHT = 16  # counted with each byte of TLS that is neither text nor what is around it
+IDLE_READ = 4 * 1024  # bytes that are read at once of a peer that has just sent some of the two
 SKIPPED_WEIGHT = 16  # counted with each character that was looked at and shows nothing
 
 # For a member that reads more slowly than the others talk, batches wait in a queue. While one's is
@@ -137,6 +145,7 @@ OVERSLEPT = 1.0  # seconds that the loop can be late: more means that the proces
 HANDSHAKE_TIME = 3.0  # seconds for the one, for which nobody has to type
 DOOR_TIME = 10.0  # seconds for the other
 DOOR_SHARE = 0.003  # seconds of a turn: a step of a handshake can be some ms of arithmetic
+DOOR_READ = 4 * 1024  # bytes that are read at once
 # So that guessing is slow: each wrong password costs its host a second, and all together a tenth.
 # Whoever is more than TRIES_AHEAD seconds ahead has to wait.
 WRONG_TIME = 1.0  # seconds until a wrong password is answered, and its host may try another
@@ -145,10 +154,14 @@ TRIES_AHEAD = 3.0  # seconds
 SILENCE = 10.0  # seconds after which one that never said a word has no claim to its place
 
 WELCOME = "Welcome to the chatroom!"
-NOT_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE")  # OpenSSL's reasons
 PARTIAL_CHAIN = 0x80000  # ssl.VERIFY_X509_PARTIAL_CHAIN, which older Pythons don't name
-NOT_A_PAIR = ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED")  # these too
-TLS_RECORD = 16 * 1024  # bytes in a record at most; so much is decrypted at once
+# OpenSSL's reasons
+NOT_A_PAIR = ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED")
+TLS_RECORD = 16 * 1024  # bytes of text in a record at most: so much is encrypted at once
+TLS_READ = TLS_RECORD + 512  # bytes that are received at once: a record with what is around it
+TLS_HANDSHAKE = 0x16  # the first byte from whoever speaks TLS
+TLS_OVERHEAD = 29  # bytes around the text of a record, as far as they cost nothing
+MAX_UNSENT = 24 * 1024  # bytes that may wait encrypted: a record, and what TLS itself has to say
 PRIVATE = " (private)"
 ALIASES = {"/nick": "/name", "/names": "/who", "/exit": "/quit"}  # what people know from elsewhere
 HELP = (
@@ -270,6 +283,10 @@ class Gone(Exception):
     """A connection is of no further use, by its peer's doing; the text says why, for the log."""
 
 
+class SpeaksHTTP(Gone):
+    """A web browser has come to the port for lines of text, where it can be told where to go."""
+
+
 # How TLS begins (RFC 8446, sections 4 and 5.1), and no line of text does.
 CLIENT_HELLO = re.compile(rb"\x16\x03[\x00-\x04]..\x01", re.DOTALL)
 # First bytes that can still become that, or a byte order mark.
@@ -301,13 +318,19 @@ class Input(LineFramer):
     Data goes through `sift`, then `feed`. Besides an unfinished line it holds at most five bytes.
     """
 
-    __slots__ = ("commands", "held", "in_first_line")
+    __slots__ = ("held", "in_first_line", "weight")
+    over = False  # only the end of the stream ends it
 
     def __init__(self, max_line: int) -> None:
         super().__init__(max_line)
         self.held = b""  # the beginning of something that may turn out not to be text
         self.in_first_line = True
-        self.commands = 0  # of telnet, in what came last
+        self.weight = 0  # what came last cost besides its text: telnet's commands, as bytes
+
+    @property
+    def most(self) -> int:
+        """How many bytes may be read at once."""
+        return IDLE_READ if self.weight else sys.maxsize
 
     def sift(self, data: bytes) -> tuple[bytes, bytes]:
         """Takes the bytes that came; returns the text among them, in which lines end with LF, and
@@ -316,7 +339,7 @@ class Input(LineFramer):
         if self.in_first_line and not self.partial:
             data = self.begin(data)
         answers = b""
-        self.commands = 0
+        self.weight = 0
         if IAC in data or b"\r" in data:
             data, answers = self.take_out_telnet(data)
         if self.in_first_line:
@@ -344,7 +367,7 @@ class Input(LineFramer):
         endless = not self.in_first_line and HTTP_VERSION.startswith(next_word)
         has_none = start.startswith(b"GET /") and next_word.startswith(b"\n")  # HTTP/0.9
         if next_word == HTTP_VERSION or endless or has_none:
-            raise Gone("is a web browser, or something else that speaks HTTP")
+            raise SpeaksHTTP("is a web browser, or something else that speaks HTTP")
 
     def take_out_telnet(self, data: bytes) -> tuple[bytes, bytes]:
         """Returns the text, and answers that refuse all that telnet asks for (RFC 854).
@@ -354,7 +377,7 @@ class Input(LineFramer):
         """
         pieces = TELNET.split(data)  # text, command, text, command, ..., text
         commands = pieces[1::2]
-        self.commands = len(commands)
+        self.weight = len(commands) * COMMAND_WEIGHT
         if commands and not pieces[-1]:
             unfinished = UNFINISHED.fullmatch(commands[-1])
             if unfinished:  # of a subnegotiation that is its first two bytes, however long it is
@@ -366,6 +389,942 @@ class Input(LineFramer):
         requests = dict.fromkeys(command for command in commands if command[1:2] in REFUSALS)
         answers = [REFUSALS[one[1:2]] + one[2:] for one in requests if len(one) == 3]
         return text.replace(b"\r\n", b"\n").replace(b"\r\0", b"\n"), b"".join(answers)
+
+
+# --- Browsers: WebSocket --------------------------------------------------------------------------
+
+# What is in the first two bytes of a frame (RFC 6455, section 5.2).
+FIN, RESERVED, OPCODE = 0x80, 0x70, 0x0F
+MASKED, SIZE = 0x80, 0x7F
+CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
+MAX_CONTROL = 125  # bytes of payload in a control frame: CLOSE, PING or PONG
+MAX_LENGTHS = {126: 2, 127: 8}  # a SIZE that says in how many bytes the real one follows
+MASK_LENGTH = 4
+
+# Why a WebSocket is closed (section 7.4.1; the last one is in IANA's registry).
+NORMAL, GOING_AWAY, REFUSED, TRY_LATER = 1000, 1001, 1008, 1013
+PROTOCOL_ERROR, NOT_TEXT, NOT_UTF8 = 1002, 1003, 1007
+
+
+class Fault(Exception):
+    """What a peer sends isn't what a WebSocket carries, or not here; the text says why, for the
+    log, and `code` for the peer."""
+
+    def __init__(self, code: int, why: str) -> None:
+        super().__init__(why)
+        self.code = code
+
+
+def broken(why: str) -> Fault:
+    """Returns what to raise where a peer breaks the protocol."""
+    return Fault(PROTOCOL_ERROR, f"breaks the protocol: {why}")
+
+
+class WebSocket(LineFramer):
+    """The lines that a browser sends, out of the frames in which they travel (RFC 6455).
+
+    Data goes through `sift`, then `feed`, as with Input. A payload goes on as it comes, so that
+    besides an unfinished line this holds at most one control frame and a few bytes.
+    """
+
+    __slots__ = (
+        "code",
+        "final",
+        "held",
+        "in_message",
+        "left",
+        "mask",
+        "over",
+        "spoken",
+        "tail",
+        "weight",
+        "why",
+    )
+    most = FRAMES_READ  # bytes that may be read at once
+
+    def __init__(self, max_line: int) -> None:
+        super().__init__(max_line)
+        self.over = False  # the peer has closed, or is at fault: what comes isn't heard any more
+        self.code: int | None = None  # of the Close to send then; None means one without a code
+        self.why = ""  # the fault, for the log
+        self.weight = 0  # what came last cost besides its text, as bytes
+        self.held = b""  # the beginning of a header, or of a control frame
+        self.left = 0  # bytes of the frame's payload that have yet to come
+        self.mask = b""  # for these
+        self.final = False  # the frame is its message's last
+        self.in_message = False
+        self.spoken = False  # there was text in this message
+        self.tail = b""  # the beginning of a character, or a CR that may have an LF after it
+
+    def sift(self, data: bytes) -> tuple[bytes, bytes]:
+        """Takes the bytes that came; returns the text among them, and an answer to the last ping.
+
+        In the text each line, and so each message, ends with LF. At a fault it ends with the last
+        whole line before that.
+        """
+        self.weight = 0
+        if self.over:
+            return b"", b""
+        pieces, pong = [self.tail], b""
+        try:
+            pong = self.take_frames(self.held + data, pieces)
+        except Fault as fault:
+            self.end(fault)
+        text = self.check_text(b"".join(pieces))
+        if self.why:
+            text = text[: text.rfind(b"\n") + 1]
+            if not text:
+                self.partial = b""
+        self.weight += max(0, len(data) - len(text))
+        return text, pong
+
+    def take_frames(self, data: bytes, pieces: list[bytes]) -> bytes:
+        """Adds the text that is in frames to `pieces`; returns the answer to the last ping. Raises
+        Fault."""
+        pong, self.held = b"", b""
+        at = 0
+        while at < len(data) and not self.over:
+            opcode = CONTINUATION
+            if not self.left:
+                start = self.begin_frame(data, at)
+                if not start:
+                    self.held = data[at:]
+                    break
+                opcode, at = data[at] & OPCODE, start
+            payload = unmask(data[at : at + self.left], self.mask)
+            at += len(payload)
+            self.left -= len(payload)
+            if opcode == PING:
+                pong = frame(PONG, payload)
+            elif opcode == CLOSE:
+                self.close(payload)
+            elif opcode != PONG:
+                self.take_payload(payload, pieces)
+        return pong
+
+    def begin_frame(self, data: bytes, at: int) -> int:
+        """Reads the header at this place; returns where its payload begins, or 0 if it isn't whole,
+        or it is a control frame that isn't. Raises Fault."""
+        if len(data) < at + 2:
+            return 0
+        first, second = data[at], data[at + 1]
+        self.check_header(first, second)
+        start, size = at + 2, second & SIZE
+        if size in MAX_LENGTHS:
+            start += MAX_LENGTHS[size]
+            if len(data) < start:
+                return 0
+            size = int.from_bytes(data[at + 2 : start], "big")
+            check_size(size, start - at - 2)
+        start += MASK_LENGTH
+        if len(data) < start + (size if first & CLOSE else 0):
+            return 0
+        self.left, self.mask = size, data[start - MASK_LENGTH : start]
+        if not first & CLOSE:
+            self.in_message, self.final = True, bool(first & FIN)
+        self.weight += FRAME_WEIGHT
+        return start
+
+    def check_header(self, first: int, second: int) -> None:
+        """Raises Fault if a frame can't begin with these two bytes."""
+        opcode = first & OPCODE
+        if first & RESERVED:
+            raise broken("an extension that was not agreed on")
+        if not second & MASKED:
+            raise broken("a frame without a mask")
+        if opcode in (CLOSE, PING, PONG):
+            if not first & FIN:
+                raise broken("a control frame in fragments")
+            if second & SIZE > MAX_CONTROL:
+                raise broken("a control frame that is too long")
+        elif opcode == BINARY:
+            raise Fault(NOT_TEXT, "sends binary frames")
+        elif opcode not in (CONTINUATION, TEXT):
+            raise broken("an unknown kind of frame")
+        elif (opcode == CONTINUATION) != self.in_message:
+            raise broken("a message inside another" if opcode else "a continuation of nothing")
+
+    def take_payload(self, payload: bytes, pieces: list[bytes]) -> None:
+        """Takes a part of a message, at the end of which a line ends."""
+        if payload:
+            pieces.append(payload)
+            self.spoken = True
+        if self.left:
+            turn = len(payload) % MASK_LENGTH
+            self.mask = self.mask[turn:] + self.mask[:turn]
+        elif self.final:
+            if self.spoken:
+                pieces.append(b"\n")
+            self.in_message = self.spoken = False
+
+    def check_text(self, text: bytes) -> bytes:
+        """Returns the text with line ends of one kind, without the beginning of something at its
+        end, and without what isn't UTF-8: that is a fault."""
+        # No character goes on after the LF of its message, so that looking at many at once is fine.
+        try:
+            whole = utf_8_decode(text, "strict", False)[1]
+            text, self.tail = text[:whole], text[whole:]
+        except UnicodeDecodeError as error:
+            text = text[: error.start]
+            self.end(Fault(NOT_UTF8, "sends text that is not UTF-8"))
+        if b"\r" in text:
+            if text.endswith(b"\r") and not self.tail:
+                text, self.tail = text[:-1], b"\r"
+            text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        return text
+
+    def close(self, payload: bytes) -> None:
+        """The peer has closed: its own code is the answer. Raises Fault."""
+        if payload:
+            code = int.from_bytes(payload[:2], "big")
+            if not (1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999):
+                raise broken("a close code that does not exist")
+            try:
+                payload[2:].decode()
+            except UnicodeDecodeError as error:
+                raise Fault(NOT_UTF8, "gives a reason that is not UTF-8") from error
+            self.code = code
+        self.over = True
+
+    def end(self, fault: Fault) -> None:
+        """The peer is at fault."""
+        self.over, self.code, self.why = True, fault.code, str(fault)
+
+
+def check_size(size: int, length: int) -> None:
+    """Raises Fault for a size of a payload that is too large, or that fewer than `length` bytes
+    would have told."""
+    if size >> 63:
+        raise broken("a frame that is too long")
+    if size < (126 if length == 2 else 1 << 16):
+        raise broken("a length in more bytes than it needs")
+
+
+def unmask(data: bytes, mask: bytes) -> bytes:
+    """Returns the payload that was masked (RFC 6455, section 5.3). One large number is a hundred
+    times as fast as to look at each byte."""
+    key = (mask * (len(data) // MASK_LENGTH + 1))[: len(data)]
+    number = int.from_bytes(data, "little") ^ int.from_bytes(key, "little")
+    return number.to_bytes(len(data), "little")
+
+
+def frame(opcode: int, payload: bytes) -> bytes:
+    """Returns a whole message, or a control frame, as a server sends it."""
+    size = len(payload)
+    if size < 126:
+        return bytes((FIN | opcode, size)) + payload
+    if size < 1 << 16:
+        return bytes((FIN | opcode, 126)) + size.to_bytes(2, "big") + payload
+    return bytes((FIN | opcode, 127)) + size.to_bytes(8, "big") + payload
+
+
+def close_frame(code: int | None) -> bytes:
+    """Returns the frame that ends a WebSocket, with a code or without one."""
+    return frame(CLOSE, b"" if code is None else code.to_bytes(2, "big"))
+
+
+# --- Browsers: the page --------------------------------------------------------------------------
+
+# What a browser gets is one answer and needs nothing else, so that it works without the internet.
+# Its Content-Security-Policy allows exactly this style and this script: there is no style and no
+# handler in the HTML. What anybody has said only ever becomes a text node.
+
+# The contrast is at least 4.5 wherever there is text, for a name of any hue too.
+STYLE = """
+:root { color-scheme: light dark; --back: #fff; --text: #1c1e21; --dim: #5a6068; --line: #c9ced6;
+  --strong: #0b57d0; --own: #eaf1fb; --private: #fdf3dc; --lightness: 25%; }
+@media (prefers-color-scheme: dark) {
+  :root { --back: #15171a; --text: #e6e7e9; --dim: #a3a9b2; --line: #42474f;
+    --strong: #8ab4f8; --own: #1d2b40; --private: #332a14; --lightness: 75%; }
+}
+* { box-sizing: border-box; margin: 0; }
+[hidden], p:empty { display: none !important; }
+body { height: 100vh; height: 100dvh;  /* without a phone's own bars, where that is known */
+  padding: env(safe-area-inset-top) env(safe-area-inset-right) env(safe-area-inset-bottom)
+    env(safe-area-inset-left);
+  background: var(--back); color: var(--text);
+  font: 16px/1.4 system-ui, sans-serif; }  /* an iPhone zooms in on fields with smaller letters */
+h1 { font-size: 1em; overflow-wrap: anywhere; }
+input, textarea, button, ul { font: inherit; color: inherit; background: var(--back);
+  padding: .5em .7em; border: 1px solid var(--dim); border-radius: .4em; }
+button { background: var(--strong); color: var(--back); flex: none; }
+:focus-visible { outline: 3px solid var(--strong); outline-offset: -1px; }
+::placeholder { color: var(--dim); opacity: 1; }
+#door { display: grid; gap: 1em; max-width: 22em; margin: 0 auto; padding: 12vh 1em 1em; }
+label { display: grid; gap: .3em; }
+#room { display: flex; flex-direction: column; height: 100%; max-width: 60em; margin: 0 auto; }
+header, #offline, #form { display: flex; align-items: center; justify-content: space-between;
+  gap: .6em; padding: .5em .8em; position: relative; }
+summary { white-space: nowrap; cursor: pointer; padding: .3em; }
+#list { position: absolute; z-index: 1; top: 90%; right: .8em; width: 16em; max-width: 90%;
+  max-height: 60vh; overflow: auto; list-style: none; }
+#log { flex: 1; min-height: 0; overflow-y: auto; overflow-anchor: none; padding: .4em 0;
+  border: solid var(--line); border-width: 1px 0; }
+/* The times have a column of their own: no part of a long message looks like another message. */
+#log p { display: flex; gap: .7em; padding: .15em .8em; }
+time { flex: none; width: 2.9em; color: var(--dim); font-variant-numeric: tabular-nums; }
+#log span, #list { min-width: 0; overflow-wrap: anywhere; white-space: pre-wrap; }
+b { color: hsl(var(--hue), 70%, var(--lightness)); }
+.own { background: var(--own); }
+.private { background: var(--private); box-shadow: inset 4px 0 var(--strong); }
+.day, .notice, em { color: var(--dim); }
+#jump { align-self: center; height: 2.5em; margin: -3em 0 .5em; z-index: 1; }
+#box { flex: 1; min-width: 0; max-height: 30vh; resize: none; }
+"""
+
+SCRIPT = r"""
+"use strict";
+const WELCOME = "Welcome to the chatroom!", TITLE = `Chat on ${location.host}`, MAX_ROWS = 5000;
+const LASTING = 30, FIRST_WAIT = 1, MAX_WAIT = 30, CHECK_TIME = 1;  // seconds
+const NAME = /^\/(?:name|nick) +(.*)$/, WHO = /^\/(?:who|names)(?: |$)/, QUIT = /^\/(?:quit|exit)/;
+const page = {};
+for (const element of document.querySelectorAll("[id]")) page[element.id] = element;
+const { log, box } = page;
+
+let wanted = "", me = "";  // the name that the user wants, and that by which the room knows us
+let names = new Set(), others = [];  // who is known to be here; how many more, in the room's words
+let password = "", socket = null, inRoom = false;
+let sent = [];  // lines that may not have arrived, each with the element that shows it, if any does
+let said = [];  // messages, as the room's history has them
+let day = "", unread = 0, place = 0, following = true;  // following: the last row is in sight
+let wait = FIRST_WAIT, retry = 0, check = 0;  // seconds until the next try, and two timers
+
+// What the page shows
+
+function make(tag, className, ...content) {
+  const element = Object.assign(document.createElement(tag), { className });
+  element.append(...content);
+  return element;
+}
+
+function inColor(name) {
+  const element = make("b", "", make("bdi", "", name));  // a bdi's direction is its own affair
+  const sum = [...name].reduce((sum, char) => (31 * sum + char.codePointAt(0)) % 65521, 0);
+  element.style.setProperty("--hue", 15 * (sum % 24));
+  return element;
+}
+
+function show(kind, text, speaker = "", mark = "", now = new Date()) {
+  if (now && day !== now.toDateString())
+    log.append(make("p", "day", now.toLocaleDateString([], { dateStyle: "full" })));
+  if (now) day = now.toDateString();
+  const time = make("time", "", now ? now.toTimeString().slice(0, 5) : "");
+  time.title = now ? now.toLocaleString() : "";
+  const words = make("span", "", make("bdi", "", text));
+  if (speaker) words.prepend(inColor(speaker), `${mark}: `);
+  log.append(make("p", kind, time, words));
+  if (kind === "said" || kind === "own") said.push(speaker ? `${speaker}: ${text}` : text);
+  if (document.hidden && (kind === "said" || kind === "private")) unread += 1;
+  return words;
+}
+
+function settle() {  // after rows were added: to measure takes long, so once for all of them
+  const height = log.scrollHeight;
+  while (log.childElementCount > MAX_ROWS) log.firstChild.remove();
+  log.scrollTop = following ? log.scrollHeight : log.scrollTop - height + log.scrollHeight;
+  said = said.slice(-MAX_ROWS);
+  page.jump.hidden = following;
+  document.title = (unread ? `(${unread}) ` : "") + TITLE;
+}
+
+function showNames() {
+  page.count.textContent = `Names here: ${names.size}`;
+  const items = [...[...names].sort().map(inColor), ...others];
+  page.list.replaceChildren(...items.map((item) => make("li", "", item)));
+  box.placeholder = me ? `Message as ${me}` : "Message";
+}
+
+function report(text) {
+  page.state.textContent = text;
+  page.offline.hidden = !text;
+}
+
+function openDoor(reason, isLocked = false) {
+  hangUp();
+  page.why.textContent = reason;
+  page.lock.hidden = !isLocked;
+  page.door.hidden = !(page.room.hidden = true);
+  (isLocked ? page.secret : page.nick).focus();
+}
+
+// The connection
+
+function hangUp() {
+  clearTimeout(retry);
+  clearTimeout(check);
+  if (socket) socket.onmessage = socket.onclose = null;
+  if (socket) socket.close();
+  for (const { words } of sent) if (words) words.append(make("em", "", " (perhaps not sent)"));
+  [socket, inRoom, me, names, others, sent, retry] = [null, false, "", new Set(), [], [], 0];
+  showNames();
+}
+
+function connect() {
+  hangUp();
+  report("Connecting\u2026");
+  const began = Date.now();
+  socket = new WebSocket(location.origin.replace("http", "ws"));
+  socket.onmessage = ({ data }) => receive(data.split("\n").slice(0, -1));
+  socket.onclose = ({ code }) => {
+    hangUp();
+    if (code === 1000 || code === 1008)
+      return report(code === 1000 ? "You have left." : "You were removed from the room.");
+    if (Date.now() - began > 1000 * LASTING) wait = FIRST_WAIT;
+    const seconds = wait * (0.5 + Math.random() / 2);  // not all pages in the same moment
+    wait = Math.min(2 * wait, MAX_WAIT);
+    retry = setTimeout(connect, 1000 * seconds);
+    const what = code === 1013 ? "The room is full." : "Not connected.";
+    report(`${what} Next try in ${Math.ceil(seconds)} s; what you type is kept.`);
+  };
+}
+
+function receive(lines) {
+  const wasIn = inRoom, history = [];
+  for (const line of lines) {
+    if (wasIn || !inRoom || line.startsWith("* ")) hear(line);
+    else history.push(line);
+    if (!socket) return;
+  }
+  let known = history.length;  // so many of these have been shown, before a connection was lost
+  while (known && history.slice(0, known).join() !== said.slice(-known).join()) known -= 1;
+  // They get no time, which nobody knows, and no color: others may have had these names then.
+  for (const line of history.slice(known)) show("said", line, "", "", null);
+  settle();
+}
+
+// From the room
+
+function hear(line) {
+  const [, speaker, mark, text] = /^([^:]*?)( \(private\))?: (.*)$/s.exec(line) || [];
+  if (line === WELCOME && !inRoom) enter();
+  else if (line.startsWith("* ")) hearNotice(line.slice(2));
+  else if (names.has(speaker)) show(mark ? "private" : "said", text, speaker, mark);
+  else show("said", line);  // such as "Note: buy milk" from somebody without a name
+}
+
+function enter() {
+  inRoom = true;
+  report("");
+  show("notice", WELCOME);
+  if (wanted) send(`/name ${wanted}`);
+  send("/who");
+}
+
+function hearNotice(text) {
+  const request = sent.find(({ line }) => NAME.test(line));
+  const name = request && NAME.exec(request.line)[1].normalize("NFKC").trim();
+  const [, newcomer] = /^(.+) joined$/.exec(text) || [];
+  const [, gone, now] = /^(.+?) (?:left|was removed|is now (.+))$/.exec(text) || [];
+  let isShown = true;
+  if (!inRoom && text === "password?" && password) return socket.send(password);
+  if (!inRoom && (text === "password?" || text === "wrong password")) {
+    password = "";  // the door waits some seconds only: the user types while nobody waits
+    return openDoor(text === "password?" ? "" : "That is not the password.", true);
+  }
+  if (text === "bye") answered(QUIT);
+  else if (text.startsWith("here: ")) isShown = hearNames(text.slice(6));
+  else if (name && text === `you are ${name}`) isShown = takeName(name);
+  else if (name && (text === `${name} is taken` || text.endsWith(": /name NAME")))
+    isShown = answered(NAME) || hearRefusal(name, text);
+  else if (newcomer) names.add(newcomer);
+  else if (gone) hearGone(gone, now);
+  showNames();
+  if (isShown) show("notice", text);
+}
+
+// The room answers in order, so all that was sent before this question has arrived too. Says
+// whether it was the user who asked, and not the page.
+function answered(question) {
+  const at = sent.findIndex(({ line }) => question.test(line));
+  const [asked] = sent.splice(0, at + 1).slice(-1);
+  return Boolean(asked && asked.words);
+}
+
+function hearNames(text) {
+  const all = text.split(/, | and (?=\d+ unnamed$)/);
+  others = all.filter((one) => /^\d+ (?:more|unnamed)$/.test(one));
+  names = new Set(all.filter((one) => !others.includes(one)));
+  return answered(WHO);
+}
+
+function takeName(name) {
+  names.delete(me);
+  names.add(me = name);
+  const isWish = answered(NAME);
+  if (isWish) remember(name);
+  return isWish || fold(name) !== fold(wanted);
+}
+
+function hearRefusal(name, text) {
+  if (me) return false;  // our own name was free again, and somebody else was faster
+  const another = [...name].slice(0, 31).join("") + "_";
+  if (!text.endsWith(" is taken") || another === name) openDoor(text.replace(": /name NAME", ""));
+  else send(`/name ${another}`);
+  return inRoom;
+}
+
+function hearGone(name, now) {
+  names.delete(name);
+  if (now) names.add(now);
+  const isOurs = fold(name) === fold(wanted) && fold(me) !== fold(wanted);
+  if (isOurs && fold(now) !== fold(wanted)) send(`/name ${wanted}`);
+}
+
+function fold(name = "") {
+  return name.normalize("NFKC").toLowerCase();
+}
+
+// From the user
+
+function send(line, words) {
+  socket.send(line);
+  sent.push({ line, words });
+  clearTimeout(check);
+  if (words) check = setTimeout(send, 1000 * CHECK_TIME, "/who");  // has it arrived?
+}
+
+function speak() {
+  if (!inRoom || sent.some(({ line, words }) => NAME.test(line) && !words)) return;
+  const lines = box.value.split(/\r\n?|\n/).filter((line) => line.trim());
+  const isCommand = lines.length === 1 && /^\/(?!\/)/.test(lines[0]);  // not in a pasted text
+  for (const line of lines) {
+    const text = lines.length === 1 && line.startsWith("//") ? line.slice(1) : line;
+    const words = isCommand ? show("own command", text) : show("own", text, me);
+    send(text.startsWith("/") && !isCommand ? `/${text}` : text, words);
+  }
+  box.value = "";
+  fit();
+  catchUp();
+}
+
+function fit() {
+  box.style.height = "auto";
+  box.style.height = `${box.scrollHeight + 2}px`;
+}
+
+function catchUp() {
+  following = true;
+  settle();
+  box.focus();
+}
+
+function remember(name) {
+  wanted = name;
+  try { localStorage.setItem("name", name); } catch {}  // which a user can forbid
+}
+
+function hurry() {
+  if (retry) connect();
+}
+
+page.door.onsubmit = (event) => {
+  event.preventDefault();
+  remember(page.nick.value.trim());
+  if (!page.lock.hidden) password = page.secret.value;
+  page.secret.value = "";
+  page.room.hidden = !(page.door.hidden = true);
+  box.focus();
+  connect();
+};
+page.form.onsubmit = (event) => {
+  event.preventDefault();
+  speak();
+};
+box.oninput = fit;
+box.onkeydown = (event) => {
+  if (event.key !== "Enter" || event.shiftKey) return;
+  if (event.isComposing || event.keyCode === 229) return;  // that ends the choice of a character
+  event.preventDefault();
+  speak();
+};
+page.jump.onclick = catchUp;
+page.again.onclick = connect;
+page.who.ontoggle = () => page.who.open && inRoom && send("/who");  // some come in silence
+log.onscroll = () => {  // by the user only if it goes up: the page's size may just have changed
+  const isLow = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
+  following = isLow || (following && log.scrollTop >= place);
+  place = log.scrollTop;
+  if (following) page.jump.hidden = true;
+};
+new ResizeObserver(() => {  // such as by a phone's keyboard
+  if (following) log.scrollTop = log.scrollHeight;
+}).observe(log);
+ononline = hurry;
+document.onvisibilitychange = () => {
+  if (document.hidden) return;
+  unread = 0;
+  settle();
+  hurry();
+};
+
+for (const heading of document.querySelectorAll("h1")) heading.textContent = TITLE;
+settle();
+try { page.nick.value = localStorage.getItem("name"); } catch {}
+page.nick.focus();
+"""
+
+PAGE = f"""<!DOCTYPE html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1, viewport-fit=cover,
+  interactive-widget=resizes-content">
+<title>Chat</title>
+<link rel="icon" href="data:,">
+<style>{STYLE}</style>
+<form id="door">
+  <h1></h1>
+  <p id="why" role="alert"></p>
+  <label>Your name, if you want one
+    <input id="nick" maxlength="32" autocomplete="nickname"></label>
+  <label id="lock" hidden>The room's password
+    <input id="secret" type="password" autocomplete="current-password"></label>
+  <button>Join</button>
+  <noscript>Without JavaScript this page can't do anything.</noscript>
+</form>
+<main id="room" hidden>
+  <header><h1></h1><details id="who"><summary id="count"></summary><ul id="list"></ul></details></header>
+  <div id="log" role="log" aria-live="polite" aria-label="Messages" tabindex="0"></div>
+  <button id="jump" hidden>New messages</button>
+  <div id="offline" hidden><p id="state" role="status"></p><button id="again">Connect now</button></div>
+  <form id="form">
+    <textarea id="box" rows="1" aria-label="Message" enterkeyhint="send"></textarea>
+    <button>Send</button>
+  </form>
+</main>
+<script>{SCRIPT}</script>
+"""
+
+
+# --- Browsers: HTTP -------------------------------------------------------------------------------
+
+# The same for a short text: a title, STYLE, and the text.
+NOTE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>%s</title>
+<link rel="icon" href="data:,">
+<style>%s</style>
+<main><p>%s</p></main>
+</html>
+"""
+
+MAX_REQUEST = 8 * 1024  # bytes of a request's head
+REASONS = {
+    101: "Switching Protocols",
+    200: "OK",
+    307: "Temporary Redirect",
+    400: "Bad Request",
+    403: "Forbidden",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    421: "Misdirected Request",
+    426: "Upgrade Required",
+    431: "Request Header Fields Too Large",
+}
+
+# The parts of a request (RFC 9112, RFC 9110): the whole syntax, so that nothing else gets further.
+TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+REQUEST_LINE = re.compile(rf"({TOKEN}) ([!-~]+) HTTP/1\.(\d)", re.ASCII)
+FIELD = re.compile(rf"({TOKEN}):([\t -~\x80-\xff]*)")
+LINE_END = re.compile(r"\r?\n")
+HEAD_END = re.compile(rb"\r?\n\r?\n")
+ABSOLUTE = re.compile(r"https?://([^/?]*)/?(.*)", re.IGNORECASE)
+AUTHORITY = re.compile(
+    r"(\[[0-9a-f:.]{2,45}\]|[0-9a-z._-]{1,253})(?::(\d{0,5}))?", re.ASCII | re.IGNORECASE
+)
+# What can still become one, in the first line.
+REQUEST_START = re.compile(rb"[A-Za-z-]{0,20}(?: [^ ]*(?: [HTP/0-9.]*\r?)?)?")
+
+# Names that nobody outside can have in the DNS (RFC 6762, RFC 6761, RFC 8375), or that nobody uses
+# outside.
+LOCAL_NAMES = (".local", ".localhost", ".internal", ".home.arpa", ".lan")
+ORIGIN = re.compile(r"(https?)://(.*)")
+DEFAULT_PORTS = {"http": 80, "https": 443}
+# What a content security policy takes for a host. That has no IPv6 addresses.
+POLICY_HOST = re.compile(r"[0-9a-z-]+(?:\.[0-9a-z-]+)*(?::\d+)?", re.ASCII)
+
+WEBSOCKET_KEY = re.compile(r"[A-Za-z0-9+/]{22}==")  # 16 bytes in base64
+WEBSOCKET_ID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, section 1.3
+UPGRADE = ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13")
+MAX_ORIGIN = 100  # characters of one that is logged
+# What every page comes with: nobody guesses at its type, keeps it, is told of it, or embeds it.
+HARDENING = (
+    "X-Content-Type-Options: nosniff",
+    "Cache-Control: no-store",
+    "Referrer-Policy: no-referrer",
+    "Cross-Origin-Resource-Policy: same-origin",
+)
+
+# RFC 6455 asks for SHA-1, but not for its strength: strict systems want to hear that.
+if sys.version_info >= (3, 9):
+    sha1 = partial(hashlib.sha1, usedforsecurity=False)
+else:
+    sha1 = hashlib.sha1
+
+
+class Refusal(Exception):
+    """A request that isn't granted; the text is for whoever reads the page."""
+
+    def __init__(self, status: int, text: str, why: str, *fields: str) -> None:
+        super().__init__(text)
+        self.status = status
+        self.why = why  # for the log; empty if it is of no interest there
+        self.fields = fields  # what the response's header needs besides
+
+
+def bad_request(what: str) -> Refusal:
+    """Returns what to raise for a request that isn't HTTP, or not as it is spoken here."""
+    return Refusal(400, f"This is {what}.", f"sends {what}")
+
+
+class HTTPRequest(NamedTuple):
+    """The head of an HTTP request."""
+
+    method: str
+    target: str  # the path, and the query if there is one; or "*"
+    minor: int  # 1 stands for HTTP/1.1
+    host: str  # a name or an address, perhaps with a port, in lower case; may be empty in HTTP/1.0
+    fields: dict[str, str]  # by names in lower case; one that comes twice is "value, value"
+
+    def words(self, name: str) -> list[str]:
+        """Returns the elements of a field that is a list, in lower case."""
+        return [word.strip(" \t") for word in self.fields.get(name, "").lower().split(",")]
+
+
+class Answer(NamedTuple):
+    """What a request comes to."""
+
+    status: int  # after 101 the connection is a WebSocket
+    data: bytes  # the whole response
+    why: str  # why it was refused, for the log; empty if that is of no interest there
+
+
+def is_http(data: bytes) -> bool:
+    """Says whether a peer's first bytes are an HTTP request, or may become one."""
+    line, newline, _ = data.lstrip(b"\r\n").partition(b"\n")
+    if not newline:
+        return bool(REQUEST_START.fullmatch(line))
+    request = HTTP_REQUEST.match(line)
+    return request is not None and line.startswith(HTTP_VERSION, request.end())
+
+
+def parse_request(data: bytes) -> HTTPRequest:
+    """Returns the head of a request, after which nothing may follow. Raises Refusal."""
+    data = data.lstrip(b"\r\n")
+    end = HEAD_END.search(data, 0, MAX_REQUEST)
+    if not end:
+        if len(data) >= MAX_REQUEST:
+            raise Refusal(431, "This request is too long.", "sends a request that is too long")
+        raise bad_request("an unfinished request")
+    first, *rest = LINE_END.split(data[: end.start()].decode("latin-1"))
+    line = REQUEST_LINE.fullmatch(first)
+    if not line:
+        raise bad_request("a malformed request")
+    method, target, minor = line.groups()
+    fields = parse_fields(rest)
+    length = fields.get("content-length", "0")
+    if len(data) > end.end() or length != "0" or "transfer-encoding" in fields:
+        raise bad_request("a request with something after it")
+    host = fields.get("host", "")
+    if not AUTHORITY.fullmatch(host) and (host or minor != "0"):
+        raise bad_request("a request without a proper Host")
+    absolute = ABSOLUTE.fullmatch(target)
+    if absolute:  # as proxies are asked; this host is the one that counts
+        host, target = absolute[1], f"/{absolute[2]}"
+    if not target.startswith(("/", "*")) or (absolute and not AUTHORITY.fullmatch(host)):
+        raise bad_request("a request for a malformed place")
+    return HTTPRequest(method, target, int(minor), host.lower(), fields)
+
+
+def parse_fields(lines: Iterable[str]) -> dict[str, str]:
+    """Returns the values of a head's fields by their names. Raises Refusal."""
+    fields: dict[str, str] = {}
+    for line in lines:
+        field = FIELD.fullmatch(line)
+        if not field:
+            raise bad_request("a request with a malformed field")
+        name, value = field[1].lower(), field[2].strip(" \t")
+        fields[name] = f"{fields[name]}, {value}" if name in fields else value
+    return fields
+
+
+def split_authority(text: str, default_port: int) -> tuple[str, int] | None:
+    """Returns a host, as it can be compared, and its port; None if it isn't one."""
+    authority = AUTHORITY.fullmatch(text)
+    return (plain_name(authority[1]), int(authority[2] or default_port)) if authority else None
+
+
+def plain_name(host: str) -> str:
+    """Returns a host's name as it can be compared: in lower case, in the DNS's letters, without the
+    dot that may end it."""
+    if not host.isascii():
+        with suppress(UnicodeError):
+            host = host.encode("idna").decode()
+    host = host.lower()
+    return host[:-1] if host.endswith(".") else host
+
+
+def digest(text: str) -> str:
+    """Returns how a content security policy names a script or a style."""
+    return f"'sha256-{b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+class Site:
+    """The page, and what of HTTP is around it (RFC 9112). No I/O.
+
+    A web page from anywhere can have a browser ask us for something. Two checks see to it that only
+    our own page gets to the room: the page's Origin must be where it asks; and that, the Host, must
+    be a name that is ours, because a name of somebody else can lead to our address too.
+    """
+
+    def __init__(
+        self, hosts: Iterable[str], secure: bool, url: str = "", room_port: int = PORT
+    ) -> None:
+        """`hosts` are names that Host may have besides those that can't be anybody else's; under
+        TLS (`secure`), the certificate decides on that, and it may be any. Browsers find the page
+        at `url`, others the room at `room_port`."""
+        self.url = url
+        self.room_port = room_port
+        self.hosts = {plain_name(host) for host in (socket.gethostname(), *hosts)}
+        self.secure = secure
+        self.page = PAGE.encode()
+        self.policy = (
+            f"default-src 'none'; script-src {digest(SCRIPT)}; style-src {digest(STYLE)}; "
+            "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+            "require-trusted-types-for 'script'; connect-src 'self'"
+        )
+
+    def is_whole(self, request: bytes) -> bool:
+        """Says whether a request can be answered: its head is complete, or too long."""
+        request = request.lstrip(b"\r\n")
+        return b"\n\r\n" in request or b"\n\n" in request or len(request) >= MAX_REQUEST
+
+    def respond(self, data: bytes) -> Answer:
+        """Answers a request, which is all that has come."""
+        try:
+            request = parse_request(data)
+            self.check(request)
+            if request.method == "GET" and wants_websocket(request):
+                return self.upgrade(request)
+            policy = self.policy_for(request.host)
+            return Answer(200, self.response(200, self.page, data, policy), "")
+        except Refusal as refusal:
+            return Answer(refusal.status, self.refuse(data, refusal), refusal.why)
+
+    def redirect(self, data: bytes) -> bytes:
+        """Answers a request that came in the clear to a port that speaks TLS."""
+        try:
+            request = parse_request(data)
+            if not request.host:
+                raise bad_request("a request without a proper Host")
+            path = request.target if request.target.startswith("/") else "/"
+            to = f"Location: https://{request.host}{path}"
+            raise Refusal(307, "This room is at https.", "", to)
+        except Refusal as refusal:
+            return self.refuse(data, refusal)
+
+    def check(self, request: HTTPRequest) -> None:
+        """Raises Refusal unless it comes to us, from a page of ours, and asks for the page."""
+        self.check_host(request)
+        self.check_origin(request)
+        if request.method not in ("GET", "HEAD"):
+            raise Refusal(405, "There is only a page to get here.", "", "Allow: GET, HEAD")
+        if request.target.partition("?")[0] != "/":
+            raise Refusal(404, "There is nothing here; the room is at /.", "")
+
+    def check_host(self, request: HTTPRequest) -> None:
+        """Raises Refusal unless the host that was asked for can only be us."""
+        authority = split_authority(request.host, 0)
+        if self.secure or not authority or self.is_ours(authority[0]):
+            return
+        name = authority[0]
+        text = f"This room does not go by the name {name}. Whoever runs it can add it: --web-host"
+        raise Refusal(421, text, f"asks for {name}; --web-host {name} would allow that name")
+
+    def is_ours(self, name: str) -> bool:
+        """Says whether nobody else can have this name: it is an address, or local, or our own."""
+        if name.startswith("[") or "." not in name:
+            return True
+        if name.endswith(LOCAL_NAMES) or name in self.hosts:
+            return True
+        try:
+            return bool(ipaddress.ip_address(name))
+        except ValueError:
+            return False
+
+    def check_origin(self, request: HTTPRequest) -> None:
+        """Raises Refusal if a page from elsewhere asks. Only programs don't say where from."""
+        text = request.fields.get("origin")
+        if text is None:
+            return
+        origin = ORIGIN.fullmatch(text)
+        if origin and not (self.secure and origin[1] == "http"):
+            port = DEFAULT_PORTS[origin[1]]
+            place = split_authority(origin[2], port)
+            if place and place == split_authority(request.host, port):
+                return
+        where = printable(text.encode("latin-1"))[:MAX_ORIGIN]
+        raise Refusal(403, "This room is only for its own page.", f"asks from a page of {where}")
+
+    def upgrade(self, request: HTTPRequest) -> Answer:
+        """Makes a WebSocket of the connection (RFC 6455, section 4.2). Raises Refusal."""
+        fields = request.fields
+        asked = "websocket" in request.words("upgrade") and "upgrade" in request.words("connection")
+        if not asked or not request.minor:
+            text = "A proxy on the way here does not let a WebSocket through."
+            why = "lost its Upgrade, or HTTP/1.1, at a proxy on its way"
+            raise Refusal(426, text, why, *UPGRADE)
+        if fields.get("sec-websocket-version") != "13":
+            text = "This room speaks version 13 of WebSocket."
+            raise Refusal(426, text, "asks for another version of WebSocket", *UPGRADE)
+        key = fields.get("sec-websocket-key", "")
+        if not WEBSOCKET_KEY.fullmatch(key):
+            raise bad_request("a request without a proper Sec-WebSocket-Key")
+        if fields.get("sec-fetch-site") == "cross-site":
+            raise Refusal(403, "This room is only for its own page.", "asks from a page elsewhere")
+        accept = b64encode(sha1((key + WEBSOCKET_ID).encode()).digest()).decode()
+        lines = (*UPGRADE[:2], f"Sec-WebSocket-Accept: {accept}")
+        return Answer(101, head(101, lines), "")
+
+    def policy_for(self, host: str) -> str:
+        """Returns the content security policy of the page at a host. Safari before version 16
+        doesn't take a WebSocket there for 'self'; it is wss: at a proxy that speaks TLS, too."""
+        if not POLICY_HOST.fullmatch(host):
+            return self.policy
+        return f"{self.policy} ws://{host} wss://{host}"
+
+    def refuse(self, data: bytes, refusal: Refusal) -> bytes:
+        """Returns the response to a request that isn't granted."""
+        title = f"{refusal.status} {REASONS[refusal.status]}"
+        text = (NOTE % (title, STYLE, refusal)).encode()
+        return self.response(refusal.status, text, data, self.policy, *refusal.fields)
+
+    def response(
+        self, status: int, page: bytes, request: bytes, policy: str, *fields: str
+    ) -> bytes:
+        """Returns the response to a request: a page, or only its head if just that was asked for."""
+        lines = (
+            time.strftime("Date: %a, %d %b %Y %H:%M:%S GMT", time.gmtime()),
+            "Connection: close",
+            "Content-Type: text/html; charset=utf-8",
+            f"Content-Length: {len(page)}",
+            f"Content-Security-Policy: {policy}",
+            *HARDENING,
+            *fields,
+        )
+        is_head = request.lstrip(b"\r\n").startswith(b"HEAD ")
+        return head(status, lines) + (b"" if is_head else page)
+
+
+def wants_websocket(request: HTTPRequest) -> bool:
+    """Says whether a request means to become a WebSocket. A proxy may have taken away Upgrade."""
+    return "sec-websocket-key" in request.fields or "websocket" in request.words("upgrade")
+
+
+def head(status: int, lines: Iterable[str]) -> bytes:
+    """Returns the head of a response with these fields."""
+    return "\r\n".join((f"HTTP/1.1 {status} {REASONS[status]}", *lines, "\r\n")).encode("latin-1")
 
 
 # --- Text and names ------------------------------------------------------------------------------
@@ -556,7 +1515,7 @@ class Batch:
     is made when it is sent, so that a thousand who wait hold a thousand references and no bytes.
     """
 
-    __slots__ = ("cuts", "leavers", "parts", "size", "text", "told", "weight")
+    __slots__ = ("cuts", "frame", "leavers", "parts", "size", "text", "told", "weight")
 
     def __init__(self) -> None:
         self.parts: list[bytes] = []
@@ -566,6 +1525,7 @@ class Batch:
         self.told: dict[Member, int] = {}  # bytes for that one alone, and the cost of each piece
         self.leavers: list[Member] = []  # have left in this turn, and get what came before
         self.text = b""  # all that was said, once the batch is sealed
+        self.frame = b""  # the same for browsers, once one of them is handed it
 
     def say(self, data: bytes, but: Member | None) -> None:
         """Puts whole lines at the end, for all but one, such as their author."""
@@ -613,11 +1573,30 @@ class Batch:
             at = end
         return b"".join((*pieces, self.text[at:]))
 
+    def frame_for(self, member: Member) -> bytes:
+        """Returns the same in a frame of a WebSocket, as a browser gets it."""
+        if member in self.cuts:
+            text = self.text_for(member)
+            return frame(TEXT, text) if text else b""
+        if self.text and not self.frame:
+            self.frame = frame(TEXT, self.text)
+        return self.frame
+
     def forget(self, member: Member) -> int:
         """Drops what is in here for a member that has got its part, or never will; returns how many
         bytes were for that one alone. Others may hold the batch for much longer."""
         self.cuts.pop(member, None)
         return self.told.pop(member, 0)
+
+
+class Aside(Batch):
+    """What isn't text, but stands between two lines, and goes out as it is: answers to telnet, and
+    a browser's control frames."""
+
+    __slots__ = ()
+
+    def frame_for(self, member: Member) -> bytes:
+        return self.text_for(member)
 
 
 class History:
@@ -1141,10 +2120,13 @@ ELSEWHERE: dict[int, str] = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001
 SIOCGIFADDR = 0x8915 if sys.platform == "linux" else 0xC0206921  # on macOS and the BSDs
 
 
-def open_listeners(hosts: Sequence[str], port: int) -> list[socket.socket]:
+def open_listeners(
+    hosts: Sequence[str], port: int, option: str = "--port"
+) -> list[socket.socket]:
     """Returns non-blocking sockets that listen on `port` of every address of the hosts.
 
-    Port 0 stands for one that is free on all of them. Raises Failure.
+    Port 0 stands for one that is free on all of them. Raises Failure, which names the option that
+    gave the port.
     """
     addresses = find_addresses(hosts)
     tries = 1 if port else 20  # a port that is free on the first address may be taken on the next
@@ -1159,7 +2141,7 @@ def open_listeners(hosts: Sequence[str], port: int) -> list[socket.socket]:
                 listener.close()
             tries -= 1
             if error.errno != errno.EADDRINUSE or not tries:
-                raise Failure(why_not_listening(error, host, port)) from error
+                raise Failure(why_not_listening(error, host, port, option)) from error
 
 
 def find_addresses(hosts: Sequence[str]) -> dict[str, list[tuple[int, Address]]]:
@@ -1233,16 +2215,18 @@ def bind_and_listen(family: int, address: Address) -> socket.socket:
     return listener
 
 
-def why_not_listening(error: OSError | UnicodeError, host: str, port: int) -> str:
-    """Returns what to tell the user when listening on `port` of `host` failed."""
+def why_not_listening(
+    error: OSError | UnicodeError, host: str, port: int, option: str = "--port"
+) -> str:
+    """Returns what to tell the user when listening on `port` of `host`, an option's, failed."""
     if isinstance(error, (socket.gaierror, UnicodeError)):
         return f"host {host} is unknown; --host takes a name or an address of this machine"
     if host.lower().startswith("fe80:") and "%" not in host:
         return f"{host} needs the interface that it belongs to, as in {host}%eth0"
     if error.errno == errno.EADDRINUSE:
-        return f"port {port} on {host} is taken; choose another with --port"
+        return f"port {port} on {host} is taken; choose another with {option}"
     if error.errno == errno.EACCES and port < 1024:
-        return f"port {port} on {host} is for the superuser; choose one above 1023 with --port"
+        return f"port {port} on {host} is for the superuser; choose one above 1023 with {option}"
     if error.errno in NOT_OURS:
         return f"{host} is not an address of this machine; --host :: takes all that it has"
     return f"cannot listen on port {port} of {host}: {error.strerror or error}"
@@ -1393,28 +2377,155 @@ class Acceptor:
 # The states of a connection, and what it can be in each. No state is kept twice: it follows from
 # which of these a connection is in, and it is in one of them at most.
 #
-#   state     is in            `reading`                    its queue    in a TLS room
-#   at door   door.waiting     until it gave a password     a question   the handshake comes first
-#   member    room.members     unless the throttle has      any          the handshake is done
+#   state     is in            `reading`                    its queue    `tls`, in a TLS room
+#   at door   door.waiting     until it gave a password     a question   shakes hands first, then
+#                                                                        a browser asks for something
+#   member    room.members     unless the throttle has      any          is there
 #                              paused it
-#   leaving   leaving          until its stream has ended   any          the handshake is done
-#   closed    nothing          no                           none         nothing is sent any more
+#   leaving   leaving          until its stream has ended   any          until it has said its end
+#   closed    nothing          no                           none         none
+#
+# In any of the first three, what TLS has encrypted and the kernel hasn't taken is in `unsent`. It
+# comes before what is in the queue, and before the end of the stream.
 #
 # What moves it on:
 #
 #   at door -> member     the right password, or none is needed     Membership.enter
 #   at door -> leaving    the same, but the room is full; a wrong   Membership.turn_away
-#                         password, after a second
+#                         password, after a second; a request for
+#                         the page; no TLS, or no browser, where
+#                         there must be
 #   member  -> leaving    /quit, the end of its stream, or of the   Membership.start_leaving
 #                         room; its place goes to another
-#   leaving -> closed     its queue is empty and its own stream     Membership.finish
-#                         has ended, or LINGER or FAREWELL is over
+#   leaving -> closed     it has got everything, and its own        Membership.finish
+#                         stream has ended, or LINGER or FAREWELL
+#                         is over
 #   any     -> closed     an error, too far behind, out of time     Membership.disconnect
 
 
 def lost(error: OSError) -> Gone:
     """Returns what an error on a connection's socket means."""
     return Gone(f"lost: {error.strerror or error}")
+
+
+class TLS:
+    """The room's end of one connection's TLS, without I/O: bytes in, bytes out.
+
+    OpenSSL takes what came from one BIO, and puts what is to be sent into another. A BIO keeps the
+    memory that it once needed, so all connections share these two. They are empty after each step:
+    what is left then is this connection's, in `wire` and `output`.
+    """
+
+    __slots__ = (
+        "engine",
+        "failure",
+        "has_begun",
+        "has_more",
+        "idle",
+        "output",
+        "shaking_hands",
+        "surplus",
+        "wire",
+    )
+    incoming: Any = ssl and ssl.MemoryBIO()
+    outgoing: Any = ssl and ssl.MemoryBIO()
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self.engine = context.wrap_bio(self.incoming, self.outgoing, server_side=True)
+        self.has_begun = False  # its first bytes have come
+        self.shaking_hands = True  # no text can pass before that is done
+        self.wire = b""  # came, and wasn't looked at yet
+        self.output = b""  # has to be sent: steps of the handshake, alerts, answers
+        self.has_more = False  # something that came may be left to decrypt, or the end to be told
+        self.failure: Gone | None = None  # is to be raised after the text that came before it
+        self.idle = 0  # bytes that came and made no text, or not yet
+        self.surplus = 0  # those of them that never will, such as orders to change keys
+
+    def feed(self, data: bytes) -> None:
+        """Takes what came from the peer."""
+        self.has_begun = True
+        self.wire += data
+        self.idle += len(data)
+
+    def shake_hands(self) -> None:
+        """Goes on with the handshake, as far as that goes now. Raises Gone."""
+        self.shaking_hands = self.step(self.finish_handshake) is None
+        self.has_more = bool(self.wire) and not self.shaking_hands
+        self.idle = len(self.wire)
+
+    def finish_handshake(self) -> bool:
+        """Returns True. Raises ssl.SSLError, also if more has to come for that."""
+        self.engine.do_handshake()
+        return True
+
+    def decrypt(self, limit: int) -> bytes | None:
+        """Returns up to `limit` bytes of the text that came, none at its end, which is told only
+        once; None if there is nothing now. Raises Gone."""
+        if self.failure:
+            raise self.failure
+        pieces: list[bytes] = []
+        goes_on = None
+        try:
+            goes_on = self.step(self.read, pieces, limit)
+        except Gone as failure:
+            if not pieces:
+                raise
+            self.failure = failure.with_traceback(None)
+        text = b"".join(pieces)
+        self.idle = max(0, self.idle - len(text) - len(pieces) * TLS_OVERHEAD)
+        # A record may be on its way still, or not yet looked at.
+        self.surplus = max(0, self.idle - len(self.wire) - TLS_READ)
+        self.idle -= self.surplus
+        ended = goes_on is False
+        self.has_more = bool(goes_on or self.failure or (ended and text))
+        return text or (b"" if ended else None)
+
+    def read(self, pieces: list[bytes], limit: int) -> bool:
+        """Adds the text of one record after another, up to `limit` bytes; returns whether there can
+        be more. Raises ssl.SSLError, also if more has to come."""
+        while limit:
+            piece = self.engine.read(min(limit, TLS_RECORD))
+            if not piece:  # close_notify
+                return False
+            pieces.append(piece)
+            limit -= len(piece)
+        return True
+
+    def encrypt(self, data: bytes | memoryview) -> bytes:
+        """Returns what is to be sent in place of a text of at least one byte. Raises Gone."""
+        try:
+            self.engine.write(data)
+        except ssl.SSLError as error:
+            raise lost(error) from error
+        finally:
+            encrypted = self.outgoing.read()
+        return cast(bytes, encrypted)
+
+    def end(self) -> None:
+        """Puts the end of our stream into the output, close_notify; that of the peer is not waited
+        for, and nothing can be decrypted any more."""
+        with suppress(Gone):
+            self.step(self.engine.unwrap)
+
+    def step(self, action: Callable[..., Any], *given: Any) -> Any:
+        """Returns what comes of an action, None if more has to come from the peer before that.
+        Raises Gone."""
+        if self.wire:
+            self.incoming.write(self.wire)
+        try:
+            return action(*given)
+        except ssl.SSLWantReadError:
+            return None
+        except ssl.SSLError as error:
+            raise lost(error) from error
+        finally:
+            self.wire = self.incoming.read()
+            self.output += self.outgoing.read()
+
+    def take_output(self) -> bytes:
+        """Returns what has to be sent, once."""
+        output, self.output = self.output, b""
+        return output
 
 
 class Connection(Member):
@@ -1424,7 +2535,9 @@ class Connection(Member):
     """
 
     __slots__ = (
+        "code",
         "events",
+        "framed",
         "framer",
         "host",
         "peer",
@@ -1437,21 +2550,29 @@ class Connection(Member):
         "size",
         "sock",
         "taken",
+        "tls",
         "unheard",
+        "unsent",
     )
-    shaking_hands = False  # nothing else can be received or sent before that is done
-    tls_wants = 0  # EVENT_WRITE while TLS has to send before anything else, else 0
 
     def __init__(
-        self, sock: socket.socket, peer: str, selector: selectors.BaseSelector, max_line: int
+        self,
+        sock: socket.socket,
+        peer: str,
+        selector: selectors.BaseSelector,
+        max_line: int,
+        tls: TLS | None = None,
     ) -> None:
         super().__init__()
         self.sock = sock
+        self.tls = tls  # what its bytes go through, until our end of the stream
         self.peer = peer
         self.host = sys.intern(host_of(peer))
         self.selector = selector
         self.events = 0  # for which it is registered with the selector
-        self.framer = Input(max_line)
+        self.framer: Input | WebSocket = Input(max_line)
+        self.framed = False  # it is a browser's, and its lines travel in frames
+        self.code = NORMAL  # why its stream ends, as a browser is told
         self.unheard = b""  # whole lines that wait for the next turn
         self.reading = True  # its input is of interest, and has not ended
         self.sending = True  # it can still be sent to
@@ -1460,6 +2581,7 @@ class Connection(Member):
         self.place = 0  # bytes that are sent of what it gets of the first batch in the queue
         self.taken = 0  # bytes that the kernel has taken of what had to wait
         self.size = 0  # bytes that wait in the queue, and BATCH_COST for each batch
+        self.unsent = b""  # what TLS has encrypted and the kernel hasn't taken
         self.watch()
 
     def __str__(self) -> str:
@@ -1467,9 +2589,7 @@ class Connection(Member):
 
     def watch(self) -> None:
         """Registers for exactly those events for which it can be served now."""
-        events = (EVENT_READ if self.reading else 0) | (EVENT_WRITE if self.queue else 0)
-        if events and self.tls_wants:
-            events = self.tls_wants
+        events = (EVENT_READ if self.reading else 0) | (EVENT_WRITE if self.is_owed() else 0)
         if events == self.events:
             return
         if not events:
@@ -1480,37 +2600,86 @@ class Connection(Member):
             self.selector.modify(self.sock, events, self)
         self.events = events
 
-    def unstick(self, events: int) -> int:
-        """Takes the events that have come; returns those to serve it for."""
-        return events
-
     def close(self) -> None:
         """Closes the socket and drops all that was waiting."""
         self.reading = self.sending = False
         self.unheard = b""
+        self.tls = None
         self.drop_queue()
         self.watch()
         self.sock.close()
 
-    # From the peer
+    # Through TLS
 
-    def shake_hands(self) -> None:
-        """Goes on with the handshake, as far as that goes now. Raises Gone."""
+    def is_shaking_hands(self) -> bool:
+        """Says whether TLS comes first: no text can be received or sent yet."""
+        return self.tls is not None and self.tls.shaking_hands
+
+    def shake_hands(self, data: bytes) -> None:
+        """Goes on with the handshake, with what came. Raises Gone."""
+        assert self.tls
+        self.tls.feed(data)
+        self.step(self.tls.shake_hands)
+
+    def step(self, action: Callable[..., Any], *given: Any) -> Any:
+        """Returns what comes of a step of TLS. What that has to send is sent, also if the step
+        fails: then it tells the peer why. Raises Gone."""
+        assert self.tls
+        try:
+            return action(*given)
+        finally:
+            output = self.tls.take_output()
+            if output:
+                self.put(output)
+
+    def put(self, data: bytes) -> None:
+        """Sends what is encrypted; what the kernel doesn't take has to wait. Raises Gone."""
+        if not self.sending:
+            return
+        waited = bool(self.unsent)
+        data = self.unsent + data
+        sent = self.send_bytes(data)
+        self.unsent = data[sent:] if self.sending else b""
+        if len(self.unsent) > MAX_UNSENT:
+            raise Gone("makes TLS answer, and does not read the answers")
+        if waited or self.unsent:
+            self.watch()
+
+    # From the peer
 
     def receive(self, limit: int) -> bytes | None:
         """Returns text of about `limit` bytes at most, none at the end of the stream, None if there
-        is nothing now. Telnet's requests are answered. Raises Gone."""
-        data = self.receive_bytes(min(limit, TELNET_READ) if self.framer.commands else limit)
+        is nothing now. What telnet and browsers ask for is answered. Raises Gone."""
+        data = self.receive_text(min(limit, self.framer.most))
         if not data:
-            self.framer.commands = 0
+            self.framer.weight = 0
             return data
         text, answers = self.framer.sift(data)
         if answers:
             self.answer(answers)
-        return text or None
+        return text or (b"" if self.framer.over else None)
+
+    def receive_text(self, limit: int) -> bytes | None:
+        """Returns up to `limit` bytes, decrypted but otherwise as they are, else the same as
+        `receive`. Raises Gone."""
+        data = self.receive_through_tls(limit) if self.tls else self.receive_bytes(limit)
+        if data == b"":
+            self.read_on(False)
+        return data
+
+    def receive_through_tls(self, limit: int) -> bytes | None:
+        """Returns the same, of what is encrypted. Raises Gone."""
+        assert self.tls
+        if not self.tls.has_more:
+            data = self.receive_bytes(min(limit, IDLE_READ if self.tls.surplus else TLS_READ))
+            if not data:
+                return data
+            self.tls.feed(data)
+        return cast("bytes | None", self.step(self.tls.decrypt, limit))
 
     def receive_bytes(self, limit: int) -> bytes | None:
-        """Returns up to `limit` bytes as they are, else the same as `receive`. Raises Gone."""
+        """Returns up to `limit` bytes as the kernel has them, else the same as `receive`. Raises
+        Gone."""
         try:
             return self.sock.recv(limit)
         except BlockingIOError:  # readiness is a hint, not a promise
@@ -1520,7 +2689,12 @@ class Connection(Member):
 
     def has_more(self) -> bool:
         """Says whether there is something to hear that the selector doesn't know of."""
-        return bool(self.unheard)
+        return bool(self.unheard or (self.tls and self.tls.has_more))
+
+    def toll(self) -> int:
+        """Returns the weight of what came with the last text, or in place of it."""
+        idle = self.tls.surplus * IDLE_WEIGHT if self.tls else 0
+        return self.framer.weight + idle
 
     def read_on(self, reading: bool) -> None:
         """Reads from it from now on, or doesn't: TCP's flow control then slows its peer down."""
@@ -1547,17 +2721,35 @@ class Connection(Member):
         doing, and somebody who asks and doesn't read isn't kept. Raises Gone."""
         if self.unread > MAX_UNREAD:
             raise Gone("asks, and does not read the answers")
-        batch = Batch()
+        self.put_aside(data)
+
+    def put_aside(self, data: bytes) -> None:
+        """Sends what isn't text, after all that it has yet to get. Raises Gone."""
+        batch = Aside()
         batch.tell(self, data)
         batch.told[self] += BATCH_COST
         batch.seal()
         self.write(batch)
 
+    def upgrade(self) -> None:
+        """From here on it is a browser's WebSocket."""
+        self.framer = WebSocket(self.framer.max_line)
+        self.framed = True
+
+    def say_bye(self) -> None:
+        """Tells a browser, after all else that it gets, that and why its stream ends. Raises
+        Gone."""
+        if isinstance(self.framer, WebSocket):
+            self.put_aside(close_frame(self.framer.code if self.framer.over else self.code))
+
     def write(self, batch: Batch) -> None:
         """Hands what it gets of a sealed batch to the kernel, if nothing is ahead of that in the
         queue; what the kernel doesn't take has to wait there. Raises Gone."""
         is_cut = self in batch.cuts
-        text = batch.text_for(self) if is_cut else batch.text
+        if self.framed:
+            text = batch.frame_for(self)
+        else:
+            text = batch.text_for(self) if is_cut else batch.text
         sent = self.send(text) if text and self.sending and not self.queue else 0
         if sent < len(text) and self.sending:
             self.size += len(text) - sent + BATCH_COST
@@ -1572,11 +2764,12 @@ class Connection(Member):
             batch.forget(self)
 
     def flush(self) -> None:
-        """Sends of its queue what the kernel takes now. Raises Gone."""
-        while self.queue:
+        """Sends of what waits for it what the kernel takes now. Raises Gone."""
+        if self.unsent:
+            self.put(b"")
+        while self.queue and not self.unsent:
             batch = self.queue[0]
-            text = memoryview(batch.text_for(self))[self.place :]
-            # TLS takes a text that it couldn't send for begun: it has to be offered the same again.
+            text = memoryview(self.part_of(batch))[self.place :]
             sent = self.send(text)
             self.taken += sent
             if sent < len(text):
@@ -1587,10 +2780,32 @@ class Connection(Member):
             self.place = 0
             self.size -= sent + BATCH_COST
             self.unread -= batch.forget(self)
-        self.queue = None
-        self.watch()
+        if not self.queue:
+            self.queue = None
+            self.watch()
+
+    def part_of(self, batch: Batch) -> bytes:
+        """Returns what it gets of a sealed batch."""
+        return batch.frame_for(self) if self.framed else batch.text_for(self)
 
     def send(self, data: bytes | memoryview) -> int:
+        """Returns how many bytes were taken, 0 if none can be now. Raises Gone.
+
+        Nothing is encrypted before the kernel has taken all that was: so at most a record waits
+        outside of the queue.
+        """
+        if not self.tls:
+            return self.send_bytes(data)
+        taken = 0
+        while taken < len(data) and not self.unsent:
+            piece = data[taken : taken + TLS_RECORD]
+            self.put(self.tls.encrypt(piece))
+            if not self.sending:
+                return 0
+            taken += len(piece)
+        return taken
+
+    def send_bytes(self, data: bytes | memoryview) -> int:
         """Returns how many bytes the kernel took, 0 if it takes none now. Raises Gone."""
         try:
             return self.sock.send(data)
@@ -1606,8 +2821,8 @@ class Connection(Member):
     def stop_sending(self) -> None:
         """The peer has gone. But what it said before that may still wait to be read, and reading
         it, we come to its end."""
-        with suppress(OSError):  # not end_stream(): TLS would not decrypt any more
-            socket.socket.shutdown(self.sock, socket.SHUT_WR)
+        with suppress(OSError):
+            self.sock.shutdown(socket.SHUT_WR)
         self.sending = False
         self.drop_queue()
         self.watch()
@@ -1621,11 +2836,20 @@ class Connection(Member):
                 return int.from_bytes(answer, sys.byteorder)
         return 0
 
+    def is_owed(self) -> bool:
+        """Says whether something waits to be sent to it."""
+        return bool(self.queue or self.unsent)
+
     def end_stream(self) -> None:
-        """Tells the peer that nothing more will come. What it sends can then only be drained."""
-        self.sending = False
-        with suppress(OSError):
-            self.sock.shutdown(socket.SHUT_WR)
+        """Tells the peer that nothing more will come, TLS's way first: if that has to wait, this
+        has to be called again. What the peer sends can then only be drained. Raises Gone."""
+        if self.tls:
+            self.step(self.tls.end)
+            self.tls = None
+        if not self.unsent:
+            self.sending = False
+            with suppress(OSError):
+                self.sock.shutdown(socket.SHUT_WR)
 
     def acknowledged(self) -> int:
         """Returns how many bytes the peer's kernel has acknowledged since some time or other; where
@@ -1642,88 +2866,7 @@ class Connection(Member):
             batch.forget(self)
         self.queue = None
         self.place = self.size = self.unread = 0
-
-
-class TLSConnection(Connection):
-    """A connection through TLS, which may have to send before it can receive."""
-
-    __slots__ = ("shaking_hands", "tls", "tls_wants")
-
-    def __init__(
-        self, sock: ssl.SSLSocket, peer: str, selector: selectors.BaseSelector, max_line: int
-    ) -> None:
-        self.shaking_hands = True
-        self.tls: ssl.SSLSocket | None = sock  # none after our end of the stream
-        self.tls_wants = 0
-        super().__init__(sock, peer, selector, max_line)
-
-    def unstick(self, events: int) -> int:
-        if not self.tls_wants:
-            return events
-        self.tls_wants = 0
-        self.watch()
-        return EVENT_READ | EVENT_WRITE  # whatever TLS was stuck in can go on
-
-    def attempt(self, action: Callable[..., Any], *given: int) -> Any:
-        """Returns what comes of an action, None if TLS can't finish that now. Raises Gone."""
-        try:
-            return action(*given)
-        except (ssl.SSLWantReadError, BlockingIOError):
-            return None
-        except ssl.SSLWantWriteError:  # such as an answer to a change of keys
-            self.tls_wants = EVENT_WRITE
-            self.watch()
-            return None
-        except OSError as error:
-            if self.shaking_hands and getattr(error, "reason", "") in NOT_TLS:
-                with suppress(OSError):  # in plain text, as it was asked
-                    socket.socket.send(self.sock, notice("this room speaks TLS; use --tls"))
-            raise lost(error) from error
-
-    def shake_hands(self) -> None:
-        self.shaking_hands = self.attempt(self.handshake) is None
-
-    def handshake(self) -> bool:
-        """Returns True when the handshake is done. Raises OSError, also if it isn't."""
-        assert self.tls
-        self.tls.do_handshake()
-        return True
-
-    def receive_bytes(self, limit: int) -> bytes | None:
-        self.note_error()
-        return cast("bytes | None", self.attempt(self.sock.recv, limit))
-
-    def note_error(self) -> None:
-        """Notes how the stream has ended, if it has: OpenSSL takes every error for a plain end."""
-        error = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if error:
-            self.reset = error != errno.EPIPE
-            self.stop_sending()
-
-    def has_more(self) -> bool:
-        # What is decrypted isn't in the kernel any more.
-        return bool(self.unheard or (self.tls and self.tls.pending()))
-
-    def send(self, data: bytes | memoryview) -> int:
-        self.note_error()
-        try:
-            return self.sock.send(data) if self.sending else 0
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            return 0
-        except (ssl.SSLError, ConnectionError):
-            self.stop_sending()
-            return 0
-        except OSError as error:
-            raise lost(error) from error
-
-    def end_stream(self) -> None:
-        assert self.tls
-        with suppress(OSError):
-            self.tls.unwrap()  # sends close_notify; that of the peer is not waited for
-        # What still comes is drained, and OpenSSL would take it for an error.
-        self.sock, self.tls = socket.socket(fileno=self.tls.detach()), None
-        self.sock.setblocking(False)
-        super().end_stream()
+        self.unsent = b""
 
 
 # --- The chat server -----------------------------------------------------------------------------
@@ -1898,30 +3041,44 @@ class WrongTries:
         self.marks = {host: mark for host, mark in self.marks.items() if mark > now}
 
 
-class Door:
-    """Where newcomers shake hands, and in a closed room give the password.
+class Dismissed(Exception):
+    """Somebody at the door isn't let in: `why` is said to it, if it hasn't got all that it came
+    for, and the code tells a browser."""
 
-    Somebody at the door is in `waiting`, and perhaps in one of these as well: `late` with a
-    password that may not be looked at yet, or `refused`, for an answer that waits too.
+    def __init__(self, why: str = "", code: int = NORMAL) -> None:
+        super().__init__(why)
+        self.why = why
+        self.code = code
+
+
+class Door:
+    """Where newcomers shake hands, browsers ask for the page or a WebSocket, and in a closed room
+    everyone gives the password.
+
+    Somebody at the door is in `waiting`, and perhaps in one of these as well: `requests` with what
+    has come of a browser's, `late` with a password that may not be looked at yet, or `refused`, for
+    an answer that waits too.
     """
 
-    def __init__(self, password: bytes, clock: Clock) -> None:
+    def __init__(self, password: bytes, clock: Clock, site: Site | None = None) -> None:
         self.password = password  # none if empty
         self.clock = clock
+        self.site = site  # none if there is no port for browsers
         self.places = Places(DOOR_SIZE)
         self.tries = WrongTries()
         self.waiting: dict[Connection, float] = {}  # with the time at which each is sent away
+        self.requests: dict[Connection, bytes] = {}
         self.late: dict[Connection, tuple[bytes, bytes]] = {}  # a password, what came after it
         self.refused: set[Connection] = set()
 
     # Each step with a newcomer returns what it has sent so far, if it may come in, else None, and
-    # raises Gone.
+    # raises Gone or Dismissed.
 
     def arrive(self, conn: Connection) -> bytes | None:
         """Takes a newcomer."""
         now = self.clock.now()
         self.places.take(conn, now)
-        if not conn.shaking_hands:
+        if not conn.is_shaking_hands():
             return self.greet(conn)
         self.waiting[conn] = now + min(HANDSHAKE_TIME, DOOR_TIME)
         return None
@@ -1929,6 +3086,7 @@ class Door:
     def forget(self, conn: Connection) -> None:
         """Somebody is at the door no more."""
         self.waiting.pop(conn, None)
+        self.requests.pop(conn, None)
         self.late.pop(conn, None)
         self.refused.discard(conn)
         self.places.leave(conn)
@@ -1936,12 +3094,15 @@ class Door:
     def step(self, conn: Connection) -> bytes | None:
         """Goes on with a newcomer whose socket is ready: first the handshake, then the password."""
         conn.flush()
-        if conn.shaking_hands:
-            conn.shake_hands()
-            return None if conn.shaking_hands else self.greet(conn)
-        data = conn.receive(TLS_RECORD) if conn.reading else None
+        if conn.is_shaking_hands():
+            return self.shake_hands(conn)
+        if conn in self.requests:
+            return self.take_request(conn, conn.receive_text(MAX_REQUEST))
+        data = conn.receive(DOOR_READ) if conn.reading else None
         if data is None:
             return None
+        if not data and conn.framer.over:
+            raise Dismissed
         if not data:
             raise Gone("left the door")
         first, newline, rest = data.partition(b"\n")
@@ -1952,13 +3113,70 @@ class Door:
         self.late[conn] = (typed(given), rest)
         return self.judge(conn) if len(self.late) == 1 else None  # others wait already
 
+    def shake_hands(self, conn: Connection) -> bytes | None:
+        """Goes on with the handshake. Whoever doesn't begin one is told so, in plain text."""
+        data = conn.receive_bytes(DOOR_READ)
+        if data is None:
+            return None
+        if not data:
+            raise Gone("left the door")
+        if conn.tls and not conn.tls.has_begun and data[0] != TLS_HANDSHAKE:
+            log.info("%s does not speak TLS", conn)
+            conn.tls = None
+            if conn in self.requests:
+                return self.take_request(conn, data)
+            raise Dismissed("this room speaks TLS; use --tls")
+        conn.shake_hands(data)
+        return None if conn.is_shaking_hands() else self.greet(conn)
+
     def greet(self, conn: Connection) -> bytes | None:
-        """Asks for the password, if there is one."""
+        """Asks for the password, if there is one. Browsers speak first."""
         self.waiting[conn] = self.clock.now() + DOOR_TIME
+        if conn in self.requests:
+            return None
         if not self.password:
             return b""
         conn.say(notice("password?"))
         return None
+
+    def take_request(self, conn: Connection, data: bytes | None) -> bytes | None:
+        """Takes what came of an HTTP request: for the page, or for a WebSocket, which leads
+        further."""
+        assert self.site
+        if data is None:
+            return None
+        if not data:
+            raise Gone("left the door")
+        request = self.requests[conn] = self.requests[conn] + data
+        if not is_http(request):
+            raise self.wrong_port()
+        if not self.site.is_whole(request):
+            return None
+        if self.site.secure and not conn.tls:
+            conn.say(self.site.redirect(request))
+            raise Dismissed
+        answer = self.site.respond(request)
+        conn.say(answer.data)
+        if answer.why:
+            log.info("%s %s", conn, answer.why)
+        if answer.status != 101:
+            raise Dismissed
+        del self.requests[conn]
+        conn.upgrade()
+        return self.greet(conn)
+
+    def wrong_port(self) -> Dismissed:
+        """Returns what to raise for somebody who comes to the browsers' port without one."""
+        assert self.site
+        return Dismissed(f"this port is for browsers; the room is on port {self.site.room_port}")
+
+    def give_up(self, conn: Connection) -> bytes | None:
+        """Somebody has been at the door for too long. Raises Gone or Dismissed."""
+        if conn in self.refused:
+            raise Dismissed("wrong password", REFUSED)
+        if self.requests.get(conn) == b"" and not conn.is_shaking_hands():
+            raise self.wrong_port()
+        raise Gone("was not let in")
 
     def judge(self, conn: Connection) -> bytes | None:
         """Looks at the password that was given, unless it is too early for that."""
@@ -2078,12 +3296,19 @@ class Throttle:
             now = self.clock.now()
             self.left = min(self.left + PACE * (now - self.renewed_at), PACE)
             self.renewed_at = now
-            turns = int(self.left) // MIN_READ + 1 if self.left > 0 else 0
-            # Whoever has yet to read its answers isn't heard anyway: a turn would be used up, and
-            # the loop would never sleep.
-            may_speak = (conn for conn in self.paused if conn.unread <= MAX_UNREAD)
-            for conn in list(islice(may_speak, turns)):
-                self.resume_one(conn)
+            if self.left > 0:
+                self.give_turns(int(self.left) // MIN_READ + 1)
+
+    def give_turns(self, turns: int) -> None:
+        """Lets some of those who were paused speak. The host that has said least comes first, so
+        that it has as many turns as one with hundreds of connections; of a host, the connection
+        that has waited longest."""
+        # Whoever has yet to read its answers isn't heard anyway: a turn would be used up, and the
+        # loop would never sleep.
+        may_speak = [conn for conn in self.paused if conn.unread <= MAX_UNREAD]
+        may_speak.sort(key=lambda conn: self.hosts.get(conn.host, 0))
+        for conn in may_speak[:turns]:
+            self.resume_one(conn)
 
     def tick(self) -> None:
         """Once a second: what was said is half forgotten."""
@@ -2169,10 +3394,10 @@ class Membership:
     does so before anything else about that one is dropped.
     """
 
-    def __init__(self, room: Room, size: int, password: bytes) -> None:
+    def __init__(self, room: Room, size: int, password: bytes, site: Site | None = None) -> None:
         self.room = room
         self.clock = Clock()
-        self.door = Door(password, self.clock)
+        self.door = Door(password, self.clock, site)
         self.places = Places(size)
         self.throttle = Throttle(self.clock)
         # Members no more, or never; each with the time at which it is closed at the latest.
@@ -2189,6 +3414,9 @@ class Membership:
         """Does something for a connection. Whatever goes wrong with it ends that one alone."""
         try:
             action(conn, *more)
+        except SpeaksHTTP as gone:
+            log.info("%s %s", conn, gone)
+            self.guard(self.send_to_web, conn)
         except Gone as gone:
             self.disconnect(conn, str(gone))
         except Exception:
@@ -2207,17 +3435,25 @@ class Membership:
             self.forget(loser)
         return bool(loser)
 
-    def arrive(self, conn: Connection) -> None:
+    def arrive(self, conn: Connection, by_web: bool) -> None:
         """Lets a newcomer to the door, and right in if there is nothing to do there. Raises
         Gone."""
+        if by_web:
+            self.door.requests[conn] = b""
         if self.make_room(self.door.places, conn):
             self.serve_newcomer(conn, self.door.arrive)
 
     def serve_newcomer(self, conn: Connection, step: Callable[[Connection], bytes | None]) -> None:
         """Takes a step with somebody at the door, after which it may come in. Raises Gone."""
-        rest = step(conn)
+        try:
+            rest = step(conn)
+        except Dismissed as dismissed:
+            self.turn_away(conn, dismissed.why, dismissed.code)
+            return
         if rest is not None and self.make_room(self.places, conn):
             self.enter(conn, rest)
+        if conn.has_more():
+            self.in_hand.add(conn)
 
     def make_room(self, places: Places, conn: Connection) -> bool:
         """Says whether there is a place for a newcomer, perhaps somebody else's until now; if not,
@@ -2227,15 +3463,15 @@ class Membership:
         loser = places.loser_to(conn.host, self.clock.now())
         if not loser:
             log.info("%s turned away: all %d places are taken", conn, places.size)
-            self.turn_away(conn, "the room is full")
+            # A browser that has yet to ask for something couldn't make anything of a word.
+            why = "" if conn in self.door.requests else "the room is full"
+            self.turn_away(conn, why, TRY_LATER)
             return False
         if loser in self.door.waiting:
             self.disconnect(loser, "had to make room at the door")
         else:
-            self.room.tell(loser, "the room is full, and your place goes to somebody else")
-            self.room.leave(loser)
+            self.show_out(loser, "the room is full, and your place goes to somebody else", TRY_LATER)
             log.info("%s had to make room, members: %d", loser, len(self.room.members))
-            self.start_leaving(loser)
         return True
 
     def enter(self, conn: Connection, rest: bytes) -> None:
@@ -2246,8 +3482,6 @@ class Membership:
         self.throttle.join(conn)
         log.info("%s connected, members: %d", conn, len(self.room.members))
         self.take(conn, rest)
-        if conn.has_more():
-            self.in_hand.add(conn)
 
     def take(self, conn: Connection, data: bytes) -> None:
         """Takes what a member has sent: whole lines are then in `unheard`."""
@@ -2257,19 +3491,38 @@ class Membership:
 
     # Out
 
-    def turn_away(self, conn: Connection, why: str) -> None:
+    def turn_away(self, conn: Connection, why: str, code: int = NORMAL) -> None:
         """Tells a newcomer why it isn't let in, and ends its stream. Raises Gone."""
         self.door.forget(conn)
-        if conn.shaking_hands:  # so that nothing can be said to it
+        if conn.is_shaking_hands():  # so that nothing can be said to it
             raise Gone("could not be told why")
+        if why:
+            conn.say(notice(why))
         conn.read_on(True)
-        conn.say(notice(why))
-        self.start_leaving(conn)
+        self.start_leaving(conn, code)
+        conn.say_bye()
         self.finish(conn)
 
-    def start_leaving(self, conn: Connection) -> None:
+    def show_out(self, conn: Connection, why: str, code: int) -> None:
+        """Tells a member why it can't stay. It still gets what was said before."""
+        self.room.tell(conn, why)
+        self.room.leave(conn)
+        self.start_leaving(conn, code)
+
+    def send_to_web(self, conn: Connection) -> None:
+        """Tells a browser that has come to the wrong port where to go. Raises Gone."""
+        why = "there is no page here"
+        if self.door.site:
+            why = f"for browsers, the room is at {self.door.site.url}"
+        if conn in self.room.members:
+            self.show_out(conn, why, NORMAL)
+        else:
+            self.turn_away(conn, why)
+
+    def start_leaving(self, conn: Connection, code: int = NORMAL) -> None:
         """Somebody is a member no more, or can't be: it still gets what was said before, and after
         the delivery the end."""
+        conn.code = code
         conn.unheard = b""
         self.places.leave(conn)
         self.throttle.forget(conn)
@@ -2283,10 +3536,12 @@ class Membership:
         Then it waits for the peer to close too: to close with input unread sends a reset, and that
         destroys what is still on its way to the peer (RFC 2525, section 2.17).
         """
-        if conn.queue or conn not in self.leaving:
+        if conn not in self.leaving:
             return
-        if conn.sending:
+        if conn.sending and not conn.is_owed():
             conn.end_stream()
+        if conn.is_owed():
+            return
         if conn.reading:
             self.linger(conn)
         else:
@@ -2299,8 +3554,7 @@ class Membership:
 
     def drain(self, conn: Connection, limit: int) -> None:
         """Receives from somebody who has left; only its end is of interest. Raises Gone."""
-        if conn.receive_bytes(limit) == b"":
-            conn.read_on(False)
+        if conn.receive_text(limit) == b"":
             self.finish(conn)
 
     def disconnect(self, conn: Connection, why: str) -> None:
@@ -2330,10 +3584,7 @@ class Membership:
             if now >= self.leaving[conn]:
                 self.forget(conn)
         for conn in [conn for conn, deadline in self.door.waiting.items() if now >= deadline]:
-            if conn in self.door.refused:
-                self.guard(self.turn_away, conn, "wrong password")
-            else:
-                self.disconnect(conn, "was not let in")
+            self.guard(self.serve_newcomer, conn, self.door.give_up)
         for conn in self.throttle.overdue():
             self.disconnect(conn, "disconnected: too far behind")
 
@@ -2362,7 +3613,7 @@ class Membership:
         members = self.members()
         self.room.close()
         for conn in members:
-            self.start_leaving(conn)
+            self.start_leaving(conn, GOING_AWAY)
 
 
 class ChatServer:
@@ -2377,15 +3628,20 @@ class ChatServer:
         transcript: Transcript | None = None,
         password: bytes = b"",
         tls: ssl.SSLContext | None = None,
+        web_listeners: Sequence[socket.socket] = (),
+        site: Site | None = None,
     ) -> None:
         self.room = room
         self.max_line = max_line
         self.transcript = transcript
         self.tls = tls
         self.selector = selectors.DefaultSelector()
-        self.acceptor = Acceptor(self.selector, listeners, self.admit)
-        self.crowd = Membership(room, max_clients, password)
-        self.crowd.closed = self.acceptor.resume
+        self.crowd = Membership(room, max_clients, password, site)
+        self.acceptors = [
+            Acceptor(self.selector, listeners, self.admit),
+            Acceptor(self.selector, web_listeners, partial(self.admit, by_web=True)),
+        ]
+        self.crowd.closed = self.let_newcomers_in
         self.throttle = self.crowd.throttle
         self.next_tick = 0.0
         self.stop_signals = 0
@@ -2401,7 +3657,8 @@ class ChatServer:
         """
         with self.selector, open_signal_socket(*ending_signals()) as signals:
             self.selector.register(signals, EVENT_READ, partial(self.on_signal, signals))
-            self.acceptor.start()
+            for acceptor in self.acceptors:
+                acceptor.start()
             while not self.stop_signals:
                 self.turn()
             self.last_call()
@@ -2432,7 +3689,8 @@ class ChatServer:
         if now >= self.next_tick:
             self.next_tick = now + TICK
             self.crowd.tick()
-            self.acceptor.retry_if_due(time.monotonic())
+            for acceptor in self.acceptors:
+                acceptor.retry_if_due(time.monotonic())
 
     def wait(self, timeout: float | None) -> tuple[list[Connection], set[Connection]]:
         """Waits `timeout` seconds at most, and sends what can be sent; returns who is ready at the
@@ -2440,8 +3698,12 @@ class ChatServer:
 
         An event can be stale: what was served before it in this turn may have closed its socket.
         """
-        knocking = []
-        readable = {conn for conn in self.crowd.in_hand if conn.reading}
+        door = self.crowd.door.waiting
+        knocking: set[Connection] = set()
+        readable: set[Connection] = set()
+        for conn in self.crowd.in_hand:
+            if conn.reading:
+                (knocking if conn in door else readable).add(conn)
         ready_sockets = self.selector.select(timeout)
         self.crowd.clock.wake(timeout)
         for key, events in ready_sockets:
@@ -2449,15 +3711,14 @@ class ChatServer:
             if not isinstance(ready, Connection):
                 ready()
                 continue
-            events = ready.unstick(events)
-            if ready in self.crowd.door.waiting:
-                knocking.append(ready)
+            if ready in door:
+                knocking.add(ready)
                 continue
             if events & EVENT_WRITE:
                 self.crowd.guard(self.flush, ready)
             if events & EVENT_READ:
                 readable.add(ready)
-        return knocking, readable
+        return list(knocking), readable
 
     def serve_door(self, knocking: list[Connection]) -> None:
         """Goes on with those who are ready at the door, for as long as the door may take of a turn;
@@ -2495,28 +3756,31 @@ class ChatServer:
             return 0
         deadlines = self.crowd.deadlines()
         throttle, late = self.throttle, self.crowd.door.late
-        if late or throttle.behind or throttle.paused or self.acceptor.retry_at is not None:
+        must_retry = any(acceptor.retry_at is not None for acceptor in self.acceptors)
+        if late or throttle.behind or throttle.paused or must_retry:
             deadlines.append(self.next_tick)
         return max(0.0, min(deadlines) - self.crowd.clock.now()) if deadlines else None
 
     # Beginning and end
 
-    def admit(self, sock: socket.socket, peer: str) -> None:
+    def let_newcomers_in(self) -> None:
+        """A connection was closed, so that there may be a descriptor for another."""
+        for acceptor in self.acceptors:
+            acceptor.resume()
+
+    def admit(self, sock: socket.socket, peer: str, by_web: bool = False) -> None:
         """Makes a connection of a newcomer's socket, and lets it to the door. Raises OSError."""
         if not self.crowd.has_room(peer):
             sock.close()
             return
-        conn: Connection
-        if self.tls:
-            sock = self.tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
-            conn = TLSConnection(sock, peer, self.selector, self.max_line)
-        else:
-            conn = Connection(sock, peer, self.selector, self.max_line)
-        self.crowd.guard(self.crowd.arrive, conn)
+        tls = TLS(self.tls) if self.tls else None
+        conn = Connection(sock, peer, self.selector, self.max_line, tls)
+        self.crowd.guard(self.crowd.arrive, conn, by_web)
 
     def last_call(self) -> None:
         """Lets nobody in any more, and hears what had arrived before, for LAST_CALL at most."""
-        self.acceptor.close()
+        for acceptor in self.acceptors:
+            acceptor.close()
         self.closing = True
         self.crowd.close()
         over = time.monotonic() + LAST_CALL
@@ -2540,6 +3804,7 @@ class ChatServer:
         """Receives once, if the member may speak now, and lets the room hear the whole lines."""
         if conn in self.crowd.leaving:
             self.crowd.drain(conn, limit)
+            self.room.batch.weight += conn.toll()
             return
         if not self.closing:
             limit = self.throttle.allow(conn, limit, self.room.batch.size)
@@ -2549,19 +3814,20 @@ class ChatServer:
         received = 0
         if not conn.unheard:
             data = conn.receive(limit)
-            self.room.batch.weight += conn.framer.commands * COMMAND_WEIGHT
+            self.room.batch.weight += conn.toll()
             if conn.unread > MAX_UNREAD:
                 self.throttle.check(conn)
-            if data is None:
-                return
-            if not data:
+            if data == b"":
                 self.hear_end(conn)
                 return
-            received = len(data)
-            self.crowd.take(conn, data)
-            limit = max(limit, len(conn.unheard))
+            if data:
+                received = len(data)
+                self.crowd.take(conn, data)
+                limit = max(limit, len(conn.unheard))
         if conn.unheard:
             self.hear(conn, limit)
+        if conn.framer.over and not conn.unheard and conn in self.room.members:
+            self.hear_end(conn)
         if conn in self.room.members:
             self.throttle.charge(conn, max(received, self.room.batch.weight - before))
 
@@ -2577,7 +3843,6 @@ class ChatServer:
 
         After a reset it doesn't count: its other half may have been lost on the way.
         """
-        conn.read_on(False)
         last = conn.framer.finish()
         if last and not conn.was_reset():
             self.room.hear(conn, last, sys.maxsize)
@@ -2615,6 +3880,7 @@ class ChatServer:
     def see_off(self, conn: Connection, batch: Batch) -> None:
         """Hands a leaver the last batch of which it gets something."""
         conn.write(batch)
+        conn.say_bye()
         self.crowd.finish(conn)
 
     def record(self, text: bytes) -> None:
@@ -2636,31 +3902,35 @@ class ChatServer:
 # --- How to join ---------------------------------------------------------------------------------
 
 
-def how_to_join(listeners: Sequence[socket.socket], hosts: Sequence[str]) -> list[str]:
-    """Returns commands for joining that work as they stand on the hosts that can connect. `hosts`
-    are the --host options."""
-    host = (hosts_for_others(listeners) or hosts)[0]
-    port = listeners[0].getsockname()[1]
+def host_to_join(
+    listeners: Sequence[socket.socket], hosts: Sequence[str], rehearsal: Rehearsal | None
+) -> str:
+    """Returns a host at which those who can connect reach this one. `hosts` are the --host options.
+    Logs a warning if clients can't trust the certificate there."""
+    others = hosts_for_others(listeners)
+    if rehearsal:
+        return rehearsal.host_for_clients(others or hosts, by_name=bool(others))
+    return (others or hosts)[0]
+
+
+def how_to_join(host: str, port: int) -> list[str]:
+    """Returns commands for joining that work as they stand on the hosts that can connect."""
     return [f"join: python3 chat_client.py {host} {port}", f"or: nc {host} {port}"]
 
 
 def how_to_join_through_tls(
-    listeners: Sequence[socket.socket], hosts: Sequence[str], tls: ssl.SSLContext, cert: str
+    host: str, port: int, rehearsal: Rehearsal | None, cert: str, local: bool
 ) -> list[str]:
     """Returns the same for a room that speaks TLS with the certificate in the file `cert`, and what
-    it takes for that. Logs a warning if clients can't trust the certificate."""
-    others = hosts_for_others(listeners)
-    join = f"join: python3 chat_client.py %s {listeners[0].getsockname()[1]}"
-    try:
-        rehearsal = Rehearsal(tls, cert)
-    except OSError:  # a pipe, from which the certificate comes once
-        return [f"{join % (others or hosts)[0]} --tls-ca FILE", "FILE is the room's certificate"]
-    join %= rehearsal.host_for_clients(others or hosts, by_name=bool(others))
+    it takes for that; `local` if only this machine can connect."""
+    join = f"join: python3 chat_client.py {host} {port}"
+    if not rehearsal:
+        return [f"{join} --tls-ca FILE", "FILE is the room's certificate"]
     if rehearsal.public:
         return [f"{join} --tls"]
     if not rehearsal.sufficient:
         return [f"{join} --tls-ca FILE", f"FILE is the certificate of the authority behind {cert}"]
-    if not others:
+    if local:
         return [f"{join} --tls-ca {shell_word(os.path.abspath(cert))}"]
     file, note = shell_word(os.path.basename(cert)), "it isn't secret"
     with open(cert, "rb") as pem:
@@ -2683,6 +3953,14 @@ class Rehearsal:
             self.client.verify_flags &= ~PARTIAL_CHAIN
             self.sufficient = "issuer" not in self.why_refused()
             self.client.verify_flags |= PARTIAL_CHAIN  # even so we can see for which hosts it is
+
+    @classmethod
+    def of(cls, tls: ssl.SSLContext, cert: str) -> Rehearsal | None:
+        """Returns one, or None if the certificate was in a pipe, from which it comes once."""
+        try:
+            return cls(tls, cert)
+        except OSError:
+            return None
 
     def host_for_clients(self, hosts: Sequence[str], by_name: bool) -> str:
         """Returns which of the hosts the certificate is for; if it is for none, another one that it
@@ -2813,6 +4091,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     history = "give newcomers the last N messages (default: none)"
     add("--history", type=positive, default=0, metavar="N", help=history)
     add("--transcript", metavar="FILE", help="add every public line to FILE, with its time")
+    web = f"let browsers in, too, on this port (default: none; without a number {WEB_PORT})"
+    add("--web", type=port_number, nargs="?", const=WEB_PORT, metavar="PORT", help=web)
+    name = "a further name by which browsers reach this host, can be repeated"
+    add("--web-host", type=host_name, action="append", default=[], metavar="NAME", help=name)
     password = "let in who gives the password in FILE, or in CHAT_PASSWORD in the environment"
     add("--password-file", metavar="FILE", help=password)
     add("--tls-cert", metavar="FILE", help="speak TLS, with this certificate")
@@ -2822,6 +4104,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     args.prog = parser.prog
     if (args.tls_cert is None) != (args.tls_key is None):
         parser.error("--tls-cert and --tls-key go together")
+    if args.web_host and args.web is None:
+        parser.error("--web-host goes with --web")
     return args
 
 
@@ -2868,11 +4152,9 @@ def make_server_tls(cert: str, key: str) -> ssl.SSLContext:
     # One curve, which every client has, and none of the groups of numbers (ffdhe8192) with which a
     # client can have a server compute for 100 ms, and needn't compute itself (CVE-2002-20001).
     context.set_ecdh_curve("prime256v1")
-    # No renegotiation, so that sending doesn't have to wait for receiving. A peer that half-closes
-    # without close_notify, as most do, still gets what was said before. PyPy and LibreSSL lack the
-    # names.
-    for option in ("OP_NO_RENEGOTIATION", "OP_IGNORE_UNEXPECTED_EOF"):
-        context.options |= getattr(ssl, option, 0)
+    # No renegotiation, so that sending doesn't have to wait for receiving. PyPy and LibreSSL lack
+    # the name.
+    context.options |= getattr(ssl, "OP_NO_RENEGOTIATION", 0)
     try:
         context.load_cert_chain(cert, key, password=ask_for_pass_phrase)
     except OSError as error:  # ssl.SSLError is one too
@@ -2909,6 +4191,34 @@ def why_not_usable(error: OSError, cert: str, key: str) -> str:
     return f"the private key in {key} is damaged"
 
 
+def tell_where(
+    args: argparse.Namespace,
+    listeners: Sequence[socket.socket],
+    web_listeners: Sequence[socket.socket],
+    tls: ssl.SSLContext | None,
+) -> Site | None:
+    """Logs where the room is and how to join it. Returns the site for browsers, if there is one."""
+    addresses = [format_address(listener.getsockname()) for listener in listeners]
+    log.info("listening on %s; %s", " and ".join(addresses), who_can_connect(listeners))
+    rehearsal = Rehearsal.of(tls, args.tls_cert) if tls else None
+    host = host_to_join(listeners, args.host, rehearsal)
+    port = listeners[0].getsockname()[1]
+    if tls:
+        local = not hosts_for_others(listeners)
+        lines = how_to_join_through_tls(host, port, rehearsal, args.tls_cert, local)
+    else:
+        lines = how_to_join(host, port)
+    site = None
+    if web_listeners:
+        address = format_address((host, web_listeners[0].getsockname()[1]))
+        url = f"{'https' if tls else 'http'}://{address}/"
+        lines.append(f"or, in a browser: {url}")
+        site = Site([*args.host, *args.web_host], bool(tls), url, port)
+    for line in lines:
+        log.info("%s", line)
+    return site
+
+
 def run(args: argparse.Namespace) -> int:
     """Serves until it is told to stop; returns the exit status. Raises Failure."""
     max_clients = raise_descriptor_limit(args.max_clients)
@@ -2920,20 +4230,18 @@ def run(args: argparse.Namespace) -> int:
         raise Failure("the password is longer than a line may be; see --max-line")
     tls = make_server_tls(args.tls_cert, args.tls_key) if args.tls_cert is not None else None
     listeners = open_listeners(args.host, args.port)
-    addresses = [format_address(listener.getsockname()) for listener in listeners]
-    log.info("listening on %s; %s", " and ".join(addresses), who_can_connect(listeners))
-    if tls:
-        lines = how_to_join_through_tls(listeners, args.host, tls, args.tls_cert)
-    else:
-        lines = how_to_join(listeners, args.host)
-    for line in lines:
-        log.info("%s", line)
+    web = open_listeners(args.host, args.web, "--web") if args.web is not None else []
+    site = tell_where(args, listeners, web, tls)
     if password:
         log.info("the client asks for the password; any other sends it as its first line")
     if password and not tls:
         log.warning("the password travels in the clear; --tls-cert and --tls-key change that")
     room = Room(args.history, args.max_line)
-    server = ChatServer(listeners, room, max_clients, args.max_line, transcript, password, tls)
+    server = ChatServer(
+        *(listeners, room, max_clients, args.max_line, transcript, password, tls),
+        web_listeners=web,
+        site=site,
+    )
     try:
         return server.run()
     finally:

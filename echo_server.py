@@ -390,10 +390,13 @@ ELSEWHERE: dict[int, str] = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001
 SIOCGIFADDR = 0x8915 if sys.platform == "linux" else 0xC0206921  # on macOS and the BSDs
 
 
-def open_listeners(hosts: Sequence[str], port: int) -> list[socket.socket]:
+def open_listeners(
+    hosts: Sequence[str], port: int, option: str = "--port"
+) -> list[socket.socket]:
     """Returns non-blocking sockets that listen on `port` of every address of the hosts.
 
-    Port 0 stands for one that is free on all of them. Raises Failure.
+    Port 0 stands for one that is free on all of them. Raises Failure, which names the option that
+    gave the port.
     """
     addresses = find_addresses(hosts)
     tries = 1 if port else 20  # a port that is free on the first address may be taken on the next
@@ -408,7 +411,7 @@ def open_listeners(hosts: Sequence[str], port: int) -> list[socket.socket]:
                 listener.close()
             tries -= 1
             if error.errno != errno.EADDRINUSE or not tries:
-                raise Failure(why_not_listening(error, host, port)) from error
+                raise Failure(why_not_listening(error, host, port, option)) from error
 
 
 def find_addresses(hosts: Sequence[str]) -> dict[str, list[tuple[int, Address]]]:
@@ -482,16 +485,18 @@ def bind_and_listen(family: int, address: Address) -> socket.socket:
     return listener
 
 
-def why_not_listening(error: OSError | UnicodeError, host: str, port: int) -> str:
-    """Returns what to tell the user when listening on `port` of `host` failed."""
+def why_not_listening(
+    error: OSError | UnicodeError, host: str, port: int, option: str = "--port"
+) -> str:
+    """Returns what to tell the user when listening on `port` of `host`, an option's, failed."""
     if isinstance(error, (socket.gaierror, UnicodeError)):
         return f"host {host} is unknown; --host takes a name or an address of this machine"
     if host.lower().startswith("fe80:") and "%" not in host:
         return f"{host} needs the interface that it belongs to, as in {host}%eth0"
     if error.errno == errno.EADDRINUSE:
-        return f"port {port} on {host} is taken; choose another with --port"
+        return f"port {port} on {host} is taken; choose another with {option}"
     if error.errno == errno.EACCES and port < 1024:
-        return f"port {port} on {host} is for the superuser; choose one above 1023 with --port"
+        return f"port {port} on {host} is for the superuser; choose one above 1023 with {option}"
     if error.errno in NOT_OURS:
         return f"{host} is not an address of this machine; --host :: takes all that it has"
     return f"cannot listen on port {port} of {host}: {error.strerror or error}"

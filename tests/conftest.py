@@ -20,13 +20,15 @@ allow_many_descriptors()
 def start(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[..., Server]]:
     """start("chat_server.py", "--history", "3") returns a running Server; stopped after the test.
 
-    A test that is parametrized with it decides by "tls" or "plain" what its servers speak.
+    A test that is parametrized with it decides by "plain", "tls", "web" or "tls web" what its
+    servers speak with those who join.
     """
     servers: list[Server] = []
-    tls = getattr(request, "param", "plain") == "tls"
+    kind = getattr(request, "param", "plain")
 
     def start_server(script: str, *options: str, **more: Any) -> Server:
-        more.setdefault("tls", tls)
+        more.setdefault("tls", "tls" in kind)
+        more.setdefault("web", "web" in kind)
         servers.append(Server(script, *options, log=tmp_path / f"log{len(servers)}", **more))
         return servers[-1]
 

@@ -13,8 +13,8 @@ from support import DEADLINE, Server
 class Walker:
     """A non-blocking peer: sends what it has to as fast as it can, and keeps what it gets."""
 
-    def __init__(self, server: Server, receive_buffer: int = 0) -> None:
-        self.sock = server.dial(receive_buffer=receive_buffer)
+    def __init__(self, server: Server, receive_buffer: int = 0, web: bool | None = None) -> None:
+        self.sock = server.dial(receive_buffer=receive_buffer, web=web)
         self.sock.setblocking(False)
         self.outgoing = memoryview(b"")
         self.received = bytearray()
@@ -22,6 +22,8 @@ class Walker:
         self.most = 1 << 20  # bytes that it reads at once
         self.ended = False  # the server has closed, or reset, the connection
         self.closed = False  # we have
+        if hasattr(self.sock, "pending") and self.sock.pending():
+            self.move(selectors.EVENT_READ)  # it came together with the answer to the upgrade
 
     def say(self, data: bytes) -> None:
         self.outgoing = memoryview(bytes(self.outgoing) + data)
@@ -34,18 +36,21 @@ class Walker:
             return 0
         reading = self.reading and not self.ended
         return (selectors.EVENT_READ if reading else 0) | (
-            selectors.EVENT_WRITE if self.outgoing else 0
+            selectors.EVENT_WRITE if self.has_to_send() else 0
         )
+
+    def has_to_send(self) -> bool:
+        return bool(self.outgoing or getattr(self.sock, "outgoing", b""))  # a browser's frames
 
     def move(self, events: int) -> None:
         try:
-            if events & selectors.EVENT_WRITE and self.outgoing:
+            if events & selectors.EVENT_WRITE and self.has_to_send():
                 self.outgoing = self.outgoing[self.sock.send(self.outgoing[:65536]) :]
             if events & selectors.EVENT_READ:
                 data = self.sock.recv(self.most)
                 self.received += data
                 self.ended = not data
-                if isinstance(self.sock, ssl.SSLSocket) and self.sock.pending():
+                if data and hasattr(self.sock, "pending") and self.sock.pending():
                     self.move(events)
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             pass

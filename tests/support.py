@@ -25,16 +25,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import WebSocketPeer
 
 import chat_client
 from chat_server import (
     BATCH_COST,
     HIGH_WATER,
     MAX_UNREAD,
+    MAX_UNSENT,
     ChatServer,
     Connection,
     Room,
+    WebSocket,
     identity,
+    make_server_tls,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,8 +53,9 @@ PLAIN = [*CLIENT, "--plain"]
 NOT_IN_MINIMAL = ["bz2", "fcntl", "getpass", "hmac", "readline", "resource", "termios", "zlib"]
 XTERM = {**os.environ, "TERM": "xterm-256color", "NO_COLOR": ""}
 
-# Which tests run over both kinds of connection; see the fixture `start`.
+# Which tests run over each kind of connection; see the fixture `start`.
 plain_and_tls = pytest.mark.parametrize("start", ["plain", "tls"], indirect=True)
+every_kind = pytest.mark.parametrize("start", ["plain", "tls", "web"], indirect=True)
 
 
 def needs(command: str) -> str:
@@ -104,11 +109,13 @@ class Server:
         python: str = sys.executable,
         cwd: Path = ROOT,
         tls: bool = False,
+        web: bool = False,
         stderr: int | None = None,
         within: Sequence[str] = (),
         **popen: Any,
     ) -> None:
         self.tls = tls
+        self.web = web  # whoever joins has a browser
         self.log_file = log
         self.port = 0 if stderr is None else free_port()
         command = [
@@ -118,6 +125,7 @@ class Server:
             "--port",
             str(self.port),
             *(TLS_OPTIONS if tls else ()),
+            *(["--web", "0"] if web else ()),
             *options,
         ]
         with open(log, "wb") as file:
@@ -137,6 +145,9 @@ class Server:
         else:
             found = self.wait_for_log(r"listening on .*?:(\d+)[ ;]")
             self.port = int(found.group(1))
+        if web:
+            found = self.wait_for_log(r"in a browser: https?://.*:(\d+)/")
+            self.web_port = int(found.group(1))
 
     def log(self) -> str:
         return self.log_file.read_text()
@@ -157,10 +168,16 @@ class Server:
         return found
 
     def dial(
-        self, host: str = "127.0.0.1", receive_buffer: int = 0, source: str = ""
-    ) -> socket.socket:
-        """Returns a socket that is connected, from a source address if one is given, and through
-        TLS if the server speaks it."""
+        self,
+        host: str = "127.0.0.1",
+        receive_buffer: int = 0,
+        source: str = "",
+        web: bool | None = None,
+    ) -> Any:
+        """Returns a socket that is connected, from a source address if one is given, through TLS if
+        the server speaks it, and as a browser's WebSocket if the members, or this one, are to have
+        browsers."""
+        web = self.web if web is None else web
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         sock = socket.socket(family, socket.SOCK_STREAM)
         if receive_buffer:
@@ -171,12 +188,11 @@ class Server:
                 sock.bind((source, 0))
             except OSError:
                 pytest.skip(f"this machine doesn't have {source}")
-        sock.connect((host, self.port))
-        return (
-            trusting(CERTS / "room.pem").wrap_socket(sock, server_hostname=host)
-            if self.tls
-            else sock
-        )
+        port = self.web_port if web else self.port
+        sock.connect((host, port))
+        if self.tls:
+            sock = trusting(CERTS / "room.pem").wrap_socket(sock, server_hostname=host)
+        return WebSocketPeer(sock, f"{host}:{port}") if web else sock
 
     def connect(
         self, host: str = "127.0.0.1", receive_buffer: int = 0, source: str = ""
@@ -255,8 +271,8 @@ def check_invariants(server: ChatServer) -> None:
     for conn in everyone:
         check_connection(conn)
         assert conn.events == (registered[conn].events if conn in registered else 0)
-        assert conn in server.crowd.in_hand or conn in server.crowd.door.waiting or not conn.has_more()
-    assert server.crowd.in_hand <= members | leaving
+        assert conn in server.crowd.in_hand or not conn.has_more()
+    assert server.crowd.in_hand <= everyone
     for key, owner in room.names.items():
         assert owner in room.members and key == identity(owner.name)
     assert len(room.names) == sum(1 for conn in members if conn.name)
@@ -273,21 +289,30 @@ def check_invariants(server: ChatServer) -> None:
     ):
         assert set(places.taken) == who
         assert places.hosts == Counter(conn.host for conn in who)
-    assert server.crowd.door.refused | set(server.crowd.door.late) <= set(server.crowd.door.waiting)
+    door = server.crowd.door
+    assert set(door.refused) | set(door.late) | set(door.requests) <= set(door.waiting)
+    assert not any(conn.framed for conn in door.requests)
     for conn in leaving - set(room.batch.leavers):  # those will be seen off with that batch
         assert not conn.unheard
-        assert conn.queue or (conn.reading and not conn.sending), "should be closed by now"
+        owed = conn.queue or conn.unsent
+        assert owed or (conn.reading and not conn.sending), "should be closed by now"
 
 
 def check_connection(conn: Connection) -> None:
     """What holds of one that is open."""
     assert conn.sock.fileno() != -1
-    wanted = (1 if conn.reading else 0) | (2 if conn.queue else 0)  # EVENT_READ, EVENT_WRITE
-    assert conn.events == (conn.tls_wants if wanted and conn.tls_wants else wanted)
+    owed = bool(conn.queue or conn.unsent)
+    assert conn.events == (1 if conn.reading else 0) | (2 if owed else 0)  # EVENT_READ, EVENT_WRITE
     queue = conn.queue or ()
     assert conn.queue is None or queue, "an empty queue is none"
-    assert not queue or (conn.sending and not conn.shaking_hands)
-    gets = [len(batch.text_for(conn)) for batch in queue]
+    assert not owed or conn.sending
+    assert not queue or not conn.is_shaking_hands()
+    assert len(conn.unsent) <= MAX_UNSENT
+    if conn.tls:
+        assert conn.unsent or not queue
+        assert not conn.tls.output and not conn.tls.incoming.pending and not conn.tls.outgoing.pending
+    assert conn.framed == isinstance(conn.framer, WebSocket)
+    gets = [len(conn.part_of(batch)) for batch in queue]
     assert 0 <= conn.place < (gets[0] if gets else 1)
     assert conn.size == sum(gets) + BATCH_COST * len(gets) - conn.place
     assert conn.unread == sum(batch.told.get(conn, 0) for batch in queue)
@@ -300,10 +325,10 @@ class CheckedServer(ChatServer):
 
 
 def checked(step: Callable[..., Any]) -> Callable[..., Any]:
-    def take_step(server: CheckedServer, *given: Any) -> Any:
+    def take_step(server: CheckedServer, *given: Any, **more: Any) -> Any:
         server.depth += 1
         try:
-            return step(server, *given)
+            return step(server, *given, **more)
         finally:
             server.depth -= 1
             if not server.depth:
@@ -344,6 +369,31 @@ class Inside:
         """The room itself says whole lines to everyone."""
         self.server.room.batch.say(text, None)
         self.server.deliver(self.server.room.take_batch())
+
+
+def tls_room(**options: Any) -> CheckedServer:
+    """Returns a room that speaks TLS and doesn't run."""
+    files = str(CERTS / "room.pem"), str(CERTS / "room.key")
+    return CheckedServer([], Room(), tls=make_server_tls(*files), **options)
+
+
+def tls_member() -> tuple[CheckedServer, Connection, Peer]:
+    """Returns such a room, its one member, and that one's peer."""
+    server = tls_room()
+    sock, peer = pair()
+    server.admit(sock, "peer")
+    context = trusting(CERTS / "room.pem")
+
+    def shake_hands() -> None:
+        peer.sock = context.wrap_socket(peer.sock, server_hostname="localhost")
+
+    thread = threading.Thread(target=shake_hands)
+    thread.start()
+    while not server.room.members:
+        server.turn()
+    thread.join(DEADLINE)
+    peer.expect(WELCOME)
+    return server, server.crowd.members()[0], peer
 
 
 def client(*options: Any, typed: str = "", **more: Any) -> subprocess.CompletedProcess[str]:
@@ -468,7 +518,7 @@ def unconnected(
 class Peer:
     """The other end of a connection, which reads with a deadline."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: Any) -> None:
         self.sock = sock
         self.buffer = b""
 
@@ -571,9 +621,12 @@ class Listener:
         return Peer(sock)
 
 
-def end_stream(sock: socket.socket) -> None:
+def end_stream(sock: Any) -> None:
     """Half-closes. Not by the method of a TLS socket, which stops decrypting then."""
-    socket.socket.shutdown(sock, socket.SHUT_WR)
+    if isinstance(sock, WebSocketPeer):
+        sock.end()
+    else:
+        socket.socket.shutdown(sock, socket.SHUT_WR)
 
 
 def free_port() -> int:

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import DEADLINE, WELCOME, Peer, Server, patched, plain_and_tls
+from support import DEADLINE, WELCOME, Peer, Server, every_kind, patched
 
-pytestmark = plain_and_tls
+pytestmark = every_kind
 
 
 def fill_backlog(one: Peer) -> str:

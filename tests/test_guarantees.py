@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from crowd import Walker, pump
-from support import IMPATIENT, WELCOME, Server, eventually, patched, plain_and_tls
+from support import IMPATIENT, WELCOME, Server, eventually, every_kind, patched
 
 import chat_server
 
@@ -40,7 +40,7 @@ def impatient_room(start: Callable[..., Server], tmp_path: Path) -> Server:
 # 1 and 2: a flood is slowed, and arrives whole and in order
 
 
-@plain_and_tls
+@every_kind
 def test_flood_arrives_whole_and_in_the_same_order_everywhere(room: Server) -> None:
     listeners, senders = walkers(room, 30), walkers(room, 5)
     floods = [numbered(f"s{number}", 4000) for number in range(len(senders))]
@@ -160,7 +160,7 @@ def test_time_in_which_the_server_was_stopped_does_not_count(
 # 3: one stuck member costs the others nothing
 
 
-@plain_and_tls
+@every_kind
 def test_stuck_member_under_a_flood_is_disconnected_and_nobody_else_notices(
     start: Callable[..., Server], tmp_path: Path
 ) -> None:
@@ -346,7 +346,7 @@ def test_a_hundred_lines_that_end_at_once_hold_up_nobody(room: Server) -> None:
 # 4: a slow or endless line
 
 
-@plain_and_tls
+@every_kind
 def test_line_that_is_too_long_is_skipped_and_its_sender_told(start: Callable[..., Server]) -> None:
     room = start("chat_server.py", "--max-line", "100")
     one, two = room.join(), room.join()
@@ -382,7 +382,7 @@ def test_thousands_of_unfinished_lines_cost_at_most_their_bytes(room: Server) ->
 # 5: full is not broken
 
 
-@plain_and_tls
+@every_kind
 def test_full_room_says_so_and_has_a_place_again_later(start: Callable[..., Server]) -> None:
     room = start("chat_server.py", "--max-clients", "2")
     one, two = room.join(), room.join()
@@ -475,7 +475,7 @@ chat_server.Room.hear_line = stumble
 """
 
 
-@plain_and_tls
+@every_kind
 def test_unexpected_exception_ends_one_connection_alone(
     start: Callable[..., Server], tmp_path: Path
 ) -> None:

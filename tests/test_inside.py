@@ -7,13 +7,12 @@ import select
 import selectors
 import socket
 import ssl
-import threading
 import time
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from support import CERTS, DEADLINE, WELCOME, CheckedServer, Inside, Peer, pair, trusting
+from support import CERTS, DEADLINE, CheckedServer, Inside, Peer, pair, tls_member
 
 import chat_client
 import chat_server
@@ -49,26 +48,6 @@ def test_last_words_are_heard_although_something_was_said_after_the_close(inside
         conn.say(b"too late\n")
     server.read_all({conn})
     assert server.room.take_batch().text == b"bye\n"
-
-
-def tls_member() -> tuple[CheckedServer, Connection, Peer]:
-    """Returns a room that speaks TLS and doesn't run, its one member, and that one's peer."""
-    files = str(CERTS / "room.pem"), str(CERTS / "room.key")
-    server = CheckedServer([], Room(), tls=chat_server.make_server_tls(*files))
-    sock, peer = pair()
-    server.admit(sock, "peer")
-    context = trusting(CERTS / "room.pem")
-
-    def shake_hands() -> None:
-        peer.sock = context.wrap_socket(peer.sock, server_hostname="localhost")
-
-    thread = threading.Thread(target=shake_hands)
-    thread.start()
-    while not server.room.members:
-        server.turn()
-    thread.join(DEADLINE)
-    peer.expect(WELCOME)
-    return server, server.crowd.members()[0], peer
 
 
 @pytest.mark.parametrize("in_order", [True, False])
@@ -123,17 +102,18 @@ def test_newcomers_are_let_in_when_a_connection_was_closed(module: Any) -> None:
     server = CheckedServer([], Room()) if module is chat_server else module.EchoServer([], 9)
     sock, _peer = pair()
     server.admit(sock, "peer")
-    server.acceptor.retry_at = time.monotonic() + 1000
+    acceptor = server.acceptors[0] if module is chat_server else server.acceptor
+    acceptor.retry_at = time.monotonic() + 1000
     (key,) = server.selector.get_map().values()
     (server.crowd.disconnect if module is chat_server else server.drop)(key.data, "gone")
-    assert server.acceptor.retry_at is None
+    assert acceptor.retry_at is None
 
 
 def test_newcomers_are_let_in_after_a_while(inside: Inside) -> None:
-    inside.server.acceptor.retry_at = time.monotonic()
+    inside.server.acceptors[0].retry_at = time.monotonic()
     inside.server.next_tick = 0
     inside.server.turn()
-    assert inside.server.acceptor.retry_at is None
+    assert inside.server.acceptors[0].retry_at is None
 
 
 @pytest.mark.parametrize("module", [chat_server, echo_server])
@@ -174,7 +154,7 @@ def test_a_flood_of_telnets_commands_is_read_in_small_parts_and_weighs(
         select.select([conn.sock], [], [], DEADLINE)
         server.read_all({conn})
         weights.append(server.room.batch.weight)
-    assert weights == [chat_server.TELNET_READ // 2 * chat_server.COMMAND_WEIGHT] * 3
+    assert weights == [chat_server.IDLE_READ // 2 * chat_server.COMMAND_WEIGHT] * 3
 
 
 def test_whoever_asks_and_does_not_read_is_not_heard_and_noted(

@@ -1,0 +1,582 @@
+"""The page that browsers get, in a real Chromium."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+from chromium import SHIFT, Browser, Page
+from support import Server, free_port, wait_until_listening
+
+SIZES = {"desktop": (1000, 700, False), "phone": (360, 640, True)}
+
+# Returns the texts whose contrast to what is behind them is too small: at least 4.5 is asked for
+# (WCAG 2.1, 1.4.3).
+LOW_CONTRAST = """
+(() => {
+  const parse = (color) => color.match(/[\\d.]+/g).map(Number);
+  const light = (color) => parse(color).slice(0, 3).map((c) => c / 255)
+    .map((c) => c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+  const behind = (element) => {
+    for (; element; element = element.parentElement) {
+      const color = getComputedStyle(element).backgroundColor;
+      if (parse(color)[3] !== 0) return color;
+    }
+  };
+  const found = [];
+  for (const element of document.querySelectorAll("body *")) {
+    const text = [...element.childNodes].filter((n) => n.nodeType === 3 && n.data.trim());
+    if (!text.length || !element.getClientRects().length) continue;
+    const [a, b] = [getComputedStyle(element).color, behind(element)].map(light).sort();
+    const [low, high] = [Math.min(a, b), Math.max(a, b)];
+    const contrast = (high + 0.05) / (low + 0.05);
+    if (contrast < 4.5) found.push(`${text[0].data}: ${contrast}`);
+  }
+  return found;
+})()
+"""
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    browser = Browser(tmp_path_factory.mktemp("chromium"))
+    yield browser
+    browser.kill()
+
+
+@pytest.fixture
+def pages(chromium: Browser) -> Iterator[Callable[[], Page]]:
+    """pages() returns a new page. None may have done anything against its own policy."""
+    opened: list[Page] = []
+
+    def new_page() -> Page:
+        opened.append(chromium.new_page())
+        opened[-1].resize(*SIZES["desktop"])
+        return opened[-1]
+
+    yield new_page
+    for page in opened:
+        faults = page.faults()
+        page.close()
+        assert faults == []
+
+
+@pytest.fixture
+def page(pages: Callable[[], Page]) -> Page:
+    return pages()
+
+
+class WebRoom:
+    """A room with a port for browsers."""
+
+    def __init__(self, start: Callable[..., Server], *options: str, **more: Any) -> None:
+        self.web = more.pop("web", None) or free_port()
+        self.server = start("chat_server.py", "--web", str(self.web), *options, **more)
+        wait_until_listening(self.web)
+        self.url = f"{'https' if self.server.tls else 'http'}://127.0.0.1:{self.web}/"
+
+    def enter(self, page: Page, name: str = "") -> Page:
+        """Lets a page into the room."""
+        page.open(self.url)
+        return join(page, name)
+
+
+@pytest.fixture
+def room(start: Callable[..., Server]) -> WebRoom:
+    return WebRoom(start)
+
+
+def join(page: Page, name: str) -> Page:
+    page.wait_for("document.activeElement.id === 'nick'")
+    page.value("document.getElementById('nick').select()")
+    page.type(name)
+    page.press("Enter")
+    shows(page, "Welcome to the chatroom!")
+    if name:
+        page.wait_for(f"document.activeElement.placeholder === {json.dumps(f'Message as {name}')}")
+    return page
+
+
+def say(page: Page, text: str) -> None:
+    page.wait_for("document.activeElement.id === 'box'")
+    page.type(text)
+    page.press("Enter")
+
+
+def shows(page: Page, text: str) -> None:
+    page.wait_for(f"document.body.innerText.includes({json.dumps(text)})")
+
+
+def rows(page: Page, kind: str = "p") -> list[str]:
+    """Returns what the rows say, without their times."""
+    return list(page.value(f"[...document.querySelectorAll('#log {kind} > span')]"
+                           ".map((row) => row.innerText)"))
+
+
+def color(page: Page, name: str) -> str:
+    """Returns the color of a name in the last message that begins with it."""
+    find = f"[...document.querySelectorAll('#log b')].filter((b) => b.innerText === '{name}').pop()"
+    return str(page.value(f"getComputedStyle({find}).color"))
+
+
+# Names
+
+
+def test_a_name_is_asked_for_and_remembered(room: WebRoom, page: Page) -> None:
+    bob = room.server.join("Bob")
+    room.enter(page, "Ann")
+    bob.expect("* Ann joined\n")
+    assert page.value("document.title") == f"Chat on 127.0.0.1:{room.web}"
+    page.open(room.url)
+    bob.expect("* Ann left\n")
+    assert page.value("document.getElementById('nick').value") == "Ann"
+
+
+def test_a_browser_that_keeps_nothing_can_talk(room: WebRoom, page: Page) -> None:
+    page.before_load(
+        "Object.defineProperty(window, 'localStorage', "
+        "{ get() { throw new DOMException('forbidden', 'SecurityError'); } })"
+    )
+    bob = room.server.join("Bob")
+    room.enter(page, "Ann")
+    say(page, "Hello")
+    bob.expect("* Ann joined\n", "Ann: Hello\n")
+
+
+def test_nobody_has_to_have_a_name(room: WebRoom, page: Page) -> None:
+    bob = room.server.join("Bob")
+    room.enter(page)
+    say(page, "Hello")
+    bob.expect("Hello\n")
+    assert rows(page, ".own") == ["Hello"]
+
+
+def test_a_taken_name_is_taken_back_when_it_is_free(room: WebRoom, page: Page) -> None:
+    first, bob = room.server.join("Ann"), room.server.join("Bob")
+    page.open(room.url)
+    page.type("Ann")
+    page.press("Enter")
+    shows(page, "you are Ann_")
+    assert "Ann is taken" in rows(page, ".notice")
+    say(page, "It's me")
+    first.send("/quit\n")
+    page.wait_for("document.activeElement.placeholder === 'Message as Ann'")
+    say(page, "Again")
+    bob.expect("* Ann_ joined\n", "Ann_: It's me\n", "* Ann left\n", "* Ann_ is now Ann\n")
+    bob.expect("Ann: Again\n")
+
+
+def test_a_name_that_the_room_does_not_allow_is_asked_for_again(room: WebRoom, page: Page) -> None:
+    page.open(room.url)
+    page.type("A:nn")
+    page.press("Enter")
+    shows(page, "a name has no colon")
+    join(page, "Ann")
+
+
+def test_whoever_changes_the_name_keeps_it(room: WebRoom, page: Page) -> None:
+    room.enter(page, "Ann")
+    say(page, "/name Anna")
+    page.wait_for("document.activeElement.placeholder === 'Message as Anna'")
+    page.open(room.url)
+    assert page.value("document.getElementById('nick').value") == "Anna"
+
+
+# Talk
+
+
+def test_talk_both_ways(room: WebRoom, page: Page) -> None:
+    bob = room.server.join("Bob")
+    room.enter(page, "Ann")
+    bob.read_until("* Ann joined\n")
+    bob.send("Hello Ann\n")
+    shows(page, "Bob: Hello Ann")
+    say(page, "Hello Bob")
+    bob.expect("Ann: Hello Bob\n")
+    bob.send("/msg Ann: a secret\n")
+    shows(page, "Bob (private): a secret")
+    say(page, "/msg Bob: another")
+    bob.expect("Ann (private): another\n")
+    assert rows(page, ".said") == ["Bob: Hello Ann"]
+    assert rows(page, ".own") == ["Ann: Hello Bob", "/msg Bob: another"]
+    assert rows(page, ".private") == ["Bob (private): a secret"]
+
+
+def test_only_a_name_that_is_here_has_a_color(room: WebRoom, page: Page) -> None:
+    bob, other = room.server.join("Bob"), room.server.join()
+    room.enter(page, "Ann")
+    bob.send("Hello\n")
+    other.send("Note: buy milk\n")
+    shows(page, "Note: buy milk")
+    assert page.value("[...document.querySelectorAll('#log b')].map((b) => b.innerText)") == ["Bob"]
+    assert color(page, "Bob") != page.value("getComputedStyle(document.body).color")
+
+
+def test_what_is_said_is_only_ever_text(room: WebRoom, page: Page) -> None:
+    bob = room.server.join("<i>Bob</i>")
+    room.enter(page, "Ann")
+    markup = "<img src=x onerror=alert(1)><script>alert(2)</script> &lt;"
+    bob.send(f"{markup}\n")
+    shows(page, f"<i>Bob</i>: {markup}")
+    assert not page.value("document.querySelectorAll('#log img, #log script, #log i').length")
+
+
+def test_no_message_turns_another_one_around(room: WebRoom, page: Page) -> None:
+    bob = room.server.join("Bob")
+    room.enter(page, "Ann")
+    bob.send("abc\n\u202eabc\u2067abc\nabc\n")
+    page.wait_for("document.querySelectorAll('#log .said').length === 3")
+    places = "[...document.querySelectorAll('#log .said b')].map((b) => b.getBoundingClientRect().x)"
+    assert len(set(page.value(places))) == 1
+    texts = "[...document.querySelectorAll('#log .said')].map((row) => row.lastChild.lastChild)"
+    rights = page.value(f"{texts}.map((text) => text.getBoundingClientRect().right)")
+    assert rights[0] == rights[2]
+
+
+def test_a_paste_of_several_lines_is_so_many_messages(room: WebRoom, page: Page) -> None:
+    bob = room.server.join("Bob")
+    room.enter(page, "Ann")
+    page.type("one\r\n\n  two\n/quit")
+    page.press("Enter", SHIFT)
+    page.type("//four")
+    assert rows(page, ".own") == []
+    page.press("Enter")
+    bob.expect("* Ann joined\n", "Ann: one\n", "Ann:   two\n", "Ann: /quit\n", "Ann: //four\n")
+    assert rows(page, ".own") == ["Ann: one", "Ann:   two", "Ann: /quit", "Ann: //four"]
+    say(page, "//one")
+    bob.expect("Ann: /one\n")
+
+
+def test_who_is_here(room: WebRoom, page: Page) -> None:
+    bob, other = room.server.join("Bob"), room.server.join()
+    room.enter(page, "Ann")
+    page.wait_for("document.getElementById('count').innerText === 'Names here: 2'")
+    page.click("summary")
+    page.wait_for("document.getElementById('list').innerText === 'Ann\\nBob\\n1 unnamed'")
+    assert not [row for row in rows(page) if "here:" in row], "it wasn't the user who asked"
+    bob.send("/name Bert\n")
+    bob.read_until("* you are Bert\n")
+    carl = room.server.join("Carl")
+    page.wait_for("document.getElementById('list').innerText.startsWith('Ann\\nBert\\nCarl')")
+    carl.send("/quit\n")
+    page.wait_for("!document.getElementById('list').innerText.includes('Carl')")
+    page.click("#box")
+    say(page, "/who")
+    shows(page, "here: Ann, Bert and 1 unnamed")
+    other.close()
+
+
+# What the page shows
+
+
+def test_the_title_counts_what_is_unread(room: WebRoom, page: Page) -> None:
+    bob = room.server.join("Bob")
+    room.enter(page, "Ann")
+    title = page.value("document.title")
+    page.hide(True)
+    page.wait_for("document.hidden")
+    bob.send("one\n/msg Ann: two\n")
+    page.wait_for(f"document.title === '(2) {title}'")
+    page.hide(False)
+    page.wait_for(f"document.title === '{title}'")
+
+
+def test_whoever_reads_further_up_stays_there(room: WebRoom, page: Page) -> None:
+    bob = room.server.join("Bob")
+    room.enter(page, "Ann")
+    top = "document.getElementById('log').scrollTop"
+    is_low = f"log.scrollHeight - log.clientHeight - {top} < 2"
+    bob.send("".join(f"{number}\n" for number in range(200)))
+    shows(page, "Bob: 199")
+    page.wait_for(is_low)
+    page.value(f"{top} = 300")
+    page.wait_for("!following")
+    bob.send("new\n")
+    shows(page, "New messages")
+    assert page.value(top) == 300
+    page.click("#jump")
+    page.wait_for(is_low)
+    assert page.value("document.getElementById('jump').hidden")
+    page.resize(*SIZES["phone"])
+    page.wait_for(is_low)
+
+
+def test_a_page_has_5000_rows_at_most(room: WebRoom, page: Page) -> None:
+    bob = room.server.join("Bob")
+    room.enter(page, "Ann")
+    lines = [f"{number}\n" for number in range(6000)]
+    bob.send("".join(lines[:-1]))
+    shows(page, "Bob: 5998")
+    page.value("log.scrollTop = log.scrollHeight / 2")
+    page.wait_for("!following")
+    seen = "document.elementFromPoint(200, 300).innerText"
+    before = page.value(seen)
+    assert "Bob: " in before
+    bob.send(lines[-1])
+    shows(page, "Bob: 5999")
+    assert page.value("log.childElementCount") == 5000
+    assert page.value(seen) == before
+
+
+@pytest.mark.parametrize("size", list(SIZES))
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_everything_can_be_read(
+    start: Callable[..., Server], page: Page, size: str, dark: bool
+) -> None:
+    room = WebRoom(start)
+    page.resize(*SIZES[size])
+    page.set_dark(dark)
+    page.open(room.url)
+    assert page.value(LOW_CONTRAST) == []
+    bob = room.server.join("Bob")
+    join(page, "Ann")
+    bob.send("w" * 500 + "\n/msg Ann: secret\n")
+    # Names of all hues, on all that can be behind them.
+    kinds = ["said", "own", "private"]
+    page.value(
+        "for (let sum = 0; sum < 24; sum++) "
+        f"for (const kind of {kinds}) show(kind, 'text', String.fromCharCode(97 + sum))"
+    )
+    shows(page, "secret")
+    page.value("show('own', 'text').append(make('em', '', ' (perhaps not sent)'))")
+    page.click("summary")
+    assert page.value(LOW_CONTRAST) == []
+    assert page.value("document.documentElement.scrollWidth") == SIZES[size][0]
+    assert page.value("log.scrollWidth === log.clientWidth")
+    assert page.value("document.documentElement.scrollHeight") == SIZES[size][1]
+    assert page.value("parseFloat(getComputedStyle(box).fontSize)") >= 16
+    room.server.kill()
+    shows(page, "Not connected")
+    assert page.value(LOW_CONTRAST) == []
+
+
+def test_the_keyboard_is_enough_and_everything_has_a_name(room: WebRoom, page: Page) -> None:
+    room.enter(page, "Ann")
+    bob = room.server.join("Bob")
+    shows(page, "Bob joined")
+    focused = "document.activeElement.id || document.activeElement.innerText"
+    seen = []
+    for _ in range(4):
+        page.press("Tab", SHIFT)
+        seen.append(page.value(focused))
+    assert seen[:2] == ["log", "count"]
+    page.value("page.who.querySelector('summary').focus()")
+    page.press("Enter")
+    page.wait_for("page.who.open && page.list.innerText === 'Ann\\nBob'")
+    nodes = page.call("Accessibility.getFullAXTree")["nodes"]
+    roles = {"button", "textbox", "log", "DisclosureTriangle", "heading"}
+    found = {
+        (node["role"]["value"], node["name"]["value"])
+        for node in nodes
+        if not node["ignored"] and node["role"]["value"] in roles
+    }
+    assert ("log", "Messages") in found
+    assert ("textbox", "Message") in found
+    assert ("button", "Send") in found
+    assert all(name for _, name in found)
+    bob.close()
+
+
+# The connection
+
+
+def test_unsent_text_outlives_the_room(start: Callable[..., Server], page: Page) -> None:
+    room = WebRoom(start)
+    room.enter(page, "Ann")
+    say(page, "Before")
+    page.wait_for("!sent.length")
+    page.type("Half a li")
+    room.server.stop()
+    shows(page, "Not connected")
+    page.type("ne")
+    page.press("Enter")
+    assert page.value("box.value") == "Half a line"
+    again = WebRoom(start, "--port", str(room.server.port), web=room.web)
+    bob = again.server.join("Bob")
+    page.wait_for("document.body.innerText.split('Welcome to the chatroom!').length === 3")
+    page.wait_for("box.placeholder === 'Message as Ann'")
+    page.press("Enter")
+    bob.read_until("Ann: Half a line\n")
+    assert not page.value("state.innerText")
+
+
+def test_what_may_not_have_arrived_is_marked(room: WebRoom, page: Page) -> None:
+    bob = room.server.join("Bob")
+    room.enter(page, "Ann")
+    say(page, "This arrives")
+    bob.read_until("Ann: This arrives\n")
+    page.wait_for("!sent.length")
+    room.server.process.send_signal(signal.SIGSTOP)
+    say(page, "This does not")
+    room.server.kill()
+    shows(page, "perhaps")
+    assert rows(page, ".own") == ["Ann: This arrives", "Ann: This does not (perhaps not sent)"]
+
+
+def test_the_history_is_not_shown_twice(start: Callable[..., Server], page: Page) -> None:
+    room = WebRoom(start, "--history", "10")
+    bob = room.server.join("Bob")
+    bob.send("one\ntwo\n")
+    bob.send("/who\n")
+    bob.read_until("* here: Bob\n")
+    room.enter(page, "Ann")
+    say(page, "three")
+    bob.read_until("Ann: three\n")
+    page.wait_for("!sent.length")
+    assert not page.value("document.querySelector('#log .said b')"), "they may be others' names"
+    page.value("socket.close()")
+    bob.expect("* Ann left\n")
+    bob.send("four\n/who\n")
+    bob.read_until("* here: Bob\n")
+    page.value("connect()")
+    shows(page, "four")
+    talk = [row for row in rows(page) if ": " in row]
+    assert talk == ["Bob: one", "Bob: two", "Ann: three", "Bob: four"]
+
+
+def test_whoever_has_left_stays_away_until_asked(room: WebRoom, page: Page) -> None:
+    bob = room.server.join("Bob")
+    room.enter(page, "Ann")
+    say(page, "/quit")
+    shows(page, "You have left.")
+    assert page.value("retry") == 0
+    page.click("#again")
+    bob.expect("* Ann joined\n", "* Ann left\n", "* Ann joined\n")
+
+
+def test_a_closed_room_asks_for_its_password(
+    start: Callable[..., Server], page: Page, tmp_path: Any
+) -> None:
+    (tmp_path / "password").write_text("open sesame\n")
+    room = WebRoom(start, "--password-file", str(tmp_path / "password"))
+    page.open(room.url)
+    page.type("Ann")
+    page.press("Enter")
+    page.wait_for("document.activeElement.id === 'secret'")
+    assert not page.value("socket"), "nobody waits at the door for what a person types"
+    page.type("guess")
+    page.press("Enter")
+    shows(page, "That is not the password.")
+    page.type("open sesame")
+    page.press("Enter")
+    shows(page, "Welcome to the chatroom!")
+    page.value("connect()")  # as after a lost connection
+    page.wait_for("document.body.innerText.split('Welcome to the chatroom!').length === 3")
+
+
+def test_a_full_room_is_tried_again(start: Callable[..., Server], page: Page) -> None:
+    room = WebRoom(start, "--max-clients", "1")
+    bob = room.server.join("Bob")
+    page.open(room.url)
+    page.type("Ann")
+    page.press("Enter")
+    shows(page, "The room is full.")
+    bob.send("/quit\n")
+    bob.rest()
+    bob.close()
+    shows(page, "Welcome to the chatroom!")
+
+
+@pytest.mark.parametrize("start", ["tls"], indirect=True)
+def test_through_tls(start: Callable[..., Server], page: Page) -> None:
+    room = WebRoom(start)
+    bob = room.server.join("Bob")
+    page.trust_any_certificate()
+    room.enter(page, "Ann")
+    say(page, "Hello")
+    bob.expect("* Ann joined\n", "Ann: Hello\n")
+    assert page.requests == [room.url, room.url.replace("https", "wss")]
+
+
+def test_the_page_asks_nobody_else_for_anything(room: WebRoom, page: Page) -> None:
+    room.enter(page, "Ann")
+    bob = room.server.join("Bob")
+    bob.send("http://example.com/picture.png\n")
+    shows(page, "picture.png")
+    assert page.requests == [room.url, room.url.replace("http", "ws")]
+
+
+# A page from elsewhere
+
+ATTACK = """<!DOCTYPE html>
+<title>Elsewhere</title>
+<script>
+const results = {}, ports = PORTS;
+let loads = 0;
+async function attack(port) {
+  const there = `127.0.0.1:${port}`, post = { method: "POST", body: "fetched\\n" };
+  const outcome = (promise) => promise.then(() => "done", () => "refused");
+  results[`${port} read`] = await outcome(fetch(`http://${there}/`));
+  results[`${port} post`] = await outcome(fetch(`http://${there}/`, post));
+  await outcome(fetch(`http://${there}/`, { ...post, mode: "no-cors" }));
+  results[`${port} socket`] = await outcome(new Promise((resolve, reject) => {
+    const socket = new WebSocket(`ws://${there}/`);
+    socket.onopen = socket.onmessage = resolve;
+    socket.onerror = socket.onclose = reject;
+  }));
+}
+function submit(port) {
+  document.body.insertAdjacentHTML("beforeend", `
+    <iframe name="frame${port}"></iframe>
+    <form method="post" enctype="text/plain" target="frame${port}" action="http://127.0.0.1:${port}/">
+      <textarea name="posted">\\nposted\\n</textarea>
+    </form>`);
+  document.querySelector(`[name=frame${port}]`).onload = () => loads++;
+  document.forms[document.forms.length - 1].submit();
+}
+onload = async () => {
+  for (const port of ports) await attack(port);
+  for (const port of ports) submit(port);
+};
+</script>
+"""
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[Callable[[str], str]]:
+    """elsewhere(html) returns the URL of that page, which somebody else serves."""
+    servers: list[ThreadingHTTPServer] = []
+
+    def serve(html: str) -> str:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.send_response(200)
+                self.send_header("Content-Type", "text/html")
+                self.end_headers()
+                self.wfile.write(html.encode())
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].server_port}/"
+
+    yield serve
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_page_from_elsewhere_can_neither_read_nor_speak(
+    room: WebRoom, chromium: Browser, elsewhere: Callable[[str], str]
+) -> None:
+    bob, carl = room.server.join("Bob"), room.server.join("Carl")
+    bob.expect("* Carl joined\n")
+    ports = [room.web, room.server.port]
+    page = chromium.new_page()
+    page.open(elsewhere(ATTACK.replace("PORTS", str(ports))))
+    page.wait_for(f"loads >= {len(ports)}")
+    results = page.value("results")
+    assert len(results) == 6
+    assert set(results.values()) == {"refused"}
+    page.close()
+    carl.send("the first word\n")
+    bob.expect("Carl: the first word\n")
+    assert room.server.count() == 2

@@ -1,0 +1,460 @@
+"""TLS: first without any socket, then what a peer can do to the room with it."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from selectors import EVENT_READ
+
+import pytest
+from openssl import KeyChanger
+from support import (
+    CERTS,
+    DEADLINE,
+    WELCOME,
+    CheckedServer,
+    Peer,
+    Server,
+    check_invariants,
+    end_stream,
+    eventually,
+    pair,
+    tls_member,
+    tls_room,
+    trusting,
+    unread,
+)
+
+from chat_server import (
+    HIGH_WATER,
+    IDLE_READ,
+    IDLE_WEIGHT,
+    MAX_UNSENT,
+    TLS,
+    TLS_READ,
+    TLS_RECORD,
+    Connection,
+    Gone,
+    make_server_tls,
+)
+
+CONTEXT = make_server_tls(str(CERTS / "room.pem"), str(CERTS / "room.key"))
+TRUST = trusting(CERTS / "room.pem")
+ALERT = b"\x15\x03"  # the first bytes of one that isn't encrypted
+VERSIONS = pytest.mark.parametrize("version", ["TLSv1_2", "TLSv1_3"])
+
+
+class Client:
+    """The other end, in memory too."""
+
+    def __init__(self, version: str = "TLSv1_3") -> None:
+        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        context = trusting(CERTS / "room.pem")
+        context.minimum_version = context.maximum_version = ssl.TLSVersion[version]
+        self.ssl = context.wrap_bio(self.incoming, self.outgoing, server_hostname="localhost")
+        self.ready = False  # to say something
+
+    def shake_hands(self) -> bytes:
+        with suppress(ssl.SSLWantReadError):
+            self.ssl.do_handshake()
+            self.ready = True
+        return self.outgoing.read()
+
+    def feed(self, data: bytes) -> None:
+        self.incoming.write(data)
+
+    def say(self, *texts: bytes) -> bytes:
+        """Returns what to send, a record for each text."""
+        for text in texts:
+            self.ssl.write(text)
+        return self.outgoing.read()
+
+    def end(self) -> bytes:
+        with pytest.raises(ssl.SSLWantReadError):
+            self.ssl.unwrap()
+        return self.outgoing.read()
+
+    def hear(self) -> bytes:
+        """Returns all the text that came. Raises ssl.SSLError."""
+        text = b""
+        try:
+            while True:
+                piece = self.ssl.read(1 << 20)
+                if not piece:
+                    return text
+                text += piece
+        except ssl.SSLWantReadError:
+            return text
+
+
+def introduced(client: Client | KeyChanger, step: int = 1 << 20, behind: bytes = b"") -> TLS:
+    """Returns the room's end after the handshake, whose bytes come in pieces."""
+    room = TLS(CONTEXT)
+    while room.shaking_hands:
+        data = client.shake_hands()
+        for at in range(0, len(data), step):
+            assert room.shaking_hands
+            room.feed(data[at : at + step])
+            room.shake_hands()
+        client.feed(room.take_output())
+    return room
+
+
+@VERSIONS
+def test_text_comes_through_one_byte_at_a_time(version: str) -> None:
+    client = Client(version)
+    room = introduced(client, step=1)
+    client.shake_hands()
+    heard = b""
+    for byte in client.say(b"hello\n", b"x" * 3000, b"\n"):
+        room.feed(bytes([byte]))
+        heard += room.decrypt(5000) or b""
+        assert not room.has_more
+    assert heard == b"hello\n" + b"x" * 3000 + b"\n"
+    for byte in room.encrypt(b"hi\n") + room.encrypt(b"y" * 5000):
+        client.feed(bytes([byte]))
+    assert client.hear() == b"hi\n" + b"y" * 5000
+
+
+@VERSIONS
+def test_all_records_that_came_are_decrypted_at_once_up_to_a_limit(version: str) -> None:
+    client = Client(version)
+    room = introduced(client)
+    client.shake_hands()
+    room.feed(client.say(*[b"line\n"] * 200))
+    assert room.decrypt(10_000) == b"line\n" * 200
+    assert (room.decrypt(10_000), room.has_more) == (None, False)
+    room.feed(client.say(b"z" * 1000, b"z" * 500))
+    for _ in range(15):
+        assert room.decrypt(100) == b"z" * 100
+    assert (room.decrypt(100), room.has_more) == (None, False)
+
+
+def test_text_right_behind_the_handshake_is_known_of() -> None:
+    client = Client()
+    room = TLS(CONTEXT)
+    data = client.shake_hands()
+    while not client.ready:
+        room.feed(data)
+        room.shake_hands()
+        assert not room.has_more
+        client.feed(room.take_output())
+        data = client.shake_hands()
+    room.feed(data + client.say(b"eager\n"))
+    room.shake_hands()
+    assert not room.shaking_hands
+    assert room.has_more
+    assert room.decrypt(100) == b"eager\n"
+    assert not room.has_more
+
+
+@VERSIONS
+def test_the_end_is_told_once_after_the_text_before_it(version: str) -> None:
+    client = Client(version)
+    room = introduced(client)
+    client.shake_hands()
+    room.feed(client.say(b"bye") + client.end())
+    assert room.decrypt(100) == b"bye"
+    assert room.has_more
+    assert room.decrypt(100) == b""
+    assert not room.has_more
+    room.end()
+    client.feed(room.take_output())
+    client.ssl.unwrap()  # it has seen our end
+
+
+@VERSIONS
+def test_half_a_record_is_nothing_yet(version: str) -> None:
+    client = Client(version)
+    room = introduced(client)
+    client.shake_hands()
+    record = client.say(b"torn\n")
+    for cut in range(1, 3):
+        room.feed(record[: len(record) // 2] if cut == 1 else record[len(record) // 2 : -1])
+        assert (room.decrypt(100), room.has_more) == (None, False)
+    room.feed(record[-1:])
+    assert room.decrypt(100) == b"torn\n"
+
+
+@VERSIONS
+@pytest.mark.parametrize("garbage", [b"GET / HTTP/1.1\r\n\r\n", b"\x17\x03\x03\x00\x30" + b"x" * 48])
+def test_garbage_ends_it_after_the_text_before_it(version: str, garbage: bytes) -> None:
+    client = Client(version)
+    room = introduced(client)
+    client.shake_hands()
+    room.feed(client.say(b"last words\n") + garbage)
+    assert room.decrypt(100) == b"last words\n"
+    assert room.has_more
+    with pytest.raises(Gone, match="lost: "):
+        room.decrypt(100)
+    client.feed(room.take_output())
+    with pytest.raises(ssl.SSLError, match="(?i)alert"):
+        client.hear()
+
+
+def test_connections_share_no_bytes() -> None:
+    """They do share where OpenSSL reads and writes."""
+    clients = Client(), Client("TLSv1_2")
+    rooms = [introduced(client) for client in clients]
+    for client in clients:
+        client.shake_hands()
+    records = [client.say(b"%d" % number * 20) for number, client in enumerate(clients)]
+    for part in (slice(0, 30), slice(30, None)):
+        for room, record in zip(rooms, records):
+            room.feed(record[part])
+        heard = [room.decrypt(7) for room in rooms]
+    assert heard == [b"0" * 7, b"1" * 7]
+    assert [room.decrypt(99) for room in rooms] == [b"0" * 13, b"1" * 13]
+    broken = TLS(CONTEXT)
+    broken.feed(b"\x16\x03\x01\x00\x05garbage and more")
+    with pytest.raises(Gone):
+        broken.shake_hands()
+    assert not TLS.incoming.pending and not TLS.outgoing.pending
+    for client, room in zip(clients, rooms):
+        client.feed(room.encrypt(b"fine\n"))
+        assert client.hear() == b"fine\n"
+
+
+def test_what_made_no_text_is_counted_and_whole_records_are_not() -> None:
+    changer = KeyChanger()
+    room = introduced(changer)
+    orders = b"".join(changer.change_keys(100) for _ in range(20))
+    surplus = 0
+    for at in range(0, len(orders), 1000):
+        room.feed(orders[at : at + 1000])
+        assert room.decrypt(5000) is None
+        surplus += room.surplus
+    assert len(orders) - surplus == TLS_READ
+    room.feed(changer.say(b"hi\n"))
+    assert room.decrypt(5000) == b"hi\n"
+
+
+@VERSIONS
+@pytest.mark.parametrize("step", [500, TLS_READ])
+def test_text_in_small_and_in_large_records_is_no_surplus(version: str, step: int) -> None:
+    client = Client(version)
+    room = introduced(client)
+    client.shake_hands()
+    wire = client.say(*[b"\n"] * 2000, *[b"x" * TLS_RECORD] * 10)
+    for at in range(0, len(wire), step):
+        room.feed(wire[at : at + step])
+        while room.decrypt(100) is not None:
+            assert not room.surplus
+
+
+# The room, from inside
+
+
+@pytest.mark.parametrize("password", [b"", b"secret"])
+def test_what_comes_in_one_piece_with_the_handshake_is_heard(password: bytes) -> None:
+    """Nothing more comes after it, so that no socket is ready any more."""
+    server = tls_room(password=password)
+    sock, peer = pair()
+    server.admit(sock, "peer")
+    (conn,) = server.crowd.door.waiting
+    client = Client()
+    data = client.shake_hands()
+    while not client.ready:
+        if data:
+            peer.send(data)
+            server.turn()
+        client.feed(peer.sock.recv(1 << 16))
+        data = client.shake_hands()
+    peer.send(data + client.say(*([b"secret\n"] if password else []), b"hi\n"))
+    server.turn()
+    while conn.silent:
+        assert server.timeout() == 0
+        server.turn()
+    heard = b""
+    while not heard.endswith(WELCOME):
+        client.feed(peer.sock.recv(1 << 16))
+        heard += client.hear()
+
+
+@pytest.mark.parametrize("start", ["tls"], indirect=True)
+def test_whoever_breaks_tls_is_told_why(room: Server) -> None:
+    """By an alert, which is what a client needs to say more than that it was cut off."""
+    newcomer = Peer(socket.create_connection(("127.0.0.1", room.port), DEADLINE))
+    newcomer.send(b"\x16\x03\x01\x00\x05hello")
+    assert newcomer.rest()[:2] == ALERT
+    member = room.join()
+    socket.socket.sendall(member.sock, b"\x17\x03\x03\x00\x30" + b"x" * 48)
+    with pytest.raises(ssl.SSLError, match="(?i)alert"):
+        member.rest()
+    room.wait_for_log("lost: .*members: 0")
+
+
+def key_changer() -> tuple[CheckedServer, Connection, KeyChanger, Peer]:
+    """Returns a room and its one member, a peer that can change keys."""
+    server = tls_room()
+    sock, peer = pair()
+    server.admit(sock, "peer")
+    changer = KeyChanger()
+    while not server.room.members:
+        data = changer.shake_hands()
+        if data:
+            peer.send(data)
+        if data or changer.is_ready():
+            server.turn()
+        if not changer.is_ready():
+            changer.feed(peer.sock.recv(1 << 16))
+    (conn,) = server.crowd.members()
+    server.deliver(server.room.take_batch())
+    return server, conn, changer, peer
+
+
+def test_orders_to_change_keys_are_read_a_little_at_a_time_and_weigh() -> None:
+    """OpenSSL itself would go on reading for as long as they come."""
+    server, conn, changer, peer = key_changer()
+    orders = changer.change_keys(2000)
+    peer.send(orders + changer.say(b"hi\n"))
+    eventually(lambda: unread(conn.sock) >= len(orders))
+    before = unread(conn.sock)
+    reads = []
+    while True:
+        server.read_all({conn})
+        batch = server.room.take_batch()
+        reads.append(before - unread(conn.sock))
+        before -= reads[-1]
+        if batch.text:
+            break
+        assert reads[-1] <= (TLS_READ if len(reads) <= 2 else IDLE_READ)
+        if len(reads) > 2:
+            assert batch.weight == reads[-1] * IDLE_WEIGHT
+            assert server.throttle.spent[conn] >= batch.weight
+    assert batch.text == b"hi\n"
+    assert len(reads) > 4
+
+
+def test_whoever_makes_tls_answer_and_does_not_read_is_let_go(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    server, conn, changer, peer = key_changer()
+    conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    peer.sock.setblocking(False)
+    orders = memoryview(b"")
+    for _ in range(2000):
+        if conn not in server.room.members:
+            break
+        orders = orders or memoryview(changer.change_keys(500, answered=True))
+        try:
+            orders = orders[peer.sock.send(orders) :]
+        except BlockingIOError:
+            pass
+        except ConnectionError:
+            continue
+        server.turn()
+        assert len(conn.unsent) <= MAX_UNSENT
+    assert "makes TLS answer, and does not read the answers" in caplog.text
+
+
+def fill(server: CheckedServer, conn: Connection, size: int) -> bytes:
+    """The room says so much that the kernel takes no more, and `size` bytes wait; returns it."""
+    said = b""
+    while conn.size < size:
+        chunk = b"%d %s\n" % (len(said), b"x" * 20_000)
+        said += chunk
+        server.room.batch.say(chunk, None)
+        server.deliver(server.room.take_batch())
+    return said
+
+
+def test_stuck_member_has_at_most_a_record_beside_its_queue() -> None:
+    server, conn, peer = tls_member()
+    assert not conn.unsent
+    said = fill(server, conn, HIGH_WATER // 2)
+    assert 0 < len(conn.unsent) <= TLS_RECORD + 100
+    assert conn.queue
+    waiting = conn.unsent
+    for _ in range(3):
+        said += fill(server, conn, conn.size + 1)
+        assert conn.unsent == waiting, "nothing more is encrypted"
+    received = bytearray()
+
+    def read_some() -> bool:
+        received.extend(peer.available())
+        server.flush(conn)
+        check_invariants(server)
+        return not conn.is_owed()
+
+    eventually(read_some)
+    assert received + peer.read(len(said) - len(received)) == said
+    assert (conn.size, conn.queue, conn.events) == (0, None, EVENT_READ)
+
+
+@contextmanager
+def slow_kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """A kernel that takes as many bytes as are put into the list, and then none."""
+    room = [0]
+    send = Connection.send_bytes
+
+    def send_some(conn: Connection, data: bytes) -> int:
+        taken = send(conn, data[: room[0]]) if room[0] else 0
+        room[0] -= taken
+        return taken
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Connection, "send_bytes", send_some)
+        yield room
+
+
+@pytest.mark.parametrize("closes_first", [False, True])
+@pytest.mark.parametrize("step", [7, 700])
+def test_farewell_is_whole_although_the_kernel_is_full(
+    monkeypatch: pytest.MonkeyPatch, step: int, closes_first: bool
+) -> None:
+    """All that was said comes, then close_notify, which raises no SSLEOFError."""
+    server, conn, peer = tls_member()
+    peer.sock.suppress_ragged_eofs = False  # type: ignore[attr-defined]
+    with slow_kernel(monkeypatch) as room:
+        server.room.batch.say(b"first\n", None)
+        server.deliver(server.room.take_batch())
+        assert conn.unsent and not conn.queue
+        server.room.batch.say(b"second\n", None)
+        server.deliver(server.room.take_batch())
+        assert conn.queue
+        if closes_first:
+            end_stream(peer.sock)
+            while conn in server.room.members:
+                server.turn()
+        else:
+            server.close_room()
+        turns = 0
+        while conn.is_owed() and conn.sock.fileno() != -1:
+            room[0] = step
+            server.turn()
+            turns += 1
+    assert turns > (10 if step == 7 else 0)
+    said = b"first\nsecond\n" + (b"" if closes_first else b"* the room is closing\n")
+    assert peer.rest() == said
+    peer.close()
+    while conn in server.crowd.leaving:
+        server.turn()
+
+
+def test_last_turn_waits_for_close_notify_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    server, conn, peer = tls_member()
+    peer.sock.suppress_ragged_eofs = False  # type: ignore[attr-defined]
+    with slow_kernel(monkeypatch):
+        end_stream(peer.sock)
+        while conn in server.room.members:
+            server.turn()
+        assert conn in server.crowd.leaving
+        assert conn.unsent and conn.tls is None and conn.sending
+    while conn in server.crowd.leaving:
+        server.turn()
+    assert peer.rest() == b""
+
+
+@pytest.mark.parametrize("start", ["tls"], indirect=True)
+def test_plain_text_is_answered_in_plain_text_and_not_reset(room: Server) -> None:
+    """However much of it there is, and whatever it is."""
+    for text in (b"hi\n", b"GET / HTTP/1.1\r\n\r\n", b"\xff\xfd\x03\xff\xfb\x18", b"x\n" * 5000):
+        peer = Peer(socket.create_connection(("127.0.0.1", room.port), DEADLINE))
+        peer.send(text)
+        assert peer.rest() == b"* this room speaks TLS; use --tls\n"
+        peer.close()
+    assert room.log().count("does not speak TLS") == 4
