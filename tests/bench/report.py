@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from statistics import median
+from typing import Mapping, Sequence  # those that Python 3.8 can subscript when it runs
 
 from works import Result
 
