@@ -92,13 +92,16 @@ MAX_CLIENTS = 512 - OTHER_DESCRIPTORS if sys.platform == "win32" else 10_000
 LISTEN_QUEUE = 1024  # connections that the kernel completes for us ahead of accept()
 ACCEPT_BURST = 100  # newcomers let in in one turn, so that a storm of them holds up nobody
 RETRY_ACCEPT = 1.0  # seconds until the next try after accept() failed
+RETRY_CERTIFICATE = 1.0  # seconds until the next try with files that weren't a certificate and key
 
 MAX_LINE = 8 * 1024  # bytes of a line without its newline; --max-line
 MAX_NAME = 32  # characters
+MAX_PREFIX = 4 * MAX_NAME + 2  # bytes of a name and what stands between it and a message
 MAX_NAME_SOURCE = 5 * MAX_NAME  # characters that can be a name: NFKC joins several, slowly
 MAX_WHO = 200  # names in an answer to /who
 MAX_HISTORY = 128 * 1024  # bytes that a newcomer gets of what was said before
 HISTORY_BLOCK = 4 * 1024  # bytes, or a line more, that newcomers share as a whole
+MAX_REPLAYED = 256 * 1024  # bytes of a transcript that are looked at for what was said before
 MAX_LOGGED = 100  # lines that are logged of what comes at once
 GAP_END = 1.0  # seconds without a loss, until the log says what is missing in the transcript
 
@@ -114,7 +117,7 @@ COMMAND_WEIGHT = 16  # counted with each of telnet's commands, which are taken o
 FRAME_WEIGHT = 32  # counted with each frame of a WebSocket, which are unpacked one by one
 FRAMES_READ = 16 * 1024  # bytes that are read at once of these: a frame can be six bytes
 IDLE_WEIGHT = 16  # counted with each byte of TLS that is neither text nor what is around it
-IDLE_READ = 4 * 1024  # bytes that are read at once of a peer that has just sent some of the two
+IDLE_READ = 4 * 1024  # bytes that are read at once of a peer that has just sent either
 SKIPPED_WEIGHT = 16  # counted with each character that was looked at and shows nothing
 
 # For a member that reads more slowly than the others talk, batches wait in a queue. While one's is
@@ -160,7 +163,7 @@ NOT_A_PAIR = ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGN
 TLS_RECORD = 16 * 1024  # bytes of text in a record at most: so much is encrypted at once
 TLS_READ = TLS_RECORD + 512  # bytes that are received at once: a record with what is around it
 TLS_HANDSHAKE = 0x16  # the first byte from whoever speaks TLS
-TLS_OVERHEAD = 29  # bytes around the text of a record, as far as they cost nothing
+TLS_OVERHEAD = 29  # bytes around the text of a record, for which nothing is counted
 MAX_UNSENT = 24 * 1024  # bytes that may wait encrypted: a record, and what TLS itself has to say
 PRIVATE = " (private)"
 ALIASES = {"/nick": "/name", "/names": "/who", "/exit": "/quit"}  # what people know from elsewhere
@@ -1584,8 +1587,8 @@ class History:
         self.lines = 0  # in the blocks: more than `count` by less than a block
 
     def add(self, chunk: bytes) -> None:
-        """Takes whole lines."""
-        if not self.count:
+        """Takes whole lines, or none."""
+        if not (self.count and chunk):
             return
         while chunk:
             block = b""
@@ -1903,6 +1906,8 @@ class LineWriter:
     Its descriptor is non-blocking, or that of a file: a disk may be slow, but it doesn't stop.
     """
 
+    torn_end = b"\n"  # goes out after a line that was taken halfway
+
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
         self.in_line = False  # the last line was taken halfway
@@ -1910,7 +1915,7 @@ class LineWriter:
 
     def write(self, lines: bytes) -> int:
         """Returns how many of the lines were lost."""
-        data = b"\n" + lines if self.in_line else lines
+        data = self.torn_end + lines if self.in_line else lines
         taken = 0
         try:
             while taken < len(data):
@@ -2353,7 +2358,7 @@ class Acceptor:
 #                                                                        a browser asks for something
 #   member    room.members     unless the throttle has      any          is there
 #                              paused it
-#   leaving   leaving          until its stream has ended   any          until it has said its end
+#   leaving   leaving          until its stream has ended   any          until our end of it is said
 #   closed    nothing          no                           none         none
 #
 # In any of the first three, what TLS has encrypted and the kernel hasn't taken is in `unsent`. It
@@ -2467,7 +2472,7 @@ class TLS:
         try:
             self.engine.write(data)
         except ssl.SSLError as error:
-            raise lost(error) from error
+            raise self.broken(error) from error
         finally:
             encrypted = self.outgoing.read()
         return cast(bytes, encrypted)
@@ -2488,10 +2493,16 @@ class TLS:
         except ssl.SSLWantReadError:
             return None
         except ssl.SSLError as error:
-            raise lost(error) from error
+            raise self.broken(error) from error
         finally:
             self.wire = self.incoming.read()
             self.output += self.outgoing.read()
+
+    def broken(self, error: ssl.SSLError) -> Gone:
+        """Returns what an error of OpenSSL means. PyPy leaves it where another connection would be
+        taken to have it, until somebody makes a new engine."""
+        self.engine.context.wrap_bio(self.incoming, self.outgoing, server_side=True)
+        return lost(error)
 
     def take_output(self) -> bytes:
         """Returns what has to be sent, once."""
@@ -2851,6 +2862,22 @@ def open_private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
+# A line of the transcript, unless it is the room's own: its time, and exactly what was said.
+STAMPED = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ (?!\* )(.+)")
+# Ends a line that was written halfway: CANCEL, which nothing that is said has in it, means that the
+# rest is to be disregarded. With a newline alone it would look whole.
+TORN_END = b"\x18\n"
+
+
+def said_before(lines: bytes, longest: int) -> bytes:
+    """Returns the messages, whole lines as they were said, that stand in a stretch of a transcript.
+    Whatever can't have been said in a room, or by members with lines of up to `longest` bytes, name
+    included, is passed over."""
+    found = (STAMPED.fullmatch(line) for line in lines.split(b"\n")[:-1])
+    said = (match[1] for match in found if match)
+    return b"".join(one + b"\n" for one in said if len(one) <= longest and is_clean(one))
+
+
 class Transcript:
     """A file to which every public line is added with its time. Whatever keeps lines from being
     written is the log's business: the room goes on."""
@@ -2873,9 +2900,27 @@ class Transcript:
         """
         self.file = io.FileIO(self.path, "a+", opener=open_private)
         self.lines = LineWriter(self.file.fileno())
+        self.lines.torn_end = TORN_END
         with suppress(OSError):  # it is empty, or has no end
             self.file.seek(-1, os.SEEK_END)
             self.lines.in_line = self.file.read(1) != b"\n"  # the disk was full, the last time
+
+    def messages(self, max_line: int) -> bytes:
+        """Returns the messages at its end, whole lines as they were said, for a history. `max_line`
+        is the room's. A pipe or a terminal has none."""
+        end = os.fstat(self.file.fileno())
+        if not stat.S_ISREG(end.st_mode):
+            return b""
+        start = max(0, end.st_size - MAX_REPLAYED)
+        try:
+            self.file.seek(start)
+            tail = self.file.read(MAX_REPLAYED) or b""
+        except OSError as error:
+            log.warning("cannot read the transcript %s: %s", self.path, error.strerror)
+            return b""
+        if start:  # in the middle of a line, most likely
+            tail = tail.partition(b"\n")[2]
+        return said_before(tail, MAX_PREFIX + max_line)
 
     def write(self, text: bytes) -> None:
         """Adds whole lines."""
@@ -3598,14 +3643,14 @@ class ChatServer:
         max_line: int = MAX_LINE,
         transcript: Transcript | None = None,
         password: bytes = b"",
-        tls: ssl.SSLContext | None = None,
+        certificate: Certificate | None = None,
         web_listeners: Sequence[socket.socket] = (),
         site: Site | None = None,
     ) -> None:
         self.room = room
         self.max_line = max_line
         self.transcript = transcript
-        self.tls = tls
+        self.certificate = certificate  # if the room speaks TLS
         self.selector = selectors.DefaultSelector()
         self.crowd = Membership(room, max_clients, password, site)
         self.acceptors = [
@@ -3744,7 +3789,7 @@ class ChatServer:
         if not self.crowd.has_room(peer):
             sock.close()
             return
-        tls = TLS(self.tls) if self.tls else None
+        tls = TLS(self.certificate.current()) if self.certificate else None
         conn = Connection(sock, peer, self.selector, self.max_line, tls)
         self.crowd.guard(self.crowd.arrive, conn, by_web)
 
@@ -4162,6 +4207,59 @@ def why_not_usable(error: OSError, cert: str, key: str) -> str:
     return f"the private key in {key} is damaged"
 
 
+class Certificate:
+    """The room's certificate and its key, as a context of TLS.
+
+    After their files have changed they are loaded anew, for whoever comes from then on. While they
+    can't be loaded, as when one of them has yet to be replaced, the old ones stay.
+    """
+
+    def __init__(self, cert: str, key: str) -> None:
+        """Raises Failure."""
+        self.cert = cert
+        self.key = key
+        self.found = self.look()  # before they are loaded: what changes meanwhile is seen later
+        self.context = make_server_tls(cert, key)
+        self.retry_at: float | None = None  # monotonic seconds, while they can't be loaded
+
+    def look(self) -> list[tuple[int, ...]] | None:
+        """Returns what is different after the files have changed; None if one is no file, such as a
+        pipe: that gives what is in it once, and makes its reader wait."""
+        found: list[tuple[int, ...]] = []
+        for path in (self.cert, self.key):
+            try:
+                file = os.stat(path)
+            except OSError:  # it has vanished
+                found.append(())
+                continue
+            if not stat.S_ISREG(file.st_mode):
+                return None
+            found.append((file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns))
+        return found
+
+    def current(self) -> ssl.SSLContext:
+        """Returns the context for a newcomer."""
+        found = self.look()
+        if found is None:
+            return self.context
+        changed, self.found = found != self.found, found
+        if changed or (self.retry_at is not None and time.monotonic() >= self.retry_at):
+            self.load(changed)
+        return self.context
+
+    def load(self, changed: bool) -> None:
+        """Loads the files. If that fails it is tried again, but logged only for a change."""
+        try:
+            self.context = make_server_tls(self.cert, self.key)
+        except Failure as failure:
+            self.retry_at = time.monotonic() + RETRY_CERTIFICATE
+            if changed:
+                log.warning("the certificate stays the old one: %s", failure)
+            return
+        self.retry_at = None
+        log.info("newcomers get the new certificate in %s", self.cert)
+
+
 def tell_where(
     args: argparse.Namespace,
     listeners: Sequence[socket.socket],
@@ -4199,17 +4297,19 @@ def run(args: argparse.Namespace) -> int:
         raise lacking("hmac", "a password")
     if len(password) > args.max_line:
         raise Failure("the password is longer than a line may be; see --max-line")
-    tls = make_server_tls(args.tls_cert, args.tls_key) if args.tls_cert is not None else None
+    certificate = Certificate(args.tls_cert, args.tls_key) if args.tls_cert is not None else None
     listeners = open_listeners(args.host, args.port)
     web = open_listeners(args.host, args.web, "--web") if args.web is not None else []
-    site = tell_where(args, listeners, web, tls)
+    site = tell_where(args, listeners, web, certificate.context if certificate else None)
     if password:
         log.info("the client asks for the password; any other sends it as its first line")
-    if password and not tls:
+    if password and not certificate:
         log.warning("the password travels in the clear; --tls-cert and --tls-key change that")
     room = Room(args.history, args.max_line)
+    if transcript and args.history:
+        room.history.add(transcript.messages(args.max_line))
     server = ChatServer(
-        *(listeners, room, max_clients, args.max_line, transcript, password, tls),
+        *(listeners, room, max_clients, args.max_line, transcript, password, certificate),
         web_listeners=web,
         site=site,
     )

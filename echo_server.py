@@ -202,6 +202,8 @@ class LineWriter:
     Its descriptor is non-blocking, or that of a file: a disk may be slow, but it doesn't stop.
     """
 
+    torn_end = b"\n"  # goes out after a line that was taken halfway
+
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
         self.in_line = False  # the last line was taken halfway
@@ -209,7 +211,7 @@ class LineWriter:
 
     def write(self, lines: bytes) -> int:
         """Returns how many of the lines were lost."""
-        data = b"\n" + lines if self.in_line else lines
+        data = self.torn_end + lines if self.in_line else lines
         taken = 0
         try:
             while taken < len(data):

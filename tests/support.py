@@ -33,12 +33,12 @@ from chat_server import (
     HIGH_WATER,
     MAX_UNREAD,
     MAX_UNSENT,
+    Certificate,
     ChatServer,
     Connection,
     Room,
     WebSocket,
     identity,
-    make_server_tls,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -374,7 +374,7 @@ class Inside:
 def tls_room(**options: Any) -> CheckedServer:
     """Returns a room that speaks TLS and doesn't run."""
     files = str(CERTS / "room.pem"), str(CERTS / "room.key")
-    return CheckedServer([], Room(), tls=make_server_tls(*files), **options)
+    return CheckedServer([], Room(), certificate=Certificate(*files), **options)
 
 
 def tls_member() -> tuple[CheckedServer, Connection, Peer]:

@@ -647,7 +647,7 @@ def test_end_of_input_says_everything_and_shows_what_still_comes(listener: Liste
     assert results[0].stdout.endswith("J: last\none more\nunfinished\n")
 
 
-@pytest.mark.parametrize("word", ["quit", "exit", "/quit"])
+@pytest.mark.parametrize("word", ["quit", "exit", "/quit", "/exit"])
 def test_words_that_leave(room: Server, word: str) -> None:
     other = room.join()
     done = client("localhost", room.port, "--name", "John", typed=f"a\n {word} \nb\n")

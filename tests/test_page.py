@@ -609,5 +609,3 @@ def test_a_page_from_elsewhere_can_neither_read_nor_speak(
     page.close()
     carl.send("the first word\n")
     bob.expect("Carl: the first word\n")
-    bob.send("/who\n")
-    bob.expect("* here: Bob, Carl\n")

@@ -296,6 +296,13 @@ def test_help_names_every_command(hall: Hall) -> None:
     assert all(command in answer for command in hall.room.commands if command != "/help")
 
 
+def test_what_commands_are_called_elsewhere_works_too(hall: Hall) -> None:
+    one = hall.join()
+    hall.say(one, "/nick John\n/names\n/exit\n")
+    assert hall.heard(one) == ["* you are John", "* here: John", "* bye"]
+    assert not hall.room.members
+
+
 def test_quit_ends_what_is_heard(hall: Hall) -> None:
     one, two = hall.join("John"), hall.join()
     hall.say(one, "John: a\n/quit\nJohn: b\n")

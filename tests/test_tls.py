@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from selectors import EVENT_READ
 
@@ -20,6 +21,7 @@ from support import (
     check_invariants,
     end_stream,
     eventually,
+    needs,
     pair,
     tls_member,
     tls_room,
@@ -458,3 +460,18 @@ def test_plain_text_is_answered_in_plain_text_and_not_reset(room: Server) -> Non
         assert peer.rest() == b"* this room speaks TLS; use --tls\n"
         peer.close()
     assert room.log().count("does not speak TLS") == 4
+
+
+@pytest.mark.parametrize("python", [sys.executable, "pypy3"])
+def test_a_handshake_that_fails_ends_nobody_else(start: Callable[..., Server], python: str) -> None:
+    """OpenSSL has one place for errors, and PyPy leaves them there."""
+    room = start("chat_server.py", tls=True, python=needs(python))
+    ann, bob = room.join("Ann"), room.join("Bob")
+    ann.expect("* Bob joined\n")
+    broken = Peer(socket.create_connection(("127.0.0.1", room.port), DEADLINE))
+    broken.send(b"\x16\x03\x01\x00\x05hello")
+    assert broken.rest()[:2] == ALERT
+    ann.send("hi\n")
+    bob.expect("Ann: hi\n")
+    bob.send("hi\n")
+    ann.expect("Bob: hi\n")
