@@ -273,7 +273,10 @@ def check_invariants(server: ChatServer) -> None:
     ):
         assert set(places.taken) == who
         assert places.hosts == Counter(conn.host for conn in who)
-    assert server.crowd.door.refused | set(server.crowd.door.late) <= set(server.crowd.door.waiting)
+    door, operators = server.crowd.door, server.crowd.operators
+    assert set(door.refused) | set(door.late) <= set(door.waiting)
+    assert operators.members <= members
+    assert set(operators.refused) == {conn for conn in members if conn.on_hold}
     for conn in leaving - set(room.batch.leavers):  # those will be seen off with that batch
         assert not conn.unheard
         assert conn.queue or (conn.reading and not conn.sending), "should be closed by now"
