@@ -2189,9 +2189,10 @@ class Operators:
 
     def answer(self) -> list[Connection]:
         """Gives the answers that are due; returns who can be heard again."""
-        answered = []
-        for conn, (due, why) in list(self.refused.items()):
-            if due > self.door.clock.now():
+        now, answered = self.door.clock.now(), []
+        while self.refused:
+            conn, (due, why) = next(iter(self.refused.items()))
+            if due > now:
                 break
             self.room.tell(conn, why)
             del self.refused[conn]
