@@ -303,6 +303,7 @@ def test_forbidden_port_is_explained(module: Any) -> None:
 def test_a_closed_terminal_ends_a_server_in_order(start: Callable[..., Server], script: str) -> None:
     server = start(script)
     peer = server.join() if script == "chat_server.py" else server.connect()
+    server.wait_for_log(" connected, ")  # it isn't left in the kernel's queue
     server.process.send_signal(signal.SIGHUP)
     assert peer.rest() == (b"* the room is closing\n" if script == "chat_server.py" else b"")
     peer.close()
