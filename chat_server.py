@@ -689,7 +689,7 @@ let wanted = "", me = "";  // the name that the user wants, and that by which th
 let names = new Set(), others = [];  // who is known to be here; how many more, in the room's words
 let sent = [];  // lines that may not have arrived, each with the element that shows it, if any does
 let said = [];  // messages, as the room's history has them
-let password = "", socket = null, inRoom = false, wait = FIRST_WAIT, retry = 0, check = 0;
+let password = "", socket = null, inRoom = false, wait = FIRST_WAIT, retry, check, settling;
 let day = "", unread = 0, place = 0, following = true;  // following: the last row is in sight
 
 function make(tag, className, ...content) {
@@ -719,9 +719,11 @@ function show(kind, text, speaker = "", mark = "", now = new Date()) {
   return words;
 }
 
-function settle() {  // after rows were added: to measure takes long, so once for all of them
+function settle() {  // after rows were added: measuring takes some ms, so once for many of them
+  settling = clearTimeout(settling);
   const height = log.scrollHeight;
-  while (log.childElementCount > MAX_ROWS) log.firstChild.remove();
+  const surplus = log.childElementCount > MAX_ROWS ? log.childElementCount - MAX_ROWS + 500 : 0;
+  for (let i = 0; i < surplus; i++) log.firstChild.remove();  // by 500, as each time all rows move
   log.scrollTop = following ? log.scrollHeight : log.scrollTop - height + log.scrollHeight;
   said = said.slice(-MAX_ROWS);
   page.jump.hidden = following;
@@ -785,7 +787,7 @@ function receive(lines) {
   while (known && history.slice(0, known).join() !== said.slice(-known).join()) known -= 1;
   // They get no time, which nobody knows, and no color: others may have had these names then.
   for (const line of history.slice(known)) show("said", line, "", "", null);
-  settle();
+  settling = settling || setTimeout(settle, 20);
 }
 
 function hear(line) {
@@ -876,7 +878,8 @@ function speak() {
   const isCommand = lines.length === 1 && /^\/(?!\/)/.test(lines[0]);  // not in a pasted text
   for (const line of lines) {
     const text = lines.length === 1 && line.startsWith("//") ? line.slice(1) : line;
-    const words = isCommand ? show("own command", text) : show("own", text, me);
+    const shown = text.replace(/^\/op .*/, "/op \u2026");  // whose password nobody is to see
+    const words = isCommand ? show("own command", shown) : show("own", text, me);
     send(text.startsWith("/") && !isCommand ? `/${text}` : text, words);
   }
   box.value = "";
