@@ -720,10 +720,11 @@ function show(kind, text, speaker = "", mark = "", now = new Date()) {
 }
 
 function settle() {  // after rows were added: measuring takes some ms, so once for many of them
-  settling = clearTimeout(settling);
+  clearTimeout(settling);
+  settling = 0;
   const height = log.scrollHeight;
-  const surplus = log.childElementCount > MAX_ROWS ? log.childElementCount - MAX_ROWS + 500 : 0;
-  for (let i = 0; i < surplus; i++) log.firstChild.remove();  // by 500, as each time all rows move
+  const kept = log.childElementCount > MAX_ROWS ? MAX_ROWS - 500 : MAX_ROWS;  // each time, all move
+  while (log.childElementCount > kept) log.firstChild.remove();
   log.scrollTop = following ? log.scrollHeight : log.scrollTop - height + log.scrollHeight;
   said = said.slice(-MAX_ROWS);
   page.jump.hidden = following;
@@ -746,7 +747,8 @@ function openDoor(reason, isLocked = false) {
   hangUp();
   page.why.textContent = reason;
   page.lock.hidden = !isLocked;
-  page.door.hidden = !(page.room.hidden = true);
+  page.door.hidden = false;
+  page.room.hidden = true;
   (isLocked ? page.secret : page.nick).focus();
 }
 
@@ -784,7 +786,8 @@ function receive(lines) {
     if (!socket) return;
   }
   let known = history.length;  // so many of these were shown, before a connection was lost
-  while (known && history.slice(0, known).join() !== said.slice(-known).join()) known -= 1;
+  while (known && history.slice(0, known).join("\n") !== said.slice(-known).join("\n"))
+    known -= 1;
   // They get no time, which nobody knows, and no color: others may have had these names then.
   for (const line of history.slice(known)) show("said", line, "", "", null);
   settling = settling || setTimeout(settle, 20);
@@ -890,9 +893,10 @@ function speak() {
 page.door.onsubmit = (event) => {
   event.preventDefault();
   remember(page.nick.value.trim());
-  password = page.lock.hidden ? password : page.secret.value;
+  if (!page.lock.hidden) password = page.secret.value;
   page.secret.value = "";
-  page.room.hidden = !(page.door.hidden = true);
+  page.door.hidden = true;
+  page.room.hidden = false;
   box.focus();
   connect();
 };
@@ -982,7 +986,7 @@ NOTE = """<!doctype html>
 <title>%s</title>
 <link rel="icon" href="data:,">
 <style>%s</style>
-<main><p>%s</p></main>
+<main id="door"><p>%s</p></main>
 </html>
 """
 
