@@ -115,17 +115,20 @@ SOCKET_OPTIONS = [
 
 WELCOME = "Welcome to the chatroom!"
 CLOSING = "* the room is closing"  # and has heard what had arrived
+YOU_ARE_OUT = "* you were removed by an operator"  # and when to come back
 PASSWORD_QUESTION = "* password?"
 WRONG_PASSWORD = "* wrong password"
 BAD_NAME = re.compile(r"\* (a name .*): /name NAME")  # no name has a colon to look like it with
 PRIVATE = " (private)"
 # What a room says of its members.
+REMOVED = re.compile(r"\* (.+) was removed")
 JOINED = re.compile(r"\* (.+) joined")
 GONE = re.compile(r"\* (.+?) (?:left|is now (.+))")  # a name is free; maybe there is another
 HERE = re.compile(r"\* here: (?:\d+ unnamed|(.+?)(?: and \d+ unnamed)?)")
 MORE = re.compile(r"\d+ more")  # stands among the names where there are too many
 MAX_NAME = 32  # characters that a room allows
 MAX_MESSAGE = 8192  # bytes that a room allows, unless its owner wants more or less
+OPERATOR = re.compile(r"\s*/op\s+", re.IGNORECASE)  # then comes a password
 LEAVE = ("quit", "exit", "/quit", "/exit")
 IN_DOUBT = "what you said last may not have arrived"
 TOO_LONG = f"* (a line of over {MAX_LINE} bytes was left out)"
@@ -257,6 +260,12 @@ def terminal_text(line: bytes) -> str:
     return only_text(line.decode("utf-8", "replace"))
 
 
+def masked(text: str) -> str:
+    """Returns a line as it may be seen: without an operator's password, letter by letter."""
+    command = OPERATOR.match(text)
+    return text if not command else command[0] + "*" * (len(text) - command.end())
+
+
 class Line(NamedTuple):
     """A line that was typed."""
 
@@ -289,6 +298,7 @@ class Protocol:
         self.awaits_answer = False  # and what is typed has to wait for it
         self.calls_user = False  # somebody has said the user's name, or something in private
         self.closing = False  # the other side has said farewell
+        self.removed = False  # by an operator, who doesn't want us back
         self.names_came = False  # the names of those who are here have become known
         self.wrong_password = False
         self.turned_away = ""  # why there is no welcome, as far as we know
@@ -465,7 +475,9 @@ class ChatProtocol(Protocol):
         name = unicodedata.normalize("NFKC", self.requested).strip()
         bad = BAD_NAME.fullmatch(line)
         self.closing = self.closing or line == CLOSING
-        joined, gone, here = (one.fullmatch(line) for one in (JOINED, GONE, HERE))
+        self.removed = self.removed or line.startswith(YOU_ARE_OUT)
+        patterns = (JOINED, GONE, HERE, REMOVED)
+        joined, gone, here, removed = (one.fullmatch(line) for one in patterns)
         if self.requested and line == f"* you are {name}":
             self.set_name(name)
             self.end_request()
@@ -480,6 +492,8 @@ class ChatProtocol(Protocol):
             self.remember(joined[1])
         elif gone:
             self.hear_gone(gone[1], gone[2] or "")
+        elif removed:  # its name isn't free
+            self.names.pop(removed[1], None)
         elif here and self.hear_names(here[1] or ""):
             return
         self.to_show.append(line)
@@ -557,6 +571,8 @@ class ChatProtocol(Protocol):
         text = line.text
         if not text.strip():
             return
+        if line.alone and OPERATOR.match(text):  # what is behind that isn't to be said to anyone
+            text = text.lstrip()
         slash = self.phase is Phase.IN_ROOM and line.alone and text.startswith("/")
         if slash and not text.startswith("//"):
             self.submit_command(text)
@@ -855,7 +871,7 @@ class Editor:
         self.asked = len(lines) > MAX_UNASKED and not self.asked
         if self.asked:
             return
-        if self.text.strip():
+        if self.text.strip() and not OPERATOR.match(self.text):
             self.history.append(self.text)
         self.changes.clear()
         self.lines += [Line(line, alone=len(lines) == 1) for line in lines]
@@ -975,9 +991,10 @@ class Editor:
         """
         reach = 10 * width  # characters, of which surely not more are seen
         start, end = max(self.cursor - reach, 0), self.cursor + reach
-        before = self.text[start : self.cursor].translate(MARKS)
+        text = masked(self.text)
+        before = text[start : self.cursor].translate(MARKS)
         before = before if start else self.heading(prompt) + before
-        after = self.text[self.cursor : end].translate(MARKS)
+        after = text[self.cursor : end].translate(MARKS)
         columns = width - 1  # the cursor itself needs one
         ahead = text_width(fitting_start(after, columns // 3))  # is seen in any case
         left = fitting_end(before, columns - ahead)
@@ -1339,7 +1356,7 @@ class Console(ABC):
     def unsent(self) -> list[str]:
         """Returns the lines that nobody has taken yet and that are to be sent."""
         lines = takewhile(lambda line: not line.leaves, self.typed)
-        return [line.text for line in lines if line.text.strip()]
+        return [masked(line.text) for line in lines if line.text.strip()]
 
     def losses(self) -> list[str]:
         """Returns what to tell somebody who sits there of lines that were typed in vain."""
@@ -2146,7 +2163,7 @@ class Ledger:
         self.sent += size
         while self.waiting and self.waiting[0][0] <= self.sent:
             end, line = self.waiting.popleft()
-            self.taken.append((end, now, line.text))
+            self.taken.append((end, now, masked(line.text)))
 
     def hear(self, now: float) -> None:
         """The server has said something: it must have read what was said a while ago."""
@@ -2283,7 +2300,10 @@ class Session:
             raise Failure("left before everything had arrived")
 
     def is_hopeless(self) -> bool:
-        """Says whether there is no use in trying again: we don't speak what the server speaks."""
+        """Says whether there is no use in trying again: we don't speak what the server speaks, or
+        were removed."""
+        if self.protocol.removed:
+            return True
         wants_tls = "--tls" in self.lost or "--tls" in self.protocol.turned_away
         return wants_tls and not self.client.in_room
 
@@ -2332,7 +2352,7 @@ class Session:
         self.expect_within(ANSWER_TIME)
         # A chat shows its own message; a command, or what an echo server gets, stays as typed.
         if line.text.strip() and not protocol.to_show:
-            self.console.echo_typed(protocol.prompt + line.text)
+            self.console.echo_typed(protocol.prompt + masked(line.text))
         self.show()
 
     def leave(self) -> None:

@@ -18,7 +18,8 @@ The protocol is lines of UTF-8 text, ended by LF or CRLF. A member sends
 and any other line is a message for every other member. The room answers and announces with lines
 that begin with "* ". A member with a name has it before each of its messages, "John: Hi". In a
 closed room the first line from a newcomer is the password. Browsers get a page from a port of their
-own, and the same lines through a WebSocket there.
+own, and the same lines through a WebSocket there. With --operator-file, whoever knows that password
+can say /op PASSWORD, and then remove others: /kick NAME.
 
 One thread, one selectors loop, non-blocking sockets. A turn of the loop goes like this:
 
@@ -43,6 +44,7 @@ import hashlib
 import io
 import ipaddress
 import logging
+import math
 import os
 import random
 import re
@@ -57,7 +59,7 @@ import unicodedata
 from base64 import b64encode
 from codecs import BOM_UTF8, utf_8_decode
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import islice
@@ -154,6 +156,8 @@ DOOR_READ = 4 * 1024  # bytes that are read at once
 WRONG_TIME = 1.0  # seconds until a wrong password is answered, and its host may try another
 WRONG_TIME_OF_ALL = 0.1  # seconds
 TRIES_AHEAD = 3.0  # seconds
+BAN_TIME = 600.0  # seconds for which whoever was removed can't come back
+MAX_BANS = 1000  # hosts, and names, that are kept out at once
 SILENCE = 10.0  # seconds after which one that never said a word has no claim to its place
 
 WELCOME = "Welcome to the chatroom!"
@@ -1324,6 +1328,12 @@ CLEANING.update({0x2028: " ", 0x2029: " "})
 COMMAND_OR_NOTICE = re.compile(rb"\n[ \t]*[/*\n]")
 NOTHING_SAID = re.compile(rb": [ \t]*\n")
 
+# What can be a mistyped /op, with an operator's password behind it, in a line that is to be said:
+# after a blank, a speaker's name, in capitals. And what such a line has in it, in either width.
+MISTYPED_OP = re.compile(r"(?:[^:]*:)? */ ?op(?!\w)", re.IGNORECASE)
+SLASH = re.compile("[/\uff0f]")
+SLASHES = tuple(slash.encode() for slash in "/\uff0f")
+
 # What terminals show as nothing at all, or as a blank, although Unicode counts it as printable: all
 # that is ignorable by default (DerivedCoreProperties.txt), the blank Braille pattern, and a note
 # without a head.
@@ -1475,11 +1485,12 @@ def valid_name(text: str) -> str:
 class Member:
     """Somebody in the room."""
 
-    __slots__ = ("name", "prefix", "silent", "unread", "warned")
+    __slots__ = ("name", "on_hold", "prefix", "silent", "unread", "warned")
 
     def __init__(self) -> None:
         self.name = ""  # none taken
         self.prefix = b""  # what each of its messages begins with once it has a name: b"John: "
+        self.on_hold = False  # its next lines wait until the last is answered
         self.silent = True  # has not said a word yet
         self.unread = 0  # what was told to it alone and that it hasn't taken yet, as Batch.told
         self.warned = False  # it was told that only the room begins a line as the room does
@@ -1635,6 +1646,7 @@ class Room:
         self.max_line = max_line  # bytes of what is said in a line, without its end
         self.members: set[Member] = set()
         self.names: dict[str, Member] = {}  # the owners, by identity(name)
+        self.reserved: Container[str] = ()  # names that nobody can take, as identity() has them
         self.history = History(history)
         self.batch = Batch()
         self.commands: dict[str, Callable[[Member, str], None]] = {
@@ -1644,6 +1656,7 @@ class Room:
             "/help": self.help,
             "/quit": self.quit,
         }
+        self.help_lines = HELP_LINES
 
     def take_batch(self) -> Batch:
         """Returns what has happened since the last call."""
@@ -1656,13 +1669,13 @@ class Room:
         self.members.add(member)
         self.batch.begin(member, [f"{WELCOME}\n".encode(), *self.history.pieces()])
 
-    def leave(self, member: Member) -> None:
+    def leave(self, member: Member, how: str = "left") -> None:
         """Lets a member go; of this turn it still gets what came before."""
         self.members.remove(member)
         self.batch.end(member)
         if member.name:
             del self.names[identity(member.name)]
-            self.announce(f"{member.name} left")
+            self.announce(f"{member.name} {how}")
 
     def close(self) -> None:
         """Tells everyone that the room is closing, and lets them go."""
@@ -1685,7 +1698,8 @@ class Room:
         if the member has left.
 
         Short lines can have long consequences: one byte to which a long name is added, `/who` in a
-        crowd. Once they have made the batch heavier by `budget`, the other lines wait.
+        crowd. Once they have made the batch heavier by `budget`, the other lines wait; and so they
+        do behind one whose answer takes a while.
         """
         member.silent = False
         enough = self.batch.weight + budget
@@ -1705,6 +1719,8 @@ class Room:
             self.hear_line(member, clean(line))
             if member not in self.members:  # it said /quit
                 return b""
+            if member.on_hold:
+                return chunk[at:]
         return later
 
     def is_plain(self, member: Member, chunk: bytes) -> bool:
@@ -1713,7 +1729,7 @@ class Room:
         A few calls that run in C over the whole chunk: about 0.1 ms for 64 KiB, less than a tenth
         of what it takes to deliver that to a hundred members.
         """
-        if not is_clean(chunk):
+        if not is_clean(chunk) or (self.has_operators and any(one in chunk for one in SLASHES)):
             return False
         lines = b"\n" + chunk  # so that each line, the first too, has a newline before it
         if member.prefix:
@@ -1738,9 +1754,20 @@ class Room:
         else:
             self.message(member, line)
 
+    @property
+    def has_operators(self) -> bool:
+        """Says whether there is a password that members could say by mistake."""
+        return "/op" in self.commands
+
     def message(self, member: Member, line: str) -> None:
-        """Says one line, with its speaker's name before it, unless it would pass for another's. One
-        with nothing in it, as Enter in nc makes it, is nothing."""
+        """Says one line, with its speaker's name before it, unless it would pass for another's, or
+        may have an operator's password in it. One with nothing in it, as Enter in nc makes it, is
+        nothing."""
+        if self.has_operators and SLASH.search(line):
+            self.weigh_letters(line)
+            if MISTYPED_OP.match(visible(line)):
+                self.tell(member, "not said, as it may have a password in it: begin it with /op")
+                return
         data = line.encode() + b"\n"
         said = data[len(member.prefix) :] if data.startswith(member.prefix) else data
         if not said.strip():
@@ -1816,7 +1843,7 @@ class Room:
             self.tell(member, f"a name {error}: /name NAME")
             return
         key = identity(name)
-        if self.names.get(key, member) is not member:
+        if self.names.get(key, member) is not member or key in self.reserved:
             self.tell(member, f"{name} is taken")
             return
         before, member.name, member.prefix = member.name, name, f"{name}: ".encode()
@@ -1863,7 +1890,7 @@ class Room:
 
     def help(self, member: Member, _: str) -> None:
         """Tells what can be said."""
-        self.batch.tell(member, HELP_LINES)
+        self.batch.tell(member, self.help_lines)
 
 
 # --- The process ---------------------------------------------------------------------------------
@@ -2990,14 +3017,23 @@ class Clock:
         self.woken_at = woken_at
 
 
+IPV4_MAPPED = bytes(10) + b"\xff\xff"  # begins the IPv6 form of an IPv4 address (RFC 4291)
+
+
 def host_of(peer: str) -> str:
     """Returns what stands for the host of a peer, as format_address() writes that: an IPv4 address,
     or the network of 64 bits, in hexadecimal, that an IPv6 address is in, as the rest of that can
-    be chosen freely."""
+    be chosen freely. This machine is one host by either, and so is an IPv4 address that is written
+    as an IPv6 one."""
     host = peer.rpartition(":")[0].strip("[]")
     if ":" not in host:
         return host
-    return socket.inet_pton(socket.AF_INET6, host.partition("%")[0])[:8].hex()
+    if host == "::1":
+        return "127.0.0.1"
+    address = socket.inet_pton(socket.AF_INET6, host.partition("%")[0])
+    if address.startswith(IPV4_MAPPED):
+        return socket.inet_ntoa(address[len(IPV4_MAPPED) :])
+    return address[:8].hex()
 
 
 class Places:
@@ -3064,6 +3100,27 @@ class WrongTries:
         self.marks = {host: mark for host, mark in self.marks.items() if mark > now}
 
 
+class Bans:
+    """Hosts, or names, that are kept out: each for BAN_TIME, the last MAX_BANS of them."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.until: dict[str, float] = {}  # the time at which each is over; the oldest comes first
+
+    def __contains__(self, one: object) -> bool:
+        return isinstance(one, str) and self.left(one) > 0
+
+    def add(self, one: str) -> None:
+        self.until.pop(one, None)
+        self.until[one] = self.clock.now() + BAN_TIME
+        if len(self.until) > MAX_BANS:
+            del self.until[next(iter(self.until))]
+
+    def left(self, one: str) -> float:
+        """Returns for how many seconds more it is kept out, 0 if it isn't."""
+        return max(0.0, self.until.get(one, 0.0) - self.clock.now())
+
+
 class Dismissed(Exception):
     """Somebody at the door isn't let in: `why` is said to it, if it hasn't got all that it came
     for, and the code tells a browser."""
@@ -3092,7 +3149,8 @@ class Door:
         self.waiting: dict[Connection, float] = {}  # with the time at which each is sent away
         self.requests: dict[Connection, bytes] = {}
         self.late: dict[Connection, tuple[bytes, bytes]] = {}  # a password, what came after it
-        self.refused: set[Connection] = set()
+        self.refused: dict[Connection, str] = {}  # what each is told then
+        self.banned = Bans(clock)  # hosts
 
     # Each step with a newcomer returns what it has sent so far, if it may come in, else None, and
     # raises Gone or Dismissed.
@@ -3111,7 +3169,7 @@ class Door:
         self.waiting.pop(conn, None)
         self.requests.pop(conn, None)
         self.late.pop(conn, None)
-        self.refused.discard(conn)
+        self.refused.pop(conn, None)
         self.places.leave(conn)
 
     def step(self, conn: Connection) -> bytes | None:
@@ -3153,9 +3211,13 @@ class Door:
         return None if conn.is_shaking_hands() else self.greet(conn)
 
     def greet(self, conn: Connection) -> bytes | None:
-        """Asks for the password, if there is one. Browsers speak first."""
+        """Asks for the password, if there is one, and if its host isn't kept out. Browsers speak
+        first."""
         self.waiting[conn] = self.clock.now() + DOOR_TIME
         if conn in self.requests:
+            return None
+        if conn.host in self.banned:
+            self.send_back(conn)
             return None
         if not self.password:
             return b""
@@ -3196,7 +3258,7 @@ class Door:
     def give_up(self, conn: Connection) -> bytes | None:
         """Somebody has been at the door for too long. Raises Gone or Dismissed."""
         if conn in self.refused:
-            raise Dismissed("wrong password", REFUSED)
+            raise Dismissed(self.refused[conn], REFUSED)
         if self.requests.get(conn) == b"" and not conn.is_shaking_hands():
             raise self.wrong_port()
         raise Gone("was not let in")
@@ -3212,9 +3274,138 @@ class Door:
             return rest
         log.info("%s gave a wrong password", conn)
         self.tries.note(conn.host, now)
-        self.refused.add(conn)
-        self.waiting[conn] = now + WRONG_TIME
+        self.refuse(conn, "wrong password", WRONG_TIME)
         return None
+
+    def refuse(self, conn: Connection, why: str, seconds: float) -> None:
+        """Has it told, after some time, why it is turned away."""
+        conn.read_on(False)
+        self.refused[conn] = why
+        self.waiting[conn] = self.clock.now() + seconds
+
+    def ban(self, host: str) -> None:
+        """Lets nobody in who comes from a host, for BAN_TIME, nor whoever stands here already."""
+        self.banned.add(host)
+        for conn in self.waiting:
+            if conn.host == host and not conn.is_shaking_hands() and conn not in self.requests:
+                self.send_back(conn)
+
+    def send_back(self, conn: Connection) -> None:
+        """Turns away somebody whose host is kept out."""
+        log.info("%s comes from a host that is kept out", conn)
+        self.late.pop(conn, None)
+        minutes = math.ceil(self.banned.left(conn.host) / 60)
+        who = "you, or somebody at your address, was removed"
+        self.refuse(conn, f"{who}; come back in {minutes} min", 0)
+
+
+class Operators:
+    """Members who gave a second password, and may remove others. There are none without one.
+
+    What they say are commands of the room. Whose password was wrong is told so after a second, for
+    which its next lines wait, and it counts as a wrong try at the door. One that comes too early
+    isn't looked at.
+    """
+
+    def __init__(
+        self, room: Room, door: Door, password: bytes, see_off: Callable[[Connection], None]
+    ) -> None:
+        self.room = room
+        self.door = door
+        self.password = password  # as it is heard in a line
+        self.see_off = see_off  # is called with whoever has been removed from the room
+        self.members: set[Member] = set()
+        self.refused: dict[Connection, tuple[float, str]] = {}  # when each is told what, in order
+        self.banned = Bans(door.clock)  # names, as identity() has them
+        if password:
+            room.commands.update({"/op": self.become_operator, "/kick": self.kick})
+            room.help_lines += notice("/op PASSWORD: be an operator, who can /kick NAME")
+            room.reserved = self.banned
+
+    def forget(self, conn: Connection) -> None:
+        """Somebody is a member no more."""
+        self.members.discard(conn)
+        self.refused.pop(conn, None)
+
+    # Commands: each takes the member and what follows the command's word
+
+    def become_operator(self, member: Member, given: str) -> None:
+        """Makes an operator of whoever knows the password."""
+        conn = cast("Connection", member)
+        if not given:
+            self.room.tell(conn, "the password goes with it, as in /op PASSWORD")
+            return
+        now = self.door.clock.now()
+        if not self.door.tries.allow(conn.host, now):
+            self.refuse(conn, "too many wrong passwords; wait a moment, and try again")
+        elif not hmac.compare_digest(given.encode(), self.password):
+            log.info("%s gave a wrong password for operators", conn)
+            self.door.tries.note(conn.host, now)
+            self.refuse(conn, "wrong password")
+        else:
+            log.info("%s became an operator", conn)
+            self.members.add(conn)
+            self.room.tell(conn, "you are an operator")
+
+    def kick(self, member: Member, argument: str) -> None:
+        """Removes somebody: NAME, or whoever has none and is at ADDRESS:PORT."""
+        if member not in self.members:
+            self.room.tell(member, "only operators can do that; /op PASSWORD makes you one")
+            return
+        self.room.weigh_letters(argument)
+        unnamed = {conn.peer: conn for conn in self.connections() if not conn.name}
+        target = self.room.names.get(identity(argument), unnamed.get(argument))
+        if not argument:
+            which = ", ".join(sorted(unnamed)[:MAX_WHO]) or "nobody"
+            self.room.tell(member, f"/kick NAME removes somebody; without a name are: {which}")
+        elif target is None:
+            self.room.tell(member, "nobody here has that name; /who lists them, /kick the others")
+        elif target is member:
+            self.room.tell(member, "to leave, say /quit")
+        else:
+            self.remove(cast("Connection", target), cast("Connection", member))
+
+    def connections(self) -> set[Connection]:
+        """Returns who is in the room."""
+        return cast("set[Connection]", self.room.members)
+
+    def remove(self, conn: Connection, by: Connection) -> None:
+        """Removes somebody, who gets all that was said before."""
+        minutes = math.ceil(BAN_TIME / 60)
+        self.room.tell(conn, f"you were removed by an operator; come back in {minutes} min")
+        self.room.leave(conn, "was removed")
+        if conn.name:
+            self.banned.add(identity(conn.name))
+        else:
+            self.room.tell(by, f"{conn.peer} was removed")
+        log.info("%s was removed by %s, members: %d", conn, by, len(self.room.members))
+        self.see_off(conn)
+        self.door.ban(conn.host)
+
+    # Answers that wait
+
+    def refuse(self, conn: Connection, why: str) -> None:
+        """Has it told after a while why it is no operator. Until then it isn't heard."""
+        conn.on_hold = True
+        self.refused.pop(conn, None)
+        self.refused[conn] = (self.door.clock.now() + WRONG_TIME, why)
+
+    def answer(self) -> list[Connection]:
+        """Gives the answers that are due; returns who can be heard again."""
+        now, answered = self.door.clock.now(), []
+        while self.refused:
+            conn, (due, why) = next(iter(self.refused.items()))
+            if due > now:
+                break
+            self.room.tell(conn, why)
+            del self.refused[conn]
+            conn.on_hold = False
+            answered.append(conn)
+        return answered
+
+    def deadlines(self) -> list[float]:
+        """Returns the time of the next answer, if there is one."""
+        return [due for due, _ in islice(self.refused.values(), 1)]
 
 
 class Lag:
@@ -3278,11 +3469,16 @@ class Throttle:
         are the bytes that were said in this turn so far."""
         if self.slowing:
             limit = min(limit, self.share(conn, self.left - said))
-        if limit <= 0 or conn.unread > MAX_UNREAD:
+        if limit <= 0 or not self.may_be_heard(conn):
             self.paused[conn] = None
             conn.read_on(False)
             return 0
         return limit
+
+    @staticmethod
+    def may_be_heard(conn: Connection) -> bool:
+        """Says whether it has read its answers, and doesn't wait for another."""
+        return conn.unread <= MAX_UNREAD and not conn.on_hold
 
     def share(self, conn: Connection, left: float) -> int:
         """Returns how many bytes of what is left a member may say.
@@ -3328,7 +3524,7 @@ class Throttle:
         that has waited longest."""
         # Whoever has yet to read its answers isn't heard anyway: a turn would be used up, and the
         # loop would never sleep.
-        may_speak = [conn for conn in self.paused if conn.unread <= MAX_UNREAD]
+        may_speak = list(filter(self.may_be_heard, self.paused))
         may_speak.sort(key=lambda conn: self.hosts.get(conn.host, 0))
         for conn in may_speak[:turns]:
             self.resume_one(conn)
@@ -3417,10 +3613,19 @@ class Membership:
     does so before anything else about that one is dropped.
     """
 
-    def __init__(self, room: Room, size: int, password: bytes, site: Site | None = None) -> None:
+    def __init__(
+        self,
+        room: Room,
+        size: int,
+        password: bytes,
+        operator: bytes = b"",
+        site: Site | None = None,
+    ) -> None:
         self.room = room
         self.clock = Clock()
         self.door = Door(password, self.clock, site)
+        see_off = partial(self.start_leaving, code=REFUSED)
+        self.operators = Operators(room, self.door, operator, see_off)
         self.places = Places(size)
         self.throttle = Throttle(self.clock)
         # Members no more, or never; each with the time at which it is closed at the latest.
@@ -3548,6 +3753,9 @@ class Membership:
         conn.code = code
         conn.unheard = b""
         self.places.leave(conn)
+        self.operators.forget(conn)
+        if conn in self.throttle.paused:  # its own end is of interest
+            conn.read_on(True)
         self.throttle.forget(conn)
         now = self.clock.now()
         self.exits.take(conn, now)
@@ -3559,7 +3767,7 @@ class Membership:
         Then it waits for the peer to close too: to close with input unread sends a reset, and that
         destroys what is still on its way to the peer (RFC 2525, section 2.17).
         """
-        if conn not in self.leaving:
+        if conn not in self.leaving or conn in self.room.batch.leavers:
             return
         if conn.sending and not conn.is_owed():
             conn.end_stream()
@@ -3590,6 +3798,7 @@ class Membership:
     def forget(self, conn: Connection) -> None:
         """Closes a connection that isn't a member, or not any more."""
         assert conn not in self.room.members
+        self.operators.forget(conn)
         self.throttle.forget(conn)
         self.door.forget(conn)
         self.places.leave(conn)
@@ -3611,9 +3820,15 @@ class Membership:
         for conn in self.throttle.overdue():
             self.disconnect(conn, "disconnected: too far behind")
 
+    def answer_late(self) -> None:
+        """Gives the answers that had to wait."""
+        for conn in self.operators.answer():
+            self.throttle.check(conn)
+
     def deadlines(self) -> list[float]:
         """Returns the times at which something has to be done."""
         deadlines = [*self.leaving.values(), *self.door.waiting.values()]
+        deadlines += self.operators.deadlines()
         if self.leaving or (self.throttle.paused and self.throttle.slowing):
             deadlines.append(self.clock.now() + SHORT_TICK)
         return deadlines
@@ -3651,6 +3866,7 @@ class ChatServer:
         transcript: Transcript | None = None,
         password: bytes = b"",
         certificate: Certificate | None = None,
+        operator: bytes = b"",
         web_listeners: Sequence[socket.socket] = (),
         site: Site | None = None,
     ) -> None:
@@ -3659,7 +3875,7 @@ class ChatServer:
         self.transcript = transcript
         self.certificate = certificate  # if the room speaks TLS
         self.selector = selectors.DefaultSelector()
-        self.crowd = Membership(room, max_clients, password, site)
+        self.crowd = Membership(room, max_clients, password, operator, site)
         self.acceptors = [
             Acceptor(self.selector, listeners, self.admit),
             Acceptor(self.selector, web_listeners, partial(self.admit, by_web=True)),
@@ -3708,6 +3924,7 @@ class ChatServer:
         self.deliver(self.room.take_batch())
         self.throttle.renew()
         self.crowd.close_overdue()
+        self.crowd.answer_late()
         now = self.crowd.clock.now()
         if now >= self.next_tick:
             self.next_tick = now + TICK
@@ -4120,6 +4337,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--web-host", type=host_name, action="append", default=[], metavar="NAME", help=name)
     password = "let in who gives the password in FILE, or in CHAT_PASSWORD in the environment"
     add("--password-file", metavar="FILE", help=password)
+    operator = "let whoever says /op with the password in FILE remove others, with /kick NAME"
+    add("--operator-file", metavar="FILE", help=operator)
     add("--tls-cert", metavar="FILE", help="speak TLS, with this certificate")
     add("--tls-key", metavar="FILE", help="and its private key")
     args = parse_known(parser, argv)
@@ -4152,6 +4371,22 @@ def read_password(file: str | None) -> bytes:
     if not password:  # nobody who sets a variable to nothing means an open room
         raise Failure(f"there is no password in {source}; put one into its first line")
     return password
+
+
+def read_passwords(args: argparse.Namespace) -> tuple[bytes, bytes]:
+    """Returns the room's password and that of its operators; b"" where there is none. Raises
+    Failure."""
+    password, operator = read_password(args.password_file), b""
+    if args.operator_file is not None:
+        operator = read_password(args.operator_file)
+        operator = clean(operator).strip().encode()  # as it is heard in a line
+        if not operator:
+            raise Failure(f"there is no password in {args.operator_file}; it has nothing but blanks")
+    if (password or operator) and hmac is None:
+        raise lacking("hmac", "a password")
+    if len(password) > args.max_line or (operator and len(b"/op " + operator) > args.max_line):
+        raise Failure("the password is longer than a line may be; see --max-line")
+    return password, operator
 
 
 def lacking(module: str, purpose: str) -> Failure:
@@ -4299,24 +4534,20 @@ def run(args: argparse.Namespace) -> int:
     """Serves until it is told to stop; returns the exit status. Raises Failure."""
     max_clients = raise_descriptor_limit(args.max_clients)
     transcript = Transcript(args.transcript) if args.transcript is not None else None
-    password = read_password(args.password_file)
-    if password and hmac is None:
-        raise lacking("hmac", "a password")
-    if len(password) > args.max_line:
-        raise Failure("the password is longer than a line may be; see --max-line")
+    password, operator = read_passwords(args)
     certificate = Certificate(args.tls_cert, args.tls_key) if args.tls_cert is not None else None
     listeners = open_listeners(args.host, args.port)
     web = open_listeners(args.host, args.web, "--web") if args.web is not None else []
     site = tell_where(args, listeners, web, certificate.context if certificate else None)
     if password:
         log.info("the client asks for the password; any other sends it as its first line")
-    if password and not certificate:
+    if (password or operator) and not certificate:
         log.warning("the password travels in the clear; --tls-cert and --tls-key change that")
     room = Room(args.history, args.max_line)
     if transcript and args.history:
         room.history.add(transcript.messages(args.max_line))
     server = ChatServer(
-        *(listeners, room, max_clients, args.max_line, transcript, password, certificate),
+        *(listeners, room, max_clients, args.max_line, transcript, password, certificate, operator),
         web_listeners=web,
         site=site,
     )

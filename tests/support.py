@@ -289,9 +289,11 @@ def check_invariants(server: ChatServer) -> None:
     ):
         assert set(places.taken) == who
         assert places.hosts == Counter(conn.host for conn in who)
-    door = server.crowd.door
+    door, operators = server.crowd.door, server.crowd.operators
     assert set(door.refused) | set(door.late) | set(door.requests) <= set(door.waiting)
     assert not any(conn.framed for conn in door.requests)
+    assert operators.members <= members
+    assert set(operators.refused) == {conn for conn in members if conn.on_hold}
     for conn in leaving - set(room.batch.leavers):  # those will be seen off with that batch
         assert not conn.unheard
         owed = conn.queue or conn.unsent

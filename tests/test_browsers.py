@@ -338,3 +338,25 @@ def test_browsers_share_a_frame() -> None:
     assert batch.frame_for(conns[0]) is batch.frame_for(conns[1])
     assert batch.frame_for(conns[0]) == b"\x81\x06hello\n"
     assert batch.frame_for(conns[2]) == b""
+
+
+# Operators
+
+
+@web_and_tls
+def test_operators_and_whom_they_remove_can_have_browsers(
+    start: Callable[..., Server], tmp_path: Path
+) -> None:
+    (tmp_path / "operators").write_text("open sesame\n")
+    room = start("chat_server.py", "--operator-file", str(tmp_path / "operators"))
+    mary, eve = room.join("Mary"), room.join("Eve")
+    mary.expect("* Eve joined\n")
+    mary.send("/op open sesame\n/kick Eve\n")
+    mary.expect("* you are an operator\n", "* Eve was removed\n")
+    eve.expect("* you were removed by an operator; come back in 10 min\n")
+    assert closing_code(eve) == 1008
+    assert get(room).startswith(b"HTTP/1.1 200 ")  # the page can say it better than the browser
+    eve = room.connect()
+    assert eve.line().startswith(b"* you, or somebody at your address, was removed; ")
+    assert closing_code(eve) == 1008
+    assert "sesame" not in room.log()

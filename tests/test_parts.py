@@ -249,6 +249,7 @@ class Someone:
 
     host = "192.0.2.1"
     silent = False
+    on_hold = False
 
     def __init__(self, size: int = 0, unread: int = 0) -> None:
         self.size = size
@@ -649,7 +650,7 @@ def test_password_is_compared_in_constant_time(
     assert give(b"guess\n") is None
     assert compared == [(b"guess", b"secret")]
     assert not conn.reading
-    assert set(door.refused) == {conn}
+    assert door.refused == {conn: "wrong password"}
     assert door.waiting[conn] > time.monotonic()
 
 

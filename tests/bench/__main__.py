@@ -12,7 +12,8 @@ import os
 import platform
 import resource
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from functools import partial
@@ -21,80 +22,194 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parent))  # so that `python tests/bench` works as well
 
+from joining import join
 from report import headline, print_bars, print_table
-from servers import Running, Server, find_servers
-from works import Result, converse, echo_bulk, echo_small, flood, idle
+from servers import Finder, Running, Server, Servers
+from works import (
+    Result,
+    beside_stuck,
+    converse,
+    crowd,
+    echo_bulk,
+    echo_small,
+    flood,
+    idle,
+)
 
 # The kinds of work, and the figure of each that is drawn as a bar.
 FIGURES = {
     "flood": "rate",
     "conversation": "p99",
+    "browsers": "cpu",
+    "stuck": "cpu",
+    "crowd": "cpu",
+    "joining": "cpu",
     "echo-small": "rate",
     "echo-bulk": "rate",
     "idle": "memory",
 }
-FULL = (2.0, 3, 8000)  # seconds that a work takes with a server, rounds, idle connections
-QUICK = (0.5, 1, 1000)
+# Seconds beside those that a work itself takes: to start a server, and for each connection.
+STARTING = 0.4
+CONNECTING = 0.0002
+
+
+class Scale(NamedTuple):
+    """How much of everything is done."""
+
+    seconds: float  # that a work takes with a server
+    rounds: int
+    listeners: Sequence[tuple[int, int]]  # of a flood, and how many flood them
+    rates: Sequence[int]  # of conversations, in lines a second
+    crowds: Sequence[int]
+    idlers: int
+
+
+FULL = Scale(2.0, 3, [(100, 1), (100, 10), (1000, 10)], [1000, 2000], [10_000, 19_000], 8000)
+QUICK = Scale(0.4, 1, [(100, 1), (1000, 10)], [1000], [10_000], 1000)
+
+
+class Trial(NamedTuple):
+    """What one contestant is given to do."""
+
+    name: str
+    server: Server
+    run: Callable[[Running], Result]
 
 
 class Work(NamedTuple):
-    """A kind of work, its particulars, and who is given it."""
+    """A kind of work, its particulars, and who does it: first the one that the ratios are of."""
 
     title: str  # begins with the kind and a colon
-    servers: Sequence[Server]
-    run: Callable[[Running], Result]
+    connections: int
+    trials: list[Trial]
+
+    @classmethod
+    def alike(
+        cls,
+        title: str,
+        connections: int,
+        servers: Sequence[Server],
+        run: Callable[[Running], Result],
+    ) -> Work:
+        """Returns one that is the same for all servers."""
+        return cls(title, connections, [Trial(server.name, server, run) for server in servers])
 
     def kind(self) -> str:
         return self.title.partition(":")[0]
 
 
-def list_works(
-    rooms: Sequence[Server], echoes: Sequence[Server], seconds: float, idlers: int
-) -> list[Work]:
-    """Returns all works, each of which takes about so many seconds with each server."""
-    works = []
-    for listeners, senders in ((100, 1), (100, 10), (1000, 10)):
+def list_works(servers: Servers, scale: Scale) -> Iterator[Work]:
+    yield from list_room_works(servers, scale)
+    yield from list_joining_works(servers, scale)
+    yield from list_echo_works(servers, scale)
+    everyone = [server for server in (*servers.rooms, *servers.echoes) if not server.forks]
+    run = partial(idle, seconds=scale.seconds, connections=scale.idlers)
+    yield Work.alike(f"idle: {scale.idlers:,} connections", scale.idlers, everyone, run)
+
+
+def list_room_works(servers: Servers, scale: Scale) -> Iterator[Work]:
+    seconds, idlers = scale.seconds, scale.idlers
+    for listeners, senders in scale.listeners:
         title = f"flood: {listeners:,} listeners, {senders} flooding"
         run = partial(flood, seconds=seconds, listeners=listeners, senders=senders)
-        works.append(Work(title, rooms, run))
-    for rate in (1000, 2000):
+        yield Work.alike(title, listeners, servers.rooms, run)
+    for rate in scale.rates:
         run = partial(converse, seconds=seconds, talkers=200, rate=rate)
         title = f"conversation: 200 members, {rate:,} lines a second"
-        works.append(Work(title, rooms, run))
+        yield Work.alike(title, 200, servers.rooms, run)
     for others in (0, idlers):
         title = f"conversation: 200 of {200 + others:,} members, 100 lines a second"
         run = partial(converse, seconds=seconds, talkers=200, rate=100, idle=others)
-        works.append(Work(title, rooms[:1], run))
+        yield Work.alike(title, 200 + others, servers.rooms[:1], run)
+    run = partial(flood, seconds=seconds, listeners=100, senders=1)
+    yield Work.alike("browsers: 100 listeners, 1 flooding", 100, servers.browsers, run)
+    run = partial(flood, seconds=seconds, listeners=100, senders=1, raw=False)
+    yield Work.alike("browsers: 100 listeners, 1 browser flooding", 100, servers.browsers, run)
+    run = partial(converse, seconds=seconds, talkers=100, rate=1000)
+    yield Work.alike("browsers: 100 members, 1,000 lines a second", 100, servers.browsers, run)
+    yield stuck_work(servers.rooms[0], seconds)
+    for members in scale.crowds:
+        run = partial(crowd, seconds=2 * seconds, members=members, rate=5)
+        title = f"crowd: {members:,} members, 5 lines a second"
+        yield Work.alike(title, members, servers.crowded, run)
+
+
+def stuck_work(room: Server, seconds: float) -> Work:
+    stuck = 1000
+    conversation = {"seconds": seconds, "talkers": 200, "rate": 300}
+    return Work(
+        f"stuck: 200 members, 300 lines a second, and {stuck:,} who read nothing",
+        200 + stuck,
+        [
+            Trial("beside the stuck", room, partial(beside_stuck, **conversation, stuck=stuck)),
+            Trial("without them", room, partial(converse, **conversation)),
+            Trial("they read", room, partial(converse, **conversation, idle=stuck)),
+        ],
+    )
+
+
+def list_joining_works(servers: Servers, scale: Scale) -> Iterator[Work]:
+    rate = 2000
+    for way, doors in servers.doors.items():
+        run = partial(join, seconds=scale.seconds, rate=rate)
+        yield Work.alike(f"joining: {way}, {rate:,} a second", 0, doors, run)
+
+
+def list_echo_works(servers: Servers, scale: Scale) -> Iterator[Work]:
+    seconds, echoes = scale.seconds, servers.echoes
     for connections in (1, 100, 1000):
         run = partial(echo_small, seconds=seconds, connections=connections)
-        works.append(Work(f"echo-small: {connections:,} x 64 bytes", echoes, run))
-    for others in (0, idlers):
+        yield Work.alike(f"echo-small: {connections:,} x 64 bytes", connections, echoes, run)
+    for others in (0, scale.idlers):
         title = f"echo-small: 200 of {200 + others:,} connections x 64 bytes"
         run = partial(echo_small, seconds=seconds, connections=200, idle=others)
-        works.append(Work(title, [server for server in echoes if not server.forks], run))
-    for connections, size, title in ((10, 64 * 1024, "64 KiB"), (1, 1024 * 1024, "1 MiB")):
+        one_process = [server for server in echoes if not server.forks]
+        yield Work.alike(title, 200 + others, one_process, run)
+    for connections, size, name in ((10, 64 * 1024, "64 KiB"), (1, 1024 * 1024, "1 MiB")):
         run = partial(echo_bulk, seconds=seconds, connections=connections, size=size)
-        works.append(Work(f"echo-bulk: {connections} x {title}", echoes, run))
-    run = partial(idle, seconds=seconds, connections=idlers)
-    everyone = [server for server in (*rooms, *echoes) if not server.forks]
-    works.append(Work(f"idle: {idlers:,} connections", everyone, run))
-    return works
+        yield Work.alike(f"echo-bulk: {connections} x {name}", connections, echoes, run)
+
+
+def choose(works: Iterable[Work], wanted: Collection[str], names: Collection[str]) -> list[Work]:
+    """Returns the works of the wanted kinds, with the wanted servers beside ours: all of them where
+    none is named."""
+    kinds = set(wanted) & set(FIGURES) or set(FIGURES)
+    peers = set(wanted) & set(names) or set(names)
+    return [
+        work._replace(trials=[t for t in work.trials if t.server.ours or t.name in peers])
+        for work in works
+        if work.kind() in kinds
+    ]
+
+
+def duration(works: Iterable[Work], scale: Scale) -> str:
+    """Returns about how long the works take."""
+    seconds = sum(
+        STARTING + scale.seconds + work.connections * CONNECTING
+        for work in works
+        for trial in work.trials
+        if not trial.server.absent
+    )
+    seconds *= scale.rounds
+    return f"{seconds:.0f} seconds" if seconds < 100 else f"{seconds / 60:.0f} minutes"
 
 
 def measure(works: Sequence[Work], rounds: int) -> dict[str, dict[str, list[Result]]]:
     """Has every server do every work, in turns, so that all have the same weather."""
     results: dict[str, dict[str, list[Result]]] = {
-        work.title: {server.name: [] for server in work.servers} for work in works
+        work.title: {trial.name: [] for trial in work.trials} for work in works
     }
     for number in range(rounds):
         for work in works:
-            for server in work.servers:
-                progress = f"round {number + 1} of {rounds}, {work.title}, {server.name}:"
+            for trial in work.trials:
+                if trial.server.absent:
+                    continue
+                progress = f"round {number + 1} of {rounds}, {work.title}, {trial.name}:"
                 print(progress, end=" ", file=sys.stderr, flush=True)
                 try:
-                    with closing(server.start()) as running:
-                        result = work.run(running)
-                    results[work.title][server.name].append(result)
+                    with closing(trial.server.start()) as running:
+                        result = trial.run(running)
+                    results[work.title][trial.name].append(result)
                     print(headline(result), file=sys.stderr)
                 except (OSError, RuntimeError) as error:
                     print(f"failed: {error}", file=sys.stderr)
@@ -120,18 +235,16 @@ def machine() -> str:
     return f"{os.cpu_count()} cores of {model}, {system}, Python {platform.python_version()}"
 
 
-def parse_args(
-    argv: Sequence[str] | None, works: Sequence[str], servers: Sequence[str]
-) -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None, servers: Collection[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m tests.bench",
         description="Measures our servers side by side with others that do the same.",
-        epilog=f"works: {', '.join(works)}; servers: {', '.join(servers)}",
+        epilog=f"works: {', '.join(FIGURES)}; servers: {', '.join(servers)}",
     )
     parser.add_argument(
         "--only",
         nargs="+",
-        choices=[*works, *servers],
+        choices=[*FIGURES, *servers],
         default=[],
         metavar="NAME",
         help="only these works, and only these servers beside ours",
@@ -142,23 +255,29 @@ def parse_args(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    rooms, echoes, missing = find_servers()
-    names = list(dict.fromkeys(server.name for server in (*rooms, *echoes)))
-    args = parse_args(argv, list(FIGURES), names)
-    wanted = {rooms[0].name, echoes[0].name, *(set(args.only) & set(names) or names)}
-    rooms = [server for server in rooms if server.name in wanted]
-    echoes = [server for server in echoes if server.name in wanted]
-    seconds, rounds, idlers = QUICK if args.quick else FULL
-    works = list_works(rooms, echoes, seconds, idlers)
-    kinds = set(args.only) & set(FIGURES) or FIGURES
-    works = [work for work in works if work.kind() in kinds]
+    with tempfile.TemporaryDirectory() as directory:
+        return run(Finder(directory).servers(), argv)
+
+
+def run(servers: Servers, argv: Sequence[str] | None) -> int:
+    everyone = {
+        server.name: server
+        for group in (servers.rooms, servers.echoes, servers.browsers, *servers.doors.values())
+        for server in group
+    }
+    args = parse_args(argv, everyone)
+    scale = QUICK if args.quick else FULL
+    works = choose(list_works(servers, scale), args.only, everyone)
+    print(f"this takes about {duration(works, scale)}", flush=True)
+    absent = {name: server.absent for name, server in everyone.items() if server.absent}
+    for name, why in absent.items():
+        if any(trial.name == name for work in works for trial in work.trials):
+            print(f"{name} is not measured: {why}", flush=True)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    if missing:
-        print(f"not found, so not measured: {', '.join(missing)}", file=sys.stderr)
-    results = measure(works, rounds)
-    print(f"{machine()}; medians of {rounds} rounds of {seconds:g} s")
-    print_table(results)
+    results = measure(works, scale.rounds)
+    print(f"{machine()}; medians of {scale.rounds} rounds of {scale.seconds:g} s")
+    print_table(results, absent)
     print_bars(results, lambda title: FIGURES[title.partition(":")[0]])
     if args.json:
         write_json(args.json, results)

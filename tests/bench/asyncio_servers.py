@@ -1,6 +1,8 @@
-"""A room and an echo server as one writes them in asyncio, to measure ours against.
+"""Rooms and an echo server as one writes them in asyncio, to measure ours against.
 
-    python asyncio_servers.py room|echo PORT [uvloop]
+    python asyncio_servers.py NAME PORT [CERT KEY]
+
+NAME is one of: asyncio room, uvloop room, asyncio, uvloop (the echo servers), websockets (a room).
 
 They listen on 127.0.0.1 until they are killed.
 """
@@ -8,10 +10,19 @@ They listen on 127.0.0.1 until they are killed.
 from __future__ import annotations
 
 import asyncio
+import ssl
 import sys
+from collections.abc import Sequence
 from typing import cast
 
+try:
+    import websockets.asyncio.server as websockets
+    from websockets.exceptions import ConnectionClosed
+except ImportError:  # nobody who lacks it is asked to serve browsers
+    pass
+
 members: set[asyncio.StreamWriter] = set()
+browsers: set[websockets.ServerConnection] = set()
 
 
 async def serve_member(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -33,6 +44,20 @@ async def serve_member(reader: asyncio.StreamReader, writer: asyncio.StreamWrite
         writer.close()
 
 
+async def serve_browser(browser: websockets.ServerConnection) -> None:
+    """The same for browsers, with the websockets package. CERT and KEY are for this one."""
+    browsers.add(browser)
+    try:
+        async for message in browser:
+            for other in list(browsers):
+                if other is not browser:
+                    await other.send(message)
+    except ConnectionClosed:
+        pass
+    finally:
+        browsers.discard(browser)
+
+
 class Echo(asyncio.Protocol):
     """The faster of asyncio's two interfaces, so that the comparison is a fair one."""
 
@@ -49,8 +74,14 @@ class Echo(asyncio.Protocol):
         self.transport.resume_reading()
 
 
-async def serve(kind: str, port: int) -> None:
-    if kind == "room":
+async def serve(name: str, port: int, cert: Sequence[str]) -> None:
+    if name == "websockets":
+        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH) if cert else None
+        if tls:
+            tls.load_cert_chain(*cert)
+        plain = {"compression": None, "ping_interval": None, "backlog": 1024}
+        server = await websockets.serve(serve_browser, "127.0.0.1", port, ssl=tls, **plain)
+    elif name.endswith("room"):
         server = await asyncio.start_server(serve_member, "127.0.0.1", port, backlog=1024)
     else:
         loop = asyncio.get_running_loop()
@@ -59,8 +90,8 @@ async def serve(kind: str, port: int) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[3:] == ["uvloop"]:
+    if sys.argv[1].startswith("uvloop"):
         import uvloop
 
         asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
-    asyncio.run(serve(sys.argv[1], int(sys.argv[2])))
+    asyncio.run(serve(sys.argv[1], int(sys.argv[2]), sys.argv[3:]))

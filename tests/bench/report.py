@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from statistics import median
+from typing import Mapping, Sequence  # those that Python 3.8 can subscript when it runs
 
 from works import Result
 
 BAR_WIDTH = 46
-NAME_WIDTH = 16
+NAME_WIDTH = 18
 
 # What is shown of a server's results, in which unit, and whether it is compared with ours.
 COLUMNS = (("rate", "/s", True), ("cpu", "s", True), ("p50", "s", False), ("p99", "s", True),
@@ -16,10 +17,13 @@ COLUMNS = (("rate", "/s", True), ("cpu", "s", True), ("p50", "s", False), ("p99"
 HEADINGS = f"{'':{NAME_WIDTH}}       rate  ours    CPU/msg  ours       p50       p99  ours"
 HEADINGS += "    memory  ours   lost   late  load"
 LEGEND = """\
-ours: our figure divided by theirs (median of the rounds). CPU/msg: the server's CPU time for a
-message that arrives; of idle connections, for a second. memory: at most; of idle connections, for
-each. lost: messages, or connections cut off, in all rounds; late: not arrived when time was up.
-load: how busy the load generator was."""
+ours: the figure of the first line divided by this one's (median of the rounds). CPU/msg: the
+server's CPU time for a message that arrives, or for a newcomer; of idle connections, for a second.
+memory: at most; in a crowd, of newcomers and of idle connections, for each. p50, p99: the delay of
+a message, or of a newcomer's welcome. lost: messages, or connections refused or cut off, in all
+rounds; late: not arrived when time was up. load: how busy the load generator was; where there is a
+"!", it may have been the limit, and the rate not the server's."""
+BUSY = 0.9  # the share of a core from which on the load may be the limit
 
 Rounds = Sequence[Result]
 ByServer = Mapping[str, Rounds]  # ours first
@@ -62,13 +66,15 @@ def headline(result: Result) -> str:
     return f"{rate or memory}{lost}{f', {result.late:,} late' if result.late else ''}"
 
 
-def print_table(results: Mapping[str, ByServer]) -> None:
+def print_table(results: Mapping[str, ByServer], absent: Mapping[str, str]) -> None:
+    """`absent` says of servers why they weren't measured."""
     print(f"\n{HEADINGS}")
     for title, by_server in results.items():
         print(title)
         ours = next(iter(by_server.values()))
         for name, rounds in by_server.items():
-            print(f"  {name:{NAME_WIDTH - 2}}{row(ours, rounds) if rounds else '  failed'}")
+            cells = row(ours, rounds) if rounds else f"  {absent.get(name, 'failed')}"
+            print(f"  {name:{NAME_WIDTH - 2}}{cells}")
     print(f"\n{LEGEND}")
 
 
@@ -82,7 +88,7 @@ def row(ours: Rounds, rounds: Rounds) -> str:
     lost = sum(one.lost for one in rounds)
     late = sum(one.late for one in rounds)
     busy = max(one.busy for one in rounds)
-    return f"{' '.join(cells)} {count(lost):>6} {count(late):>6} {busy:>5.0%}"
+    return f"{' '.join(cells)} {count(lost):>6} {count(late):>6} {busy:>5.0%}{'!' * (busy > BUSY)}"
 
 
 def print_bars(results: Mapping[str, ByServer], field: Callable[[str], str]) -> None:

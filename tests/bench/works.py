@@ -18,7 +18,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import cycle, islice
 
-from servers import Running
+import websocket
+from servers import Running, set_options
 
 TEXT_SIZE = 63  # bytes of a message without its newline: a line has 64
 MARK = b"~"  # ends each text and is nowhere else
@@ -28,8 +29,9 @@ RECEIVE_SIZE = 1024 * 1024
 DISCARD = socket.MSG_TRUNC if sys.platform == "linux" else 0
 WATCHERS = 20  # members of a conversation that look at the time when a line arrives
 STALLED = 3.0  # seconds without any arrival: what is missing then is lost
-TIME_LIMIT = 10.0  # seconds in all: what is missing then, while more arrives, is late
+TIME_LIMIT = 5  # times the seconds of a work: what is missing then, while more arrives, is late
 REACH_TIME = 0.2  # seconds in which everyone should hear a line
+FILLING = 128 * 1024  # bytes: what puts a member behind that reads nothing and has small buffers
 QUIET = 0.3  # seconds: who uses a fourth of it at most has dealt with all newcomers
 
 received = bytearray(RECEIVE_SIZE)
@@ -50,13 +52,14 @@ class Result:
 
 
 class Meter:
-    """Measures from its making to the last call of `arrived`."""
+    """Measures from its making to the last call of `arrived`. The work should take some seconds."""
 
-    def __init__(self, server: Running) -> None:
+    def __init__(self, server: Running, seconds: float) -> None:
         self.server = server
         self.server_cpu = server.cpu()
         self.cpu = time.process_time()
         self.start = self.end = time.perf_counter()
+        self.limit = self.start + TIME_LIMIT * seconds
 
     def arrived(self) -> None:
         self.end = time.perf_counter()
@@ -64,7 +67,7 @@ class Meter:
     def gives_up(self) -> bool:
         """Says whether it makes no sense to wait for more."""
         now = time.perf_counter()
-        return now - self.end > STALLED or now - self.start > TIME_LIMIT
+        return now - self.end > STALLED or now > self.limit
 
     def result(self, messages: int, missing: int, delays: Sequence[float] = ()) -> Result:
         """Returns the figures, after so many messages; `delays` are how long some of them took."""
@@ -91,7 +94,7 @@ class Member:
     def __init__(self, server: Running) -> None:
         self.dialect = server.dialect
         self.hears = server.connect()
-        self.hears.sendall(self.dialect.hello)
+        self.dialect.greet(self.hears)
         self.says = server.connect() if self.dialect.speaks_elsewhere else self.hears
         self.says.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         self.hears.setblocking(False)
@@ -141,13 +144,55 @@ class Member:
         return self.heard // len(self.dialect.heard(b"." * TEXT_SIZE))
 
 
-def gather(server: Running, count: int) -> list[Member]:
-    """Returns so many members, each of whom is known to hear what the others say."""
-    members = [Member(server) for _ in range(count)]
+class Browser(Member):
+    """The same through a WebSocket: the heads of frames are read, and their payload counted."""
+
+    def __init__(self, server: Running) -> None:
+        super().__init__(server)
+        self.head = b""  # of a frame, as far as it has come
+        self.left = 0  # bytes of its payload that have yet to come
+
+    def receive(self, flags: int = DISCARD) -> int:
+        try:
+            while not self.left:
+                if not self.receive_head():
+                    return 0
+            size = self.hears.recv_into(received, min(self.left, RECEIVE_SIZE), flags)
+            self.gone = not size
+        except BlockingIOError:
+            return 0
+        except OSError:
+            self.gone = True
+            return 0
+        self.left -= size
+        self.heard += size
+        return size
+
+    def receive_head(self) -> bool:
+        """Receives the head of a frame of text; says whether there is one. Raises OSError."""
+        while len(self.head) < websocket.head_size(self.head):
+            more = self.hears.recv(websocket.head_size(self.head) - len(self.head))
+            self.head += more
+            if not more or self.head[0] != websocket.TEXT:
+                self.gone = True
+                return False
+        self.left = websocket.payload_size(self.head)
+        self.head = b""
+        return True
+
+
+def new_member(server: Running) -> Member:
+    return Browser(server) if server.dialect.in_frames else Member(server)
+
+
+def gather(server: Running, count: int, raw: int = 0) -> list[Member]:
+    """Returns so many members, each of whom is known to hear what the others say. The first `raw`
+    of them use no WebSocket, if the server lets them choose."""
+    members = [new_member(server.raw() if number < raw else server) for number in range(count)]
     audience = members if server.dialect.hears_itself else members[1:]
     for number in range(100):
         text = b"probe %d" % number
-        members[0].says.send(server.dialect.say(text))
+        members[0].says.send(members[0].dialect.say(text))
         if all_hear(audience, server.dialect.heard(text)):
             break
     else:
@@ -185,23 +230,29 @@ def missing(members: Sequence[Member]) -> int:
     return said * len(members) - own - sum(member.messages() for member in members)
 
 
-def flood(server: Running, seconds: float, listeners: int, senders: int) -> Result:
-    return Flood(server, seconds, listeners, senders).run()
+def flood(
+    server: Running, seconds: float, listeners: int, senders: int, raw: bool = True
+) -> Result:
+    return Flood(server, seconds, listeners, senders, raw).run()
 
 
 class Flood:
-    """Senders say as much as they can for some seconds; then all of it has to arrive."""
+    """Senders say as much as they can for some seconds; then all of it has to arrive. They are raw
+    members where they can, also where the listeners are browsers, unless told otherwise."""
 
-    def __init__(self, server: Running, seconds: float, listeners: int, senders: int) -> None:
-        self.members = gather(server, senders + listeners)
+    def __init__(
+        self, server: Running, seconds: float, listeners: int, senders: int, raw: bool
+    ) -> None:
+        self.members = gather(server, senders + listeners, senders if raw else 0)
         self.auditor = self.members[-1]  # counts messages, where the others count bytes
-        self.chunk = memoryview(server.dialect.say(b"." * (TEXT_SIZE - 1) + MARK) * CHUNK_LINES)
+        text = b"." * (TEXT_SIZE - 1) + MARK
+        self.chunk = memoryview(self.members[0].dialect.say_often(text, CHUNK_LINES))
         self.poller = select.epoll()
         self.hearers = {member.hears.fileno(): member for member in self.members}
         self.sayers = {member.says.fileno(): member for member in self.members[:senders]}
         for descriptor in {**self.hearers, **self.sayers}:
             self.poller.register(descriptor, select.EPOLLIN)
-        self.meter = Meter(server)
+        self.meter = Meter(server, seconds)
         self.deadline = self.meter.start + seconds
         self.talking = True
 
@@ -265,8 +316,8 @@ class Conversation:
     ) -> None:
         self.poller = select.epoll()  # made first: select() takes descriptors below 1,024 alone
         self.members = gather(server, talkers + idle)
+        random.Random(7).shuffle(self.members)  # the order of talking isn't that of joining
         self.talkers = self.members[:talkers]
-        random.Random(7).shuffle(self.talkers)  # the order of talking isn't that of joining
         self.rests = dict.fromkeys(self.talkers[:WATCHERS], b"")  # beginnings of texts
         self.others = cycle([member for member in self.members if member not in self.rests])
         self.watchers = {member.hears.fileno(): member for member in self.rests}
@@ -275,7 +326,7 @@ class Conversation:
         self.delays: list[float] = []
         self.gap = 1 / rate
         self.left = int(seconds * rate)  # lines still to be said
-        self.meter = Meter(server)
+        self.meter = Meter(server, seconds)
 
     def run(self) -> Result:
         due = self.meter.start
@@ -318,6 +369,47 @@ class Conversation:
         self.left -= 1
 
 
+def crowd(server: Running, seconds: float, members: int, rate: int) -> Result:
+    """A conversation in a crowd, and what each member costs in memory."""
+    before = server.memory()
+    talk = Conversation(server, seconds, WATCHERS, rate, members - WATCHERS)
+    memory = server.memory() - before
+    result = talk.run()
+    result.memory = memory / members
+    return result
+
+
+def beside_stuck(server: Running, seconds: float, talkers: int, rate: int, stuck: int) -> Result:
+    """A conversation beside members who read nothing and have a queue in the room. It is too short
+    for any of them to be so far behind that the room slows down."""
+    socks = [connect_to_be_stuck(server) for _ in range(stuck)]
+    talk = Conversation(server, seconds, talkers, rate)
+    filling = server.dialect.say_often(b"." * TEXT_SIZE, FILLING // (TEXT_SIZE + 1))
+    talk.talkers[0].says.setblocking(True)
+    talk.talkers[0].says.sendall(filling)
+    talk.talkers[0].says.setblocking(False)
+    wait_until_quiet(server)
+    for member in talk.members:
+        member.receive_all()
+        member.heard = 0
+    talk.meter = Meter(server, seconds)
+    result = talk.run()
+    result.lost += sum(map(was_cut_off, socks))
+    for sock in socks:
+        sock.close()
+    return result
+
+
+def connect_to_be_stuck(server: Running) -> socket.socket:
+    """Returns a connection on which the kernel holds little: 30 KB, where it is 3 MB otherwise."""
+    sock = socket.socket()
+    set_options(sock)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 536)
+    sock.connect(server.address)
+    return sock
+
+
 # --- Echo servers --------------------------------------------------------------------------------
 
 
@@ -336,7 +428,7 @@ def echo_small(server: Running, seconds: float, connections: int, idle: int = 0)
     into, size = memoryview(received), len(message)
     calls = [(sock.recv_into, sock.send) for sock in socks]
     delays: list[float] = []
-    meter = Meter(server)
+    meter = Meter(server, seconds)
     sent_at = []
     for _, send in calls:
         sent_at.append(time.perf_counter())
@@ -388,7 +480,7 @@ class EchoBulk:
         self.unsent = dict.fromkeys(self.socks, self.message)
         self.expected = dict.fromkeys(self.socks, size)  # bytes that have to come back
         self.echoed = 0  # messages
-        self.meter = Meter(server)
+        self.meter = Meter(server, seconds)
         self.deadline = self.meter.start + seconds
 
     def check(self, sock: socket.socket) -> None:
@@ -451,7 +543,7 @@ def idle(server: Running, seconds: float, connections: int) -> Result:
     with suppress(OSError):
         for _ in range(connections):
             socks.append(server.connect())
-            socks[-1].sendall(server.dialect.hello)
+            server.dialect.greet(socks[-1])
     wait_until_quiet(server)
     after, cpu = server.memory(), server.cpu()
     time.sleep(seconds)
