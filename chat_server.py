@@ -693,7 +693,7 @@ let wanted = "", me = "";  // the name that the user wants, and that by which th
 let names = new Set(), others = [];  // who is known to be here; how many more, in the room's words
 let sent = [];  // lines that may not have arrived, each with the element that shows it, if any does
 let said = [];  // messages, as the room's history has them
-let password = "", socket = null, inRoom = false, wait = FIRST_WAIT, retry = 0, check = 0;
+let password = "", socket = null, inRoom = false, wait = FIRST_WAIT, retry, check, settling;
 let day = "", unread = 0, place = 0, following = true;  // following: the last row is in sight
 
 function make(tag, className, ...content) {
@@ -723,9 +723,12 @@ function show(kind, text, speaker = "", mark = "", now = new Date()) {
   return words;
 }
 
-function settle() {  // after rows were added: to measure takes long, so once for all of them
+function settle() {  // after rows were added: measuring takes some ms, so once for many of them
+  clearTimeout(settling);
+  settling = 0;
   const height = log.scrollHeight;
-  while (log.childElementCount > MAX_ROWS) log.firstChild.remove();
+  const kept = log.childElementCount > MAX_ROWS ? MAX_ROWS - 500 : MAX_ROWS;  // each time, all move
+  while (log.childElementCount > kept) log.firstChild.remove();
   log.scrollTop = following ? log.scrollHeight : log.scrollTop - height + log.scrollHeight;
   said = said.slice(-MAX_ROWS);
   page.jump.hidden = following;
@@ -748,7 +751,8 @@ function openDoor(reason, isLocked = false) {
   hangUp();
   page.why.textContent = reason;
   page.lock.hidden = !isLocked;
-  page.door.hidden = !(page.room.hidden = true);
+  page.door.hidden = false;
+  page.room.hidden = true;
   (isLocked ? page.secret : page.nick).focus();
 }
 
@@ -786,10 +790,11 @@ function receive(lines) {
     if (!socket) return;
   }
   let known = history.length;  // so many of these were shown, before a connection was lost
-  while (known && history.slice(0, known).join() !== said.slice(-known).join()) known -= 1;
+  while (known && history.slice(0, known).join("\n") !== said.slice(-known).join("\n"))
+    known -= 1;
   // They get no time, which nobody knows, and no color: others may have had these names then.
   for (const line of history.slice(known)) show("said", line, "", "", null);
-  settle();
+  settling = settling || setTimeout(settle, 20);
 }
 
 function hear(line) {
@@ -880,7 +885,8 @@ function speak() {
   const isCommand = lines.length === 1 && /^\/(?!\/)/.test(lines[0]);  // not in a pasted text
   for (const line of lines) {
     const text = lines.length === 1 && line.startsWith("//") ? line.slice(1) : line;
-    const words = isCommand ? show("own command", text) : show("own", text, me);
+    const shown = text.replace(/^\/op .*/, "/op \u2026");  // whose password nobody is to see
+    const words = isCommand ? show("own command", shown) : show("own", text, me);
     send(text.startsWith("/") && !isCommand ? `/${text}` : text, words);
   }
   box.value = "";
@@ -891,9 +897,10 @@ function speak() {
 page.door.onsubmit = (event) => {
   event.preventDefault();
   remember(page.nick.value.trim());
-  password = page.lock.hidden ? password : page.secret.value;
+  if (!page.lock.hidden) password = page.secret.value;
   page.secret.value = "";
-  page.room.hidden = !(page.door.hidden = true);
+  page.door.hidden = true;
+  page.room.hidden = false;
   box.focus();
   connect();
 };
@@ -983,7 +990,7 @@ NOTE = """<!doctype html>
 <title>%s</title>
 <link rel="icon" href="data:,">
 <style>%s</style>
-<main><p>%s</p></main>
+<main id="door"><p>%s</p></main>
 </html>
 """
 
