@@ -1029,7 +1029,7 @@ class Refusal(Exception):
 
 
 class HTTPRequest(NamedTuple):
-    """A request that is fit to be looked at."""
+    """A request that is well formed."""
 
     method: str
     target: str  # the path, and the query if there is one
