@@ -397,7 +397,8 @@ class Input(LineFramer):
 # The first two bytes of a frame (RFC 6455, section 5.2).
 FIN, RESERVED, OPCODE = 0x80, 0x70, 0x0F
 MASKED, LENGTH = 0x80, 0x7F
-OPCODES = CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
+CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
+OPCODES = {CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG}
 CONTROL = 0x8  # set in the opcode of a control frame: CLOSE, PING or PONG
 MAX_CONTROL = 125  # bytes of payload in one of these
 MASK_SIZE = 4  # bytes
@@ -509,12 +510,13 @@ class WebSocket(LineFramer):
         if size > MAX_CONTROL:  # 126 or 127: the real one follows, in 2 or 8 bytes
             start += 2 if size == 126 else 8
             size = int.from_bytes(data[at + 2 : start], "big")
-        start += MASK_SIZE
-        if len(data) < start + (size if first & CONTROL else 0):
+        mask, start = start, start + MASK_SIZE
+        is_control = first & CONTROL
+        if len(data) < start + (size if is_control else 0):
             return 0
-        if not first & CONTROL:
+        if not is_control:
             self.in_message = not first & FIN
-        self.opcode, self.left, self.mask = first & OPCODE, size, data[start - MASK_SIZE : start]
+        self.opcode, self.left, self.mask = first & OPCODE, size, data[mask:start]
         self.weight += FRAME_WEIGHT
         return start
 
