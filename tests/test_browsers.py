@@ -117,7 +117,7 @@ def test_password(start: Callable[..., Server], monkeypatch: pytest.MonkeyPatch)
     peer.expect("* password?\n", WELCOME, "* you are Mary\n")
     leaver = room.connect()
     leaver.expect("* password?\n")
-    leaver.send_and_half_close("unfinished")
+    leaver.sock.sock.sendall(masked(TEXT, b"unfinished", False) + masked(CLOSE, b"\x03\xe8"))
     assert closing_code(leaver) == 1000
     assert room.log().count("wrong password") == 1
 
