@@ -59,7 +59,7 @@ import unicodedata
 from base64 import b64encode
 from codecs import BOM_UTF8, utf_8_decode
 from collections import deque
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import islice
@@ -327,6 +327,7 @@ class Input(LineFramer):
 
     __slots__ = ("held", "in_first_line", "weight")
     over = False  # only the end of the stream ends it
+    why = ""  # and not a fault
 
     def __init__(self, max_line: int) -> None:
         super().__init__(max_line)
@@ -400,31 +401,28 @@ class Input(LineFramer):
 
 # --- Browsers: WebSocket --------------------------------------------------------------------------
 
-# What is in the first two bytes of a frame (RFC 6455, section 5.2).
+# The first two bytes of a frame (RFC 6455, section 5.2).
 FIN, RESERVED, OPCODE = 0x80, 0x70, 0x0F
-MASKED, SIZE = 0x80, 0x7F
+MASKED, LENGTH = 0x80, 0x7F
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
-MAX_CONTROL = 125  # bytes of payload in a control frame: CLOSE, PING or PONG
-MAX_LENGTHS = {126: 2, 127: 8}  # a SIZE that says in how many bytes the real one follows
-MASK_LENGTH = 4
+OPCODES = {CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG}
+CONTROL = 0x8  # set in the opcode of a control frame: CLOSE, PING or PONG
+MAX_CONTROL = 125  # bytes of payload in one of these
+MASK_SIZE = 4  # bytes
 
 # Why a WebSocket is closed (section 7.4.1; the last one is in IANA's registry).
 NORMAL, GOING_AWAY, REFUSED, TRY_LATER = 1000, 1001, 1008, 1013
 PROTOCOL_ERROR, NOT_TEXT, NOT_UTF8 = 1002, 1003, 1007
+CODES = (range(1000, 1004), range(1007, 1015), range(3000, 5000))  # that a peer may send
 
 
 class Fault(Exception):
     """What a peer sends isn't what a WebSocket carries, or not here; the text says why, for the
     log, and `code` for the peer."""
 
-    def __init__(self, code: int, why: str) -> None:
+    def __init__(self, why: str, code: int = PROTOCOL_ERROR) -> None:
         super().__init__(why)
         self.code = code
-
-
-def broken(why: str) -> Fault:
-    """Returns what to raise where a peer breaks the protocol."""
-    return Fault(PROTOCOL_ERROR, f"breaks the protocol: {why}")
 
 
 class WebSocket(LineFramer):
@@ -436,13 +434,12 @@ class WebSocket(LineFramer):
 
     __slots__ = (
         "code",
-        "final",
         "held",
         "in_message",
         "left",
         "mask",
+        "opcode",
         "over",
-        "spoken",
         "tail",
         "weight",
         "why",
@@ -452,62 +449,62 @@ class WebSocket(LineFramer):
     def __init__(self, max_line: int) -> None:
         super().__init__(max_line)
         self.over = False  # the peer has closed, or is at fault: what comes isn't heard any more
-        self.code: int | None = None  # of the Close to send then; None means one without a code
+        self.code = NORMAL  # of the Close to send then
         self.why = ""  # the fault, for the log
         self.weight = 0  # what came last cost besides its text, as bytes
         self.held = b""  # the beginning of a header, or of a control frame
-        self.left = 0  # bytes of the frame's payload that have yet to come
+        self.opcode = CONTINUATION  # of the latest frame
+        self.left = 0  # bytes of its payload that have yet to come
         self.mask = b""  # for these
-        self.final = False  # the frame is its message's last
-        self.in_message = False
-        self.spoken = False  # there was text in this message
-        self.tail = b""  # the beginning of a character, or a CR that may have an LF after it
+        self.in_message = False  # the latest frame with text isn't its message's last
+        self.tail = b""  # the beginning of a character
 
     def sift(self, data: bytes) -> tuple[bytes, bytes]:
-        """Takes the bytes that came; returns the text among them, and an answer to the last ping.
-
-        In the text each line, and so each message, ends with LF. At a fault it ends with the last
-        whole line before that.
-        """
+        """Takes the bytes that came; returns the text among them, in which each message ends with
+        LF, and an answer to the last ping."""
         self.weight = 0
         if self.over:
             return b"", b""
         pieces, pong = [self.tail], b""
         try:
-            pong = self.take_frames(self.held + data, pieces)
+            for opcode, payload in self.frames(self.held + data):
+                if opcode == PING:
+                    pong = frame(PONG, payload)
+                elif opcode == CLOSE:
+                    self.close(payload)
+                    break
+                elif opcode != PONG:
+                    pieces.append(payload)
         except Fault as fault:
-            self.end(fault)
+            self.fail(fault)
         text = self.check_text(b"".join(pieces))
-        if self.why:
-            text = text[: text.rfind(b"\n") + 1]
-            if not text:
-                self.partial = b""
         self.weight += max(0, len(data) - len(text))
         return text, pong
 
-    def take_frames(self, data: bytes, pieces: list[bytes]) -> bytes:
-        """Adds the text that is in frames to `pieces`; returns the answer to the last ping. Raises
-        Fault."""
-        pong, self.held = b"", b""
-        at = 0
-        while at < len(data) and not self.over:
-            opcode = CONTINUATION
+    def finish(self) -> bytes:
+        """As with any stream; but what a fault has cut short isn't a line."""
+        return b"" if self.why else super().finish()
+
+    def frames(self, data: bytes) -> Iterator[tuple[int, bytes]]:
+        """Yields the opcodes and payloads of frames: of text as much as has come, and then LF where
+        a message ends. Raises Fault."""
+        at, self.held = 0, b""
+        while at < len(data):
             if not self.left:
                 start = self.begin_frame(data, at)
                 if not start:
                     self.held = data[at:]
-                    break
-                opcode, at = data[at] & OPCODE, start
+                    return
+                at = start
             payload = unmask(data[at : at + self.left], self.mask)
             at += len(payload)
             self.left -= len(payload)
-            if opcode == PING:
-                pong = frame(PONG, payload)
-            elif opcode == CLOSE:
-                self.close(payload)
-            elif opcode != PONG:
-                self.take_payload(payload, pieces)
-        return pong
+            yield self.opcode, payload
+            if self.left:
+                used = len(payload) % MASK_SIZE
+                self.mask = self.mask[used:] + self.mask[:used]
+            elif not self.opcode & CONTROL and not self.in_message:
+                yield self.opcode, b"\n"
 
     def begin_frame(self, data: bytes, at: int) -> int:
         """Reads the header at this place; returns where its payload begins, or 0 if it isn't whole,
@@ -516,101 +513,69 @@ class WebSocket(LineFramer):
             return 0
         first, second = data[at], data[at + 1]
         self.check_header(first, second)
-        start, size = at + 2, second & SIZE
-        if size in MAX_LENGTHS:
-            start += MAX_LENGTHS[size]
-            if len(data) < start:
-                return 0
+        start, size = at + 2, second & LENGTH
+        if size > MAX_CONTROL:  # 126 or 127: the real one follows, in 2 or 8 bytes
+            start += 2 if size == 126 else 8
             size = int.from_bytes(data[at + 2 : start], "big")
-            check_size(size, start - at - 2)
-        start += MASK_LENGTH
-        if len(data) < start + (size if first & CLOSE else 0):
+        mask, start = start, start + MASK_SIZE
+        is_control = first & CONTROL
+        if len(data) < start + (size if is_control else 0):
             return 0
-        self.left, self.mask = size, data[start - MASK_LENGTH : start]
-        if not first & CLOSE:
-            self.in_message, self.final = True, bool(first & FIN)
+        if not is_control:
+            self.in_message = not first & FIN
+        self.opcode, self.left, self.mask = first & OPCODE, size, data[mask:start]
         self.weight += FRAME_WEIGHT
         return start
 
     def check_header(self, first: int, second: int) -> None:
         """Raises Fault if a frame can't begin with these two bytes."""
         opcode = first & OPCODE
-        if first & RESERVED:
-            raise broken("an extension that was not agreed on")
+        if first & RESERVED or opcode not in OPCODES:
+            raise Fault("uses an extension that was not agreed on")
         if not second & MASKED:
-            raise broken("a frame without a mask")
-        if opcode in (CLOSE, PING, PONG):
-            if not first & FIN:
-                raise broken("a control frame in fragments")
-            if second & SIZE > MAX_CONTROL:
-                raise broken("a control frame that is too long")
+            raise Fault("sends a frame without a mask")
+        if opcode & CONTROL:
+            if not first & FIN or second & LENGTH > MAX_CONTROL:
+                raise Fault("sends a control frame in fragments, or one that is too long")
         elif opcode == BINARY:
-            raise Fault(NOT_TEXT, "sends binary frames")
-        elif opcode not in (CONTINUATION, TEXT):
-            raise broken("an unknown kind of frame")
+            raise Fault("sends binary frames", NOT_TEXT)
         elif (opcode == CONTINUATION) != self.in_message:
-            raise broken("a message inside another" if opcode else "a continuation of nothing")
-
-    def take_payload(self, payload: bytes, pieces: list[bytes]) -> None:
-        """Takes a part of a message, at the end of which a line ends."""
-        if payload:
-            pieces.append(payload)
-            self.spoken = True
-        if self.left:
-            turn = len(payload) % MASK_LENGTH
-            self.mask = self.mask[turn:] + self.mask[:turn]
-        elif self.final:
-            if self.spoken:
-                pieces.append(b"\n")
-            self.in_message = self.spoken = False
+            raise Fault("begins a message inside another, or goes on with none")
 
     def check_text(self, text: bytes) -> bytes:
-        """Returns the text with line ends of one kind, without the beginning of something at its
-        end, and without what isn't UTF-8: that is a fault."""
+        """Returns the text without the beginning of a character at its end, and without what isn't
+        UTF-8: that is a fault."""
         # No character goes on after the LF of its message, so that looking at many at once is fine.
         try:
             whole = utf_8_decode(text, "strict", False)[1]
-            text, self.tail = text[:whole], text[whole:]
         except UnicodeDecodeError as error:
-            text = text[: error.start]
-            self.end(Fault(NOT_UTF8, "sends text that is not UTF-8"))
-        if b"\r" in text:
-            if text.endswith(b"\r") and not self.tail:
-                text, self.tail = text[:-1], b"\r"
-            text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        return text
+            self.fail(Fault("sends text that is not UTF-8", NOT_UTF8))
+            return text[: error.start]
+        self.tail = text[whole:]
+        return text[:whole]
 
     def close(self, payload: bytes) -> None:
         """The peer has closed: its own code is the answer. Raises Fault."""
         if payload:
             code = int.from_bytes(payload[:2], "big")
-            if not (1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999):
-                raise broken("a close code that does not exist")
+            if not any(code in codes for codes in CODES):
+                raise Fault("gives a close code that does not exist")
             try:
                 payload[2:].decode()
             except UnicodeDecodeError as error:
-                raise Fault(NOT_UTF8, "gives a reason that is not UTF-8") from error
+                raise Fault("gives a reason that is not UTF-8", NOT_UTF8) from error
             self.code = code
         self.over = True
 
-    def end(self, fault: Fault) -> None:
+    def fail(self, fault: Fault) -> None:
         """The peer is at fault."""
         self.over, self.code, self.why = True, fault.code, str(fault)
-
-
-def check_size(size: int, length: int) -> None:
-    """Raises Fault for a size of a payload that is too large, or that fewer than `length` bytes
-    would have told."""
-    if size >> 63:
-        raise broken("a frame that is too long")
-    if size < (126 if length == 2 else 1 << 16):
-        raise broken("a length in more bytes than it needs")
 
 
 def unmask(data: bytes, mask: bytes) -> bytes:
     """Returns the payload that was masked (RFC 6455, section 5.3). One large number is a hundred
     times as fast as to look at each byte."""
-    key = (mask * (len(data) // MASK_LENGTH + 1))[: len(data)]
+    key = (mask * (len(data) // MASK_SIZE + 1))[: len(data)]
     number = int.from_bytes(data, "little") ^ int.from_bytes(key, "little")
     return number.to_bytes(len(data), "little")
 
@@ -625,9 +590,9 @@ def frame(opcode: int, payload: bytes) -> bytes:
     return bytes((FIN | opcode, 127)) + size.to_bytes(8, "big") + payload
 
 
-def close_frame(code: int | None) -> bytes:
-    """Returns the frame that ends a WebSocket, with a code or without one."""
-    return frame(CLOSE, b"" if code is None else code.to_bytes(2, "big"))
+def close_frame(code: int) -> bytes:
+    """Returns the frame that ends a WebSocket."""
+    return frame(CLOSE, code.to_bytes(2, "big"))
 
 
 # --- Browsers: the page --------------------------------------------------------------------------
@@ -994,8 +959,8 @@ NOTE = """<!doctype html>
 </html>
 """
 
-MAX_REQUEST = 8 * 1024  # bytes of a request's head
-REASONS = {
+MAX_REQUEST = 8 * 1024  # bytes
+REASONS = {  # those of http.HTTPStatus, which Debian's python3-minimal lacks
     101: "Switching Protocols",
     200: "OK",
     307: "Temporary Redirect",
@@ -1008,31 +973,24 @@ REASONS = {
     431: "Request Header Fields Too Large",
 }
 
-# The parts of a request (RFC 9112, RFC 9110): the whole syntax, so that nothing else gets further.
+# A request without a body (RFC 9112, RFC 9110): the whole syntax, so that nothing else gets further.
 TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-REQUEST_LINE = re.compile(rf"({TOKEN}) ([!-~]+) HTTP/1\.(\d)", re.ASCII)
-FIELD = re.compile(rf"({TOKEN}):([\t -~\x80-\xff]*)")
-LINE_END = re.compile(r"\r?\n")
-HEAD_END = re.compile(rb"\r?\n\r?\n")
-ABSOLUTE = re.compile(r"https?://([^/?]*)/?(.*)", re.IGNORECASE)
-AUTHORITY = re.compile(
-    r"(\[[0-9a-f:.]{2,45}\]|[0-9a-z._-]{1,253})(?::(\d{0,5}))?", re.ASCII | re.IGNORECASE
-)
-# What can still become one, in the first line.
-REQUEST_START = re.compile(rb"[A-Za-z-]{0,20}(?: [^ ]*(?: [HTP/0-9.]*\r?)?)?")
-
-# Names that nobody outside can have in the DNS (RFC 6762, RFC 6761, RFC 8375), or that nobody uses
-# outside.
-LOCAL_NAMES = (".local", ".localhost", ".internal", ".home.arpa", ".lan")
-ORIGIN = re.compile(r"(https?)://(.*)")
-DEFAULT_PORTS = {"http": 80, "https": 443}
-# What a content security policy takes for a host. That has no IPv6 addresses.
-POLICY_HOST = re.compile(r"[0-9a-z-]+(?:\.[0-9a-z-]+)*(?::\d+)?", re.ASCII)
+FIELD = re.compile(rf"({TOKEN}):([\t -~\x80-\xff]*)\r?\n")
+REQUEST = re.compile(rf"({TOKEN}) ([!-~]+) HTTP/1\.[0-9]\r?\n((?:{FIELD.pattern})*)\r?\n")
+REQUEST_END = re.compile(rb"\n\r?\n")
+# The Host of a request, in lower case: an IPv6 address, an IPv4 address or a name, which may end
+# with a dot; and perhaps a port.
+AUTHORITY = re.compile(r"(\[[0-9a-f:.]+\]|[0-9a-z._-]+?)\.?(?::[0-9]*)?")
+# Names that can't be anybody else's: an address (no name in the DNS ends with a number), one
+# without a dot, and those that nobody outside can have in the DNS (RFC 6762, RFC 6761, RFC 8375),
+# or that nobody uses there.
+LOCAL_NAME = re.compile(r"\[.+|[0-9.]+|[^.]+|.+\.(?:local|localhost|internal|home\.arpa|lan)")
+NOT_IN_ORIGIN = re.compile(r"[^\w:/.\[\]-]", re.ASCII)
+MAX_ORIGIN = 100  # characters of one that is shown
 
 WEBSOCKET_KEY = re.compile(r"[A-Za-z0-9+/]{22}==")  # 16 bytes in base64
 WEBSOCKET_ID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, section 1.3
-UPGRADE = ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13")
-MAX_ORIGIN = 100  # characters of one that is logged
+UPGRADE = ("Connection: Upgrade", "Upgrade: websocket")
 # What every page comes with: nobody guesses at its type, keeps it, is told of it, or embeds it.
 HARDENING = (
     "X-Content-Type-Options: nosniff",
@@ -1049,32 +1007,22 @@ else:
 
 
 class Refusal(Exception):
-    """A request that isn't granted; the text is for whoever reads the page."""
+    """A request isn't granted; the text says why, on a page and in the log."""
 
-    def __init__(self, status: int, text: str, why: str, *fields: str) -> None:
-        super().__init__(text)
+    def __init__(self, status: int, why: str, *fields: str) -> None:
+        super().__init__(why)
         self.status = status
-        self.why = why  # for the log; empty if it is of no interest there
         self.fields = fields  # what the response's header needs besides
 
 
-def bad_request(what: str) -> Refusal:
-    """Returns what to raise for a request that isn't HTTP, or not as it is spoken here."""
-    return Refusal(400, f"This is {what}.", f"sends {what}")
-
-
 class HTTPRequest(NamedTuple):
-    """The head of an HTTP request."""
+    """A request that is well formed."""
 
     method: str
-    target: str  # the path, and the query if there is one; or "*"
-    minor: int  # 1 stands for HTTP/1.1
-    host: str  # a name or an address, perhaps with a port, in lower case; may be empty in HTTP/1.0
+    target: str  # the path, and the query if there is one
+    host: str  # a name or an address, perhaps with a port, in lower case
+    name: str  # the same without the port, and without the dot that may end it
     fields: dict[str, str]  # by names in lower case; one that comes twice is "value, value"
-
-    def words(self, name: str) -> list[str]:
-        """Returns the elements of a field that is a list, in lower case."""
-        return [word.strip(" \t") for word in self.fields.get(name, "").lower().split(",")]
 
 
 class Answer(NamedTuple):
@@ -1082,72 +1030,75 @@ class Answer(NamedTuple):
 
     status: int  # after 101 the connection is a WebSocket
     data: bytes  # the whole response
-    why: str  # why it was refused, for the log; empty if that is of no interest there
+    why: str  # why it was refused, for the log; empty if it wasn't
 
 
 def is_http(data: bytes) -> bool:
     """Says whether a peer's first bytes are an HTTP request, or may become one."""
-    line, newline, _ = data.lstrip(b"\r\n").partition(b"\n")
-    if not newline:
-        return bool(REQUEST_START.fullmatch(line))
-    request = HTTP_REQUEST.match(line)
-    return request is not None and line.startswith(HTTP_VERSION, request.end())
+    line, newline, _ = data.partition(b"\n")
+    return b" HTTP/" in line if newline else line[:1].isalpha()
 
 
 def parse_request(data: bytes) -> HTTPRequest:
-    """Returns the head of a request, after which nothing may follow. Raises Refusal."""
-    data = data.lstrip(b"\r\n")
-    end = HEAD_END.search(data, 0, MAX_REQUEST)
-    if not end:
-        if len(data) >= MAX_REQUEST:
-            raise Refusal(431, "This request is too long.", "sends a request that is too long")
-        raise bad_request("an unfinished request")
-    first, *rest = LINE_END.split(data[: end.start()].decode("latin-1"))
-    line = REQUEST_LINE.fullmatch(first)
-    if not line:
-        raise bad_request("a malformed request")
-    method, target, minor = line.groups()
-    fields = parse_fields(rest)
-    length = fields.get("content-length", "0")
-    if len(data) > end.end() or length != "0" or "transfer-encoding" in fields:
-        raise bad_request("a request with something after it")
-    host = fields.get("host", "")
-    if not AUTHORITY.fullmatch(host) and (host or minor != "0"):
-        raise bad_request("a request without a proper Host")
-    absolute = ABSOLUTE.fullmatch(target)
-    if absolute:  # as proxies are asked; this host is the one that counts
-        host, target = absolute[1], f"/{absolute[2]}"
-    if not target.startswith(("/", "*")) or (absolute and not AUTHORITY.fullmatch(host)):
-        raise bad_request("a request for a malformed place")
-    return HTTPRequest(method, target, int(minor), host.lower(), fields)
-
-
-def parse_fields(lines: Iterable[str]) -> dict[str, str]:
-    """Returns the values of a head's fields by their names. Raises Refusal."""
+    """Returns the request that these bytes are. Raises Refusal."""
+    if len(data) > MAX_REQUEST:
+        raise Refusal(431, "This request is too long.")
+    request = REQUEST.fullmatch(data.decode("latin-1"))
+    if not request:
+        raise Refusal(400, "This is not a proper request.")
+    method, target, lines = request.group(1, 2, 3)
     fields: dict[str, str] = {}
-    for line in lines:
-        field = FIELD.fullmatch(line)
-        if not field:
-            raise bad_request("a request with a malformed field")
-        name, value = field[1].lower(), field[2].strip(" \t")
+    for name, value in FIELD.findall(lines):
+        name, value = name.lower(), value.strip(" \t")
         fields[name] = f"{fields[name]}, {value}" if name in fields else value
-    return fields
+    host = fields.get("host", "").lower()
+    authority = AUTHORITY.fullmatch(host)
+    if not authority:
+        raise Refusal(400, "This request has no proper Host.")
+    return HTTPRequest(method, target, host, authority[1], fields)
 
 
-def split_authority(text: str, default_port: int) -> tuple[str, int] | None:
-    """Returns a host, as it can be compared, and its port; None if it isn't one."""
-    authority = AUTHORITY.fullmatch(text)
-    return (plain_name(authority[1]), int(authority[2] or default_port)) if authority else None
+def upgrade(fields: dict[str, str]) -> bytes:
+    """Returns the response that makes a WebSocket of the connection (RFC 6455, section 4.2), from
+    the fields of the request. Raises Refusal."""
+    protocol, connection = fields.get("upgrade", ""), fields.get("connection", "")
+    is_upgrade = protocol.lower() == "websocket" and "upgrade" in connection.lower()
+    if not is_upgrade or fields.get("sec-websocket-version") != "13":
+        why = "This asks for no WebSocket of version 13; a proxy on the way may have changed it."
+        raise Refusal(426, why, *UPGRADE, "Sec-WebSocket-Version: 13")
+    key = fields["sec-websocket-key"]
+    if not WEBSOCKET_KEY.fullmatch(key):
+        raise Refusal(400, "This request has no proper Sec-WebSocket-Key.")
+    accept = b64encode(sha1((key + WEBSOCKET_ID).encode()).digest()).decode()
+    return head(101, *UPGRADE, f"Sec-WebSocket-Accept: {accept}")
 
 
-def plain_name(host: str) -> str:
-    """Returns a host's name as it can be compared: in lower case, in the DNS's letters, without the
+def head(status: int, *fields: str) -> bytes:
+    """Returns the head of a response with these fields."""
+    return "\r\n".join((f"HTTP/1.1 {status} {REASONS[status]}", *fields, "\r\n")).encode()
+
+
+def response(request: bytes, status: int, page: bytes, policy: str, *fields: str) -> bytes:
+    """Returns the response to a request: a page, or only its head if just that was asked for."""
+    start = head(
+        status,
+        time.strftime("Date: %a, %d %b %Y %H:%M:%S GMT", time.gmtime()),
+        "Connection: close",
+        "Content-Type: text/html; charset=utf-8",
+        f"Content-Length: {len(page)}",
+        f"Content-Security-Policy: {policy}",
+        *HARDENING,
+        *fields,
+    )
+    return start if request.startswith(b"HEAD ") else start + page
+
+
+def name_in_url(host: str) -> str:
+    """Returns a host's name as browsers write it: in the DNS's letters, in lower case, without the
     dot that may end it."""
-    if not host.isascii():
-        with suppress(UnicodeError):
-            host = host.encode("idna").decode()
-    host = host.lower()
-    return host[:-1] if host.endswith(".") else host
+    with suppress(UnicodeError):
+        host = host.encode("idna").decode()
+    return host.lower().rstrip(".")
 
 
 def digest(text: str) -> str:
@@ -1171,8 +1122,10 @@ class Site:
         at `url`, others the room at `room_port`."""
         self.url = url
         self.room_port = room_port
-        self.hosts = {plain_name(host) for host in (socket.gethostname(), *hosts)}
+        self.hosts = {name_in_url(host) for host in (socket.gethostname(), *hosts)}
         self.secure = secure
+        # Ports that are left out of an Origin. TLS may also end at a proxy.
+        self.default_ports = {"https": ":443"} if secure else {"https": ":443", "http": ":80"}
         self.page = PAGE.encode()
         self.policy = (
             f"default-src 'none'; script-src {digest(SCRIPT)}; style-src {digest(STYLE)}; "
@@ -1181,135 +1134,52 @@ class Site:
         )
 
     def is_whole(self, request: bytes) -> bool:
-        """Says whether a request can be answered: its head is complete, or too long."""
-        request = request.lstrip(b"\r\n")
-        return b"\n\r\n" in request or b"\n\n" in request or len(request) >= MAX_REQUEST
+        """Says whether a request can be answered: it is complete, or too long."""
+        return bool(REQUEST_END.search(request)) or len(request) > MAX_REQUEST
 
-    def respond(self, data: bytes) -> Answer:
-        """Answers a request, which is all that has come."""
+    def respond(self, data: bytes, encrypted: bool) -> Answer:
+        """Answers a request, which is all that has come, through TLS or not."""
         try:
             request = parse_request(data)
-            self.check(request)
-            if request.method == "GET" and wants_websocket(request):
-                return self.upgrade(request)
-            policy = self.policy_for(request.host)
-            return Answer(200, self.response(200, self.page, data, policy), "")
+            self.check(request, encrypted)
+            if request.method == "GET" and "sec-websocket-key" in request.fields:
+                return Answer(101, upgrade(request.fields), "")
+            # Safari before version 16 doesn't take a WebSocket for 'self'. What can't be named like
+            # this, an IPv6 address, is ignored.
+            policy = f"{self.policy} ws://{request.host} wss://{request.host}"
+            return Answer(200, response(data, 200, self.page, policy), "")
         except Refusal as refusal:
-            return Answer(refusal.status, self.refuse(data, refusal), refusal.why)
+            status, why = refusal.status, str(refusal)
+            note = NOTE % (f"{status} {REASONS[status]}", STYLE, why)
+            page = response(data, status, note.encode(), self.policy, *refusal.fields)
+            return Answer(status, page, why)
 
-    def redirect(self, data: bytes) -> bytes:
-        """Answers a request that came in the clear to a port that speaks TLS."""
-        try:
-            request = parse_request(data)
-            if not request.host:
-                raise bad_request("a request without a proper Host")
-            path = request.target if request.target.startswith("/") else "/"
-            to = f"Location: https://{request.host}{path}"
-            raise Refusal(307, "This room is at https.", "", to)
-        except Refusal as refusal:
-            return self.refuse(data, refusal)
-
-    def check(self, request: HTTPRequest) -> None:
+    def check(self, request: HTTPRequest, encrypted: bool) -> None:
         """Raises Refusal unless it comes to us, from a page of ours, and asks for the page."""
-        self.check_host(request)
-        self.check_origin(request)
+        if self.secure and not encrypted:
+            raise Refusal(307, "This room is at https.", f"Location: https://{request.host}/")
+        self.check_host(request.name)
+        self.check_origin(request.host, request.fields.get("origin"))
         if request.method not in ("GET", "HEAD"):
-            raise Refusal(405, "There is only a page to get here.", "", "Allow: GET, HEAD")
+            raise Refusal(405, "There is only a page to get here.", "Allow: GET, HEAD")
         if request.target.partition("?")[0] != "/":
-            raise Refusal(404, "There is nothing here; the room is at /.", "")
+            raise Refusal(404, "There is nothing here; the room is at /.")
 
-    def check_host(self, request: HTTPRequest) -> None:
-        """Raises Refusal unless the host that was asked for can only be us."""
-        authority = split_authority(request.host, 0)
-        if self.secure or not authority or self.is_ours(authority[0]):
-            return
-        name = authority[0]
-        text = f"This room does not go by the name {name}. Whoever runs it can add it: --web-host"
-        raise Refusal(421, text, f"asks for {name}; --web-host {name} would allow that name")
+    def check_host(self, name: str) -> None:
+        """Raises Refusal unless the name that was asked for can only be ours."""
+        if not (self.secure or name in self.hosts or LOCAL_NAME.fullmatch(name)):
+            remedy = f"Whoever runs it can add that: --web-host {name}"
+            raise Refusal(421, f"This room does not go by the name {name}. {remedy}")
 
-    def is_ours(self, name: str) -> bool:
-        """Says whether nobody else can have this name: it is an address, or local, or our own."""
-        if name.startswith("[") or "." not in name:
-            return True
-        if name.endswith(LOCAL_NAMES) or name in self.hosts:
-            return True
-        try:
-            return bool(ipaddress.ip_address(name))
-        except ValueError:
-            return False
-
-    def check_origin(self, request: HTTPRequest) -> None:
+    def check_origin(self, host: str, origin: str | None) -> None:
         """Raises Refusal if a page from elsewhere asks. Only programs don't say where from."""
-        text = request.fields.get("origin")
-        if text is None:
+        if origin is None:
             return
-        origin = ORIGIN.fullmatch(text)
-        if origin and not (self.secure and origin[1] == "http"):
-            port = DEFAULT_PORTS[origin[1]]
-            place = split_authority(origin[2], port)
-            if place and place == split_authority(request.host, port):
-                return
-        where = printable(text.encode("latin-1"))[:MAX_ORIGIN]
-        raise Refusal(403, "This room is only for its own page.", f"asks from a page of {where}")
-
-    def upgrade(self, request: HTTPRequest) -> Answer:
-        """Makes a WebSocket of the connection (RFC 6455, section 4.2). Raises Refusal."""
-        fields = request.fields
-        asked = "websocket" in request.words("upgrade") and "upgrade" in request.words("connection")
-        if not asked or not request.minor:
-            text = "A proxy on the way here does not let a WebSocket through."
-            why = "lost its Upgrade, or HTTP/1.1, at a proxy on its way"
-            raise Refusal(426, text, why, *UPGRADE)
-        if fields.get("sec-websocket-version") != "13":
-            text = "This room speaks version 13 of WebSocket."
-            raise Refusal(426, text, "asks for another version of WebSocket", *UPGRADE)
-        key = fields.get("sec-websocket-key", "")
-        if not WEBSOCKET_KEY.fullmatch(key):
-            raise bad_request("a request without a proper Sec-WebSocket-Key")
-        if fields.get("sec-fetch-site") == "cross-site":
-            raise Refusal(403, "This room is only for its own page.", "asks from a page elsewhere")
-        accept = b64encode(sha1((key + WEBSOCKET_ID).encode()).digest()).decode()
-        lines = (*UPGRADE[:2], f"Sec-WebSocket-Accept: {accept}")
-        return Answer(101, head(101, lines), "")
-
-    def policy_for(self, host: str) -> str:
-        """Returns the content security policy of the page at a host. Safari before version 16
-        doesn't take a WebSocket there for 'self'; it is wss: at a proxy that speaks TLS, too."""
-        if not POLICY_HOST.fullmatch(host):
-            return self.policy
-        return f"{self.policy} ws://{host} wss://{host}"
-
-    def refuse(self, data: bytes, refusal: Refusal) -> bytes:
-        """Returns the response to a request that isn't granted."""
-        title = f"{refusal.status} {REASONS[refusal.status]}"
-        text = (NOTE % (title, STYLE, refusal)).encode()
-        return self.response(refusal.status, text, data, self.policy, *refusal.fields)
-
-    def response(
-        self, status: int, page: bytes, request: bytes, policy: str, *fields: str
-    ) -> bytes:
-        """Returns the response to a request: a page, or only its head if just that was asked for."""
-        lines = (
-            time.strftime("Date: %a, %d %b %Y %H:%M:%S GMT", time.gmtime()),
-            "Connection: close",
-            "Content-Type: text/html; charset=utf-8",
-            f"Content-Length: {len(page)}",
-            f"Content-Security-Policy: {policy}",
-            *HARDENING,
-            *fields,
-        )
-        is_head = request.lstrip(b"\r\n").startswith(b"HEAD ")
-        return head(status, lines) + (b"" if is_head else page)
-
-
-def wants_websocket(request: HTTPRequest) -> bool:
-    """Says whether a request means to become a WebSocket. A proxy may have taken away Upgrade."""
-    return "sec-websocket-key" in request.fields or "websocket" in request.words("upgrade")
-
-
-def head(status: int, lines: Iterable[str]) -> bytes:
-    """Returns the head of a response with these fields."""
-    return "\r\n".join((f"HTTP/1.1 {status} {REASONS[status]}", *lines, "\r\n")).encode("latin-1")
+        scheme, _, authority = origin.lower().partition("://")
+        port = self.default_ports.get(scheme)
+        if not port or host not in (authority, authority + port):
+            shown = NOT_IN_ORIGIN.sub("?", origin[:MAX_ORIGIN])
+            raise Refusal(403, f"This room is only for its own page, not for one of {shown}.")
 
 
 # --- Text and names ------------------------------------------------------------------------------
@@ -3182,11 +3052,11 @@ class Door:
         data = conn.receive(DOOR_READ) if conn.reading else None
         if data is None:
             return None
-        if not data and conn.framer.over:
+        first, newline, rest = data.partition(b"\n")
+        if not newline and conn.framer.over:
             raise Dismissed
         if not data:
             raise Gone("left the door")
-        first, newline, rest = data.partition(b"\n")
         given, too_long = conn.framer.feed(first + newline)
         if not given and not too_long:
             return None
@@ -3237,13 +3107,10 @@ class Door:
             raise self.wrong_port()
         if not self.site.is_whole(request):
             return None
-        if self.site.secure and not conn.tls:
-            conn.say(self.site.redirect(request))
-            raise Dismissed
-        answer = self.site.respond(request)
+        answer = self.site.respond(request, encrypted=conn.tls is not None)
         conn.say(answer.data)
         if answer.why:
-            log.info("%s %s", conn, answer.why)
+            log.info("%s was refused: %s", conn, answer.why)
         if answer.status != 101:
             raise Dismissed
         del self.requests[conn]
@@ -4088,7 +3955,7 @@ class ChatServer:
             self.room.hear(conn, last, sys.maxsize)
         if conn in self.room.members:
             self.room.leave(conn)
-        log.info("%s left, members: %d", conn, len(self.room.members))
+        log.info("%s %s, members: %d", conn, conn.framer.why or "left", len(self.room.members))
         self.crowd.start_leaving(conn)
 
     # To the connections

@@ -117,7 +117,7 @@ def test_password(start: Callable[..., Server], monkeypatch: pytest.MonkeyPatch)
     peer.expect("* password?\n", WELCOME, "* you are Mary\n")
     leaver = room.connect()
     leaver.expect("* password?\n")
-    leaver.half_close()
+    leaver.sock.sock.sendall(masked(TEXT, b"unfinished", False) + masked(CLOSE, b"\x03\xe8"))
     assert closing_code(leaver) == 1000
     assert room.log().count("wrong password") == 1
 
@@ -137,6 +137,13 @@ def test_closing_codes(start: Callable[..., Server]) -> None:
     assert closing_code(member) == 1001
     member.close()
     assert room.process.wait(DEADLINE) == 0
+
+
+FAULTS = {
+    1002: "sends a frame without a mask",
+    1003: "sends binary frames",
+    1007: "sends text that is not UTF-8",
+}
 
 
 @web
@@ -159,6 +166,8 @@ def test_a_fault_or_a_close_ends_the_membership(
     mary.sock.sock.sendall(masked(TEXT, b"before") + fault + masked(TEXT, b"after"))
     john.expect("Mary: before\n", "* Mary left\n")
     assert closing_code(mary) == code
+    why = FAULTS.get(code, "left")
+    eventually(lambda: re.search(rf"Mary at \S+ {why}, members: 1\n", room.log()))
     eventually(lambda: room.count() == 1)
     john.expect_nothing()
 

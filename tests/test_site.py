@@ -39,11 +39,11 @@ def ask(request: bytes, *hosts: str, secure: bool = False) -> Answer:
     """Returns the answer, whose form is checked."""
     site = Site(hosts, secure)
     assert site.is_whole(request)
-    answer = site.respond(request)
+    answer = site.respond(request, encrypted=secure)
     start, fields, body = parse(answer.data)
     assert start.startswith(f"HTTP/1.1 {answer.status} ")
     if answer.status != 101:
-        check_page(fields, body, request.lstrip().startswith(b"HEAD "))
+        check_page(fields, body, request.startswith(b"HEAD "))
     return answer
 
 
@@ -78,9 +78,7 @@ def check_page(fields: dict[str, str], body: bytes, is_head: bool) -> None:
 # The page
 
 
-@pytest.mark.parametrize(
-    "target", ["/", "/?", "/?name=John", "http://LOCALHOST:7080", "HTTP://a/?x"]
-)
+@pytest.mark.parametrize("target", ["/", "/?", "/?name=John"])
 @pytest.mark.parametrize("secure", [False, True])
 def test_page(target: str, secure: bool) -> None:
     answer = ask(head(f"GET {target} HTTP/1.1", Host="localhost:7080"), secure=secure)
@@ -101,10 +99,8 @@ def test_head_gets_what_get_gets_but_the_body() -> None:
 
 def test_old_and_lenient_ways_to_ask() -> None:
     for request in (
-        b"GET / HTTP/1.0\r\n\r\n",
         b"GET / HTTP/1.0\r\nHost: localhost\r\n\r\n",
         b"GET / HTTP/1.2\r\nHost: localhost\r\n\r\n",
-        b"\r\nGET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"GET / HTTP/1.1\nhOST:localhost\n\n",
         b"GET / HTTP/1.1\r\nHost:\t localhost \t\r\nX:\r\nY: \xfc\r\nContent-Length: 0\r\n\r\n",
     ):
@@ -117,8 +113,7 @@ def test_old_and_lenient_ways_to_ask() -> None:
         ("localhost:7080", " ws://localhost:7080 wss://localhost:7080"),
         ("192.0.2.7:7080", " ws://192.0.2.7:7080 wss://192.0.2.7:7080"),
         ("Chat.Local", " ws://chat.local wss://chat.local"),
-        ("[::1]:7080", ""),  # what a policy can't name
-        ("my_pc:7080", ""),
+        ("[::1]:7080", " ws://[::1]:7080 wss://[::1]:7080"),
     ],
 )
 def test_policy_names_the_place_of_the_websocket(host: str, source: str) -> None:
@@ -129,14 +124,15 @@ def test_policy_names_the_place_of_the_websocket(host: str, source: str) -> None
 
 
 def test_other_places_and_methods() -> None:
-    for target in ("/favicon.ico", "/index.html", "//", "/%2e", "*"):
+    for target in ("/favicon.ico", "/index.html", "//", "/%2e", "*", "x", "http://localhost/"):
         answer = ask(head(f"GET {target} HTTP/1.1", Host="localhost"))
-        assert (answer.status, answer.why) == (404, "")
+        assert (answer.status, answer.why) == (404, "There is nothing here; the room is at /.")
     for method in ("POST", "PUT", "OPTIONS", "get", "X!"):
         answer = ask(head(f"{method} / HTTP/1.1", Host="localhost"))
         assert answer.status == 405
         assert parse(answer.data)[1]["Allow"] == "GET, HEAD"
-    assert ask(head("OPTIONS * HTTP/1.1", Host="localhost")).status == 405
+    for first in ("OPTIONS * HTTP/1.1", "CONNECT localhost:80 HTTP/1.1"):
+        assert ask(head(first, Host="localhost")).status == 405
 
 
 # Host and Origin
@@ -173,7 +169,7 @@ def test_name_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         *("evil.example", "evil.example:7080", "localhost.evil.example", "127.0.0.1.evil.example"),
         *("evillocal.com", "chat.example.org.evil.example", "x.chat.example.org", "example.org"),
-        *("evil.example..", "127.1", "1.2.3.4.5", "a.locallan", "a.lan.b"),
+        *("evil.example..", "1.2.3.x", "a.locallan", "a.lan.b"),
     ],
 )
 def test_other_names_may_be_somebody_elses(host: str) -> None:
@@ -181,7 +177,6 @@ def test_other_names_may_be_somebody_elses(host: str) -> None:
     for request in (
         head("GET / HTTP/1.1", Host=host),
         upgrade(Host=host, Origin=f"http://{host}"),
-        head(f"GET http://{host}/ HTTP/1.1", Host="localhost"),
     ):
         answer = ask(request, "chat.example.org")
         assert answer.status == 421
@@ -192,17 +187,12 @@ def test_other_names_may_be_somebody_elses(host: str) -> None:
 
 @pytest.mark.parametrize(
     "host",
-    ["", ":7080", "a b", "a/b", "a@b", "a,b", "[::1", "[x]", "a:b", "ü", "a:123456", "x" * 254],
+    ["", ":7080", "a b", "a/b", "a@b", "a,b", "[::1", "[x]", "a:b", "ü", "a:1:2"],
 )
 def test_hosts_that_are_none(host: str) -> None:
     for secure in (False, True):
         assert ask(head("GET / HTTP/1.1", Host=host), secure=secure).status == 400
-        assert ask(head("GET / HTTP/1.0", Host=host), secure=secure).status == (
-            200 if not host else 400
-        )
-        if " " not in host and host != "ü" and "/" not in host:
-            asked = head(f"GET http://{host}/ HTTP/1.1", Host="localhost")
-            assert ask(asked, secure=secure).status == 400
+        assert ask(head("GET / HTTP/1.0", Host=host), secure=secure).status == 400
 
 
 def test_exactly_one_host() -> None:
@@ -219,11 +209,9 @@ def test_exactly_one_host() -> None:
         ("LOCALHOST:7080", "http://LocalHost:7080"),
         ("localhost", "http://localhost"),
         ("localhost:80", "http://localhost"),
-        ("localhost", "http://localhost:80"),
         ("[::1]:7080", "http://[::1]:7080"),
         ("chat.example.org", "https://chat.example.org"),  # TLS ends at a proxy
         ("chat.example.org:443", "https://chat.example.org"),
-        ("chat.example.org", "https://chat.example.org:443"),
     ],
 )
 def test_pages_of_ours(host: str, origin: str) -> None:
@@ -241,6 +229,7 @@ def test_pages_of_ours(host: str, origin: str) -> None:
         "http://:7080",
         *("http://localhost:7080.evil.example", "http://evil.example http://localhost:7080"),
         *("http://localhost:7080, http://localhost:7080", "", "chrome-extension://abc"),
+        "http://<script>&amp;",
         "\xff" * 500,
     ],
 )
@@ -253,8 +242,8 @@ def test_pages_of_others(origin: str) -> None:
     ):
         answer = ask(request)
         assert answer.status == 403
-        assert answer.why.startswith("asks from a page of ")
-        assert len(answer.why) < 150 and answer.why.isprintable()
+        assert answer.why.startswith("This room is only for its own page, not for one of ")
+        assert len(answer.why) < 200 and not re.search("[^ -~]|[<>&]", answer.why)
 
 
 def test_two_origins() -> None:
@@ -279,7 +268,6 @@ def test_page_in_the_clear_is_none_of_ours_under_tls() -> None:
         {},
         {"Origin": ""},
         {"Upgrade": "WebSocket"},
-        {"Upgrade": "h2c, websocket"},
         {"Connection": "upgrade"},
         {"Connection": "Upgrade , keep-alive"},
         {"Sec_Fetch_Site": "same-origin"},
@@ -307,23 +295,20 @@ def test_upgrade(changed: dict[str, str]) -> None:
         (426, {"Upgrade": "websockets"}),
         (426, {"Connection": ""}),
         (426, {"Connection": "keep-alive"}),
-        (426, {"first": "GET / HTTP/1.0"}),
-        (400, {"Sec_WebSocket_Key": ""}),
         (400, {"Sec_WebSocket_Key": "dGhlIHNhbXBsZSBub25jZQ"}),
         (400, {"Sec_WebSocket_Key": "dGhlIHNhbXBsZSBub25jZTE="}),
         (400, {"Sec_WebSocket_Key": "dGhlIHNhbXBsZSBub25j"}),
         (400, {"Sec_WebSocket_Key": f"{KEY}, {KEY}"}),
-        (403, {"Sec_Fetch_Site": "cross-site", "Origin": ""}),
         (404, {"first": "GET /chat HTTP/1.1"}),
         (405, {"first": "POST / HTTP/1.1"}),
         (200, {"first": "HEAD / HTTP/1.1"}),
-        (200, {"Upgrade": "h2c", "Sec_WebSocket_Key": ""}),
+        (200, {"Sec_WebSocket_Key": ""}),
     ],
 )
 def test_upgrade_that_is_none(status: int, changed: dict[str, str]) -> None:
     answer = ask(upgrade(**changed))
     assert answer.status == status
-    assert bool(answer.why) == (status in (400, 403, 426))
+    assert bool(answer.why) == (status != 200)
     if status == 426:
         _, fields, _ = parse(answer.data)
         assert (fields["Upgrade"], fields["Sec-WebSocket-Version"]) == ("websocket", "13")
@@ -350,6 +335,7 @@ def test_upgrade_that_is_none(status: int, changed: dict[str, str]) -> None:
         b"GET /\xfc HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"GET  / HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"GET / HTTP/1.1 \r\nHost: localhost\r\n\r\n",
+        b"\r\nGET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b" GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"GET /\r\nHost: localhost\r\n\r\n",
         b"GET / HTTP/2.0\r\nHost: localhost\r\n\r\n",
@@ -357,16 +343,9 @@ def test_upgrade_that_is_none(status: int, changed: dict[str, str]) -> None:
         b"GET / http/1.1\r\nHost: localhost\r\n\r\n",
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         b"G(T / HTTP/1.1\r\nHost: localhost\r\n\r\n",
-        b"GET x HTTP/1.1\r\nHost: localhost\r\n\r\n",
-        b"GET ftp://localhost/ HTTP/1.1\r\nHost: localhost\r\n\r\n",
-        b"GET http:/localhost/ HTTP/1.1\r\nHost: localhost\r\n\r\n",
-        b"CONNECT localhost:80 HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\nx",
         b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\nx",
-        b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\nContent-Length: 0\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         upgrade() + b"\x81\x80\0\0\0\0",
     ],
@@ -374,24 +353,24 @@ def test_upgrade_that_is_none(status: int, changed: dict[str, str]) -> None:
 def test_requests_that_are_not_taken(request_: bytes) -> None:
     answer = ask(request_)
     assert answer.status == 400
-    assert answer.why.startswith("sends a")
+    assert answer.why == "This is not a proper request."
 
 
 def test_request_is_read_to_its_end_byte_by_byte() -> None:
     site = Site([], False)
-    for request in (upgrade(), b"\r\n\r\n" + upgrade(), upgrade().replace(b"\r\n", b"\n")):
-        for end in range(len(request)):
+    for request in (upgrade(), upgrade().replace(b"\r\n", b"\n")):
+        for end in range(1, len(request)):
             assert not site.is_whole(request[:end])
             assert is_http(request[:end])
-            assert site.respond(request[:end]).status == 400  # its sender has half-closed
+            assert site.respond(request[:end], encrypted=False).status == 400
         assert site.is_whole(request)
-        assert site.respond(request).status == 101
+        assert site.respond(request, encrypted=False).status == 101
 
 
-@pytest.mark.parametrize("start", [b"GET /", b"GET / HTTP/1.1\r\nHost: localhost\r\nX: ", b"\r\n"])
+@pytest.mark.parametrize("start", [b"GET /", b"GET / HTTP/1.1\r\nHost: localhost\r\nX: ", b"x"])
 def test_long_and_endless_request(start: bytes) -> None:
     site = Site([], False)
-    endless = start + b"x" * (MAX_REQUEST - len(start.lstrip()))
+    endless = start + b"x" * (MAX_REQUEST + 1 - len(start))
     assert not site.is_whole(endless[:-1])
     for request in (endless, endless + b"\r\n\r\n", endless * 2):
         answer = ask(request)
@@ -406,17 +385,18 @@ def test_request_of_the_limit() -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"G", b"GET ", b"GET /", b"GET / H", b"GET / HTTP/1.1\r", b"\r\n", b"PROPFIND",
+    "data", [b"G", b"GET ", b"GET /", b"GET / H", b"GET / HTTP/1.1\r", b"PROPFIND",
              b"POST http://x/ HTTP/1.1\r\n", b"OPTIONS * HTTP/1.0\n", b"PRI * HTTP/2.0\r\n",
-             b"CONNECT x:80 HTTP/1.1\r\nx", b"hello", b"hello there", b"GET /" + b"x" * 9999]
+             b"CONNECT x:80 HTTP/1.1\r\nx", b"hello", b"hello there", b"GET /" + b"x" * 9999,
+             b"hello there you"]
 )  # fmt: skip
 def test_what_may_become_http(data: bytes) -> None:
     assert is_http(data)
 
 
 @pytest.mark.parametrize(
-    "data", [b"/name", b"hello\n", b"hello there\n", b"hello there you", b"GET / hTTP", b"GET /\n",
-             b"\x16\x03\x01", b"\xff\xfd", b"* hi", b"GET / there\r\n", b"John: hi", b"x" * 21]
+    "data", [b"/name", b"hello\n", b"hello there\n", b"GET /\n", b"\r\n", b"GET / http/1.1\n",
+             b"\x16\x03\x01", b"\xff\xfd", b"* hi", b"GET / there\r\n", b"John: hi\n"]
 )  # fmt: skip
 def test_what_is_not_http(data: bytes) -> None:
     assert not is_http(data)
@@ -425,34 +405,16 @@ def test_what_is_not_http(data: bytes) -> None:
 # To https
 
 
-@pytest.mark.parametrize(
-    "target, place",
-    [
-        ("/", "https://chat.example.org:7080/"),
-        ("/a?b=c&d", "https://chat.example.org:7080/a?b=c&d"),
-        ("//evil.example/", "https://chat.example.org:7080//evil.example/"),
-        ("http://Other.example/x", "https://other.example/x"),
-        ("http://other.example", "https://other.example/"),
-        ("*", "https://chat.example.org:7080/"),
-    ],
-)
-def test_request_in_the_clear_is_sent_over_to_https(target: str, place: str) -> None:
-    site = Site([], True)
-    response = site.redirect(head(f"GET {target} HTTP/1.1", Host="chat.example.org:7080"))
-    start, fields, body = parse(response)
-    assert start == "HTTP/1.1 307 Temporary Redirect"
-    assert fields["Location"] == place
-    check_page(fields, body, False)
-
-
-def test_redirect_goes_nowhere_else() -> None:
-    site = Site([], True)
-    for request in (
-        b"GET / HTTP/1.0\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: a b\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: a\rLocation: b\r\n\r\n",
-        b"GET /\rX HTTP/1.1\r\nHost: a\r\n\r\n",
-        b"hello\r\n",
-    ):
-        assert site.redirect(request).startswith(b"HTTP/1.1 400 ")
-    assert b"Location" not in site.redirect(b"GET / HTTP/1.0\r\n\r\n")
+def test_request_in_the_clear_is_sent_over_to_https() -> None:
+    site = Site(["chat.example.org"], secure=True)
+    for target in ("/", "/a?b=c&d", "//evil.example/", "http://other.example/", "*"):
+        asked = head(f"GET {target} HTTP/1.1", Host="Chat.example.org:7080")
+        answer = site.respond(asked, encrypted=False)
+        start, fields, body = parse(answer.data)
+        assert start == "HTTP/1.1 307 Temporary Redirect"
+        assert fields["Location"] == "https://chat.example.org:7080/"
+        check_page(fields, body, False)
+    for bad in (b"hello\r\n", b"GET / HTTP/1.1\r\nHost: a b\r\n\r\n"):
+        answer = site.respond(bad, encrypted=False)
+        assert answer.status == 400
+        assert b"Location" not in answer.data
