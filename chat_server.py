@@ -1111,13 +1111,13 @@ def is_http(data: bytes) -> bool:
 
 def parse_request(data: bytes) -> HTTPRequest:
     """Returns the head of a request, after which nothing may follow. Raises Refusal."""
-    data = data.lstrip(b"\r\n")
-    end = HEAD_END.search(data, 0, MAX_REQUEST)
+    start = len(data) - len(data.lstrip(b"\r\n"))
+    end = HEAD_END.search(data, start, MAX_REQUEST)
     if not end:
         if len(data) >= MAX_REQUEST:
             raise Refusal(431, "This request is too long.", "sends a request that is too long")
         raise bad_request("an unfinished request")
-    first, *rest = LINE_END.split(data[: end.start()].decode("latin-1"))
+    first, *rest = LINE_END.split(data[start : end.start()].decode("latin-1"))
     line = REQUEST_LINE.fullmatch(first)
     if not line:
         raise bad_request("a malformed request")
@@ -1196,9 +1196,10 @@ class Site:
         )
 
     def is_whole(self, request: bytes) -> bool:
-        """Says whether a request can be answered: its head is complete, or too long."""
-        request = request.lstrip(b"\r\n")
-        return b"\n\r\n" in request or b"\n\n" in request or len(request) >= MAX_REQUEST
+        """Says whether a request can be answered: its head is complete, or too long, blank lines
+        before it included."""
+        head = request.lstrip(b"\r\n")
+        return b"\n\r\n" in head or b"\n\n" in head or len(request) >= MAX_REQUEST
 
     def respond(self, data: bytes) -> Answer:
         """Answers a request, which is all that has come."""

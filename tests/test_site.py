@@ -388,10 +388,14 @@ def test_request_is_read_to_its_end_byte_by_byte() -> None:
         assert site.respond(request).status == 101
 
 
-@pytest.mark.parametrize("start", [b"GET /", b"GET / HTTP/1.1\r\nHost: localhost\r\nX: ", b"\r\n"])
+@pytest.mark.parametrize(
+    "start",
+    [b"GET /", b"GET / HTTP/1.1\r\nHost: localhost\r\nX: ", b"\r\n", b"\n" * MAX_REQUEST],
+    ids=["in the path", "in a field", "after a blank line", "of blank lines"],
+)
 def test_long_and_endless_request(start: bytes) -> None:
     site = Site([], False)
-    endless = start + b"x" * (MAX_REQUEST - len(start.lstrip()))
+    endless = start + b"x" * (MAX_REQUEST - len(start))
     assert not site.is_whole(endless[:-1])
     for request in (endless, endless + b"\r\n\r\n", endless * 2):
         answer = ask(request)
