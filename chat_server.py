@@ -1591,8 +1591,8 @@ class Batch:
 
 
 class Aside(Batch):
-    """What isn't text, but stands between two lines, and goes out as it is: answers to telnet, and
-    a browser's control frames."""
+    """What isn't text, but stands between two lines, and goes out as it is: answers to telnet,
+    responses to HTTP requests, and a browser's control frames."""
 
     __slots__ = ()
 
@@ -3154,10 +3154,10 @@ class Door:
         if not self.site.is_whole(request):
             return None
         if self.site.secure and not conn.tls:
-            conn.say(self.site.redirect(request))
+            conn.put_aside(self.site.redirect(request))
             raise Dismissed
         answer = self.site.respond(request)
-        conn.say(answer.data)
+        conn.put_aside(answer.data)
         if answer.why:
             log.info("%s %s", conn, answer.why)
         if answer.status != 101:
