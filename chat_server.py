@@ -320,6 +320,7 @@ class Input(LineFramer):
 
     __slots__ = ("held", "in_first_line", "weight")
     over = False  # only the end of the stream ends it
+    why = ""  # and nothing is a fault
 
     def __init__(self, max_line: int) -> None:
         super().__init__(max_line)
@@ -3849,7 +3850,7 @@ class ChatServer:
             self.room.hear(conn, last, sys.maxsize)
         if conn in self.room.members:
             self.room.leave(conn)
-        log.info("%s left, members: %d", conn, len(self.room.members))
+        log.info("%s %s, members: %d", conn, conn.framer.why or "left", len(self.room.members))
         self.crowd.start_leaving(conn)
 
     # To the connections

@@ -159,7 +159,9 @@ def test_a_fault_or_a_close_ends_the_membership(
     mary.sock.sock.sendall(masked(TEXT, b"before") + fault + masked(TEXT, b"after"))
     john.expect("Mary: before\n", "* Mary left\n")
     assert closing_code(mary) == code
-    eventually(lambda: room.count() == 1)
+    why = {1003: "sends binary frames", 1007: "sends text that is not UTF-8"}
+    why[1002] = "breaks the protocol: a frame without a mask"
+    room.wait_for_log(f"{why.get(code, 'left')}, members: 1\n")
     john.expect_nothing()
 
 
