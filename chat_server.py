@@ -2654,7 +2654,6 @@ class Connection(Member):
         is nothing now. What telnet and browsers ask for is answered. Raises Gone."""
         data = self.receive_text(min(limit, self.framer.most))
         if not data:
-            self.framer.weight = 0
             return data
         text, answers = self.framer.sift(data)
         if answers:
@@ -2664,6 +2663,7 @@ class Connection(Member):
     def receive_text(self, limit: int) -> bytes | None:
         """Returns up to `limit` bytes, decrypted but otherwise as they are, else the same as
         `receive`. Raises Gone."""
+        self.framer.weight = 0
         data = self.receive_through_tls(limit) if self.tls else self.receive_bytes(limit)
         if data == b"":
             self.read_on(False)
@@ -3807,6 +3807,8 @@ class ChatServer:
         if conn in self.crowd.leaving:
             self.crowd.drain(conn, limit)
             self.room.batch.weight += conn.toll()
+            if conn in self.crowd.leaving:  # still: then it comes after whoever costs less
+                self.throttle.charge(conn, conn.toll())
             return
         if not self.closing:
             limit = self.throttle.allow(conn, limit, self.room.batch.size)

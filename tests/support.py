@@ -280,7 +280,8 @@ def check_invariants(server: ChatServer) -> None:
     assert throttle.slowing == {one for one in members if one.size - one.unread > HIGH_WATER}
     unread = {one for one in members if one.unread > MAX_UNREAD}
     assert set(throttle.behind) == throttle.slowing | unread
-    assert set(throttle.spent) | set(throttle.loud) | set(throttle.lately) <= members
+    assert set(throttle.spent) <= members | leaving
+    assert set(throttle.loud) | set(throttle.lately) <= members
     crowd = server.crowd
     for places, who in (
         (crowd.places, members),
