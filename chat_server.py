@@ -3110,6 +3110,8 @@ class Door:
         first, newline, rest = data.partition(b"\n")
         given, too_long = conn.framer.feed(first + newline)
         if not given and not too_long:
+            if conn.framer.over:  # in the middle of a line
+                raise Dismissed
             return None
         conn.read_on(False)
         self.late[conn] = (typed(given), rest)
@@ -3449,13 +3451,18 @@ class Membership:
         """Takes a step with somebody at the door, after which it may come in. Raises Gone."""
         try:
             rest = step(conn)
+            if rest is not None and self.make_room(self.places, conn):
+                self.enter(conn, rest)
         except Dismissed as dismissed:
             self.turn_away(conn, dismissed.why, dismissed.code)
-            return
-        if rest is not None and self.make_room(self.places, conn):
-            self.enter(conn, rest)
-        if conn.has_more():
-            self.in_hand.add(conn)
+        finally:
+            if self.has_input(conn):
+                self.in_hand.add(conn)
+
+    def has_input(self, conn: Connection) -> bool:
+        """Says whether there is something to hear that the selector doesn't know of; also the end,
+        if it came together with what let a member in."""
+        return conn.has_more() or (conn.framer.over and conn in self.room.members)
 
     def make_room(self, places: Places, conn: Connection) -> bool:
         """Says whether there is a place for a newcomer, perhaps somebody else's until now; if not,
@@ -3749,7 +3756,7 @@ class ChatServer:
             if conn.reading:
                 self.crowd.guard(self.read, conn, share)
         in_hand = self.crowd.in_hand | readable
-        self.crowd.in_hand = {conn for conn in in_hand if conn.has_more()}
+        self.crowd.in_hand = set(filter(self.crowd.has_input, in_hand))
 
     def timeout(self) -> float | None:
         """Returns how long the loop may sleep at most: for ever, if nothing depends on time."""

@@ -37,6 +37,7 @@ from chat_server import (
     TLS_RECORD,
     Connection,
     Gone,
+    Site,
     make_server_tls,
 )
 
