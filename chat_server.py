@@ -1452,8 +1452,8 @@ class Batch:
 
 
 class Aside(Batch):
-    """What isn't text, but stands between two lines, and goes out as it is: answers to telnet, and
-    a browser's control frames."""
+    """What isn't text, but stands between two lines, and goes out as it is: answers to telnet,
+    responses to HTTP requests, and a browser's control frames."""
 
     __slots__ = ()
 
@@ -2538,7 +2538,6 @@ class Connection(Member):
         is nothing now. What telnet and browsers ask for is answered. Raises Gone."""
         data = self.receive_text(min(limit, self.framer.most))
         if not data:
-            self.framer.weight = 0
             return data
         text, answers = self.framer.sift(data)
         if answers:
@@ -2548,6 +2547,7 @@ class Connection(Member):
     def receive_text(self, limit: int) -> bytes | None:
         """Returns up to `limit` bytes, decrypted but otherwise as they are, else the same as
         `receive`. Raises Gone."""
+        self.framer.weight = 0
         data = self.receive_through_tls(limit) if self.tls else self.receive_bytes(limit)
         if data == b"":
             self.read_on(False)
@@ -3108,7 +3108,7 @@ class Door:
         if not self.site.is_whole(request):
             return None
         answer = self.site.respond(request, encrypted=conn.tls is not None)
-        conn.say(answer.data)
+        conn.put_aside(answer.data)
         if answer.why:
             log.info("%s was refused: %s", conn, answer.why)
         if answer.status != 101:
@@ -3542,13 +3542,18 @@ class Membership:
         """Takes a step with somebody at the door, after which it may come in. Raises Gone."""
         try:
             rest = step(conn)
+            if rest is not None and self.make_room(self.places, conn):
+                self.enter(conn, rest)
         except Dismissed as dismissed:
             self.turn_away(conn, dismissed.why, dismissed.code)
-            return
-        if rest is not None and self.make_room(self.places, conn):
-            self.enter(conn, rest)
-        if conn.has_more():
-            self.in_hand.add(conn)
+        finally:
+            if self.has_input(conn):
+                self.in_hand.add(conn)
+
+    def has_input(self, conn: Connection) -> bool:
+        """Says whether there is something to hear that the selector doesn't know of; also the end,
+        if it came together with what let a member in."""
+        return conn.has_more() or (conn.framer.over and conn in self.room.members)
 
     def make_room(self, places: Places, conn: Connection) -> bool:
         """Says whether there is a place for a newcomer, perhaps somebody else's until now; if not,
@@ -3854,7 +3859,7 @@ class ChatServer:
             if conn.reading:
                 self.crowd.guard(self.read, conn, share)
         in_hand = self.crowd.in_hand | readable
-        self.crowd.in_hand = {conn for conn in in_hand if conn.has_more()}
+        self.crowd.in_hand = set(filter(self.crowd.has_input, in_hand))
 
     def timeout(self) -> float | None:
         """Returns how long the loop may sleep at most: for ever, if nothing depends on time."""
@@ -3912,6 +3917,8 @@ class ChatServer:
         if conn in self.crowd.leaving:
             self.crowd.drain(conn, limit)
             self.room.batch.weight += conn.toll()
+            if conn in self.crowd.leaving:  # still: then it comes after whoever costs less
+                self.throttle.charge(conn, conn.toll())
             return
         if not self.closing:
             limit = self.throttle.allow(conn, limit, self.room.batch.size)

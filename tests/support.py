@@ -271,7 +271,7 @@ def check_invariants(server: ChatServer) -> None:
     for conn in everyone:
         check_connection(conn)
         assert conn.events == (registered[conn].events if conn in registered else 0)
-        assert conn in server.crowd.in_hand or not conn.has_more()
+        assert conn in server.crowd.in_hand or not server.crowd.has_input(conn)
     assert server.crowd.in_hand <= everyone
     for key, owner in room.names.items():
         assert owner in room.members and key == identity(owner.name)
@@ -280,7 +280,8 @@ def check_invariants(server: ChatServer) -> None:
     assert throttle.slowing == {one for one in members if one.size - one.unread > HIGH_WATER}
     unread = {one for one in members if one.unread > MAX_UNREAD}
     assert set(throttle.behind) == throttle.slowing | unread
-    assert set(throttle.spent) | set(throttle.loud) | set(throttle.lately) <= members
+    assert set(throttle.spent) <= members | leaving
+    assert set(throttle.loud) | set(throttle.lately) <= members
     crowd = server.crowd
     for places, who in (
         (crowd.places, members),

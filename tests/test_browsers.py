@@ -19,7 +19,6 @@ from support import (
     Peer,
     Server,
     client,
-    eventually,
     patched,
     trusting,
 )
@@ -122,6 +121,34 @@ def test_password(start: Callable[..., Server], monkeypatch: pytest.MonkeyPatch)
     assert room.log().count("wrong password") == 1
 
 
+@web_and_tls
+@pytest.mark.parametrize(
+    "last, code, inside",
+    [
+        (masked(TEXT, PASSWORD.encode()), 1000, [WELCOME.decode()]),
+        (masked(TEXT, f"{PASSWORD}\n/who".encode()), 1000, [WELCOME.decode(), "* here: 1 unnamed\n"]),
+        (masked(TEXT, PASSWORD.encode()) + masked(BINARY, b"x"), 1003, [WELCOME.decode()]),
+        (masked(TEXT, b"let", final=False), 1000, []),
+    ],
+    ids=["alone", "with a line", "with a fault", "in part"],
+)
+def test_close_together_with_the_password_is_answered_at_once(
+    start: Callable[..., Server],
+    monkeypatch: pytest.MonkeyPatch,
+    last: bytes,
+    code: int,
+    inside: list[str],
+) -> None:
+    """Nothing more comes after it, so that the socket isn't ready any more."""
+    monkeypatch.setenv("CHAT_PASSWORD", PASSWORD)
+    room = start("chat_server.py")
+    peer = room.connect()
+    peer.expect("* password?\n")
+    peer.sock.sock.sendall(last + masked(CLOSE, (1000).to_bytes(2, "big")))
+    peer.expect(*inside)
+    assert closing_code(peer) == code
+
+
 # The end
 
 
@@ -167,8 +194,7 @@ def test_a_fault_or_a_close_ends_the_membership(
     john.expect("Mary: before\n", "* Mary left\n")
     assert closing_code(mary) == code
     why = FAULTS.get(code, "left")
-    eventually(lambda: re.search(rf"Mary at \S+ {why}, members: 1\n", room.log()))
-    eventually(lambda: room.count() == 1)
+    room.wait_for_log(rf"Mary at \S+ {why}, members: 1\n")
     john.expect_nothing()
 
 

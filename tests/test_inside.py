@@ -157,6 +157,21 @@ def test_a_flood_of_telnets_commands_is_read_in_small_parts_and_weighs(
     assert weights == [chat_server.IDLE_READ // 2 * chat_server.COMMAND_WEIGHT] * 3
 
 
+def test_whoever_has_left_weighs_no_more_than_what_it_still_sends(inside: Inside) -> None:
+    """What came together with its goodbye was counted then."""
+    server = inside.server
+    conn, peer = inside.join()
+    peer.send(b"\xff\xf1" * 1000 + b"/quit\n")
+    select.select([conn.sock], [], [], DEADLINE)
+    server.read_all({conn})
+    server.deliver(server.room.take_batch())
+    assert conn in server.crowd.leaving
+    peer.send(b"more")
+    select.select([conn.sock], [], [], DEADLINE)
+    server.read_all({conn})
+    assert server.room.batch.weight == 0
+
+
 def test_whoever_asks_and_does_not_read_is_not_heard_and_noted(
     inside: Inside, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,6 +39,7 @@ from chat_server import (
     TLS_RECORD,
     Connection,
     Gone,
+    Site,
     make_server_tls,
 )
 
@@ -475,3 +476,46 @@ def test_a_handshake_that_fails_ends_nobody_else(start: Callable[..., Server], p
     bob.expect("Ann: hi\n")
     bob.send("hi\n")
     ann.expect("Bob: hi\n")
+
+
+def test_orders_to_change_keys_weigh_after_a_farewell_too() -> None:
+    """And whoever sends them comes after those who don't."""
+    server, conn, changer, peer = key_changer()
+    fill(server, conn, 1)
+    conn.unheard = b"/quit\n"
+    server.hear(conn, 99)
+    server.deliver(server.room.take_batch())
+    assert conn in server.crowd.leaving and conn.tls
+    peer.send(changer.change_keys(2000))
+    for _ in range(4):
+        eventually(lambda: unread(conn.sock))
+        server.read_all({conn})
+        weight = server.room.take_batch().weight
+    assert weight >= IDLE_READ * IDLE_WEIGHT
+    assert server.throttle.spent[conn] >= weight
+    check_invariants(server)
+
+
+def test_end_that_came_with_a_request_is_seen_although_the_kernel_is_full(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server = tls_room(site=Site([], True))
+    sock, peer = pair()
+    server.admit(sock, "peer", by_web=True)
+    client = Client()
+    data = client.shake_hands()
+    while not client.ready:
+        if data:
+            peer.send(data)
+            server.turn()
+        client.feed(peer.sock.recv(1 << 16))
+        data = client.shake_hands()
+    peer.send(data)
+    server.turn()
+    peer.send(client.say(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n") + client.end())
+    with slow_kernel(monkeypatch):
+        while not server.crowd.leaving:
+            server.turn()
+        (conn,) = server.crowd.leaving
+        server.turn()
+        assert not conn.reading
