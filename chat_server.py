@@ -117,9 +117,9 @@ ITEM_WEIGHT = 64  # counted with each thing that is said or answered, for the ti
 LETTERS_WEIGHT = 1024  # counted where letters beyond ASCII are compared: that takes up to 0.1 ms
 COMMAND_WEIGHT = 16  # counted with each of telnet's commands, which are taken out one by one
 FRAME_WEIGHT = 32  # counted with each frame of a WebSocket, which are unpacked one by one
-FRAMES_READ = 16 * 1024  # bytes that are read at once of these: a frame can be six bytes
+FRAMES_READ = 64 * 1024  # bytes that are read at once of these, if they are mostly text
 IDLE_WEIGHT = 16  # counted with each byte of TLS that is neither text nor what is around it
-IDLE_READ = 4 * 1024  # bytes that are read at once of a peer that has just sent either
+IDLE_READ = 4 * 1024  # bytes that are read at once of a peer that has just sent much of these
 SKIPPED_WEIGHT = 16  # counted with each character that was looked at and shows nothing
 
 # For a member that reads more slowly than the others talk, batches wait in a queue. While one's is
@@ -438,16 +438,17 @@ class WebSocket(LineFramer):
         "in_message",
         "left",
         "mask",
+        "most",
         "opcode",
         "over",
         "tail",
         "weight",
         "why",
     )
-    most = FRAMES_READ  # bytes that may be read at once
 
     def __init__(self, max_line: int) -> None:
         super().__init__(max_line)
+        self.most = IDLE_READ  # bytes that may be read at once
         self.over = False  # the peer has closed, or is at fault: what comes isn't heard any more
         self.code = NORMAL  # of the Close to send then
         self.why = ""  # the fault, for the log
@@ -479,6 +480,7 @@ class WebSocket(LineFramer):
             self.fail(fault)
         text = self.check_text(b"".join(pieces))
         self.weight += max(0, len(data) - len(text))
+        self.most = FRAMES_READ if self.weight < len(text) else IDLE_READ
         return text, pong
 
     def finish(self) -> bytes:
@@ -503,7 +505,7 @@ class WebSocket(LineFramer):
             if self.left:
                 used = len(payload) % MASK_SIZE
                 self.mask = self.mask[used:] + self.mask[:used]
-            elif not self.opcode & CONTROL and not self.in_message:
+            elif not (self.opcode & CONTROL or self.in_message or payload.endswith(b"\n")):
                 yield self.opcode, b"\n"
 
     def begin_frame(self, data: bytes, at: int) -> int:

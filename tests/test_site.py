@@ -369,8 +369,8 @@ def test_request_is_read_to_its_end_byte_by_byte() -> None:
 
 @pytest.mark.parametrize(
     "start",
-    [b"GET /", b"GET / HTTP/1.1\r\nHost: localhost\r\nX: ", b"\r\n", b"\n" * MAX_REQUEST],
-    ids=["in the path", "in a field", "after a blank line", "of blank lines"],
+    [b"GET /", b"GET / HTTP/1.1\r\nHost: localhost\r\nX: ", b"\r\n"],
+    ids=["in the path", "in a field", "after a blank line"],
 )
 def test_long_and_endless_request(start: bytes) -> None:
     site = Site([], False)

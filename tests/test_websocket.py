@@ -11,6 +11,7 @@ from browser import masked
 from chat_server import (
     COMMAND_WEIGHT,
     FRAME_WEIGHT,
+    FRAMES_READ,
     IDLE_READ,
     Input,
     WebSocket,
@@ -91,7 +92,7 @@ def test_empty_message_is_an_empty_line() -> None:
 
 def test_message_of_several_lines() -> None:
     for heard in in_all_ways(said("a\nb\nü\n", "c")):
-        assert heard.lines == "a\nb\nü\n\nc\n".encode()
+        assert heard.lines == "a\nb\nü\nc\n".encode()
 
 
 def test_character_can_be_cut_anywhere() -> None:
@@ -342,3 +343,11 @@ def test_input_has_the_same_members_as_a_websocket() -> None:
     one.sift(b"text\n")
     assert one.weight == 0
     assert one.most > 1 << 20
+
+
+def test_small_frames_are_read_in_small_pieces() -> None:
+    """They take time; a browser that says much may be read as fast as anybody."""
+    websocket = WebSocket(1000)
+    for data, most in ((said("x" * 99), FRAMES_READ), (said("") * 9, IDLE_READ)):
+        websocket.sift(data)
+        assert websocket.most == most
