@@ -2290,6 +2290,15 @@ def lost(error: OSError) -> Gone:
     return Gone(f"lost: {error.strerror or error}")
 
 
+def unacknowledged(sock: socket.socket) -> int:
+    """Returns how many bytes that were sent, the end of the stream included, the other side's
+    system hasn't confirmed to have; 0 where ours doesn't tell."""
+    if fcntl and SIOCOUTQ:
+        with suppress(OSError):
+            return int.from_bytes(fcntl.ioctl(sock, SIOCOUTQ, bytes(4)), sys.byteorder)
+    return 0
+
+
 class TLS:
     """The room's end of one connection's TLS, without I/O: bytes in, bytes out.
 
@@ -2714,15 +2723,6 @@ class Connection(Member):
         self.sending = False
         self.drop_queue()
         self.watch()
-
-    def undelivered(self) -> int:
-        """Returns how many bytes, the end of the stream included, the peer hasn't acknowledged, as
-        far as the system tells."""
-        if fcntl and SIOCOUTQ:
-            with suppress(OSError):
-                answer = fcntl.ioctl(self.sock, SIOCOUTQ, bytes(4))
-                return int.from_bytes(answer, sys.byteorder)
-        return 0
 
     def is_owed(self) -> bool:
         """Says whether something waits to be sent to it."""
@@ -3654,7 +3654,7 @@ class Membership:
 
     def linger(self, conn: Connection) -> None:
         """Waits only a little longer for the peer's own close, once everything has got to it."""
-        if not conn.sending and not conn.undelivered():
+        if not conn.sending and not unacknowledged(conn.sock):
             self.leaving[conn] = min(self.leaving[conn], self.clock.now() + LINGER)
 
     def drain(self, conn: Connection, limit: int) -> None:
