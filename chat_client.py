@@ -113,6 +113,8 @@ SOCKET_OPTIONS = [
     if hasattr(socket, name)
 ]
 
+SIOCOUTQ = 0x5411 if sys.platform == "linux" else 0  # bytes that the peer has yet to acknowledge
+
 WELCOME = "Welcome to the chatroom!"
 CLOSING = "* the room is closing"  # and has heard what had arrived
 YOU_ARE_OUT = "* you were removed by an operator"  # and when to come back
@@ -2185,12 +2187,12 @@ class Ledger:
 
 
 def unacknowledged(sock: socket.socket) -> int:
-    """Returns how many bytes that were sent the other side's system hasn't confirmed to have; 0
-    where ours doesn't tell."""
-    try:
-        return int.from_bytes(fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
-    except (AttributeError, OSError):
-        return 0
+    """Returns how many bytes that were sent, the end of the stream included, the other side's
+    system hasn't confirmed to have; 0 where ours doesn't tell."""
+    if fcntl and SIOCOUTQ:
+        with suppress(OSError):
+            return int.from_bytes(fcntl.ioctl(sock, SIOCOUTQ, bytes(4)), sys.byteorder)
+    return 0
 
 
 class Session:

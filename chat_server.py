@@ -139,6 +139,7 @@ DEBT = 32 * 1024  # bytes
 LOUD_TIME = 10.0  # seconds that one who wanted more counts as loud
 MAX_UNREAD = 8 * 1024  # bytes of answers that wait until who asked for them isn't heard any more
 BATCH_COST = 128  # bytes that count for a batch in a queue, so that queues aren't long either
+TOLD_COST = 512  # the same where something in it is for that one alone: nobody shares that
 TICK = 1.0  # seconds between looks at what depends on time
 SHORT_TICK = 0.05  # seconds: the same for the turns of the loud, and for those who are leaving
 LAST_CALL = 1.0  # seconds in which a room that closes hears what had arrived before
@@ -1386,7 +1387,7 @@ class Batch:
         self.size = 0  # bytes of the parts
         self.weight = 0  # what the turn costs: bytes said and answered, and the work of each piece
         self.cuts: dict[Member, list[tuple[int, int, bytes]]] = {}
-        self.told: dict[Member, int] = {}  # bytes for that one alone, and the cost of each piece
+        self.told: dict[Member, int] = {}  # bytes for that one alone, and what that costs besides
         self.leavers: list[Member] = []  # have left in this turn, and get what came before
         self.text = b""  # all that was said, once the batch is sealed
         self.frame = b""  # the same for browsers, once one of them is handed it
@@ -1403,7 +1404,7 @@ class Batch:
     def tell(self, member: Member, data: bytes) -> None:
         """Puts whole lines at the end, for one member alone."""
         self.weight += len(data) + ITEM_WEIGHT
-        self.told[member] = self.told.get(member, 0) + len(data) + ITEM_WEIGHT
+        self.told[member] = self.told.get(member, TOLD_COST) + len(data) + ITEM_WEIGHT
         self.cut(member, self.size, self.size, data)
 
     def begin(self, member: Member, welcome: Iterable[bytes]) -> None:
@@ -2290,6 +2291,15 @@ def lost(error: OSError) -> Gone:
     return Gone(f"lost: {error.strerror or error}")
 
 
+def unacknowledged(sock: socket.socket) -> int:
+    """Returns how many bytes that were sent, the end of the stream included, the other side's
+    system hasn't confirmed to have; 0 where ours doesn't tell."""
+    if fcntl and SIOCOUTQ:
+        with suppress(OSError):
+            return int.from_bytes(fcntl.ioctl(sock, SIOCOUTQ, bytes(4)), sys.byteorder)
+    return 0
+
+
 class TLS:
     """The room's end of one connection's TLS, without I/O: bytes in, bytes out.
 
@@ -2615,7 +2625,6 @@ class Connection(Member):
         """Sends what isn't text, after all that it has yet to get. Raises Gone."""
         batch = Aside()
         batch.tell(self, data)
-        batch.told[self] += BATCH_COST
         batch.seal()
         self.write(batch)
 
@@ -2714,15 +2723,6 @@ class Connection(Member):
         self.sending = False
         self.drop_queue()
         self.watch()
-
-    def undelivered(self) -> int:
-        """Returns how many bytes, the end of the stream included, the peer hasn't acknowledged, as
-        far as the system tells."""
-        if fcntl and SIOCOUTQ:
-            with suppress(OSError):
-                answer = fcntl.ioctl(self.sock, SIOCOUTQ, bytes(4))
-                return int.from_bytes(answer, sys.byteorder)
-        return 0
 
     def is_owed(self) -> bool:
         """Says whether something waits to be sent to it."""
@@ -3654,7 +3654,7 @@ class Membership:
 
     def linger(self, conn: Connection) -> None:
         """Waits only a little longer for the peer's own close, once everything has got to it."""
-        if not conn.sending and not conn.undelivered():
+        if not conn.sending and not unacknowledged(conn.sock):
             self.leaving[conn] = min(self.leaving[conn], self.clock.now() + LINGER)
 
     def drain(self, conn: Connection, limit: int) -> None:

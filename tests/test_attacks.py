@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import select
+
 import pytest
-from support import WELCOME, Inside, pair
+from browser import PING, masked
+from support import DEADLINE, WELCOME, Inside, pair
 
 import chat_server
-from chat_server import DEBT, HIGH_WATER, MAX_UNREAD
+from chat_server import DEBT, HIGH_WATER, MAX_UNREAD, Connection
 
 
 def test_loop_sleeps_while_somebody_behind_asks_and_does_not_read() -> None:
@@ -68,3 +71,27 @@ def test_many_who_say_little_say_no_more_than_a_slow_reader_can_read() -> None:
     assert throttle.allow(quiet, 1000, 0) == 0
     assert quiet in throttle.paused
     assert quiet not in throttle.loud
+
+
+@pytest.mark.parametrize(
+    "question",
+    [b"/who\n", b"\xff\xfd\x06", masked(PING, b"")],
+    ids=["command", "telnet", "ping"],
+)
+def test_few_answers_wait_for_whoever_does_not_read(
+    monkeypatch: pytest.MonkeyPatch, question: bytes
+) -> None:
+    """Each in a turn of its own is a batch of its own, which takes memory."""
+    inside = Inside()
+    server = inside.server
+    conn, peer = inside.join()
+    if question[:1] == b"\x89":
+        conn.upgrade()
+    monkeypatch.setattr(Connection, "send_bytes", lambda conn, data: 0)
+    while conn not in server.throttle.paused:
+        peer.send(question)
+        select.select([conn.sock], [], [], DEADLINE)
+        server.read_all({conn})
+        server.deliver(server.room.take_batch())
+    assert conn.queue
+    assert len(conn.queue) < 20

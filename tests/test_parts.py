@@ -25,6 +25,7 @@ from chat_server import (
     PACE,
     PATIENCE,
     SILENCE,
+    TOLD_COST,
     Batch,
     Clock,
     Connection,
@@ -95,7 +96,7 @@ def test_queue_gives_each_its_part_of_each_batch_in_order(stuck: Stuck, step: in
     for one in (batch, silent, said(b"three\n")):
         conn.write(one)
         check_connection(conn)
-    assert conn.unread == len(b"answer\n") + ITEM_WEIGHT
+    assert conn.unread == TOLD_COST + len(b"answer\n") + ITEM_WEIGHT
     assert not silent.cuts
     while conn.queue:
         stuck.open = step
@@ -115,7 +116,8 @@ def test_telnet_is_answered_between_two_lines_at_its_own_cost(stuck: Stuck) -> N
     assert conn.receive(100) is None
     conn.write(said(b"next\n"))
     check_connection(conn)
-    assert conn.size - conn.unread == before + len(b"next\n") + BATCH_COST - ITEM_WEIGHT
+    assert conn.unread == TOLD_COST + len(b"\xff\xfc\x06") + ITEM_WEIGHT
+    assert conn.size == before + len(b"\xff\xfc\x06next\n") + 2 * BATCH_COST
     stuck.open = 1000
     conn.flush()
     assert stuck.sent == b"partly sent\n\xff\xfc\x06next\n"
@@ -129,7 +131,7 @@ def test_whoever_asks_and_does_not_read_is_disconnected(stuck: Stuck) -> None:
             peer.send(b"\xff\xfd\x06")
             select.select([conn.sock], [], [], DEADLINE)
             conn.receive(100)
-    assert MAX_UNREAD < conn.unread < MAX_UNREAD + 2 * BATCH_COST
+    assert MAX_UNREAD < conn.unread < MAX_UNREAD + 2 * TOLD_COST
 
 
 def test_one_send_a_batch_where_nothing_waits(stuck: Stuck) -> None:

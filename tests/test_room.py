@@ -12,6 +12,7 @@ from chat_server import (
     MAX_HISTORY,
     MAX_NAME,
     MAX_UNREAD,
+    TOLD_COST,
     WELCOME,
     History,
     Member,
@@ -469,8 +470,8 @@ def test_text_without_cuts_is_shared_and_a_forgotten_member_takes_its_cuts_along
     hall.say(two, "/msg Three: psst\n")
     batch = hall.room.take_batch()
     assert batch.text_for(two) is batch.text
-    assert batch.forget(one) == len("* here: Two, Three and 1 unnamed\n") + ITEM_WEIGHT
-    assert batch.forget(three) == len("Two (private): psst\n") + ITEM_WEIGHT
+    assert batch.forget(one) == len("* here: Two, Three and 1 unnamed\n") + ITEM_WEIGHT + TOLD_COST
+    assert batch.forget(three) == len("Two (private): psst\n") + ITEM_WEIGHT + TOLD_COST
     assert not batch.cuts and not batch.told
     assert batch.forget(three) == 0
 
