@@ -3512,8 +3512,8 @@ class Membership:
         try:
             action(conn, *more)
         except SpeaksHTTP as gone:
-            log.info("%s %s", conn, gone)
             self.guard(self.send_to_web, conn)
+            log.info("%s %s, members: %d", conn, gone, len(self.room.members))
         except Gone as gone:
             self.disconnect(conn, str(gone))
         except Exception:
