@@ -12,6 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from support import Listener, Server, Terminal, allow_many_descriptors
+from workers import pytest_runtestloop  # noqa: F401
 
 allow_many_descriptors()
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import re
 import select
 import shlex
@@ -633,8 +634,12 @@ def end_stream(sock: Any) -> None:
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as one:
-        return int(one.getsockname()[1])
+    """Returns a port that is free, and isn't one of those that systems give out by themselves: it
+    is still free when somebody takes it a moment later."""
+    while True:
+        with contextlib.suppress(OSError), socket.socket() as one:
+            one.bind(("127.0.0.1", random.randrange(20_000, 32_000)))
+            return int(one.getsockname()[1])
 
 
 def wait_until_listening(port: int) -> None:
