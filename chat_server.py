@@ -989,7 +989,7 @@ AUTHORITY = re.compile(r"(\[[0-9a-f:.]+\]|[0-9a-z._-]+?)\.?(?::[0-9]*)?")
 # or that nobody uses there.
 LOCAL_NAME = re.compile(r"\[.+|[0-9.]+|[^.]+|.+\.(?:local|localhost|internal|home\.arpa|lan)")
 NOT_IN_ORIGIN = re.compile(r"[^\w:/.\[\]-]", re.ASCII)
-MAX_ORIGIN = 100  # characters of one that is shown
+MAX_SHOWN = 100  # characters of an Origin, or a Host, that are shown
 
 WEBSOCKET_KEY = re.compile(r"[A-Za-z0-9+/]{22}==")  # 16 bytes in base64
 WEBSOCKET_ID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, section 1.3
@@ -1171,6 +1171,7 @@ class Site:
     def check_host(self, name: str) -> None:
         """Raises Refusal unless the name that was asked for can only be ours."""
         if not (self.secure or name in self.hosts or LOCAL_NAME.fullmatch(name)):
+            name = name[:MAX_SHOWN]
             remedy = f"Whoever runs it can add that: --web-host {name}"
             raise Refusal(421, f"This room does not go by the name {name}. {remedy}")
 
@@ -1181,7 +1182,7 @@ class Site:
         scheme, _, authority = origin.lower().partition("://")
         port = self.default_ports.get(scheme)
         if not port or host not in (authority, authority + port):
-            shown = NOT_IN_ORIGIN.sub("?", origin[:MAX_ORIGIN])
+            shown = NOT_IN_ORIGIN.sub("?", origin[:MAX_SHOWN])
             raise Refusal(403, f"This room is only for its own page, not for one of {shown}.")
 
 

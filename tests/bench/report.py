@@ -30,11 +30,12 @@ ByServer = Mapping[str, Rounds]  # ours first
 
 
 def scaled(value: float, unit: str) -> str:
-    """Returns 81.2 M/s, 11.8 ns: three digits and a prefix."""
+    """Returns 81.2 M/s, 11.8 ns: three digits and a prefix. What is below 0, such as memory that a
+    server has given back meanwhile, is 0."""
     for prefix, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1), ("m", 1e-3), ("µ", 1e-6)):
         if value >= factor:
             return f"{digits(value / factor)} {prefix}{unit}"
-    return f"{digits(value / 1e-9)} n{unit}" if value else f"0 {unit}"
+    return f"{digits(value / 1e-9)} n{unit}" if value > 0 else f"0 {unit}"
 
 
 def digits(value: float) -> str:
