@@ -1816,7 +1816,7 @@ def open_console(plain: bool, timestamps: bool) -> Console:
 
 # What to tell the user, the most telling first: a host may have several addresses.
 WHY_NOT_CONNECTED = {
-    errno.ECONNREFUSED: "nobody listens there{others}; start the server with: {command}",
+    errno.ECONNREFUSED: "nobody listens there{advice}",
     errno.ETIMEDOUT: "no answer; is it switched on, and does its firewall let port {port} through?",
     errno.EHOSTUNREACH: "no way there; is it switched on, and in the same network?",
     errno.ENETUNREACH: "no way there; is this machine in a network that leads to it?",
@@ -1835,12 +1835,14 @@ def why_no_address(error: Exception, host: str) -> str:
 
 def why_not_connected(codes: Sequence[int], port: int, script: str, here: bool) -> str:
     """Returns what to tell the user when the connections to a host's addresses failed with these
-    error numbers. `here` says that no other machine can have the addresses."""
+    error numbers. `script` is what to start there, if the user has to be told; `here` says that no
+    other machine can have the addresses."""
     code = next((known for known in WHY_NOT_CONNECTED if known in codes), codes[-1])
-    command = f"python3 {script}{'' if here else ' --host ::'}"
-    command += f" --port {port}" if port != PORT else ""
+    others, option = ("", "") if here else (" for other hosts", " --host ::")
+    option += f" --port {port}" if port != PORT else ""
+    advice = f"{others}; start the server with: python3 {script}{option}" if script else ""
     why = WHY_NOT_CONNECTED.get(code) or os.strerror(code)
-    return why.format(port=port, command=command, others="" if here else " for other hosts")
+    return why.format(port=port, advice=advice)
 
 
 def is_loopback(address: str) -> bool:
@@ -2030,6 +2032,8 @@ class Client:
             else:
                 return self.shake_hands(sock, self.tls) if self.tls else sock
         script = "echo_server.py" if self.echo else "chat_server.py"
+        if self.trouble:  # it was there: whoever runs it knows how to start it
+            script = ""
         here = all(is_loopback(str(address[0])) for *_, address in addresses)
         why = why_not_connected(codes, self.port, script, here)
         raise Disconnected(f"cannot connect to port {self.port} on {self.host}: {why}")
@@ -2340,7 +2344,7 @@ class Session:
             self.client.noted = 0
             if line.leaves:
                 self.leave()
-                console.echo_typed(line.text)
+                console.echo_typed((protocol.prompt if protocol.prompts else "") + line.text)
                 break
             self.submit(line)
 
@@ -2464,8 +2468,9 @@ class Session:
 
     def seems_to_want_tls(self, first: bytes) -> bool:
         """Says whether the first that was received looks like a server's that speaks TLS."""
-        closed = not first and not self.stream_ended
-        return not self.client.tls and (closed or first.startswith(TLS_ALERT))
+        # Once we have said all, it may close; but if that was nothing, a room would have spoken.
+        may_close = self.stream_ended and (self.left or self.client.echo or self.ledger.sent)
+        return not self.client.tls and (first.startswith(TLS_ALERT) or not (first or may_close))
 
     def receive(self, data: bytes) -> None:
         """Lets the protocol have the lines in what was received; nothing means the end."""

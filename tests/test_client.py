@@ -961,6 +961,15 @@ def test_why_there_is_no_connection(codes: list[int], here: bool, why: str) -> N
     assert chat_client.why_not_connected(codes, 7007, "chat_server.py", here) == why
 
 
+def test_nobody_is_told_how_to_start_a_server_that_was_there() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        port = one.getsockname()[1]
+    client = Client(FakeConsole(), "127.0.0.1", port)
+    client.tell_lost("lost the connection: the server closed it")
+    with pytest.raises(Disconnected, match="nobody listens there$"):
+        client.connect()
+
+
 def test_addresses_that_only_this_machine_can_have() -> None:
     for address in ("127.0.0.1", "127.3.2.1", "::1", "::ffff:127.0.0.1", "0.0.0.0", "::"):
         assert chat_client.is_loopback(address)
