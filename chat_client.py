@@ -1284,10 +1284,12 @@ class Painter:
 class Console(ABC):
     """What the user types into and reads from: lines come in, lines go out.
 
-    The loop waits for the files that it names, and has it handle what happens there.
+    The loop waits for the files that it names, and has it handle what happens there. Some of what
+    it is told concerns a terminal alone: here that does nothing.
     """
 
     why_closed = "standard output is closed"
+    waits_for_server = False  # the user stays while there is no connection, and types on
 
     def __init__(self, painter: Painter, screen: int = 1) -> None:
         self.painter = painter
@@ -1319,26 +1321,27 @@ class Console(ABC):
     def wants_input(self) -> bool:
         """Says whether there is a use for more of what the user types."""
 
-    @abstractmethod
     def read(self, _: int) -> None:
         """Receives what was typed."""
-
-    def receive(self) -> bytes | None:
-        """Returns what was typed; nothing at the end of input, None if nothing is there now."""
         try:
             if isinstance(self.input, socket.socket):
-                return self.input.recv(RECEIVE_SIZE)
-            return os.read(self.input, RECEIVE_SIZE)
+                data = self.input.recv(RECEIVE_SIZE)
+            else:
+                data = os.read(self.input, RECEIVE_SIZE)
         except BlockingIOError:
-            return None
+            return
         except OSError:  # the terminal is gone
-            return b""
+            data = b""
+        self.feed(data)
+
+    @abstractmethod
+    def feed(self, data: bytes) -> None:
+        """Takes what was typed; nothing means the end of input."""
 
     def take(self) -> Line:
         """Returns the next line that was typed."""
         return self.typed.popleft()
 
-    @abstractmethod
     def complete_again(self) -> None:
         """There may be names now for what could not be completed."""
 
@@ -1350,10 +1353,6 @@ class Console(ABC):
     @abstractmethod
     def wants_to_leave(self) -> bool:
         """Says whether the user wants to go now, and not only when all that was typed is said."""
-
-    @abstractmethod
-    def waits_for_server(self) -> bool:
-        """Says whether the user waits while there is no connection: types on, or leaves."""
 
     def unsent(self) -> list[str]:
         """Returns the lines that nobody has taken yet and that are to be sent."""
@@ -1367,11 +1366,9 @@ class Console(ABC):
 
     # Output
 
-    @abstractmethod
     def label(self, prompt: str) -> None:
         """Sets what the lines that are typed from now on begin with, where that is shown anyway."""
 
-    @abstractmethod
     def report(self, status: str) -> None:
         """Sets what stands before that as long as there is no connection."""
 
@@ -1380,15 +1377,13 @@ class Console(ABC):
         """Invites the user to type a line, which is taken now. `ask`: with the prompt, also where
         that isn't shown anyway."""
 
-    @abstractmethod
     def echo_typed(self, line: str) -> None:
-        """Leaves on the screen what was typed, with its prompt."""
+        """Leaves on the screen what was typed, with its prompt, if it isn't there already."""
 
     @abstractmethod
     def show(self, line: str) -> None:
         """Puts out a line of text."""
 
-    @abstractmethod
     def ring(self) -> None:
         """Calls for the user's attention."""
 
@@ -1410,7 +1405,6 @@ class Console(ABC):
             self.output.clear()
             raise Failure(self.why_closed) from None
 
-    @abstractmethod
     def interrupted(self) -> None:
         """Tidies up after a Ctrl-C that ends the client."""
 
@@ -1435,10 +1429,7 @@ class PlainConsole(Console):
     def wants_input(self) -> bool:
         return not self.ended and not self.typed
 
-    def read(self, _: int) -> None:
-        data = self.receive()
-        if data is None:
-            return
+    def feed(self, data: bytes) -> None:
         chunk, too_long = self.framer.feed(data)
         if not data:
             self.ended = True
@@ -1456,22 +1447,15 @@ class PlainConsole(Console):
         self.at_prompt = False
         return line
 
-    def complete_again(self) -> None:
-        """Nothing to do: nothing is completed here."""
-
     def ask_secret(self, prompt: str) -> bytes:
         can_ask = getpass and (termios or ONLY_SOCKETS)  # without an echo
         if not (self.attended and can_ask):
             raise Failure("the room wants a password; give it with --password-file FILE")
-        # The loop doesn't run meanwhile, so signals have to strike at once. But not Ctrl-Z: after
-        # `fg` the terminal would show what is typed.
-        handlers: dict[str, Any] = dict.fromkeys(("SIGINT", "SIGTERM", "SIGHUP"), raise_for_signal)
-        handlers["SIGTSTP"] = signal.SIG_IGN  # by name, as Windows lacks some of them
-        before = {
-            number: signal.signal(number, handlers[name])
-            for name, number in signal.Signals.__members__.items()
-            if name in handlers
-        }
+        # The loop doesn't run meanwhile, so signals have to strike at once.
+        handlers: dict[int, Any] = dict.fromkeys(ENDING_SIGNALS, raise_for_signal)
+        if termios:  # not Ctrl-Z: after `fg` the terminal would show what is typed
+            handlers[signal.SIGTSTP] = signal.SIG_IGN
+        before = {number: signal.signal(number, one) for number, one in handlers.items()}
         try:
             return getpass.getpass(prompt).encode("utf-8", "surrogateescape")
         except EOFError:
@@ -1485,24 +1469,12 @@ class PlainConsole(Console):
     def wants_to_leave(self) -> bool:
         return bool(self.typed) and self.typed[0].leaves
 
-    def waits_for_server(self) -> bool:
-        return False
-
     # Output
-
-    def label(self, prompt: str) -> None:
-        """Nothing to do: what is typed is the terminal's or a script's, and shown as it is."""
-
-    def report(self, status: str) -> None:
-        """Nothing to do: nobody waits for a connection here."""
 
     def invite(self, prompt: str, ask: bool) -> None:
         if ask and not self.at_prompt:
             self.output += prompt.encode()
             self.at_prompt = True
-
-    def echo_typed(self, line: str) -> None:
-        """Nothing to do: it is there already."""
 
     def show(self, line: str) -> None:
         self.end_row()
@@ -1513,9 +1485,6 @@ class PlainConsole(Console):
         if self.at_prompt:
             self.output += b"\n"
         self.at_prompt = False
-
-    def ring(self) -> None:
-        """Nothing to do: a bell is a control character."""
 
     def update(self) -> None:
         if ONLY_SOCKETS and self.output:
@@ -1540,6 +1509,7 @@ class Terminal(Console):
     """
 
     why_closed = "the terminal is gone"
+    waits_for_server = True
 
     def __init__(self, painter: Painter) -> None:
         # Opened anew for a mode of its own: O_NONBLOCK on the descriptor that we were given would
@@ -1623,14 +1593,10 @@ class Terminal(Console):
         os.kill(0, signal.SIGTSTP)
         os.kill(os.getpid(), signal.SIGCONT)  # where no shell could continue us, nothing stops us
 
-    def interrupted(self) -> None:
-        """Nothing to do: no ^C was shown."""
-
     def close(self) -> None:
         if self.pending:
             self.output += (CLEAR_ROW + "".join(self.pending)).encode()
         self.give_back()
-        signal.set_wakeup_fd(-1)
         self.signals.close()
 
     def on_signal(self, _: int) -> None:
@@ -1670,18 +1636,16 @@ class Terminal(Console):
     def wants_input(self) -> bool:
         return self.taken and not self.gone
 
-    def read(self, _: int) -> None:
-        data = self.receive()
-        if data is None:
-            return
+    def feed(self, data: bytes) -> None:
         self.gone = not data
         self.ended = self.ended or self.gone
         if self.measured_by < NEVER:
             data = self.take_answer(data)
-        self.feed(self.secret or self.editor, data)
+        self.press(data)
 
-    def feed(self, editor: Editor, keys: bytes) -> None:
-        """Lets an editor have keys, and does what they ask for."""
+    def press(self, keys: bytes) -> None:
+        """Lets the editor have keys, and does what they ask for."""
+        editor = self.secret or self.editor
         editor.feed(keys)
         self.paste_by = time.monotonic() + PASTE_SILENCE if editor.pasting else NEVER
         self.stale = True
@@ -1715,14 +1679,11 @@ class Terminal(Console):
         if not self.secret.lines:
             return None
         answered, self.secret = self.secret, None
-        self.feed(self.editor, answered.rest.encode())
+        self.press(answered.rest.encode())
         return answered.lines[0].text.encode()
 
     def wants_to_leave(self) -> bool:
         return self.ended or any(line.leaves for line in self.typed)
-
-    def waits_for_server(self) -> bool:
-        return True
 
     # Output
 
@@ -1766,7 +1727,7 @@ class Terminal(Console):
         """Draws what is new, if what was drawn before has reached the terminal."""
         now = time.monotonic()
         if now >= self.paste_by:  # the end of what was pasted has got lost
-            self.feed(self.secret or self.editor, PASTE_END.encode())
+            self.press(PASTE_END.encode())
         if now >= self.measured_by:  # then no row above is surely ours
             self.measured_by = NEVER
         measuring = self.measured_by < NEVER
@@ -1915,7 +1876,7 @@ class Client:
                     self.talk(sock)
                 return
             except Disconnected as failure:
-                if self.echo or not self.console.waits_for_server():
+                if self.echo or not self.console.waits_for_server:
                     raise
                 self.tell_lost(str(failure))
             sock = self.reconnect()
@@ -2004,7 +1965,7 @@ class Client:
         self.watch(sock, events, ready.append)
         try:
             while not ready and time.monotonic() < deadline:
-                if self.console.waits_for_server() and self.console.wants_to_leave():
+                if self.console.waits_for_server and self.console.wants_to_leave():
                     patience = LINGER if self.console.unsent() else 0
                     leave_by = min(leave_by, time.monotonic() + patience)
                 self.turn(min(deadline, leave_by))
@@ -2407,7 +2368,7 @@ class Session:
         protocol, console = self.protocol, self.console
         if protocol.welcomed:
             self.settle()
-        if protocol.turned_away and protocol.awaits_answer and console.waits_for_server():
+        if protocol.turned_away and protocol.awaits_answer and console.waits_for_server:
             return  # it may be all that there will be: then it is the reason that is told
         console.painter.me = protocol.name
         for line in protocol.to_show:
