@@ -31,7 +31,6 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the rest is being imported
 
 import argparse
-import codecs
 import enum
 import errno
 import io
@@ -46,7 +45,7 @@ import threading
 import time
 import unicodedata
 from abc import ABC, abstractmethod
-from codecs import BOM_UTF8
+from codecs import BOM_UTF8, getincrementaldecoder
 from collections import deque
 from collections.abc import Sequence
 from contextlib import ExitStack, closing, suppress
@@ -248,7 +247,7 @@ NO_TEXT = dict.fromkeys(
 
 def without_mark(start: bytes) -> bytes:
     """Returns the start of a text without the byte order mark that some programs put there."""
-    return start[len(codecs.BOM_UTF8) :] if start.startswith(codecs.BOM_UTF8) else start
+    return start[len(BOM_UTF8) :] if start.startswith(BOM_UTF8) else start
 
 
 def only_text(text: str) -> str:
@@ -334,11 +333,8 @@ class Protocol:
     def give_password(self, password: bytes) -> None:
         """Takes what the user answered to `wants_password`."""
 
-    def ask_names(self) -> None:
-        """Asks for the names of those who are here, if that has a use and hasn't been done."""
-
     def candidates(self, beginning: str) -> list[str]:
-        """Returns the names that begin with a text, the likeliest first."""
+        """Returns the names that begin with a text, the likeliest first. May ask for more names."""
         return []
 
 
@@ -539,12 +535,10 @@ class ChatProtocol(Protocol):
             if len(self.names) > MAX_NAMES:
                 del self.names[next(iter(self.names))]
 
-    def ask_names(self) -> None:
+    def candidates(self, beginning: str) -> list[str]:
         if self.phase is Phase.IN_ROOM and not self.asked_names:
             self.asked_names = self.hides_names = True
             self.outgoing += b"/who\n"
-
-    def candidates(self, beginning: str) -> list[str]:
         start = beginning.casefold()
         return [name for name in reversed(list(self.names)) if name.casefold().startswith(start)]
 
@@ -743,6 +737,9 @@ MARKS = {ord("\n"): "\u21b5", ord("\t"): " "}  # how a newline or a tab is shown
 HIDDEN_LEFT, HIDDEN_RIGHT = "<", ">"  # where the row doesn't show all of the line
 
 
+Action = Callable[[Any], object]  # on an editor
+
+
 class Request(enum.Enum):
     """What the user asks for with a key that isn't the line's business."""
 
@@ -750,6 +747,11 @@ class Request(enum.Enum):
     END_OF_INPUT = enum.auto()
     SUSPEND = enum.auto()
     CLEAR_SCREEN = enum.auto()
+
+
+def bound(*bindings: tuple[Action, str]) -> dict[str, Action]:
+    """Returns what each key does, from actions and the keys for each, with blanks between those."""
+    return {key: action for action, keys in bindings for key in keys.split(" ")}
 
 
 class Editor:
@@ -771,7 +773,7 @@ class Editor:
         self.completing: list[str] = []  # what the next Tab puts in place of `completed`
         self.completed = ""
         self.in_vain = False  # the last key was a Tab for which there was no name
-        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self.decoder = getincrementaldecoder("utf-8")("replace")
         self.unread = ""  # keys that were not pressed yet, or the beginning of one
         self.pasting = False
         self.pasted: list[str] = []  # pieces of what is being pasted
@@ -815,7 +817,7 @@ class Editor:
         """Does what one key is for."""
         if key.startswith("\x1b\x1b"):  # the Escape key and then an arrow, or rxvt's Alt-arrow
             key = key[1:]
-        action = self.keys().get(key)
+        action = self.keys.get(key)
         before, typing = (self.text, self.cursor), self.typing
         self.typing = action is None and key[0] != "\x1b"
         if action is not Editor.complete:
@@ -837,7 +839,7 @@ class Editor:
         assert self.sought is not None
         if self.typing:
             self.sought += key.translate(NO_TEXT)
-        elif key in BACKSPACE:
+        elif action is Editor.backspace:
             self.sought = self.sought[:-1]
         elif action is Editor.search:
             return False
@@ -846,10 +848,6 @@ class Editor:
             return False
         self.find(1)
         return True
-
-    def keys(self) -> dict[str, Action]:
-        """Returns what each key does that isn't just a character."""
-        return KEYS
 
     def paste(self, text: str) -> None:
         """Puts in text in which nothing is a key: its newlines wait in the line until Enter."""
@@ -887,8 +885,12 @@ class Editor:
         self.recalled = 0
         self.set("")
 
+    def backspace(self) -> None:
+        """Deletes the character before the cursor."""
+        self.delete(char_left)
+
     def delete_or_end(self) -> None:
-        """Deletes a character; on an empty line it is the end of input."""
+        """Deletes the character at the cursor; on an empty line it is the end of input."""
         if self.text:
             self.delete(char_right)
         else:
@@ -1014,6 +1016,36 @@ class Editor:
             return f"({self.text.rstrip().count(chr(10)) + 1} lines: Enter says them) "
         return prompt if self.sought is None else f"(search: {self.sought}) "
 
+    # What terminals send (xterm, VT100, the Linux console, rxvt) for what isn't just a character.
+    keys = bound(
+        (enter, "\r \n"),
+        (partial(move, motion=line_start), "\x01 \x1b[H \x1bOH \x1b[1~ \x1b[7~"),
+        (partial(move, motion=line_end), "\x05 \x1b[F \x1bOF \x1b[4~ \x1b[8~"),
+        (partial(move, motion=char_left), "\x02 \x1b[D \x1bOD"),
+        (partial(move, motion=char_right), "\x06 \x1b[C \x1bOC"),
+        (partial(move, motion=word_left), "\x1bb \x1b[1;5D \x1b[1;3D \x1b[5D \x1bOd"),
+        (partial(move, motion=word_right), "\x1bf \x1b[1;5C \x1b[1;3C \x1b[5C \x1bOc"),
+        (partial(recall, step=1), "\x10 \x1b[A \x1bOA"),
+        (partial(recall, step=-1), "\x0e \x1b[B \x1bOB"),
+        (backspace, "\x08 \x7f"),
+        (partial(delete, motion=char_right), "\x1b[3~"),
+        (delete_or_end, "\x04"),
+        (partial(kill, motion=word_left), "\x17 \x1b\x7f \x1b\x08"),
+        (partial(kill, motion=word_right), "\x1bd"),
+        (partial(kill, motion=line_end), "\x0b"),
+        (partial(kill, motion=line_start), "\x15"),
+        (yank, "\x19"),
+        (transpose, "\x14"),
+        (undo, "\x1f"),
+        (search, "\x12"),
+        (show_draft, "\x07"),
+        (partial(insert, text="\n"), "\x1b\r \x1b\n"),
+        (complete, "\t"),
+        (interrupt, "\x03"),
+        (partial(request, request=Request.CLEAR_SCREEN), "\x0c"),
+        (partial(request, request=Request.SUSPEND), "\x1a"),
+    )
+
 
 class SecretEditor(Editor):
     """A line that nobody may see: it is neither shown nor kept, and no key reaches beyond it. After
@@ -1024,9 +1056,6 @@ class SecretEditor(Editor):
         self.prompt = prompt
         self.rest = ""
 
-    def keys(self) -> dict[str, Action]:
-        return SECRET_KEYS
-
     def enter(self) -> None:
         self.lines.append(Line(self.text.partition("\n")[0]))
         self.rest, self.unread = self.unread, ""
@@ -1035,56 +1064,14 @@ class SecretEditor(Editor):
     def view(self, prompt: str, width: int) -> tuple[str, str]:
         return fitting_end(prompt, width - 1), ""
 
-
-# What terminals send for a key (xterm, VT100, the Linux console, rxvt), and what it does.
-Action = Callable[[Any], object]
-BACKSPACE = ("\x08", "\x7f")
-KEYS: dict[str, Action] = {
-    **dict.fromkeys(("\r", "\n"), Editor.enter),
-    **dict.fromkeys(
-        ("\x01", "\x1b[H", "\x1bOH", "\x1b[1~", "\x1b[7~"), partial(Editor.move, motion=line_start)
-    ),
-    **dict.fromkeys(
-        ("\x05", "\x1b[F", "\x1bOF", "\x1b[4~", "\x1b[8~"), partial(Editor.move, motion=line_end)
-    ),
-    **dict.fromkeys(("\x02", "\x1b[D", "\x1bOD"), partial(Editor.move, motion=char_left)),
-    **dict.fromkeys(("\x06", "\x1b[C", "\x1bOC"), partial(Editor.move, motion=char_right)),
-    **dict.fromkeys(
-        ("\x1bb", "\x1b[1;5D", "\x1b[1;3D", "\x1b[5D", "\x1bOd"),
-        partial(Editor.move, motion=word_left),
-    ),
-    **dict.fromkeys(
-        ("\x1bf", "\x1b[1;5C", "\x1b[1;3C", "\x1b[5C", "\x1bOc"),
-        partial(Editor.move, motion=word_right),
-    ),
-    **dict.fromkeys(("\x10", "\x1b[A", "\x1bOA"), partial(Editor.recall, step=1)),
-    **dict.fromkeys(("\x0e", "\x1b[B", "\x1bOB"), partial(Editor.recall, step=-1)),
-    **dict.fromkeys(BACKSPACE, partial(Editor.delete, motion=char_left)),
-    "\x1b[3~": partial(Editor.delete, motion=char_right),
-    "\x04": Editor.delete_or_end,
-    **dict.fromkeys(("\x17", "\x1b\x7f", "\x1b\x08"), partial(Editor.kill, motion=word_left)),
-    "\x1bd": partial(Editor.kill, motion=word_right),
-    "\x0b": partial(Editor.kill, motion=line_end),
-    "\x15": partial(Editor.kill, motion=line_start),
-    "\x19": Editor.yank,
-    "\x14": Editor.transpose,
-    "\x1f": Editor.undo,
-    "\x12": Editor.search,
-    "\x07": Editor.show_draft,
-    **dict.fromkeys(("\x1b\r", "\x1b\n"), partial(Editor.insert, text="\n")),
-    "\t": Editor.complete,
-    "\x03": Editor.interrupt,
-    "\x0c": partial(Editor.request, request=Request.CLEAR_SCREEN),
-    "\x1a": partial(Editor.request, request=Request.SUSPEND),
-}
-SECRET_KEYS: dict[str, Action] = {
-    **dict.fromkeys(("\r", "\n", "\x1b\r", "\x1b\n"), SecretEditor.enter),
-    **dict.fromkeys(BACKSPACE, partial(Editor.delete, motion=char_left)),
-    "\x15": partial(Editor.delete, motion=line_start),
-    "\x04": Editor.delete_or_end,
-    "\x03": partial(Editor.request, request=Request.INTERRUPT),
-    "\x1a": partial(Editor.request, request=Request.SUSPEND),
-}
+    keys = bound(
+        (enter, "\r \n \x1b\r \x1b\n"),
+        (Editor.backspace, "\x08 \x7f"),
+        (partial(Editor.delete, motion=line_start), "\x15"),
+        (Editor.delete_or_end, "\x04"),
+        (partial(Editor.request, request=Request.INTERRUPT), "\x03"),
+        (partial(Editor.request, request=Request.SUSPEND), "\x1a"),
+    )
 
 
 # --- The process ---------------------------------------------------------------------------------
@@ -1866,11 +1853,12 @@ class Client:
         self.in_room = False  # the server has shown itself as one of our rooms
 
     def run(self) -> None:
-        """Asks, connects and talks until the user leaves. Raises Failure."""
+        """Asks, connects and talks until the user leaves. Raises Failure, and KeyboardInterrupt if
+        the user leaves without a connection."""
         if not self.echo and not self.name and not self.ask_name():
             return
-        sock: socket.socket | None = self.connect()
-        while sock:
+        sock = self.connect()
+        while True:
             try:
                 with sock:
                     self.talk(sock)
@@ -1880,8 +1868,6 @@ class Client:
                     raise
                 self.tell_lost(str(failure))
             sock = self.reconnect()
-        if self.console.unsent():
-            raise Failure("left without a connection")
 
     def talk(self, sock: socket.socket) -> None:
         """Talks over a connection for as long as it lasts. Raises Disconnected, and Failure."""
@@ -1920,15 +1906,15 @@ class Client:
         console = self.console
         while not self.name and (console.typed or not console.ended):
             console.invite("name: ", ask=True)
-            while not console.typed and not console.ended:
+            if not console.typed:
                 self.turn()
-            if console.typed:
-                line = console.take()
-                console.echo_typed(f"name: {line.text}")
-                if line.leaves:
-                    console.typed.clear()
-                    return False
-                self.name = line.text.strip()
+                continue
+            line = console.take()
+            console.echo_typed(f"name: {line.text}")
+            if line.leaves:
+                console.typed.clear()
+                return False
+            self.name = line.text.strip()
         console.label("")
         if not self.name and not console.attended:
             raise Failure("no name was given; use --name NAME, or the first line of the input")
@@ -1970,12 +1956,16 @@ class Client:
                     leave_by = min(leave_by, time.monotonic() + patience)
                 self.turn(min(deadline, leave_by))
                 if not ready and time.monotonic() >= leave_by:
-                    if self.console.unsent():
-                        raise Failure("left without a connection")
-                    raise KeyboardInterrupt
+                    self.leave()
         finally:
             self.watch(sock, 0)
         return bool(ready)
+
+    def leave(self) -> None:
+        """The user doesn't want to wait for a connection. Raises Failure or KeyboardInterrupt."""
+        if self.console.unsent():
+            raise Failure("left without a connection")
+        raise KeyboardInterrupt
 
     # Connecting
 
@@ -2071,26 +2061,27 @@ class Client:
             if not self.wait_for(sock, events, deadline):
                 return False
 
-    def reconnect(self) -> socket.socket | None:
-        """Connects again, trying ever more rarely; returns None if the user leaves meanwhile."""
-        while self.pause():
+    def reconnect(self) -> socket.socket:
+        """Connects again, trying ever more rarely. Raises what wait_for() raises."""
+        while True:
+            self.pause()
             try:
                 return self.connect()
             except Disconnected as failure:
                 self.tell_lost(str(failure))
-        return None
 
-    def pause(self) -> bool:
-        """Lets some time pass before the next try; says whether the user still wants that."""
+    def pause(self) -> None:
+        """Lets some time pass before the next try. Raises what wait_for() raises."""
         # So that, when a room starts again, not everyone comes at the same moment.
         seconds = self.delay * random.uniform(0.5, 1.0)
         self.delay = min(2 * self.delay, RETRY_DELAYS[1])
         self.console.report(f"(trying again in {seconds:.1f} s) ")
         deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and not self.console.wants_to_leave():
+        while time.monotonic() < deadline:
+            if self.console.wants_to_leave():
+                self.leave()
             self.note_unsent()
             self.turn(deadline)
-        return not self.console.wants_to_leave()
 
     def note_unsent(self) -> None:
         """Tells the user of the lines that wait to be sent, each once."""
@@ -2193,7 +2184,7 @@ class Session:
         """Talks until it is over, or the user has left. Raises Disconnected if that wasn't the
         user's will, and Failure if there is no use in trying again."""
         self.expect_within(QUESTION_TIME if self.protocol.password else ANSWER_TIME)
-        self.console.candidates = self.candidates
+        self.console.candidates = self.protocol.candidates
         self.console.label(self.protocol.prompt)
         self.console.report("")
         try:
@@ -2379,11 +2370,6 @@ class Session:
         if protocol.names_came:
             console.complete_again()
         protocol.calls_user = protocol.names_came = False
-
-    def candidates(self, beginning: str) -> list[str]:
-        """Returns the names that Tab completes; has the protocol ask for those it can't know."""
-        self.protocol.ask_names()
-        return self.protocol.candidates(beginning)
 
     # The socket
 

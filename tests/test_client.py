@@ -361,12 +361,12 @@ def test_what_is_too_long_for_a_room_is_told_before() -> None:
 
 def test_those_who_are_silent_are_asked_for_once() -> None:
     chat = ChatProtocol("J")
-    chat.ask_names()
+    chat.candidates("x")
     for line in (*JOINED, "Xaver: hi"):
         chat.hear(line)
     assert chat.outgoing == b"/name J\n"
-    chat.ask_names()
-    chat.ask_names()
+    chat.candidates("x")
+    chat.candidates("x")
     assert chat.outgoing == b"/name J\n/who\n"
     chat.hear("* here: Xaver, J, Xenia, 5 more and 2 unnamed")
     assert chat.names_came and chat.to_show[-1] == "Xaver: hi"
