@@ -1410,6 +1410,16 @@ class PlainConsole(Console):
         self.framer = LineFramer(MAX_LINE)
         self.at_prompt = False
         self.at_start = True  # of the input
+        # Python handles signals itself. But one that comes just before the loop waits, or to
+        # another thread, or on Windows, would be handled only when the wait is over.
+        self.signals = open_signal_socket()
+
+    def files(self) -> list[tuple[int | socket.socket, int, Callable[[int], None]]]:
+        return [*super().files(), (self.signals, EVENT_READ, self.on_signal)]
+
+    def on_signal(self, _: int) -> None:
+        """The wait is over, which is all that it takes."""
+        self.signals.recv(64)
 
     # Input
 
@@ -1486,6 +1496,7 @@ class PlainConsole(Console):
             if not ONLY_SOCKETS:
                 wait_until_writable(self.screen)
             self.write()
+        self.signals.close()
 
 
 class Terminal(Console):

@@ -1512,6 +1512,25 @@ def test_words_that_leave_are_no_names(
     assert "chat_client.py" not in window.rest()
 
 
+def test_an_interrupt_is_noticed_whichever_thread_gets_it(
+    terminal: Callable[..., Terminal], tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "go")
+    patch = (
+        "import signal, threading\n"
+        f"strike = lambda: (open({str(tmp_path / 'go')!r}).read(), signal.raise_signal(2))\n"
+        "threading.Thread(target=strike, daemon=True).start()"
+    )
+    window = terminal(*patched_client(patch), "--plain")
+    window.expect("name: ")
+    status = Path(f"/proc/{window.process.pid}/stat")
+    if status.exists():  # the loop waits before the signal comes
+        eventually(lambda: status.read_text().rpartition(")")[2].split()[0] == "S")
+    (tmp_path / "go").write_text("")
+    assert window.wait() == 0
+    assert "Traceback" not in window.rest()
+
+
 def test_interrupt_at_the_name_prompt(terminal: Callable[..., Terminal]) -> None:
     window = terminal(*PLAIN)
     window.expect("name: ")
