@@ -1158,21 +1158,6 @@ def raise_for_signal(number: int, _: Any) -> None:
     raise Terminated(number)
 
 
-def start_thread(work: Callable[..., None], *arguments: Any) -> None:
-    """Starts a thread that doesn't keep the process from ending. Raises RuntimeError if the system
-    has none left."""
-    thread = threading.Thread(target=work, args=arguments, daemon=True)
-    if not hasattr(signal, "pthread_sigmask"):
-        thread.start()
-        return
-    # It inherits this: signals are for the loop, which they have to interrupt.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    try:
-        thread.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def wait_until_writable(descriptor: int, seconds: float | None = None) -> None:
     """Waits until a descriptor takes something, and not longer than that."""
     with Selector() as selector:
@@ -1209,7 +1194,7 @@ def open_input() -> int | socket.socket:
     if sys.stdin is None:  # it was closed
         feeder.close()
     else:
-        start_thread(feed_input, feeder)
+        threading.Thread(target=feed_input, args=(feeder,), daemon=True).start()
     return ours
 
 
@@ -1833,10 +1818,8 @@ def why_no_tls(error: ssl.SSLError, host: str) -> str:
 class Client:
     """One loop around a console and the connection to a server: it connects, and connects again.
 
-    It keeps what outlives a connection: the name that the user wants, the password, whom the user
-    ignores, how long to wait until the next try, and what the user was told of the last one; the
-    lines that are not sent are the console's. What it waits for follows from the state and is set
-    anew in each turn of the loop.
+    It keeps what outlives a connection; the lines that are not sent are the console's. What it waits
+    for follows from the state and is set anew in each turn of the loop.
     """
 
     def __init__(
@@ -1856,7 +1839,7 @@ class Client:
         self.tls = tls
         self.name = name  # that the user wants to have in a chat
         self.password = password
-        self.ignored: dict[str, str] = {}
+        self.ignored: dict[str, str] = {}  # by the user, as a ChatProtocol has them
         self.echo = echo  # the server only sends back what it gets
         self.delay: float = RETRY_DELAYS[0]  # seconds until the next try
         self.trouble = ""  # the last that the user was told; none while there is a connection
@@ -2012,7 +1995,7 @@ class Client:
             raise Disconnected(f"cannot look up {self.host}: {error.strerror}") from None
         arguments = (self.host, self.port, found, asking)
         try:
-            start_thread(look_up, *arguments)
+            threading.Thread(target=look_up, args=arguments, daemon=True).start()
         except RuntimeError:  # the system has none left: then the keys have to wait
             look_up(*arguments)
         with done:
@@ -2165,10 +2148,7 @@ def unacknowledged(sock: socket.socket) -> int:
 class Session:
     """What happens over one connection, until either side ends it.
 
-    A side whose counterpart is slow is not read from, so that little is held in between. There are
-    four deadlines: `answer_by`, until when what is typed waits for the server's answer, `leave_by`,
-    until when a user who wants to go is kept, `settle_by`, from when on the connection is taken for
-    one that lasts, and `show_by`, until when an unfinished line is waited for.
+    A side whose counterpart is slow is not read from, so that little is held in between.
     """
 
     def __init__(self, client: Client, sock: socket.socket, protocol: Protocol) -> None:
@@ -2186,15 +2166,17 @@ class Session:
         self.lost = ""  # why it is over, if that was not as it should be
         self.left = False  # the user has said all and wants to go
         self.stream_ended = False  # our direction of the stream is
-        self.answer_by = NEVER  # monotonic time
-        self.leave_by = NEVER  # monotonic time
-        self.settle_by = time.monotonic() + SETTLE_TIME  # monotonic time
-        self.show_by = NEVER  # monotonic time
+        # Deadlines, in monotonic time.
+        self.answer_by = NEVER  # what is typed waits for the server's answer until then
+        self.leave_by = NEVER  # whoever wants to go is kept until then
+        self.settle_by = time.monotonic() + SETTLE_TIME  # then it is a connection that lasts
+        self.show_by = NEVER  # the rest of a line is waited for until then
 
     def run(self) -> None:
         """Talks until it is over, or the user has left. Raises Disconnected if that wasn't the
         user's will, and Failure if there is no use in trying again."""
-        self.expect_within(QUESTION_TIME if self.protocol.password else ANSWER_TIME)
+        patience = QUESTION_TIME if self.protocol.password else ANSWER_TIME
+        self.answer_by = time.monotonic() + patience
         self.console.candidates = self.protocol.candidates
         self.console.label(self.protocol.prompt)
         self.console.report("")
@@ -2240,14 +2222,6 @@ class Session:
         else:
             last = unacknowledged(self.sock) - self.stream_ended  # the end counts as a byte
             self.console.doubtful = self.ledger.doubtful(max(last, 0))
-
-    def expect_within(self, seconds: float) -> None:
-        """Gives the server this time for an answer, from now on."""
-        self.answer_by = time.monotonic() + seconds
-
-    def leave_within(self, seconds: float) -> None:
-        """Keeps the user, who wants to go, for at most this time from now on."""
-        self.leave_by = time.monotonic() + seconds
 
     def raise_failure(self) -> None:
         """Raises what has gone wrong, if anything has."""
@@ -2318,7 +2292,7 @@ class Session:
         protocol.submit(line)
         if len(protocol.outgoing) > before:
             self.ledger.add(line, len(protocol.outgoing))
-        self.expect_within(ANSWER_TIME)
+        self.answer_by = time.monotonic() + ANSWER_TIME
         # A chat shows its own message; a command, or what an echo server gets, stays as typed.
         if line.text.strip() and not protocol.to_show:
             self.console.echo_typed(protocol.prompt + masked(line.text))
@@ -2328,29 +2302,20 @@ class Session:
         """Takes nothing more from the user, who wants to go."""
         self.left = True
         self.console.typed.clear()
-        self.leave_within(LINGER)
+        self.leave_by = time.monotonic() + LINGER
 
     def see_off(self) -> None:
         """Ends our direction of the stream when all is said; until then, whoever wants to go is
         kept for an answer only for a while."""
-        if self.has_said_all():
+        console, protocol = self.console, self.protocol
+        stuck = len(protocol.outgoing) >= MAX_WAITING or not protocol.accepts_input
+        if (self.left or (console.ended and not console.typed)) and not (stuck or protocol.outgoing):
             if not self.stream_ended:
                 self.end_stream()
-        elif self.wants_out():
-            if self.leave_by == NEVER:
-                self.leave_within(LINGER)
+        elif stuck and console.wants_to_leave():
+            self.leave_by = min(self.leave_by, time.monotonic() + LINGER)
         elif not self.left:
             self.leave_by = NEVER
-
-    def has_said_all(self) -> bool:
-        """Says whether the user has come to an end, and all that was to be said has gone out."""
-        ended = self.left or (self.console.ended and not self.console.typed)
-        return ended and self.protocol.accepts_input and not self.protocol.outgoing
-
-    def wants_out(self) -> bool:
-        """Says whether the user wants to go although not everything could be said yet."""
-        stuck = len(self.protocol.outgoing) >= MAX_WAITING
-        return (stuck or not self.protocol.accepts_input) and self.console.wants_to_leave()
 
     def end_stream(self) -> None:
         """Ends our direction of the stream. The server then sends what is left and closes.
@@ -2360,7 +2325,7 @@ class Session:
         """
         self.stream_ended = True
         if self.left:
-            self.leave_within(LINGER)
+            self.leave_by = time.monotonic() + LINGER
         with suppress(OSError):
             # The plain socket's: after that of TLS nothing that still comes would be decrypted.
             socket.socket.shutdown(self.sock, socket.SHUT_WR)
@@ -2418,7 +2383,7 @@ class Session:
         del self.protocol.outgoing[:size]
         self.ledger.go_out(size, time.monotonic())
         if self.leave_by < NEVER:
-            self.leave_within(LINGER)
+            self.leave_by = time.monotonic() + LINGER
 
     def end(self, lost: str = "") -> None:
         """It is over; `lost` says why, if that isn't as it should be."""
@@ -2459,7 +2424,7 @@ class Session:
         if self.stream_ended:  # too late for the name that a late welcome asks for
             protocol.outgoing.clear()
         elif len(protocol.outgoing) > before:  # a question
-            self.expect_within(ANSWER_TIME)
+            self.answer_by = time.monotonic() + ANSWER_TIME
         # Some servers end no line. Ours does, so there the rest is only late.
         waits = bool(self.framer.partial) and not protocol.welcomed
         self.show_by = time.monotonic() + UNFINISHED_TIME if waits else NEVER
