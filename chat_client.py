@@ -608,10 +608,6 @@ class ChatProtocol(Protocol):
 
 # --- Characters, words, columns ------------------------------------------------------------------
 
-# Unicode categories
-ZERO_WIDTH = ("Mn", "Me")  # combining marks
-ATTACHED = ("Mn", "Me", "Mc", "Cf")  # what belongs to the character before it
-UNKNOWN = ("Cn", "Co")  # a newer Unicode's, or private: nobody knows how wide
 JOINER = "\u200d"
 WIDE_VARIANT = "\ufe0f"  # makes an emoji of the character before it
 SKIN_TONES = range(0x1F3FB, 0x1F400)
@@ -627,9 +623,10 @@ MIN_COLUMNS = 20  # in a narrower window the rows wrap by themselves
 def char_width(char: str) -> int:
     """Returns how many columns a character takes at most. Terminals differ; see Editor.view."""
     category = unicodedata.category(char)
-    if category in ZERO_WIDTH or char == JOINER:
+    if category in ("Mn", "Me") or char == JOINER:  # combining marks
         return 1 if char == WIDE_VARIANT else 0
-    return 2 if unicodedata.east_asian_width(char) in "WF" or category in UNKNOWN else 1
+    unknown = category in ("Cn", "Co")  # a newer Unicode's, or private: nobody knows how wide
+    return 2 if unknown or unicodedata.east_asian_width(char) in "WF" else 1
 
 
 def text_width(text: str) -> int:
@@ -645,7 +642,7 @@ def joins(text: str, at: int) -> bool:
         while first and ord(text[first - 1]) in FLAG_LETTERS:
             first -= 1
         return (at - first) % 2 == 1
-    attached = unicodedata.category(char) in ATTACHED or ord(char) in SKIN_TONES
+    attached = unicodedata.category(char) in ("Mn", "Me", "Mc", "Cf") or ord(char) in SKIN_TONES
     return attached or text[at - 1] == JOINER
 
 
@@ -1993,11 +1990,18 @@ class Client:
             done, asking = socket.socketpair()
         except OSError as error:
             raise Disconnected(f"cannot look up {self.host}: {error.strerror}") from None
-        arguments = (self.host, self.port, found, asking)
+
+        def ask() -> None:
+            with asking:  # its close tells the loop
+                try:
+                    found.append(socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM))
+                except (OSError, UnicodeError) as error:  # UnicodeError: a name no host can have
+                    found.append(error)
+
         try:
-            threading.Thread(target=look_up, args=arguments, daemon=True).start()
+            threading.Thread(target=ask, daemon=True).start()
         except RuntimeError:  # the system has none left: then the keys have to wait
-            look_up(*arguments)
+            ask()
         with done:
             self.wait_for(done, EVENT_READ)
         if isinstance(found[0], Exception):
@@ -2085,15 +2089,6 @@ class Client:
             new = [f"{len(new):,} lines"]
         for line in new:
             self.console.show(f"* not sent yet: {line}")
-
-
-def look_up(host: str, port: int, found: list[Any], asking: socket.socket) -> None:
-    """Puts the addresses of a host into `found`, or why there are none, and closes the socket."""
-    with asking:
-        try:
-            found.append(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
-        except (OSError, UnicodeError) as error:  # UnicodeError: a name that no host can have
-            found.append(error)
 
 
 class Ledger:
@@ -2230,7 +2225,10 @@ class Session:
             raise Failure("wrong password")
         if protocol.name_refused and not self.console.attended:
             raise Failure(f"the room refused the name {protocol.name}: {protocol.name_refused}")
-        disconnected = Failure if self.left or self.is_hopeless() else Disconnected
+        # Is there no use in trying again, as we don't speak what the server speaks, or were removed?
+        wants_tls = "--tls" in self.lost or "--tls" in protocol.turned_away
+        hopeless = protocol.removed or (wants_tls and not self.client.in_room)
+        disconnected = Failure if self.left or hopeless else Disconnected
         if protocol.turned_away and (self.over or not self.console.attended):
             raise disconnected(f"not let in: {protocol.turned_away}")
         in_vain = protocol.outgoing or self.console.unsent()
@@ -2242,14 +2240,6 @@ class Session:
         if self.console.doubtful:
             raise Failure("left before everything had arrived")
 
-    def is_hopeless(self) -> bool:
-        """Says whether there is no use in trying again: we don't speak what the server speaks, or
-        were removed."""
-        if self.protocol.removed:
-            return True
-        wants_tls = "--tls" in self.lost or "--tls" in self.protocol.turned_away
-        return wants_tls and not self.client.in_room
-
     # From the user
 
     def ask_password(self) -> None:
@@ -2258,13 +2248,12 @@ class Session:
         first = console.typed[0] if console.typed else None
         if not self.protocol.wants_password or (first and first.leaves):
             return
-        password: bytes | None
-        if first and console.attended and not self.client.trouble:
+        if not first or not console.attended or self.client.trouble:
+            password = console.ask_secret("password: ")
+        else:
             # It was typed ahead of the question, and isn't to be published. But what waits since
             # a connection was lost was typed to somebody.
             password = console.take().text.encode()
-        else:
-            password = console.ask_secret("password: ")
         if password is not None:
             self.protocol.give_password(password)
 
