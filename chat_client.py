@@ -582,8 +582,7 @@ class ChatProtocol(Protocol):
         self.to_show.append(message)
 
     def submit_command(self, line: str) -> None:
-        """Does a command, or passes it on to the room; the next message begins with the name that
-        was asked for."""
+        """Does a command, or passes it on to the room."""
         word, _, argument = line.partition(" ")
         if word in ("/name", "/nick") and argument.strip():
             self.request_name(argument.strip(), by_user=True)
@@ -1208,8 +1207,8 @@ def feed_input(feeder: socket.socket) -> None:
 
 
 class Painter:
-    """Decorates the lines that are shown: the time, dim notices, a colour for each name; each new
-    day has a line of its own."""
+    """Decorates the lines that are shown: the time, dim notices, a colour for each name, always the
+    same; each new day has a line of its own."""
 
     def __init__(self, colours: bool, timestamps: bool) -> None:
         self.colours = colours
@@ -1234,20 +1233,9 @@ class Painter:
         speaker, colon, text = line.partition(": ")
         if not self.me or not colon or len(speaker) > MAX_NAME + len(PRIVATE):
             return line
-        return f"{self.colour(speaker)}{speaker}{NORMAL}: {text}"
-
-    def colour(self, speaker: str) -> str:
-        """Returns what makes a name stand out: always the same for the same name."""
         name = speaker.replace(PRIVATE, "")
-        if name == self.me:
-            return BOLD
-        return COLOUR.format(COLOURS[sum(name.casefold().encode()) % len(COLOURS)])
-
-    def paint_prompt(self, row: str, prompt: str) -> str:
-        """Makes the prompt at the beginning of a row bold, if it is seen whole."""
-        if not self.colours or not row.startswith(prompt):
-            return row
-        return f"{BOLD}{prompt}{NORMAL}{row[len(prompt) :]}"
+        colour = COLOUR.format(COLOURS[sum(name.casefold().encode()) % len(COLOURS)])
+        return f"{BOLD if name == self.me else colour}{speaker}{NORMAL}: {text}"
 
 
 class Console(ABC):
@@ -1259,6 +1247,7 @@ class Console(ABC):
 
     why_closed = "standard output is closed"
     waits_for_server = False  # the user stays while there is no connection, and types on
+    write_size: int | None = None  # bytes that the screen takes without blocking, if known
 
     def __init__(self, painter: Painter, screen: int = 1) -> None:
         self.painter = painter
@@ -1270,7 +1259,6 @@ class Console(ABC):
         self.doubtful: list[str] = []  # lines of which nobody knows whether they have arrived
         self.screen = screen  # the descriptor that is written to
         self.output = bytearray()  # waits to be written
-        self.write_size: int | None = None  # bytes that the screen takes without blocking, if known
 
     @property
     def deadline(self) -> float:
@@ -1385,10 +1373,10 @@ class Console(ABC):
 class PlainConsole(Console):
     """Standard input and output as they are: lines in, lines out, no escape sequences."""
 
+    write_size = None if ONLY_SOCKETS else select.PIPE_BUF  # POSIX: for a pipe that is ready
+
     def __init__(self, painter: Painter) -> None:
         super().__init__(painter)
-        # A pipe that is ready takes this much without blocking (POSIX).
-        self.write_size = None if ONLY_SOCKETS else select.PIPE_BUF
         self.framer = LineFramer(MAX_LINE)
         self.at_prompt = False
         self.at_start = True  # of the input
@@ -1497,12 +1485,6 @@ class Terminal(Console):
         super().__init__(painter, os.open(os.ttyname(1), os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY))
         self.editor = Editor(lambda beginning: self.candidates(beginning))
         self.secret: SecretEditor | None = None  # takes the keys while there is one
-        self.grants: dict[Request, Callable[[], None]] = {
-            Request.INTERRUPT: self.interrupt,
-            Request.END_OF_INPUT: self.end_input,
-            Request.SUSPEND: self.suspend,
-            Request.CLEAR_SCREEN: self.clear_screen,
-        }
         self.row_prompt = ""
         self.status = ""  # what stands before it
         self.pending: deque[str] = deque()  # to be shown above the row
@@ -1633,17 +1615,19 @@ class Terminal(Console):
         self.editor.lines.clear()
         requests, editor.requests = editor.requests, []
         for request in requests:
-            self.grants[request]()
+            self.grant(request)
 
-    def end_input(self) -> None:
-        """Nothing more will be typed."""
-        self.ended = True
-
-    def interrupt(self) -> None:
-        """Leaves once what was typed is said; at once if that is being done already."""
-        if self.ended or self.secret:
+    def grant(self, request: Request) -> None:
+        """Does what the user asks for. The end of input, or an interrupt, leaves once what was typed
+        is said. An interrupt after that, or when a secret is asked for, leaves at once."""
+        if request is Request.SUSPEND:
+            self.suspend()
+        elif request is Request.CLEAR_SCREEN:
+            self.clear_screen()
+        elif request is Request.INTERRUPT and (self.ended or self.secret):
             raise KeyboardInterrupt
-        self.ended = True
+        else:
+            self.ended = True
 
     def complete_again(self) -> None:
         if self.editor.in_vain:
@@ -1737,9 +1721,10 @@ class Terminal(Console):
         prompt = self.status + (self.secret.prompt if self.secret else self.row_prompt)
         before, after = (self.secret or self.editor).view(prompt, self.width)
         self.cursor_column = text_width(before)
-        row = before if self.secret else self.painter.paint_prompt(before, prompt)
+        if self.painter.colours and not self.secret and before.startswith(prompt):
+            before = f"{BOLD}{prompt}{NORMAL}{before[len(prompt) :]}"
         # The terminal itself remembers where the cursor belongs, and comes back there.
-        return f"{row}{SAVE_CURSOR}{after}{CLEAR_REST}{RESTORE_CURSOR}"
+        return f"{before}{SAVE_CURSOR}{after}{CLEAR_REST}{RESTORE_CURSOR}"
 
 
 def open_console(plain: bool, timestamps: bool) -> Console:
@@ -2198,10 +2183,11 @@ class Session:
             self.show()
         if now >= self.settle_by:
             self.settle()
-        if now >= self.show_by and not self.can_read():  # then the silence is ours
-            self.show_by = now + UNFINISHED_TIME
-        elif now >= self.show_by:
-            self.hear(self.framer.finish())
+        if now >= self.show_by:
+            if self.can_read():
+                self.hear(self.framer.finish())
+            else:  # the silence is ours
+                self.show_by = now + UNFINISHED_TIME
 
     def settle(self) -> None:
         """Takes the connection for one that lasts."""
