@@ -509,8 +509,7 @@ class ChatProtocol(Protocol):
     def hear_names(self, names: str) -> bool:
         """Learns who is here; says whether it was us who asked, and not the user."""
         known = [name for name in names.split(", ") if name and not MORE.fullmatch(name)]
-        latest = list(self.names)
-        for name in [*known, *latest]:  # whoever has said something is likelier to be meant
+        for name in [*known, *self.names]:  # whoever has said something is likelier to be meant
             self.remember(name)
         hidden, self.hides_names = self.hides_names, False
         self.names_came = self.names_came or hidden
@@ -540,7 +539,7 @@ class ChatProtocol(Protocol):
             self.asked_names = self.hides_names = True
             self.outgoing += b"/who\n"
         start = beginning.casefold()
-        return [name for name in reversed(list(self.names)) if name.casefold().startswith(start)]
+        return [name for name in reversed(self.names) if name.casefold().startswith(start)]
 
     # To the other side
 
