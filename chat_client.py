@@ -1598,8 +1598,8 @@ class Terminal(Console):
         return self.taken and not self.gone
 
     def feed(self, data: bytes) -> None:
-        self.gone = not data
-        self.ended = self.ended or self.gone
+        if not data:
+            self.gone = self.ended = True
         if self.measured_by < NEVER:
             data = self.take_answer(data)
         self.press(data)
@@ -1958,10 +1958,9 @@ class Client:
             else:
                 return self.shake_hands(sock, self.tls) if self.tls else sock
         script = "echo_server.py" if self.echo else "chat_server.py"
-        if self.trouble:  # it was there: whoever runs it knows how to start it
-            script = ""
         here = all(is_loopback(str(address[0])) for *_, address in addresses)
-        why = why_not_connected(codes, self.port, script, here)
+        # Whoever runs a server that was there knows how to start it.
+        why = why_not_connected(codes, self.port, "" if self.trouble else script, here)
         raise Disconnected(f"cannot connect to port {self.port} on {self.host}: {why}")
 
     def look_up(self) -> list[Any]:
@@ -2282,8 +2281,9 @@ class Session:
         """Ends our direction of the stream when all is said; until then, whoever wants to go is
         kept for an answer only for a while."""
         console, protocol = self.console, self.protocol
+        no_more = self.left or (console.ended and not console.typed)
         stuck = len(protocol.outgoing) >= MAX_WAITING or not protocol.accepts_input
-        if (self.left or (console.ended and not console.typed)) and not (stuck or protocol.outgoing):
+        if no_more and not stuck and not protocol.outgoing:
             if not self.stream_ended:
                 self.end_stream()
         elif stuck and console.wants_to_leave():
@@ -2371,7 +2371,6 @@ class Session:
 
     def receive(self, data: bytes) -> None:
         """Lets the protocol have the lines in what was received; nothing means the end."""
-        protocol = self.protocol
         if self.silent and self.seems_to_want_tls(data):
             self.end("the server closed it without a word; if it speaks TLS, use --tls")
             return
@@ -2382,7 +2381,7 @@ class Session:
             chunk = self.framer.finish()
         self.ledger.hear(time.monotonic())
         if too_long:
-            protocol.to_show.append(TOO_LONG)
+            self.protocol.to_show.append(TOO_LONG)
         self.hear(chunk)
 
     def hear(self, chunk: bytes) -> None:
