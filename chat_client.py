@@ -1247,6 +1247,7 @@ class Console(ABC):
     why_closed = "standard output is closed"
     waits_for_server = False  # the user stays while there is no connection, and types on
     write_size: int | None = None  # bytes that the screen takes without blocking, if known
+    signals: socket.socket  # wakes the loop; each kind of console has signals of its own
 
     def __init__(self, painter: Painter, screen: int = 1) -> None:
         self.painter = painter
@@ -1269,7 +1270,12 @@ class Console(ABC):
         which is given the events that have come."""
         typing = (self.input, EVENT_READ if self.wants_input() else 0, self.read)
         writing = (self.screen, EVENT_WRITE if self.output else 0, self.write)
-        return [typing] if ONLY_SOCKETS else [typing, writing]
+        signals = (self.signals, EVENT_READ, self.on_signal)
+        return [typing, signals] if ONLY_SOCKETS else [typing, writing, signals]
+
+    @abstractmethod
+    def on_signal(self, _: int) -> None:
+        """Does what the signals want that have come."""
 
     # Input
 
@@ -1383,11 +1389,7 @@ class PlainConsole(Console):
         # another thread, or on Windows, would be handled only when the wait is over.
         self.signals = open_signal_socket()
 
-    def files(self) -> list[tuple[int | socket.socket, int, Callable[[int], None]]]:
-        return [*super().files(), (self.signals, EVENT_READ, self.on_signal)]
-
     def on_signal(self, _: int) -> None:
-        """The wait is over, which is all that it takes."""
         self.signals.recv(64)
 
     # Input
@@ -1505,9 +1507,6 @@ class Terminal(Console):
     def deadline(self) -> float:
         return min(self.paste_by, self.measured_by)
 
-    def files(self) -> list[tuple[int | socket.socket, int, Callable[[int], None]]]:
-        return [*super().files(), (self.signals, EVENT_READ, self.on_signal)]
-
     # Modes
 
     def take_over(self) -> None:
@@ -1561,7 +1560,6 @@ class Terminal(Console):
         self.signals.close()
 
     def on_signal(self, _: int) -> None:
-        """Does what the signals want that have come."""
         numbers = set(self.signals.recv(64))
         for number in numbers.intersection(ENDING_SIGNALS):
             raise_for_signal(number, None)

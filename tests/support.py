@@ -448,6 +448,9 @@ class FakeConsole(chat_client.Console):
     def feed(self, data: bytes) -> None:
         raise AssertionError("there is nothing to read from")
 
+    def on_signal(self, _: int) -> None:
+        raise AssertionError("there are no signals")
+
     def ask_secret(self, prompt: str) -> bytes | None:
         self.prompts.append(prompt)
         return self.secrets.pop(0) if self.secrets else None
