@@ -31,7 +31,6 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the rest is being imported
 
 import argparse
-import codecs
 import enum
 import errno
 import io
@@ -46,7 +45,7 @@ import threading
 import time
 import unicodedata
 from abc import ABC, abstractmethod
-from codecs import BOM_UTF8
+from codecs import BOM_UTF8, getincrementaldecoder
 from collections import deque
 from collections.abc import Sequence
 from contextlib import ExitStack, closing, suppress
@@ -248,7 +247,7 @@ NO_TEXT = dict.fromkeys(
 
 def without_mark(start: bytes) -> bytes:
     """Returns the start of a text without the byte order mark that some programs put there."""
-    return start[len(codecs.BOM_UTF8) :] if start.startswith(codecs.BOM_UTF8) else start
+    return start[len(BOM_UTF8) :] if start.startswith(BOM_UTF8) else start
 
 
 def only_text(text: str) -> str:
@@ -334,11 +333,8 @@ class Protocol:
     def give_password(self, password: bytes) -> None:
         """Takes what the user answered to `wants_password`."""
 
-    def ask_names(self) -> None:
-        """Asks for the names of those who are here, if that has a use and hasn't been done."""
-
     def candidates(self, beginning: str) -> list[str]:
-        """Returns the names that begin with a text, the likeliest first."""
+        """Returns the names that begin with a text, the likeliest first. May ask for more names."""
         return []
 
 
@@ -513,8 +509,7 @@ class ChatProtocol(Protocol):
     def hear_names(self, names: str) -> bool:
         """Learns who is here; says whether it was us who asked, and not the user."""
         known = [name for name in names.split(", ") if name and not MORE.fullmatch(name)]
-        latest = list(self.names)
-        for name in [*known, *latest]:  # whoever has said something is likelier to be meant
+        for name in [*known, *self.names]:  # whoever has said something is likelier to be meant
             self.remember(name)
         hidden, self.hides_names = self.hides_names, False
         self.names_came = self.names_came or hidden
@@ -539,14 +534,12 @@ class ChatProtocol(Protocol):
             if len(self.names) > MAX_NAMES:
                 del self.names[next(iter(self.names))]
 
-    def ask_names(self) -> None:
+    def candidates(self, beginning: str) -> list[str]:
         if self.phase is Phase.IN_ROOM and not self.asked_names:
             self.asked_names = self.hides_names = True
             self.outgoing += b"/who\n"
-
-    def candidates(self, beginning: str) -> list[str]:
         start = beginning.casefold()
-        return [name for name in reversed(list(self.names)) if name.casefold().startswith(start)]
+        return [name for name in reversed(self.names) if name.casefold().startswith(start)]
 
     # To the other side
 
@@ -588,8 +581,7 @@ class ChatProtocol(Protocol):
         self.to_show.append(message)
 
     def submit_command(self, line: str) -> None:
-        """Does a command, or passes it on to the room; the next message begins with the name that
-        was asked for."""
+        """Does a command, or passes it on to the room."""
         word, _, argument = line.partition(" ")
         if word in ("/name", "/nick") and argument.strip():
             self.request_name(argument.strip(), by_user=True)
@@ -614,10 +606,6 @@ class ChatProtocol(Protocol):
 
 # --- Characters, words, columns ------------------------------------------------------------------
 
-# Unicode categories
-ZERO_WIDTH = ("Mn", "Me")  # combining marks
-ATTACHED = ("Mn", "Me", "Mc", "Cf")  # what belongs to the character before it
-UNKNOWN = ("Cn", "Co")  # a newer Unicode's, or private: nobody knows how wide
 JOINER = "\u200d"
 WIDE_VARIANT = "\ufe0f"  # makes an emoji of the character before it
 SKIN_TONES = range(0x1F3FB, 0x1F400)
@@ -633,9 +621,10 @@ MIN_COLUMNS = 20  # in a narrower window the rows wrap by themselves
 def char_width(char: str) -> int:
     """Returns how many columns a character takes at most. Terminals differ; see Editor.view."""
     category = unicodedata.category(char)
-    if category in ZERO_WIDTH or char == JOINER:
+    if category in ("Mn", "Me") or char == JOINER:  # combining marks
         return 1 if char == WIDE_VARIANT else 0
-    return 2 if unicodedata.east_asian_width(char) in "WF" or category in UNKNOWN else 1
+    unknown = category in ("Cn", "Co")  # a newer Unicode's, or private: nobody knows how wide
+    return 2 if unknown or unicodedata.east_asian_width(char) in "WF" else 1
 
 
 def text_width(text: str) -> int:
@@ -651,7 +640,7 @@ def joins(text: str, at: int) -> bool:
         while first and ord(text[first - 1]) in FLAG_LETTERS:
             first -= 1
         return (at - first) % 2 == 1
-    attached = unicodedata.category(char) in ATTACHED or ord(char) in SKIN_TONES
+    attached = unicodedata.category(char) in ("Mn", "Me", "Mc", "Cf") or ord(char) in SKIN_TONES
     return attached or text[at - 1] == JOINER
 
 
@@ -743,6 +732,9 @@ MARKS = {ord("\n"): "\u21b5", ord("\t"): " "}  # how a newline or a tab is shown
 HIDDEN_LEFT, HIDDEN_RIGHT = "<", ">"  # where the row doesn't show all of the line
 
 
+Action = Callable[[Any], object]  # on an editor
+
+
 class Request(enum.Enum):
     """What the user asks for with a key that isn't the line's business."""
 
@@ -750,6 +742,11 @@ class Request(enum.Enum):
     END_OF_INPUT = enum.auto()
     SUSPEND = enum.auto()
     CLEAR_SCREEN = enum.auto()
+
+
+def bound(*bindings: tuple[Action, str]) -> dict[str, Action]:
+    """Returns what each key does, from actions and the keys for each, with blanks between those."""
+    return {key: action for action, keys in bindings for key in keys.split(" ")}
 
 
 class Editor:
@@ -771,7 +768,7 @@ class Editor:
         self.completing: list[str] = []  # what the next Tab puts in place of `completed`
         self.completed = ""
         self.in_vain = False  # the last key was a Tab for which there was no name
-        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self.decoder = getincrementaldecoder("utf-8")("replace")
         self.unread = ""  # keys that were not pressed yet, or the beginning of one
         self.pasting = False
         self.pasted: list[str] = []  # pieces of what is being pasted
@@ -815,7 +812,7 @@ class Editor:
         """Does what one key is for."""
         if key.startswith("\x1b\x1b"):  # the Escape key and then an arrow, or rxvt's Alt-arrow
             key = key[1:]
-        action = self.keys().get(key)
+        action = self.keys.get(key)
         before, typing = (self.text, self.cursor), self.typing
         self.typing = action is None and key[0] != "\x1b"
         if action is not Editor.complete:
@@ -837,7 +834,7 @@ class Editor:
         assert self.sought is not None
         if self.typing:
             self.sought += key.translate(NO_TEXT)
-        elif key in BACKSPACE:
+        elif action is Editor.backspace:
             self.sought = self.sought[:-1]
         elif action is Editor.search:
             return False
@@ -846,10 +843,6 @@ class Editor:
             return False
         self.find(1)
         return True
-
-    def keys(self) -> dict[str, Action]:
-        """Returns what each key does that isn't just a character."""
-        return KEYS
 
     def paste(self, text: str) -> None:
         """Puts in text in which nothing is a key: its newlines wait in the line until Enter."""
@@ -887,8 +880,12 @@ class Editor:
         self.recalled = 0
         self.set("")
 
+    def backspace(self) -> None:
+        """Deletes the character before the cursor."""
+        self.delete(char_left)
+
     def delete_or_end(self) -> None:
-        """Deletes a character; on an empty line it is the end of input."""
+        """Deletes the character at the cursor; on an empty line it is the end of input."""
         if self.text:
             self.delete(char_right)
         else:
@@ -1014,6 +1011,36 @@ class Editor:
             return f"({self.text.rstrip().count(chr(10)) + 1} lines: Enter says them) "
         return prompt if self.sought is None else f"(search: {self.sought}) "
 
+    # What terminals send (xterm, VT100, the Linux console, rxvt) for what isn't just a character.
+    keys = bound(
+        (enter, "\r \n"),
+        (partial(move, motion=line_start), "\x01 \x1b[H \x1bOH \x1b[1~ \x1b[7~"),
+        (partial(move, motion=line_end), "\x05 \x1b[F \x1bOF \x1b[4~ \x1b[8~"),
+        (partial(move, motion=char_left), "\x02 \x1b[D \x1bOD"),
+        (partial(move, motion=char_right), "\x06 \x1b[C \x1bOC"),
+        (partial(move, motion=word_left), "\x1bb \x1b[1;5D \x1b[1;3D \x1b[5D \x1bOd"),
+        (partial(move, motion=word_right), "\x1bf \x1b[1;5C \x1b[1;3C \x1b[5C \x1bOc"),
+        (partial(recall, step=1), "\x10 \x1b[A \x1bOA"),
+        (partial(recall, step=-1), "\x0e \x1b[B \x1bOB"),
+        (backspace, "\x08 \x7f"),
+        (partial(delete, motion=char_right), "\x1b[3~"),
+        (delete_or_end, "\x04"),
+        (partial(kill, motion=word_left), "\x17 \x1b\x7f \x1b\x08"),
+        (partial(kill, motion=word_right), "\x1bd"),
+        (partial(kill, motion=line_end), "\x0b"),
+        (partial(kill, motion=line_start), "\x15"),
+        (yank, "\x19"),
+        (transpose, "\x14"),
+        (undo, "\x1f"),
+        (search, "\x12"),
+        (show_draft, "\x07"),
+        (partial(insert, text="\n"), "\x1b\r \x1b\n"),
+        (complete, "\t"),
+        (interrupt, "\x03"),
+        (partial(request, request=Request.CLEAR_SCREEN), "\x0c"),
+        (partial(request, request=Request.SUSPEND), "\x1a"),
+    )
+
 
 class SecretEditor(Editor):
     """A line that nobody may see: it is neither shown nor kept, and no key reaches beyond it. After
@@ -1024,9 +1051,6 @@ class SecretEditor(Editor):
         self.prompt = prompt
         self.rest = ""
 
-    def keys(self) -> dict[str, Action]:
-        return SECRET_KEYS
-
     def enter(self) -> None:
         self.lines.append(Line(self.text.partition("\n")[0]))
         self.rest, self.unread = self.unread, ""
@@ -1035,56 +1059,14 @@ class SecretEditor(Editor):
     def view(self, prompt: str, width: int) -> tuple[str, str]:
         return fitting_end(prompt, width - 1), ""
 
-
-# What terminals send for a key (xterm, VT100, the Linux console, rxvt), and what it does.
-Action = Callable[[Any], object]
-BACKSPACE = ("\x08", "\x7f")
-KEYS: dict[str, Action] = {
-    **dict.fromkeys(("\r", "\n"), Editor.enter),
-    **dict.fromkeys(
-        ("\x01", "\x1b[H", "\x1bOH", "\x1b[1~", "\x1b[7~"), partial(Editor.move, motion=line_start)
-    ),
-    **dict.fromkeys(
-        ("\x05", "\x1b[F", "\x1bOF", "\x1b[4~", "\x1b[8~"), partial(Editor.move, motion=line_end)
-    ),
-    **dict.fromkeys(("\x02", "\x1b[D", "\x1bOD"), partial(Editor.move, motion=char_left)),
-    **dict.fromkeys(("\x06", "\x1b[C", "\x1bOC"), partial(Editor.move, motion=char_right)),
-    **dict.fromkeys(
-        ("\x1bb", "\x1b[1;5D", "\x1b[1;3D", "\x1b[5D", "\x1bOd"),
-        partial(Editor.move, motion=word_left),
-    ),
-    **dict.fromkeys(
-        ("\x1bf", "\x1b[1;5C", "\x1b[1;3C", "\x1b[5C", "\x1bOc"),
-        partial(Editor.move, motion=word_right),
-    ),
-    **dict.fromkeys(("\x10", "\x1b[A", "\x1bOA"), partial(Editor.recall, step=1)),
-    **dict.fromkeys(("\x0e", "\x1b[B", "\x1bOB"), partial(Editor.recall, step=-1)),
-    **dict.fromkeys(BACKSPACE, partial(Editor.delete, motion=char_left)),
-    "\x1b[3~": partial(Editor.delete, motion=char_right),
-    "\x04": Editor.delete_or_end,
-    **dict.fromkeys(("\x17", "\x1b\x7f", "\x1b\x08"), partial(Editor.kill, motion=word_left)),
-    "\x1bd": partial(Editor.kill, motion=word_right),
-    "\x0b": partial(Editor.kill, motion=line_end),
-    "\x15": partial(Editor.kill, motion=line_start),
-    "\x19": Editor.yank,
-    "\x14": Editor.transpose,
-    "\x1f": Editor.undo,
-    "\x12": Editor.search,
-    "\x07": Editor.show_draft,
-    **dict.fromkeys(("\x1b\r", "\x1b\n"), partial(Editor.insert, text="\n")),
-    "\t": Editor.complete,
-    "\x03": Editor.interrupt,
-    "\x0c": partial(Editor.request, request=Request.CLEAR_SCREEN),
-    "\x1a": partial(Editor.request, request=Request.SUSPEND),
-}
-SECRET_KEYS: dict[str, Action] = {
-    **dict.fromkeys(("\r", "\n", "\x1b\r", "\x1b\n"), SecretEditor.enter),
-    **dict.fromkeys(BACKSPACE, partial(Editor.delete, motion=char_left)),
-    "\x15": partial(Editor.delete, motion=line_start),
-    "\x04": Editor.delete_or_end,
-    "\x03": partial(Editor.request, request=Request.INTERRUPT),
-    "\x1a": partial(Editor.request, request=Request.SUSPEND),
-}
+    keys = bound(
+        (enter, "\r \n \x1b\r \x1b\n"),
+        (Editor.backspace, "\x08 \x7f"),
+        (partial(Editor.delete, motion=line_start), "\x15"),
+        (Editor.delete_or_end, "\x04"),
+        (partial(Editor.request, request=Request.INTERRUPT), "\x03"),
+        (partial(Editor.request, request=Request.SUSPEND), "\x1a"),
+    )
 
 
 # --- The process ---------------------------------------------------------------------------------
@@ -1171,21 +1153,6 @@ def raise_for_signal(number: int, _: Any) -> None:
     raise Terminated(number)
 
 
-def start_thread(work: Callable[..., None], *arguments: Any) -> None:
-    """Starts a thread that doesn't keep the process from ending. Raises RuntimeError if the system
-    has none left."""
-    thread = threading.Thread(target=work, args=arguments, daemon=True)
-    if not hasattr(signal, "pthread_sigmask"):
-        thread.start()
-        return
-    # It inherits this: signals are for the loop, which they have to interrupt.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    try:
-        thread.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def wait_until_writable(descriptor: int, seconds: float | None = None) -> None:
     """Waits until a descriptor takes something, and not longer than that."""
     with Selector() as selector:
@@ -1222,7 +1189,7 @@ def open_input() -> int | socket.socket:
     if sys.stdin is None:  # it was closed
         feeder.close()
     else:
-        start_thread(feed_input, feeder)
+        threading.Thread(target=feed_input, args=(feeder,), daemon=True).start()
     return ours
 
 
@@ -1239,8 +1206,8 @@ def feed_input(feeder: socket.socket) -> None:
 
 
 class Painter:
-    """Decorates the lines that are shown: the time, dim notices, a colour for each name; each new
-    day has a line of its own."""
+    """Decorates the lines that are shown: the time, dim notices, a colour for each name, always the
+    same; each new day has a line of its own."""
 
     def __init__(self, colours: bool, timestamps: bool) -> None:
         self.colours = colours
@@ -1265,29 +1232,22 @@ class Painter:
         speaker, colon, text = line.partition(": ")
         if not self.me or not colon or len(speaker) > MAX_NAME + len(PRIVATE):
             return line
-        return f"{self.colour(speaker)}{speaker}{NORMAL}: {text}"
-
-    def colour(self, speaker: str) -> str:
-        """Returns what makes a name stand out: always the same for the same name."""
         name = speaker.replace(PRIVATE, "")
-        if name == self.me:
-            return BOLD
-        return COLOUR.format(COLOURS[sum(name.casefold().encode()) % len(COLOURS)])
-
-    def paint_prompt(self, row: str, prompt: str) -> str:
-        """Makes the prompt at the beginning of a row bold, if it is seen whole."""
-        if not self.colours or not row.startswith(prompt):
-            return row
-        return f"{BOLD}{prompt}{NORMAL}{row[len(prompt) :]}"
+        colour = COLOUR.format(COLOURS[sum(name.casefold().encode()) % len(COLOURS)])
+        return f"{BOLD if name == self.me else colour}{speaker}{NORMAL}: {text}"
 
 
 class Console(ABC):
     """What the user types into and reads from: lines come in, lines go out.
 
-    The loop waits for the files that it names, and has it handle what happens there.
+    The loop waits for the files that it names, and has it handle what happens there. Some of what
+    it is told concerns a terminal alone: here that does nothing.
     """
 
     why_closed = "standard output is closed"
+    waits_for_server = False  # the user stays while there is no connection, and types on
+    write_size: int | None = None  # bytes that the screen takes without blocking, if known
+    signals: socket.socket  # wakes the loop; each kind of console has signals of its own
 
     def __init__(self, painter: Painter, screen: int = 1) -> None:
         self.painter = painter
@@ -1299,7 +1259,6 @@ class Console(ABC):
         self.doubtful: list[str] = []  # lines of which nobody knows whether they have arrived
         self.screen = screen  # the descriptor that is written to
         self.output = bytearray()  # waits to be written
-        self.write_size: int | None = None  # bytes that the screen takes without blocking, if known
 
     @property
     def deadline(self) -> float:
@@ -1311,7 +1270,12 @@ class Console(ABC):
         which is given the events that have come."""
         typing = (self.input, EVENT_READ if self.wants_input() else 0, self.read)
         writing = (self.screen, EVENT_WRITE if self.output else 0, self.write)
-        return [typing] if ONLY_SOCKETS else [typing, writing]
+        signals = (self.signals, EVENT_READ, self.on_signal)
+        return [typing, signals] if ONLY_SOCKETS else [typing, writing, signals]
+
+    @abstractmethod
+    def on_signal(self, _: int) -> None:
+        """Does what the signals want that have come."""
 
     # Input
 
@@ -1319,26 +1283,27 @@ class Console(ABC):
     def wants_input(self) -> bool:
         """Says whether there is a use for more of what the user types."""
 
-    @abstractmethod
     def read(self, _: int) -> None:
         """Receives what was typed."""
-
-    def receive(self) -> bytes | None:
-        """Returns what was typed; nothing at the end of input, None if nothing is there now."""
         try:
             if isinstance(self.input, socket.socket):
-                return self.input.recv(RECEIVE_SIZE)
-            return os.read(self.input, RECEIVE_SIZE)
+                data = self.input.recv(RECEIVE_SIZE)
+            else:
+                data = os.read(self.input, RECEIVE_SIZE)
         except BlockingIOError:
-            return None
+            return
         except OSError:  # the terminal is gone
-            return b""
+            data = b""
+        self.feed(data)
+
+    @abstractmethod
+    def feed(self, data: bytes) -> None:
+        """Takes what was typed; nothing means the end of input."""
 
     def take(self) -> Line:
         """Returns the next line that was typed."""
         return self.typed.popleft()
 
-    @abstractmethod
     def complete_again(self) -> None:
         """There may be names now for what could not be completed."""
 
@@ -1350,10 +1315,6 @@ class Console(ABC):
     @abstractmethod
     def wants_to_leave(self) -> bool:
         """Says whether the user wants to go now, and not only when all that was typed is said."""
-
-    @abstractmethod
-    def waits_for_server(self) -> bool:
-        """Says whether the user waits while there is no connection: types on, or leaves."""
 
     def unsent(self) -> list[str]:
         """Returns the lines that nobody has taken yet and that are to be sent."""
@@ -1367,11 +1328,9 @@ class Console(ABC):
 
     # Output
 
-    @abstractmethod
     def label(self, prompt: str) -> None:
         """Sets what the lines that are typed from now on begin with, where that is shown anyway."""
 
-    @abstractmethod
     def report(self, status: str) -> None:
         """Sets what stands before that as long as there is no connection."""
 
@@ -1380,15 +1339,13 @@ class Console(ABC):
         """Invites the user to type a line, which is taken now. `ask`: with the prompt, also where
         that isn't shown anyway."""
 
-    @abstractmethod
     def echo_typed(self, line: str) -> None:
-        """Leaves on the screen what was typed, with its prompt."""
+        """Leaves on the screen what was typed, with its prompt, if it isn't there already."""
 
     @abstractmethod
     def show(self, line: str) -> None:
         """Puts out a line of text."""
 
-    @abstractmethod
     def ring(self) -> None:
         """Calls for the user's attention."""
 
@@ -1410,7 +1367,6 @@ class Console(ABC):
             self.output.clear()
             raise Failure(self.why_closed) from None
 
-    @abstractmethod
     def interrupted(self) -> None:
         """Tidies up after a Ctrl-C that ends the client."""
 
@@ -1422,23 +1378,26 @@ class Console(ABC):
 class PlainConsole(Console):
     """Standard input and output as they are: lines in, lines out, no escape sequences."""
 
+    write_size = None if ONLY_SOCKETS else select.PIPE_BUF  # POSIX: for a pipe that is ready
+
     def __init__(self, painter: Painter) -> None:
         super().__init__(painter)
-        # A pipe that is ready takes this much without blocking (POSIX).
-        self.write_size = None if ONLY_SOCKETS else select.PIPE_BUF
         self.framer = LineFramer(MAX_LINE)
         self.at_prompt = False
         self.at_start = True  # of the input
+        # Python handles signals itself. But one that comes just before the loop waits, or to
+        # another thread, or on Windows, would be handled only when the wait is over.
+        self.signals = open_signal_socket()
+
+    def on_signal(self, _: int) -> None:
+        self.signals.recv(64)
 
     # Input
 
     def wants_input(self) -> bool:
         return not self.ended and not self.typed
 
-    def read(self, _: int) -> None:
-        data = self.receive()
-        if data is None:
-            return
+    def feed(self, data: bytes) -> None:
         chunk, too_long = self.framer.feed(data)
         if not data:
             self.ended = True
@@ -1456,22 +1415,15 @@ class PlainConsole(Console):
         self.at_prompt = False
         return line
 
-    def complete_again(self) -> None:
-        """Nothing to do: nothing is completed here."""
-
     def ask_secret(self, prompt: str) -> bytes:
         can_ask = getpass and (termios or ONLY_SOCKETS)  # without an echo
         if not (self.attended and can_ask):
             raise Failure("the room wants a password; give it with --password-file FILE")
-        # The loop doesn't run meanwhile, so signals have to strike at once. But not Ctrl-Z: after
-        # `fg` the terminal would show what is typed.
-        handlers: dict[str, Any] = dict.fromkeys(("SIGINT", "SIGTERM", "SIGHUP"), raise_for_signal)
-        handlers["SIGTSTP"] = signal.SIG_IGN  # by name, as Windows lacks some of them
-        before = {
-            number: signal.signal(number, handlers[name])
-            for name, number in signal.Signals.__members__.items()
-            if name in handlers
-        }
+        # The loop doesn't run meanwhile, so signals have to strike at once.
+        handlers: dict[int, Any] = dict.fromkeys(ENDING_SIGNALS, raise_for_signal)
+        if termios:  # not Ctrl-Z: after `fg` the terminal would show what is typed
+            handlers[signal.SIGTSTP] = signal.SIG_IGN
+        before = {number: signal.signal(number, one) for number, one in handlers.items()}
         try:
             return getpass.getpass(prompt).encode("utf-8", "surrogateescape")
         except EOFError:
@@ -1485,24 +1437,12 @@ class PlainConsole(Console):
     def wants_to_leave(self) -> bool:
         return bool(self.typed) and self.typed[0].leaves
 
-    def waits_for_server(self) -> bool:
-        return False
-
     # Output
-
-    def label(self, prompt: str) -> None:
-        """Nothing to do: what is typed is the terminal's or a script's, and shown as it is."""
-
-    def report(self, status: str) -> None:
-        """Nothing to do: nobody waits for a connection here."""
 
     def invite(self, prompt: str, ask: bool) -> None:
         if ask and not self.at_prompt:
             self.output += prompt.encode()
             self.at_prompt = True
-
-    def echo_typed(self, line: str) -> None:
-        """Nothing to do: it is there already."""
 
     def show(self, line: str) -> None:
         self.end_row()
@@ -1513,9 +1453,6 @@ class PlainConsole(Console):
         if self.at_prompt:
             self.output += b"\n"
         self.at_prompt = False
-
-    def ring(self) -> None:
-        """Nothing to do: a bell is a control character."""
 
     def update(self) -> None:
         if ONLY_SOCKETS and self.output:
@@ -1530,6 +1467,7 @@ class PlainConsole(Console):
             if not ONLY_SOCKETS:
                 wait_until_writable(self.screen)
             self.write()
+        self.signals.close()
 
 
 class Terminal(Console):
@@ -1540,6 +1478,7 @@ class Terminal(Console):
     """
 
     why_closed = "the terminal is gone"
+    waits_for_server = True
 
     def __init__(self, painter: Painter) -> None:
         # Opened anew for a mode of its own: O_NONBLOCK on the descriptor that we were given would
@@ -1547,12 +1486,6 @@ class Terminal(Console):
         super().__init__(painter, os.open(os.ttyname(1), os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY))
         self.editor = Editor(lambda beginning: self.candidates(beginning))
         self.secret: SecretEditor | None = None  # takes the keys while there is one
-        self.grants: dict[Request, Callable[[], None]] = {
-            Request.INTERRUPT: self.interrupt,
-            Request.END_OF_INPUT: self.end_input,
-            Request.SUSPEND: self.suspend,
-            Request.CLEAR_SCREEN: self.clear_screen,
-        }
         self.row_prompt = ""
         self.status = ""  # what stands before it
         self.pending: deque[str] = deque()  # to be shown above the row
@@ -1573,9 +1506,6 @@ class Terminal(Console):
     @property
     def deadline(self) -> float:
         return min(self.paste_by, self.measured_by)
-
-    def files(self) -> list[tuple[int | socket.socket, int, Callable[[int], None]]]:
-        return [*super().files(), (self.signals, EVENT_READ, self.on_signal)]
 
     # Modes
 
@@ -1623,18 +1553,13 @@ class Terminal(Console):
         os.kill(0, signal.SIGTSTP)
         os.kill(os.getpid(), signal.SIGCONT)  # where no shell could continue us, nothing stops us
 
-    def interrupted(self) -> None:
-        """Nothing to do: no ^C was shown."""
-
     def close(self) -> None:
         if self.pending:
             self.output += (CLEAR_ROW + "".join(self.pending)).encode()
         self.give_back()
-        signal.set_wakeup_fd(-1)
         self.signals.close()
 
     def on_signal(self, _: int) -> None:
-        """Does what the signals want that have come."""
         numbers = set(self.signals.recv(64))
         for number in numbers.intersection(ENDING_SIGNALS):
             raise_for_signal(number, None)
@@ -1670,18 +1595,16 @@ class Terminal(Console):
     def wants_input(self) -> bool:
         return self.taken and not self.gone
 
-    def read(self, _: int) -> None:
-        data = self.receive()
-        if data is None:
-            return
-        self.gone = not data
-        self.ended = self.ended or self.gone
+    def feed(self, data: bytes) -> None:
+        if not data:
+            self.gone = self.ended = True
         if self.measured_by < NEVER:
             data = self.take_answer(data)
-        self.feed(self.secret or self.editor, data)
+        self.press(data)
 
-    def feed(self, editor: Editor, keys: bytes) -> None:
-        """Lets an editor have keys, and does what they ask for."""
+    def press(self, keys: bytes) -> None:
+        """Lets the editor have keys, and does what they ask for."""
+        editor = self.secret or self.editor
         editor.feed(keys)
         self.paste_by = time.monotonic() + PASTE_SILENCE if editor.pasting else NEVER
         self.stale = True
@@ -1689,17 +1612,19 @@ class Terminal(Console):
         self.editor.lines.clear()
         requests, editor.requests = editor.requests, []
         for request in requests:
-            self.grants[request]()
+            self.grant(request)
 
-    def end_input(self) -> None:
-        """Nothing more will be typed."""
-        self.ended = True
-
-    def interrupt(self) -> None:
-        """Leaves once what was typed is said; at once if that is being done already."""
-        if self.ended or self.secret:
+    def grant(self, request: Request) -> None:
+        """Does what the user asks for. The end of input, or an interrupt, leaves once what was typed
+        is said. An interrupt after that, or when a secret is asked for, leaves at once."""
+        if request is Request.SUSPEND:
+            self.suspend()
+        elif request is Request.CLEAR_SCREEN:
+            self.clear_screen()
+        elif request is Request.INTERRUPT and (self.ended or self.secret):
             raise KeyboardInterrupt
-        self.ended = True
+        else:
+            self.ended = True
 
     def complete_again(self) -> None:
         if self.editor.in_vain:
@@ -1715,14 +1640,11 @@ class Terminal(Console):
         if not self.secret.lines:
             return None
         answered, self.secret = self.secret, None
-        self.feed(self.editor, answered.rest.encode())
+        self.press(answered.rest.encode())
         return answered.lines[0].text.encode()
 
     def wants_to_leave(self) -> bool:
         return self.ended or any(line.leaves for line in self.typed)
-
-    def waits_for_server(self) -> bool:
-        return True
 
     # Output
 
@@ -1766,7 +1688,7 @@ class Terminal(Console):
         """Draws what is new, if what was drawn before has reached the terminal."""
         now = time.monotonic()
         if now >= self.paste_by:  # the end of what was pasted has got lost
-            self.feed(self.secret or self.editor, PASTE_END.encode())
+            self.press(PASTE_END.encode())
         if now >= self.measured_by:  # then no row above is surely ours
             self.measured_by = NEVER
         measuring = self.measured_by < NEVER
@@ -1796,9 +1718,10 @@ class Terminal(Console):
         prompt = self.status + (self.secret.prompt if self.secret else self.row_prompt)
         before, after = (self.secret or self.editor).view(prompt, self.width)
         self.cursor_column = text_width(before)
-        row = before if self.secret else self.painter.paint_prompt(before, prompt)
+        if self.painter.colours and not self.secret and before.startswith(prompt):
+            before = f"{BOLD}{prompt}{NORMAL}{before[len(prompt) :]}"
         # The terminal itself remembers where the cursor belongs, and comes back there.
-        return f"{row}{SAVE_CURSOR}{after}{CLEAR_REST}{RESTORE_CURSOR}"
+        return f"{before}{SAVE_CURSOR}{after}{CLEAR_REST}{RESTORE_CURSOR}"
 
 
 def open_console(plain: bool, timestamps: bool) -> Console:
@@ -1816,7 +1739,7 @@ def open_console(plain: bool, timestamps: bool) -> Console:
 
 # What to tell the user, the most telling first: a host may have several addresses.
 WHY_NOT_CONNECTED = {
-    errno.ECONNREFUSED: "nobody listens there{others}; start the server with: {command}",
+    errno.ECONNREFUSED: "nobody listens there{advice}",
     errno.ETIMEDOUT: "no answer; is it switched on, and does its firewall let port {port} through?",
     errno.EHOSTUNREACH: "no way there; is it switched on, and in the same network?",
     errno.ENETUNREACH: "no way there; is this machine in a network that leads to it?",
@@ -1835,12 +1758,14 @@ def why_no_address(error: Exception, host: str) -> str:
 
 def why_not_connected(codes: Sequence[int], port: int, script: str, here: bool) -> str:
     """Returns what to tell the user when the connections to a host's addresses failed with these
-    error numbers. `here` says that no other machine can have the addresses."""
+    error numbers. `script` is what to start there, if the user has to be told; `here` says that no
+    other machine can have the addresses."""
     code = next((known for known in WHY_NOT_CONNECTED if known in codes), codes[-1])
-    command = f"python3 {script}{'' if here else ' --host ::'}"
-    command += f" --port {port}" if port != PORT else ""
+    others, option = ("", "") if here else (" for other hosts", " --host ::")
+    option += f" --port {port}" if port != PORT else ""
+    advice = f"{others}; start the server with: python3 {script}{option}" if script else ""
     why = WHY_NOT_CONNECTED.get(code) or os.strerror(code)
-    return why.format(port=port, command=command, others="" if here else " for other hosts")
+    return why.format(port=port, advice=advice)
 
 
 def is_loopback(address: str) -> bool:
@@ -1872,10 +1797,8 @@ def why_no_tls(error: ssl.SSLError, host: str) -> str:
 class Client:
     """One loop around a console and the connection to a server: it connects, and connects again.
 
-    It keeps what outlives a connection: the name that the user wants, the password, whom the user
-    ignores, how long to wait until the next try, and what the user was told of the last one; the
-    lines that are not sent are the console's. What it waits for follows from the state and is set
-    anew in each turn of the loop.
+    It keeps what outlives a connection; the lines that are not sent are the console's. What it waits
+    for follows from the state and is set anew in each turn of the loop.
     """
 
     def __init__(
@@ -1895,7 +1818,7 @@ class Client:
         self.tls = tls
         self.name = name  # that the user wants to have in a chat
         self.password = password
-        self.ignored: dict[str, str] = {}
+        self.ignored: dict[str, str] = {}  # by the user, as a ChatProtocol has them
         self.echo = echo  # the server only sends back what it gets
         self.delay: float = RETRY_DELAYS[0]  # seconds until the next try
         self.trouble = ""  # the last that the user was told; none while there is a connection
@@ -1903,22 +1826,21 @@ class Client:
         self.in_room = False  # the server has shown itself as one of our rooms
 
     def run(self) -> None:
-        """Asks, connects and talks until the user leaves. Raises Failure."""
+        """Asks, connects and talks until the user leaves. Raises Failure, and KeyboardInterrupt if
+        the user leaves without a connection."""
         if not self.echo and not self.name and not self.ask_name():
             return
-        sock: socket.socket | None = self.connect()
-        while sock:
+        sock = self.connect()
+        while True:
             try:
                 with sock:
                     self.talk(sock)
                 return
             except Disconnected as failure:
-                if self.echo or not self.console.waits_for_server():
+                if self.echo or not self.console.waits_for_server:
                     raise
                 self.tell_lost(str(failure))
             sock = self.reconnect()
-        if self.console.unsent():
-            raise Failure("left without a connection")
 
     def talk(self, sock: socket.socket) -> None:
         """Talks over a connection for as long as it lasts. Raises Disconnected, and Failure."""
@@ -1957,15 +1879,15 @@ class Client:
         console = self.console
         while not self.name and (console.typed or not console.ended):
             console.invite("name: ", ask=True)
-            while not console.typed and not console.ended:
+            if not console.typed:
                 self.turn()
-            if console.typed:
-                line = console.take()
-                console.echo_typed(f"name: {line.text}")
-                if line.leaves:
-                    console.typed.clear()
-                    return False
-                self.name = line.text.strip()
+                continue
+            line = console.take()
+            console.echo_typed(f"name: {line.text}")
+            if line.leaves:
+                console.typed.clear()
+                return False
+            self.name = line.text.strip()
         console.label("")
         if not self.name and not console.attended:
             raise Failure("no name was given; use --name NAME, or the first line of the input")
@@ -2002,17 +1924,21 @@ class Client:
         self.watch(sock, events, ready.append)
         try:
             while not ready and time.monotonic() < deadline:
-                if self.console.waits_for_server() and self.console.wants_to_leave():
+                if self.console.waits_for_server and self.console.wants_to_leave():
                     patience = LINGER if self.console.unsent() else 0
                     leave_by = min(leave_by, time.monotonic() + patience)
                 self.turn(min(deadline, leave_by))
                 if not ready and time.monotonic() >= leave_by:
-                    if self.console.unsent():
-                        raise Failure("left without a connection")
-                    raise KeyboardInterrupt
+                    self.leave()
         finally:
             self.watch(sock, 0)
         return bool(ready)
+
+    def leave(self) -> None:
+        """The user doesn't want to wait for a connection. Raises Failure or KeyboardInterrupt."""
+        if self.console.unsent():
+            raise Failure("left without a connection")
+        raise KeyboardInterrupt
 
     # Connecting
 
@@ -2031,7 +1957,8 @@ class Client:
                 return self.shake_hands(sock, self.tls) if self.tls else sock
         script = "echo_server.py" if self.echo else "chat_server.py"
         here = all(is_loopback(str(address[0])) for *_, address in addresses)
-        why = why_not_connected(codes, self.port, script, here)
+        # Whoever runs a server that was there knows how to start it.
+        why = why_not_connected(codes, self.port, "" if self.trouble else script, here)
         raise Disconnected(f"cannot connect to port {self.port} on {self.host}: {why}")
 
     def look_up(self) -> list[Any]:
@@ -2044,11 +1971,18 @@ class Client:
             done, asking = socket.socketpair()
         except OSError as error:
             raise Disconnected(f"cannot look up {self.host}: {error.strerror}") from None
-        arguments = (self.host, self.port, found, asking)
+
+        def ask() -> None:
+            with asking:  # its close tells the loop
+                try:
+                    found.append(socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM))
+                except (OSError, UnicodeError) as error:  # UnicodeError: a name no host can have
+                    found.append(error)
+
         try:
-            start_thread(look_up, *arguments)
+            threading.Thread(target=ask, daemon=True).start()
         except RuntimeError:  # the system has none left: then the keys have to wait
-            look_up(*arguments)
+            ask()
         with done:
             self.wait_for(done, EVENT_READ)
         if isinstance(found[0], Exception):
@@ -2106,26 +2040,27 @@ class Client:
             if not self.wait_for(sock, events, deadline):
                 return False
 
-    def reconnect(self) -> socket.socket | None:
-        """Connects again, trying ever more rarely; returns None if the user leaves meanwhile."""
-        while self.pause():
+    def reconnect(self) -> socket.socket:
+        """Connects again, trying ever more rarely. Raises what wait_for() raises."""
+        while True:
+            self.pause()
             try:
                 return self.connect()
             except Disconnected as failure:
                 self.tell_lost(str(failure))
-        return None
 
-    def pause(self) -> bool:
-        """Lets some time pass before the next try; says whether the user still wants that."""
+    def pause(self) -> None:
+        """Lets some time pass before the next try. Raises what wait_for() raises."""
         # So that, when a room starts again, not everyone comes at the same moment.
         seconds = self.delay * random.uniform(0.5, 1.0)
         self.delay = min(2 * self.delay, RETRY_DELAYS[1])
         self.console.report(f"(trying again in {seconds:.1f} s) ")
         deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and not self.console.wants_to_leave():
+        while time.monotonic() < deadline:
+            if self.console.wants_to_leave():
+                self.leave()
             self.note_unsent()
             self.turn(deadline)
-        return not self.console.wants_to_leave()
 
     def note_unsent(self) -> None:
         """Tells the user of the lines that wait to be sent, each once."""
@@ -2135,15 +2070,6 @@ class Client:
             new = [f"{len(new):,} lines"]
         for line in new:
             self.console.show(f"* not sent yet: {line}")
-
-
-def look_up(host: str, port: int, found: list[Any], asking: socket.socket) -> None:
-    """Puts the addresses of a host into `found`, or why there are none, and closes the socket."""
-    with asking:
-        try:
-            found.append(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
-        except (OSError, UnicodeError) as error:  # UnicodeError: a name that no host can have
-            found.append(error)
 
 
 class Ledger:
@@ -2198,10 +2124,7 @@ def unacknowledged(sock: socket.socket) -> int:
 class Session:
     """What happens over one connection, until either side ends it.
 
-    A side whose counterpart is slow is not read from, so that little is held in between. There are
-    four deadlines: `answer_by`, until when what is typed waits for the server's answer, `leave_by`,
-    until when a user who wants to go is kept, `settle_by`, from when on the connection is taken for
-    one that lasts, and `show_by`, until when an unfinished line is waited for.
+    A side whose counterpart is slow is not read from, so that little is held in between.
     """
 
     def __init__(self, client: Client, sock: socket.socket, protocol: Protocol) -> None:
@@ -2219,16 +2142,18 @@ class Session:
         self.lost = ""  # why it is over, if that was not as it should be
         self.left = False  # the user has said all and wants to go
         self.stream_ended = False  # our direction of the stream is
-        self.answer_by = NEVER  # monotonic time
-        self.leave_by = NEVER  # monotonic time
-        self.settle_by = time.monotonic() + SETTLE_TIME  # monotonic time
-        self.show_by = NEVER  # monotonic time
+        # Deadlines, in monotonic time.
+        self.answer_by = NEVER  # what is typed waits for the server's answer until then
+        self.leave_by = NEVER  # whoever wants to go is kept until then
+        self.settle_by = time.monotonic() + SETTLE_TIME  # then it is a connection that lasts
+        self.show_by = NEVER  # the rest of a line is waited for until then
 
     def run(self) -> None:
         """Talks until it is over, or the user has left. Raises Disconnected if that wasn't the
         user's will, and Failure if there is no use in trying again."""
-        self.expect_within(QUESTION_TIME if self.protocol.password else ANSWER_TIME)
-        self.console.candidates = self.candidates
+        patience = QUESTION_TIME if self.protocol.password else ANSWER_TIME
+        self.answer_by = time.monotonic() + patience
+        self.console.candidates = self.protocol.candidates
         self.console.label(self.protocol.prompt)
         self.console.report("")
         try:
@@ -2254,10 +2179,11 @@ class Session:
             self.show()
         if now >= self.settle_by:
             self.settle()
-        if now >= self.show_by and not self.can_read():  # then the silence is ours
-            self.show_by = now + UNFINISHED_TIME
-        elif now >= self.show_by:
-            self.hear(self.framer.finish())
+        if now >= self.show_by:
+            if self.can_read():
+                self.hear(self.framer.finish())
+            else:  # the silence is ours
+                self.show_by = now + UNFINISHED_TIME
 
     def settle(self) -> None:
         """Takes the connection for one that lasts."""
@@ -2274,14 +2200,6 @@ class Session:
             last = unacknowledged(self.sock) - self.stream_ended  # the end counts as a byte
             self.console.doubtful = self.ledger.doubtful(max(last, 0))
 
-    def expect_within(self, seconds: float) -> None:
-        """Gives the server this time for an answer, from now on."""
-        self.answer_by = time.monotonic() + seconds
-
-    def leave_within(self, seconds: float) -> None:
-        """Keeps the user, who wants to go, for at most this time from now on."""
-        self.leave_by = time.monotonic() + seconds
-
     def raise_failure(self) -> None:
         """Raises what has gone wrong, if anything has."""
         protocol = self.protocol
@@ -2289,7 +2207,10 @@ class Session:
             raise Failure("wrong password")
         if protocol.name_refused and not self.console.attended:
             raise Failure(f"the room refused the name {protocol.name}: {protocol.name_refused}")
-        disconnected = Failure if self.left or self.is_hopeless() else Disconnected
+        # Is there no use in trying again, as we don't speak what the server speaks, or were removed?
+        wants_tls = "--tls" in self.lost or "--tls" in protocol.turned_away
+        hopeless = protocol.removed or (wants_tls and not self.client.in_room)
+        disconnected = Failure if self.left or hopeless else Disconnected
         if protocol.turned_away and (self.over or not self.console.attended):
             raise disconnected(f"not let in: {protocol.turned_away}")
         in_vain = protocol.outgoing or self.console.unsent()
@@ -2301,14 +2222,6 @@ class Session:
         if self.console.doubtful:
             raise Failure("left before everything had arrived")
 
-    def is_hopeless(self) -> bool:
-        """Says whether there is no use in trying again: we don't speak what the server speaks, or
-        were removed."""
-        if self.protocol.removed:
-            return True
-        wants_tls = "--tls" in self.lost or "--tls" in self.protocol.turned_away
-        return wants_tls and not self.client.in_room
-
     # From the user
 
     def ask_password(self) -> None:
@@ -2317,13 +2230,12 @@ class Session:
         first = console.typed[0] if console.typed else None
         if not self.protocol.wants_password or (first and first.leaves):
             return
-        password: bytes | None
-        if first and console.attended and not self.client.trouble:
+        if not first or not console.attended or self.client.trouble:
+            password = console.ask_secret("password: ")
+        else:
             # It was typed ahead of the question, and isn't to be published. But what waits since
             # a connection was lost was typed to somebody.
             password = console.take().text.encode()
-        else:
-            password = console.ask_secret("password: ")
         if password is not None:
             self.protocol.give_password(password)
 
@@ -2340,7 +2252,7 @@ class Session:
             self.client.noted = 0
             if line.leaves:
                 self.leave()
-                console.echo_typed(line.text)
+                console.echo_typed((protocol.prompt if protocol.prompts else "") + line.text)
                 break
             self.submit(line)
 
@@ -2351,7 +2263,7 @@ class Session:
         protocol.submit(line)
         if len(protocol.outgoing) > before:
             self.ledger.add(line, len(protocol.outgoing))
-        self.expect_within(ANSWER_TIME)
+        self.answer_by = time.monotonic() + ANSWER_TIME
         # A chat shows its own message; a command, or what an echo server gets, stays as typed.
         if line.text.strip() and not protocol.to_show:
             self.console.echo_typed(protocol.prompt + masked(line.text))
@@ -2361,29 +2273,21 @@ class Session:
         """Takes nothing more from the user, who wants to go."""
         self.left = True
         self.console.typed.clear()
-        self.leave_within(LINGER)
+        self.leave_by = time.monotonic() + LINGER
 
     def see_off(self) -> None:
         """Ends our direction of the stream when all is said; until then, whoever wants to go is
         kept for an answer only for a while."""
-        if self.has_said_all():
+        console, protocol = self.console, self.protocol
+        no_more = self.left or (console.ended and not console.typed)
+        stuck = len(protocol.outgoing) >= MAX_WAITING or not protocol.accepts_input
+        if no_more and not stuck and not protocol.outgoing:
             if not self.stream_ended:
                 self.end_stream()
-        elif self.wants_out():
-            if self.leave_by == NEVER:
-                self.leave_within(LINGER)
+        elif stuck and console.wants_to_leave():
+            self.leave_by = min(self.leave_by, time.monotonic() + LINGER)
         elif not self.left:
             self.leave_by = NEVER
-
-    def has_said_all(self) -> bool:
-        """Says whether the user has come to an end, and all that was to be said has gone out."""
-        ended = self.left or (self.console.ended and not self.console.typed)
-        return ended and self.protocol.accepts_input and not self.protocol.outgoing
-
-    def wants_out(self) -> bool:
-        """Says whether the user wants to go although not everything could be said yet."""
-        stuck = len(self.protocol.outgoing) >= MAX_WAITING
-        return (stuck or not self.protocol.accepts_input) and self.console.wants_to_leave()
 
     def end_stream(self) -> None:
         """Ends our direction of the stream. The server then sends what is left and closes.
@@ -2393,7 +2297,7 @@ class Session:
         """
         self.stream_ended = True
         if self.left:
-            self.leave_within(LINGER)
+            self.leave_by = time.monotonic() + LINGER
         with suppress(OSError):
             # The plain socket's: after that of TLS nothing that still comes would be decrypted.
             socket.socket.shutdown(self.sock, socket.SHUT_WR)
@@ -2403,7 +2307,7 @@ class Session:
         protocol, console = self.protocol, self.console
         if protocol.welcomed:
             self.settle()
-        if protocol.turned_away and protocol.awaits_answer and console.waits_for_server():
+        if protocol.turned_away and protocol.awaits_answer and console.waits_for_server:
             return  # it may be all that there will be: then it is the reason that is told
         console.painter.me = protocol.name
         for line in protocol.to_show:
@@ -2414,11 +2318,6 @@ class Session:
         if protocol.names_came:
             console.complete_again()
         protocol.calls_user = protocol.names_came = False
-
-    def candidates(self, beginning: str) -> list[str]:
-        """Returns the names that Tab completes; has the protocol ask for those it can't know."""
-        self.protocol.ask_names()
-        return self.protocol.candidates(beginning)
 
     # The socket
 
@@ -2456,7 +2355,7 @@ class Session:
         del self.protocol.outgoing[:size]
         self.ledger.go_out(size, time.monotonic())
         if self.leave_by < NEVER:
-            self.leave_within(LINGER)
+            self.leave_by = time.monotonic() + LINGER
 
     def end(self, lost: str = "") -> None:
         """It is over; `lost` says why, if that isn't as it should be."""
@@ -2464,12 +2363,12 @@ class Session:
 
     def seems_to_want_tls(self, first: bytes) -> bool:
         """Says whether the first that was received looks like a server's that speaks TLS."""
-        closed = not first and not self.stream_ended
-        return not self.client.tls and (closed or first.startswith(TLS_ALERT))
+        # Once we have said all, it may close; but if that was nothing, a room would have spoken.
+        may_close = self.stream_ended and (self.left or self.client.echo or self.ledger.sent)
+        return not self.client.tls and (first.startswith(TLS_ALERT) or not (first or may_close))
 
     def receive(self, data: bytes) -> None:
         """Lets the protocol have the lines in what was received; nothing means the end."""
-        protocol = self.protocol
         if self.silent and self.seems_to_want_tls(data):
             self.end("the server closed it without a word; if it speaks TLS, use --tls")
             return
@@ -2480,7 +2379,7 @@ class Session:
             chunk = self.framer.finish()
         self.ledger.hear(time.monotonic())
         if too_long:
-            protocol.to_show.append(TOO_LONG)
+            self.protocol.to_show.append(TOO_LONG)
         self.hear(chunk)
 
     def hear(self, chunk: bytes) -> None:
@@ -2496,7 +2395,7 @@ class Session:
         if self.stream_ended:  # too late for the name that a late welcome asks for
             protocol.outgoing.clear()
         elif len(protocol.outgoing) > before:  # a question
-            self.expect_within(ANSWER_TIME)
+            self.answer_by = time.monotonic() + ANSWER_TIME
         # Some servers end no line. Ours does, so there the rest is only late.
         waits = bool(self.framer.partial) and not protocol.welcomed
         self.show_by = time.monotonic() + UNFINISHED_TIME if waits else NEVER

@@ -701,7 +701,8 @@ class EchoServer:
                 self.serve(ready)
             else:
                 ready()
-        self.acceptor.retry_if_due(time.monotonic())
+        if self.acceptor.retry_at is not None:  # no look at the clock in each turn
+            self.acceptor.retry_if_due(time.monotonic())
 
     def on_signal(self, signals: socket.socket) -> None:
         """Ends the loop."""

@@ -431,7 +431,7 @@ class FakeConsole(chat_client.Console):
 
     def __init__(self, *typed: str, attended: bool = True, ended: bool = False) -> None:
         super().__init__(chat_client.Painter(False, False))
-        self.attended = attended
+        self.attended = self.waits_for_server = attended
         self.ended = ended
         self.typed.extend(map(chat_client.Line, typed))
         self.shown: list[str] = []
@@ -445,11 +445,11 @@ class FakeConsole(chat_client.Console):
     def wants_input(self) -> bool:
         return False
 
-    def read(self, _: int) -> None:
+    def feed(self, data: bytes) -> None:
         raise AssertionError("there is nothing to read from")
 
-    def complete_again(self) -> None:
-        pass
+    def on_signal(self, _: int) -> None:
+        raise AssertionError("there are no signals")
 
     def ask_secret(self, prompt: str) -> bytes | None:
         self.prompts.append(prompt)
@@ -457,12 +457,6 @@ class FakeConsole(chat_client.Console):
 
     def wants_to_leave(self) -> bool:
         return self.ended or any(line.leaves for line in self.typed)
-
-    def waits_for_server(self) -> bool:
-        return self.attended
-
-    def label(self, prompt: str) -> None:
-        pass
 
     def report(self, status: str) -> None:
         self.reports.append(status)
@@ -481,9 +475,6 @@ class FakeConsole(chat_client.Console):
         self.shown.append("\a")
 
     def update(self) -> None:
-        pass
-
-    def interrupted(self) -> None:
         pass
 
     def close(self) -> None:

@@ -361,12 +361,12 @@ def test_what_is_too_long_for_a_room_is_told_before() -> None:
 
 def test_those_who_are_silent_are_asked_for_once() -> None:
     chat = ChatProtocol("J")
-    chat.ask_names()
+    chat.candidates("x")
     for line in (*JOINED, "Xaver: hi"):
         chat.hear(line)
     assert chat.outgoing == b"/name J\n"
-    chat.ask_names()
-    chat.ask_names()
+    chat.candidates("x")
+    chat.candidates("x")
     assert chat.outgoing == b"/name J\n/who\n"
     chat.hear("* here: Xaver, J, Xenia, 5 more and 2 unnamed")
     assert chat.names_came and chat.to_show[-1] == "Xaver: hi"
@@ -961,6 +961,15 @@ def test_why_there_is_no_connection(codes: list[int], here: bool, why: str) -> N
     assert chat_client.why_not_connected(codes, 7007, "chat_server.py", here) == why
 
 
+def test_nobody_is_told_how_to_start_a_server_that_was_there() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        port = one.getsockname()[1]
+    client = Client(FakeConsole(), "127.0.0.1", port)
+    client.tell_lost("lost the connection: the server closed it")
+    with pytest.raises(Disconnected, match="nobody listens there$"):
+        client.connect()
+
+
 def test_addresses_that_only_this_machine_can_have() -> None:
     for address in ("127.0.0.1", "127.3.2.1", "::1", "::ffff:127.0.0.1", "0.0.0.0", "::"):
         assert chat_client.is_loopback(address)
@@ -1501,6 +1510,25 @@ def test_words_that_leave_are_no_names(
     window.type(f"{word}\n")
     assert window.wait() == 0
     assert "chat_client.py" not in window.rest()
+
+
+def test_an_interrupt_is_noticed_whichever_thread_gets_it(
+    terminal: Callable[..., Terminal], tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "go")
+    patch = (
+        "import signal, threading\n"
+        f"strike = lambda: (open({str(tmp_path / 'go')!r}).read(), signal.raise_signal(2))\n"
+        "threading.Thread(target=strike, daemon=True).start()"
+    )
+    window = terminal(*patched_client(patch), "--plain")
+    window.expect("name: ")
+    status = Path(f"/proc/{window.process.pid}/stat")
+    if status.exists():  # the loop waits before the signal comes
+        eventually(lambda: status.read_text().rpartition(")")[2].split()[0] == "S")
+    (tmp_path / "go").write_text("")
+    assert window.wait() == 0
+    assert "Traceback" not in window.rest()
 
 
 def test_interrupt_at_the_name_prompt(terminal: Callable[..., Terminal]) -> None:

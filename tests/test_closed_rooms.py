@@ -396,6 +396,16 @@ def test_plain_client_at_a_tls_port(room: Server) -> None:
 
 
 @tls
+def test_plain_client_with_nothing_to_say_at_a_tls_port(room: Server) -> None:
+    done = client("localhost", room.port, "--name", "J")
+    assert done.stderr == (
+        "chat_client.py: lost the connection: "
+        "the server closed it without a word; if it speaks TLS, use --tls\n"
+    )
+    assert (done.stdout, done.returncode) == ("", 1)
+
+
+@tls
 def test_silent_plain_client_at_a_tls_port(
     start: Callable[..., Server], tmp_path: Path, terminal: Callable[..., Terminal]
 ) -> None:

@@ -109,6 +109,16 @@ def test_newcomers_are_let_in_when_a_connection_was_closed(module: Any) -> None:
     assert acceptor.retry_at is None
 
 
+def test_an_echo_costs_no_look_at_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = echo_server.EchoServer([], 9)
+    sock, peer = pair()
+    server.admit(sock, "peer")
+    peer.send("hi\n")
+    monkeypatch.setattr(echo_server, "time", None)
+    server.turn()
+    peer.expect("hi\n")
+
+
 def test_newcomers_are_let_in_after_a_while(inside: Inside) -> None:
     inside.server.acceptors[0].retry_at = time.monotonic()
     inside.server.next_tick = 0

@@ -80,7 +80,7 @@ def test_echo_has_the_editor_too(echo: Server, window: Window) -> None:
     window.expect("send: test", "recv: test", "send:")
     window.type("quit")
     window.keys("Enter")
-    window.expect("send: test", "recv: test", "quit", "$")
+    window.expect("send: test", "recv: test", "send: quit", "$")
 
 
 def test_lines_arriving_while_one_is_edited_leave_it_intact(room: Server, window: Window) -> None:
