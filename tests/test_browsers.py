@@ -126,7 +126,11 @@ def test_password(start: Callable[..., Server], monkeypatch: pytest.MonkeyPatch)
     "last, code, inside",
     [
         (masked(TEXT, PASSWORD.encode()), 1000, [WELCOME.decode()]),
-        (masked(TEXT, f"{PASSWORD}\n/who".encode()), 1000, [WELCOME.decode(), "* here: 1 unnamed\n"]),
+        (
+            masked(TEXT, f"{PASSWORD}\n/who".encode()),
+            1000,
+            [WELCOME.decode(), "* here: 1 unnamed\n"],
+        ),
         (masked(TEXT, PASSWORD.encode()) + masked(BINARY, b"x"), 1003, [WELCOME.decode()]),
         (masked(TEXT, b"let", final=False), 1000, []),
     ],
@@ -304,7 +308,7 @@ def test_whoever_speaks_no_http_is_told_the_port(start: Callable[..., Server]) -
 def test_whoever_says_nothing_is_told_the_port(
     start: Callable[..., Server], tmp_path: Path
 ) -> None:
-    room = patched(start, tmp_path, "chat_server.DOOR_TIME = 0.2")
+    room = patched(start, tmp_path, "chat_server.DOOR_TIME = 0.5")
     told = visit(room).rest().decode()
     assert told == f"* this port is for browsers; the room is on port {room.port}\n"
     begun = visit(room, b"GET / HT")

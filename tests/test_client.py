@@ -38,6 +38,7 @@ from support import (
     client,
     eventually,
     finish,
+    free_port,
     needs,
     patched_client,
     plain_and_tls,
@@ -916,8 +917,7 @@ def test_standard_error_that_takes_nothing_changes_no_status(
 
 
 def test_nobody_listening_is_one_clear_line() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as one:
-        port = one.getsockname()[1]
+    port = free_port()
     for options, script in (["--name", "J"], "chat_server.py"), (["--echo"], "echo_server.py"):
         done = client("127.0.0.1", port, *options)
         assert done.stderr == (

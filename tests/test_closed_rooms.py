@@ -73,9 +73,9 @@ def get_in(room: Server, name: str = "") -> Peer:
 
 
 def impatient(
-    start: Callable[..., Server], tmp_path: Path, *options: str, seconds: float = 0.5
+    start: Callable[..., Server], tmp_path: Path, *options: str, seconds: float
 ) -> Server:
-    """A room whose door is open for half a second, or for as long as is said, not for ten."""
+    """A room whose door is open for so many seconds, not for ten."""
     return patched(start, tmp_path, f"chat_server.DOOR_TIME = {seconds}", *options)
 
 
@@ -169,7 +169,7 @@ def test_a_crowd_at_the_door_disturbs_nobody_and_another_host_gets_in(closed: Se
 def test_silent_handshakes_do_not_keep_the_same_host_from_typing_a_password(
     start: Callable[..., Server], tmp_path: Path, password_file: str
 ) -> None:
-    patch = "chat_server.HANDSHAKE_TIME = 0.3"
+    patch = "chat_server.HANDSHAKE_TIME = 1"  # in which `slow` has to shake hands, too
     room = patched(start, tmp_path, patch, "--password-file", password_file)
     silent = [socket.create_connection(("127.0.0.1", room.port)) for _ in range(60)]
     slow = room.connect()
@@ -477,7 +477,7 @@ def test_client_says_what_is_wrong_with_a_certificate(
 def test_a_hundred_bad_handshakes_delay_nobody(
     start: Callable[..., Server], tmp_path: Path, kind: str
 ) -> None:
-    room = impatient(start, tmp_path)
+    room = impatient(start, tmp_path, seconds=1)  # in which Ann and Bob have to shake hands, too
     ann, bob = room.join("Ann"), room.join("Bob")
     ann.expect("* Bob joined\n")
     crowd = []

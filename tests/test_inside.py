@@ -139,6 +139,51 @@ def test_one_turn_hears_at_most_its_share(inside: Inside, monkeypatch: pytest.Mo
     assert 0 < inside.server.throttle.spent[conn] <= 2000 + chat_server.ITEM_WEIGHT
 
 
+def test_lines_of_many_that_end_at_once_are_delivered_over_several_turns(inside: Inside) -> None:
+    """A turn is bounded by what it delivers, not by what it reads: each newline here ends 8 KB."""
+    server = inside.server
+    members = [inside.join() for _ in range(120)]
+    for conn, peer in members:
+        peer.send(b"x" * 7990)
+        while len(conn.framer.partial) < 7990:
+            select.select([conn.sock], [], [], DEADLINE)
+            server.read_all({conn})
+    for conn, peer in members:
+        peer.send(b"\n")
+        select.select([conn.sock], [], [], DEADLINE)
+    server.read_all({conn for conn, _ in members})
+    assert 0 < server.room.batch.size * 120 < chat_server.TURN_DELIVERY + 120 * 7991
+
+
+def test_time_in_which_the_server_was_stopped_does_not_count(
+    inside: Inside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = inside.server
+    clock = server.crowd.clock
+    now = clock.monotonic()
+    asleep = 1000.0  # seconds, the next time
+    clock.monotonic = lambda: now
+    select_now = server.selector.select
+
+    def sleep(timeout: float | None) -> Any:
+        nonlocal now
+        now += asleep
+        return select_now(0)
+
+    monkeypatch.setattr(server.selector, "select", sleep)
+    (stuck, _peer), (_, other) = inside.join(), inside.join()
+    while stuck not in server.throttle.behind:
+        inside.say(b"x\n" * 10_000)
+        other.available()
+    for _ in range(5):
+        server.turn()
+        assert stuck in server.room.members
+    asleep = 1.0
+    for _ in range(60):
+        server.turn()
+    assert stuck not in server.room.members
+
+
 def test_a_flood_of_telnets_commands_is_read_in_small_parts_and_weighs(
     inside: Inside, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -153,7 +153,8 @@ def test_every_interface_is_ipv4_too(start: Callable[..., Server], script: str) 
 
 @pytest.mark.parametrize("script", SERVERS)
 def test_log_says_who_can_connect_and_how(start: Callable[..., Server], script: str) -> None:
-    server = start(script)
+    server = start(script, port=0)  # any that is free
+    assert server.port
     server.wait_for_log(rf"(telnet|chat_client\.py) localhost {server.port}")
     assert "only this machine can connect" in server.log()
 
