@@ -199,14 +199,13 @@ class Server:
             sock = trusting(CERTS / "room.pem").wrap_socket(sock, server_hostname=host)
         return WebSocketPeer(sock, f"{host}:{port}") if web else sock
 
-    def connect(
-        self, host: str = "127.0.0.1", receive_buffer: int = 0, source: str = ""
-    ) -> Peer:
-        return Peer(self.dial(host, receive_buffer, source))
+    def connect(self, host: str = "127.0.0.1", **more: Any) -> Peer:
+        """Returns a peer that is connected, in the ways of `dial`."""
+        return Peer(self.dial(host, **more))
 
-    def join(self, name: str = "", receive_buffer: int = 0) -> Peer:
-        """Connects to a room, and takes a name there."""
-        peer = self.connect(receive_buffer=receive_buffer)
+    def join(self, name: str = "", **more: Any) -> Peer:
+        """Connects to a room in the ways of `dial`, and takes a name there."""
+        peer = self.connect(**more)
         peer.expect(WELCOME)
         if name:
             peer.send(f"/name {name}\n")

@@ -406,7 +406,7 @@ def test_ledger_knows_what_may_not_have_arrived() -> None:
     ledger.go_out(5, 2.0)
     assert [line.text for line in ledger.unsent()] == ["ef"]
     assert ledger.doubtful() == ["ab", "cd"]
-    assert ledger.doubtful(0) == []
+    assert ledger.doubtful(0) == ledger.doubtful(1) == []
     assert ledger.doubtful(2) == ["cd"]
     ledger.go_out(2, 9.0)
     ledger.hear(2.0 + chat_client.READ_TIME)

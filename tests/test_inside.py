@@ -265,6 +265,16 @@ def test_echo_of_a_backlog_takes_as_many_sends_as_it_needs(
     assert conn.backlog.obj == b""  # nor does it hold on to what was sent
 
 
+def test_a_client_that_has_nothing_to_say_after_all_stays() -> None:
+    """That its socket is ready is a hint, not a promise."""
+    server, conn, peer = echo_client()
+    server.serve(conn)
+    peer.send(b"hi")
+    select.select([conn.sock], [], [], DEADLINE)
+    server.serve(conn)
+    assert peer.read(2) == b"hi"
+
+
 def test_reset_ends_an_echo_client_at_once() -> None:
     server, conn, peer = echo_client()
     peer.reset()
@@ -341,13 +351,25 @@ def test_full_room_ends_the_stream_cleanly_although_the_newcomer_has_spoken() ->
 
 
 @pytest.mark.parametrize("module", [chat_server, echo_server])
-def test_failing_accept_is_logged_once(module: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_failing_accept_is_logged_once_until_somebody_gets_in(
+    module: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     def fail() -> None:
         raise OSError(errno.EMFILE, "Too many open files")
 
-    acceptor = module.Acceptor(selectors.DefaultSelector(), [], lambda *_: None)
-    listener: Any = SimpleNamespace(accept=fail)
-    for _ in range(3):
-        acceptor.accept(listener)
-        acceptor.resume()
-    assert caplog.text.count("newcomers have to wait") == 1
+    failing: Any = SimpleNamespace(accept=fail)
+    address = ("127.0.0.1", 0)
+    with socket.create_server(address) as one, socket.create_server(address) as other:
+        one.setblocking(False)
+        acceptor = module.Acceptor(
+            selectors.DefaultSelector(), [one, other], lambda sock, _: sock.close()
+        )
+        acceptor.start()
+        for _ in range(2):
+            for _ in range(3):
+                acceptor.accept(failing)
+                acceptor.accept(failing)  # as the other listener, in the same turn
+                acceptor.resume()
+            with socket.create_connection(one.getsockname()):
+                acceptor.accept(one)
+    assert caplog.text.count("newcomers have to wait") == 2

@@ -333,6 +333,17 @@ def test_many_who_each_say_little_are_no_way_around_that(slowed: Hall) -> None:
     assert said <= 61 * PACE + DEBT + 500 * MIN_READ
 
 
+def test_silence_is_no_way_around_that(slowed: Hall) -> None:
+    """What wasn't said in a minute can't be said in the next second."""
+    crowd = [Someone() for _ in range(100)]
+    for minute in range(2):
+        slowed.flood([], 60 * minute)
+        for one in crowd:
+            slowed.throttle.charge(one, 100_000)
+        said = slowed.flood(crowd, 1)
+    assert said <= 2 * PACE + MIN_READ
+
+
 def test_newcomers_are_no_way_around_that(slowed: Hall) -> None:
     said = 0
     for _ in range(1000):

@@ -279,25 +279,23 @@ def test_authorities_without_a_file_are_no_open_door() -> None:
     assert (done.returncode, done.stderr) == (1, "chat_client.py: --tls-ca is given no file\n")
 
 
-def test_who_can_connect_and_why_nobody_can() -> None:
-    import chat_server
-
+def test_who_can_connect() -> None:
     listener: Any = SimpleNamespace(getsockname=lambda: ("192.0.2.7", 7007))
     assert (
         chat_server.who_can_connect([listener]) == "whoever can reach these addresses can connect"
     )
-    why = chat_server.why_not_listening(PermissionError(errno.EACCES, ""), "localhost", 7)
-    assert why == "port 7 on localhost is for the superuser; choose one above 1023 with --port"
-    why = chat_server.why_not_listening(OSError(errno.EIO, "trouble"), "localhost", 7007)
-    assert "trouble" in why
 
 
-@pytest.mark.parametrize("module", [echo_server, chat_server])
-def test_forbidden_port_is_explained(module: Any) -> None:
-    error = PermissionError(errno.EACCES, "Permission denied")
-    assert module.why_not_listening(error, "localhost", 7) == (
-        "port 7 on localhost is for the superuser; choose one above 1023 with --port"
-    )
+@pytest.mark.parametrize(
+    "code, why",
+    [
+        (errno.EACCES, "port 7 on localhost is for the superuser; choose one above 1023 with"),
+        (errno.EIO, "cannot listen on port 7 of localhost: trouble"),
+    ],
+)
+def test_why_nobody_can_connect(code: int, why: str) -> None:
+    """In one server: the other has the same lines for it."""
+    assert echo_server.why_not_listening(OSError(code, "trouble"), "localhost", 7).startswith(why)
 
 
 @pytest.mark.parametrize("script", SERVERS)
