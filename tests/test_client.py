@@ -540,6 +540,21 @@ def test_whoever_wants_out_is_kept_no_longer_by_what_the_server_asks(
     assert session.leave_by == chat_client.LINGER
 
 
+def test_whoever_leaves_has_time_as_long_as_something_goes_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(chat_client, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    console = FakeConsole("last words", "exit")
+    session = unconnected(ChatProtocol("J"), console=console, sock=Sipping())
+    session.receive(b"a relay\n")
+    session.forward_typed()
+    while session.protocol.outgoing:
+        clock[0] += 0.9 * chat_client.LINGER
+        assert session.left and session.leave_by > clock[0]
+        session.serve(selectors.EVENT_WRITE)
+
+
 def test_an_answer_gives_whoever_wants_out_time_for_the_next_line() -> None:
     session = unconnected(EchoProtocol(), console=FakeConsole("one", "two", "exit"))
     session.forward_typed()
