@@ -46,7 +46,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CERTS = ROOT / "tests" / "certs"
 TLS_OPTIONS = ["--tls-cert", str(CERTS / "room.pem"), "--tls-key", str(CERTS / "room.key")]
 TRUSTED = ["--tls-ca", str(CERTS / "room.pem")]
-DEADLINE = 20.0  # seconds; generous, because a loaded machine is no failure
+DEADLINE = 60.0  # seconds; generous, because a loaded machine is no failure
 WELCOME = b"Welcome to the chatroom!\n"
 CLIENT = [sys.executable, str(ROOT / "chat_client.py")]
 PLAIN = [*CLIENT, "--plain"]
@@ -217,7 +217,7 @@ class Server:
         status = Path(f"/proc/{self.process.pid}/status")
         if not status.exists():
             pytest.skip("needs /proc")
-        return int(re.search(r"VmRSS:\s+(\d+) kB", status.read_text()).group(1)) * 1024  # type: ignore[union-attr]
+        return int(status.read_text().split("VmRSS:")[1].split()[0]) * 1024
 
     def cpu_seconds(self) -> float:
         stat = Path(f"/proc/{self.process.pid}/stat")
@@ -317,7 +317,8 @@ def check_connection(conn: Connection) -> None:
     assert len(conn.unsent) <= MAX_UNSENT
     if conn.tls:
         assert conn.unsent or not queue
-        assert not conn.tls.output and not conn.tls.incoming.pending and not conn.tls.outgoing.pending
+        assert not conn.tls.output
+        assert not conn.tls.incoming.pending and not conn.tls.outgoing.pending
     assert conn.framed == isinstance(conn.framer, WebSocket)
     gets = [len(conn.part_of(batch)) for batch in queue]
     assert 0 <= conn.place < (gets[0] if gets else 1)

@@ -329,7 +329,10 @@ def test_bans_end_and_are_bounded() -> None:
     for number in range(2 * MAX_BANS):
         bans.add(str(number))
     assert len(bans.until) == MAX_BANS
-    assert "0" not in bans and str(2 * MAX_BANS - 1) in bans
+    assert str(MAX_BANS - 1) not in bans and str(MAX_BANS) in bans
+    bans.add(str(MAX_BANS))  # is the newest then
+    bans.add("new")
+    assert str(MAX_BANS) in bans and str(MAX_BANS + 1) not in bans
 
 
 def test_a_ban_that_is_over_keeps_out_neither_host_nor_name(

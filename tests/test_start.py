@@ -36,7 +36,7 @@ def run(
         capture_output=True,
         check=False,
         text=True,
-        timeout=30,
+        timeout=DEADLINE,
     )
 
 
@@ -200,7 +200,7 @@ def test_each_script_runs_alone_in_an_empty_folder(
         capture_output=True,
         check=False,
         text=True,
-        timeout=30,
+        timeout=DEADLINE,
     )
     assert said.stdout == "name: John\nWelcome to the chatroom!\nJohn: Hi\n"
     listener.expect("* John joined\n", "John: Hi\n", "* John left\n")
@@ -210,7 +210,7 @@ def test_each_script_runs_alone_in_an_empty_folder(
         capture_output=True,
         check=False,
         text=True,
-        timeout=30,
+        timeout=DEADLINE,
     )
     assert said.stdout == "send: test\nrecv: test\nsend: quit\n"
 
@@ -299,7 +299,7 @@ def test_why_nobody_can_connect(code: int, why: str) -> None:
 
 
 @pytest.mark.parametrize("script", SERVERS)
-def test_a_closed_terminal_ends_a_server_in_order(start: Callable[..., Server], script: str) -> None:
+def test_a_closed_terminal_ends_a_server_well(start: Callable[..., Server], script: str) -> None:
     server = start(script)
     peer = server.join() if script == "chat_server.py" else server.connect()
     server.wait_for_log(" connected, ")  # it isn't left in the kernel's queue
@@ -311,7 +311,7 @@ def test_a_closed_terminal_ends_a_server_in_order(start: Callable[..., Server], 
 
 
 @pytest.mark.parametrize("script", SERVERS)
-def test_under_nohup_a_closed_terminal_is_nothing(start: Callable[..., Server], script: str) -> None:
+def test_with_nohup_a_closed_terminal_is_nothing(start: Callable[..., Server], script: str) -> None:
     server = start(
         script, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN) and None
     )
