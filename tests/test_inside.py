@@ -184,6 +184,19 @@ def test_time_in_which_the_server_was_stopped_does_not_count(
     assert stuck not in server.room.members
 
 
+def test_the_door_takes_no_more_than_its_share_of_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_server, "DOOR_SHARE", -1)  # which each step exceeds
+    server = CheckedServer([], Room(), password=b"secret")
+    knocking = [pair() for _ in range(3)]
+    for sock, peer in knocking:
+        server.admit(sock, "peer")
+        peer.send("secret\n")
+        select.select([sock], [], [], DEADLINE)
+    for turn in range(1, 4):
+        server.turn()
+        assert len(server.room.members) == turn
+
+
 def test_a_flood_of_telnets_commands_is_read_in_small_parts_and_weighs(
     inside: Inside, monkeypatch: pytest.MonkeyPatch
 ) -> None:
