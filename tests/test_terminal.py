@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -32,6 +33,7 @@ from support import (
     patched_client,
 )
 
+import chat_client
 from chat_client import in_rows
 
 
@@ -621,6 +623,19 @@ def test_flood_leaves_the_keys_alive_and_control_c_leaves_at_once(
 
     eventually(ended)
     assert sent > 1_000_000
+
+
+def test_not_too_many_lines_are_drawn_before_keys_are_looked_at_again() -> None:
+    console = chat_client.Terminal.__new__(chat_client.Terminal)
+    console.resized, console.pending, console.pending_size = False, deque(), 0
+    lines = [f"{number:099}\n" for number in range(100)]
+    for line in lines:
+        console.put_above(line)
+    drawn = []
+    while console.pending:
+        drawn.append(console.draw_above()[len(chat_client.CLEAR_ROW) :])
+    assert "".join(drawn) == "".join(lines)
+    assert max(map(len, drawn)) < chat_client.MAX_DRAWN + 100
 
 
 def test_a_terminal_that_does_not_read_stops_neither_keys_nor_memory(
