@@ -335,7 +335,7 @@ def test_many_who_each_say_little_are_no_way_around_that(slowed: Hall) -> None:
 
 def test_silence_is_no_way_around_that(slowed: Hall) -> None:
     """What wasn't said in a minute can't be said in the next second."""
-    crowd = [Someone() for _ in range(100)]
+    crowd: list[Any] = [Someone() for _ in range(100)]
     for minute in range(2):
         slowed.flood([], 60 * minute)
         for one in crowd:
