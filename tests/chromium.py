@@ -22,7 +22,6 @@ import pytest
 from support import DEADLINE
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")  # of the command
-START_TIME = 60.0  # seconds; the first start on a new machine is slow
 OPTIONS = [
     "--headless",
     "--remote-debugging-pipe",
@@ -77,19 +76,19 @@ class Browser:
         self.calls = 0
         self.pages: dict[str, Page] = {}  # by session
         try:
-            self.call("Browser.getVersion", within=START_TIME)
+            self.call("Browser.getVersion")
         except BaseException:
             self.kill()
             raise
 
-    def call(self, method: str, session: str = "", within: float = DEADLINE, **given: Any) -> Any:
+    def call(self, method: str, session: str = "", **given: Any) -> Any:
         """Has the browser do something; returns its answer."""
         self.calls += 1
         message: dict[str, Any] = {"id": self.calls, "method": method, "params": given}
         if session:
             message["sessionId"] = session
         self.sock.sendall(json.dumps(message).encode() + b"\0")
-        deadline = time.monotonic() + within
+        deadline = time.monotonic() + DEADLINE
         while True:
             answer = self.receive(deadline, method)
             if answer.get("id") == self.calls:

@@ -1,4 +1,4 @@
-"""Many peers at once, moved by one selectors loop: for floods, and for members that act at random."""
+"""Many peers, moved by one selectors loop: for floods, and for members who act at random."""
 
 from __future__ import annotations
 
@@ -63,14 +63,9 @@ class Walker:
         self.sock.close()
 
 
-def pump(
-    walkers: Iterable[Walker],
-    until: Callable[[], bool],
-    seconds: float = DEADLINE,
-    wait: float = 0.02,
-) -> None:
+def pump(walkers: Iterable[Walker], until: Callable[[], bool], wait: float = 0.02) -> None:
     """Moves the walkers' bytes until the condition holds."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + DEADLINE
     with selectors.DefaultSelector() as selector:
         registered: dict[Walker, int] = {}
         while not until():

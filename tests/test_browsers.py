@@ -41,15 +41,6 @@ def visit(room: Server, data: bytes = b"", port: int = 0) -> Peer:
     return peer
 
 
-def from_terminal(room: Server, name: str) -> Peer:
-    """Returns a member that has no browser."""
-    peer = visit(room, port=room.port)
-    peer.expect(WELCOME)
-    peer.send(f"/name {name}\n")
-    peer.expect(f"* you are {name}\n")
-    return peer
-
-
 def get(room: Server, head: str = "Host: localhost", path: str = "/") -> bytes:
     return visit(room, f"GET {path} HTTP/1.1\r\n{head}\r\n\r\n".encode()).rest()
 
@@ -67,7 +58,7 @@ def closing_code(peer: Peer) -> int | None:
 @web_and_tls
 def test_browsers_and_others_talk(start: Callable[..., Server]) -> None:
     room = start("chat_server.py")
-    john = from_terminal(room, "John")
+    john = room.join("John", web=False)
     mary = room.join("Mary")
     john.expect("* Mary joined\n")
     mary.send("Hi!\nIt's \u672c.\n")
@@ -85,7 +76,7 @@ def test_browsers_and_others_talk(start: Callable[..., Server]) -> None:
 @web
 def test_one_message_can_have_several_lines_or_none(start: Callable[..., Server]) -> None:
     room = start("chat_server.py")
-    john, mary = from_terminal(room, "John"), room.join("Mary")
+    john, mary = room.join("John", web=False), room.join("Mary")
     john.expect("* Mary joined\n")
     mary.sock.sock.sendall(
         masked(TEXT, b"") + masked(TEXT, b"one\r\ntwo\n\nthree") + masked(TEXT, b"four\n")
@@ -96,7 +87,7 @@ def test_one_message_can_have_several_lines_or_none(start: Callable[..., Server]
 @web
 def test_history_comes_in_the_first_frame(start: Callable[..., Server]) -> None:
     room = start("chat_server.py", "--history", "3")
-    john, watcher = from_terminal(room, "John"), room.join()
+    john, watcher = room.join("John", web=False), room.join()
     john.send("".join(f"{n}\n" for n in range(5)))
     watcher.read_until("John: 4\n")
     room.join().expect("John: 2\n", "John: 3\n", "John: 4\n")
@@ -126,7 +117,11 @@ def test_password(start: Callable[..., Server], monkeypatch: pytest.MonkeyPatch)
     "last, code, inside",
     [
         (masked(TEXT, PASSWORD.encode()), 1000, [WELCOME.decode()]),
-        (masked(TEXT, f"{PASSWORD}\n/who".encode()), 1000, [WELCOME.decode(), "* here: 1 unnamed\n"]),
+        (
+            masked(TEXT, f"{PASSWORD}\n/who".encode()),
+            1000,
+            [WELCOME.decode(), "* here: 1 unnamed\n"],
+        ),
         (masked(TEXT, PASSWORD.encode()) + masked(BINARY, b"x"), 1003, [WELCOME.decode()]),
         (masked(TEXT, b"let", final=False), 1000, []),
     ],
@@ -188,7 +183,7 @@ def test_a_fault_or_a_close_ends_the_membership(
 ) -> None:
     """What came before is heard, and nothing after it."""
     room = start("chat_server.py")
-    john, mary = from_terminal(room, "John"), room.join("Mary")
+    john, mary = room.join("John", web=False), room.join("Mary")
     john.expect("* Mary joined\n")
     mary.sock.sock.sendall(masked(TEXT, b"before") + fault + masked(TEXT, b"after"))
     john.expect("Mary: before\n", "* Mary left\n")
@@ -203,7 +198,7 @@ def test_unfinished_message_is_a_line_at_a_close_and_not_at_a_fault(
     start: Callable[..., Server],
 ) -> None:
     room = start("chat_server.py")
-    john, mary, eve = from_terminal(room, "John"), room.join(), room.join()
+    john, mary, eve = room.join("John", web=False), room.join(), room.join()
     mary.send_and_half_close(b"that's it")
     john.expect("that's it\n")
     eve.send(b"that's")
@@ -231,7 +226,7 @@ def test_small_frames_by_the_thousand_cost_the_others_nothing(
     room = start("chat_server.py")
     flooder = Walker(room)
     flooder.sock.outgoing = piece * 20_000
-    mary, john = room.join("Mary"), from_terminal(room, "John")
+    mary, john = room.join("Mary"), room.join("John", web=False)
     mary.expect("* John joined\n")
     for n in range(20):
         pump([flooder], iter([False, True]).__next__, wait=0)
@@ -304,7 +299,7 @@ def test_whoever_speaks_no_http_is_told_the_port(start: Callable[..., Server]) -
 def test_whoever_says_nothing_is_told_the_port(
     start: Callable[..., Server], tmp_path: Path
 ) -> None:
-    room = patched(start, tmp_path, "chat_server.DOOR_TIME = 0.2")
+    room = patched(start, tmp_path, "chat_server.DOOR_TIME = 0.5")
     told = visit(room).rest().decode()
     assert told == f"* this port is for browsers; the room is on port {room.port}\n"
     begun = visit(room, b"GET / HT")
@@ -322,7 +317,7 @@ def test_terminal_client_at_the_browsers_port(start: Callable[..., Server]) -> N
 @web_and_tls
 def test_browser_at_the_rooms_own_port(start: Callable[..., Server]) -> None:
     room = start("chat_server.py")
-    watcher = from_terminal(room, "Mary")
+    watcher = room.join("Mary", web=False)
     lost = visit(room, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", port=room.port)
     scheme = "https" if room.tls else "http"
     url = re.search(rf"in a browser: ({scheme}://\S+)", room.log())

@@ -38,6 +38,7 @@ from support import (
     client,
     eventually,
     finish,
+    free_port,
     needs,
     patched_client,
     plain_and_tls,
@@ -299,6 +300,17 @@ def test_the_wanted_name_is_taken_back_when_it_is_free() -> None:
         assert chat.outgoing.count(b"/name") == 3
 
 
+def test_no_name_is_asked_for_before_the_last_question_is_answered() -> None:
+    chat = ChatProtocol("John")
+    for line in (chat_client.WELCOME, "* John is taken", "* you are John_"):
+        chat.hear(line)
+    chat.submit(Line("/name Jim"))
+    chat.hear("* John left")
+    chat.hear("* you are Jim")
+    assert chat.outgoing == b"/name John\n/name John_\n/name Jim\n"
+    assert (chat.name, chat.accepts_input) == ("Jim", True)
+
+
 def test_somebody_may_be_faster_to_take_the_name() -> None:
     chat = ChatProtocol("John")
     for line in (chat_client.WELCOME, "* John is taken", "* you are John_", "* John left"):
@@ -354,9 +366,9 @@ def test_what_is_too_long_for_a_room_is_told_before() -> None:
         chat.hear(line)
     chat.outgoing.clear()
     chat.submit(Line("x" * (chat_client.MAX_MESSAGE - 3)))
-    chat.submit(Line("\xe4" * (chat_client.MAX_MESSAGE // 2)))
+    chat.submit(Line("\xe4" * (chat_client.MAX_MESSAGE // 2 - 1)))
     assert len(chat.outgoing) == chat_client.MAX_MESSAGE + 1
-    assert chat.to_show[-1] == "* not said: a line of 8195 bytes; a room takes 8192"
+    assert chat.to_show[-1] == "* not said: a line of 8193 bytes; a room takes 8192"
 
 
 def test_those_who_are_silent_are_asked_for_once() -> None:
@@ -405,7 +417,7 @@ def test_ledger_knows_what_may_not_have_arrived() -> None:
     ledger.go_out(5, 2.0)
     assert [line.text for line in ledger.unsent()] == ["ef"]
     assert ledger.doubtful() == ["ab", "cd"]
-    assert ledger.doubtful(0) == []
+    assert ledger.doubtful(0) == ledger.doubtful(1) == []
     assert ledger.doubtful(2) == ["cd"]
     ledger.go_out(2, 9.0)
     ledger.hear(2.0 + chat_client.READ_TIME)
@@ -432,6 +444,20 @@ def test_bytes_that_nobody_has_acknowledged() -> None:
                 while sent:
                     sent -= len(theirs.recv(65536))
                 eventually(lambda: chat_client.unacknowledged(sock) == 0)
+
+
+def test_the_end_of_our_stream_is_nothing_that_was_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though it counts as a byte that has to be acknowledged."""
+    console = FakeConsole("one")
+    session = unconnected(ChatProtocol("J"), console=console, sock=Sipping(100))
+    session.receive(b"a relay\n")
+    session.forward_typed()
+    session.serve(selectors.EVENT_WRITE)
+    monkeypatch.setattr(chat_client, "unacknowledged", lambda sock: 1)
+    for ended, doubtful in ((True, []), (False, ["one"])):
+        session.stream_ended = ended
+        session.close_ledger()
+        assert console.doubtful == doubtful
 
 
 def test_what_was_said_to_a_server_that_vanishes_is_kept_or_told() -> None:
@@ -512,6 +538,21 @@ def test_whoever_wants_out_is_kept_no_longer_by_what_the_server_asks(
     assert session.protocol.outgoing.count(b"/name") == 3
     assert session.answer_by == clock[0] + chat_client.ANSWER_TIME
     assert session.leave_by == chat_client.LINGER
+
+
+def test_whoever_leaves_has_time_as_long_as_something_goes_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(chat_client, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    console = FakeConsole("last words", "exit")
+    session = unconnected(ChatProtocol("J"), console=console, sock=Sipping())
+    session.receive(b"a relay\n")
+    session.forward_typed()
+    while session.protocol.outgoing:
+        clock[0] += 0.9 * chat_client.LINGER
+        assert session.left and session.leave_by > clock[0]
+        session.serve(selectors.EVENT_WRITE)
 
 
 def test_an_answer_gives_whoever_wants_out_time_for_the_next_line() -> None:
@@ -916,8 +957,7 @@ def test_standard_error_that_takes_nothing_changes_no_status(
 
 
 def test_nobody_listening_is_one_clear_line() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as one:
-        port = one.getsockname()[1]
+    port = free_port()
     for options, script in (["--name", "J"], "chat_server.py"), (["--echo"], "echo_server.py"):
         done = client("127.0.0.1", port, *options)
         assert done.stderr == (

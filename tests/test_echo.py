@@ -73,7 +73,7 @@ def test_client_that_only_sends_is_not_read_from_and_nobody_notices(echo: Server
             break
         stuck_at = sent
     memory = echo.memory()
-    deaf.sock.settimeout(20)
+    deaf.sock.settimeout(DEADLINE)
     assert sent < 64_000_000
     deaf.half_close()
     assert len(deaf.rest()) == sent

@@ -41,6 +41,7 @@ PASTE, END_PASTE = "\x1b[200~", "\x1b[201~"
         ("abc\x01\x1b[3~", "|bc"),
         ("abc\x02\x0b", "ab|"),
         ("abc\x02\x15", "|c"),
+        ("abc\x15\x15\x19", "abc|"),
         ("one two  three\x17", "one two  |"),
         ("one two  \x17", "one |"),
         ("one two\x17\x17\x19\x19", "one one |"),

@@ -69,7 +69,8 @@ def test_history_survives_a_restart(start: Callable[..., Server], tmp_path: Path
     for line in said:
         (ann if line.startswith("Ann") else bob).send(f"{line}\n")
         (bob if line.startswith("Ann") else ann).read_until(f"{line}\n")
-    bob.send("/msg Ann: psst\n* Ann left\n\u200b* Ann left\n*\tAnn left\n/name Bob\n/msg Ann: psst\n")
+    bob.send("/msg Ann: psst\n* Ann left\n\u200b* Ann left\n*\tAnn left\n")
+    bob.send("/name Bob\n/msg Ann: psst\n")
     ann.expect("* Bob joined\n", "Bob (private): psst\n")
     assert room.stop(peers=[ann, bob]) == 0
     assert "psst" not in (tmp_path / "transcript").read_text()

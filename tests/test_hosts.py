@@ -149,7 +149,12 @@ def lame(tmp_path: Path, script: str, preparation: str) -> str:
 def run_lame(tmp_path: Path, python: str, *options: str) -> subprocess.CompletedProcess[str]:
     command = [python, str(tmp_path / "lame.py"), *options]
     return subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, check=False, text=True, timeout=30
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=DEADLINE,
     )
 
 
@@ -261,7 +266,7 @@ def test_closed_room_with_each_python(
         capture_output=True,
         check=False,
         text=True,
-        timeout=30,
+        timeout=DEADLINE,
     )
     assert (said.stdout, said.stderr) == ("Welcome to the chatroom!\nJohn: Hi\n", "")
     ann.expect("* John joined\n", "John: Hi\n", "* John left\n")
@@ -345,7 +350,7 @@ def pasted(command: str, host: list[str], folder: Path, typed: str, **more: str)
         stdout=subprocess.PIPE,
         check=False,
         text=True,
-        timeout=30,
+        timeout=DEADLINE,
     )
     return done.stdout
 

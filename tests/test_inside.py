@@ -149,6 +149,64 @@ def test_one_turn_hears_at_most_its_share(inside: Inside, monkeypatch: pytest.Mo
     assert 0 < inside.server.throttle.spent[conn] <= 2000 + chat_server.ITEM_WEIGHT
 
 
+def test_lines_of_many_that_end_at_once_are_delivered_over_several_turns(inside: Inside) -> None:
+    """A turn is bounded by what it delivers, not by what it reads: each newline here ends 8 KB."""
+    server = inside.server
+    members = [inside.join() for _ in range(120)]
+    for conn, peer in members:
+        peer.send(b"x" * 7990)
+        while len(conn.framer.partial) < 7990:
+            select.select([conn.sock], [], [], DEADLINE)
+            server.read_all({conn})
+    for conn, peer in members:
+        peer.send(b"\n")
+        select.select([conn.sock], [], [], DEADLINE)
+    server.read_all({conn for conn, _ in members})
+    assert 0 < server.room.batch.size * 120 < chat_server.TURN_DELIVERY + 120 * 7991
+
+
+def test_time_in_which_the_server_was_stopped_does_not_count(
+    inside: Inside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = inside.server
+    clock = server.crowd.clock
+    now = clock.monotonic()
+    asleep = 1000.0  # seconds, the next time
+    clock.monotonic = lambda: now
+    select_now = server.selector.select
+
+    def sleep(timeout: float | None) -> Any:
+        nonlocal now
+        now += asleep
+        return select_now(0)
+
+    monkeypatch.setattr(server.selector, "select", sleep)
+    (stuck, _peer), (_, other) = inside.join(), inside.join()
+    while stuck not in server.throttle.behind:
+        inside.say(b"x\n" * 10_000)
+        other.available()
+    for _ in range(5):
+        server.turn()
+        assert stuck in server.room.members
+    asleep = 1.0
+    for _ in range(60):
+        server.turn()
+    assert stuck not in server.room.members
+
+
+def test_the_door_takes_no_more_than_its_share_of_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_server, "DOOR_SHARE", -1)  # which each step exceeds
+    server = CheckedServer([], Room(), password=b"secret")
+    knocking = [pair() for _ in range(3)]
+    for sock, peer in knocking:
+        server.admit(sock, "peer")
+        peer.send("secret\n")
+        select.select([sock], [], [], DEADLINE)
+    for turn in range(1, 4):
+        server.turn()
+        assert len(server.room.members) == turn
+
+
 def test_a_flood_of_telnets_commands_is_read_in_small_parts_and_weighs(
     inside: Inside, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,6 +288,16 @@ def test_echo_of_a_backlog_takes_as_many_sends_as_it_needs(
     assert conn.backlog.obj == b""  # nor does it hold on to what was sent
 
 
+def test_a_client_that_has_nothing_to_say_after_all_stays() -> None:
+    """That its socket is ready is a hint, not a promise."""
+    server, conn, peer = echo_client()
+    server.serve(conn)
+    peer.send(b"hi")
+    select.select([conn.sock], [], [], DEADLINE)
+    server.serve(conn)
+    assert peer.read(2) == b"hi"
+
+
 def test_reset_ends_an_echo_client_at_once() -> None:
     server, conn, peer = echo_client()
     peer.reset()
@@ -306,13 +374,25 @@ def test_full_room_ends_the_stream_cleanly_although_the_newcomer_has_spoken() ->
 
 
 @pytest.mark.parametrize("module", [chat_server, echo_server])
-def test_failing_accept_is_logged_once(module: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_failing_accept_is_logged_once_until_somebody_gets_in(
+    module: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     def fail() -> None:
         raise OSError(errno.EMFILE, "Too many open files")
 
-    acceptor = module.Acceptor(selectors.DefaultSelector(), [], lambda *_: None)
-    listener: Any = SimpleNamespace(accept=fail)
-    for _ in range(3):
-        acceptor.accept(listener)
-        acceptor.resume()
-    assert caplog.text.count("newcomers have to wait") == 1
+    failing: Any = SimpleNamespace(accept=fail)
+    address = ("127.0.0.1", 0)
+    with socket.create_server(address) as one, socket.create_server(address) as other:
+        one.setblocking(False)
+        acceptor = module.Acceptor(
+            selectors.DefaultSelector(), [one, other], lambda sock, _: sock.close()
+        )
+        acceptor.start()
+        for _ in range(2):
+            for _ in range(3):
+                acceptor.accept(failing)
+                acceptor.accept(failing)  # as the other listener, in the same turn
+                acceptor.resume()
+            with socket.create_connection(one.getsockname()):
+                acceptor.accept(one)
+    assert caplog.text.count("newcomers have to wait") == 2

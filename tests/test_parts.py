@@ -333,6 +333,17 @@ def test_many_who_each_say_little_are_no_way_around_that(slowed: Hall) -> None:
     assert said <= 61 * PACE + DEBT + 500 * MIN_READ
 
 
+def test_silence_is_no_way_around_that(slowed: Hall) -> None:
+    """What wasn't said in a minute can't be said in the next second."""
+    crowd: list[Any] = [Someone() for _ in range(100)]
+    for minute in range(2):
+        slowed.flood([], 60 * minute)
+        for one in crowd:
+            slowed.throttle.charge(one, 100_000)
+        said = slowed.flood(crowd, 1)
+    assert said <= 2 * PACE + MIN_READ
+
+
 def test_newcomers_are_no_way_around_that(slowed: Hall) -> None:
     said = 0
     for _ in range(1000):
@@ -435,6 +446,15 @@ def test_everyone_speaks_freely_after_the_last_has_caught_up(slowed: Hall) -> No
         assert not (throttle.behind or throttle.slowing or throttle.paused or throttle.loud)
 
 
+def test_what_was_said_while_another_was_behind_is_forgotten(slowed: Hall) -> None:
+    slowed.throttle.note_said(10 * DEBT)
+    assert slowed.say(Someone(), 100) == 0
+    for size in (0, HIGH_WATER + 1):
+        slowed.slow.size = size
+        slowed.throttle.check(slowed.slow)
+    assert slowed.say(Someone(), 100) == 100
+
+
 def test_whoever_does_not_read_its_answers_is_slowed_alone(fake: FakeTime) -> None:
     throttle = Throttle(fake.clock)
     one: Any = Someone(MAX_UNREAD + 100, MAX_UNREAD + 1)
@@ -445,7 +465,6 @@ def test_whoever_does_not_read_its_answers_is_slowed_alone(fake: FakeTime) -> No
     assert list(throttle.behind) == [one]
     one.size = one.unread = 0
     throttle.check(one)
-    throttle.tick()
     assert one.reading and not throttle.behind
 
 
@@ -520,6 +539,16 @@ def test_whoever_took_much_and_then_got_stuck_is_found_out_all_the_same(
         slowed.fake.pass_by(1)
         gone = overdue(slowed)
     assert gone
+
+
+def test_time_is_not_earned_in_advance(slowed: Hall) -> None:
+    """Not even by an hour of reading ten times as fast as has to be."""
+    for _ in range(3600):
+        slowed.fake.pass_by(1)
+        slowed.slow.taken += 10 * PACE
+        assert not overdue(slowed)
+    slowed.fake.pass_by(60)
+    assert overdue(slowed)
 
 
 def test_a_queue_has_a_hard_limit(slowed: Hall) -> None:

@@ -370,6 +370,18 @@ def test_a_chunk_with_long_consequences_is_heard_over_several_turns(hall: Hall) 
     assert turns > 10
 
 
+def test_answers_have_a_limit_in_each_turn(hall: Hall) -> None:
+    """Whoever asks a thousand times and doesn't read the answers has little of them in a queue."""
+    one = hall.join()
+    rest = b"/who\n" * 1000
+    answers = 0
+    while rest:
+        rest = hall.say(one, rest)
+        assert hall.room.batch.told[one] < MAX_UNREAD
+        answers += len(hall.heard(one))
+    assert answers == 1000
+
+
 def test_history_is_given_to_newcomers_once_and_in_order(hall: Hall) -> None:
     hall = Hall(history=3)
     one = hall.join("John")

@@ -283,12 +283,6 @@ def test_quit_is_answered(hall: Hall) -> None:
         assert one not in hall.room.members
 
 
-def test_commands_have_the_names_that_people_know_from_elsewhere(hall: Hall) -> None:
-    one = hall.join()
-    hall.say(one, "/nick John\n/names\n")
-    assert hall.heard(one) == ["* you are John", "* here: John"]
-
-
 @pytest.mark.parametrize("name", ["", "John"])
 def test_the_text_that_goes_out_counts(name: str) -> None:
     hall = Hall(max_line=30)

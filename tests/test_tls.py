@@ -182,7 +182,7 @@ def test_half_a_record_is_nothing_yet(version: str) -> None:
 
 
 @VERSIONS
-@pytest.mark.parametrize("garbage", [b"GET / HTTP/1.1\r\n\r\n", b"\x17\x03\x03\x00\x30" + b"x" * 48])
+@pytest.mark.parametrize("garbage", [b"GET / HTTP/1.1\r\n\r\n", b"\x17\x03\x03\0\x30" + b"x" * 48])
 def test_garbage_ends_it_after_the_text_before_it(version: str, garbage: bytes) -> None:
     client = Client(version)
     room = introduced(client)

@@ -7,111 +7,182 @@ What pytest is to do at the first failure, or with a debugger, it does in one pr
 
 from __future__ import annotations
 
-import json
 import os
-import selectors
+import signal
+import traceback
+import warnings
 from collections.abc import Iterator
-from typing import BinaryIO, TextIO
+from multiprocessing import Pipe, connection
+from typing import Any
 
 import pytest
 
 WORKERS = 3
 SHARES = 200  # so that nobody has much left to do at the end; each has a number that fits in a byte
 ENOUGH = 200  # fewer tests than this aren't worth it
+FOR_ONE_PROCESS = ("maxfail", "usepdb", "trace", "collectonly", "setupshow")  # pytest's options
 
 
 def pytest_runtestloop(session: pytest.Session) -> bool | None:
     """Has the workers run the tests; returns None where pytest itself is to do so."""
-    option = session.config.option
-    if len(session.items) < ENOUGH or option.maxfail or option.usepdb or option.collectonly:
+    config = session.config
+    if any(config.getoption(option, False) for option in FOR_ONE_PROCESS):
         return None
-    if session.testsfailed or not hasattr(os, "fork"):
+    if len(session.items) < ENOUGH or session.testsfailed or not hasattr(os, "fork"):
         return None
-    session.config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]  # one for all
+    config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]  # one for all
     shares, pen = os.pipe()  # whoever is free reads the number of the next share from it
     os.write(pen, bytes(range(SHARES)))
     os.close(pen)
-    workers = [start_worker(session, shares) for _ in range(WORKERS)]
+    workers = dict(start_worker(session, shares) for _ in range(WORKERS))
     os.close(shares)
-    done = show_reports(session, [reports for _, reports in workers])
-    for pid, reports in workers:
-        reports.close()
-        os.waitpid(pid, 0)
-    if done != SHARES:
-        raise session.Failed(f"{SHARES - done} of {SHARES} shares of the tests were not run")
+    try:
+        show_all(session, list(workers.values()))
+    finally:
+        for pid in workers:
+            os.kill(pid, signal.SIGTERM)  # where it hasn't ended, we were interrupted
+            os.waitpid(pid, 0)
     return True
 
 
-def start_worker(session: pytest.Session, shares: int) -> tuple[int, BinaryIO]:
-    """Returns a worker's process, and the pipe with its reports."""
-    reader, writer = os.pipe()
+def share(session: pytest.Session, number: int) -> list[pytest.Item]:
+    tests = session.items
+    return tests[len(tests) * number // SHARES : len(tests) * (number + 1) // SHARES]
+
+
+# In a worker
+
+
+def start_worker(session: pytest.Session, shares: int) -> tuple[int, Any]:
+    """Returns a worker's process, and from where its reports come."""
+    reader, writer = Pipe(duplex=False)
     pid = os.fork()
     if pid:
-        os.close(writer)
-        return pid, os.fdopen(reader, "rb")
+        writer.close()
+        return pid, reader
     try:
-        os.close(reader)
-        with os.fdopen(writer, "w") as pipe:
-            run_shares(session, shares, pipe)
+        reader.close()
+        signal.signal(signal.SIGINT, lambda *_: None)  # what Ctrl-C means, our parent says
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        Worker(session, writer).run(shares)
+    except BaseException:  # noqa: BLE001
+        writer.send((-1, traceback.format_exc()))
     finally:
         os._exit(0)
 
 
-def run_shares(session: pytest.Session, shares: int, pipe: TextIO) -> None:
-    """Runs shares as long as there are some; writes the reports of each into the pipe, as a line."""
-    config, reports = session.config, []
+class Worker:
+    """Runs tests, and reports as a plugin of pytest what came of them."""
 
-    class Reporter:
-        @staticmethod
-        def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-            as_json = config.hook.pytest_report_to_serializable(config=config, report=report)
-            reports.append(as_json)
+    def __init__(self, session: pytest.Session, pipe: Any) -> None:
+        self.session = session
+        self.config = session.config
+        self.pipe = pipe
+        self.reports: list[Any] = []
 
-    config.pluginmanager.unregister(name="terminalreporter")
-    config.pluginmanager.register(Reporter())
-    tests = tests_of(session, shares)
-    share, test = next(tests)
-    while test:
-        following_share, following = next(tests)  # which a fixture may be for as well
-        config.hook.pytest_runtest_protocol(item=test, nextitem=following)
-        if share != following_share:
-            print(json.dumps(reports), file=pipe, flush=True)
-            reports.clear()
-        share, test = following_share, following
+    def run(self, shares: int) -> None:
+        """Runs shares as long as there are some; sends the number and the reports of each."""
+        self.set_up_plugins()
+        tests = self.tests(shares)
+        number, test = next(tests)
+        try:
+            while test:
+                next_number, next_test = next(tests)  # which a fixture may be for as well
+                self.config.hook.pytest_runtest_protocol(item=test, nextitem=next_test)
+                if number != next_number:
+                    self.pipe.send((number, self.reports))
+                    self.reports = []
+                number, test = next_number, next_test
+        finally:
+            self.session._setupstate.teardown_exact(None)  # nothing is left, unless interrupted
 
-
-def tests_of(session: pytest.Session, shares: int) -> Iterator[tuple[int, pytest.Item | None]]:
-    """Yields the numbers and the tests of shares as long as there are some, then -1 and None."""
-    tests = session.items
-    number = os.read(shares, 1)
-    while number:
-        share = number[0]
-        for test in tests[len(tests) * share // SHARES : len(tests) * (share + 1) // SHARES]:
-            yield share, test
+    def tests(self, shares: int) -> Iterator[tuple[int, pytest.Item | None]]:
+        """Yields the shares' numbers and tests as long as there are some, then -1 and None."""
         number = os.read(shares, 1)
-    yield -1, None
+        while number:
+            for test in share(self.session, number[0]):
+                yield number[0], test
+            number = os.read(shares, 1)
+        yield -1, None
+
+    def set_up_plugins(self) -> None:
+        """Only our parent writes to the terminal. And what tests write goes to files, of which each
+        worker needs its own."""
+        plugins = self.config.pluginmanager
+        terminal: Any = plugins.getplugin("terminalreporter")
+        if terminal:
+            terminal._tw._file = open(os.devnull, "w")  # noqa: SIM115
+        capture: Any = plugins.getplugin("capturemanager")
+        capture.stop_global_capturing()
+        capture.start_global_capturing()
+        plugins.register(self)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.reports.append(
+            self.config.hook.pytest_report_to_serializable(config=self.config, report=report)
+        )
+
+    def pytest_warning_recorded(
+        self, warning_message: warnings.WarningMessage, when: str, nodeid: str
+    ) -> None:
+        if when == "runtest":
+            said = f"{warning_message.category.__name__}: {warning_message.message}"
+            self.reports.append((said, warning_message.filename, warning_message.lineno, nodeid))
 
 
-def show_reports(session: pytest.Session, pipes: list[BinaryIO]) -> int:
-    """Shows pytest the workers' reports as they come; returns how many shares were reported."""
-    config, done = session.config, 0
-    with selectors.DefaultSelector() as selector:
-        for pipe in pipes:
-            selector.register(pipe, selectors.EVENT_READ)
-        while selector.get_map():
-            for key, _ in selector.select():
-                line = key.fileobj.readline()  # type: ignore[union-attr]
-                if not line:
-                    selector.unregister(key.fileobj)
-                    continue
-                done += 1
-                for as_json in json.loads(line):
-                    report = config.hook.pytest_report_from_serializable(
-                        config=config, data=as_json
-                    )
-                    if report.when == "setup":
-                        config.hook.pytest_runtest_logstart(
-                            nodeid=report.nodeid, location=report.location
-                        )
-                    config.hook.pytest_runtest_logreport(report=report)
-    return done
+# In their parent
+
+
+def show_all(session: pytest.Session, pipes: list[Any]) -> None:
+    """Shows pytest the reports in the order of the tests, as they come."""
+    came: dict[int, list[Any]] = {}
+    shown = 0
+    while pipes:
+        ready: Any = connection.wait(pipes)
+        for pipe in ready:
+            try:
+                number, reports = pipe.recv()
+            except (EOFError, OSError):
+                pipes.remove(pipe)
+                continue
+            if number == -1:
+                raise RuntimeError(reports)
+            came[number] = reports
+        while shown in came:
+            show(session, came.pop(shown))
+            shown += 1
+    for number in range(shown, SHARES):
+        show(session, came.get(number) or failures(session, number))
+
+
+def failures(session: pytest.Session, number: int) -> list[Any]:
+    """Returns reports on the tests of a share that was lost with its worker."""
+    why = "the process that was to run it has ended"
+    return [
+        session.config.hook.pytest_report_to_serializable(
+            config=session.config,
+            report=pytest.TestReport(test.nodeid, test.location, {}, "failed", why, "call"),
+        )
+        for test in share(session, number)
+    ]
+
+
+def show(session: pytest.Session, reports: list[Any]) -> None:
+    """Shows pytest reports, and warnings, as if they were of this process."""
+    config, hook = session.config, session.config.hook
+    for one in reports:
+        if isinstance(one, tuple):
+            said, file, line, nodeid = one
+            warning = warnings.WarningMessage(Warning(said), Warning, file, line)
+            given = {"warning_message": warning, "when": "runtest", "nodeid": nodeid}
+            hook.pytest_warning_recorded.call_historic(kwargs={**given, "location": None})
+            continue
+        report = hook.pytest_report_from_serializable(config=config, data=one)
+        test = {"nodeid": report.nodeid, "location": report.location}
+        if report.when == "setup":
+            hook.pytest_runtest_logstart(**test)
+        hook.pytest_runtest_logreport(report=report)
+        if report.when == "teardown":
+            hook.pytest_runtest_logfinish(**test)
+    if session.shouldfail or session.shouldstop:
+        raise session.Interrupted(session.shouldfail or session.shouldstop)
