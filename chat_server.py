@@ -326,12 +326,13 @@ class Input(LineFramer):
     Data goes through `sift`, then `feed`. Besides an unfinished line it holds at most five bytes.
     """
 
-    __slots__ = ("held", "in_first_line", "weight")
+    __slots__ = ("code", "held", "in_first_line", "weight")
     over = False  # only the end of the stream ends it
     why = ""  # and not a fault
 
     def __init__(self, max_line: int) -> None:
         super().__init__(max_line)
+        self.code = NORMAL  # as with a WebSocket, but nobody is told
         self.held = b""  # the beginning of something that may turn out not to be text
         self.in_first_line = True
         self.weight = 0  # what came last cost besides its text: telnet's commands, as bytes
@@ -451,7 +452,7 @@ class WebSocket(LineFramer):
         super().__init__(max_line)
         self.most = IDLE_READ  # bytes that may be read at once
         self.over = False  # the peer has closed, or is at fault: what comes isn't heard any more
-        self.code = NORMAL  # of the Close to send then
+        self.code = NORMAL  # of the Close that will be sent
         self.why = ""  # the fault, for the log
         self.weight = 0  # what came last cost besides its text, as bytes
         self.held = b""  # the beginning of a header, or of a control frame
@@ -2433,7 +2434,6 @@ class Connection(Member):
     """
 
     __slots__ = (
-        "code",
         "events",
         "framed",
         "framer",
@@ -2469,12 +2469,11 @@ class Connection(Member):
         self.selector = selector
         self.events = 0  # for which it is registered with the selector
         self.framer: Input | WebSocket = Input(max_line)
-        self.framed = False  # it is a browser's, and its lines travel in frames
-        self.code = NORMAL  # why its stream ends, as a browser is told
+        self.framed = False  # the framer is a WebSocket: what it gets travels in frames, too
         self.unheard = b""  # whole lines that wait for the next turn
         self.reading = True  # its input is of interest, and has not ended
         self.sending = True  # it can still be sent to
-        self.reset = False  # sending has found out that the peer has reset the connection
+        self.reset = False  # sending has found out that the peer has reset it
         self.queue: deque[Batch] | None = None  # made when something has to wait
         self.place = 0  # bytes that are sent of what it gets of the first batch in the queue
         self.taken = 0  # bytes that the kernel has taken of what had to wait
@@ -2553,7 +2552,9 @@ class Connection(Member):
             return data
         text, answers = self.framer.sift(data)
         if answers:
-            self.answer(answers)
+            if self.unread > MAX_UNREAD:  # all that is its own doing
+                raise Gone("asks, and does not read the answers")
+            self.tell(answers, Aside)
         return text or (b"" if self.framer.over else None)
 
     def receive_text(self, limit: int) -> bytes | None:
@@ -2585,10 +2586,6 @@ class Connection(Member):
         except OSError as error:
             raise lost(error) from error
 
-    def has_more(self) -> bool:
-        """Says whether there is something to hear that the selector doesn't know of."""
-        return bool(self.unheard or (self.tls and self.tls.has_more))
-
     def toll(self) -> int:
         """Returns the weight of what came with the last text, or in place of it."""
         idle = self.tls.surplus * IDLE_WEIGHT if self.tls else 0
@@ -2599,31 +2596,12 @@ class Connection(Member):
         self.reading = reading
         self.watch()
 
-    def was_reset(self) -> bool:
-        """Says whether the stream ended with a reset. The error that tells of it is raised once,
-        perhaps for a send. A peer that had closed in order, and resets what comes too late, makes
-        another: BrokenPipeError."""
-        return self.reset
-
     # To the peer
 
-    def say(self, text: bytes) -> None:
-        """Sends whole lines that aren't said in the room, but at its door. Raises Gone."""
-        batch = Batch()
-        batch.say(text, None)
-        batch.seal()
-        self.write(batch)
-
-    def answer(self, data: bytes) -> None:
-        """Sends what isn't text, between two lines. If it has to wait, that is all the peer's own
-        doing, and somebody who asks and doesn't read isn't kept. Raises Gone."""
-        if self.unread > MAX_UNREAD:
-            raise Gone("asks, and does not read the answers")
-        self.put_aside(data)
-
-    def put_aside(self, data: bytes) -> None:
-        """Sends what isn't text, after all that it has yet to get. Raises Gone."""
-        batch = Aside()
+    def tell(self, data: bytes, kind: type[Batch] = Batch) -> None:
+        """Sends whole lines or, as an Aside, what isn't text, after all that it has yet to get.
+        Raises Gone."""
+        batch = kind()
         batch.tell(self, data)
         batch.seal()
         self.write(batch)
@@ -2636,8 +2614,8 @@ class Connection(Member):
     def say_bye(self) -> None:
         """Tells a browser, after all else that it gets, that and why its stream ends. Raises
         Gone."""
-        if isinstance(self.framer, WebSocket):
-            self.put_aside(close_frame(self.framer.code if self.framer.over else self.code))
+        if self.framed:
+            self.tell(close_frame(self.framer.code), Aside)
 
     def write(self, batch: Batch) -> None:
         """Hands what it gets of a sealed batch to the kernel, if nothing is ahead of that in the
@@ -2709,6 +2687,8 @@ class Connection(Member):
         except BlockingIOError:
             return 0
         except ConnectionError as error:
+            # A reset is told of once, here or in receiving. A peer that has closed in order, and
+            # resets what comes too late, makes another error: BrokenPipeError.
             self.reset = isinstance(error, ConnectionResetError)
             self.stop_sending()
             return 0
@@ -3093,7 +3073,7 @@ class Door:
             return None
         if not self.password:
             return b""
-        conn.say(notice("password?"))
+        conn.tell(notice("password?"))
         return None
 
     def take_request(self, conn: Connection, data: bytes | None) -> bytes | None:
@@ -3110,7 +3090,7 @@ class Door:
         if not self.site.is_whole(request):
             return None
         answer = self.site.respond(request, encrypted=conn.tls is not None)
-        conn.put_aside(answer.data)
+        conn.tell(answer.data, Aside)
         if answer.why:
             log.info("%s was refused: %s", conn, answer.why)
         if answer.status != 101:
@@ -3555,7 +3535,8 @@ class Membership:
     def has_input(self, conn: Connection) -> bool:
         """Says whether there is something to hear that the selector doesn't know of; also the end,
         if it came together with what let a member in."""
-        return conn.has_more() or (conn.framer.over and conn in self.room.members)
+        is_over = conn.framer.over and conn in self.room.members
+        return bool(conn.unheard or is_over or (conn.tls and conn.tls.has_more))
 
     def make_room(self, places: Places, conn: Connection) -> bool:
         """Says whether there is a place for a newcomer, perhaps somebody else's until now; if not,
@@ -3599,7 +3580,7 @@ class Membership:
         if conn.is_shaking_hands():  # so that nothing can be said to it
             raise Gone("could not be told why")
         if why:
-            conn.say(notice(why))
+            conn.tell(notice(why))
         conn.read_on(True)
         self.start_leaving(conn, code)
         conn.say_bye()
@@ -3624,7 +3605,8 @@ class Membership:
     def start_leaving(self, conn: Connection, code: int = NORMAL) -> None:
         """Somebody is a member no more, or can't be: it still gets what was said before, and after
         the delivery the end."""
-        conn.code = code
+        if not conn.framer.over:  # else its own code is the answer
+            conn.framer.code = code
         conn.unheard = b""
         self.places.leave(conn)
         self.operators.forget(conn)
@@ -3960,7 +3942,7 @@ class ChatServer:
         After a reset it doesn't count: its other half may have been lost on the way.
         """
         last = conn.framer.finish()
-        if last and not conn.was_reset():
+        if last and not conn.reset:
             self.room.hear(conn, last, sys.maxsize)
         if conn in self.room.members:
             self.room.leave(conn)

@@ -30,7 +30,7 @@ def test_what_came_before_sending_failed_is_heard_but_no_torn_line(inside: Insid
     conn, peer = inside.join()
     peer.send(b"last words\ntorn")
     peer.reset()
-    conn.say(b"too late\n")
+    conn.tell(b"too late\n")
     for _ in range(3):
         if conn in server.room.members:
             server.read_all({conn})
@@ -45,7 +45,7 @@ def test_last_words_are_heard_although_something_was_said_after_the_close(inside
     peer.close()
     server.read_all({conn})
     for _ in range(3):  # the first is answered with the reset
-        conn.say(b"too late\n")
+        conn.tell(b"too late\n")
     server.read_all({conn})
     assert server.room.take_batch().text == b"bye\n"
 
@@ -60,7 +60,7 @@ def test_last_words_through_tls_are_heard_unless_the_stream_was_cut(in_order: bo
     else:
         peer.reset()
     for _ in range(3):  # the first is answered with a reset
-        conn.say(b"too late\n")
+        conn.tell(b"too late\n")
     while conn in server.room.members:
         server.read_all({conn})
     assert server.room.take_batch().text == (b"bye\n" if in_order else b"")

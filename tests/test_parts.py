@@ -205,7 +205,7 @@ def test_a_connection_whose_peer_has_gone_is_not_sent_to_again() -> None:
     assert not conn.sending
     assert conn.reading
     assert conn.receive(100) == b""
-    assert conn.was_reset()
+    assert conn.reset
 
 
 # Time
