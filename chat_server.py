@@ -2974,12 +2974,11 @@ class Bans:
 
 
 class Dismissed(Exception):
-    """Somebody at the door isn't let in: `why` is said to it, if it hasn't got all that it came
-    for, and the code tells a browser."""
+    """Somebody at the door isn't let in. The text says why, to that one; there is none if it has
+    got what it came for. A browser is told the code."""
 
     def __init__(self, why: str = "", code: int = NORMAL) -> None:
         super().__init__(why)
-        self.why = why
         self.code = code
 
 
@@ -2988,8 +2987,8 @@ class Door:
     everyone gives the password.
 
     Somebody at the door is in `waiting`, and perhaps in one of these as well: `requests` with what
-    has come of a browser's, `late` with a password that may not be looked at yet, or `refused`, for
-    an answer that waits too.
+    has come of a browser's, `late` with a password that may not be looked at yet, or `refused` until
+    it is told that its password was wrong.
     """
 
     def __init__(self, password: bytes, clock: Clock, site: Site | None = None) -> None:
@@ -3001,7 +3000,7 @@ class Door:
         self.waiting: dict[Connection, float] = {}  # with the time at which each is sent away
         self.requests: dict[Connection, bytes] = {}
         self.late: dict[Connection, tuple[bytes, bytes]] = {}  # a password, what came after it
-        self.refused: dict[Connection, str] = {}  # what each is told then
+        self.refused: set[Connection] = set()
         self.banned = Bans(clock)  # hosts
 
     # Each step with a newcomer returns what it has sent so far, if it may come in, else None, and
@@ -3013,7 +3012,7 @@ class Door:
         self.places.take(conn, now)
         if not conn.is_shaking_hands():
             return self.greet(conn)
-        self.waiting[conn] = now + min(HANDSHAKE_TIME, DOOR_TIME)
+        self.waiting[conn] = now + HANDSHAKE_TIME
         return None
 
     def forget(self, conn: Connection) -> None:
@@ -3021,38 +3020,30 @@ class Door:
         self.waiting.pop(conn, None)
         self.requests.pop(conn, None)
         self.late.pop(conn, None)
-        self.refused.pop(conn, None)
+        self.refused.discard(conn)
         self.places.leave(conn)
 
     def step(self, conn: Connection) -> bytes | None:
-        """Goes on with a newcomer whose socket is ready: first the handshake, then the password."""
+        """Goes on with a newcomer whose socket is ready: first the handshake, then a browser's
+        request, then the password."""
         conn.flush()
+        if not conn.reading:
+            return None
         if conn.is_shaking_hands():
-            return self.shake_hands(conn)
-        if conn in self.requests:
-            return self.take_request(conn, conn.receive_text(MAX_REQUEST))
-        data = conn.receive(DOOR_READ) if conn.reading else None
+            receive, take = conn.receive_bytes, self.shake_hands
+        elif conn in self.requests:
+            receive, take = conn.receive_text, self.take_request
+        else:
+            receive, take = conn.receive, self.take_password
+        data = receive(DOOR_READ)
         if data is None:
             return None
-        first, newline, rest = data.partition(b"\n")
-        if not newline and conn.framer.over:
-            raise Dismissed
-        if not data:
+        if not data and not conn.framer.over:
             raise Gone("left the door")
-        given, too_long = conn.framer.feed(first + newline)
-        if not given and not too_long:
-            return None
-        conn.read_on(False)
-        self.late[conn] = (typed(given), rest)
-        return self.judge(conn) if len(self.late) == 1 else None  # others wait already
+        return take(conn, data)
 
-    def shake_hands(self, conn: Connection) -> bytes | None:
+    def shake_hands(self, conn: Connection, data: bytes) -> bytes | None:
         """Goes on with the handshake. Whoever doesn't begin one is told so, in plain text."""
-        data = conn.receive_bytes(DOOR_READ)
-        if data is None:
-            return None
-        if not data:
-            raise Gone("left the door")
         if conn.tls and not conn.tls.has_begun and data[0] != TLS_HANDSHAKE:
             log.info("%s does not speak TLS", conn)
             conn.tls = None
@@ -3069,21 +3060,16 @@ class Door:
         if conn in self.requests:
             return None
         if conn.host in self.banned:
-            self.send_back(conn)
-            return None
+            raise self.kept_out(conn)
         if not self.password:
             return b""
         conn.tell(notice("password?"))
         return None
 
-    def take_request(self, conn: Connection, data: bytes | None) -> bytes | None:
+    def take_request(self, conn: Connection, data: bytes) -> bytes | None:
         """Takes what came of an HTTP request: for the page, or for a WebSocket, which leads
         further."""
         assert self.site
-        if data is None:
-            return None
-        if not data:
-            raise Gone("left the door")
         request = self.requests[conn] = self.requests[conn] + data
         if not is_http(request):
             raise self.wrong_port()
@@ -3104,13 +3090,17 @@ class Door:
         assert self.site
         return Dismissed(f"this port is for browsers; the room is on port {self.site.room_port}")
 
-    def give_up(self, conn: Connection) -> bytes | None:
-        """Somebody has been at the door for too long. Raises Gone or Dismissed."""
-        if conn in self.refused:
-            raise Dismissed(self.refused[conn], REFUSED)
-        if self.requests.get(conn) == b"" and not conn.is_shaking_hands():
-            raise self.wrong_port()
-        raise Gone("was not let in")
+    def take_password(self, conn: Connection, data: bytes) -> bytes | None:
+        """Takes what came of the password's line, and of what follows it."""
+        first, newline, rest = data.partition(b"\n")
+        if not newline and conn.framer.over:
+            raise Dismissed
+        given, too_long = conn.framer.feed(first + newline)
+        if not given and not too_long:
+            return None
+        conn.read_on(False)
+        self.late[conn] = (typed(given), rest)
+        return self.judge(conn) if len(self.late) == 1 else None  # others wait already
 
     def judge(self, conn: Connection) -> bytes | None:
         """Looks at the password that was given, unless it is too early for that."""
@@ -3123,29 +3113,35 @@ class Door:
             return rest
         log.info("%s gave a wrong password", conn)
         self.tries.note(conn.host, now)
-        self.refuse(conn, "wrong password", WRONG_TIME)
+        self.refused.add(conn)
+        self.waiting[conn] = now + WRONG_TIME
         return None
 
-    def refuse(self, conn: Connection, why: str, seconds: float) -> None:
-        """Has it told, after some time, why it is turned away."""
-        conn.read_on(False)
-        self.refused[conn] = why
-        self.waiting[conn] = self.clock.now() + seconds
+    def give_up(self, conn: Connection) -> bytes | None:
+        """Somebody's time at the door is over."""
+        if conn.is_shaking_hands() or self.requests.get(conn):
+            raise Gone("was not let in")
+        if conn in self.requests:
+            raise self.wrong_port()
+        if conn.host in self.banned:
+            raise self.kept_out(conn)
+        if conn in self.refused:
+            raise Dismissed("wrong password", REFUSED)
+        raise Gone("was not let in")
 
     def ban(self, host: str) -> None:
         """Lets nobody in who comes from a host, for BAN_TIME, nor whoever stands here already."""
         self.banned.add(host)
         for conn in self.waiting:
             if conn.host == host and not conn.is_shaking_hands() and conn not in self.requests:
-                self.send_back(conn)
+                self.waiting[conn] = self.clock.now()
 
-    def send_back(self, conn: Connection) -> None:
-        """Turns away somebody whose host is kept out."""
+    def kept_out(self, conn: Connection) -> Dismissed:
+        """Returns what to raise for somebody whose host is kept out."""
         log.info("%s comes from a host that is kept out", conn)
-        self.late.pop(conn, None)
         minutes = math.ceil(self.banned.left(conn.host) / 60)
         who = "you, or somebody at your address, was removed"
-        self.refuse(conn, f"{who}; come back in {minutes} min", 0)
+        return Dismissed(f"{who}; come back in {minutes} min", REFUSED)
 
 
 class Operators:
@@ -3202,7 +3198,8 @@ class Operators:
             self.room.tell(member, "only operators can do that; /op PASSWORD makes you one")
             return
         self.room.weigh_letters(argument)
-        unnamed = {conn.peer: conn for conn in self.connections() if not conn.name}
+        members = cast("set[Connection]", self.room.members)
+        unnamed = {conn.peer: conn for conn in members if not conn.name}
         target = self.room.names.get(identity(argument), unnamed.get(argument))
         if not argument:
             which = ", ".join(sorted(unnamed)[:MAX_WHO]) or "nobody"
@@ -3213,10 +3210,6 @@ class Operators:
             self.room.tell(member, "to leave, say /quit")
         else:
             self.remove(cast("Connection", target), cast("Connection", member))
-
-    def connections(self) -> set[Connection]:
-        """Returns who is in the room."""
-        return cast("set[Connection]", self.room.members)
 
     def remove(self, conn: Connection, by: Connection) -> None:
         """Removes somebody, who gets all that was said before."""
@@ -3251,10 +3244,6 @@ class Operators:
             conn.on_hold = False
             answered.append(conn)
         return answered
-
-    def deadlines(self) -> list[float]:
-        """Returns the time of the next answer, if there is one."""
-        return [due for due, _ in islice(self.refused.values(), 1)]
 
 
 class Lag:
@@ -3467,10 +3456,12 @@ class Membership:
         room: Room,
         size: int,
         password: bytes,
-        operator: bytes = b"",
-        site: Site | None = None,
+        operator: bytes,
+        site: Site | None,
+        closed: Callable[[], None],
     ) -> None:
         self.room = room
+        self.closed = closed  # is called after a connection was
         self.clock = Clock()
         self.door = Door(password, self.clock, site)
         see_off = partial(self.start_leaving, code=REFUSED)
@@ -3481,7 +3472,6 @@ class Membership:
         self.leaving: dict[Connection, float] = {}
         self.exits = Places(DOOR_SIZE)  # of those who are leaving
         self.in_hand: set[Connection] = set()  # have input that the selector doesn't know of
-        self.closed: Callable[[], None] = lambda: None  # is called after each close
 
     def members(self) -> list[Connection]:
         """Returns who is in the room. Every member here is a connection."""
@@ -3492,7 +3482,9 @@ class Membership:
         try:
             action(conn, *more)
         except SpeaksHTTP as gone:
-            self.guard(self.send_to_web, conn)
+            site = self.door.site
+            why = f"for browsers, the room is at {site.url}" if site else "there is no page here"
+            self.guard(self.turn_away, conn, why)
             log.info("%s %s, members: %d", conn, gone, len(self.room.members))
         except Gone as gone:
             self.disconnect(conn, str(gone))
@@ -3527,7 +3519,7 @@ class Membership:
             if rest is not None and self.make_room(self.places, conn):
                 self.enter(conn, rest)
         except Dismissed as dismissed:
-            self.turn_away(conn, dismissed.why, dismissed.code)
+            self.turn_away(conn, str(dismissed), dismissed.code)
         finally:
             if self.has_input(conn):
                 self.in_hand.add(conn)
@@ -3553,7 +3545,8 @@ class Membership:
         if loser in self.door.waiting:
             self.disconnect(loser, "had to make room at the door")
         else:
-            self.show_out(loser, "the room is full, and your place goes to somebody else", TRY_LATER)
+            why = "the room is full, and your place goes to somebody else"
+            self.turn_away(loser, why, TRY_LATER)
             log.info("%s had to make room, members: %d", loser, len(self.room.members))
         return True
 
@@ -3575,7 +3568,13 @@ class Membership:
     # Out
 
     def turn_away(self, conn: Connection, why: str, code: int = NORMAL) -> None:
-        """Tells a newcomer why it isn't let in, and ends its stream. Raises Gone."""
+        """Tells somebody why it can't come in, or can't stay, and has its stream end. A member still
+        gets what was said before. Raises Gone."""
+        if conn in self.room.members:
+            self.room.tell(conn, why)
+            self.room.leave(conn)
+            self.start_leaving(conn, code)
+            return
         self.door.forget(conn)
         if conn.is_shaking_hands():  # so that nothing can be said to it
             raise Gone("could not be told why")
@@ -3585,22 +3584,6 @@ class Membership:
         self.start_leaving(conn, code)
         conn.say_bye()
         self.finish(conn)
-
-    def show_out(self, conn: Connection, why: str, code: int) -> None:
-        """Tells a member why it can't stay. It still gets what was said before."""
-        self.room.tell(conn, why)
-        self.room.leave(conn)
-        self.start_leaving(conn, code)
-
-    def send_to_web(self, conn: Connection) -> None:
-        """Tells a browser that has come to the wrong port where to go. Raises Gone."""
-        why = "there is no page here"
-        if self.door.site:
-            why = f"for browsers, the room is at {self.door.site.url}"
-        if conn in self.room.members:
-            self.show_out(conn, why, NORMAL)
-        else:
-            self.turn_away(conn, why)
 
     def start_leaving(self, conn: Connection, code: int = NORMAL) -> None:
         """Somebody is a member no more, or can't be: it still gets what was said before, and after
@@ -3638,11 +3621,6 @@ class Membership:
         """Waits only a little longer for the peer's own close, once everything has got to it."""
         if not conn.sending and not unacknowledged(conn.sock):
             self.leaving[conn] = min(self.leaving[conn], self.clock.now() + LINGER)
-
-    def drain(self, conn: Connection, limit: int) -> None:
-        """Receives from somebody who has left; only its end is of interest. Raises Gone."""
-        if conn.receive_text(limit) == b"":
-            self.finish(conn)
 
     def disconnect(self, conn: Connection, why: str) -> None:
         """Closes a connection that is of no further use, whatever state it is in."""
@@ -3684,7 +3662,7 @@ class Membership:
     def deadlines(self) -> list[float]:
         """Returns the times at which something has to be done."""
         deadlines = [*self.leaving.values(), *self.door.waiting.values()]
-        deadlines += self.operators.deadlines()
+        deadlines += [due for due, _ in self.operators.refused.values()]
         if self.leaving or (self.throttle.paused and self.throttle.slowing):
             deadlines.append(self.clock.now() + SHORT_TICK)
         return deadlines
@@ -3718,7 +3696,6 @@ class ChatServer:
         listeners: Sequence[socket.socket],
         room: Room,
         max_clients: int = MAX_CLIENTS,
-        max_line: int = MAX_LINE,
         transcript: Transcript | None = None,
         password: bytes = b"",
         certificate: Certificate | None = None,
@@ -3727,20 +3704,19 @@ class ChatServer:
         site: Site | None = None,
     ) -> None:
         self.room = room
-        self.max_line = max_line
         self.transcript = transcript
         self.certificate = certificate  # if the room speaks TLS
         self.selector = selectors.DefaultSelector()
-        self.crowd = Membership(room, max_clients, password, operator, site)
+        self.crowd = Membership(
+            *(room, max_clients, password, operator, site), closed=self.let_newcomers_in
+        )
+        self.throttle = self.crowd.throttle
         self.acceptors = [
             Acceptor(self.selector, listeners, self.admit),
             Acceptor(self.selector, web_listeners, partial(self.admit, by_web=True)),
         ]
-        self.crowd.closed = self.let_newcomers_in
-        self.throttle = self.crowd.throttle
         self.next_tick = 0.0
         self.stop_signals = 0
-        self.closing = False  # what arrives now is heard, however much that is
 
     # The loop
 
@@ -3870,14 +3846,13 @@ class ChatServer:
             sock.close()
             return
         tls = TLS(self.certificate.current()) if self.certificate else None
-        conn = Connection(sock, peer, self.selector, self.max_line, tls)
+        conn = Connection(sock, peer, self.selector, self.room.max_line, tls)
         self.crowd.guard(self.crowd.arrive, conn, by_web)
 
     def last_call(self) -> None:
         """Lets nobody in any more, and hears what had arrived before, for LAST_CALL at most."""
         for acceptor in self.acceptors:
             acceptor.close()
-        self.closing = True
         self.crowd.close()
         over = time.monotonic() + LAST_CALL
         while time.monotonic() < over and self.stop_signals == 1:
@@ -3899,12 +3874,9 @@ class ChatServer:
     def read(self, conn: Connection, limit: int) -> None:
         """Receives once, if the member may speak now, and lets the room hear the whole lines."""
         if conn in self.crowd.leaving:
-            self.crowd.drain(conn, limit)
-            self.room.batch.weight += conn.toll()
-            if conn in self.crowd.leaving:  # still: then it comes after whoever costs less
-                self.throttle.charge(conn, conn.toll())
+            self.drain(conn, limit)
             return
-        if not self.closing:
+        if not self.stop_signals:  # else all that arrives is heard, however much that is
             limit = self.throttle.allow(conn, limit, self.room.batch.size)
         if not limit:
             return
@@ -3928,6 +3900,14 @@ class ChatServer:
             self.hear_end(conn)
         if conn in self.room.members:
             self.throttle.charge(conn, max(received, self.room.batch.weight - before))
+
+    def drain(self, conn: Connection, limit: int) -> None:
+        """Receives from somebody who has left; only its end is of interest. Raises Gone."""
+        if conn.receive_text(limit) == b"":
+            self.crowd.finish(conn)
+        self.room.batch.weight += conn.toll()
+        if conn in self.crowd.leaving:  # still: then it comes after whoever costs less
+            self.throttle.charge(conn, conn.toll())
 
     def hear(self, conn: Connection, budget: int) -> None:
         """Lets the room hear whole lines, as many as a budget allows."""
@@ -3967,7 +3947,7 @@ class ChatServer:
                 conn.write(batch)
                 if conn.queue and (conn.size > HIGH_WATER or conn.unread > MAX_UNREAD):
                     self.throttle.check(conn)
-            except Gone as gone:
+            except Gone as gone:  # as in guard(), which would cost each delivery a call
                 self.crowd.disconnect(conn, str(gone))
             except Exception:
                 log.exception("%s made the server stumble", conn)
@@ -4405,9 +4385,7 @@ def run(args: argparse.Namespace) -> int:
     if transcript and args.history:
         room.history.add(transcript.messages(args.max_line))
     server = ChatServer(
-        *(listeners, room, max_clients, args.max_line, transcript, password, certificate, operator),
-        web_listeners=web,
-        site=site,
+        *(listeners, room, max_clients, transcript, password, certificate, operator, web, site)
     )
     try:
         return server.run()
