@@ -1306,10 +1306,6 @@ def compatible(text: str) -> str:
     return letters[:MAX_NAME_SOURCE]
 
 
-# All who ask get the same bytes, however many wait for them.
-HELP_LINES = b"".join(map(notice, HELP))
-
-
 def visible(text: str) -> str:
     """Returns what the beginning of a text looks like on a screen: every space as a space, what
     shows nothing left out, letters in their compatible form."""
@@ -1530,7 +1526,7 @@ class Room:
             "/help": self.help,
             "/quit": self.quit,
         }
-        self.help_lines = HELP_LINES
+        self.help_lines = b"".join(map(notice, HELP))  # the same bytes for all who ask
 
     def take_batch(self) -> Batch:
         """Returns what has happened since the last call."""
@@ -3348,23 +3344,23 @@ class Throttle:
             self.left -= size + BATCH_COST
 
     def renew(self) -> None:
-        """As time passes, more may be said, and the loud take turns. Called in each turn."""
-        if self.slowing:
-            now = self.clock.now()
-            self.left = min(self.left + PACE * (now - self.renewed_at), PACE)
-            self.renewed_at = now
-            if self.left > 0:
-                self.give_turns(int(self.left) // MIN_READ + 1)
+        """As time passes, more may be said, and the loud take turns. Called in each turn.
 
-    def give_turns(self, turns: int) -> None:
-        """Lets some of those who were paused speak. The host that has said least comes first, so
-        that it has as many turns as one with hundreds of connections; of a host, the connection
-        that has waited longest."""
+        The host that has said least comes first, so that it has as many turns as one with hundreds
+        of connections; of a host, the connection that has waited longest.
+        """
+        if not self.slowing:
+            return
+        now = self.clock.now()
+        self.left = min(self.left + PACE * (now - self.renewed_at), PACE)
+        self.renewed_at = now
+        if self.left <= 0:
+            return
         # Whoever has yet to read its answers isn't heard anyway: a turn would be used up, and the
         # loop would never sleep.
         may_speak = list(filter(self.may_be_heard, self.paused))
         may_speak.sort(key=lambda conn: self.hosts.get(conn.host, 0))
-        for conn in may_speak[:turns]:
+        for conn in may_speak[: int(self.left) // MIN_READ + 1]:
             self.resume_one(conn)
 
     def tick(self) -> None:
@@ -3707,9 +3703,8 @@ class ChatServer:
         self.transcript = transcript
         self.certificate = certificate  # if the room speaks TLS
         self.selector = selectors.DefaultSelector()
-        self.crowd = Membership(
-            *(room, max_clients, password, operator, site), closed=self.let_newcomers_in
-        )
+        closed = self.let_newcomers_in
+        self.crowd = Membership(room, max_clients, password, operator, site, closed)
         self.throttle = self.crowd.throttle
         self.acceptors = [
             Acceptor(self.selector, listeners, self.admit),
@@ -3980,44 +3975,29 @@ class ChatServer:
 # --- How to join ---------------------------------------------------------------------------------
 
 
-def host_to_join(
-    listeners: Sequence[socket.socket], hosts: Sequence[str], rehearsal: Rehearsal | None
-) -> str:
-    """Returns a host at which those who can connect reach this one. `hosts` are the --host options.
-    Logs a warning if clients can't trust the certificate there."""
-    others = hosts_for_others(listeners)
-    if rehearsal:
-        return rehearsal.host_for_clients(others or hosts, by_name=bool(others))
-    return (others or hosts)[0]
+def how_to_join(
+    listeners: Sequence[socket.socket],
+    hosts: Sequence[str],
+    tls: ssl.SSLContext | None = None,
+    cert: str = "",
+) -> tuple[str, list[str]]:
+    """Returns a host at which those who can connect reach this one, and commands for joining that
+    work as they stand there. `hosts` are the --host options; `cert` is the certificate's file.
+    Logs a warning if clients will refuse that."""
+    others, port = hosts_for_others(listeners), listeners[0].getsockname()[1]
+    host = (others or hosts)[0]
+    if not tls:
+        return host, [f"join: python3 chat_client.py {host} {port}", f"or: nc {host} {port}"]
+    try:
+        view = ClientsView(tls, cert)
+        host = view.best_host(others or hosts, by_name=bool(others))
+        trust, *notes = view.how_to_trust(local=not others)
+    except OSError:  # it was in a pipe, from which it comes once
+        trust, *notes = "--tls-ca FILE", "FILE is the room's certificate"
+    return host, [f"join: python3 chat_client.py {host} {port} {trust}", *notes]
 
 
-def how_to_join(host: str, port: int) -> list[str]:
-    """Returns commands for joining that work as they stand on the hosts that can connect."""
-    return [f"join: python3 chat_client.py {host} {port}", f"or: nc {host} {port}"]
-
-
-def how_to_join_through_tls(
-    host: str, port: int, rehearsal: Rehearsal | None, cert: str, local: bool
-) -> list[str]:
-    """Returns the same for a room that speaks TLS with the certificate in the file `cert`, and what
-    it takes for that; `local` if only this machine can connect."""
-    join = f"join: python3 chat_client.py {host} {port}"
-    if not rehearsal:
-        return [f"{join} --tls-ca FILE", "FILE is the room's certificate"]
-    if rehearsal.public:
-        return [f"{join} --tls"]
-    if not rehearsal.sufficient:
-        return [f"{join} --tls-ca FILE", f"FILE is the certificate of the authority behind {cert}"]
-    if local:
-        return [f"{join} --tls-ca {shell_word(os.path.abspath(cert))}"]
-    file, note = shell_word(os.path.basename(cert)), "it isn't secret"
-    with open(cert, "rb") as pem:
-        if b"PRIVATE KEY-----" in pem.read():
-            file, note = "NEW.pem", f"that is {file} without the key"
-    return [f"{join} --tls-ca {file}", f"copy {file} to that host first; {note}"]
-
-
-class Rehearsal:
+class ClientsView:
     """What clients will make of our certificate: we shake hands with ourselves, in memory."""
 
     def __init__(self, tls: ssl.SSLContext, cert: str) -> None:
@@ -4032,15 +4012,7 @@ class Rehearsal:
             self.sufficient = "issuer" not in self.why_refused()
             self.client.verify_flags |= PARTIAL_CHAIN  # even so we can see for which hosts it is
 
-    @classmethod
-    def of(cls, tls: ssl.SSLContext, cert: str) -> Rehearsal | None:
-        """Returns one, or None if the certificate was in a pipe, from which it comes once."""
-        try:
-            return cls(tls, cert)
-        except OSError:
-            return None
-
-    def host_for_clients(self, hosts: Sequence[str], by_name: bool) -> str:
+    def best_host(self, hosts: Sequence[str], by_name: bool) -> str:
         """Returns which of the hosts the certificate is for; if it is for none, another one that it
         names, if clients can connect by names. Logs a warning if they would refuse it."""
         why = self.why_refused()
@@ -4059,6 +4031,24 @@ class Rehearsal:
             *(self.cert, hosts[0]),
         )
         return hosts[0]
+
+    def how_to_trust(self, local: bool) -> list[str]:
+        """Returns the client's options for trusting it, and what has to be known for that; `local`
+        if only this machine can connect."""
+        if self.public:
+            return ["--tls"]
+        if not self.sufficient:
+            return [
+                "--tls-ca FILE",
+                f"FILE is the certificate of the authority behind {self.cert}",
+            ]
+        if local:
+            return [f"--tls-ca {shell_word(os.path.abspath(self.cert))}"]
+        file, note = shell_word(os.path.basename(self.cert)), "it isn't secret"
+        with open(self.cert, "rb") as pem:
+            if b"PRIVATE KEY-----" in pem.read():
+                file, note = "NEW.pem", f"that is {file} without the key"
+        return [f"--tls-ca {file}", f"copy {file} to that host first; {note}"]
 
     def why_refused(self, host: str = "") -> str:
         """Returns why a client doesn't trust the certificate or, given a host, doesn't take it for
@@ -4300,7 +4290,7 @@ class Certificate:
         self.key = key
         self.found = self.look()  # before they are loaded: what changes meanwhile is seen later
         self.context = make_server_tls(cert, key)
-        self.retry_at: float | None = None  # monotonic seconds, while they can't be loaded
+        self.retry_at = math.inf  # monotonic seconds, while they can't be loaded
 
     def look(self) -> list[tuple[int, ...]] | None:
         """Returns what is different after the files have changed; None if one is no file, such as a
@@ -4318,26 +4308,21 @@ class Certificate:
         return found
 
     def current(self) -> ssl.SSLContext:
-        """Returns the context for a newcomer."""
+        """Returns the context for a newcomer. Files that can't be loaded are tried again, and
+        logged only when they have changed."""
         found = self.look()
         if found is None:
             return self.context
         changed, self.found = found != self.found, found
-        if changed or (self.retry_at is not None and time.monotonic() >= self.retry_at):
-            self.load(changed)
+        if changed or time.monotonic() >= self.retry_at:
+            try:
+                self.context, self.retry_at = make_server_tls(self.cert, self.key), math.inf
+                log.info("newcomers get the new certificate in %s", self.cert)
+            except Failure as failure:
+                self.retry_at = time.monotonic() + RETRY_CERTIFICATE
+                if changed:
+                    log.warning("the certificate stays the old one: %s", failure)
         return self.context
-
-    def load(self, changed: bool) -> None:
-        """Loads the files. If that fails it is tried again, but logged only for a change."""
-        try:
-            self.context = make_server_tls(self.cert, self.key)
-        except Failure as failure:
-            self.retry_at = time.monotonic() + RETRY_CERTIFICATE
-            if changed:
-                log.warning("the certificate stays the old one: %s", failure)
-            return
-        self.retry_at = None
-        log.info("newcomers get the new certificate in %s", self.cert)
 
 
 def tell_where(
@@ -4349,23 +4334,15 @@ def tell_where(
     """Logs where the room is and how to join it. Returns the site for browsers, if there is one."""
     addresses = [format_address(listener.getsockname()) for listener in listeners]
     log.info("listening on %s; %s", " and ".join(addresses), who_can_connect(listeners))
-    rehearsal = Rehearsal.of(tls, args.tls_cert) if tls else None
-    host = host_to_join(listeners, args.host, rehearsal)
-    port = listeners[0].getsockname()[1]
-    if tls:
-        local = not hosts_for_others(listeners)
-        lines = how_to_join_through_tls(host, port, rehearsal, args.tls_cert, local)
-    else:
-        lines = how_to_join(host, port)
-    site = None
-    if web_listeners:
-        address = format_address((host, web_listeners[0].getsockname()[1]))
-        url = f"{'https' if tls else 'http'}://{address}/"
-        lines.append(f"or, in a browser: {url}")
-        site = Site([*args.host, *args.web_host], bool(tls), url, port)
+    host, lines = how_to_join(listeners, args.host, tls, args.tls_cert)
     for line in lines:
         log.info("%s", line)
-    return site
+    if not web_listeners:
+        return None
+    port, web_port = (socks[0].getsockname()[1] for socks in (listeners, web_listeners))
+    url = f"{'https' if tls else 'http'}://{format_address((host, web_port))}/"
+    log.info("or, in a browser: %s", url)
+    return Site([*args.host, *args.web_host], bool(tls), url, port)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -4385,7 +4362,7 @@ def run(args: argparse.Namespace) -> int:
     if transcript and args.history:
         room.history.add(transcript.messages(args.max_line))
     server = ChatServer(
-        *(listeners, room, max_clients, transcript, password, certificate, operator, web, site)
+        listeners, room, max_clients, transcript, password, certificate, operator, web, site
     )
     try:
         return server.run()
