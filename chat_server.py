@@ -1119,11 +1119,17 @@ class Site:
     """
 
     def __init__(
-        self, hosts: Iterable[str], secure: bool, url: str = "", room_port: int = PORT
+        self,
+        hosts: Iterable[str],
+        secure: bool,
+        port: int = WEB_PORT,
+        url: str = "",
+        room_port: int = PORT,
     ) -> None:
         """`hosts` are names that Host may have besides those that can't be anybody else's; under
-        TLS (`secure`), the certificate decides on that, and it may be any. Browsers find the page
-        at `url`, others the room at `room_port`."""
+        TLS (`secure`), the certificate decides on that, and it may be any. Browsers come to `port`,
+        most of them by `url`, others find the room at `room_port`."""
+        self.port = port
         self.url = url
         self.room_port = room_port
         self.hosts = {name_in_url(host) for host in (socket.gethostname(), *hosts)}
@@ -1162,18 +1168,14 @@ class Site:
         """Raises Refusal unless it comes to us, from a page of ours, and asks for the page."""
         if self.secure and not encrypted:
             raise Refusal(307, "This room is at https.", f"Location: https://{request.host}/")
-        self.check_host(request.name)
+        if not (self.secure or request.name in self.hosts or LOCAL_NAME.fullmatch(request.name)):
+            remedy = f"Whoever runs it can add that: --web-host {request.name}"
+            raise Refusal(421, f"This room does not go by the name {request.name}. {remedy}")
         self.check_origin(request.host, request.fields.get("origin"))
         if request.method not in ("GET", "HEAD"):
             raise Refusal(405, "There is only a page to get here.", "Allow: GET, HEAD")
         if request.target.partition("?")[0] != "/":
             raise Refusal(404, "There is nothing here; the room is at /.")
-
-    def check_host(self, name: str) -> None:
-        """Raises Refusal unless the name that was asked for can only be ours."""
-        if not (self.secure or name in self.hosts or LOCAL_NAME.fullmatch(name)):
-            remedy = f"Whoever runs it can add that: --web-host {name}"
-            raise Refusal(421, f"This room does not go by the name {name}. {remedy}")
 
     def check_origin(self, host: str, origin: str | None) -> None:
         """Raises Refusal if a page from elsewhere asks. Only programs don't say where from."""
@@ -1489,14 +1491,12 @@ class History:
             self.blocks.append((block, lines))
             self.size += end
             self.lines += lines
-        while self.is_enough_without(*self.blocks[0]):
-            block, lines = self.blocks.popleft()
+        block, lines = self.blocks[0]
+        while self.lines - lines >= self.count or self.size - len(block) >= MAX_HISTORY:
+            self.blocks.popleft()  # there is enough without it
             self.size -= len(block)
             self.lines -= lines
-
-    def is_enough_without(self, block: bytes, lines: int) -> bool:
-        """Says whether the first block isn't needed any more."""
-        return self.lines - lines >= self.count or self.size - len(block) >= MAX_HISTORY
+            block, lines = self.blocks[0]
 
     def pieces(self) -> list[bytes]:
         """Returns the messages, whole lines, in pieces that all newcomers share."""
@@ -1701,7 +1701,6 @@ class Room:
     # Commands: each takes the member and what follows the command's word
 
     def no_such_command(self, member: Member, _: str) -> None:
-        """Says what to do about a mistyped word."""
         self.tell(member, "no such command; /help lists them, and //TEXT says /TEXT")
 
     def take_name(self, member: Member, argument: str) -> None:
@@ -1727,7 +1726,6 @@ class Room:
             self.announce(f"{before} is now {name}", member)
 
     def who(self, member: Member, _: str) -> None:
-        """Tells who is here."""
         shown = [other.name for other in islice(self.names.values(), MAX_WHO)]
         if len(self.names) > len(shown):
             shown.append(f"{len(self.names) - len(shown)} more")
@@ -1759,7 +1757,6 @@ class Room:
         self.leave(member)
 
     def help(self, member: Member, _: str) -> None:
-        """Tells what can be said."""
         self.batch.tell(member, self.help_lines)
 
 
@@ -2604,8 +2601,7 @@ class Connection(Member):
 
     def upgrade(self) -> None:
         """From here on it is a browser's WebSocket."""
-        self.framer = WebSocket(self.framer.max_line)
-        self.framed = True
+        self.framer, self.framed = WebSocket(self.framer.max_line), True
 
     def say_bye(self) -> None:
         """Tells a browser, after all else that it gets, that and why its stream ends. Raises
@@ -2839,7 +2835,6 @@ class Transcript:
         log.warning("the transcript %s had vanished and was started anew", self.path)
 
     def close(self) -> None:
-        """The room has ended."""
         self.tell_lost()
         self.file.close()
 
@@ -2940,12 +2935,9 @@ class WrongTries:
 
     def note(self, host: str, now: float) -> None:
         """A password from this host was wrong."""
-        self.marks[host] = max(self.marks.get(host, now), now) + WRONG_TIME
-        self.mark_of_all = max(self.mark_of_all, now) + WRONG_TIME_OF_ALL
-
-    def tick(self, now: float) -> None:
-        """Once a second, or so: drops what is over."""
         self.marks = {host: mark for host, mark in self.marks.items() if mark > now}
+        self.marks[host] = self.marks.get(host, now) + WRONG_TIME
+        self.mark_of_all = max(self.mark_of_all, now) + WRONG_TIME_OF_ALL
 
 
 class Bans:
@@ -3247,8 +3239,8 @@ class Lag:
 
     __slots__ = ("acknowledged", "deadline")
 
-    def __init__(self, conn: Connection) -> None:
-        self.acknowledged = conn.acknowledged()  # bytes, when that was counted last
+    def __init__(self) -> None:
+        self.acknowledged = 0  # bytes, when that was counted last
         self.deadline = 0.0
 
     def begin(self, conn: Connection, now: float) -> None:
@@ -3398,9 +3390,8 @@ class Throttle:
         slowing = conn.size - conn.unread > HIGH_WATER
         if slowing or conn.unread > MAX_UNREAD:
             if conn not in self.behind:
-                lag = self.lately.pop(conn) if conn in self.lately else Lag(conn)
-                lag.begin(conn, self.clock.now())
-                self.behind[conn] = lag
+                self.behind[conn] = self.lately.pop(conn, Lag())
+                self.behind[conn].begin(conn, self.clock.now())
         elif conn in self.behind:
             self.lately[conn] = self.behind.pop(conn)
         if slowing:
@@ -3457,7 +3448,7 @@ class Membership:
         closed: Callable[[], None],
     ) -> None:
         self.room = room
-        self.closed = closed  # is called after a connection was
+        self.closed = closed  # is called after a connection was: its descriptor is free
         self.clock = Clock()
         self.door = Door(password, self.clock, site)
         see_off = partial(self.start_leaving, code=REFUSED)
@@ -3666,7 +3657,6 @@ class Membership:
     def tick(self) -> None:
         """Once a second: allowances, and passwords that came too early."""
         self.throttle.tick()
-        self.door.tries.tick(self.clock.now())
         for conn in list(self.door.late):
             self.guard(self.serve_newcomer, conn, self.door.judge)
 
@@ -3675,13 +3665,6 @@ class Membership:
         for conn in list(self.door.waiting):
             self.forget(conn)
         self.throttle.resume()
-
-    def say_goodbye(self) -> None:
-        """Lets all members go."""
-        members = self.members()
-        self.room.close()
-        for conn in members:
-            self.start_leaving(conn, GOING_AWAY)
 
 
 class ChatServer:
@@ -3696,20 +3679,16 @@ class ChatServer:
         password: bytes = b"",
         certificate: Certificate | None = None,
         operator: bytes = b"",
-        web_listeners: Sequence[socket.socket] = (),
         site: Site | None = None,
     ) -> None:
         self.room = room
         self.transcript = transcript
         self.certificate = certificate  # if the room speaks TLS
         self.selector = selectors.DefaultSelector()
-        closed = self.let_newcomers_in
+        self.acceptor = Acceptor(self.selector, listeners, self.admit)
+        closed = self.acceptor.resume
         self.crowd = Membership(room, max_clients, password, operator, site, closed)
         self.throttle = self.crowd.throttle
-        self.acceptors = [
-            Acceptor(self.selector, listeners, self.admit),
-            Acceptor(self.selector, web_listeners, partial(self.admit, by_web=True)),
-        ]
         self.next_tick = 0.0
         self.stop_signals = 0
 
@@ -3723,8 +3702,7 @@ class ChatServer:
         """
         with self.selector, open_signal_socket(*ending_signals()) as signals:
             self.selector.register(signals, EVENT_READ, partial(self.on_signal, signals))
-            for acceptor in self.acceptors:
-                acceptor.start()
+            self.acceptor.start()
             while not self.stop_signals:
                 self.turn()
             self.last_call()
@@ -3756,8 +3734,7 @@ class ChatServer:
         if now >= self.next_tick:
             self.next_tick = now + TICK
             self.crowd.tick()
-            for acceptor in self.acceptors:
-                acceptor.retry_if_due(time.monotonic())
+            self.acceptor.retry_if_due(time.monotonic())
 
     def wait(self, timeout: float | None) -> tuple[list[Connection], set[Connection]]:
         """Waits `timeout` seconds at most, and sends what can be sent; returns who is ready at the
@@ -3823,31 +3800,27 @@ class ChatServer:
             return 0
         deadlines = self.crowd.deadlines()
         throttle, late = self.throttle, self.crowd.door.late
-        must_retry = any(acceptor.retry_at is not None for acceptor in self.acceptors)
+        must_retry = self.acceptor.retry_at is not None
         if late or throttle.behind or throttle.paused or must_retry:
             deadlines.append(self.next_tick)
         return max(0.0, min(deadlines) - self.crowd.clock.now()) if deadlines else None
 
     # Beginning and end
 
-    def let_newcomers_in(self) -> None:
-        """A connection was closed, so that there may be a descriptor for another."""
-        for acceptor in self.acceptors:
-            acceptor.resume()
-
-    def admit(self, sock: socket.socket, peer: str, by_web: bool = False) -> None:
+    def admit(self, sock: socket.socket, peer: str) -> None:
         """Makes a connection of a newcomer's socket, and lets it to the door. Raises OSError."""
         if not self.crowd.has_room(peer):
             sock.close()
             return
+        site = self.crowd.door.site
+        by_web = site is not None and sock.getsockname()[1] == site.port
         tls = TLS(self.certificate.current()) if self.certificate else None
         conn = Connection(sock, peer, self.selector, self.room.max_line, tls)
         self.crowd.guard(self.crowd.arrive, conn, by_web)
 
     def last_call(self) -> None:
         """Lets nobody in any more, and hears what had arrived before, for LAST_CALL at most."""
-        for acceptor in self.acceptors:
-            acceptor.close()
+        self.acceptor.close()
         self.crowd.close()
         over = time.monotonic() + LAST_CALL
         while time.monotonic() < over and self.stop_signals == 1:
@@ -3861,7 +3834,10 @@ class ChatServer:
 
     def close_room(self) -> None:
         """Says goodbye to everyone."""
-        self.crowd.say_goodbye()
+        members = self.crowd.members()
+        self.room.close()
+        for conn in members:
+            self.crowd.start_leaving(conn, GOING_AWAY)
         self.deliver(self.room.take_batch())
 
     # From a connection
@@ -4296,15 +4272,12 @@ class Certificate:
         """Returns what is different after the files have changed; None if one is no file, such as a
         pipe: that gives what is in it once, and makes its reader wait."""
         found: list[tuple[int, ...]] = []
-        for path in (self.cert, self.key):
-            try:
+        with suppress(OSError):  # it has vanished
+            for path in (self.cert, self.key):
                 file = os.stat(path)
-            except OSError:  # it has vanished
-                found.append(())
-                continue
-            if not stat.S_ISREG(file.st_mode):
-                return None
-            found.append((file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns))
+                if not stat.S_ISREG(file.st_mode):
+                    return None
+                found.append((file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns))
         return found
 
     def current(self) -> ssl.SSLContext:
@@ -4342,7 +4315,7 @@ def tell_where(
     port, web_port = (socks[0].getsockname()[1] for socks in (listeners, web_listeners))
     url = f"{'https' if tls else 'http'}://{format_address((host, web_port))}/"
     log.info("or, in a browser: %s", url)
-    return Site([*args.host, *args.web_host], bool(tls), url, port)
+    return Site([*args.host, *args.web_host], bool(tls), web_port, url, port)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -4361,8 +4334,9 @@ def run(args: argparse.Namespace) -> int:
     room = Room(args.history, args.max_line)
     if transcript and args.history:
         room.history.add(transcript.messages(args.max_line))
+    listeners += web
     server = ChatServer(
-        listeners, room, max_clients, transcript, password, certificate, operator, web, site
+        listeners, room, max_clients, transcript, password, certificate, operator, site
     )
     try:
         return server.run()

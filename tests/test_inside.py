@@ -102,18 +102,17 @@ def test_newcomers_are_let_in_when_a_connection_was_closed(module: Any) -> None:
     server = CheckedServer([], Room()) if module is chat_server else module.EchoServer([], 9)
     sock, _peer = pair()
     server.admit(sock, "peer")
-    acceptor = server.acceptors[0] if module is chat_server else server.acceptor
-    acceptor.retry_at = time.monotonic() + 1000
+    server.acceptor.retry_at = time.monotonic() + 1000
     (key,) = server.selector.get_map().values()
     (server.crowd.disconnect if module is chat_server else server.drop)(key.data, "gone")
-    assert acceptor.retry_at is None
+    assert server.acceptor.retry_at is None
 
 
 def test_newcomers_are_let_in_after_a_while(inside: Inside) -> None:
-    inside.server.acceptors[0].retry_at = time.monotonic()
+    inside.server.acceptor.retry_at = time.monotonic()
     inside.server.next_tick = 0
     inside.server.turn()
-    assert inside.server.acceptors[0].retry_at is None
+    assert inside.server.acceptor.retry_at is None
 
 
 @pytest.mark.parametrize("module", [chat_server, echo_server])

@@ -585,7 +585,6 @@ def tries_allowed(tries: WrongTries, hosts: list[str], seconds: int) -> int:
             if tries.allow(host, now):
                 tries.note(host, now)
                 count += 1
-        tries.tick(now)
     return count
 
 
