@@ -977,7 +977,7 @@ REASONS = {  # those of http.HTTPStatus, which Debian's python3-minimal lacks
     431: "Request Header Fields Too Large",
 }
 
-# A request without a body (RFC 9112, RFC 9110): the whole syntax, so that nothing else gets further.
+# A request without a body (RFC 9112, RFC 9110), its whole syntax: nothing else gets any further.
 TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 FIELD = re.compile(rf"({TOKEN}):([\t -~\x80-\xff]*)\r?\n")
 REQUEST = re.compile(rf"({TOKEN}) ([!-~]+) HTTP/1\.[0-9]\r?\n((?:{FIELD.pattern})*)\r?\n")
@@ -1975,6 +1975,116 @@ def open_log(verbose: bool) -> None:
     )
 
 
+# --- The transcript ------------------------------------------------------------------------------
+
+
+def open_private(path: str, flags: int) -> int:
+    """Opens a file that, if it is a new one, only its owner can read, and that never makes anyone
+    wait, if it is a pipe or a terminal. Returns the descriptor."""
+    for name in ("O_NONBLOCK", "O_NOCTTY"):  # Windows has neither
+        flags |= getattr(os, name, 0)
+    return os.open(path, flags, 0o600)
+
+
+# A line of the transcript, unless it is the room's own: its time, and exactly what was said.
+STAMPED = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ (?!\* )(.+)")
+# Ends a line that was written halfway: CANCEL, which nothing that is said has in it, means that the
+# rest is to be disregarded. With a newline alone it would look whole.
+TORN_END = b"\x18\n"
+
+
+def said_before(lines: bytes, longest: int) -> bytes:
+    """Returns the messages, whole lines as they were said, that stand in a stretch of a transcript.
+    Whatever can't have been said in a room, or by members with lines of up to `longest` bytes, name
+    included, is passed over."""
+    found = (STAMPED.fullmatch(line) for line in lines.split(b"\n")[:-1])
+    said = (match[1] for match in found if match)
+    return b"".join(one + b"\n" for one in said if len(one) <= longest and is_clean(one))
+
+
+class Transcript:
+    """A file to which every public line is added with its time. Whatever keeps lines from being
+    written is the log's business: the room goes on."""
+
+    def __init__(self, path: str) -> None:
+        """Raises Failure."""
+        self.path = path
+        self.lost = 0  # lines, since the log was last told how many
+        self.lost_at = 0.0  # monotonic seconds, the last time
+        try:
+            self.open()
+        except OSError as error:
+            raise Failure(f"cannot write the transcript {path}: {error.strerror}") from error
+
+    def open(self) -> None:
+        """Raises OSError.
+
+        It is opened for reading too. So a pipe needs no reader: it keeps what it has room for until
+        there is one, and one that goes can come back.
+        """
+        self.file = io.FileIO(self.path, "a+", opener=open_private)
+        self.lines = LineWriter(self.file.fileno())
+        self.lines.torn_end = TORN_END
+        with suppress(OSError):  # it is empty, or has no end
+            self.file.seek(-1, os.SEEK_END)
+            self.lines.in_line = self.file.read(1) != b"\n"  # the disk was full, the last time
+
+    def messages(self, max_line: int) -> bytes:
+        """Returns the messages at its end, whole lines as they were said, for a history. `max_line`
+        is the room's. A pipe or a terminal has none."""
+        end = os.fstat(self.file.fileno())
+        if not stat.S_ISREG(end.st_mode):
+            return b""
+        start = max(0, end.st_size - MAX_REPLAYED)
+        try:
+            self.file.seek(start)
+            tail = self.file.read(MAX_REPLAYED) or b""
+        except OSError as error:
+            log.warning("cannot read the transcript %s: %s", self.path, error.strerror)
+            return b""
+        if start:  # in the middle of a line, most likely
+            tail = tail.partition(b"\n")[2]
+        return said_before(tail, MAX_PREFIX + max_line)
+
+    def write(self, text: bytes) -> None:
+        """Adds whole lines."""
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ ", time.gmtime()).encode()
+        try:
+            self.follow()
+            lost = self.lines.write(stamp + text[:-1].replace(b"\n", b"\n" + stamp) + b"\n")
+            why = self.lines.why
+        except OSError as error:
+            lost, why = text.count(b"\n"), error.strerror or str(error)
+        now = time.monotonic()
+        if lost:
+            if not self.lost:
+                log.error("cannot write the transcript %s: %s", self.path, why)
+            self.lost += lost
+            self.lost_at = now
+        elif self.lost and now - self.lost_at > GAP_END:
+            self.tell_lost()
+
+    def tell_lost(self) -> None:
+        """Tells the log how many lines are missing."""
+        if self.lost:
+            log.warning("lines missing in the transcript %s: %d", self.path, self.lost)
+        self.lost = 0
+
+    def follow(self) -> None:
+        """Starts the file anew if somebody has moved it away or deleted it. Raises OSError."""
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(self.path), os.fstat(self.file.fileno())):
+                return
+        old = self.file
+        self.open()
+        old.close()
+        log.warning("the transcript %s had vanished and was started anew", self.path)
+
+    def close(self) -> None:
+        self.tell_lost()
+        self.file.close()
+
+
 # --- Listening sockets ---------------------------------------------------------------------------
 
 # Names that mean two addresses, whatever this host's resolver says: localhost (RFC 6761, section
@@ -2249,35 +2359,7 @@ class Acceptor:
             sock.close()
 
 
-# --- Connections ---------------------------------------------------------------------------------
-
-# The states of a connection, and what it can be in each. No state is kept twice: it follows from
-# which of these a connection is in, and it is in one of them at most.
-#
-#   state     is in            `reading`                    its queue    `tls`, in a TLS room
-#   at door   door.waiting     until it gave a password     a question   shakes hands first, then
-#                                                                        a browser asks for something
-#   member    room.members     unless the throttle has      any          is there
-#                              paused it
-#   leaving   leaving          until its stream has ended   any          until our end of it is said
-#   closed    nothing          no                           none         none
-#
-# In any of the first three, what TLS has encrypted and the kernel hasn't taken is in `unsent`. It
-# comes before what is in the queue, and before the end of the stream.
-#
-# What moves it on:
-#
-#   at door -> member     the right password, or none is needed     Membership.enter
-#   at door -> leaving    the same, but the room is full; a wrong   Membership.turn_away
-#                         password, after a second; a request for
-#                         the page; no TLS, or no browser, where
-#                         there must be
-#   member  -> leaving    /quit, the end of its stream, or of the   Membership.start_leaving
-#                         room; its place goes to another
-#   leaving -> closed     it has got everything, and its own        Membership.finish
-#                         stream has ended, or LINGER or FAREWELL
-#                         is over
-#   any     -> closed     an error, too far behind, out of time     Membership.disconnect
+# --- TLS -----------------------------------------------------------------------------------------
 
 
 def lost(error: OSError) -> Gone:
@@ -2285,13 +2367,109 @@ def lost(error: OSError) -> Gone:
     return Gone(f"lost: {error.strerror or error}")
 
 
-def unacknowledged(sock: socket.socket) -> int:
-    """Returns how many bytes that were sent, the end of the stream included, the other side's
-    system hasn't confirmed to have; 0 where ours doesn't tell."""
-    if fcntl and SIOCOUTQ:
-        with suppress(OSError):
-            return int.from_bytes(fcntl.ioctl(sock, SIOCOUTQ, bytes(4)), sys.byteorder)
-    return 0
+def lacking(module: str, purpose: str) -> Failure:
+    """Returns what to raise where a part of Python isn't installed."""
+    remedy = "install the whole of it; on Debian: apt install python3"
+    return Failure(f"this Python has no module {module}, which {purpose} needs; {remedy}")
+
+
+def make_server_tls(cert: str, key: str) -> ssl.SSLContext:
+    """Returns what connections need to speak TLS as a server. Raises Failure."""
+    if ssl is None:
+        raise lacking("ssl", "TLS")
+
+    def ask_for_pass_phrase() -> str:  # instead of OpenSSL, which would ask on the terminal
+        remedy = f"make a copy without it: openssl pkey -in {key} -out NEW.key"
+        raise Failure(f"the key in {key} has a pass phrase; {remedy}")
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.num_tickets = 0  # nobody resumes a session here
+    # One curve, which every client has, and none of the groups of numbers (ffdhe8192) with which a
+    # client can have a server compute for 100 ms, and needn't compute itself (CVE-2002-20001).
+    context.set_ecdh_curve("prime256v1")
+    # No renegotiation, so that sending doesn't have to wait for receiving. PyPy and LibreSSL lack
+    # the name.
+    context.options |= getattr(ssl, "OP_NO_RENEGOTIATION", 0)
+    try:
+        context.load_cert_chain(cert, key, password=ask_for_pass_phrase)
+    except OSError as error:  # ssl.SSLError is one too
+        raise Failure(why_not_usable(error, cert, key)) from error
+    return context
+
+
+def why_not_usable(error: OSError, cert: str, key: str) -> str:
+    """Returns what to tell the user when the certificate and the key couldn't be loaded."""
+    texts = []
+    for option, file in (("--tls-cert", cert), ("--tls-key", key)):
+        try:
+            with open(file, "rb") as pem:
+                texts.append(pem.read())
+        except OSError as problem:
+            return f"cannot read {option} {file}: {problem.strerror}"
+    has_cert = [b"CERTIFICATE-----" in text for text in texts]
+    has_key = [b"PRIVATE KEY-----" in text for text in texts]
+    if has_key[0] and has_cert[1] and not (has_cert[0] and has_key[1]):
+        return f"--tls-cert and --tls-key are swapped: {cert} has the key, {key} the certificate"
+    if not has_cert[0]:
+        return f"there is no certificate in PEM format in {cert}"
+    if not has_key[1]:
+        return f"there is no private key in PEM format in {key}"
+    reason = getattr(error, "reason", None)
+    if reason in NOT_A_PAIR:
+        return f"the key in {key} does not belong to the first certificate in {cert}"
+    if reason:
+        return f"cannot use {cert} with {key}: {reason.lower().replace('_', ' ')}"
+    try:
+        ssl.create_default_context(cafile=cert)
+    except ssl.SSLError:
+        return f"the certificate in {cert} is damaged"
+    return f"the private key in {key} is damaged"
+
+
+class Certificate:
+    """The room's certificate and its key, as a context of TLS.
+
+    After their files have changed they are loaded anew, for whoever comes from then on. While they
+    can't be loaded, as when one of them has yet to be replaced, the old ones stay.
+    """
+
+    def __init__(self, cert: str, key: str) -> None:
+        """Raises Failure."""
+        self.cert = cert
+        self.key = key
+        self.found = self.look()  # before they are loaded: what changes meanwhile is seen later
+        self.context = make_server_tls(cert, key)
+        self.retry_at = math.inf  # monotonic seconds, while they can't be loaded
+
+    def look(self) -> list[tuple[int, ...]] | None:
+        """Returns what is different after the files have changed; None if one is no file, such as a
+        pipe: that gives what is in it once, and makes its reader wait."""
+        found: list[tuple[int, ...]] = []
+        with suppress(OSError):  # it has vanished
+            for path in (self.cert, self.key):
+                file = os.stat(path)
+                if not stat.S_ISREG(file.st_mode):
+                    return None
+                found.append((file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns))
+        return found
+
+    def current(self) -> ssl.SSLContext:
+        """Returns the context for a newcomer. Files that can't be loaded are tried again, and
+        logged only when they have changed."""
+        found = self.look()
+        if found is None:
+            return self.context
+        changed, self.found = found != self.found, found
+        if changed or time.monotonic() >= self.retry_at:
+            try:
+                self.context, self.retry_at = make_server_tls(self.cert, self.key), math.inf
+                log.info("newcomers get the new certificate in %s", self.cert)
+            except Failure as failure:
+                self.retry_at = time.monotonic() + RETRY_CERTIFICATE
+                if changed:
+                    log.warning("the certificate stays the old one: %s", failure)
+        return self.context
 
 
 class TLS:
@@ -2418,6 +2596,66 @@ class TLS:
         """Returns what has to be sent, once."""
         output, self.output = self.output, b""
         return output
+
+
+# --- Connections ---------------------------------------------------------------------------------
+
+# The states of a connection, and what it can be in each. No state is kept twice: it follows from
+# which of these a connection is in, and it is in one of them at most.
+#
+#   state     is in            `reading`                    its queue    `tls`, in a TLS room
+#   at door   door.waiting     until it gave a password     a question   shakes hands first; only
+#                                                                        then is anything said
+#   member    room.members     unless the throttle has      any          is there
+#                              paused it
+#   leaving   leaving          until its stream has ended   any          until our end of it is said
+#   closed    nothing          no                           none         none
+#
+# In any of the first three, what TLS has encrypted and the kernel hasn't taken is in `unsent`. It
+# comes before what is in the queue, and before the end of the stream.
+#
+# What moves it on:
+#
+#   at door -> member     the right password, or none is needed     Membership.enter
+#   at door -> leaving    the same, but the room is full, or keeps  Membership.turn_away
+#                         its host out; a wrong password, after a
+#                         second; a request for the page; no TLS,
+#                         or no browser, where there must be
+#   member  -> leaving    /quit, the end of its stream, or of the   Membership.start_leaving
+#                         room; its place goes to another; /kick;
+#                         it turns out to be a browser
+#   leaving -> closed     it has got everything, and its own        Membership.finish
+#                         stream has ended, or LINGER or FAREWELL
+#                         is over
+#   any     -> closed     an error, too far behind, out of time     Membership.disconnect
+
+
+IPV4_MAPPED = bytes(10) + b"\xff\xff"  # begins the IPv6 form of an IPv4 address (RFC 4291)
+
+
+def host_of(peer: str) -> str:
+    """Returns what stands for the host of a peer, as format_address() writes that: an IPv4 address,
+    or the network of 64 bits, in hexadecimal, that an IPv6 address is in, as the rest of that can
+    be chosen freely. This machine is one host by either, and so is an IPv4 address that is written
+    as an IPv6 one."""
+    host = peer.rpartition(":")[0].strip("[]")
+    if ":" not in host:
+        return host
+    if host == "::1":
+        return "127.0.0.1"
+    address = socket.inet_pton(socket.AF_INET6, host.partition("%")[0])
+    if address.startswith(IPV4_MAPPED):
+        return socket.inet_ntoa(address[len(IPV4_MAPPED) :])
+    return address[:8].hex()
+
+
+def unacknowledged(sock: socket.socket) -> int:
+    """Returns how many bytes that were sent, the end of the stream included, the other side's
+    system hasn't confirmed to have; 0 where ours doesn't tell."""
+    if fcntl and SIOCOUTQ:
+        with suppress(OSError):
+            return int.from_bytes(fcntl.ioctl(sock, SIOCOUTQ, bytes(4)), sys.byteorder)
+    return 0
 
 
 class Connection(Member):
@@ -2729,114 +2967,7 @@ class Connection(Member):
         self.unsent = b""
 
 
-# --- The chat server -----------------------------------------------------------------------------
-
-
-def open_private(path: str, flags: int) -> int:
-    """Opens a file that, if it is a new one, only its owner can read, and that never makes anyone
-    wait, if it is a pipe or a terminal. Returns the descriptor."""
-    for name in ("O_NONBLOCK", "O_NOCTTY"):  # Windows has neither
-        flags |= getattr(os, name, 0)
-    return os.open(path, flags, 0o600)
-
-
-# A line of the transcript, unless it is the room's own: its time, and exactly what was said.
-STAMPED = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ (?!\* )(.+)")
-# Ends a line that was written halfway: CANCEL, which nothing that is said has in it, means that the
-# rest is to be disregarded. With a newline alone it would look whole.
-TORN_END = b"\x18\n"
-
-
-def said_before(lines: bytes, longest: int) -> bytes:
-    """Returns the messages, whole lines as they were said, that stand in a stretch of a transcript.
-    Whatever can't have been said in a room, or by members with lines of up to `longest` bytes, name
-    included, is passed over."""
-    found = (STAMPED.fullmatch(line) for line in lines.split(b"\n")[:-1])
-    said = (match[1] for match in found if match)
-    return b"".join(one + b"\n" for one in said if len(one) <= longest and is_clean(one))
-
-
-class Transcript:
-    """A file to which every public line is added with its time. Whatever keeps lines from being
-    written is the log's business: the room goes on."""
-
-    def __init__(self, path: str) -> None:
-        """Raises Failure."""
-        self.path = path
-        self.lost = 0  # lines, since the log was last told how many
-        self.lost_at = 0.0  # monotonic seconds, the last time
-        try:
-            self.open()
-        except OSError as error:
-            raise Failure(f"cannot write the transcript {path}: {error.strerror}") from error
-
-    def open(self) -> None:
-        """Raises OSError.
-
-        It is opened for reading too. So a pipe needs no reader: it keeps what it has room for until
-        there is one, and one that goes can come back.
-        """
-        self.file = io.FileIO(self.path, "a+", opener=open_private)
-        self.lines = LineWriter(self.file.fileno())
-        self.lines.torn_end = TORN_END
-        with suppress(OSError):  # it is empty, or has no end
-            self.file.seek(-1, os.SEEK_END)
-            self.lines.in_line = self.file.read(1) != b"\n"  # the disk was full, the last time
-
-    def messages(self, max_line: int) -> bytes:
-        """Returns the messages at its end, whole lines as they were said, for a history. `max_line`
-        is the room's. A pipe or a terminal has none."""
-        end = os.fstat(self.file.fileno())
-        if not stat.S_ISREG(end.st_mode):
-            return b""
-        start = max(0, end.st_size - MAX_REPLAYED)
-        try:
-            self.file.seek(start)
-            tail = self.file.read(MAX_REPLAYED) or b""
-        except OSError as error:
-            log.warning("cannot read the transcript %s: %s", self.path, error.strerror)
-            return b""
-        if start:  # in the middle of a line, most likely
-            tail = tail.partition(b"\n")[2]
-        return said_before(tail, MAX_PREFIX + max_line)
-
-    def write(self, text: bytes) -> None:
-        """Adds whole lines."""
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ ", time.gmtime()).encode()
-        try:
-            self.follow()
-            lost = self.lines.write(stamp + text[:-1].replace(b"\n", b"\n" + stamp) + b"\n")
-            why = self.lines.why
-        except OSError as error:
-            lost, why = text.count(b"\n"), error.strerror or str(error)
-        now = time.monotonic()
-        if lost:
-            if not self.lost:
-                log.error("cannot write the transcript %s: %s", self.path, why)
-            self.lost += lost
-            self.lost_at = now
-        elif self.lost and now - self.lost_at > GAP_END:
-            self.tell_lost()
-
-    def tell_lost(self) -> None:
-        """Tells the log how many lines are missing."""
-        if self.lost:
-            log.warning("lines missing in the transcript %s: %d", self.path, self.lost)
-        self.lost = 0
-
-    def follow(self) -> None:
-        """Starts the file anew if somebody has moved it away or deleted it. Raises OSError."""
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.stat(self.path), os.fstat(self.file.fileno())):
-                return
-        old = self.file
-        self.open()
-        old.close()
-        log.warning("the transcript %s had vanished and was started anew", self.path)
-
-    def close(self) -> None:
-        self.tell_lost()
-        self.file.close()
+# --- The door, and how much each may say ---------------------------------------------------------
 
 
 class Clock:
@@ -2858,25 +2989,6 @@ class Clock:
         if timeout is not None and late > OVERSLEPT:
             self.lost += late
         self.woken_at = woken_at
-
-
-IPV4_MAPPED = bytes(10) + b"\xff\xff"  # begins the IPv6 form of an IPv4 address (RFC 4291)
-
-
-def host_of(peer: str) -> str:
-    """Returns what stands for the host of a peer, as format_address() writes that: an IPv4 address,
-    or the network of 64 bits, in hexadecimal, that an IPv6 address is in, as the rest of that can
-    be chosen freely. This machine is one host by either, and so is an IPv4 address that is written
-    as an IPv6 one."""
-    host = peer.rpartition(":")[0].strip("[]")
-    if ":" not in host:
-        return host
-    if host == "::1":
-        return "127.0.0.1"
-    address = socket.inet_pton(socket.AF_INET6, host.partition("%")[0])
-    if address.startswith(IPV4_MAPPED):
-        return socket.inet_ntoa(address[len(IPV4_MAPPED) :])
-    return address[:8].hex()
 
 
 class Places:
@@ -2975,8 +3087,8 @@ class Door:
     everyone gives the password.
 
     Somebody at the door is in `waiting`, and perhaps in one of these as well: `requests` with what
-    has come of a browser's, `late` with a password that may not be looked at yet, or `refused` until
-    it is told that its password was wrong.
+    has come of a browser's, `late` with a password that may not be looked at yet, or `refused`
+    until it is told that its password was wrong.
     """
 
     def __init__(self, password: bytes, clock: Clock, site: Site | None = None) -> None:
@@ -3430,6 +3542,9 @@ class Throttle:
         self.stop_slowing(conn)
 
 
+# --- The chat server -----------------------------------------------------------------------------
+
+
 class Membership:
     """Who is at the door, in the room, or leaving: moves connections from one state to the next.
 
@@ -3555,7 +3670,7 @@ class Membership:
     # Out
 
     def turn_away(self, conn: Connection, why: str, code: int = NORMAL) -> None:
-        """Tells somebody why it can't come in, or can't stay, and has its stream end. A member still
+        """Tells somebody why it can't come in, or can't stay, and ends its stream. A member still
         gets what was said before. Raises Gone."""
         if conn in self.room.members:
             self.room.tell(conn, why)
@@ -4185,117 +4300,13 @@ def read_passwords(args: argparse.Namespace) -> tuple[bytes, bytes]:
         operator = read_password(args.operator_file)
         operator = clean(operator).strip().encode()  # as it is heard in a line
         if not operator:
-            raise Failure(f"there is no password in {args.operator_file}; it has nothing but blanks")
+            problem = "it has nothing but blanks"
+            raise Failure(f"there is no password in {args.operator_file}; {problem}")
     if (password or operator) and hmac is None:
         raise lacking("hmac", "a password")
     if len(password) > args.max_line or (operator and len(b"/op " + operator) > args.max_line):
         raise Failure("the password is longer than a line may be; see --max-line")
     return password, operator
-
-
-def lacking(module: str, purpose: str) -> Failure:
-    """Returns what to raise where a part of Python isn't installed."""
-    remedy = "install the whole of it; on Debian: apt install python3"
-    return Failure(f"this Python has no module {module}, which {purpose} needs; {remedy}")
-
-
-def make_server_tls(cert: str, key: str) -> ssl.SSLContext:
-    """Returns what connections need to speak TLS as a server. Raises Failure."""
-    if ssl is None:
-        raise lacking("ssl", "TLS")
-
-    def ask_for_pass_phrase() -> str:  # instead of OpenSSL, which would ask on the terminal
-        remedy = f"make a copy without it: openssl pkey -in {key} -out NEW.key"
-        raise Failure(f"the key in {key} has a pass phrase; {remedy}")
-
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.num_tickets = 0  # nobody resumes a session here
-    # One curve, which every client has, and none of the groups of numbers (ffdhe8192) with which a
-    # client can have a server compute for 100 ms, and needn't compute itself (CVE-2002-20001).
-    context.set_ecdh_curve("prime256v1")
-    # No renegotiation, so that sending doesn't have to wait for receiving. PyPy and LibreSSL lack
-    # the name.
-    context.options |= getattr(ssl, "OP_NO_RENEGOTIATION", 0)
-    try:
-        context.load_cert_chain(cert, key, password=ask_for_pass_phrase)
-    except OSError as error:  # ssl.SSLError is one too
-        raise Failure(why_not_usable(error, cert, key)) from error
-    return context
-
-
-def why_not_usable(error: OSError, cert: str, key: str) -> str:
-    """Returns what to tell the user when the certificate and the key couldn't be loaded."""
-    texts = []
-    for option, file in (("--tls-cert", cert), ("--tls-key", key)):
-        try:
-            with open(file, "rb") as pem:
-                texts.append(pem.read())
-        except OSError as problem:
-            return f"cannot read {option} {file}: {problem.strerror}"
-    has_cert = [b"CERTIFICATE-----" in text for text in texts]
-    has_key = [b"PRIVATE KEY-----" in text for text in texts]
-    if has_key[0] and has_cert[1] and not (has_cert[0] and has_key[1]):
-        return f"--tls-cert and --tls-key are swapped: {cert} has the key, {key} the certificate"
-    if not has_cert[0]:
-        return f"there is no certificate in PEM format in {cert}"
-    if not has_key[1]:
-        return f"there is no private key in PEM format in {key}"
-    reason = getattr(error, "reason", None)
-    if reason in NOT_A_PAIR:
-        return f"the key in {key} does not belong to the first certificate in {cert}"
-    if reason:
-        return f"cannot use {cert} with {key}: {reason.lower().replace('_', ' ')}"
-    try:
-        ssl.create_default_context(cafile=cert)
-    except ssl.SSLError:
-        return f"the certificate in {cert} is damaged"
-    return f"the private key in {key} is damaged"
-
-
-class Certificate:
-    """The room's certificate and its key, as a context of TLS.
-
-    After their files have changed they are loaded anew, for whoever comes from then on. While they
-    can't be loaded, as when one of them has yet to be replaced, the old ones stay.
-    """
-
-    def __init__(self, cert: str, key: str) -> None:
-        """Raises Failure."""
-        self.cert = cert
-        self.key = key
-        self.found = self.look()  # before they are loaded: what changes meanwhile is seen later
-        self.context = make_server_tls(cert, key)
-        self.retry_at = math.inf  # monotonic seconds, while they can't be loaded
-
-    def look(self) -> list[tuple[int, ...]] | None:
-        """Returns what is different after the files have changed; None if one is no file, such as a
-        pipe: that gives what is in it once, and makes its reader wait."""
-        found: list[tuple[int, ...]] = []
-        with suppress(OSError):  # it has vanished
-            for path in (self.cert, self.key):
-                file = os.stat(path)
-                if not stat.S_ISREG(file.st_mode):
-                    return None
-                found.append((file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns))
-        return found
-
-    def current(self) -> ssl.SSLContext:
-        """Returns the context for a newcomer. Files that can't be loaded are tried again, and
-        logged only when they have changed."""
-        found = self.look()
-        if found is None:
-            return self.context
-        changed, self.found = found != self.found, found
-        if changed or time.monotonic() >= self.retry_at:
-            try:
-                self.context, self.retry_at = make_server_tls(self.cert, self.key), math.inf
-                log.info("newcomers get the new certificate in %s", self.cert)
-            except Failure as failure:
-                self.retry_at = time.monotonic() + RETRY_CERTIFICATE
-                if changed:
-                    log.warning("the certificate stays the old one: %s", failure)
-        return self.context
 
 
 def tell_where(
