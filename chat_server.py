@@ -23,11 +23,12 @@ can say /op PASSWORD, and then remove others: /kick NAME.
 
 One thread, one selectors loop, non-blocking sockets. A turn of the loop goes like this:
 
-    1. wait until sockets are ready
-    2. read each of them once, and put what was said into one batch, in the order of reading
-    3. hand the whole batch to each member; who spoke gets it with its own lines cut out
-    4. what a socket doesn't take now waits in its member's queue
-    5. while somebody's queue is too long, read from everyone more slowly: TCP slows the senders
+    1. wait until sockets are ready; send what had to wait for that
+    2. go on with newcomers, for some ms at most: TLS, a browser's request, the password
+    3. read from each member once, and put what was said into one batch, in the order of reading
+    4. hand the whole batch to each member; whoever spoke gets it without its own lines
+    5. what a socket doesn't take now waits in its member's queue: while one is too long, read from
+       everyone more slowly, and TCP slows the senders
 
 So a turn costs one send a member, however many messages it carries, and nothing is copied or put
 together for anyone. In a quiet room a line goes out in the turn in which it came; under load the
@@ -2446,12 +2447,15 @@ class Certificate:
         """Returns what is different after the files have changed; None if one is no file, such as a
         pipe: that gives what is in it once, and makes its reader wait."""
         found: list[tuple[int, ...]] = []
-        with suppress(OSError):  # it has vanished
-            for path in (self.cert, self.key):
+        for path in (self.cert, self.key):
+            try:
                 file = os.stat(path)
-                if not stat.S_ISREG(file.st_mode):
-                    return None
-                found.append((file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns))
+            except OSError:  # it has vanished
+                found.append(())
+                continue
+            if not stat.S_ISREG(file.st_mode):
+                return None
+            found.append((file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns))
         return found
 
     def current(self) -> ssl.SSLContext:
@@ -2480,17 +2484,6 @@ class TLS:
     what is left then is this connection's, in `wire` and `output`.
     """
 
-    __slots__ = (
-        "engine",
-        "failure",
-        "has_begun",
-        "has_more",
-        "idle",
-        "output",
-        "shaking_hands",
-        "surplus",
-        "wire",
-    )
     incoming: Any = ssl and ssl.MemoryBIO()
     outgoing: Any = ssl and ssl.MemoryBIO()
 
@@ -2659,7 +2652,8 @@ def unacknowledged(sock: socket.socket) -> int:
 
 
 class Connection(Member):
-    """Somebody's connection: one socket, and all of its reading, writing and registering.
+    """Somebody's connection: one socket, and all of its reading, writing and registering. Whatever
+    receives or sends raises Gone when the peer's doing has put an end to it.
 
     It is the room's member as well, so that neither has to be looked up by the other.
     """
@@ -2744,14 +2738,14 @@ class Connection(Member):
         return self.tls is not None and self.tls.shaking_hands
 
     def shake_hands(self, data: bytes) -> None:
-        """Goes on with the handshake, with what came. Raises Gone."""
+        """Goes on with the handshake, with what came."""
         assert self.tls
         self.tls.feed(data)
         self.step(self.tls.shake_hands)
 
     def step(self, action: Callable[..., Any], *given: Any) -> Any:
         """Returns what comes of a step of TLS. What that has to send is sent, also if the step
-        fails: then it tells the peer why. Raises Gone."""
+        fails: then it tells the peer why."""
         assert self.tls
         try:
             return action(*given)
@@ -2761,7 +2755,7 @@ class Connection(Member):
                 self.put(output)
 
     def put(self, data: bytes) -> None:
-        """Sends what is encrypted; what the kernel doesn't take has to wait. Raises Gone."""
+        """Sends what is encrypted; what the kernel doesn't take has to wait."""
         if not self.sending:
             return
         waited = bool(self.unsent)
@@ -2777,7 +2771,7 @@ class Connection(Member):
 
     def receive(self, limit: int) -> bytes | None:
         """Returns text of about `limit` bytes at most, none at the end of the stream, None if there
-        is nothing now. What telnet and browsers ask for is answered. Raises Gone."""
+        is nothing now. What telnet and browsers ask for is answered."""
         data = self.receive_text(min(limit, self.framer.most))
         if not data:
             return data
@@ -2789,27 +2783,24 @@ class Connection(Member):
         return text or (b"" if self.framer.over else None)
 
     def receive_text(self, limit: int) -> bytes | None:
-        """Returns up to `limit` bytes, decrypted but otherwise as they are, else the same as
-        `receive`. Raises Gone."""
+        """Returns the same, decrypted but otherwise as it came."""
         self.framer.weight = 0
-        data = self.receive_through_tls(limit) if self.tls else self.receive_bytes(limit)
+        tls = self.tls
+        if not tls:
+            data = self.receive_bytes(limit)
+        elif tls.has_more:
+            data = self.step(tls.decrypt, limit)
+        else:
+            data = self.receive_bytes(min(limit, IDLE_READ if tls.surplus else TLS_READ))
+            if data:
+                tls.feed(data)
+                data = self.step(tls.decrypt, limit)
         if data == b"":
             self.read_on(False)
         return data
 
-    def receive_through_tls(self, limit: int) -> bytes | None:
-        """Returns the same, of what is encrypted. Raises Gone."""
-        assert self.tls
-        if not self.tls.has_more:
-            data = self.receive_bytes(min(limit, IDLE_READ if self.tls.surplus else TLS_READ))
-            if not data:
-                return data
-            self.tls.feed(data)
-        return cast("bytes | None", self.step(self.tls.decrypt, limit))
-
     def receive_bytes(self, limit: int) -> bytes | None:
-        """Returns up to `limit` bytes as the kernel has them, else the same as `receive`. Raises
-        Gone."""
+        """Returns the same, as the kernel has it."""
         try:
             return self.sock.recv(limit)
         except BlockingIOError:  # readiness is a hint, not a promise
@@ -2823,15 +2814,14 @@ class Connection(Member):
         return self.framer.weight + idle
 
     def read_on(self, reading: bool) -> None:
-        """Reads from it from now on, or doesn't: TCP's flow control then slows its peer down."""
+        """Reads from it from now on, or doesn't: TCP then slows its peer down."""
         self.reading = reading
         self.watch()
 
     # To the peer
 
     def tell(self, data: bytes, kind: type[Batch] = Batch) -> None:
-        """Sends whole lines or, as an Aside, what isn't text, after all that it has yet to get.
-        Raises Gone."""
+        """Sends whole lines or, as an Aside, what isn't text, after all that it has yet to get."""
         batch = kind()
         batch.tell(self, data)
         batch.seal()
@@ -2842,14 +2832,13 @@ class Connection(Member):
         self.framer, self.framed = WebSocket(self.framer.max_line), True
 
     def say_bye(self) -> None:
-        """Tells a browser, after all else that it gets, that and why its stream ends. Raises
-        Gone."""
+        """Tells a browser, after all else that it gets, that its stream ends, and why."""
         if self.framed:
             self.tell(close_frame(self.framer.code), Aside)
 
     def write(self, batch: Batch) -> None:
         """Hands what it gets of a sealed batch to the kernel, if nothing is ahead of that in the
-        queue; what the kernel doesn't take has to wait there. Raises Gone."""
+        queue; what the kernel doesn't take has to wait there."""
         is_cut = self in batch.cuts
         if self.framed:
             text = batch.frame_for(self)
@@ -2869,7 +2858,7 @@ class Connection(Member):
             batch.forget(self)
 
     def flush(self) -> None:
-        """Sends of what waits for it what the kernel takes now. Raises Gone."""
+        """Sends of what waits for it what the kernel takes now."""
         if self.unsent:
             self.put(b"")
         while self.queue and not self.unsent:
@@ -2894,7 +2883,7 @@ class Connection(Member):
         return batch.frame_for(self) if self.framed else batch.text_for(self)
 
     def send(self, data: bytes | memoryview) -> int:
-        """Returns how many bytes were taken, 0 if none can be now. Raises Gone.
+        """Returns how many bytes were taken, 0 if none can be now.
 
         Nothing is encrypted before the kernel has taken all that was: so at most a record waits
         outside of the queue.
@@ -2911,7 +2900,7 @@ class Connection(Member):
         return taken
 
     def send_bytes(self, data: bytes | memoryview) -> int:
-        """Returns how many bytes the kernel took, 0 if it takes none now. Raises Gone."""
+        """Returns how many bytes the kernel took, 0 if it takes none now."""
         try:
             return self.sock.send(data)
         except BlockingIOError:
@@ -2940,7 +2929,7 @@ class Connection(Member):
 
     def end_stream(self) -> None:
         """Tells the peer that nothing more will come, TLS's way first: if that has to wait, this
-        has to be called again. What the peer sends can then only be drained. Raises Gone."""
+        has to be called again. What the peer sends can then only be drained."""
         if self.tls:
             self.step(self.tls.end)
             self.tls = None
@@ -3260,7 +3249,7 @@ class Operators:
         self.password = password  # as it is heard in a line
         self.see_off = see_off  # is called with whoever has been removed from the room
         self.members: set[Member] = set()
-        self.refused: dict[Connection, tuple[float, str]] = {}  # when each is told what, in order
+        self.refused: dict[Connection, tuple[float, str]] = {}  # when each is told what
         self.banned = Bans(door.clock)  # names, as identity() has them
         if password:
             room.commands.update({"/op": self.become_operator, "/kick": self.kick})
@@ -3329,20 +3318,16 @@ class Operators:
     def refuse(self, conn: Connection, why: str) -> None:
         """Has it told after a while why it is no operator. Until then it isn't heard."""
         conn.on_hold = True
-        self.refused.pop(conn, None)
         self.refused[conn] = (self.door.clock.now() + WRONG_TIME, why)
 
     def answer(self) -> list[Connection]:
         """Gives the answers that are due; returns who can be heard again."""
-        now, answered = self.door.clock.now(), []
-        while self.refused:
-            conn, (due, why) = next(iter(self.refused.items()))
-            if due > now:
-                break
+        now = self.door.clock.now()
+        answered = [conn for conn, (due, _) in self.refused.items() if now >= due]
+        for conn in answered:
+            _, why = self.refused.pop(conn)
             self.room.tell(conn, why)
-            del self.refused[conn]
             conn.on_hold = False
-            answered.append(conn)
         return answered
 
 
@@ -3761,14 +3746,6 @@ class Membership:
         for conn in self.operators.answer():
             self.throttle.check(conn)
 
-    def deadlines(self) -> list[float]:
-        """Returns the times at which something has to be done."""
-        deadlines = [*self.leaving.values(), *self.door.waiting.values()]
-        deadlines += [due for due, _ in self.operators.refused.values()]
-        if self.leaving or (self.throttle.paused and self.throttle.slowing):
-            deadlines.append(self.clock.now() + SHORT_TICK)
-        return deadlines
-
     def tick(self) -> None:
         """Once a second: allowances, and passwords that came too early."""
         self.throttle.tick()
@@ -3910,15 +3887,19 @@ class ChatServer:
 
     def timeout(self) -> float | None:
         """Returns how long the loop may sleep at most: for ever, if nothing depends on time."""
+        crowd, throttle = self.crowd, self.throttle
         # Whoever was disconnected after the last delivery has left something to deliver.
-        if self.room.batch.cuts or any(conn.reading for conn in self.crowd.in_hand):
+        if self.room.batch.cuts or any(conn.reading for conn in crowd.in_hand):
             return 0
-        deadlines = self.crowd.deadlines()
-        throttle, late = self.throttle, self.crowd.door.late
+        now = crowd.clock.now()
+        deadlines = [*crowd.leaving.values(), *crowd.door.waiting.values()]
+        deadlines += [due for due, _ in crowd.operators.refused.values()]
+        if crowd.leaving or (throttle.paused and throttle.slowing):
+            deadlines.append(now + SHORT_TICK)
         must_retry = self.acceptor.retry_at is not None
-        if late or throttle.behind or throttle.paused or must_retry:
+        if crowd.door.late or throttle.behind or throttle.paused or must_retry:
             deadlines.append(self.next_tick)
-        return max(0.0, min(deadlines) - self.crowd.clock.now()) if deadlines else None
+        return max(0.0, min(deadlines) - now) if deadlines else None
 
     # Beginning and end
 
@@ -4020,7 +4001,10 @@ class ChatServer:
     def deliver(self, batch: Batch) -> None:
         """Hands a turn's batch to everyone who is in the room, or has left it in that turn."""
         if batch.text:
-            self.record(batch.text)
+            if self.transcript:
+                self.transcript.write(batch.text)
+            if log.isEnabledFor(logging.DEBUG):
+                log_lines("said", batch.text)
             self.throttle.note_said(batch.size)
             members = self.crowd.members()
         else:
@@ -4046,13 +4030,6 @@ class ChatServer:
         conn.write(batch)
         conn.say_bye()
         self.crowd.finish(conn)
-
-    def record(self, text: bytes) -> None:
-        """Writes whole lines, all that was said in a turn, into the transcript and the log."""
-        if self.transcript:
-            self.transcript.write(text)
-        if log.isEnabledFor(logging.DEBUG):
-            log_lines("said", text)
 
     def flush(self, conn: Connection) -> None:
         """Sends of a connection's queue what the kernel takes now."""
