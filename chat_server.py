@@ -1131,8 +1131,8 @@ class Site:
         TLS (`secure`), the certificate decides on that, and it may be any. Browsers come to `port`,
         most of them by `url`, others find the room at `room_port`."""
         self.port = port
-        self.url = url
-        self.room_port = room_port
+        self.for_browsers = f"for browsers, the room is at {url}"  # who have come to the other port
+        self.for_others = f"this port is for browsers; the room is on port {room_port}"
         self.hosts = {name_in_url(host) for host in (socket.gethostname(), *hosts)}
         self.secure = secure
         # Ports that are left out of an Origin. TLS may also end at a proxy.
@@ -1528,6 +1528,7 @@ class Room:
             "/quit": self.quit,
         }
         self.help_lines = b"".join(map(notice, HELP))  # the same bytes for all who ask
+        self.has_operators = False  # and so a password that members could say by mistake
 
     def take_batch(self) -> Batch:
         """Returns what has happened since the last call."""
@@ -1624,11 +1625,6 @@ class Room:
             command(member, argument.strip())
         else:
             self.message(member, line)
-
-    @property
-    def has_operators(self) -> bool:
-        """Says whether there is a password that members could say by mistake."""
-        return "/op" in self.commands
 
     def message(self, member: Member, line: str) -> None:
         """Says one line, with its speaker's name before it, unless it would pass for another's, or
@@ -2623,9 +2619,6 @@ class TLS:
 #   any     -> closed     an error, too far behind, out of time     Membership.disconnect
 
 
-IPV4_MAPPED = bytes(10) + b"\xff\xff"  # begins the IPv6 form of an IPv4 address (RFC 4291)
-
-
 def host_of(peer: str) -> str:
     """Returns what stands for the host of a peer, as format_address() writes that: an IPv4 address,
     or the network of 64 bits, in hexadecimal, that an IPv6 address is in, as the rest of that can
@@ -2636,10 +2629,10 @@ def host_of(peer: str) -> str:
         return host
     if host == "::1":
         return "127.0.0.1"
-    address = socket.inet_pton(socket.AF_INET6, host.partition("%")[0])
-    if address.startswith(IPV4_MAPPED):
-        return socket.inet_ntoa(address[len(IPV4_MAPPED) :])
-    return address[:8].hex()
+    address = ipaddress.IPv6Address(host.partition("%")[0])
+    if address.ipv4_mapped:
+        return str(address.ipv4_mapped)
+    return address.packed[:8].hex()
 
 
 def unacknowledged(sock: socket.socket) -> int:
@@ -3161,7 +3154,7 @@ class Door:
         assert self.site
         request = self.requests[conn] = self.requests[conn] + data
         if not is_http(request):
-            raise self.wrong_port()
+            raise Dismissed(self.site.for_others)
         if not self.site.is_whole(request):
             return None
         answer = self.site.respond(request, encrypted=conn.tls is not None)
@@ -3173,11 +3166,6 @@ class Door:
         del self.requests[conn]
         conn.upgrade()
         return self.greet(conn)
-
-    def wrong_port(self) -> Dismissed:
-        """Returns what to raise for somebody who comes to the browsers' port without one."""
-        assert self.site
-        return Dismissed(f"this port is for browsers; the room is on port {self.site.room_port}")
 
     def take_password(self, conn: Connection, data: bytes) -> bytes | None:
         """Takes what came of the password's line, and of what follows it."""
@@ -3210,8 +3198,8 @@ class Door:
         """Somebody's time at the door is over."""
         if conn.is_shaking_hands() or self.requests.get(conn):
             raise Gone("was not let in")
-        if conn in self.requests:
-            raise self.wrong_port()
+        if self.site and conn in self.requests:
+            raise Dismissed(self.site.for_others)
         if conn.host in self.banned:
             raise self.kept_out(conn)
         if conn in self.refused:
@@ -3252,6 +3240,7 @@ class Operators:
         self.refused: dict[Connection, tuple[float, str]] = {}  # when each is told what
         self.banned = Bans(door.clock)  # names, as identity() has them
         if password:
+            room.has_operators = True
             room.commands.update({"/op": self.become_operator, "/kick": self.kick})
             room.help_lines += notice("/op PASSWORD: be an operator, who can /kick NAME")
             room.reserved = self.banned
@@ -3570,7 +3559,7 @@ class Membership:
             action(conn, *more)
         except SpeaksHTTP as gone:
             site = self.door.site
-            why = f"for browsers, the room is at {site.url}" if site else "there is no page here"
+            why = site.for_browsers if site else "there is no page here"
             self.guard(self.turn_away, conn, why)
             log.info("%s %s, members: %d", conn, gone, len(self.room.members))
         except Gone as gone:
