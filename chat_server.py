@@ -163,24 +163,12 @@ MAX_BANS = 1000  # hosts, and names, that are kept out at once
 SILENCE = 10.0  # seconds after which one that never said a word has no claim to its place
 
 WELCOME = "Welcome to the chatroom!"
-PARTIAL_CHAIN = 0x80000  # ssl.VERIFY_X509_PARTIAL_CHAIN, which older Pythons don't name
-# OpenSSL's reasons
-NOT_A_PAIR = ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED")
 TLS_RECORD = 16 * 1024  # bytes of text in a record at most: so much is encrypted at once
 TLS_READ = TLS_RECORD + 512  # bytes that are received at once: a record with what is around it
 TLS_HANDSHAKE = 0x16  # the first byte from whoever speaks TLS
 TLS_OVERHEAD = 29  # bytes around the text of a record, for which nothing is counted
 MAX_UNSENT = 24 * 1024  # bytes that may wait encrypted: a record, and what TLS itself has to say
 PRIVATE = " (private)"
-ALIASES = {"/nick": "/name", "/names": "/who", "/exit": "/quit"}  # what people know from elsewhere
-HELP = (
-    "/name NAME: be known as NAME",
-    "/who: who is here?",
-    "/msg NAME: TEXT: a message for NAME alone",
-    "/quit: leave",
-    "//TEXT: the message /TEXT",
-    "any other line is a message for everyone here",
-)
 
 # Each connection gets these, as far as the system has them. Keepalive: the kernel asks a silent
 # peer whether it is still there, so that one that was unplugged is gone after two minutes, or when
@@ -1354,6 +1342,16 @@ def valid_name(text: str) -> str:
 
 # --- The room ------------------------------------------------------------------------------------
 
+ALIASES = {"/nick": "/name", "/names": "/who", "/exit": "/quit"}  # what people know from elsewhere
+HELP = (
+    "/name NAME: be known as NAME",
+    "/who: who is here?",
+    "/msg NAME: TEXT: a message for NAME alone",
+    "/quit: leave",
+    "//TEXT: the message /TEXT",
+    "any other line is a message for everyone here",
+)
+
 
 class Member:
     """Somebody in the room."""
@@ -1762,6 +1760,12 @@ class Room:
 
 class Failure(Exception):
     """The script can't go on; the text says why, and what to do about it."""
+
+
+def lacking(module: str, purpose: str) -> Failure:
+    """Returns what to raise where a part of Python isn't installed."""
+    remedy = "install the whole of it; on Debian: apt install python3"
+    return Failure(f"this Python has no module {module}, which {purpose} needs; {remedy}")
 
 
 class StandardStream(io.TextIOBase):
@@ -2358,16 +2362,13 @@ class Acceptor:
 
 # --- TLS -----------------------------------------------------------------------------------------
 
+# OpenSSL's reasons for not taking a key with a certificate
+NOT_A_PAIR = ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED")
+
 
 def lost(error: OSError) -> Gone:
     """Returns what an error on a connection's socket means."""
     return Gone(f"lost: {error.strerror or error}")
-
-
-def lacking(module: str, purpose: str) -> Failure:
-    """Returns what to raise where a part of Python isn't installed."""
-    remedy = "install the whole of it; on Debian: apt install python3"
-    return Failure(f"this Python has no module {module}, which {purpose} needs; {remedy}")
 
 
 def make_server_tls(cert: str, key: str) -> ssl.SSLContext:
@@ -2801,7 +2802,7 @@ class Connection(Member):
         except OSError as error:
             raise lost(error) from error
 
-    def toll(self) -> int:
+    def overhead(self) -> int:
         """Returns the weight of what came with the last text, or in place of it."""
         idle = self.tls.surplus * IDLE_WEIGHT if self.tls else 0
         return self.framer.weight + idle
@@ -2811,6 +2812,10 @@ class Connection(Member):
         self.reading = reading
         self.watch()
 
+    def upgrade(self) -> None:
+        """From here on it is a browser's WebSocket."""
+        self.framer, self.framed = WebSocket(self.framer.max_line), True
+
     # To the peer
 
     def tell(self, data: bytes, kind: type[Batch] = Batch) -> None:
@@ -2819,10 +2824,6 @@ class Connection(Member):
         batch.tell(self, data)
         batch.seal()
         self.write(batch)
-
-    def upgrade(self) -> None:
-        """From here on it is a browser's WebSocket."""
-        self.framer, self.framed = WebSocket(self.framer.max_line), True
 
     def say_bye(self) -> None:
         """Tells a browser, after all else that it gets, that its stream ends, and why."""
@@ -3416,6 +3417,11 @@ class Throttle:
         self.spent[conn] = self.spent.get(conn, 0) + weight
         self.hosts[conn.host] = self.hosts.get(conn.host, 0) + weight
 
+    def join(self, conn: Connection) -> None:
+        """A newcomer, too, is paid for from what may be said: it is loud at first."""
+        if self.slowing:
+            self.loud[conn] = self.clock.now() + LOUD_TIME
+
     def note_said(self, size: int) -> None:
         """Notes how many bytes were said in a turn, by whomever."""
         if self.slowing:
@@ -3465,11 +3471,6 @@ class Throttle:
         conn.read_on(True)
 
     # Who is behind
-
-    def join(self, conn: Connection) -> None:
-        """A newcomer, too, is paid for from what may be said: it is loud at first."""
-        if self.slowing:
-            self.loud[conn] = self.clock.now() + LOUD_TIME
 
     def check(self, conn: Connection) -> None:
         """Notes whether a member is behind, after something was queued for it or sent to it."""
@@ -3741,12 +3742,6 @@ class Membership:
         for conn in list(self.door.late):
             self.guard(self.serve_newcomer, conn, self.door.judge)
 
-    def close(self) -> None:
-        """Nobody is let in any more, and nobody slowed."""
-        for conn in list(self.door.waiting):
-            self.forget(conn)
-        self.throttle.resume()
-
 
 class ChatServer:
     """Moves bytes between the sockets and the room, until SIGINT or SIGTERM."""
@@ -3906,7 +3901,9 @@ class ChatServer:
     def last_call(self) -> None:
         """Lets nobody in any more, and hears what had arrived before, for LAST_CALL at most."""
         self.acceptor.close()
-        self.crowd.close()
+        for conn in list(self.crowd.door.waiting):
+            self.crowd.forget(conn)
+        self.throttle.resume()
         over = time.monotonic() + LAST_CALL
         while time.monotonic() < over and self.stop_signals == 1:
             # What is left on its way comes when we have read, but not in the same moment.
@@ -3940,7 +3937,7 @@ class ChatServer:
         received = 0
         if not conn.unheard:
             data = conn.receive(limit)
-            self.room.batch.weight += conn.toll()
+            self.room.batch.weight += conn.overhead()
             if conn.unread > MAX_UNREAD:
                 self.throttle.check(conn)
             if data == b"":
@@ -3961,9 +3958,9 @@ class ChatServer:
         """Receives from somebody who has left; only its end is of interest. Raises Gone."""
         if conn.receive_text(limit) == b"":
             self.crowd.finish(conn)
-        self.room.batch.weight += conn.toll()
+        self.room.batch.weight += conn.overhead()
         if conn in self.crowd.leaving:  # still: then it comes after whoever costs less
-            self.throttle.charge(conn, conn.toll())
+            self.throttle.charge(conn, conn.overhead())
 
     def hear(self, conn: Connection, budget: int) -> None:
         """Lets the room hear whole lines, as many as a budget allows."""
@@ -4052,6 +4049,9 @@ def how_to_join(
     except OSError:  # it was in a pipe, from which it comes once
         trust, *notes = "--tls-ca FILE", "FILE is the room's certificate"
     return host, [f"join: python3 chat_client.py {host} {port} {trust}", *notes]
+
+
+PARTIAL_CHAIN = 0x80000  # ssl.VERIFY_X509_PARTIAL_CHAIN, which older Pythons don't name
 
 
 class ClientsView:
