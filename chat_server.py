@@ -1685,7 +1685,6 @@ class Room:
             self.batch.weight += LETTERS_WEIGHT
 
     def refuse_long_line(self, member: Member) -> None:
-        """Says why a line wasn't heard."""
         self.tell(member, f"too long: a line has at most {self.max_line} bytes")
 
     def say(self, member: Member, chunk: bytes) -> None:
@@ -1699,7 +1698,6 @@ class Room:
         self.tell(member, "no such command; /help lists them, and //TEXT says /TEXT")
 
     def take_name(self, member: Member, argument: str) -> None:
-        """Makes a member known as NAME."""
         self.weigh_letters(argument)
         try:
             name = valid_name(argument)
@@ -1731,7 +1729,6 @@ class Room:
         self.tell(member, f"here: {' and '.join(parts)}")
 
     def send_private(self, member: Member, argument: str) -> None:
-        """Tells something to NAME alone."""
         name, _, text = argument.partition(":")
         self.weigh_letters(name)
         receiver = self.names.get(identity(name))
@@ -3090,7 +3087,6 @@ class Door:
     # raises Gone or Dismissed.
 
     def arrive(self, conn: Connection) -> bytes | None:
-        """Takes a newcomer."""
         now = self.clock.now()
         self.places.take(conn, now)
         if not conn.is_shaking_hands():
@@ -3254,7 +3250,6 @@ class Operators:
     # Commands: each takes the member and what follows the command's word
 
     def become_operator(self, member: Member, given: str) -> None:
-        """Makes an operator of whoever knows the password."""
         conn = cast("Connection", member)
         if not given:
             self.room.tell(conn, "the password goes with it, as in /op PASSWORD")
@@ -3529,20 +3524,14 @@ class Membership:
     """
 
     def __init__(
-        self,
-        room: Room,
-        size: int,
-        password: bytes,
-        operator: bytes,
-        site: Site | None,
-        closed: Callable[[], None],
+        self, room: Room, size: int, door: Door, operator: bytes, closed: Callable[[], None]
     ) -> None:
         self.room = room
+        self.door = door
         self.closed = closed  # is called after a connection was: its descriptor is free
-        self.clock = Clock()
-        self.door = Door(password, self.clock, site)
+        self.clock = door.clock
         see_off = partial(self.start_leaving, code=REFUSED)
-        self.operators = Operators(room, self.door, operator, see_off)
+        self.operators = Operators(room, door, operator, see_off)
         self.places = Places(size)
         self.throttle = Throttle(self.clock)
         # Members no more, or never; each with the time at which it is closed at the latest.
@@ -3744,7 +3733,7 @@ class Membership:
 
 
 class ChatServer:
-    """Moves bytes between the sockets and the room, until SIGINT or SIGTERM."""
+    """Moves bytes between the sockets and the room, until a signal ends it."""
 
     def __init__(
         self,
@@ -3762,8 +3751,8 @@ class ChatServer:
         self.certificate = certificate  # if the room speaks TLS
         self.selector = selectors.DefaultSelector()
         self.acceptor = Acceptor(self.selector, listeners, self.admit)
-        closed = self.acceptor.resume
-        self.crowd = Membership(room, max_clients, password, operator, site, closed)
+        door = Door(password, Clock(), site)
+        self.crowd = Membership(room, max_clients, door, operator, self.acceptor.resume)
         self.throttle = self.crowd.throttle
         self.next_tick = 0.0
         self.stop_signals = 0
@@ -4030,10 +4019,7 @@ class ChatServer:
 
 
 def how_to_join(
-    listeners: Sequence[socket.socket],
-    hosts: Sequence[str],
-    tls: ssl.SSLContext | None = None,
-    cert: str = "",
+    listeners: Sequence[socket.socket], hosts: Sequence[str], tls: ssl.SSLContext | None, cert: str
 ) -> tuple[str, list[str]]:
     """Returns a host at which those who can connect reach this one, and commands for joining that
     work as they stand there. `hosts` are the --host options; `cert` is the certificate's file.
@@ -4311,9 +4297,8 @@ def run(args: argparse.Namespace) -> int:
     room = Room(args.history, args.max_line)
     if transcript and args.history:
         room.history.add(transcript.messages(args.max_line))
-    listeners += web
     server = ChatServer(
-        listeners, room, max_clients, transcript, password, certificate, operator, site
+        [*listeners, *web], room, max_clients, transcript, password, certificate, operator, site
     )
     try:
         return server.run()
