@@ -4081,10 +4081,8 @@ class ClientsView:
         if self.public:
             return ["--tls"]
         if not self.sufficient:
-            return [
-                "--tls-ca FILE",
-                f"FILE is the certificate of the authority behind {self.cert}",
-            ]
+            note = f"FILE is the certificate of the authority behind {self.cert}"
+            return ["--tls-ca FILE", note]
         if local:
             return [f"--tls-ca {shell_word(os.path.abspath(self.cert))}"]
         file, note = shell_word(os.path.basename(self.cert)), "it isn't secret"
