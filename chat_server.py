@@ -125,8 +125,7 @@ SKIPPED_WEIGHT = 16  # counted with each character that was looked at and shows 
 
 # For a member that reads more slowly than the others talk, batches wait in a queue. While one's is
 # over HIGH_WATER, the whole room may say no more than PACE, which is what anybody who stays can
-# read; no human notices. A member that takes less for PATIENCE has stopped reading, and is
-# disconnected.
+# read; no human notices. A member that takes less for PATIENCE is stuck, and is disconnected.
 HIGH_WATER = 256 * 1024  # bytes
 PACE = 8 * 1024  # bytes a second
 PATIENCE = 5.0  # seconds
@@ -175,8 +174,7 @@ PRIVATE = " (private)"
 # something was on its way to it, after the quarter of an hour for which TCP tries again. There is
 # no TCP_USER_TIMEOUT: it would also end a peer that is only suspended, and so has closed its window
 # but answers. With TCP_NOTSENT_LOWAT a socket is writable again when the kernel has little left to
-# send. Without it, that is when a third of some megabytes is free; till then a slow reader looks
-# like a stuck one.
+# send; without it, when a third of some megabytes is free, and till then slow looks like stuck.
 SOCKET_OPTIONS = [
     (level, getattr(socket, name), value)
     for level, name, value in (
@@ -408,8 +406,7 @@ CODES = (range(1000, 1004), range(1007, 1015), range(3000, 5000))  # that a peer
 
 
 class Fault(Exception):
-    """What a peer sends isn't what a WebSocket carries, or not here; the text says why, for the
-    log, and `code` for the peer."""
+    """What a peer sends has no place in a WebSocket; the text is for the log, `code` for the peer."""
 
     def __init__(self, why: str, code: int = PROTOCOL_ERROR) -> None:
         super().__init__(why)
@@ -536,8 +533,7 @@ class WebSocket(LineFramer):
             raise Fault("begins a message inside another, or goes on with none")
 
     def check_text(self, text: bytes) -> bytes:
-        """Returns the text without the beginning of a character at its end, and without what isn't
-        UTF-8: that is a fault."""
+        """Returns the text up to an unfinished character, or what isn't UTF-8, which is a fault."""
         # No character goes on after the LF of its message, so that looking at many at once is fine.
         try:
             whole = utf_8_decode(text, "strict", False)[1]
@@ -1087,8 +1083,7 @@ def response(request: bytes, status: int, page: bytes, policy: str, *fields: str
 
 
 def name_in_url(host: str) -> str:
-    """Returns a host's name as browsers write it: in the DNS's letters, in lower case, without the
-    dot that may end it."""
+    """Returns a host's name as browsers write it: in IDNA, lower case, with no dot at its end."""
     with suppress(UnicodeError):
         host = host.encode("idna").decode()
     return host.lower().rstrip(".")
@@ -1625,9 +1620,8 @@ class Room:
             self.message(member, line)
 
     def message(self, member: Member, line: str) -> None:
-        """Says one line, with its speaker's name before it, unless it would pass for another's, or
-        may have an operator's password in it. One with nothing in it, as Enter in nc makes it, is
-        nothing."""
+        """Says one line, after its speaker's name, unless it would pass for another's, or may have an
+        operator's password in it. An empty one, as from Enter in nc, is nothing."""
         if self.has_operators and SLASH.search(line):
             self.weigh_letters(line)
             if MISTYPED_OP.match(visible(line)):
@@ -2383,8 +2377,7 @@ def make_server_tls(cert: str, key: str) -> ssl.SSLContext:
     # One curve, which every client has, and none of the groups of numbers (ffdhe8192) with which a
     # client can have a server compute for 100 ms, and needn't compute itself (CVE-2002-20001).
     context.set_ecdh_curve("prime256v1")
-    # No renegotiation, so that sending doesn't have to wait for receiving. PyPy and LibreSSL lack
-    # the name.
+    # No renegotiation, so that sending never waits for receiving. PyPy and LibreSSL lack the name.
     context.options |= getattr(ssl, "OP_NO_RENEGOTIATION", 0)
     try:
         context.load_cert_chain(cert, key, password=ask_for_pass_phrase)
@@ -2442,19 +2435,17 @@ class Certificate:
         pipe: that gives what is in it once, and makes its reader wait."""
         found: list[tuple[int, ...]] = []
         for path in (self.cert, self.key):
-            try:
+            state: tuple[int, ...] = ()  # it has vanished
+            with suppress(OSError):
                 file = os.stat(path)
-            except OSError:  # it has vanished
-                found.append(())
-                continue
-            if not stat.S_ISREG(file.st_mode):
-                return None
-            found.append((file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns))
+                if not stat.S_ISREG(file.st_mode):
+                    return None
+                state = (file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns)
+            found.append(state)
         return found
 
     def current(self) -> ssl.SSLContext:
-        """Returns the context for a newcomer. Files that can't be loaded are tried again, and
-        logged only when they have changed."""
+        """Returns the context for a newcomer. That files can't be loaded is logged once."""
         found = self.look()
         if found is None:
             return self.context
@@ -2500,14 +2491,14 @@ class TLS:
 
     def shake_hands(self) -> None:
         """Goes on with the handshake, as far as that goes now. Raises Gone."""
-        self.shaking_hands = self.step(self.finish_handshake) is None
+        self.step(self.finish_handshake)
         self.has_more = bool(self.wire) and not self.shaking_hands
         self.idle = len(self.wire)
 
-    def finish_handshake(self) -> bool:
-        """Returns True. Raises ssl.SSLError, also if more has to come for that."""
+    def finish_handshake(self) -> None:
+        """Raises ssl.SSLError, also if more has to come for that."""
         self.engine.do_handshake()
-        return True
+        self.shaking_hands = False
 
     def decrypt(self, limit: int) -> bytes | None:
         """Returns up to `limit` bytes of the text that came, none at its end, which is told only
@@ -2559,8 +2550,7 @@ class TLS:
             self.step(self.engine.unwrap)
 
     def step(self, action: Callable[..., Any], *given: Any) -> Any:
-        """Returns what comes of an action, None if more has to come from the peer before that.
-        Raises Gone."""
+        """Returns what comes of an action, None if more has to come before that. Raises Gone."""
         if self.wire:
             self.incoming.write(self.wire)
         try:
@@ -2906,8 +2896,7 @@ class Connection(Member):
             raise lost(error) from error
 
     def stop_sending(self) -> None:
-        """The peer has gone. But what it said before that may still wait to be read, and reading
-        it, we come to its end."""
+        """The peer has gone; but what it said before may still wait to be read, and then its end."""
         with suppress(OSError):
             self.sock.shutdown(socket.SHUT_WR)
         self.sending = False
@@ -3103,8 +3092,7 @@ class Door:
         self.places.leave(conn)
 
     def step(self, conn: Connection) -> bytes | None:
-        """Goes on with a newcomer whose socket is ready: first the handshake, then a browser's
-        request, then the password."""
+        """Goes on with a newcomer whose socket is ready: TLS, a browser's request, the password."""
         conn.flush()
         if not conn.reading:
             return None
@@ -3133,8 +3121,7 @@ class Door:
         return None if conn.is_shaking_hands() else self.greet(conn)
 
     def greet(self, conn: Connection) -> bytes | None:
-        """Asks for the password, if there is one, and if its host isn't kept out. Browsers speak
-        first."""
+        """Asks for the password, if there is one. Browsers speak first."""
         self.waiting[conn] = self.clock.now() + DOOR_TIME
         if conn in self.requests:
             return None
@@ -3146,8 +3133,7 @@ class Door:
         return None
 
     def take_request(self, conn: Connection, data: bytes) -> bytes | None:
-        """Takes what came of an HTTP request: for the page, or for a WebSocket, which leads
-        further."""
+        """Takes what came of a request for the page, or for a WebSocket, which leads further."""
         assert self.site
         request = self.requests[conn] = self.requests[conn] + data
         if not is_http(request):
@@ -3571,8 +3557,7 @@ class Membership:
         return bool(loser)
 
     def arrive(self, conn: Connection, by_web: bool) -> None:
-        """Lets a newcomer to the door, and right in if there is nothing to do there. Raises
-        Gone."""
+        """Lets a newcomer to the door, and on if there is nothing to do there. Raises Gone."""
         if by_web:
             self.door.requests[conn] = b""
         if self.make_room(self.door.places, conn):
@@ -3708,8 +3693,8 @@ class Membership:
         conn.close()
         self.closed()
 
-    def close_overdue(self) -> None:
-        """Closes those whose time is up."""
+    def meet_deadlines(self) -> None:
+        """Closes those whose time is up, and gives the answers that had to wait."""
         now = self.clock.now()
         for conn in list(self.leaving):
             self.linger(conn)
@@ -3719,9 +3704,6 @@ class Membership:
             self.guard(self.serve_newcomer, conn, self.door.give_up)
         for conn in self.throttle.overdue():
             self.disconnect(conn, "disconnected: too far behind")
-
-    def answer_late(self) -> None:
-        """Gives the answers that had to wait."""
         for conn in self.operators.answer():
             self.throttle.check(conn)
 
@@ -3793,8 +3775,7 @@ class ChatServer:
         self.read_all(readable)
         self.deliver(self.room.take_batch())
         self.throttle.renew()
-        self.crowd.close_overdue()
-        self.crowd.answer_late()
+        self.crowd.meet_deadlines()
         now = self.crowd.clock.now()
         if now >= self.next_tick:
             self.next_tick = now + TICK
@@ -3901,7 +3882,7 @@ class ChatServer:
                 break
             self.read_all(readable)
             self.deliver(self.room.take_batch())
-            self.crowd.close_overdue()  # queues have an end now, too
+            self.crowd.meet_deadlines()  # queues have an end now, too
 
     def close_room(self) -> None:
         """Says goodbye to everyone."""
@@ -4092,8 +4073,7 @@ class ClientsView:
         return [f"--tls-ca {file}", f"copy {file} to that host first; {note}"]
 
     def why_refused(self, host: str = "") -> str:
-        """Returns why a client doesn't trust the certificate or, given a host, doesn't take it for
-        that one's; nothing if it does."""
+        """Returns why clients refuse it, as a host's if one is given; nothing if they take it."""
         try:
             self.shake_hands(host)
             return ""
@@ -4243,8 +4223,7 @@ def read_password(file: str | None) -> bytes:
 
 
 def read_passwords(args: argparse.Namespace) -> tuple[bytes, bytes]:
-    """Returns the room's password and that of its operators; b"" where there is none. Raises
-    Failure."""
+    """Returns the room's password and its operators'; b"" if there is none. Raises Failure."""
     password, operator = read_password(args.password_file), b""
     if args.operator_file is not None:
         operator = read_password(args.operator_file)
