@@ -406,7 +406,7 @@ CODES = (range(1000, 1004), range(1007, 1015), range(3000, 5000))  # that a peer
 
 
 class Fault(Exception):
-    """What a peer sends has no place in a WebSocket; the text is for the log, `code` for the peer."""
+    """What a peer sends has no place in a WebSocket. The text tells the log, `code` the peer."""
 
     def __init__(self, why: str, code: int = PROTOCOL_ERROR) -> None:
         super().__init__(why)
@@ -1620,8 +1620,8 @@ class Room:
             self.message(member, line)
 
     def message(self, member: Member, line: str) -> None:
-        """Says one line, after its speaker's name, unless it would pass for another's, or may have an
-        operator's password in it. An empty one, as from Enter in nc, is nothing."""
+        """Says one line, after its speaker's name, unless it would pass for another's, or may have
+        an operator's password in it. An empty one, as from Enter in nc, is nothing."""
         if self.has_operators and SLASH.search(line):
             self.weigh_letters(line)
             if MISTYPED_OP.match(visible(line)):
@@ -2445,7 +2445,7 @@ class Certificate:
         return found
 
     def current(self) -> ssl.SSLContext:
-        """Returns the context for a newcomer. That files can't be loaded is logged once."""
+        """Returns the context for a newcomer. A failure to load is logged once for each change."""
         found = self.look()
         if found is None:
             return self.context
@@ -2887,8 +2887,8 @@ class Connection(Member):
         except BlockingIOError:
             return 0
         except ConnectionError as error:
-            # A reset is told of once, here or in receiving. A peer that has closed in order, and
-            # resets what comes too late, makes another error: BrokenPipeError.
+            # The error that tells of a reset comes once, perhaps here. A peer that had closed in
+            # order, and resets what comes too late, makes another: BrokenPipeError.
             self.reset = isinstance(error, ConnectionResetError)
             self.stop_sending()
             return 0
@@ -2896,7 +2896,7 @@ class Connection(Member):
             raise lost(error) from error
 
     def stop_sending(self) -> None:
-        """The peer has gone; but what it said before may still wait to be read, and then its end."""
+        """The peer has gone; what it said before may still wait to be read, and then its end."""
         with suppress(OSError):
             self.sock.shutdown(socket.SHUT_WR)
         self.sending = False
