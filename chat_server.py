@@ -23,11 +23,12 @@ can say /op PASSWORD, and then remove others: /kick NAME.
 
 One thread, one selectors loop, non-blocking sockets. A turn of the loop goes like this:
 
-    1. wait until sockets are ready
-    2. read each of them once, and put what was said into one batch, in the order of reading
-    3. hand the whole batch to each member; who spoke gets it with its own lines cut out
-    4. what a socket doesn't take now waits in its member's queue
-    5. while somebody's queue is too long, read from everyone more slowly: TCP slows the senders
+    1. wait until sockets are ready; send what had to wait for that
+    2. go on with newcomers, for some ms at most: TLS, a browser's request, the password
+    3. read from each member once, and put what was said into one batch, in the order of reading
+    4. hand the whole batch to each member; whoever spoke gets it without its own lines
+    5. what a socket doesn't take now waits in its member's queue: while one is too long, read from
+       everyone more slowly, and TCP slows the senders
 
 So a turn costs one send a member, however many messages it carries, and nothing is copied or put
 together for anyone. In a quiet room a line goes out in the turn in which it came; under load the
@@ -124,8 +125,7 @@ SKIPPED_WEIGHT = 16  # counted with each character that was looked at and shows 
 
 # For a member that reads more slowly than the others talk, batches wait in a queue. While one's is
 # over HIGH_WATER, the whole room may say no more than PACE, which is what anybody who stays can
-# read; no human notices. A member that takes less for PATIENCE has stopped reading, and is
-# disconnected.
+# read; no human notices. A member that takes less for PATIENCE is stuck, and is disconnected.
 HIGH_WATER = 256 * 1024  # bytes
 PACE = 8 * 1024  # bytes a second
 PATIENCE = 5.0  # seconds
@@ -162,32 +162,19 @@ MAX_BANS = 1000  # hosts, and names, that are kept out at once
 SILENCE = 10.0  # seconds after which one that never said a word has no claim to its place
 
 WELCOME = "Welcome to the chatroom!"
-PARTIAL_CHAIN = 0x80000  # ssl.VERIFY_X509_PARTIAL_CHAIN, which older Pythons don't name
-# OpenSSL's reasons
-NOT_A_PAIR = ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED")
 TLS_RECORD = 16 * 1024  # bytes of text in a record at most: so much is encrypted at once
 TLS_READ = TLS_RECORD + 512  # bytes that are received at once: a record with what is around it
 TLS_HANDSHAKE = 0x16  # the first byte from whoever speaks TLS
 TLS_OVERHEAD = 29  # bytes around the text of a record, for which nothing is counted
 MAX_UNSENT = 24 * 1024  # bytes that may wait encrypted: a record, and what TLS itself has to say
 PRIVATE = " (private)"
-ALIASES = {"/nick": "/name", "/names": "/who", "/exit": "/quit"}  # what people know from elsewhere
-HELP = (
-    "/name NAME: be known as NAME",
-    "/who: who is here?",
-    "/msg NAME: TEXT: a message for NAME alone",
-    "/quit: leave",
-    "//TEXT: the message /TEXT",
-    "any other line is a message for everyone here",
-)
 
 # Each connection gets these, as far as the system has them. Keepalive: the kernel asks a silent
 # peer whether it is still there, so that one that was unplugged is gone after two minutes, or when
 # something was on its way to it, after the quarter of an hour for which TCP tries again. There is
 # no TCP_USER_TIMEOUT: it would also end a peer that is only suspended, and so has closed its window
 # but answers. With TCP_NOTSENT_LOWAT a socket is writable again when the kernel has little left to
-# send. Without it, that is when a third of some megabytes is free; till then a slow reader looks
-# like a stuck one.
+# send; without it, when a third of some megabytes is free, and till then slow looks like stuck.
 SOCKET_OPTIONS = [
     (level, getattr(socket, name), value)
     for level, name, value in (
@@ -326,12 +313,13 @@ class Input(LineFramer):
     Data goes through `sift`, then `feed`. Besides an unfinished line it holds at most five bytes.
     """
 
-    __slots__ = ("held", "in_first_line", "weight")
+    __slots__ = ("code", "held", "in_first_line", "weight")
     over = False  # only the end of the stream ends it
     why = ""  # and not a fault
 
     def __init__(self, max_line: int) -> None:
         super().__init__(max_line)
+        self.code = NORMAL  # as with a WebSocket, but nobody is told
         self.held = b""  # the beginning of something that may turn out not to be text
         self.in_first_line = True
         self.weight = 0  # what came last cost besides its text: telnet's commands, as bytes
@@ -418,8 +406,7 @@ CODES = (range(1000, 1004), range(1007, 1015), range(3000, 5000))  # that a peer
 
 
 class Fault(Exception):
-    """What a peer sends isn't what a WebSocket carries, or not here; the text says why, for the
-    log, and `code` for the peer."""
+    """What a peer sends has no place in a WebSocket. The text tells the log, `code` the peer."""
 
     def __init__(self, why: str, code: int = PROTOCOL_ERROR) -> None:
         super().__init__(why)
@@ -451,7 +438,7 @@ class WebSocket(LineFramer):
         super().__init__(max_line)
         self.most = IDLE_READ  # bytes that may be read at once
         self.over = False  # the peer has closed, or is at fault: what comes isn't heard any more
-        self.code = NORMAL  # of the Close to send then
+        self.code = NORMAL  # of the Close that will be sent
         self.why = ""  # the fault, for the log
         self.weight = 0  # what came last cost besides its text, as bytes
         self.held = b""  # the beginning of a header, or of a control frame
@@ -546,8 +533,7 @@ class WebSocket(LineFramer):
             raise Fault("begins a message inside another, or goes on with none")
 
     def check_text(self, text: bytes) -> bytes:
-        """Returns the text without the beginning of a character at its end, and without what isn't
-        UTF-8: that is a fault."""
+        """Returns the text up to an unfinished character, or what isn't UTF-8, which is a fault."""
         # No character goes on after the LF of its message, so that looking at many at once is fine.
         try:
             whole = utf_8_decode(text, "strict", False)[1]
@@ -976,7 +962,7 @@ REASONS = {  # those of http.HTTPStatus, which Debian's python3-minimal lacks
     431: "Request Header Fields Too Large",
 }
 
-# A request without a body (RFC 9112, RFC 9110): the whole syntax, so that nothing else gets further.
+# A request without a body (RFC 9112, RFC 9110), its whole syntax: nothing else gets any further.
 TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 FIELD = re.compile(rf"({TOKEN}):([\t -~\x80-\xff]*)\r?\n")
 REQUEST = re.compile(rf"({TOKEN}) ([!-~]+) HTTP/1\.[0-9]\r?\n((?:{FIELD.pattern})*)\r?\n")
@@ -1097,8 +1083,7 @@ def response(request: bytes, status: int, page: bytes, policy: str, *fields: str
 
 
 def name_in_url(host: str) -> str:
-    """Returns a host's name as browsers write it: in the DNS's letters, in lower case, without the
-    dot that may end it."""
+    """Returns a host's name as browsers write it: in IDNA, lower case, with no dot at its end."""
     with suppress(UnicodeError):
         host = host.encode("idna").decode()
     return host.lower().rstrip(".")
@@ -1118,13 +1103,19 @@ class Site:
     """
 
     def __init__(
-        self, hosts: Iterable[str], secure: bool, url: str = "", room_port: int = PORT
+        self,
+        hosts: Iterable[str],
+        secure: bool,
+        port: int = WEB_PORT,
+        url: str = "",
+        room_port: int = PORT,
     ) -> None:
         """`hosts` are names that Host may have besides those that can't be anybody else's; under
-        TLS (`secure`), the certificate decides on that, and it may be any. Browsers find the page
-        at `url`, others the room at `room_port`."""
-        self.url = url
-        self.room_port = room_port
+        TLS (`secure`), the certificate decides on that, and it may be any. Browsers come to `port`,
+        most of them by `url`, others find the room at `room_port`."""
+        self.port = port
+        self.for_browsers = f"for browsers, the room is at {url}"  # who have come to the other port
+        self.for_others = f"this port is for browsers; the room is on port {room_port}"
         self.hosts = {name_in_url(host) for host in (socket.gethostname(), *hosts)}
         self.secure = secure
         # Ports that are left out of an Origin. TLS may also end at a proxy.
@@ -1161,19 +1152,16 @@ class Site:
         """Raises Refusal unless it comes to us, from a page of ours, and asks for the page."""
         if self.secure and not encrypted:
             raise Refusal(307, "This room is at https.", f"Location: https://{request.host}/")
-        self.check_host(request.name)
+        name = request.name
+        if not (self.secure or name in self.hosts or LOCAL_NAME.fullmatch(name)):
+            shown = name[:MAX_SHOWN]
+            remedy = f"Whoever runs it can add that: --web-host {shown}"
+            raise Refusal(421, f"This room does not go by the name {shown}. {remedy}")
         self.check_origin(request.host, request.fields.get("origin"))
         if request.method not in ("GET", "HEAD"):
             raise Refusal(405, "There is only a page to get here.", "Allow: GET, HEAD")
         if request.target.partition("?")[0] != "/":
             raise Refusal(404, "There is nothing here; the room is at /.")
-
-    def check_host(self, name: str) -> None:
-        """Raises Refusal unless the name that was asked for can only be ours."""
-        if not (self.secure or name in self.hosts or LOCAL_NAME.fullmatch(name)):
-            name = name[:MAX_SHOWN]
-            remedy = f"Whoever runs it can add that: --web-host {name}"
-            raise Refusal(421, f"This room does not go by the name {name}. {remedy}")
 
     def check_origin(self, host: str, origin: str | None) -> None:
         """Raises Refusal if a page from elsewhere asks. Only programs don't say where from."""
@@ -1306,10 +1294,6 @@ def compatible(text: str) -> str:
     return letters[:MAX_NAME_SOURCE]
 
 
-# All who ask get the same bytes, however many wait for them.
-HELP_LINES = b"".join(map(notice, HELP))
-
-
 def visible(text: str) -> str:
     """Returns what the beginning of a text looks like on a screen: every space as a space, what
     shows nothing left out, letters in their compatible form."""
@@ -1354,6 +1338,16 @@ def valid_name(text: str) -> str:
 
 
 # --- The room ------------------------------------------------------------------------------------
+
+ALIASES = {"/nick": "/name", "/names": "/who", "/exit": "/quit"}  # what people know from elsewhere
+HELP = (
+    "/name NAME: be known as NAME",
+    "/who: who is here?",
+    "/msg NAME: TEXT: a message for NAME alone",
+    "/quit: leave",
+    "//TEXT: the message /TEXT",
+    "any other line is a message for everyone here",
+)
 
 
 class Member:
@@ -1493,14 +1487,12 @@ class History:
             self.blocks.append((block, lines))
             self.size += end
             self.lines += lines
-        while self.is_enough_without(*self.blocks[0]):
-            block, lines = self.blocks.popleft()
+        block, lines = self.blocks[0]
+        while self.lines - lines >= self.count or self.size - len(block) >= MAX_HISTORY:
+            self.blocks.popleft()  # there is enough without it
             self.size -= len(block)
             self.lines -= lines
-
-    def is_enough_without(self, block: bytes, lines: int) -> bool:
-        """Says whether the first block isn't needed any more."""
-        return self.lines - lines >= self.count or self.size - len(block) >= MAX_HISTORY
+            block, lines = self.blocks[0]
 
     def pieces(self) -> list[bytes]:
         """Returns the messages, whole lines, in pieces that all newcomers share."""
@@ -1530,7 +1522,8 @@ class Room:
             "/help": self.help,
             "/quit": self.quit,
         }
-        self.help_lines = HELP_LINES
+        self.help_lines = b"".join(map(notice, HELP))  # the same bytes for all who ask
+        self.has_operators = False  # and so a password that members could say by mistake
 
     def take_batch(self) -> Batch:
         """Returns what has happened since the last call."""
@@ -1628,15 +1621,9 @@ class Room:
         else:
             self.message(member, line)
 
-    @property
-    def has_operators(self) -> bool:
-        """Says whether there is a password that members could say by mistake."""
-        return "/op" in self.commands
-
     def message(self, member: Member, line: str) -> None:
-        """Says one line, with its speaker's name before it, unless it would pass for another's, or
-        may have an operator's password in it. One with nothing in it, as Enter in nc makes it, is
-        nothing."""
+        """Says one line, after its speaker's name, unless it would pass for another's, or may have
+        an operator's password in it. An empty one, as from Enter in nc, is nothing."""
         if self.has_operators and SLASH.search(line):
             self.weigh_letters(line)
             if MISTYPED_OP.match(visible(line)):
@@ -1694,7 +1681,6 @@ class Room:
             self.batch.weight += LETTERS_WEIGHT
 
     def refuse_long_line(self, member: Member) -> None:
-        """Says why a line wasn't heard."""
         self.tell(member, f"too long: a line has at most {self.max_line} bytes")
 
     def say(self, member: Member, chunk: bytes) -> None:
@@ -1705,11 +1691,9 @@ class Room:
     # Commands: each takes the member and what follows the command's word
 
     def no_such_command(self, member: Member, _: str) -> None:
-        """Says what to do about a mistyped word."""
         self.tell(member, "no such command; /help lists them, and //TEXT says /TEXT")
 
     def take_name(self, member: Member, argument: str) -> None:
-        """Makes a member known as NAME."""
         self.weigh_letters(argument)
         try:
             name = valid_name(argument)
@@ -1731,7 +1715,6 @@ class Room:
             self.announce(f"{before} is now {name}", member)
 
     def who(self, member: Member, _: str) -> None:
-        """Tells who is here."""
         shown = [other.name for other in islice(self.names.values(), MAX_WHO)]
         if len(self.names) > len(shown):
             shown.append(f"{len(self.names) - len(shown)} more")
@@ -1742,7 +1725,6 @@ class Room:
         self.tell(member, f"here: {' and '.join(parts)}")
 
     def send_private(self, member: Member, argument: str) -> None:
-        """Tells something to NAME alone."""
         name, _, text = argument.partition(":")
         self.weigh_letters(name)
         receiver = self.names.get(identity(name))
@@ -1763,7 +1745,6 @@ class Room:
         self.leave(member)
 
     def help(self, member: Member, _: str) -> None:
-        """Tells what can be said."""
         self.batch.tell(member, self.help_lines)
 
 
@@ -1772,6 +1753,12 @@ class Room:
 
 class Failure(Exception):
     """The script can't go on; the text says why, and what to do about it."""
+
+
+def lacking(module: str, purpose: str) -> Failure:
+    """Returns what to raise where a part of Python isn't installed."""
+    remedy = "install the whole of it; on Debian: apt install python3"
+    return Failure(f"this Python has no module {module}, which {purpose} needs; {remedy}")
 
 
 class StandardStream(io.TextIOBase):
@@ -1980,6 +1967,116 @@ def open_log(verbose: bool) -> None:
         level=logging.DEBUG if verbose else logging.INFO,
         handlers=[LogHandler(open_error_writer())],
     )
+
+
+# --- The transcript ------------------------------------------------------------------------------
+
+
+def open_private(path: str, flags: int) -> int:
+    """Opens a file that, if it is a new one, only its owner can read, and that never makes anyone
+    wait, if it is a pipe or a terminal. Returns the descriptor."""
+    for name in ("O_NONBLOCK", "O_NOCTTY"):  # Windows has neither
+        flags |= getattr(os, name, 0)
+    return os.open(path, flags, 0o600)
+
+
+# A line of the transcript, unless it is the room's own: its time, and exactly what was said.
+STAMPED = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ (?!\* )(.+)")
+# Ends a line that was written halfway: CANCEL, which nothing that is said has in it, means that the
+# rest is to be disregarded. With a newline alone it would look whole.
+TORN_END = b"\x18\n"
+
+
+def said_before(lines: bytes, longest: int) -> bytes:
+    """Returns the messages, whole lines as they were said, that stand in a stretch of a transcript.
+    Whatever can't have been said in a room, or by members with lines of up to `longest` bytes, name
+    included, is passed over."""
+    found = (STAMPED.fullmatch(line) for line in lines.split(b"\n")[:-1])
+    said = (match[1] for match in found if match)
+    return b"".join(one + b"\n" for one in said if len(one) <= longest and is_clean(one))
+
+
+class Transcript:
+    """A file to which every public line is added with its time. Whatever keeps lines from being
+    written is the log's business: the room goes on."""
+
+    def __init__(self, path: str) -> None:
+        """Raises Failure."""
+        self.path = path
+        self.lost = 0  # lines, since the log was last told how many
+        self.lost_at = 0.0  # monotonic seconds, the last time
+        try:
+            self.open()
+        except OSError as error:
+            raise Failure(f"cannot write the transcript {path}: {error.strerror}") from error
+
+    def open(self) -> None:
+        """Raises OSError.
+
+        It is opened for reading too. So a pipe needs no reader: it keeps what it has room for until
+        there is one, and one that goes can come back.
+        """
+        self.file = io.FileIO(self.path, "a+", opener=open_private)
+        self.lines = LineWriter(self.file.fileno())
+        self.lines.torn_end = TORN_END
+        with suppress(OSError):  # it is empty, or has no end
+            self.file.seek(-1, os.SEEK_END)
+            self.lines.in_line = self.file.read(1) != b"\n"  # the disk was full, the last time
+
+    def messages(self, max_line: int) -> bytes:
+        """Returns the messages at its end, whole lines as they were said, for a history. `max_line`
+        is the room's. A pipe or a terminal has none."""
+        end = os.fstat(self.file.fileno())
+        if not stat.S_ISREG(end.st_mode):
+            return b""
+        start = max(0, end.st_size - MAX_REPLAYED)
+        try:
+            self.file.seek(start)
+            tail = self.file.read(MAX_REPLAYED) or b""
+        except OSError as error:
+            log.warning("cannot read the transcript %s: %s", self.path, error.strerror)
+            return b""
+        if start:  # in the middle of a line, most likely
+            tail = tail.partition(b"\n")[2]
+        return said_before(tail, MAX_PREFIX + max_line)
+
+    def write(self, text: bytes) -> None:
+        """Adds whole lines."""
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ ", time.gmtime()).encode()
+        try:
+            self.follow()
+            lost = self.lines.write(stamp + text[:-1].replace(b"\n", b"\n" + stamp) + b"\n")
+            why = self.lines.why
+        except OSError as error:
+            lost, why = text.count(b"\n"), error.strerror or str(error)
+        now = time.monotonic()
+        if lost:
+            if not self.lost:
+                log.error("cannot write the transcript %s: %s", self.path, why)
+            self.lost += lost
+            self.lost_at = now
+        elif self.lost and now - self.lost_at > GAP_END:
+            self.tell_lost()
+
+    def tell_lost(self) -> None:
+        """Tells the log how many lines are missing."""
+        if self.lost:
+            log.warning("lines missing in the transcript %s: %d", self.path, self.lost)
+        self.lost = 0
+
+    def follow(self) -> None:
+        """Starts the file anew if somebody has moved it away or deleted it. Raises OSError."""
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(self.path), os.fstat(self.file.fileno())):
+                return
+        old = self.file
+        self.open()
+        old.close()
+        log.warning("the transcript %s had vanished and was started anew", self.path)
+
+    def close(self) -> None:
+        self.tell_lost()
+        self.file.close()
 
 
 # --- Listening sockets ---------------------------------------------------------------------------
@@ -2256,35 +2353,10 @@ class Acceptor:
             sock.close()
 
 
-# --- Connections ---------------------------------------------------------------------------------
+# --- TLS -----------------------------------------------------------------------------------------
 
-# The states of a connection, and what it can be in each. No state is kept twice: it follows from
-# which of these a connection is in, and it is in one of them at most.
-#
-#   state     is in            `reading`                    its queue    `tls`, in a TLS room
-#   at door   door.waiting     until it gave a password     a question   shakes hands first, then
-#                                                                        a browser asks for something
-#   member    room.members     unless the throttle has      any          is there
-#                              paused it
-#   leaving   leaving          until its stream has ended   any          until our end of it is said
-#   closed    nothing          no                           none         none
-#
-# In any of the first three, what TLS has encrypted and the kernel hasn't taken is in `unsent`. It
-# comes before what is in the queue, and before the end of the stream.
-#
-# What moves it on:
-#
-#   at door -> member     the right password, or none is needed     Membership.enter
-#   at door -> leaving    the same, but the room is full; a wrong   Membership.turn_away
-#                         password, after a second; a request for
-#                         the page; no TLS, or no browser, where
-#                         there must be
-#   member  -> leaving    /quit, the end of its stream, or of the   Membership.start_leaving
-#                         room; its place goes to another
-#   leaving -> closed     it has got everything, and its own        Membership.finish
-#                         stream has ended, or LINGER or FAREWELL
-#                         is over
-#   any     -> closed     an error, too far behind, out of time     Membership.disconnect
+# OpenSSL's reasons for not taking a key with a certificate
+NOT_A_PAIR = ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED")
 
 
 def lost(error: OSError) -> Gone:
@@ -2292,13 +2364,103 @@ def lost(error: OSError) -> Gone:
     return Gone(f"lost: {error.strerror or error}")
 
 
-def unacknowledged(sock: socket.socket) -> int:
-    """Returns how many bytes that were sent, the end of the stream included, the other side's
-    system hasn't confirmed to have; 0 where ours doesn't tell."""
-    if fcntl and SIOCOUTQ:
-        with suppress(OSError):
-            return int.from_bytes(fcntl.ioctl(sock, SIOCOUTQ, bytes(4)), sys.byteorder)
-    return 0
+def make_server_tls(cert: str, key: str) -> ssl.SSLContext:
+    """Returns what connections need to speak TLS as a server. Raises Failure."""
+    if ssl is None:
+        raise lacking("ssl", "TLS")
+
+    def ask_for_pass_phrase() -> str:  # instead of OpenSSL, which would ask on the terminal
+        remedy = f"make a copy without it: openssl pkey -in {key} -out NEW.key"
+        raise Failure(f"the key in {key} has a pass phrase; {remedy}")
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.num_tickets = 0  # nobody resumes a session here
+    # One curve, which every client has, and none of the groups of numbers (ffdhe8192) with which a
+    # client can have a server compute for 100 ms, and needn't compute itself (CVE-2002-20001).
+    context.set_ecdh_curve("prime256v1")
+    # No renegotiation, so that sending never waits for receiving. PyPy and LibreSSL lack the name.
+    context.options |= getattr(ssl, "OP_NO_RENEGOTIATION", 0)
+    try:
+        context.load_cert_chain(cert, key, password=ask_for_pass_phrase)
+    except OSError as error:  # ssl.SSLError is one too
+        raise Failure(why_not_usable(error, cert, key)) from error
+    return context
+
+
+def why_not_usable(error: OSError, cert: str, key: str) -> str:
+    """Returns what to tell the user when the certificate and the key couldn't be loaded."""
+    texts = []
+    for option, file in (("--tls-cert", cert), ("--tls-key", key)):
+        try:
+            with open(file, "rb") as pem:
+                texts.append(pem.read())
+        except OSError as problem:
+            return f"cannot read {option} {file}: {problem.strerror}"
+    has_cert = [b"CERTIFICATE-----" in text for text in texts]
+    has_key = [b"PRIVATE KEY-----" in text for text in texts]
+    if has_key[0] and has_cert[1] and not (has_cert[0] and has_key[1]):
+        return f"--tls-cert and --tls-key are swapped: {cert} has the key, {key} the certificate"
+    if not has_cert[0]:
+        return f"there is no certificate in PEM format in {cert}"
+    if not has_key[1]:
+        return f"there is no private key in PEM format in {key}"
+    reason = getattr(error, "reason", None)
+    if reason in NOT_A_PAIR:
+        return f"the key in {key} does not belong to the first certificate in {cert}"
+    if reason:
+        return f"cannot use {cert} with {key}: {reason.lower().replace('_', ' ')}"
+    try:
+        ssl.create_default_context(cafile=cert)
+    except ssl.SSLError:
+        return f"the certificate in {cert} is damaged"
+    return f"the private key in {key} is damaged"
+
+
+class Certificate:
+    """The room's certificate and its key, as a context of TLS.
+
+    After their files have changed they are loaded anew, for whoever comes from then on. While they
+    can't be loaded, as when one of them has yet to be replaced, the old ones stay.
+    """
+
+    def __init__(self, cert: str, key: str) -> None:
+        """Raises Failure."""
+        self.cert = cert
+        self.key = key
+        self.found = self.look()  # before they are loaded: what changes meanwhile is seen later
+        self.context = make_server_tls(cert, key)
+        self.retry_at = math.inf  # monotonic seconds, while they can't be loaded
+
+    def look(self) -> list[tuple[int, ...]] | None:
+        """Returns what is different after the files have changed; None if one is no file, such as a
+        pipe: that gives what is in it once, and makes its reader wait."""
+        found: list[tuple[int, ...]] = []
+        for path in (self.cert, self.key):
+            state: tuple[int, ...] = ()  # it has vanished
+            with suppress(OSError):
+                file = os.stat(path)
+                if not stat.S_ISREG(file.st_mode):
+                    return None
+                state = (file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns)
+            found.append(state)
+        return found
+
+    def current(self) -> ssl.SSLContext:
+        """Returns the context for a newcomer. A failure to load is logged once for each change."""
+        found = self.look()
+        if found is None:
+            return self.context
+        changed, self.found = found != self.found, found
+        if changed or time.monotonic() >= self.retry_at:
+            try:
+                self.context, self.retry_at = make_server_tls(self.cert, self.key), math.inf
+                log.info("newcomers get the new certificate in %s", self.cert)
+            except Failure as failure:
+                self.retry_at = time.monotonic() + RETRY_CERTIFICATE
+                if changed:
+                    log.warning("the certificate stays the old one: %s", failure)
+        return self.context
 
 
 class TLS:
@@ -2309,17 +2471,6 @@ class TLS:
     what is left then is this connection's, in `wire` and `output`.
     """
 
-    __slots__ = (
-        "engine",
-        "failure",
-        "has_begun",
-        "has_more",
-        "idle",
-        "output",
-        "shaking_hands",
-        "surplus",
-        "wire",
-    )
     incoming: Any = ssl and ssl.MemoryBIO()
     outgoing: Any = ssl and ssl.MemoryBIO()
 
@@ -2342,14 +2493,14 @@ class TLS:
 
     def shake_hands(self) -> None:
         """Goes on with the handshake, as far as that goes now. Raises Gone."""
-        self.shaking_hands = self.step(self.finish_handshake) is None
+        self.step(self.finish_handshake)
         self.has_more = bool(self.wire) and not self.shaking_hands
         self.idle = len(self.wire)
 
-    def finish_handshake(self) -> bool:
-        """Returns True. Raises ssl.SSLError, also if more has to come for that."""
+    def finish_handshake(self) -> None:
+        """Raises ssl.SSLError, also if more has to come for that."""
         self.engine.do_handshake()
-        return True
+        self.shaking_hands = False
 
     def decrypt(self, limit: int) -> bytes | None:
         """Returns up to `limit` bytes of the text that came, none at its end, which is told only
@@ -2401,8 +2552,7 @@ class TLS:
             self.step(self.engine.unwrap)
 
     def step(self, action: Callable[..., Any], *given: Any) -> Any:
-        """Returns what comes of an action, None if more has to come from the peer before that.
-        Raises Gone."""
+        """Returns what comes of an action, None if more has to come before that. Raises Gone."""
         if self.wire:
             self.incoming.write(self.wire)
         try:
@@ -2427,14 +2577,71 @@ class TLS:
         return output
 
 
+# --- Connections ---------------------------------------------------------------------------------
+
+# The states of a connection, and what it can be in each. No state is kept twice: it follows from
+# which of these a connection is in, and it is in one of them at most.
+#
+#   state     is in            `reading`                    its queue    `tls`, in a TLS room
+#   at door   door.waiting     until it gave a password     a question   shakes hands first; only
+#                                                                        then is anything said
+#   member    room.members     unless the throttle has      any          is there
+#                              paused it
+#   leaving   leaving          until its stream has ended   any          until our end of it is said
+#   closed    nothing          no                           none         none
+#
+# In any of the first three, what TLS has encrypted and the kernel hasn't taken is in `unsent`. It
+# comes before what is in the queue, and before the end of the stream.
+#
+# What moves it on:
+#
+#   at door -> member     the right password, or none is needed     Membership.enter
+#   at door -> leaving    the same, but the room is full, or keeps  Membership.turn_away
+#                         its host out; a wrong password, after a
+#                         second; a request for the page; no TLS,
+#                         or no browser, where there must be
+#   member  -> leaving    /quit, the end of its stream, or of the   Membership.start_leaving
+#                         room; its place goes to another; /kick;
+#                         it turns out to be a browser
+#   leaving -> closed     it has got everything, and its own        Membership.finish
+#                         stream has ended, or LINGER or FAREWELL
+#                         is over
+#   any     -> closed     an error, too far behind, out of time     Membership.disconnect
+
+
+def host_of(peer: str) -> str:
+    """Returns what stands for the host of a peer, as format_address() writes that: an IPv4 address,
+    or the network of 64 bits, in hexadecimal, that an IPv6 address is in, as the rest of that can
+    be chosen freely. This machine is one host by either, and so is an IPv4 address that is written
+    as an IPv6 one."""
+    host = peer.rpartition(":")[0].strip("[]")
+    if ":" not in host:
+        return host
+    if host == "::1":
+        return "127.0.0.1"
+    address = ipaddress.IPv6Address(host.partition("%")[0])
+    if address.ipv4_mapped:
+        return str(address.ipv4_mapped)
+    return address.packed[:8].hex()
+
+
+def unacknowledged(sock: socket.socket) -> int:
+    """Returns how many bytes that were sent, the end of the stream included, the other side's
+    system hasn't confirmed to have; 0 where ours doesn't tell."""
+    if fcntl and SIOCOUTQ:
+        with suppress(OSError):
+            return int.from_bytes(fcntl.ioctl(sock, SIOCOUTQ, bytes(4)), sys.byteorder)
+    return 0
+
+
 class Connection(Member):
-    """Somebody's connection: one socket, and all of its reading, writing and registering.
+    """Somebody's connection: one socket, and all of its reading, writing and registering. Whatever
+    receives or sends raises Gone when the peer's doing has put an end to it.
 
     It is the room's member as well, so that neither has to be looked up by the other.
     """
 
     __slots__ = (
-        "code",
         "events",
         "framed",
         "framer",
@@ -2470,12 +2677,11 @@ class Connection(Member):
         self.selector = selector
         self.events = 0  # for which it is registered with the selector
         self.framer: Input | WebSocket = Input(max_line)
-        self.framed = False  # it is a browser's, and its lines travel in frames
-        self.code = NORMAL  # why its stream ends, as a browser is told
+        self.framed = False  # the framer is a WebSocket: what it gets travels in frames, too
         self.unheard = b""  # whole lines that wait for the next turn
         self.reading = True  # its input is of interest, and has not ended
         self.sending = True  # it can still be sent to
-        self.reset = False  # sending has found out that the peer has reset the connection
+        self.reset = False  # sending has found out that the peer has reset it
         self.queue: deque[Batch] | None = None  # made when something has to wait
         self.place = 0  # bytes that are sent of what it gets of the first batch in the queue
         self.taken = 0  # bytes that the kernel has taken of what had to wait
@@ -2515,14 +2721,14 @@ class Connection(Member):
         return self.tls is not None and self.tls.shaking_hands
 
     def shake_hands(self, data: bytes) -> None:
-        """Goes on with the handshake, with what came. Raises Gone."""
+        """Goes on with the handshake, with what came."""
         assert self.tls
         self.tls.feed(data)
         self.step(self.tls.shake_hands)
 
     def step(self, action: Callable[..., Any], *given: Any) -> Any:
         """Returns what comes of a step of TLS. What that has to send is sent, also if the step
-        fails: then it tells the peer why. Raises Gone."""
+        fails: then it tells the peer why."""
         assert self.tls
         try:
             return action(*given)
@@ -2532,7 +2738,7 @@ class Connection(Member):
                 self.put(output)
 
     def put(self, data: bytes) -> None:
-        """Sends what is encrypted; what the kernel doesn't take has to wait. Raises Gone."""
+        """Sends what is encrypted; what the kernel doesn't take has to wait."""
         if not self.sending:
             return
         waited = bool(self.unsent)
@@ -2548,37 +2754,36 @@ class Connection(Member):
 
     def receive(self, limit: int) -> bytes | None:
         """Returns text of about `limit` bytes at most, none at the end of the stream, None if there
-        is nothing now. What telnet and browsers ask for is answered. Raises Gone."""
+        is nothing now. What telnet and browsers ask for is answered."""
         data = self.receive_text(min(limit, self.framer.most))
         if not data:
             return data
         text, answers = self.framer.sift(data)
         if answers:
-            self.answer(answers)
+            if self.unread > MAX_UNREAD:  # all that is its own doing
+                raise Gone("asks, and does not read the answers")
+            self.tell(answers, Aside)
         return text or (b"" if self.framer.over else None)
 
     def receive_text(self, limit: int) -> bytes | None:
-        """Returns up to `limit` bytes, decrypted but otherwise as they are, else the same as
-        `receive`. Raises Gone."""
+        """Returns the same, decrypted but otherwise as it came."""
         self.framer.weight = 0
-        data = self.receive_through_tls(limit) if self.tls else self.receive_bytes(limit)
+        tls = self.tls
+        if not tls:
+            data = self.receive_bytes(limit)
+        elif tls.has_more:
+            data = self.step(tls.decrypt, limit)
+        else:
+            data = self.receive_bytes(min(limit, IDLE_READ if tls.surplus else TLS_READ))
+            if data:
+                tls.feed(data)
+                data = self.step(tls.decrypt, limit)
         if data == b"":
             self.read_on(False)
         return data
 
-    def receive_through_tls(self, limit: int) -> bytes | None:
-        """Returns the same, of what is encrypted. Raises Gone."""
-        assert self.tls
-        if not self.tls.has_more:
-            data = self.receive_bytes(min(limit, IDLE_READ if self.tls.surplus else TLS_READ))
-            if not data:
-                return data
-            self.tls.feed(data)
-        return cast("bytes | None", self.step(self.tls.decrypt, limit))
-
     def receive_bytes(self, limit: int) -> bytes | None:
-        """Returns up to `limit` bytes as the kernel has them, else the same as `receive`. Raises
-        Gone."""
+        """Returns the same, as the kernel has it."""
         try:
             return self.sock.recv(limit)
         except BlockingIOError:  # readiness is a hint, not a promise
@@ -2586,63 +2791,37 @@ class Connection(Member):
         except OSError as error:
             raise lost(error) from error
 
-    def has_more(self) -> bool:
-        """Says whether there is something to hear that the selector doesn't know of."""
-        return bool(self.unheard or (self.tls and self.tls.has_more))
-
-    def toll(self) -> int:
+    def overhead(self) -> int:
         """Returns the weight of what came with the last text, or in place of it."""
         idle = self.tls.surplus * IDLE_WEIGHT if self.tls else 0
         return self.framer.weight + idle
 
     def read_on(self, reading: bool) -> None:
-        """Reads from it from now on, or doesn't: TCP's flow control then slows its peer down."""
+        """Reads from it from now on, or doesn't: TCP then slows its peer down."""
         self.reading = reading
         self.watch()
 
-    def was_reset(self) -> bool:
-        """Says whether the stream ended with a reset. The error that tells of it is raised once,
-        perhaps for a send. A peer that had closed in order, and resets what comes too late, makes
-        another: BrokenPipeError."""
-        return self.reset
+    def upgrade(self) -> None:
+        """From here on it is a browser's WebSocket."""
+        self.framer, self.framed = WebSocket(self.framer.max_line), True
 
     # To the peer
 
-    def say(self, text: bytes) -> None:
-        """Sends whole lines that aren't said in the room, but at its door. Raises Gone."""
-        batch = Batch()
-        batch.say(text, None)
-        batch.seal()
-        self.write(batch)
-
-    def answer(self, data: bytes) -> None:
-        """Sends what isn't text, between two lines. If it has to wait, that is all the peer's own
-        doing, and somebody who asks and doesn't read isn't kept. Raises Gone."""
-        if self.unread > MAX_UNREAD:
-            raise Gone("asks, and does not read the answers")
-        self.put_aside(data)
-
-    def put_aside(self, data: bytes) -> None:
-        """Sends what isn't text, after all that it has yet to get. Raises Gone."""
-        batch = Aside()
+    def tell(self, data: bytes, kind: type[Batch] = Batch) -> None:
+        """Sends whole lines or, as an Aside, what isn't text, after all that it has yet to get."""
+        batch = kind()
         batch.tell(self, data)
         batch.seal()
         self.write(batch)
 
-    def upgrade(self) -> None:
-        """From here on it is a browser's WebSocket."""
-        self.framer = WebSocket(self.framer.max_line)
-        self.framed = True
-
     def say_bye(self) -> None:
-        """Tells a browser, after all else that it gets, that and why its stream ends. Raises
-        Gone."""
-        if isinstance(self.framer, WebSocket):
-            self.put_aside(close_frame(self.framer.code if self.framer.over else self.code))
+        """Tells a browser, after all else that it gets, that its stream ends, and why."""
+        if self.framed:
+            self.tell(close_frame(self.framer.code), Aside)
 
     def write(self, batch: Batch) -> None:
         """Hands what it gets of a sealed batch to the kernel, if nothing is ahead of that in the
-        queue; what the kernel doesn't take has to wait there. Raises Gone."""
+        queue; what the kernel doesn't take has to wait there."""
         is_cut = self in batch.cuts
         if self.framed:
             text = batch.frame_for(self)
@@ -2662,7 +2841,7 @@ class Connection(Member):
             batch.forget(self)
 
     def flush(self) -> None:
-        """Sends of what waits for it what the kernel takes now. Raises Gone."""
+        """Sends of what waits for it what the kernel takes now."""
         if self.unsent:
             self.put(b"")
         while self.queue and not self.unsent:
@@ -2687,7 +2866,7 @@ class Connection(Member):
         return batch.frame_for(self) if self.framed else batch.text_for(self)
 
     def send(self, data: bytes | memoryview) -> int:
-        """Returns how many bytes were taken, 0 if none can be now. Raises Gone.
+        """Returns how many bytes were taken, 0 if none can be now.
 
         Nothing is encrypted before the kernel has taken all that was: so at most a record waits
         outside of the queue.
@@ -2704,12 +2883,14 @@ class Connection(Member):
         return taken
 
     def send_bytes(self, data: bytes | memoryview) -> int:
-        """Returns how many bytes the kernel took, 0 if it takes none now. Raises Gone."""
+        """Returns how many bytes the kernel took, 0 if it takes none now."""
         try:
             return self.sock.send(data)
         except BlockingIOError:
             return 0
         except ConnectionError as error:
+            # The error that tells of a reset comes once, perhaps here. A peer that had closed in
+            # order, and resets what comes too late, makes another: BrokenPipeError.
             self.reset = isinstance(error, ConnectionResetError)
             self.stop_sending()
             return 0
@@ -2717,8 +2898,7 @@ class Connection(Member):
             raise lost(error) from error
 
     def stop_sending(self) -> None:
-        """The peer has gone. But what it said before that may still wait to be read, and reading
-        it, we come to its end."""
+        """The peer has gone; what it said before may still wait to be read, and then its end."""
         with suppress(OSError):
             self.sock.shutdown(socket.SHUT_WR)
         self.sending = False
@@ -2731,7 +2911,7 @@ class Connection(Member):
 
     def end_stream(self) -> None:
         """Tells the peer that nothing more will come, TLS's way first: if that has to wait, this
-        has to be called again. What the peer sends can then only be drained. Raises Gone."""
+        has to be called again. What the peer sends can then only be drained."""
         if self.tls:
             self.step(self.tls.end)
             self.tls = None
@@ -2758,115 +2938,7 @@ class Connection(Member):
         self.unsent = b""
 
 
-# --- The chat server -----------------------------------------------------------------------------
-
-
-def open_private(path: str, flags: int) -> int:
-    """Opens a file that, if it is a new one, only its owner can read, and that never makes anyone
-    wait, if it is a pipe or a terminal. Returns the descriptor."""
-    for name in ("O_NONBLOCK", "O_NOCTTY"):  # Windows has neither
-        flags |= getattr(os, name, 0)
-    return os.open(path, flags, 0o600)
-
-
-# A line of the transcript, unless it is the room's own: its time, and exactly what was said.
-STAMPED = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ (?!\* )(.+)")
-# Ends a line that was written halfway: CANCEL, which nothing that is said has in it, means that the
-# rest is to be disregarded. With a newline alone it would look whole.
-TORN_END = b"\x18\n"
-
-
-def said_before(lines: bytes, longest: int) -> bytes:
-    """Returns the messages, whole lines as they were said, that stand in a stretch of a transcript.
-    Whatever can't have been said in a room, or by members with lines of up to `longest` bytes, name
-    included, is passed over."""
-    found = (STAMPED.fullmatch(line) for line in lines.split(b"\n")[:-1])
-    said = (match[1] for match in found if match)
-    return b"".join(one + b"\n" for one in said if len(one) <= longest and is_clean(one))
-
-
-class Transcript:
-    """A file to which every public line is added with its time. Whatever keeps lines from being
-    written is the log's business: the room goes on."""
-
-    def __init__(self, path: str) -> None:
-        """Raises Failure."""
-        self.path = path
-        self.lost = 0  # lines, since the log was last told how many
-        self.lost_at = 0.0  # monotonic seconds, the last time
-        try:
-            self.open()
-        except OSError as error:
-            raise Failure(f"cannot write the transcript {path}: {error.strerror}") from error
-
-    def open(self) -> None:
-        """Raises OSError.
-
-        It is opened for reading too. So a pipe needs no reader: it keeps what it has room for until
-        there is one, and one that goes can come back.
-        """
-        self.file = io.FileIO(self.path, "a+", opener=open_private)
-        self.lines = LineWriter(self.file.fileno())
-        self.lines.torn_end = TORN_END
-        with suppress(OSError):  # it is empty, or has no end
-            self.file.seek(-1, os.SEEK_END)
-            self.lines.in_line = self.file.read(1) != b"\n"  # the disk was full, the last time
-
-    def messages(self, max_line: int) -> bytes:
-        """Returns the messages at its end, whole lines as they were said, for a history. `max_line`
-        is the room's. A pipe or a terminal has none."""
-        end = os.fstat(self.file.fileno())
-        if not stat.S_ISREG(end.st_mode):
-            return b""
-        start = max(0, end.st_size - MAX_REPLAYED)
-        try:
-            self.file.seek(start)
-            tail = self.file.read(MAX_REPLAYED) or b""
-        except OSError as error:
-            log.warning("cannot read the transcript %s: %s", self.path, error.strerror)
-            return b""
-        if start:  # in the middle of a line, most likely
-            tail = tail.partition(b"\n")[2]
-        return said_before(tail, MAX_PREFIX + max_line)
-
-    def write(self, text: bytes) -> None:
-        """Adds whole lines."""
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ ", time.gmtime()).encode()
-        try:
-            self.follow()
-            lost = self.lines.write(stamp + text[:-1].replace(b"\n", b"\n" + stamp) + b"\n")
-            why = self.lines.why
-        except OSError as error:
-            lost, why = text.count(b"\n"), error.strerror or str(error)
-        now = time.monotonic()
-        if lost:
-            if not self.lost:
-                log.error("cannot write the transcript %s: %s", self.path, why)
-            self.lost += lost
-            self.lost_at = now
-        elif self.lost and now - self.lost_at > GAP_END:
-            self.tell_lost()
-
-    def tell_lost(self) -> None:
-        """Tells the log how many lines are missing."""
-        if self.lost:
-            log.warning("lines missing in the transcript %s: %d", self.path, self.lost)
-        self.lost = 0
-
-    def follow(self) -> None:
-        """Starts the file anew if somebody has moved it away or deleted it. Raises OSError."""
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.stat(self.path), os.fstat(self.file.fileno())):
-                return
-        old = self.file
-        self.open()
-        old.close()
-        log.warning("the transcript %s had vanished and was started anew", self.path)
-
-    def close(self) -> None:
-        """The room has ended."""
-        self.tell_lost()
-        self.file.close()
+# --- The door, and how much each may say ---------------------------------------------------------
 
 
 class Clock:
@@ -2888,25 +2960,6 @@ class Clock:
         if timeout is not None and late > OVERSLEPT:
             self.lost += late
         self.woken_at = woken_at
-
-
-IPV4_MAPPED = bytes(10) + b"\xff\xff"  # begins the IPv6 form of an IPv4 address (RFC 4291)
-
-
-def host_of(peer: str) -> str:
-    """Returns what stands for the host of a peer, as format_address() writes that: an IPv4 address,
-    or the network of 64 bits, in hexadecimal, that an IPv6 address is in, as the rest of that can
-    be chosen freely. This machine is one host by either, and so is an IPv4 address that is written
-    as an IPv6 one."""
-    host = peer.rpartition(":")[0].strip("[]")
-    if ":" not in host:
-        return host
-    if host == "::1":
-        return "127.0.0.1"
-    address = socket.inet_pton(socket.AF_INET6, host.partition("%")[0])
-    if address.startswith(IPV4_MAPPED):
-        return socket.inet_ntoa(address[len(IPV4_MAPPED) :])
-    return address[:8].hex()
 
 
 class Places:
@@ -2965,12 +3018,9 @@ class WrongTries:
 
     def note(self, host: str, now: float) -> None:
         """A password from this host was wrong."""
-        self.marks[host] = max(self.marks.get(host, now), now) + WRONG_TIME
-        self.mark_of_all = max(self.mark_of_all, now) + WRONG_TIME_OF_ALL
-
-    def tick(self, now: float) -> None:
-        """Once a second, or so: drops what is over."""
         self.marks = {host: mark for host, mark in self.marks.items() if mark > now}
+        self.marks[host] = self.marks.get(host, now) + WRONG_TIME
+        self.mark_of_all = max(self.mark_of_all, now) + WRONG_TIME_OF_ALL
 
 
 class Bans:
@@ -2995,12 +3045,11 @@ class Bans:
 
 
 class Dismissed(Exception):
-    """Somebody at the door isn't let in: `why` is said to it, if it hasn't got all that it came
-    for, and the code tells a browser."""
+    """Somebody at the door isn't let in. The text says why, to that one; there is none if it has
+    got what it came for. A browser is told the code."""
 
     def __init__(self, why: str = "", code: int = NORMAL) -> None:
         super().__init__(why)
-        self.why = why
         self.code = code
 
 
@@ -3009,8 +3058,8 @@ class Door:
     everyone gives the password.
 
     Somebody at the door is in `waiting`, and perhaps in one of these as well: `requests` with what
-    has come of a browser's, `late` with a password that may not be looked at yet, or `refused`, for
-    an answer that waits too.
+    has come of a browser's, `late` with a password that may not be looked at yet, or `refused`
+    until it is told that its password was wrong.
     """
 
     def __init__(self, password: bytes, clock: Clock, site: Site | None = None) -> None:
@@ -3022,19 +3071,18 @@ class Door:
         self.waiting: dict[Connection, float] = {}  # with the time at which each is sent away
         self.requests: dict[Connection, bytes] = {}
         self.late: dict[Connection, tuple[bytes, bytes]] = {}  # a password, what came after it
-        self.refused: dict[Connection, str] = {}  # what each is told then
+        self.refused: set[Connection] = set()
         self.banned = Bans(clock)  # hosts
 
     # Each step with a newcomer returns what it has sent so far, if it may come in, else None, and
     # raises Gone or Dismissed.
 
     def arrive(self, conn: Connection) -> bytes | None:
-        """Takes a newcomer."""
         now = self.clock.now()
         self.places.take(conn, now)
         if not conn.is_shaking_hands():
             return self.greet(conn)
-        self.waiting[conn] = now + min(HANDSHAKE_TIME, DOOR_TIME)
+        self.waiting[conn] = now + HANDSHAKE_TIME
         return None
 
     def forget(self, conn: Connection) -> None:
@@ -3042,38 +3090,29 @@ class Door:
         self.waiting.pop(conn, None)
         self.requests.pop(conn, None)
         self.late.pop(conn, None)
-        self.refused.pop(conn, None)
+        self.refused.discard(conn)
         self.places.leave(conn)
 
     def step(self, conn: Connection) -> bytes | None:
-        """Goes on with a newcomer whose socket is ready: first the handshake, then the password."""
+        """Goes on with a newcomer whose socket is ready: TLS, a browser's request, the password."""
         conn.flush()
+        if not conn.reading:
+            return None
         if conn.is_shaking_hands():
-            return self.shake_hands(conn)
-        if conn in self.requests:
-            return self.take_request(conn, conn.receive_text(MAX_REQUEST))
-        data = conn.receive(DOOR_READ) if conn.reading else None
+            receive, take = conn.receive_bytes, self.shake_hands
+        elif conn in self.requests:
+            receive, take = conn.receive_text, self.take_request
+        else:
+            receive, take = conn.receive, self.take_password
+        data = receive(DOOR_READ)
         if data is None:
             return None
-        first, newline, rest = data.partition(b"\n")
-        if not newline and conn.framer.over:
-            raise Dismissed
-        if not data:
+        if not data and not conn.framer.over:
             raise Gone("left the door")
-        given, too_long = conn.framer.feed(first + newline)
-        if not given and not too_long:
-            return None
-        conn.read_on(False)
-        self.late[conn] = (typed(given), rest)
-        return self.judge(conn) if len(self.late) == 1 else None  # others wait already
+        return take(conn, data)
 
-    def shake_hands(self, conn: Connection) -> bytes | None:
+    def shake_hands(self, conn: Connection, data: bytes) -> bytes | None:
         """Goes on with the handshake. Whoever doesn't begin one is told so, in plain text."""
-        data = conn.receive_bytes(DOOR_READ)
-        if data is None:
-            return None
-        if not data:
-            raise Gone("left the door")
         if conn.tls and not conn.tls.has_begun and data[0] != TLS_HANDSHAKE:
             log.info("%s does not speak TLS", conn)
             conn.tls = None
@@ -3084,34 +3123,27 @@ class Door:
         return None if conn.is_shaking_hands() else self.greet(conn)
 
     def greet(self, conn: Connection) -> bytes | None:
-        """Asks for the password, if there is one, and if its host isn't kept out. Browsers speak
-        first."""
+        """Asks for the password, if there is one. Browsers speak first."""
         self.waiting[conn] = self.clock.now() + DOOR_TIME
         if conn in self.requests:
             return None
         if conn.host in self.banned:
-            self.send_back(conn)
-            return None
+            raise self.kept_out(conn)
         if not self.password:
             return b""
-        conn.say(notice("password?"))
+        conn.tell(notice("password?"))
         return None
 
-    def take_request(self, conn: Connection, data: bytes | None) -> bytes | None:
-        """Takes what came of an HTTP request: for the page, or for a WebSocket, which leads
-        further."""
+    def take_request(self, conn: Connection, data: bytes) -> bytes | None:
+        """Takes what came of a request for the page, or for a WebSocket, which leads further."""
         assert self.site
-        if data is None:
-            return None
-        if not data:
-            raise Gone("left the door")
         request = self.requests[conn] = self.requests[conn] + data
         if not is_http(request):
-            raise self.wrong_port()
+            raise Dismissed(self.site.for_others)
         if not self.site.is_whole(request):
             return None
         answer = self.site.respond(request, encrypted=conn.tls is not None)
-        conn.put_aside(answer.data)
+        conn.tell(answer.data, Aside)
         if answer.why:
             log.info("%s was refused: %s", conn, answer.why)
         if answer.status != 101:
@@ -3120,18 +3152,17 @@ class Door:
         conn.upgrade()
         return self.greet(conn)
 
-    def wrong_port(self) -> Dismissed:
-        """Returns what to raise for somebody who comes to the browsers' port without one."""
-        assert self.site
-        return Dismissed(f"this port is for browsers; the room is on port {self.site.room_port}")
-
-    def give_up(self, conn: Connection) -> bytes | None:
-        """Somebody has been at the door for too long. Raises Gone or Dismissed."""
-        if conn in self.refused:
-            raise Dismissed(self.refused[conn], REFUSED)
-        if self.requests.get(conn) == b"" and not conn.is_shaking_hands():
-            raise self.wrong_port()
-        raise Gone("was not let in")
+    def take_password(self, conn: Connection, data: bytes) -> bytes | None:
+        """Takes what came of the password's line, and of what follows it."""
+        first, newline, rest = data.partition(b"\n")
+        if not newline and conn.framer.over:
+            raise Dismissed
+        given, too_long = conn.framer.feed(first + newline)
+        if not given and not too_long:
+            return None
+        conn.read_on(False)
+        self.late[conn] = (typed(given), rest)
+        return self.judge(conn) if len(self.late) == 1 else None  # others wait already
 
     def judge(self, conn: Connection) -> bytes | None:
         """Looks at the password that was given, unless it is too early for that."""
@@ -3144,29 +3175,35 @@ class Door:
             return rest
         log.info("%s gave a wrong password", conn)
         self.tries.note(conn.host, now)
-        self.refuse(conn, "wrong password", WRONG_TIME)
+        self.refused.add(conn)
+        self.waiting[conn] = now + WRONG_TIME
         return None
 
-    def refuse(self, conn: Connection, why: str, seconds: float) -> None:
-        """Has it told, after some time, why it is turned away."""
-        conn.read_on(False)
-        self.refused[conn] = why
-        self.waiting[conn] = self.clock.now() + seconds
+    def give_up(self, conn: Connection) -> bytes | None:
+        """Somebody's time at the door is over."""
+        if conn.is_shaking_hands() or self.requests.get(conn):
+            raise Gone("was not let in")
+        if self.site and conn in self.requests:
+            raise Dismissed(self.site.for_others)
+        if conn.host in self.banned:
+            raise self.kept_out(conn)
+        if conn in self.refused:
+            raise Dismissed("wrong password", REFUSED)
+        raise Gone("was not let in")
 
     def ban(self, host: str) -> None:
         """Lets nobody in who comes from a host, for BAN_TIME, nor whoever stands here already."""
         self.banned.add(host)
         for conn in self.waiting:
             if conn.host == host and not conn.is_shaking_hands() and conn not in self.requests:
-                self.send_back(conn)
+                self.waiting[conn] = self.clock.now()
 
-    def send_back(self, conn: Connection) -> None:
-        """Turns away somebody whose host is kept out."""
+    def kept_out(self, conn: Connection) -> Dismissed:
+        """Returns what to raise for somebody whose host is kept out."""
         log.info("%s comes from a host that is kept out", conn)
-        self.late.pop(conn, None)
         minutes = math.ceil(self.banned.left(conn.host) / 60)
         who = "you, or somebody at your address, was removed"
-        self.refuse(conn, f"{who}; come back in {minutes} min", 0)
+        return Dismissed(f"{who}; come back in {minutes} min", REFUSED)
 
 
 class Operators:
@@ -3185,9 +3222,10 @@ class Operators:
         self.password = password  # as it is heard in a line
         self.see_off = see_off  # is called with whoever has been removed from the room
         self.members: set[Member] = set()
-        self.refused: dict[Connection, tuple[float, str]] = {}  # when each is told what, in order
+        self.refused: dict[Connection, tuple[float, str]] = {}  # when each is told what
         self.banned = Bans(door.clock)  # names, as identity() has them
         if password:
+            room.has_operators = True
             room.commands.update({"/op": self.become_operator, "/kick": self.kick})
             room.help_lines += notice("/op PASSWORD: be an operator, who can /kick NAME")
             room.reserved = self.banned
@@ -3200,7 +3238,6 @@ class Operators:
     # Commands: each takes the member and what follows the command's word
 
     def become_operator(self, member: Member, given: str) -> None:
-        """Makes an operator of whoever knows the password."""
         conn = cast("Connection", member)
         if not given:
             self.room.tell(conn, "the password goes with it, as in /op PASSWORD")
@@ -3223,7 +3260,8 @@ class Operators:
             self.room.tell(member, "only operators can do that; /op PASSWORD makes you one")
             return
         self.room.weigh_letters(argument)
-        unnamed = {conn.peer: conn for conn in self.connections() if not conn.name}
+        members = cast("set[Connection]", self.room.members)
+        unnamed = {conn.peer: conn for conn in members if not conn.name}
         target = self.room.names.get(identity(argument), unnamed.get(argument))
         if not argument:
             which = ", ".join(sorted(unnamed)[:MAX_WHO]) or "nobody"
@@ -3234,10 +3272,6 @@ class Operators:
             self.room.tell(member, "to leave, say /quit")
         else:
             self.remove(cast("Connection", target), cast("Connection", member))
-
-    def connections(self) -> set[Connection]:
-        """Returns who is in the room."""
-        return cast("set[Connection]", self.room.members)
 
     def remove(self, conn: Connection, by: Connection) -> None:
         """Removes somebody, who gets all that was said before."""
@@ -3257,25 +3291,17 @@ class Operators:
     def refuse(self, conn: Connection, why: str) -> None:
         """Has it told after a while why it is no operator. Until then it isn't heard."""
         conn.on_hold = True
-        self.refused.pop(conn, None)
         self.refused[conn] = (self.door.clock.now() + WRONG_TIME, why)
 
     def answer(self) -> list[Connection]:
         """Gives the answers that are due; returns who can be heard again."""
-        now, answered = self.door.clock.now(), []
-        while self.refused:
-            conn, (due, why) = next(iter(self.refused.items()))
-            if due > now:
-                break
+        now = self.door.clock.now()
+        answered = [conn for conn, (due, _) in self.refused.items() if now >= due]
+        for conn in answered:
+            _, why = self.refused.pop(conn)
             self.room.tell(conn, why)
-            del self.refused[conn]
             conn.on_hold = False
-            answered.append(conn)
         return answered
-
-    def deadlines(self) -> list[float]:
-        """Returns the time of the next answer, if there is one."""
-        return [due for due, _ in islice(self.refused.values(), 1)]
 
 
 class Lag:
@@ -3283,8 +3309,8 @@ class Lag:
 
     __slots__ = ("acknowledged", "deadline")
 
-    def __init__(self, conn: Connection) -> None:
-        self.acknowledged = conn.acknowledged()  # bytes, when that was counted last
+    def __init__(self) -> None:
+        self.acknowledged = 0  # bytes, when that was counted last
         self.deadline = 0.0
 
     def begin(self, conn: Connection, now: float) -> None:
@@ -3374,29 +3400,34 @@ class Throttle:
         self.spent[conn] = self.spent.get(conn, 0) + weight
         self.hosts[conn.host] = self.hosts.get(conn.host, 0) + weight
 
+    def join(self, conn: Connection) -> None:
+        """A newcomer, too, is paid for from what may be said: it is loud at first."""
+        if self.slowing:
+            self.loud[conn] = self.clock.now() + LOUD_TIME
+
     def note_said(self, size: int) -> None:
         """Notes how many bytes were said in a turn, by whomever."""
         if self.slowing:
             self.left -= size + BATCH_COST
 
     def renew(self) -> None:
-        """As time passes, more may be said, and the loud take turns. Called in each turn."""
-        if self.slowing:
-            now = self.clock.now()
-            self.left = min(self.left + PACE * (now - self.renewed_at), PACE)
-            self.renewed_at = now
-            if self.left > 0:
-                self.give_turns(int(self.left) // MIN_READ + 1)
+        """As time passes, more may be said, and the loud take turns. Called in each turn.
 
-    def give_turns(self, turns: int) -> None:
-        """Lets some of those who were paused speak. The host that has said least comes first, so
-        that it has as many turns as one with hundreds of connections; of a host, the connection
-        that has waited longest."""
+        The host that has said least comes first, so that it has as many turns as one with hundreds
+        of connections; of a host, the connection that has waited longest.
+        """
+        if not self.slowing:
+            return
+        now = self.clock.now()
+        self.left = min(self.left + PACE * (now - self.renewed_at), PACE)
+        self.renewed_at = now
+        if self.left <= 0:
+            return
         # Whoever has yet to read its answers isn't heard anyway: a turn would be used up, and the
         # loop would never sleep.
         may_speak = list(filter(self.may_be_heard, self.paused))
         may_speak.sort(key=lambda conn: self.hosts.get(conn.host, 0))
-        for conn in may_speak[:turns]:
+        for conn in may_speak[: int(self.left) // MIN_READ + 1]:
             self.resume_one(conn)
 
     def tick(self) -> None:
@@ -3424,19 +3455,13 @@ class Throttle:
 
     # Who is behind
 
-    def join(self, conn: Connection) -> None:
-        """A newcomer, too, is paid for from what may be said: it is loud at first."""
-        if self.slowing:
-            self.loud[conn] = self.clock.now() + LOUD_TIME
-
     def check(self, conn: Connection) -> None:
         """Notes whether a member is behind, after something was queued for it or sent to it."""
         slowing = conn.size - conn.unread > HIGH_WATER
         if slowing or conn.unread > MAX_UNREAD:
             if conn not in self.behind:
-                lag = self.lately.pop(conn) if conn in self.lately else Lag(conn)
-                lag.begin(conn, self.clock.now())
-                self.behind[conn] = lag
+                self.behind[conn] = self.lately.pop(conn, Lag())
+                self.behind[conn].begin(conn, self.clock.now())
         elif conn in self.behind:
             self.lately[conn] = self.behind.pop(conn)
         if slowing:
@@ -3475,6 +3500,9 @@ class Throttle:
         self.stop_slowing(conn)
 
 
+# --- The chat server -----------------------------------------------------------------------------
+
+
 class Membership:
     """Who is at the door, in the room, or leaving: moves connections from one state to the next.
 
@@ -3484,25 +3512,20 @@ class Membership:
     """
 
     def __init__(
-        self,
-        room: Room,
-        size: int,
-        password: bytes,
-        operator: bytes = b"",
-        site: Site | None = None,
+        self, room: Room, size: int, door: Door, operator: bytes, closed: Callable[[], None]
     ) -> None:
         self.room = room
-        self.clock = Clock()
-        self.door = Door(password, self.clock, site)
+        self.door = door
+        self.closed = closed  # is called after a connection was: its descriptor is free
+        self.clock = door.clock
         see_off = partial(self.start_leaving, code=REFUSED)
-        self.operators = Operators(room, self.door, operator, see_off)
+        self.operators = Operators(room, door, operator, see_off)
         self.places = Places(size)
         self.throttle = Throttle(self.clock)
         # Members no more, or never; each with the time at which it is closed at the latest.
         self.leaving: dict[Connection, float] = {}
         self.exits = Places(DOOR_SIZE)  # of those who are leaving
         self.in_hand: set[Connection] = set()  # have input that the selector doesn't know of
-        self.closed: Callable[[], None] = lambda: None  # is called after each close
 
     def members(self) -> list[Connection]:
         """Returns who is in the room. Every member here is a connection."""
@@ -3513,7 +3536,9 @@ class Membership:
         try:
             action(conn, *more)
         except SpeaksHTTP as gone:
-            self.guard(self.send_to_web, conn)
+            site = self.door.site
+            why = site.for_browsers if site else "there is no page here"
+            self.guard(self.turn_away, conn, why)
             log.info("%s %s, members: %d", conn, gone, len(self.room.members))
         except Gone as gone:
             self.disconnect(conn, str(gone))
@@ -3534,8 +3559,7 @@ class Membership:
         return bool(loser)
 
     def arrive(self, conn: Connection, by_web: bool) -> None:
-        """Lets a newcomer to the door, and right in if there is nothing to do there. Raises
-        Gone."""
+        """Lets a newcomer to the door, and on if there is nothing to do there. Raises Gone."""
         if by_web:
             self.door.requests[conn] = b""
         if self.make_room(self.door.places, conn):
@@ -3548,7 +3572,7 @@ class Membership:
             if rest is not None and self.make_room(self.places, conn):
                 self.enter(conn, rest)
         except Dismissed as dismissed:
-            self.turn_away(conn, dismissed.why, dismissed.code)
+            self.turn_away(conn, str(dismissed), dismissed.code)
         finally:
             if self.has_input(conn):
                 self.in_hand.add(conn)
@@ -3556,7 +3580,8 @@ class Membership:
     def has_input(self, conn: Connection) -> bool:
         """Says whether there is something to hear that the selector doesn't know of; also the end,
         if it came together with what let a member in."""
-        return conn.has_more() or (conn.framer.over and conn in self.room.members)
+        is_over = conn.framer.over and conn in self.room.members
+        return bool(conn.unheard or is_over or (conn.tls and conn.tls.has_more))
 
     def make_room(self, places: Places, conn: Connection) -> bool:
         """Says whether there is a place for a newcomer, perhaps somebody else's until now; if not,
@@ -3573,7 +3598,8 @@ class Membership:
         if loser in self.door.waiting:
             self.disconnect(loser, "had to make room at the door")
         else:
-            self.show_out(loser, "the room is full, and your place goes to somebody else", TRY_LATER)
+            why = "the room is full, and your place goes to somebody else"
+            self.turn_away(loser, why, TRY_LATER)
             log.info("%s had to make room, members: %d", loser, len(self.room.members))
         return True
 
@@ -3595,37 +3621,28 @@ class Membership:
     # Out
 
     def turn_away(self, conn: Connection, why: str, code: int = NORMAL) -> None:
-        """Tells a newcomer why it isn't let in, and ends its stream. Raises Gone."""
+        """Tells somebody why it can't come in, or can't stay, and ends its stream. A member still
+        gets what was said before. Raises Gone."""
+        if conn in self.room.members:
+            self.room.tell(conn, why)
+            self.room.leave(conn)
+            self.start_leaving(conn, code)
+            return
         self.door.forget(conn)
         if conn.is_shaking_hands():  # so that nothing can be said to it
             raise Gone("could not be told why")
         if why:
-            conn.say(notice(why))
+            conn.tell(notice(why))
         conn.read_on(True)
         self.start_leaving(conn, code)
         conn.say_bye()
         self.finish(conn)
 
-    def show_out(self, conn: Connection, why: str, code: int) -> None:
-        """Tells a member why it can't stay. It still gets what was said before."""
-        self.room.tell(conn, why)
-        self.room.leave(conn)
-        self.start_leaving(conn, code)
-
-    def send_to_web(self, conn: Connection) -> None:
-        """Tells a browser that has come to the wrong port where to go. Raises Gone."""
-        why = "there is no page here"
-        if self.door.site:
-            why = f"for browsers, the room is at {self.door.site.url}"
-        if conn in self.room.members:
-            self.show_out(conn, why, NORMAL)
-        else:
-            self.turn_away(conn, why)
-
     def start_leaving(self, conn: Connection, code: int = NORMAL) -> None:
         """Somebody is a member no more, or can't be: it still gets what was said before, and after
         the delivery the end."""
-        conn.code = code
+        if not conn.framer.over:  # else its own code is the answer
+            conn.framer.code = code
         conn.unheard = b""
         self.places.leave(conn)
         self.operators.forget(conn)
@@ -3658,11 +3675,6 @@ class Membership:
         if not conn.sending and not unacknowledged(conn.sock):
             self.leaving[conn] = min(self.leaving[conn], self.clock.now() + LINGER)
 
-    def drain(self, conn: Connection, limit: int) -> None:
-        """Receives from somebody who has left; only its end is of interest. Raises Gone."""
-        if conn.receive_text(limit) == b"":
-            self.finish(conn)
-
     def disconnect(self, conn: Connection, why: str) -> None:
         """Closes a connection that is of no further use, whatever state it is in."""
         if conn in self.room.members:
@@ -3683,8 +3695,8 @@ class Membership:
         conn.close()
         self.closed()
 
-    def close_overdue(self) -> None:
-        """Closes those whose time is up."""
+    def meet_deadlines(self) -> None:
+        """Closes those whose time is up, and gives the answers that had to wait."""
         now = self.clock.now()
         for conn in list(self.leaving):
             self.linger(conn)
@@ -3694,72 +3706,40 @@ class Membership:
             self.guard(self.serve_newcomer, conn, self.door.give_up)
         for conn in self.throttle.overdue():
             self.disconnect(conn, "disconnected: too far behind")
-
-    def answer_late(self) -> None:
-        """Gives the answers that had to wait."""
         for conn in self.operators.answer():
             self.throttle.check(conn)
-
-    def deadlines(self) -> list[float]:
-        """Returns the times at which something has to be done."""
-        deadlines = [*self.leaving.values(), *self.door.waiting.values()]
-        deadlines += self.operators.deadlines()
-        if self.leaving or (self.throttle.paused and self.throttle.slowing):
-            deadlines.append(self.clock.now() + SHORT_TICK)
-        return deadlines
 
     def tick(self) -> None:
         """Once a second: allowances, and passwords that came too early."""
         self.throttle.tick()
-        self.door.tries.tick(self.clock.now())
         for conn in list(self.door.late):
             self.guard(self.serve_newcomer, conn, self.door.judge)
 
-    def close(self) -> None:
-        """Nobody is let in any more, and nobody slowed."""
-        for conn in list(self.door.waiting):
-            self.forget(conn)
-        self.throttle.resume()
-
-    def say_goodbye(self) -> None:
-        """Lets all members go."""
-        members = self.members()
-        self.room.close()
-        for conn in members:
-            self.start_leaving(conn, GOING_AWAY)
-
 
 class ChatServer:
-    """Moves bytes between the sockets and the room, until SIGINT or SIGTERM."""
+    """Moves bytes between the sockets and the room, until a signal ends it."""
 
     def __init__(
         self,
         listeners: Sequence[socket.socket],
         room: Room,
         max_clients: int = MAX_CLIENTS,
-        max_line: int = MAX_LINE,
         transcript: Transcript | None = None,
         password: bytes = b"",
         certificate: Certificate | None = None,
         operator: bytes = b"",
-        web_listeners: Sequence[socket.socket] = (),
         site: Site | None = None,
     ) -> None:
         self.room = room
-        self.max_line = max_line
         self.transcript = transcript
         self.certificate = certificate  # if the room speaks TLS
         self.selector = selectors.DefaultSelector()
-        self.crowd = Membership(room, max_clients, password, operator, site)
-        self.acceptors = [
-            Acceptor(self.selector, listeners, self.admit),
-            Acceptor(self.selector, web_listeners, partial(self.admit, by_web=True)),
-        ]
-        self.crowd.closed = self.let_newcomers_in
+        self.acceptor = Acceptor(self.selector, listeners, self.admit)
+        door = Door(password, Clock(), site)
+        self.crowd = Membership(room, max_clients, door, operator, self.acceptor.resume)
         self.throttle = self.crowd.throttle
         self.next_tick = 0.0
         self.stop_signals = 0
-        self.closing = False  # what arrives now is heard, however much that is
 
     # The loop
 
@@ -3771,8 +3751,7 @@ class ChatServer:
         """
         with self.selector, open_signal_socket(*ending_signals()) as signals:
             self.selector.register(signals, EVENT_READ, partial(self.on_signal, signals))
-            for acceptor in self.acceptors:
-                acceptor.start()
+            self.acceptor.start()
             while not self.stop_signals:
                 self.turn()
             self.last_call()
@@ -3798,14 +3777,12 @@ class ChatServer:
         self.read_all(readable)
         self.deliver(self.room.take_batch())
         self.throttle.renew()
-        self.crowd.close_overdue()
-        self.crowd.answer_late()
+        self.crowd.meet_deadlines()
         now = self.crowd.clock.now()
         if now >= self.next_tick:
             self.next_tick = now + TICK
             self.crowd.tick()
-            for acceptor in self.acceptors:
-                acceptor.retry_if_due(time.monotonic())
+            self.acceptor.retry_if_due(time.monotonic())
 
     def wait(self, timeout: float | None) -> tuple[list[Connection], set[Connection]]:
         """Waits `timeout` seconds at most, and sends what can be sent; returns who is ready at the
@@ -3866,38 +3843,39 @@ class ChatServer:
 
     def timeout(self) -> float | None:
         """Returns how long the loop may sleep at most: for ever, if nothing depends on time."""
+        crowd, throttle = self.crowd, self.throttle
         # Whoever was disconnected after the last delivery has left something to deliver.
-        if self.room.batch.cuts or any(conn.reading for conn in self.crowd.in_hand):
+        if self.room.batch.cuts or any(conn.reading for conn in crowd.in_hand):
             return 0
-        deadlines = self.crowd.deadlines()
-        throttle, late = self.throttle, self.crowd.door.late
-        must_retry = any(acceptor.retry_at is not None for acceptor in self.acceptors)
-        if late or throttle.behind or throttle.paused or must_retry:
+        now = crowd.clock.now()
+        deadlines = [*crowd.leaving.values(), *crowd.door.waiting.values()]
+        deadlines += [due for due, _ in crowd.operators.refused.values()]
+        if crowd.leaving or (throttle.paused and throttle.slowing):
+            deadlines.append(now + SHORT_TICK)
+        must_retry = self.acceptor.retry_at is not None
+        if crowd.door.late or throttle.behind or throttle.paused or must_retry:
             deadlines.append(self.next_tick)
-        return max(0.0, min(deadlines) - self.crowd.clock.now()) if deadlines else None
+        return max(0.0, min(deadlines) - now) if deadlines else None
 
     # Beginning and end
 
-    def let_newcomers_in(self) -> None:
-        """A connection was closed, so that there may be a descriptor for another."""
-        for acceptor in self.acceptors:
-            acceptor.resume()
-
-    def admit(self, sock: socket.socket, peer: str, by_web: bool = False) -> None:
+    def admit(self, sock: socket.socket, peer: str) -> None:
         """Makes a connection of a newcomer's socket, and lets it to the door. Raises OSError."""
         if not self.crowd.has_room(peer):
             sock.close()
             return
+        site = self.crowd.door.site
+        by_web = site is not None and sock.getsockname()[1] == site.port
         tls = TLS(self.certificate.current()) if self.certificate else None
-        conn = Connection(sock, peer, self.selector, self.max_line, tls)
+        conn = Connection(sock, peer, self.selector, self.room.max_line, tls)
         self.crowd.guard(self.crowd.arrive, conn, by_web)
 
     def last_call(self) -> None:
         """Lets nobody in any more, and hears what had arrived before, for LAST_CALL at most."""
-        for acceptor in self.acceptors:
-            acceptor.close()
-        self.closing = True
-        self.crowd.close()
+        self.acceptor.close()
+        for conn in list(self.crowd.door.waiting):
+            self.crowd.forget(conn)
+        self.throttle.resume()
         over = time.monotonic() + LAST_CALL
         while time.monotonic() < over and self.stop_signals == 1:
             # What is left on its way comes when we have read, but not in the same moment.
@@ -3906,11 +3884,14 @@ class ChatServer:
                 break
             self.read_all(readable)
             self.deliver(self.room.take_batch())
-            self.crowd.close_overdue()  # queues have an end now, too
+            self.crowd.meet_deadlines()  # queues have an end now, too
 
     def close_room(self) -> None:
         """Says goodbye to everyone."""
-        self.crowd.say_goodbye()
+        members = self.crowd.members()
+        self.room.close()
+        for conn in members:
+            self.crowd.start_leaving(conn, GOING_AWAY)
         self.deliver(self.room.take_batch())
 
     # From a connection
@@ -3918,12 +3899,9 @@ class ChatServer:
     def read(self, conn: Connection, limit: int) -> None:
         """Receives once, if the member may speak now, and lets the room hear the whole lines."""
         if conn in self.crowd.leaving:
-            self.crowd.drain(conn, limit)
-            self.room.batch.weight += conn.toll()
-            if conn in self.crowd.leaving:  # still: then it comes after whoever costs less
-                self.throttle.charge(conn, conn.toll())
+            self.drain(conn, limit)
             return
-        if not self.closing:
+        if not self.stop_signals:  # else all that arrives is heard, however much that is
             limit = self.throttle.allow(conn, limit, self.room.batch.size)
         if not limit:
             return
@@ -3931,7 +3909,7 @@ class ChatServer:
         received = 0
         if not conn.unheard:
             data = conn.receive(limit)
-            self.room.batch.weight += conn.toll()
+            self.room.batch.weight += conn.overhead()
             if conn.unread > MAX_UNREAD:
                 self.throttle.check(conn)
             if data == b"":
@@ -3948,6 +3926,14 @@ class ChatServer:
         if conn in self.room.members:
             self.throttle.charge(conn, max(received, self.room.batch.weight - before))
 
+    def drain(self, conn: Connection, limit: int) -> None:
+        """Receives from somebody who has left; only its end is of interest. Raises Gone."""
+        if conn.receive_text(limit) == b"":
+            self.crowd.finish(conn)
+        self.room.batch.weight += conn.overhead()
+        if conn in self.crowd.leaving:  # still: then it comes after whoever costs less
+            self.throttle.charge(conn, conn.overhead())
+
     def hear(self, conn: Connection, budget: int) -> None:
         """Lets the room hear whole lines, as many as a budget allows."""
         conn.unheard = self.room.hear(conn, conn.unheard, budget)
@@ -3961,7 +3947,7 @@ class ChatServer:
         After a reset it doesn't count: its other half may have been lost on the way.
         """
         last = conn.framer.finish()
-        if last and not conn.was_reset():
+        if last and not conn.reset:
             self.room.hear(conn, last, sys.maxsize)
         if conn in self.room.members:
             self.room.leave(conn)
@@ -3973,7 +3959,10 @@ class ChatServer:
     def deliver(self, batch: Batch) -> None:
         """Hands a turn's batch to everyone who is in the room, or has left it in that turn."""
         if batch.text:
-            self.record(batch.text)
+            if self.transcript:
+                self.transcript.write(batch.text)
+            if log.isEnabledFor(logging.DEBUG):
+                log_lines("said", batch.text)
             self.throttle.note_said(batch.size)
             members = self.crowd.members()
         else:
@@ -3986,7 +3975,7 @@ class ChatServer:
                 conn.write(batch)
                 if conn.queue and (conn.size > HIGH_WATER or conn.unread > MAX_UNREAD):
                     self.throttle.check(conn)
-            except Gone as gone:
+            except Gone as gone:  # as in guard(), which would cost each delivery a call
                 self.crowd.disconnect(conn, str(gone))
             except Exception:
                 log.exception("%s made the server stumble", conn)
@@ -4000,13 +3989,6 @@ class ChatServer:
         conn.say_bye()
         self.crowd.finish(conn)
 
-    def record(self, text: bytes) -> None:
-        """Writes whole lines, all that was said in a turn, into the transcript and the log."""
-        if self.transcript:
-            self.transcript.write(text)
-        if log.isEnabledFor(logging.DEBUG):
-            log_lines("said", text)
-
     def flush(self, conn: Connection) -> None:
         """Sends of a connection's queue what the kernel takes now."""
         conn.flush()
@@ -4019,44 +4001,29 @@ class ChatServer:
 # --- How to join ---------------------------------------------------------------------------------
 
 
-def host_to_join(
-    listeners: Sequence[socket.socket], hosts: Sequence[str], rehearsal: Rehearsal | None
-) -> str:
-    """Returns a host at which those who can connect reach this one. `hosts` are the --host options.
-    Logs a warning if clients can't trust the certificate there."""
-    others = hosts_for_others(listeners)
-    if rehearsal:
-        return rehearsal.host_for_clients(others or hosts, by_name=bool(others))
-    return (others or hosts)[0]
+def how_to_join(
+    listeners: Sequence[socket.socket], hosts: Sequence[str], tls: ssl.SSLContext | None, cert: str
+) -> tuple[str, list[str]]:
+    """Returns a host at which those who can connect reach this one, and commands for joining that
+    work as they stand there. `hosts` are the --host options; `cert` is the certificate's file.
+    Logs a warning if clients will refuse that."""
+    others, port = hosts_for_others(listeners), listeners[0].getsockname()[1]
+    host = (others or hosts)[0]
+    if not tls:
+        return host, [f"join: python3 chat_client.py {host} {port}", f"or: nc {host} {port}"]
+    try:
+        view = ClientsView(tls, cert)
+        host = view.best_host(others or hosts, by_name=bool(others))
+        trust, *notes = view.how_to_trust(local=not others)
+    except OSError:  # it was in a pipe, from which it comes once
+        trust, *notes = "--tls-ca FILE", "FILE is the room's certificate"
+    return host, [f"join: python3 chat_client.py {host} {port} {trust}", *notes]
 
 
-def how_to_join(host: str, port: int) -> list[str]:
-    """Returns commands for joining that work as they stand on the hosts that can connect."""
-    return [f"join: python3 chat_client.py {host} {port}", f"or: nc {host} {port}"]
+PARTIAL_CHAIN = 0x80000  # ssl.VERIFY_X509_PARTIAL_CHAIN, which older Pythons don't name
 
 
-def how_to_join_through_tls(
-    host: str, port: int, rehearsal: Rehearsal | None, cert: str, local: bool
-) -> list[str]:
-    """Returns the same for a room that speaks TLS with the certificate in the file `cert`, and what
-    it takes for that; `local` if only this machine can connect."""
-    join = f"join: python3 chat_client.py {host} {port}"
-    if not rehearsal:
-        return [f"{join} --tls-ca FILE", "FILE is the room's certificate"]
-    if rehearsal.public:
-        return [f"{join} --tls"]
-    if not rehearsal.sufficient:
-        return [f"{join} --tls-ca FILE", f"FILE is the certificate of the authority behind {cert}"]
-    if local:
-        return [f"{join} --tls-ca {shell_word(os.path.abspath(cert))}"]
-    file, note = shell_word(os.path.basename(cert)), "it isn't secret"
-    with open(cert, "rb") as pem:
-        if b"PRIVATE KEY-----" in pem.read():
-            file, note = "NEW.pem", f"that is {file} without the key"
-    return [f"{join} --tls-ca {file}", f"copy {file} to that host first; {note}"]
-
-
-class Rehearsal:
+class ClientsView:
     """What clients will make of our certificate: we shake hands with ourselves, in memory."""
 
     def __init__(self, tls: ssl.SSLContext, cert: str) -> None:
@@ -4071,15 +4038,7 @@ class Rehearsal:
             self.sufficient = "issuer" not in self.why_refused()
             self.client.verify_flags |= PARTIAL_CHAIN  # even so we can see for which hosts it is
 
-    @classmethod
-    def of(cls, tls: ssl.SSLContext, cert: str) -> Rehearsal | None:
-        """Returns one, or None if the certificate was in a pipe, from which it comes once."""
-        try:
-            return cls(tls, cert)
-        except OSError:
-            return None
-
-    def host_for_clients(self, hosts: Sequence[str], by_name: bool) -> str:
+    def best_host(self, hosts: Sequence[str], by_name: bool) -> str:
         """Returns which of the hosts the certificate is for; if it is for none, another one that it
         names, if clients can connect by names. Logs a warning if they would refuse it."""
         why = self.why_refused()
@@ -4099,9 +4058,24 @@ class Rehearsal:
         )
         return hosts[0]
 
+    def how_to_trust(self, local: bool) -> list[str]:
+        """Returns the client's options for trusting it, and what has to be known for that; `local`
+        if only this machine can connect."""
+        if self.public:
+            return ["--tls"]
+        if not self.sufficient:
+            note = f"FILE is the certificate of the authority behind {self.cert}"
+            return ["--tls-ca FILE", note]
+        if local:
+            return [f"--tls-ca {shell_word(os.path.abspath(self.cert))}"]
+        file, note = shell_word(os.path.basename(self.cert)), "it isn't secret"
+        with open(self.cert, "rb") as pem:
+            if b"PRIVATE KEY-----" in pem.read():
+                file, note = "NEW.pem", f"that is {file} without the key"
+        return [f"--tls-ca {file}", f"copy {file} to that host first; {note}"]
+
     def why_refused(self, host: str = "") -> str:
-        """Returns why a client doesn't trust the certificate or, given a host, doesn't take it for
-        that one's; nothing if it does."""
+        """Returns why clients refuse it, as a host's if one is given; nothing if they take it."""
         try:
             self.shake_hands(host)
             return ""
@@ -4251,132 +4225,19 @@ def read_password(file: str | None) -> bytes:
 
 
 def read_passwords(args: argparse.Namespace) -> tuple[bytes, bytes]:
-    """Returns the room's password and that of its operators; b"" where there is none. Raises
-    Failure."""
+    """Returns the room's password and its operators'; b"" if there is none. Raises Failure."""
     password, operator = read_password(args.password_file), b""
     if args.operator_file is not None:
         operator = read_password(args.operator_file)
         operator = clean(operator).strip().encode()  # as it is heard in a line
         if not operator:
-            raise Failure(f"there is no password in {args.operator_file}; it has nothing but blanks")
+            problem = "it has nothing but blanks"
+            raise Failure(f"there is no password in {args.operator_file}; {problem}")
     if (password or operator) and hmac is None:
         raise lacking("hmac", "a password")
     if len(password) > args.max_line or (operator and len(b"/op " + operator) > args.max_line):
         raise Failure("the password is longer than a line may be; see --max-line")
     return password, operator
-
-
-def lacking(module: str, purpose: str) -> Failure:
-    """Returns what to raise where a part of Python isn't installed."""
-    remedy = "install the whole of it; on Debian: apt install python3"
-    return Failure(f"this Python has no module {module}, which {purpose} needs; {remedy}")
-
-
-def make_server_tls(cert: str, key: str) -> ssl.SSLContext:
-    """Returns what connections need to speak TLS as a server. Raises Failure."""
-    if ssl is None:
-        raise lacking("ssl", "TLS")
-
-    def ask_for_pass_phrase() -> str:  # instead of OpenSSL, which would ask on the terminal
-        remedy = f"make a copy without it: openssl pkey -in {key} -out NEW.key"
-        raise Failure(f"the key in {key} has a pass phrase; {remedy}")
-
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.num_tickets = 0  # nobody resumes a session here
-    # One curve, which every client has, and none of the groups of numbers (ffdhe8192) with which a
-    # client can have a server compute for 100 ms, and needn't compute itself (CVE-2002-20001).
-    context.set_ecdh_curve("prime256v1")
-    # No renegotiation, so that sending doesn't have to wait for receiving. PyPy and LibreSSL lack
-    # the name.
-    context.options |= getattr(ssl, "OP_NO_RENEGOTIATION", 0)
-    try:
-        context.load_cert_chain(cert, key, password=ask_for_pass_phrase)
-    except OSError as error:  # ssl.SSLError is one too
-        raise Failure(why_not_usable(error, cert, key)) from error
-    return context
-
-
-def why_not_usable(error: OSError, cert: str, key: str) -> str:
-    """Returns what to tell the user when the certificate and the key couldn't be loaded."""
-    texts = []
-    for option, file in (("--tls-cert", cert), ("--tls-key", key)):
-        try:
-            with open(file, "rb") as pem:
-                texts.append(pem.read())
-        except OSError as problem:
-            return f"cannot read {option} {file}: {problem.strerror}"
-    has_cert = [b"CERTIFICATE-----" in text for text in texts]
-    has_key = [b"PRIVATE KEY-----" in text for text in texts]
-    if has_key[0] and has_cert[1] and not (has_cert[0] and has_key[1]):
-        return f"--tls-cert and --tls-key are swapped: {cert} has the key, {key} the certificate"
-    if not has_cert[0]:
-        return f"there is no certificate in PEM format in {cert}"
-    if not has_key[1]:
-        return f"there is no private key in PEM format in {key}"
-    reason = getattr(error, "reason", None)
-    if reason in NOT_A_PAIR:
-        return f"the key in {key} does not belong to the first certificate in {cert}"
-    if reason:
-        return f"cannot use {cert} with {key}: {reason.lower().replace('_', ' ')}"
-    try:
-        ssl.create_default_context(cafile=cert)
-    except ssl.SSLError:
-        return f"the certificate in {cert} is damaged"
-    return f"the private key in {key} is damaged"
-
-
-class Certificate:
-    """The room's certificate and its key, as a context of TLS.
-
-    After their files have changed they are loaded anew, for whoever comes from then on. While they
-    can't be loaded, as when one of them has yet to be replaced, the old ones stay.
-    """
-
-    def __init__(self, cert: str, key: str) -> None:
-        """Raises Failure."""
-        self.cert = cert
-        self.key = key
-        self.found = self.look()  # before they are loaded: what changes meanwhile is seen later
-        self.context = make_server_tls(cert, key)
-        self.retry_at: float | None = None  # monotonic seconds, while they can't be loaded
-
-    def look(self) -> list[tuple[int, ...]] | None:
-        """Returns what is different after the files have changed; None if one is no file, such as a
-        pipe: that gives what is in it once, and makes its reader wait."""
-        found: list[tuple[int, ...]] = []
-        for path in (self.cert, self.key):
-            try:
-                file = os.stat(path)
-            except OSError:  # it has vanished
-                found.append(())
-                continue
-            if not stat.S_ISREG(file.st_mode):
-                return None
-            found.append((file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns))
-        return found
-
-    def current(self) -> ssl.SSLContext:
-        """Returns the context for a newcomer."""
-        found = self.look()
-        if found is None:
-            return self.context
-        changed, self.found = found != self.found, found
-        if changed or (self.retry_at is not None and time.monotonic() >= self.retry_at):
-            self.load(changed)
-        return self.context
-
-    def load(self, changed: bool) -> None:
-        """Loads the files. If that fails it is tried again, but logged only for a change."""
-        try:
-            self.context = make_server_tls(self.cert, self.key)
-        except Failure as failure:
-            self.retry_at = time.monotonic() + RETRY_CERTIFICATE
-            if changed:
-                log.warning("the certificate stays the old one: %s", failure)
-            return
-        self.retry_at = None
-        log.info("newcomers get the new certificate in %s", self.cert)
 
 
 def tell_where(
@@ -4388,23 +4249,15 @@ def tell_where(
     """Logs where the room is and how to join it. Returns the site for browsers, if there is one."""
     addresses = [format_address(listener.getsockname()) for listener in listeners]
     log.info("listening on %s; %s", " and ".join(addresses), who_can_connect(listeners))
-    rehearsal = Rehearsal.of(tls, args.tls_cert) if tls else None
-    host = host_to_join(listeners, args.host, rehearsal)
-    port = listeners[0].getsockname()[1]
-    if tls:
-        local = not hosts_for_others(listeners)
-        lines = how_to_join_through_tls(host, port, rehearsal, args.tls_cert, local)
-    else:
-        lines = how_to_join(host, port)
-    site = None
-    if web_listeners:
-        address = format_address((host, web_listeners[0].getsockname()[1]))
-        url = f"{'https' if tls else 'http'}://{address}/"
-        lines.append(f"or, in a browser: {url}")
-        site = Site([*args.host, *args.web_host], bool(tls), url, port)
+    host, lines = how_to_join(listeners, args.host, tls, args.tls_cert)
     for line in lines:
         log.info("%s", line)
-    return site
+    if not web_listeners:
+        return None
+    port, web_port = (socks[0].getsockname()[1] for socks in (listeners, web_listeners))
+    url = f"{'https' if tls else 'http'}://{format_address((host, web_port))}/"
+    log.info("or, in a browser: %s", url)
+    return Site([*args.host, *args.web_host], bool(tls), web_port, url, port)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -4424,9 +4277,7 @@ def run(args: argparse.Namespace) -> int:
     if transcript and args.history:
         room.history.add(transcript.messages(args.max_line))
     server = ChatServer(
-        *(listeners, room, max_clients, args.max_line, transcript, password, certificate, operator),
-        web_listeners=web,
-        site=site,
+        [*listeners, *web], room, max_clients, transcript, password, certificate, operator, site
     )
     try:
         return server.run()

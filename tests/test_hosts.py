@@ -406,10 +406,7 @@ ELSEWHERE = "192.0.2.77"
 def tls_hint(options: list[str], host: str) -> list[str]:
     listener: Any = SimpleNamespace(getsockname=lambda: (host, 7007), family=socket.AF_INET)
     tls = chat_server.make_server_tls(options[1], options[3])
-    rehearsal = chat_server.Rehearsal(tls, options[1])
-    best = chat_server.host_to_join([listener], ["localhost"], rehearsal)
-    local = host.startswith("127.")
-    return chat_server.how_to_join_through_tls(best, 7007, rehearsal, options[1], local)
+    return chat_server.how_to_join([listener], ["localhost"], tls, options[1])[1]
 
 
 @pytest.mark.parametrize(

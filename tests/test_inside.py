@@ -30,7 +30,7 @@ def test_what_came_before_sending_failed_is_heard_but_no_torn_line(inside: Insid
     conn, peer = inside.join()
     peer.send(b"last words\ntorn")
     peer.reset()
-    conn.say(b"too late\n")
+    conn.tell(b"too late\n")
     for _ in range(3):
         if conn in server.room.members:
             server.read_all({conn})
@@ -45,7 +45,7 @@ def test_last_words_are_heard_although_something_was_said_after_the_close(inside
     peer.close()
     server.read_all({conn})
     for _ in range(3):  # the first is answered with the reset
-        conn.say(b"too late\n")
+        conn.tell(b"too late\n")
     server.read_all({conn})
     assert server.room.take_batch().text == b"bye\n"
 
@@ -60,7 +60,7 @@ def test_last_words_through_tls_are_heard_unless_the_stream_was_cut(in_order: bo
     else:
         peer.reset()
     for _ in range(3):  # the first is answered with a reset
-        conn.say(b"too late\n")
+        conn.tell(b"too late\n")
     while conn in server.room.members:
         server.read_all({conn})
     assert server.room.take_batch().text == (b"bye\n" if in_order else b"")
@@ -102,11 +102,10 @@ def test_newcomers_are_let_in_when_a_connection_was_closed(module: Any) -> None:
     server = CheckedServer([], Room()) if module is chat_server else module.EchoServer([], 9)
     sock, _peer = pair()
     server.admit(sock, "peer")
-    acceptor = server.acceptors[0] if module is chat_server else server.acceptor
-    acceptor.retry_at = time.monotonic() + 1000
+    server.acceptor.retry_at = time.monotonic() + 1000
     (key,) = server.selector.get_map().values()
     (server.crowd.disconnect if module is chat_server else server.drop)(key.data, "gone")
-    assert acceptor.retry_at is None
+    assert server.acceptor.retry_at is None
 
 
 def test_an_echo_costs_no_look_at_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,10 +119,10 @@ def test_an_echo_costs_no_look_at_the_clock(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_newcomers_are_let_in_after_a_while(inside: Inside) -> None:
-    inside.server.acceptors[0].retry_at = time.monotonic()
+    inside.server.acceptor.retry_at = time.monotonic()
     inside.server.next_tick = 0
     inside.server.turn()
-    assert inside.server.acceptors[0].retry_at is None
+    assert inside.server.acceptor.retry_at is None
 
 
 @pytest.mark.parametrize("module", [chat_server, echo_server])

@@ -259,16 +259,16 @@ def test_while_the_answer_to_a_wrong_password_waits_nothing_else_does() -> None:
     hear(server, peer, conn, "/op guess\nN1: after\n/op again\n")
     hear(server, peer, conn, "N1: more\n")
     hear(server, other_peer, other, "N2: meanwhile\n")
-    server.crowd.answer_late()
+    server.crowd.meet_deadlines()
     server.deliver(server.room.take_batch())
     peer.expect("N2: meanwhile\n")
     peer.expect_nothing()
     assert WRONG_TIME == 1 and server.timeout() is not None
     now += 0.99
-    server.crowd.answer_late()
+    server.crowd.meet_deadlines()
     assert conn.on_hold and server.timeout() != 0, "the loop sleeps"
     now += 0.02
-    server.crowd.answer_late()
+    server.crowd.meet_deadlines()
     server.read_all({conn})
     server.deliver(server.room.take_batch())
     peer.expect("* wrong password\n")
@@ -366,7 +366,7 @@ def test_guessing_is_slow_for_each_host_however_many_connections_it_has() -> Non
     hear(server, late_peer, late, f"/op {PASSWORD}\n")
     assert operators.members == {members[0][0]}
     now += 1.01
-    server.crowd.answer_late()
+    server.crowd.meet_deadlines()
     server.deliver(server.room.take_batch())
     late_peer.expect("* too many wrong passwords; wait a moment, and try again\n")
     tries.marks.clear()  # another host has none

@@ -205,7 +205,7 @@ def test_a_connection_whose_peer_has_gone_is_not_sent_to_again() -> None:
     assert not conn.sending
     assert conn.reading
     assert conn.receive(100) == b""
-    assert conn.was_reset()
+    assert conn.reset
 
 
 # Time
@@ -614,7 +614,6 @@ def tries_allowed(tries: WrongTries, hosts: list[str], seconds: int) -> int:
             if tries.allow(host, now):
                 tries.note(host, now)
                 count += 1
-        tries.tick(now)
     return count
 
 
@@ -681,7 +680,7 @@ def test_password_is_compared_in_constant_time(
     assert give(b"guess\n") is None
     assert compared == [(b"guess", b"secret")]
     assert not conn.reading
-    assert door.refused == {conn: "wrong password"}
+    assert door.refused == {conn}
     assert door.waiting[conn] > time.monotonic()
 
 

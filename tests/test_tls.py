@@ -499,9 +499,9 @@ def test_orders_to_change_keys_weigh_after_a_farewell_too() -> None:
 def test_end_that_came_with_a_request_is_seen_although_the_kernel_is_full(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    server = tls_room(site=Site([], True))
     sock, peer = pair()
-    server.admit(sock, "peer", by_web=True)
+    server = tls_room(site=Site([], True, port=sock.getsockname()[1]))
+    server.admit(sock, "peer")
     client = Client()
     data = client.shake_hands()
     while not client.ready:
