@@ -360,6 +360,15 @@ def test_whoever_is_ignored_is_not_heard() -> None:
     assert b"ignore" not in chat.outgoing + again.outgoing
 
 
+def test_help_tells_of_what_the_client_does_itself() -> None:
+    chat = ChatProtocol("J")
+    for line in JOINED:
+        chat.hear(line)
+    chat.submit(Line("/help"))
+    assert chat.outgoing.endswith(b"\n/help\n")
+    assert chat.to_show[-1].startswith("* /ignore NAME: ")
+
+
 def test_what_is_too_long_for_a_room_is_told_before() -> None:
     chat = ChatProtocol("J")
     for line in JOINED:

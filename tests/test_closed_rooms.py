@@ -29,8 +29,10 @@ from support import (
     client,
     eventually,
     every_kind,
+    finish,
     needs,
     patched,
+    patched_client,
     trusting,
 )
 from test_start import run
@@ -416,6 +418,26 @@ def test_tls_client_at_a_plain_port(room: Server) -> None:
     ann.expect("* here: Ann\n")
 
 
+@pytest.mark.parametrize(
+    "silent, message",
+    [
+        (False, "127.0.0.1 closed the connection in the TLS handshake"),
+        (True, "127.0.0.1 does not answer in TLS; does it speak it?"),
+    ],
+)
+def test_tls_client_where_nobody_speaks(listener: Listener, silent: bool, message: str) -> None:
+    def hang_up(peer: Peer) -> None:
+        peer.sock.recv(65536)  # all that comes, or to close would be a reset
+        if silent:
+            peer.rest()
+        peer.close()
+
+    hasty = patched_client(f"import chat_client; chat_client.CONNECT_TIME = {1 if silent else 20}")
+    listener.serve(hang_up)
+    done = finish([*hasty, "127.0.0.1", str(listener.port), "--name", "J", "--tls"], "hi\n")
+    assert (done.stderr, done.returncode) == (f"chat_client.py: {message}\n", 1)
+
+
 @every_kind
 def test_a_member_may_send_what_looks_a_little_like_tls(start: Callable[..., Server]) -> None:
     room = start("chat_server.py")
@@ -525,9 +547,10 @@ def test_decrypted_data_is_never_left_lying(start: Callable[..., Server], tmp_pa
         (["--tls-cert", "", "--tls-key", ""], 1, "cannot read --tls-cert"),
         (["--password-file", ""], 1, "cannot read the password file"),
         (["--transcript", ""], 1, "cannot write the transcript"),
+        (["--web-host", "chat.example.org"], 2, "--web-host goes with --web"),
     ],
 )
-def test_bad_file_options(options: list[str], status: int, message: str) -> None:
+def test_options_that_make_no_sense(options: list[str], status: int, message: str) -> None:
     done = run("chat_server.py", "--port", "0", *options)
     assert done.returncode == status
     assert message in done.stderr

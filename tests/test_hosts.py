@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -594,14 +595,17 @@ def test_few_descriptors_are_no_traceback(script: str) -> None:
             pass
         return True
 
-    for process, port in runs:
-        eventually(partial(has_ended_or_serves, process, port))
-        process.terminate()
-        errors = process.communicate(timeout=DEADLINE)[1].decode()
-        assert "Traceback" not in errors
-        assert process.returncode in (0, 1, -signal.SIGTERM)  # the last: it had not begun to serve
-        if process.returncode == 1:
-            assert re.search(r"oo (many|few) open files", errors.splitlines()[-1])
+    with ExitStack() as in_the_end:
+        for process, _ in runs:
+            in_the_end.callback(process.kill)
+        for process, port in runs:
+            eventually(partial(has_ended_or_serves, process, port))
+            process.terminate()
+            errors = process.communicate(timeout=DEADLINE)[1].decode()
+            assert "Traceback" not in errors
+            assert process.returncode in (0, 1, -signal.SIGTERM)  # it had not begun to serve
+            if process.returncode == 1:
+                assert re.search(r"oo (many|few) open files", errors.splitlines()[-1])
 
 
 @pytest.mark.parametrize("script", SERVERS)

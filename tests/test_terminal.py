@@ -563,7 +563,8 @@ def test_the_first_connection_must_speak_what_we_speak(
 def test_a_full_room_is_tried_again_and_told_once(
     listener: Listener, terminal: Callable[..., Terminal]
 ) -> None:
-    window = in_terminal(terminal, "127.0.0.1", str(listener.port), "--name", "John")
+    hasty = patched_client("import chat_client; chat_client.RETRY_DELAYS = (0.1, 1)")
+    window = terminal(*hasty, "127.0.0.1", str(listener.port), "--name", "John", env=XTERM)
     for _ in range(3):
         server = listener.accept()
         server.send("* the room is full\n")
