@@ -213,10 +213,10 @@ def test_shared_writer_never_waits_where_nothing_can_be_opened_anew(
 def test_log_on_a_disk_that_is_full_for_a_moment(start: Callable[..., Server], script: str) -> None:
     server = start(script)
     server.wait_for_log(r"(?:or: nc|try it: telnet) .*\n")  # the last line at the start
+    before = server.log().count("\n")
     allow_bytes(server, server.log_file.stat().st_size + 30)  # the next line is longer
     talk(server, script)
     allow_bytes(server, resource.RLIM_INFINITY)
-    before = server.log().count("\n")
     server.connect().close()
     lines = server.wait_for_log(r"lost here: \d+ \(File too large\)\n.*\n").string.split("\n")
     assert re.fullmatch(STAMP + "127.0.0.1:?.{0,9}", lines[before])  # cut short
