@@ -204,12 +204,17 @@ class Server:
         return Peer(self.dial(host, **more))
 
     def join(self, name: str = "", **more: Any) -> Peer:
-        """Connects to a room in the ways of `dial`, and takes a name there."""
+        """Connects to a room in the ways of `dial`, and takes a name there. What others do before
+        the answer to that is still to be heard."""
         peer = self.connect(**more)
         peer.expect(WELCOME)
         if name:
             peer.send(f"/name {name}\n")
-            peer.expect(f"* you are {name}\n")
+            heard: list[bytes] = []
+            while not heard or heard[-1] != f"* you are {name}\n".encode():
+                heard.append(peer.line())
+                assert heard[-1], f"the stream has ended: {heard}"
+            peer.buffer = b"".join(heard[:-1]) + peer.buffer
         return peer
 
     def memory(self) -> int:

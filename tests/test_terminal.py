@@ -48,11 +48,13 @@ def window(tmp_path: Path) -> Iterator[Window]:
 
 
 def test_walk_through_with_the_typed_line_as_local_echo(room: Server, window: Window) -> None:
+    watcher = room.join()
     window.run(*CLIENT, "localhost", str(room.port))
     window.expect("name:")
     window.type("John")
     window.keys("Enter")
     window.expect("name: John", "Welcome to the chatroom!", "John:")
+    watcher.expect("* John joined\n")
     other = room.join("OtherJohn")
     other.send("Hi!\n")
     window.expect("* OtherJohn joined", "OtherJohn: Hi!", "John:")
