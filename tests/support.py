@@ -519,6 +519,15 @@ def unconnected(
     return chat_client.Session(chat_client.Client(console or FakeConsole(), "", 0), sock, protocol)
 
 
+def john_in_a_room() -> chat_client.ChatProtocol:
+    """Returns the client's side of a conversation with a room that knows John."""
+    chat = chat_client.ChatProtocol("John")
+    chat.hear(WELCOME.decode().rstrip())
+    chat.hear("* you are John")
+    chat.outgoing.clear()
+    return chat
+
+
 class Peer:
     """The other end of a connection, which reads with a deadline."""
 

@@ -39,6 +39,7 @@ from support import (
     eventually,
     finish,
     free_port,
+    john_in_a_room,
     needs,
     patched_client,
     plain_and_tls,
@@ -152,19 +153,14 @@ def test_a_late_welcome_is_a_welcome() -> None:
 
 
 def test_commands_pass_through_and_two_slashes_are_meant_as_one() -> None:
-    chat = ChatProtocol("John")
-    chat.hear("Welcome to the chatroom!")
-    chat.hear("* you are John")
-    chat.outgoing.clear()
+    chat = john_in_a_room()
     chat.submit(Line("/who"))
     chat.submit(Line("//shrug"))
     assert chat.outgoing == b"/who\nJohn: /shrug\n"
 
 
 def test_a_new_name_is_followed() -> None:
-    chat = ChatProtocol("John")
-    chat.hear("Welcome to the chatroom!")
-    chat.hear("* you are John")
+    chat = john_in_a_room()
     chat.submit(Line("/name Jim"))
     assert not chat.accepts_input
     chat.hear("* you are Jim")

@@ -22,6 +22,7 @@ from support import (
     Terminal,
     eventually,
     in_terminal,
+    john_in_a_room,
     needs,
     needs_ipv6,
     patched,
@@ -527,10 +528,7 @@ def test_what_the_client_does_with_the_password() -> None:
 
 
 def test_the_client_says_the_password_to_nobody() -> None:
-    chat = ChatProtocol("John")
-    chat.hear("Welcome to the chatroom!")
-    chat.hear("* you are John")
-    chat.outgoing.clear()
+    chat = john_in_a_room()
     chat.submit(Line("  /op secret"))
     assert (chat.outgoing, chat.to_show[1:]) == (b"/op secret\n", [])
 

@@ -356,25 +356,21 @@ def test_newcomers_are_no_way_around_that(slowed: Hall) -> None:
     assert said <= 51 * PACE + 2 * 20 * MIN_READ
 
 
-def test_whoever_talks_is_heard_at_once_beside_a_flood(slowed: Hall) -> None:
+@pytest.mark.parametrize(
+    "pause, size, lines",
+    [(1, 200, 50), (0.05, 150, 600)],  # twenty lines a second, each with what it costs
+    ids=["now and then", "a lot"],
+)
+def test_whoever_talks_is_heard_at_once_beside_a_flood(
+    slowed: Hall, pause: float, size: int, lines: int
+) -> None:
     crowd = [Someone() for _ in range(500)]
     talker = Someone()
     for one in crowd:
         slowed.throttle.charge(one, 100_000)
-    for _ in range(50):
-        slowed.flood(crowd, 1)
-        assert slowed.say(talker, 200) == 200
-
-
-def test_whoever_talks_a_lot_is_no_flood(slowed: Hall) -> None:
-    """Twenty lines a second, each with what it costs."""
-    crowd = [Someone() for _ in range(500)]
-    talker = Someone()
-    for one in crowd:
-        slowed.throttle.charge(one, 100_000)
-    for _ in range(600):
-        slowed.flood(crowd, 0.05)
-        assert slowed.say(talker, 150) == 150
+    for _ in range(lines):
+        slowed.flood(crowd, pause)
+        assert slowed.say(talker, size) == size
 
 
 def test_a_host_with_many_connections_has_no_more_than_another(slowed: Hall) -> None:

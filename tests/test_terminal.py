@@ -47,6 +47,12 @@ def window(tmp_path: Path) -> Iterator[Window]:
 # What the screen shows
 
 
+def enter(window: Window, room: Server, name: str = "John") -> None:
+    """Starts a client there, and waits until it is in the room."""
+    window.run(*CLIENT, "localhost", str(room.port), "--name", name)
+    window.expect("Welcome to the chatroom!", f"{name}:")
+
+
 def test_walk_through_with_the_typed_line_as_local_echo(room: Server, window: Window) -> None:
     watcher = room.join()
     window.run(*CLIENT, "localhost", str(room.port))
@@ -108,8 +114,7 @@ def test_lines_arriving_while_one_is_edited_leave_it_intact(room: Server, window
 
 def test_wide_and_combined_characters_keep_the_cursor_right(room: Server, window: Window) -> None:
     ann = room.join("Ann")
-    window.run(*CLIENT, "localhost", str(room.port), "--name", "J")
-    window.expect("Welcome to the chatroom!", "J:")
+    enter(window, room, "J")
     window.type("a\u4f60\u597de\u0301\U0001f600z")
     window.expect("J: a\u4f60\u597de\u0301\U0001f600z")
     eventually(lambda: window.cursor() == len("J: ") + 1 + 2 + 2 + 1 + 2 + 1)
@@ -122,8 +127,7 @@ def test_wide_and_combined_characters_keep_the_cursor_right(room: Server, window
 
 def test_long_line_in_a_window_that_changes(room: Server, window: Window) -> None:
     ann = room.join("Ann")
-    window.run(*CLIENT, "localhost", str(room.port), "--name", "John")
-    window.expect("Welcome to the chatroom!", "John:")
+    enter(window, room)
     text = " ".join(f"word{number}" for number in range(40))  # three times the width
     window.type(text)
     window.expect("<" + text[-78:])
@@ -143,8 +147,7 @@ def test_long_line_in_a_window_that_changes(room: Server, window: Window) -> Non
 
 def test_pasted_block_waits_and_goes_out_as_messages(room: Server, window: Window) -> None:
     ann = room.join("Ann")
-    window.run(*CLIENT, "localhost", str(room.port), "--name", "John")
-    window.expect("Welcome to the chatroom!", "John:")
+    enter(window, room)
     ann.expect("* John joined\n")
     window.paste("".join(f"{number}\n" for number in range(50)))
     window.expect("<" + "".join(f"{number}\u21b5" for number in range(50))[-78:])
@@ -157,8 +160,7 @@ def test_pasted_block_waits_and_goes_out_as_messages(room: Server, window: Windo
 
 def test_suspend_and_resume(room: Server, window: Window) -> None:
     ann = room.join("Ann")
-    window.run(*CLIENT, "localhost", str(room.port), "--name", "John")
-    window.expect("Welcome to the chatroom!", "John:")
+    enter(window, room)
     window.type("half")
     window.expect("John: half")
     window.keys("C-z")
@@ -210,8 +212,7 @@ def test_the_client_comes_back_from_the_background(room: Server, window: Window,
 
 def test_a_client_that_is_suspended_can_be_ended(room: Server, window: Window) -> None:
     ann = room.join("Ann")
-    window.run(*CLIENT, "localhost", str(room.port), "--name", "John")
-    window.expect("Welcome to the chatroom!", "John:")
+    enter(window, room)
     window.keys("C-z")
     window.wait_for("Stopped")
     window.run("kill", "%1")
@@ -268,8 +269,7 @@ def test_hostile_server_gets_only_text_onto_the_screen(listener: Listener, windo
 def test_server_that_was_away_gets_what_was_typed_meanwhile_once(
     room: Server, start: Callable[..., Server], window: Window
 ) -> None:
-    window.run(*CLIENT, "localhost", str(room.port), "--name", "John")
-    window.expect("Welcome to the chatroom!", "John:")
+    enter(window, room)
     room.process.kill()
     window.wait_for("(trying again in")
     window.type("are you there?")

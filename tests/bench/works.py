@@ -108,14 +108,19 @@ class Member:
     def receive(self, flags: int = DISCARD) -> int:
         """Receives once; returns how many bytes came. Unless told otherwise, it only counts."""
         try:
-            size = self.hears.recv_into(received, RECEIVE_SIZE, flags)
-            self.gone = not size
+            size = self.receive_text(flags)
         except BlockingIOError:
             return 0
         except OSError:
             self.gone = True
             return 0
         self.heard += size
+        return size
+
+    def receive_text(self, flags: int) -> int:
+        """Returns how many bytes came, also if the connection is at its end. Raises OSError."""
+        size = self.hears.recv_into(received, RECEIVE_SIZE, flags)
+        self.gone = not size
         return size
 
     def receive_all(self) -> int:
@@ -152,20 +157,13 @@ class Browser(Member):
         self.head = b""  # of a frame, as far as it has come
         self.left = 0  # bytes of its payload that have yet to come
 
-    def receive(self, flags: int = DISCARD) -> int:
-        try:
-            while not self.left:
-                if not self.receive_head():
-                    return 0
-            size = self.hears.recv_into(received, min(self.left, RECEIVE_SIZE), flags)
-            self.gone = not size
-        except BlockingIOError:
-            return 0
-        except OSError:
-            self.gone = True
-            return 0
+    def receive_text(self, flags: int) -> int:
+        while not self.left:
+            if not self.receive_head():
+                return 0
+        size = self.hears.recv_into(received, min(self.left, RECEIVE_SIZE), flags)
+        self.gone = not size
         self.left -= size
-        self.heard += size
         return size
 
     def receive_head(self) -> bool:
