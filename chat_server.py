@@ -165,6 +165,9 @@ WELCOME = "Welcome to the chatroom!"
 TLS_RECORD = 16 * 1024  # bytes of text in a record at most: so much is encrypted at once
 TLS_READ = TLS_RECORD + 512  # bytes that are received at once: a record with what is around it
 TLS_HANDSHAKE = 0x16  # the first byte from whoever speaks TLS
+TLS_HEADER = 5  # bytes of a record: its type, a version, and in two bytes how many follow
+TLS_TYPES = range(20, 24)
+MAX_RECORD = TLS_RECORD + 2048  # bytes that may follow (RFC 5246, section 6.2.3)
 TLS_OVERHEAD = 29  # bytes around the text of a record, for which nothing is counted
 MAX_UNSENT = 24 * 1024  # bytes that may wait encrypted: a record, and what TLS itself has to say
 PRIVATE = " (private)"
@@ -2469,6 +2472,9 @@ class TLS:
     OpenSSL takes what came from one BIO, and puts what is to be sent into another. A BIO keeps the
     memory that it once needed, so all connections share these two. They are empty after each step:
     what is left then is this connection's, in `wire` and `output`.
+
+    It is given whole records alone. So it is known at once which bytes will never be text, such as
+    orders to change keys, each of which takes as long as a hundred bytes of text.
     """
 
     incoming: Any = ssl and ssl.MemoryBIO()
@@ -2482,20 +2488,31 @@ class TLS:
         self.output = b""  # has to be sent: steps of the handshake, alerts, answers
         self.has_more = False  # something that came may be left to decrypt, or the end to be told
         self.failure: Gone | None = None  # is to be raised after the text that came before it
-        self.idle = 0  # bytes that came and made no text, or not yet
-        self.surplus = 0  # those of them that never will, such as orders to change keys
+        self.idle = 0  # bytes of records whose text hasn't all been read
+        self.surplus = 0  # bytes of those decrypted last that are no text
 
     def feed(self, data: bytes) -> None:
         """Takes what came from the peer."""
         self.has_begun = True
         self.wire += data
-        self.idle += len(data)
+
+    def whole(self) -> int:
+        """Returns how many of the bytes that came are whole records; all of them if they are none,
+        so that OpenSSL says what is wrong."""
+        end = 0
+        while len(self.wire) >= end + TLS_HEADER:
+            size = int.from_bytes(self.wire[end + 3 : end + TLS_HEADER], "big")
+            if self.wire[end] not in TLS_TYPES or size > MAX_RECORD:
+                return len(self.wire)
+            if len(self.wire) < end + TLS_HEADER + size:
+                break
+            end += TLS_HEADER + size
+        return end
 
     def shake_hands(self) -> None:
         """Goes on with the handshake, as far as that goes now. Raises Gone."""
         self.step(self.finish_handshake)
         self.has_more = bool(self.wire) and not self.shaking_hands
-        self.idle = len(self.wire)
 
     def finish_handshake(self) -> None:
         """Raises ssl.SSLError, also if more has to come for that."""
@@ -2509,6 +2526,7 @@ class TLS:
             raise self.failure
         pieces: list[bytes] = []
         goes_on = None
+        came = len(self.wire)
         try:
             goes_on = self.step(self.read, pieces, limit)
         except Gone as failure:
@@ -2516,9 +2534,9 @@ class TLS:
                 raise
             self.failure = failure.with_traceback(None)
         text = b"".join(pieces)
-        self.idle = max(0, self.idle - len(text) - len(pieces) * TLS_OVERHEAD)
-        # A record may be on its way still, or not yet looked at.
-        self.surplus = max(0, self.idle - len(self.wire) - TLS_READ)
+        spent = came - len(self.wire) - len(text) - len(pieces) * TLS_OVERHEAD
+        self.idle = max(0, self.idle + spent)
+        self.surplus = max(0, self.idle - self.engine.pending())
         self.idle -= self.surplus
         ended = goes_on is False
         self.has_more = bool(goes_on or self.failure or (ended and text))
@@ -2553,8 +2571,9 @@ class TLS:
 
     def step(self, action: Callable[..., Any], *given: Any) -> Any:
         """Returns what comes of an action, None if more has to come before that. Raises Gone."""
-        if self.wire:
-            self.incoming.write(self.wire)
+        whole = self.whole()
+        self.incoming.write(self.wire[:whole])
+        rest = self.wire[whole:]
         try:
             return action(*given)
         except ssl.SSLWantReadError:
@@ -2562,7 +2581,7 @@ class TLS:
         except ssl.SSLError as error:
             raise self.broken(error) from error
         finally:
-            self.wire = self.incoming.read()
+            self.wire = self.incoming.read() + rest
             self.output += self.outgoing.read()
 
     def broken(self, error: ssl.SSLError) -> Gone:
