@@ -13,7 +13,8 @@ The protocol is lines of UTF-8 text, ended by LF or CRLF. A member sends
 
     /name NAME          be known as NAME             /help       what can I say?
     /who                who is here?                 /quit       leave
-    /msg NAME: TEXT     a message for NAME alone     //TEXT      the message /TEXT
+    /msg NAME: TEXT     a message for NAME alone     /ping       has this been heard?
+    //TEXT              the message /TEXT
 
 and any other line is a message for every other member. The room answers and announces with lines
 that begin with "* ". A member with a name has it before each of its messages, "John: Hi". In a
@@ -1347,6 +1348,7 @@ HELP = (
     "/name NAME: be known as NAME",
     "/who: who is here?",
     "/msg NAME: TEXT: a message for NAME alone",
+    "/ping: has this been heard?",
     "/quit: leave",
     "//TEXT: the message /TEXT",
     "any other line is a message for everyone here",
@@ -1523,6 +1525,7 @@ class Room:
             "/who": self.who,
             "/msg": self.send_private,
             "/help": self.help,
+            "/ping": self.ping,
             "/quit": self.quit,
         }
         self.help_lines = b"".join(map(notice, HELP))  # the same bytes for all who ask
@@ -1749,6 +1752,11 @@ class Room:
 
     def help(self, member: Member, _: str) -> None:
         self.batch.tell(member, self.help_lines)
+
+    def ping(self, member: Member, _: str) -> None:
+        """Answers, so that a client knows that the network lives, and that all it has said before
+        was heard."""
+        self.tell(member, "pong")
 
 
 # --- The process ---------------------------------------------------------------------------------

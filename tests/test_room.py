@@ -297,6 +297,13 @@ def test_help_names_every_command(hall: Hall) -> None:
     assert all(command in answer for command in hall.room.commands if command != "/help")
 
 
+def test_ping_is_answered_to_its_sender_alone(hall: Hall) -> None:
+    one, two = hall.join(), hall.join()
+    hall.say(one, "x\n/ping\n")
+    assert hall.heard(one) == ["* pong"]
+    assert hall.heard(two) == ["x"]
+
+
 def test_what_commands_are_called_elsewhere_works_too(hall: Hall) -> None:
     one = hall.join()
     hall.say(one, "/nick John\n/names\n/exit\n")
