@@ -94,7 +94,7 @@ OTHER_DESCRIPTORS = 32 + 2 * DOOR_SIZE  # the listeners, files; who is no member
 # On Windows select() takes 512 sockets.
 MAX_CLIENTS = 512 - OTHER_DESCRIPTORS if sys.platform == "win32" else 10_000
 LISTEN_QUEUE = 1024  # connections that the kernel completes for us ahead of accept()
-ACCEPT_BURST = 100  # newcomers let in in one turn, so that a storm of them holds up nobody
+ACCEPT_SHARE = 0.003  # seconds of a turn for newcomers, so that a storm of them holds up nobody
 RETRY_ACCEPT = 1.0  # seconds until the next try after accept() failed
 RETRY_CERTIFICATE = 1.0  # seconds until the next try with files that weren't a certificate and key
 
@@ -139,6 +139,7 @@ ALLOWANCE = 8 * 1024  # bytes, or what they cost
 DEBT = 32 * 1024  # bytes
 LOUD_TIME = 10.0  # seconds that one who wanted more counts as loud
 MAX_UNREAD = 8 * 1024  # bytes of answers that wait until who asked for them isn't heard any more
+MAX_WHISPERED = 4 * 1024  # bytes that wait of what others said to one alone, until it takes no more
 BATCH_COST = 128  # bytes that count for a batch in a queue, so that queues aren't long either
 TOLD_COST = 512  # the same where something in it is for that one alone: nobody shares that
 TICK = 1.0  # seconds between looks at what depends on time
@@ -1358,14 +1359,17 @@ HELP = (
 class Member:
     """Somebody in the room."""
 
-    __slots__ = ("name", "on_hold", "prefix", "silent", "unread", "warned")
+    __slots__ = ("name", "prefix", "sending", "silent", "unread", "warned", "whispered")
 
     def __init__(self) -> None:
         self.name = ""  # none taken
         self.prefix = b""  # what each of its messages begins with once it has a name: b"John: "
-        self.on_hold = False  # its next lines wait until the last is answered
+        self.sending = True  # it can still be sent to
         self.silent = True  # has not said a word yet
-        self.unread = 0  # what was told to it alone and that it hasn't taken yet, as Batch.told
+        # What was for it alone and it hasn't taken yet, as in a batch's `told` and `whispered`: the
+        # answers to what it said, and what others said to it. It can help only the first.
+        self.unread = 0
+        self.whispered = 0
         self.warned = False  # it was told that only the room begins a line as the room does
 
 
@@ -1380,14 +1384,16 @@ class Batch:
     is made when it is sent, so that a thousand who wait hold a thousand references and no bytes.
     """
 
-    __slots__ = ("cuts", "frame", "leavers", "parts", "size", "text", "told", "weight")
+    __slots__ = ("cuts", "frame", "leavers", "parts", "size", "text", "told", "weight", "whispered")
 
     def __init__(self) -> None:
         self.parts: list[bytes] = []
         self.size = 0  # bytes of the parts
         self.weight = 0  # what the turn costs: bytes said and answered, and the work of each piece
         self.cuts: dict[Member, list[tuple[int, int, bytes]]] = {}
-        self.told: dict[Member, int] = {}  # bytes for that one alone, and what that costs besides
+        # Bytes for one member alone, and what these cost besides: answers, and what others said.
+        self.told: dict[Member, int] = {}
+        self.whispered: dict[Member, int] = {}
         self.leavers: list[Member] = []  # have left in this turn, and get what came before
         self.text = b""  # all that was said, once the batch is sealed
         self.frame = b""  # the same for browsers, once one of them is handed it
@@ -1402,9 +1408,20 @@ class Batch:
             self.cut(but, start, self.size, b"")
 
     def tell(self, member: Member, data: bytes) -> None:
-        """Puts whole lines at the end, for one member alone."""
+        """Puts whole lines at the end, for one member alone: an answer to what it said."""
+        self.put_aside(member, data, self.told)
+
+    def whisper(self, member: Member, data: bytes) -> None:
+        """The same for what another member says to it."""
+        self.put_aside(member, data, self.whispered)
+
+    def put_aside(self, member: Member, data: bytes, counted: dict[Member, int]) -> None:
+        """Puts whole lines at the end for one member, unless that has gone already: then what it
+        had said before is heard no later for the answers."""
         self.weight += len(data) + ITEM_WEIGHT
-        self.told[member] = self.told.get(member, TOLD_COST) + len(data) + ITEM_WEIGHT
+        if not member.sending:
+            return
+        counted[member] = counted.get(member, TOLD_COST) + len(data) + ITEM_WEIGHT
         self.cut(member, self.size, self.size, data)
 
     def begin(self, member: Member, welcome: Iterable[bytes]) -> None:
@@ -1447,11 +1464,11 @@ class Batch:
             self.frame = frame(TEXT, self.text)
         return self.frame
 
-    def forget(self, member: Member) -> int:
-        """Drops what is in here for a member that has got its part, or never will; returns how many
-        bytes were for that one alone. Others may hold the batch for much longer."""
+    def forget(self, member: Member) -> tuple[int, int]:
+        """Drops what is in here for a member that has got its part, or never will; returns how much
+        it was told and whispered. Others may hold the batch for much longer."""
         self.cuts.pop(member, None)
-        return self.told.pop(member, 0)
+        return self.told.pop(member, 0), self.whispered.pop(member, 0)
 
 
 class Aside(Batch):
@@ -1571,8 +1588,7 @@ class Room:
         if the member has left.
 
         Short lines can have long consequences: one byte to which a long name is added, `/who` in a
-        crowd. Once they have made the batch heavier by `budget`, the other lines wait; and so they
-        do behind one whose answer takes a while.
+        crowd. Once they have made the batch heavier by `budget`, the other lines wait.
         """
         member.silent = False
         enough = self.batch.weight + budget
@@ -1592,8 +1608,6 @@ class Room:
             self.hear_line(member, clean(line))
             if member not in self.members:  # it said /quit
                 return b""
-            if member.on_hold:
-                return chunk[at:]
         return later
 
     def is_plain(self, member: Member, chunk: bytes) -> bool:
@@ -1740,10 +1754,10 @@ class Room:
             self.tell(member, "take a name before you send a private message: /name NAME")
         elif receiver is None:
             self.tell(member, "nobody here has that name; /who lists them")
-        elif receiver.unread > MAX_UNREAD // 2:
+        elif receiver.whispered + self.batch.whispered.get(receiver, 0) > MAX_WHISPERED:
             self.tell(member, f"{receiver.name} is not reading; that was not delivered")
         else:
-            self.batch.tell(receiver, f"{member.name}{PRIVATE}: {text.strip()}\n".encode())
+            self.batch.whisper(receiver, f"{member.name}{PRIVATE}: {text.strip()}\n".encode())
 
     def quit(self, member: Member, _: str) -> None:
         """Says goodbye: not every program tells its user that a connection has ended."""
@@ -2331,11 +2345,13 @@ class Acceptor:
             self.start()
 
     def accept(self, listener: socket.socket) -> None:
-        """Admits those who wait at a listener, a burst at most."""
+        """Admits those who wait at a listener, for as long as its share of a turn lasts: to find a
+        newcomer a place can take a look at everyone who has one."""
         if self.retry_at is not None:  # the other listener found out in this same turn
             return
+        over = time.monotonic() + ACCEPT_SHARE / len(self.listeners)
         try:
-            for _ in range(ACCEPT_BURST):
+            while time.monotonic() < over:
                 sock, address = listener.accept()
                 self.failing = False
                 self.hand_over(sock, address)
@@ -2679,7 +2695,6 @@ class Connection(Member):
         "reading",
         "reset",
         "selector",
-        "sending",
         "size",
         "sock",
         "taken",
@@ -2707,7 +2722,6 @@ class Connection(Member):
         self.framed = False  # the framer is a WebSocket: what it gets travels in frames, too
         self.unheard = b""  # whole lines that wait for the next turn
         self.reading = True  # its input is of interest, and has not ended
-        self.sending = True  # it can still be sent to
         self.reset = False  # sending has found out that the peer has reset it
         self.queue: deque[Batch] | None = None  # made when something has to wait
         self.place = 0  # bytes that are sent of what it gets of the first batch in the queue
@@ -2859,6 +2873,7 @@ class Connection(Member):
             self.size += len(text) - sent + BATCH_COST
             if is_cut:
                 self.unread += batch.told.get(self, 0)
+                self.whispered += batch.whispered.get(self, 0)
             if self.queue:
                 self.queue.append(batch)
             else:
@@ -2883,7 +2898,9 @@ class Connection(Member):
             self.queue.popleft()
             self.place = 0
             self.size -= sent + BATCH_COST
-            self.unread -= batch.forget(self)
+            told, whispered = batch.forget(self)
+            self.unread -= told
+            self.whispered -= whispered
         if not self.queue:
             self.queue = None
             self.watch()
@@ -2925,7 +2942,10 @@ class Connection(Member):
             raise lost(error) from error
 
     def stop_sending(self) -> None:
-        """The peer has gone; what it said before may still wait to be read, and then its end."""
+        """The peer has gone; what it said before may still wait to be read, and then its end.
+        Raises Gone if it isn't read from now: that may take long, and the peer holds its name."""
+        if not self.reading:
+            raise Gone("lost")
         with suppress(OSError):
             self.sock.shutdown(socket.SHUT_WR)
         self.sending = False
@@ -2961,7 +2981,7 @@ class Connection(Member):
         for batch in self.queue or ():
             batch.forget(self)
         self.queue = None
-        self.place = self.size = self.unread = 0
+        self.place = self.size = self.unread = self.whispered = 0
         self.unsent = b""
 
 
@@ -3236,9 +3256,9 @@ class Door:
 class Operators:
     """Members who gave a second password, and may remove others. There are none without one.
 
-    What they say are commands of the room. Whose password was wrong is told so after a second, for
-    which its next lines wait, and it counts as a wrong try at the door. One that comes too early
-    isn't looked at.
+    What they say are commands of the room. A wrong password counts as a wrong try at the door, and
+    one that comes too early isn't looked at. The answer comes at once: if it had to wait, so would
+    all that its sender says next, and the end of that one's stream.
     """
 
     def __init__(
@@ -3249,7 +3269,6 @@ class Operators:
         self.password = password  # as it is heard in a line
         self.see_off = see_off  # is called with whoever has been removed from the room
         self.members: set[Member] = set()
-        self.refused: dict[Connection, tuple[float, str]] = {}  # when each is told what
         self.banned = Bans(door.clock)  # names, as identity() has them
         if password:
             room.has_operators = True
@@ -3260,7 +3279,6 @@ class Operators:
     def forget(self, conn: Connection) -> None:
         """Somebody is a member no more."""
         self.members.discard(conn)
-        self.refused.pop(conn, None)
 
     # Commands: each takes the member and what follows the command's word
 
@@ -3271,11 +3289,11 @@ class Operators:
             return
         now = self.door.clock.now()
         if not self.door.tries.allow(conn.host, now):
-            self.refuse(conn, "too many wrong passwords; wait a moment, and try again")
+            self.room.tell(conn, "too many wrong passwords; wait a moment, and try again")
         elif not hmac.compare_digest(given.encode(), self.password):
             log.info("%s gave a wrong password for operators", conn)
             self.door.tries.note(conn.host, now)
-            self.refuse(conn, "wrong password")
+            self.room.tell(conn, "wrong password")
         else:
             log.info("%s became an operator", conn)
             self.members.add(conn)
@@ -3312,23 +3330,6 @@ class Operators:
         log.info("%s was removed by %s, members: %d", conn, by, len(self.room.members))
         self.see_off(conn)
         self.door.ban(conn.host)
-
-    # Answers that wait
-
-    def refuse(self, conn: Connection, why: str) -> None:
-        """Has it told after a while why it is no operator. Until then it isn't heard."""
-        conn.on_hold = True
-        self.refused[conn] = (self.door.clock.now() + WRONG_TIME, why)
-
-    def answer(self) -> list[Connection]:
-        """Gives the answers that are due; returns who can be heard again."""
-        now = self.door.clock.now()
-        answered = [conn for conn, (due, _) in self.refused.items() if now >= due]
-        for conn in answered:
-            _, why = self.refused.pop(conn)
-            self.room.tell(conn, why)
-            conn.on_hold = False
-        return answered
 
 
 class Lag:
@@ -3389,10 +3390,12 @@ class Throttle:
 
     def allow(self, conn: Connection, limit: int, said: int) -> int:
         """Returns how much of `limit` a member may say now; if that is nothing, pauses it. `said`
-        are the bytes that were said in this turn so far."""
+        are the bytes that were said in this turn so far. Raises Gone."""
         if self.slowing:
             limit = min(limit, self.share(conn, self.left - said))
         if limit <= 0 or not self.may_be_heard(conn):
+            if not conn.sending:  # its end doesn't wait for what it may not say yet
+                raise Gone("lost")
             self.paused[conn] = None
             conn.read_on(False)
             return 0
@@ -3400,8 +3403,8 @@ class Throttle:
 
     @staticmethod
     def may_be_heard(conn: Connection) -> bool:
-        """Says whether it has read its answers, and doesn't wait for another."""
-        return conn.unread <= MAX_UNREAD and not conn.on_hold
+        """Says whether it has read its answers."""
+        return conn.unread <= MAX_UNREAD
 
     def share(self, conn: Connection, left: float) -> int:
         """Returns how many bytes of what is left a member may say.
@@ -3723,7 +3726,7 @@ class Membership:
         self.closed()
 
     def meet_deadlines(self) -> None:
-        """Closes those whose time is up, and gives the answers that had to wait."""
+        """Closes those whose time is up."""
         now = self.clock.now()
         for conn in list(self.leaving):
             self.linger(conn)
@@ -3733,8 +3736,6 @@ class Membership:
             self.guard(self.serve_newcomer, conn, self.door.give_up)
         for conn in self.throttle.overdue():
             self.disconnect(conn, "disconnected: too far behind")
-        for conn in self.operators.answer():
-            self.throttle.check(conn)
 
     def tick(self) -> None:
         """Once a second: allowances, and passwords that came too early."""
@@ -3876,7 +3877,6 @@ class ChatServer:
             return 0
         now = crowd.clock.now()
         deadlines = [*crowd.leaving.values(), *crowd.door.waiting.values()]
-        deadlines += [due for due, _ in crowd.operators.refused.values()]
         if crowd.leaving or (throttle.paused and throttle.slowing):
             deadlines.append(now + SHORT_TICK)
         must_retry = self.acceptor.retry_at is not None

@@ -299,11 +299,10 @@ def check_invariants(server: ChatServer) -> None:
     ):
         assert set(places.taken) == who
         assert places.hosts == Counter(conn.host for conn in who)
-    door, operators = server.crowd.door, server.crowd.operators
+    door = server.crowd.door
     assert set(door.refused) | set(door.late) | set(door.requests) <= set(door.waiting)
     assert not any(conn.framed for conn in door.requests)
-    assert operators.members <= members
-    assert set(operators.refused) == {conn for conn in members if conn.on_hold}
+    assert server.crowd.operators.members <= members
     for conn in leaving - set(room.batch.leavers):  # those will be seen off with that batch
         assert not conn.unheard
         owed = conn.queue or conn.unsent
@@ -329,6 +328,7 @@ def check_connection(conn: Connection) -> None:
     assert 0 <= conn.place < (gets[0] if gets else 1)
     assert conn.size == sum(gets) + BATCH_COST * len(gets) - conn.place
     assert conn.unread == sum(batch.told.get(conn, 0) for batch in queue)
+    assert conn.whispered == sum(batch.whispered.get(conn, 0) for batch in queue)
 
 
 class CheckedServer(ChatServer):

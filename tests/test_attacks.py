@@ -9,7 +9,7 @@ from browser import PING, masked
 from support import DEADLINE, WELCOME, Inside, pair
 
 import chat_server
-from chat_server import DEBT, HIGH_WATER, MAX_UNREAD, Connection
+from chat_server import DEBT, HIGH_WATER, MAX_UNREAD, MAX_WHISPERED, Connection
 
 
 def test_loop_sleeps_while_somebody_behind_asks_and_does_not_read() -> None:
@@ -95,3 +95,56 @@ def test_few_answers_wait_for_whoever_does_not_read(
         server.deliver(server.room.take_batch())
     assert conn.queue
     assert len(conn.queue) < 20
+
+
+def test_nobody_is_muted_by_what_others_whisper(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever reads slowly is heard, however much waits of what it has not asked for."""
+    inside = Inside()
+    server = inside.server
+    (vic, victim), (_, eve), (_, bob) = (inside.join() for _ in range(3))
+    for peer, name in ((victim, "Vic"), (eve, "Eve")):
+        peer.send(f"/name {name}\n")
+        server.turn()
+    send = Connection.send
+    monkeypatch.setattr(
+        Connection, "send", lambda conn, data: 0 if conn is vic else send(conn, data)
+    )
+    eve.send((b"/msg Vic: " + b"z" * 1000 + b"\n") * 30)
+    for _ in range(3):
+        server.turn()
+    assert MAX_WHISPERED < vic.whispered < 2 * MAX_WHISPERED
+    bob.available()
+    victim.send("Vic: still here\n")
+    server.turn()
+    bob.read_until(b"Vic: still here\n")
+
+
+@pytest.mark.parametrize("question", ["/op x\n", "/help\n", "said\n", "/msg Bob: psst\n"])
+@pytest.mark.parametrize("is_slow", [False, True], ids=["", "while somebody is behind"])
+def test_nobody_stays_after_its_end_for_what_it_had_to_say(question: str, is_slow: bool) -> None:
+    inside = Inside(operator=b"secret")
+    server = inside.server
+    stuck, _peer = inside.join()
+    _, bob = inside.join()
+    bob.send("/name Bob\n")
+    server.turn()
+    if is_slow:
+        while stuck not in server.throttle.slowing:
+            inside.say(b"x\n" * 10_000)
+            bob.available()
+    ghosts = [inside.join()[1] for _ in range(3)] if not is_slow else []
+    for sock, ghost in (pair() for _ in range(3)) if is_slow else ():
+        server.admit(sock, "peer")
+        ghosts.append(ghost)
+    for ghost in ghosts:
+        ghost.send(question * 10_000)
+    server.turn()
+    for ghost in ghosts:
+        ghost.reset()
+    for _ in range(100):
+        inside.say(b"somebody talks\n")
+        bob.available()
+        server.turn()
+        if len(server.room.members) == 2:
+            break
+    assert len(server.room.members) == 2

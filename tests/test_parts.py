@@ -251,7 +251,7 @@ class Someone:
 
     host = "192.0.2.1"
     silent = False
-    on_hold = False
+    sending = True
 
     def __init__(self, size: int = 0, unread: int = 0) -> None:
         self.size = size

@@ -12,6 +12,7 @@ from chat_server import (
     MAX_HISTORY,
     MAX_NAME,
     MAX_UNREAD,
+    MAX_WHISPERED,
     TOLD_COST,
     WELCOME,
     History,
@@ -489,18 +490,29 @@ def test_text_without_cuts_is_shared_and_a_forgotten_member_takes_its_cuts_along
     hall.say(two, "/msg Three: psst\n")
     batch = hall.room.take_batch()
     assert batch.text_for(two) is batch.text
-    assert batch.forget(one) == len("* here: Two, Three and 1 unnamed\n") + ITEM_WEIGHT + TOLD_COST
-    assert batch.forget(three) == len("Two (private): psst\n") + ITEM_WEIGHT + TOLD_COST
-    assert not batch.cuts and not batch.told
-    assert batch.forget(three) == 0
+    answer = len("* here: Two, Three and 1 unnamed\n") + ITEM_WEIGHT + TOLD_COST
+    assert batch.forget(one) == (answer, 0)
+    assert batch.forget(three) == (0, len("Two (private): psst\n") + ITEM_WEIGHT + TOLD_COST)
+    assert not batch.cuts and not batch.told and not batch.whispered
+    assert batch.forget(three) == (0, 0)
 
 
 def test_whoever_does_not_read_gets_no_more_private_messages(hall: Hall) -> None:
     john, ann = hall.join("John"), hall.join("Ann")
-    ann.unread = MAX_UNREAD // 2 + 1
+    ann.whispered = MAX_WHISPERED + 1
     hall.say(john, "/msg Ann: psst\n")
     assert hall.heard(john) == ["* Ann is not reading; that was not delivered"]
     assert hall.heard(ann) == []
-    ann.unread = 0
+    ann.whispered = 0
+    ann.unread = MAX_UNREAD + 1  # what she has asked for herself keeps nobody from her
     hall.say(john, "/msg Ann: psst\n")
     assert hall.heard(ann) == ["John (private): psst"]
+
+
+def test_in_one_turn_nobody_gets_private_messages_without_end(hall: Hall) -> None:
+    john, ann, bob = hall.join("John"), hall.join("Ann"), hall.join("Bob")
+    hall.say(john, "/msg Ann: psst\n" * 1000)
+    assert 0 < hall.room.batch.whispered[ann] <= MAX_WHISPERED + TOLD_COST
+    assert ann not in hall.room.batch.told
+    hall.say(bob, "/msg John: he whispers\n")
+    assert "Bob (private): he whispers" in hall.heard(john)
