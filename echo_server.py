@@ -52,7 +52,7 @@ OTHER_DESCRIPTORS = 32  # the listeners, files
 # On Windows select() takes 512 sockets.
 MAX_CLIENTS = 512 - OTHER_DESCRIPTORS if sys.platform == "win32" else 10_000
 LISTEN_QUEUE = 1024  # connections that the kernel completes for us ahead of accept()
-ACCEPT_BURST = 100  # newcomers let in in one turn, so that a storm of them holds up nobody
+ACCEPT_SHARE = 0.003  # seconds of a turn for newcomers, so that a storm of them holds up nobody
 RETRY_ACCEPT = 1.0  # seconds until the next try after accept() failed
 # Bytes received at once, and the most that is held for a client. recv() allocates them all, however
 # few have come: from 128 KiB on, glibc's malloc() maps and unmaps each buffer, which takes 10 us,
@@ -611,11 +611,13 @@ class Acceptor:
             self.start()
 
     def accept(self, listener: socket.socket) -> None:
-        """Admits those who wait at a listener, a burst at most."""
+        """Admits those who wait at a listener, for as long as its share of a turn lasts: to find a
+        newcomer a place can take a look at everyone who has one."""
         if self.retry_at is not None:  # the other listener found out in this same turn
             return
+        over = time.monotonic() + ACCEPT_SHARE / len(self.listeners)
         try:
-            for _ in range(ACCEPT_BURST):
+            while time.monotonic() < over:
                 sock, address = listener.accept()
                 self.failing = False
                 self.hand_over(sock, address)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +12,25 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+
+def forget_where_we_were_started() -> None:
+    """Makes what the scripts inherit from us the same everywhere.
+
+    nohup ignores SIGHUP, and a shell SIGINT and SIGQUIT of what it starts in the background. So do
+    we; but a signal with a handler is at its default again in each process that we start.
+    """
+    by_python_itself = {getattr(signal, name, None) for name in ("SIGPIPE", "SIGXFSZ")}
+    for number in signal.valid_signals() - by_python_itself:
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    for name in ("CHAT_PASSWORD", "COLUMNS", "JOURNAL_STREAM", "LINES", "NO_COLOR"):
+        os.environ.pop(name, None)
+
+
+forget_where_we_were_started()
 
 from support import Listener, Server, Terminal, allow_many_descriptors
 from workers import pytest_runtestloop  # noqa: F401

@@ -6,7 +6,6 @@ import hmac
 import os
 import select
 import subprocess
-import time
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
