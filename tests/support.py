@@ -285,12 +285,12 @@ def check_invariants(server: ChatServer) -> None:
     for key, owner in room.names.items():
         assert owner in room.members and key == identity(owner.name)
     assert len(room.names) == sum(1 for conn in members if conn.name)
-    assert set(throttle.paused) == {conn for conn in members if not conn.reading}
-    assert throttle.slowing == {one for one in members if one.size - one.unread > HIGH_WATER}
-    unread = {one for one in members if one.unread > MAX_UNREAD}
-    assert set(throttle.behind) == throttle.slowing | unread
-    assert set(throttle.spent) <= members | leaving
-    assert set(throttle.loud) | set(throttle.lately) <= members
+    assert set(throttle.waiting) == {conn for conn in members if not conn.reading}
+    assert throttle.slowing == {one for one in members if one.size > HIGH_WATER}
+    unread = {one for one in throttle.waiting if one.unread > MAX_UNREAD}
+    assert throttle.slowing | unread <= set(throttle.behind) <= {one for one in members if one.queue}
+    assert {one for one in throttle.marks if isinstance(one, Connection)} <= members
+    assert throttle.slowing or not (throttle.marks or set(throttle.waiting) - unread)
     crowd = server.crowd
     for places, who in (
         (crowd.places, members),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import select
 
 import pytest
@@ -9,7 +10,7 @@ from browser import PING, masked
 from support import DEADLINE, WELCOME, Inside, pair
 
 import chat_server
-from chat_server import DEBT, HIGH_WATER, MAX_UNREAD, MAX_WHISPERED, Connection
+from chat_server import CREDIT, HIGH_WATER, MAX_UNREAD, MAX_WHISPERED, Connection
 
 
 def test_loop_sleeps_while_somebody_behind_asks_and_does_not_read() -> None:
@@ -25,7 +26,7 @@ def test_loop_sleeps_while_somebody_behind_asks_and_does_not_read() -> None:
     server.turn()  # finds out
     for _ in range(3):
         server.turn()
-        assert conn in server.throttle.paused
+        assert conn in server.throttle.waiting
 
 
 def test_nobody_keeps_others_out_by_leaving(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,7 +37,7 @@ def test_nobody_keeps_others_out_by_leaving(monkeypatch: pytest.MonkeyPatch) -> 
     for _ in range(2):
         conn, _peer = inside.join()
         conn.unheard = b"/quit\n"
-        server.hear(conn, 99)
+        server.hear(conn, 99, math.inf)
         server.deliver(server.room.take_batch())
     sock, peer = pair()
     server.admit(sock, "peer")
@@ -49,13 +50,13 @@ def test_nobody_keeps_others_out_by_leaving(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_queues_have_an_end_although_the_room_is_closing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A flood goes on while the room hears what had arrived before it was told to close."""
-    monkeypatch.setattr(chat_server, "HARD_LIMIT", HIGH_WATER)
     inside = Inside()
     server = inside.server
     (stuck, _peer), (_, flooder) = inside.join(), inside.join()
     while stuck.size <= HIGH_WATER:
         inside.say(b"x\n" * 10_000)
         flooder.available()
+    monkeypatch.setattr(chat_server, "HARD_LIMIT", stuck.size)
     flooder.send(b"more\n")
     server.stop_signals = 1
     server.last_call()
@@ -67,10 +68,9 @@ def test_many_who_say_little_say_no_more_than_a_slow_reader_can_read() -> None:
     throttle = inside.server.throttle
     (slow, _peer), (quiet, _) = inside.join(), inside.join()
     throttle.slowing.add(slow)
-    throttle.left = -3.0 * DEBT
+    throttle.paid = throttle.clock.now() + 3 * CREDIT
     assert throttle.allow(quiet, 1000, 0) == 0
-    assert quiet in throttle.paused
-    assert quiet not in throttle.loud
+    assert quiet in throttle.waiting
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_few_answers_wait_for_whoever_does_not_read(
     if question[:1] == b"\x89":
         conn.upgrade()
     monkeypatch.setattr(Connection, "send_bytes", lambda conn, data: 0)
-    while conn not in server.throttle.paused:
+    while conn not in server.throttle.waiting:
         peer.send(question)
         select.select([conn.sock], [], [], DEADLINE)
         server.read_all({conn})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import select
 import selectors
 import socket
@@ -70,7 +71,7 @@ def test_closing_room_hears_what_waits_for_the_next_turn(inside: Inside) -> None
     server = inside.server
     (one, _peer), (_, two) = inside.join(), inside.join()
     one.unheard = b"/name John\n"
-    server.crowd.guard(server.hear, one, 99)
+    server.crowd.guard(server.hear, one, 99, math.inf)
     one.unheard = b"waits\n" * 5000  # more than one turn would hear
     server.crowd.in_hand.add(one)
     server.stop_signals = 1
@@ -139,13 +140,62 @@ def test_each_connection_gets_the_socket_options(module: Any) -> None:
     assert admitted[0].getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
-def test_one_turn_hears_at_most_its_share(inside: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_turn_reads_at_most_its_share(
+    inside: Inside, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(chat_server, "TURN_READ", 2000)
+    members = [inside.join() for _ in range(5)]
+    for conn, peer in members:
+        peer.send(b"y\n" * 10_000)
+        select.select([conn.sock], [], [], DEADLINE)
+    inside.server.read_all({conn for conn, _ in members})
+    assert 0 < inside.server.room.batch.size <= 2 * 2000
+
+
+def test_whoever_has_cost_least_is_heard_first(
+    inside: Inside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A turn has time for one here, and that one comes last in the next."""
+    monkeypatch.setattr(chat_server, "TURN", 1e-9)
+    members = [inside.join() for _ in range(3)]
+    heard = []
+    for _ in range(3):
+        for number, (conn, peer) in enumerate(members):
+            peer.send(f"{number}\n")
+            select.select([conn.sock], [], [], DEADLINE)
+        inside.server.read_all({conn for conn, _ in members})
+        heard.append(inside.server.room.take_batch().text[:1])
+    assert sorted(heard) == [b"0", b"1", b"2"]
+
+
+def test_a_turn_that_has_time_for_all_costs_nothing(inside: Inside) -> None:
     conn, peer = inside.join()
-    peer.send(b"y\n" * 10_000)
-    inside.server.next_tick = time.monotonic() + 1000  # or it forgets what was spent
+    peer.send("hi\n")
     inside.server.turn()
-    assert 0 < inside.server.throttle.spent[conn] <= 2000 + chat_server.ITEM_WEIGHT
+    assert conn.cost == 0
+
+
+def test_whoever_was_silent_has_no_more_credit_than_a_turn(
+    inside: Inside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = inside.server
+    (silent, _), (talker, _) = inside.join(), inside.join()
+    for _ in range(100):
+        server.charge([(talker, chat_server.TURN)])
+    server.charge([(silent, 0.0)])
+    assert silent.cost == server.latest_cost - chat_server.TURN
+    newcomer, _ = inside.join()
+    assert newcomer.cost == server.latest_cost, "no credit at all"
+
+
+def test_whatever_takes_long_is_read_in_small_pieces(inside: Inside) -> None:
+    conn, _ = inside.join()
+    for _ in range(20):
+        conn.note_cost(0.0001)
+    assert conn.most == chat_server.TURN_READ
+    for _ in range(20):
+        conn.note_cost(chat_server.TURN * 2)
+    assert conn.most == chat_server.MIN_READ
 
 
 def test_lines_of_many_that_end_at_once_are_delivered_over_several_turns(inside: Inside) -> None:
@@ -206,46 +256,12 @@ def test_the_door_takes_no_more_than_its_share_of_a_turn(monkeypatch: pytest.Mon
         assert len(server.room.members) == turn
 
 
-def test_a_flood_of_telnets_commands_is_read_in_small_parts_and_weighs(
-    inside: Inside, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(chat_server, "TURN_READ", 8192)
-    server = inside.server
-    conn, peer = inside.join()
-    peer.send(b"\xff\xf1" * 50_000)
-    select.select([conn.sock], [], [], DEADLINE)
-    server.read_all({conn})
-    weights = []
-    for _ in range(3):
-        server.room.take_batch()
-        select.select([conn.sock], [], [], DEADLINE)
-        server.read_all({conn})
-        weights.append(server.room.batch.weight)
-    assert weights == [chat_server.IDLE_READ // 2 * chat_server.COMMAND_WEIGHT] * 3
-
-
-def test_whoever_has_left_weighs_no_more_than_what_it_still_sends(inside: Inside) -> None:
-    """What came together with its goodbye was counted then."""
-    server = inside.server
-    conn, peer = inside.join()
-    peer.send(b"\xff\xf1" * 1000 + b"/quit\n")
-    select.select([conn.sock], [], [], DEADLINE)
-    server.read_all({conn})
-    server.deliver(server.room.take_batch())
-    assert conn in server.crowd.leaving
-    peer.send(b"more")
-    select.select([conn.sock], [], [], DEADLINE)
-    server.read_all({conn})
-    assert server.room.batch.weight == 0
-
-
 def test_whoever_asks_and_does_not_read_is_not_heard_and_noted(
     inside: Inside, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     conn, peer = inside.join()
     monkeypatch.setattr(Connection, "send", lambda conn, data: 0)
-    while conn not in inside.server.throttle.behind:
-        assert conn.unread <= chat_server.MAX_UNREAD
+    while conn not in inside.server.throttle.waiting:
         peer.send(b"\xff\xfd\x06")
         select.select([conn.sock], [], [], DEADLINE)
         inside.server.read_all({conn})
@@ -306,31 +322,12 @@ def test_reset_ends_an_echo_client_at_once() -> None:
     assert conn.sock.fileno() == -1
 
 
-def test_whoever_has_said_least_lately_is_heard_first(
-    inside: Inside, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    server = inside.server
-    monkeypatch.setattr(chat_server, "TURN_WEIGHT", 1)  # a turn is full after one of them
-    (one, first), (two, second) = inside.join(), inside.join()
-    for talker, other in ((one, two), (two, one)):
-        first.send(b"first\n")
-        second.send(b"second\n")
-        select.select([one.sock], [], [], DEADLINE)
-        select.select([two.sock], [], [], DEADLINE)
-        server.throttle.spent = {talker: 1, other: 2}
-        server.read_all({one, two})
-        said = server.room.take_batch().text
-        assert said == (b"first\n" if talker is one else b"second\n")
-        server.read_all({other})
-        server.room.take_batch()
-
-
 def test_whoever_has_left_is_closed_after_its_own_close(inside: Inside) -> None:
     """Not before: input that comes in between would make a reset of the close."""
     server = inside.server
     conn, peer = inside.join()
     conn.unheard = b"/quit\n"
-    server.hear(conn, 99)
+    server.hear(conn, 99, math.inf)
     server.deliver(server.room.take_batch())
     assert peer.rest() == b"* bye\n"
     assert conn in server.crowd.leaving

@@ -227,7 +227,7 @@ def hear(server: CheckedServer, peer: Peer, conn: Connection, text: str) -> None
 def test_whoever_is_not_read_from_still_gets_everything() -> None:
     """It is slowed, and to close it with input unread would destroy what is on its way to it."""
     server, [(op, op_peer), (conn, peer)] = inside()
-    server.throttle.paused[conn] = None
+    server.throttle.waiting[conn] = None
     conn.read_on(False)
     peer.send("unread\n")
     hear(server, op_peer, op, "N0: bye\n/kick N1\n")
@@ -238,7 +238,7 @@ def test_whoever_is_not_read_from_still_gets_everything() -> None:
 
 def test_whoever_ends_in_the_turn_in_which_it_is_removed_gets_everything() -> None:
     server, [(op, op_peer), (conn, peer)] = inside()
-    server.throttle.spent[conn] = 9999  # so that it is read after the operator
+    conn.cost = 9999  # so that it is read after the operator
     peer.half_close()
     select.select([conn.sock], [], [], DEADLINE)
     op_peer.send("N0: bye\n/kick N1\n")
@@ -254,6 +254,8 @@ def test_a_wrong_password_delays_nothing() -> None:
     server, [_, (conn, peer), (_, other)] = inside(3)
     hear(server, peer, conn, "/op guess\nN1: after\n" + "/op again\n" * 20)
     other.expect("N1: after\n")
+    while conn.unheard:
+        server.turn()
     answers = [peer.line() for _ in range(21)]
     assert set(answers[:3]) == {b"* wrong password\n"}
     assert answers[10:] == [b"* too many wrong passwords; wait a moment, and try again\n"] * 11

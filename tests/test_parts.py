@@ -14,12 +14,11 @@ from typing import Any
 import pytest
 from support import DEADLINE, Peer, check_connection, pair
 
+import chat_server
 from chat_server import (
     BATCH_COST,
-    DEBT,
-    HARD_LIMIT,
+    CREDIT,
     HIGH_WATER,
-    ITEM_WEIGHT,
     MAX_UNREAD,
     MIN_READ,
     PACE,
@@ -96,7 +95,7 @@ def test_queue_gives_each_its_part_of_each_batch_in_order(stuck: Stuck, step: in
     for one in (batch, silent, said(b"three\n")):
         conn.write(one)
         check_connection(conn)
-    assert conn.unread == TOLD_COST + len(b"answer\n") + ITEM_WEIGHT
+    assert conn.unread == TOLD_COST + len(b"answer\n")
     assert not silent.cuts
     while conn.queue:
         stuck.open = step
@@ -116,7 +115,7 @@ def test_telnet_is_answered_between_two_lines_at_its_own_cost(stuck: Stuck) -> N
     assert conn.receive(100) is None
     conn.write(said(b"next\n"))
     check_connection(conn)
-    assert conn.unread == TOLD_COST + len(b"\xff\xfc\x06") + ITEM_WEIGHT
+    assert conn.unread == TOLD_COST + len(b"\xff\xfc\x06")
     assert conn.size == before + len(b"\xff\xfc\x06next\n") + 2 * BATCH_COST
     stuck.open = 1000
     conn.flush()
@@ -256,6 +255,7 @@ class Someone:
     def __init__(self, size: int = 0, unread: int = 0) -> None:
         self.size = size
         self.unread = unread
+        self.queue = True
         self.reading = True
         self.taken = 0
 
@@ -275,7 +275,7 @@ class Hall:
         self.next_tick = fake.time
         self.throttle = Throttle(fake.clock)
         self.slow: Any = Someone(HIGH_WATER + 1)
-        self.throttle.check(self.slow)
+        self.throttle.note_behind(self.slow)
 
     def say(self, one: Any, size: int) -> int:
         """Wants to say so much, and says what it may."""
@@ -295,8 +295,8 @@ class Hall:
             self.fake.pass_by(0.05)
             if self.fake.time >= self.next_tick:
                 self.next_tick = self.fake.time + 1
-                self.throttle.tick()
-            self.throttle.renew()
+                self.throttle.too_far_behind()
+            self.throttle.let_speak()
             said += sum(self.say(one, size) for one in flooders)
         return said
 
@@ -309,7 +309,6 @@ def slowed(fake: FakeTime) -> Hall:
 def test_nobody_is_slowed_while_nobody_is_behind(fake: FakeTime) -> None:
     throttle = Throttle(fake.clock)
     one: Any = Someone(HIGH_WATER)
-    throttle.check(one)
     for _ in range(100):
         assert throttle.allow(one, 10_000, 0) == 10_000
         throttle.charge(one, 10_000)
@@ -330,7 +329,7 @@ def test_however_many_flood_they_say_what_one_can_read(slowed: Hall, flooders: i
 def test_many_who_each_say_little_are_no_way_around_that(slowed: Hall) -> None:
     crowd = [Someone() for _ in range(500)]
     said = slowed.flood(crowd, 60, 100)
-    assert said <= 61 * PACE + DEBT + 500 * MIN_READ
+    assert said <= (61 + 2 * CREDIT) * PACE + 500 * MIN_READ
 
 
 def test_silence_is_no_way_around_that(slowed: Hall) -> None:
@@ -383,7 +382,7 @@ def test_a_host_with_many_connections_has_no_more_than_another(slowed: Hall) -> 
         slowed.flood(crowd, 0.5, 200)
         heard += slowed.say(talker, 100) == 100
         if not talker.reading:
-            slowed.throttle.resume_one(talker)  # type: ignore[arg-type]
+            slowed.throttle.let_one_speak(talker)  # type: ignore[arg-type]
     assert heard >= 38
 
 
@@ -418,6 +417,7 @@ def test_turns_go_by_hosts(slowed: Hall) -> None:
 def test_whoever_was_loud_is_not_for_ever(slowed: Hall) -> None:
     one = Someone()
     slowed.throttle.charge(one, 10**9)
+    slowed.throttle.note_said(100)
     assert slowed.say(one, 100) == 0
     slowed.flood([], 60)
     assert slowed.say(one, 100) == 100
@@ -430,24 +430,26 @@ def test_everyone_speaks_freely_after_the_last_has_caught_up(slowed: Hall) -> No
         first, second, one = Someone(HIGH_WATER + 1), Someone(HIGH_WATER + 1), Someone()
         crowd: list[Any] = [first, second]
         for slow in crowd:
-            throttle.check(slow)
+            throttle.note_behind(slow)
         throttle.forget(slowed.slow)
         throttle.charge(one, 100_000)  # type: ignore[arg-type]
+        throttle.note_said(100)
         assert slowed.say(one, 1) == 0
         for slow in crowd:
             assert not one.reading
-            slow.size = 0
-            throttle.check(slow) if caught_up else throttle.forget(slow)
+            slow.size, slow.queue = 0, None
+            throttle.note_taken(slow) if caught_up else throttle.forget(slow)
         assert one.reading
-        assert not (throttle.behind or throttle.slowing or throttle.paused or throttle.loud)
+        assert not (throttle.behind or throttle.slowing or throttle.waiting or throttle.marks)
 
 
 def test_what_was_said_while_another_was_behind_is_forgotten(slowed: Hall) -> None:
-    slowed.throttle.note_said(10 * DEBT)
+    slowed.throttle.note_said(int(10 * CREDIT * PACE))
     assert slowed.say(Someone(), 100) == 0
-    for size in (0, HIGH_WATER + 1):
-        slowed.slow.size = size
-        slowed.throttle.check(slowed.slow)
+    slowed.slow.size = 0
+    slowed.throttle.note_taken(slowed.slow)
+    slowed.slow.size = HIGH_WATER + 1
+    slowed.throttle.note_behind(slowed.slow)
     assert slowed.say(Someone(), 100) == 100
 
 
@@ -455,24 +457,23 @@ def test_whoever_does_not_read_its_answers_is_slowed_alone(fake: FakeTime) -> No
     throttle = Throttle(fake.clock)
     one: Any = Someone(MAX_UNREAD + 100, MAX_UNREAD + 1)
     other: Any = Someone()
-    throttle.check(one)
     assert throttle.allow(one, 1000, 0) == 0
     assert throttle.allow(other, 1000, 0) == 1000
     assert list(throttle.behind) == [one]
     one.size = one.unread = 0
-    throttle.check(one)
+    one.queue = None
+    throttle.note_taken(one)
     assert one.reading and not throttle.behind
 
 
 def overdue(slowed: Hall) -> bool:
-    slowed.throttle.tick()
-    return slowed.throttle.overdue() == [slowed.slow]
+    return slowed.throttle.too_far_behind() == [slowed.slow]
 
 
 def test_patience_does_not_begin_anew(slowed: Hall) -> None:
-    for _ in range(49):
+    for _ in range(59):
         slowed.fake.pass_by(0.1)
-        slowed.throttle.check(slowed.slow)
+        slowed.throttle.note_behind(slowed.slow)
         assert not overdue(slowed)
     slowed.fake.pass_by(0.2)
     assert overdue(slowed)
@@ -489,7 +490,7 @@ def test_whoever_takes_its_pace_stays_in_whatever_steps(
     slow.taken = 3 * segment
     slowed.throttle.forget(slowed.slow)
     slowed.slow = slow
-    slowed.throttle.check(slow)
+    slowed.throttle.note_behind(slow)
     stayed = True
     for steps in (2, 1, 2, 1, 2, 2, *[1] * (100 if segment < 2000 else 0)):
         until = slowed.fake.time + steps * segment / (rate * 1024)
@@ -512,11 +513,13 @@ def test_whoever_was_behind_a_moment_ago_has_still_the_time_that_it_has_earned(
     slow.taken += 2 * 65_483
     assert not overdue(slowed)
     slow.size = HIGH_WATER
-    slowed.throttle.check(slow)  # so the others speak freely, and at once it is behind again
+    slowed.throttle.note_taken(slow)  # so the others speak freely, and at once it is behind again
     slow.size = HIGH_WATER + 1
-    slowed.throttle.check(slow)
+    slowed.throttle.note_behind(slow)
     slowed.fake.pass_by(16)
     assert not overdue(slowed)
+    slowed.fake.pass_by(20)
+    assert overdue(slowed), "but no more than that"
 
 
 @pytest.mark.parametrize("caught_up", [True, False])
@@ -525,13 +528,13 @@ def test_whoever_took_much_and_then_got_stuck_is_found_out_all_the_same(
 ) -> None:
     slow = slowed.slow
     if caught_up:  # and is behind again, an hour later
-        slow.size = 0
-        slowed.throttle.check(slow)
+        slow.size, slow.queue = 0, None
+        slowed.throttle.note_taken(slow)
     slow.taken += 10**9
     assert not overdue(slowed)
-    slow.size = HIGH_WATER + 1
-    slowed.throttle.check(slow)
-    for _ in range(60):
+    slow.size, slow.queue = HIGH_WATER + 1, True
+    slowed.throttle.note_behind(slow)
+    for _ in range(35):
         slowed.fake.pass_by(1)
         gone = overdue(slowed)
     assert gone
@@ -543,13 +546,15 @@ def test_time_is_not_earned_in_advance(slowed: Hall) -> None:
         slowed.fake.pass_by(1)
         slowed.slow.taken += 10 * PACE
         assert not overdue(slowed)
-    slowed.fake.pass_by(60)
+    slowed.fake.pass_by(35)
     assert overdue(slowed)
 
 
-def test_a_queue_has_a_hard_limit(slowed: Hall) -> None:
-    slowed.slow.size = HARD_LIMIT + 1
-    assert overdue(slowed)
+def test_a_queue_has_a_hard_limit(stuck: Stuck, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_server, "HARD_LIMIT", 1000)
+    stuck.conn.write(said(b"x" * 800))
+    with pytest.raises(Gone, match="too far behind"):
+        stuck.conn.write(said(b"x" * 800))
 
 
 # Places

@@ -26,16 +26,12 @@ from support import (
     tls_member,
     tls_room,
     trusting,
-    unread,
 )
 
 from chat_server import (
     HIGH_WATER,
-    IDLE_READ,
-    IDLE_WEIGHT,
     MAX_UNSENT,
     TLS,
-    TLS_READ,
     TLS_RECORD,
     Connection,
     Gone,
@@ -220,33 +216,6 @@ def test_connections_share_no_bytes() -> None:
         assert client.hear() == b"fine\n"
 
 
-def test_what_made_no_text_is_counted_and_whole_records_are_not() -> None:
-    changer = KeyChanger()
-    room = introduced(changer)
-    orders = b"".join(changer.change_keys(100) for _ in range(20))
-    surplus = 0
-    for at in range(0, len(orders), 1000):
-        room.feed(orders[at : at + 1000])
-        assert room.decrypt(5000) is None
-        surplus += room.surplus
-    assert surplus == len(orders)
-    room.feed(changer.say(b"hi\n"))
-    assert room.decrypt(5000) == b"hi\n"
-
-
-@VERSIONS
-@pytest.mark.parametrize("step", [500, TLS_READ])
-def test_text_in_small_and_in_large_records_is_no_surplus(version: str, step: int) -> None:
-    client = Client(version)
-    room = introduced(client)
-    client.shake_hands()
-    wire = client.say(*[b"\n"] * 2000, *[b"x" * TLS_RECORD] * 10)
-    for at in range(0, len(wire), step):
-        room.feed(wire[at : at + step])
-        while room.decrypt(100) is not None:
-            assert not room.surplus
-
-
 def test_garbage_is_known_for_it_at_once() -> None:
     """Nothing is waited for that would make a record of it."""
     for garbage in (b"\x16\x03\x01\xff\xff", b"\x00\x03\x03\x00\x10", b"GET / HTTP/1.1"):
@@ -324,28 +293,6 @@ def key_changer() -> tuple[CheckedServer, Connection, KeyChanger, Peer]:
     (conn,) = server.crowd.members()
     server.deliver(server.room.take_batch())
     return server, conn, changer, peer
-
-
-def test_orders_to_change_keys_are_read_a_little_at_a_time_and_weigh() -> None:
-    """OpenSSL itself would go on reading for as long as they come."""
-    server, conn, changer, peer = key_changer()
-    orders = changer.change_keys(2000)
-    peer.send(orders + changer.say(b"hi\n"))
-    eventually(lambda: unread(conn.sock) >= len(orders))
-    before = unread(conn.sock)
-    reads = []
-    while True:
-        server.read_all({conn})
-        batch = server.room.take_batch()
-        reads.append(before - unread(conn.sock))
-        before -= reads[-1]
-        if batch.text:
-            break
-        assert reads[-1] <= (IDLE_READ if len(reads) > 1 else TLS_READ)
-        assert batch.weight >= (reads[-1] - ORDER) * IDLE_WEIGHT  # the last may be cut
-        assert server.throttle.spent[conn] >= batch.weight
-    assert batch.text == b"hi\n"
-    assert len(reads) > 4
 
 
 def test_whoever_makes_tls_answer_and_does_not_read_is_let_go(
@@ -493,24 +440,6 @@ def test_a_handshake_that_fails_ends_nobody_else(start: Callable[..., Server], p
     bob.expect("Ann: hi\n")
     bob.send("hi\n")
     ann.expect("Bob: hi\n")
-
-
-def test_orders_to_change_keys_weigh_after_a_farewell_too() -> None:
-    """And whoever sends them comes after those who don't."""
-    server, conn, changer, peer = key_changer()
-    fill(server, conn, 1)
-    conn.unheard = b"/quit\n"
-    server.hear(conn, 99)
-    server.deliver(server.room.take_batch())
-    assert conn in server.crowd.leaving and conn.tls
-    peer.send(changer.change_keys(2000))
-    for _ in range(4):
-        eventually(lambda: unread(conn.sock))
-        server.read_all({conn})
-        weight = server.room.take_batch().weight
-    assert weight >= (IDLE_READ - ORDER) * IDLE_WEIGHT
-    assert server.throttle.spent[conn] >= weight
-    check_invariants(server)
 
 
 def test_end_that_came_with_a_request_is_seen_although_the_kernel_is_full(
