@@ -116,17 +116,17 @@ SIOCOUTQ = 0x5411 if sys.platform == "linux" else 0  # bytes that the peer has y
 
 WELCOME = "Welcome to the chatroom!"
 CLOSING = "* the room is closing"  # and has heard what had arrived
-YOU_ARE_OUT = "* you were removed by an operator"  # and when to come back
+YOU_ARE_OUT = re.compile(r"\* you were removed by an operator; come back in \d+ min")
 PASSWORD_QUESTION = "* password?"
 WRONG_PASSWORD = "* wrong password"
 BAD_NAME = re.compile(r"\* (a name .*): /name NAME")  # no name has a colon to look like it with
 PRIVATE = " (private)"
-# What a room says of its members.
-REMOVED = re.compile(r"\* (.+) was removed")
-JOINED = re.compile(r"\* (.+) joined")
-GONE = re.compile(r"\* (.+?) (?:left|is now (.+))")  # a name is free; maybe there is another
+# What a room says of its members, and the words that make it ambiguous if a name has them.
+NEWS = re.compile(r"\* (.+?) (joined|left|was removed|is now (.+))")
 HERE = re.compile(r"\* here: (?:\d+ unnamed|(.+?)(?: and \d+ unnamed)?)")
-MORE = re.compile(r"\d+ more")  # stands among the names where there are too many
+ROOM_WORDS = re.compile(
+    r",|(?<!\S)(?:and|joined|left|is now|was removed|more|unnamed|you are|you were)(?!\S)"
+)
 MAX_NAME = 32  # characters that a room allows
 MAX_MESSAGE = 8192  # bytes that a room allows, unless its owner wants more or less
 OPERATOR = re.compile(r"\s*/op\s+", re.IGNORECASE)  # then comes a password
@@ -282,6 +282,12 @@ class Line(NamedTuple):
 def folded(name: str) -> str:
     """Returns what is the same for all ways to write a name that a room takes for the same."""
     return unicodedata.normalize("NFKC", name).strip().casefold()
+
+
+def is_clear(name: str) -> bool:
+    """Says whether a name in a notice can be believed: it has nothing in it with which the notice
+    could be read in another way."""
+    return 0 < len(name) <= MAX_NAME and not ROOM_WORDS.search(name)
 
 
 class Protocol:
@@ -473,9 +479,8 @@ class ChatProtocol(Protocol):
         name = unicodedata.normalize("NFKC", self.requested).strip()
         bad = BAD_NAME.fullmatch(line)
         self.closing = self.closing or line == CLOSING
-        self.removed = self.removed or line.startswith(YOU_ARE_OUT)
-        patterns = (JOINED, GONE, HERE, REMOVED)
-        joined, gone, here, removed = (one.fullmatch(line) for one in patterns)
+        self.removed = self.removed or bool(YOU_ARE_OUT.fullmatch(line))
+        news, here = NEWS.fullmatch(line), HERE.fullmatch(line)
         if self.requested and line == f"* you are {name}":
             self.set_name(name)
             self.end_request()
@@ -486,15 +491,22 @@ class ChatProtocol(Protocol):
             self.hear_refusal(line[2:], name[: MAX_NAME - 1] + "_")
         elif self.requested and bad:
             self.hear_refusal(bad[1])
-        elif joined:
-            self.remember(joined[1])
-        elif gone:
-            self.hear_gone(gone[1], gone[2] or "")
-        elif removed:  # its name isn't free
-            self.names.pop(removed[1], None)
+        elif news:
+            self.hear_news(news[1], news[2], news[3] or "")
         elif here and self.hear_names(here[1] or ""):
             return
         self.to_show.append(line)
+
+    def hear_news(self, name: str, what: str, now: str) -> None:
+        """Learns what became of a member, if that can be read in one way alone."""
+        if not is_clear(name) or (now and not is_clear(now)):
+            return
+        if what == "joined":
+            self.remember(name)
+        elif what == "was removed":  # its name isn't free
+            self.names.pop(name, None)
+        else:
+            self.hear_gone(name, now)
 
     def hear_gone(self, name: str, now: str) -> None:
         """Nobody has this name any more; takes it, if it is the one that the user wants."""
@@ -508,7 +520,7 @@ class ChatProtocol(Protocol):
 
     def hear_names(self, names: str) -> bool:
         """Learns who is here; says whether it was us who asked, and not the user."""
-        known = [name for name in names.split(", ") if name and not MORE.fullmatch(name)]
+        known = filter(is_clear, names.split(", "))
         for name in [*known, *self.names]:  # whoever has said something is likelier to be meant
             self.remember(name)
         hidden, self.hides_names = self.hides_names, False

@@ -113,6 +113,41 @@ def test_only_the_answer_to_our_own_question_names_us() -> None:
     assert chat.outgoing.endswith(b"/name Zoe\n")
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "* you were removed by an operator joined",
+        "* you were removed by an operator left",
+        "* you were removed by an operator; come back in 10 min joined",
+        "* you were removed by an operator; come back in 10 min is now Bob",
+        "* Bob is now you were removed by an operator; come back in 10 min",
+        "* John is now Q joined",
+        "* John is now Q left",
+        "* John is now Q was removed",
+        "* John is now Q is now Z",
+        "* John left is now Q",
+        "* John left joined",
+        "* John and Q left",
+        "* John, Q left",
+        "* Q is now John left",
+        "* you are Q joined",
+        "* the room is closing left",
+        "* John was removed by Q, who joined",
+        "* here: John left",
+        "* here: 7 more and 2 unnamed",
+    ],
+)
+def test_a_notice_that_can_be_read_in_two_ways_is_only_shown(line: str) -> None:
+    chat = ChatProtocol("John", ignored={"john": "John"})
+    for one in (chat_client.WELCOME, "* John is taken", "* you are John_", "* John joined"):
+        chat.hear(one)
+    chat.hear(line)
+    assert chat.outgoing == b"/name John\n/name John_\n"
+    assert (list(chat.names), chat.ignored) == (["John"], {"john": "John"})
+    assert not chat.removed and not chat.closing
+    assert chat.to_show[-1] == line
+
+
 def test_asking_for_names_comes_to_an_end() -> None:
     chat = ChatProtocol("a" * 31 + "_")
     chat.hear("Welcome to the chatroom!")
