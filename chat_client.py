@@ -1031,9 +1031,11 @@ class Editor:
         start, end = max(self.cursor - reach, 0), self.cursor + reach
         text = masked(self.text)
         before = text[start : self.cursor].translate(MARKS)
-        before = before if start else self.heading(prompt) + before
+        # What Enter will do, or what is searched for, is always seen; the prompt is not.
+        heading = fitting_start(self.heading(""), width * 3 // 4)
+        before = before if start or heading else prompt + before
         after = text[self.cursor : end].translate(MARKS)
-        columns = width - 1  # the cursor itself needs one
+        columns = width - 1 - text_width(heading)  # the cursor itself needs one
         ahead = text_width(fitting_start(after, columns // 3))  # is seen in any case
         left = fitting_end(before, columns - ahead)
         if start or len(left) < len(before):
@@ -1042,7 +1044,7 @@ class Editor:
         right = fitting_start(after, columns)
         if end < len(self.text) or len(right) < len(after):
             right = fitting_start(after, columns - 1) + HIDDEN_RIGHT
-        return left, right
+        return heading + left, right
 
     def heading(self, prompt: str) -> str:
         """Returns what stands before the line."""
