@@ -603,6 +603,7 @@ STYLE = """
     --strong: #8ab4f8; --own: #1d2b40; --private: #332a14; --lightness: 75%; }
 }
 * { box-sizing: border-box; margin: 0; }
+html { overscroll-behavior: none; }  /* or who pulls at the first message reloads the page */
 [hidden] { display: none !important; }
 body { height: 100vh; height: 100dvh;  /* without a phone's own bars, where that is known */
   padding: env(safe-area-inset-top) env(safe-area-inset-right) env(safe-area-inset-bottom)
