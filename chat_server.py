@@ -774,7 +774,7 @@ function hearNotice(text) {
   const { line } = sent.find(({ line }) => NAME.test(line)) || {};
   const name = line && NAME.exec(line)[1].normalize("NFKC").trim();  // that the room was asked for
   const [, newcomer] = /^(.+) joined$/.exec(text) || [];
-  const [, gone, now] = /^(.+?) (?:left|was removed|is now (.+))$/.exec(text) || [];
+  const [, gone, now] = newcomer ? [] : /^(.+) (?:left|was removed|is now (.+))$/.exec(text) || [];
   let isShown = true;
   if (!inRoom && text === "password?" && password) return socket.send(password);
   if (!inRoom && text === "password?") return openDoor("", true);  // where nobody waits for it
@@ -784,8 +784,8 @@ function hearNotice(text) {
   else if (name && text === `you are ${name}`) isShown = takeName(name);
   else if (name && (text === `${name} is taken` || text.endsWith(": /name NAME")))
     isShown = answered(NAME) || hearRefusal(name, text);
-  else if (gone) names.delete(gone);
-  if (newcomer || now) names.add(newcomer || now);
+  else if (newcomer) names.add(newcomer);
+  else if (names.delete(gone) && now) names.add(now);
   if (fold(gone) === fold(wanted) && ![fold(me), fold(now)].includes(fold(wanted)))
     send(`/name ${wanted}`);  // it is free again
   showNames();

@@ -279,6 +279,34 @@ def test_who_is_here(room: WebRoom, page: Page) -> None:
     say(page, "/who")
     shows(page, "here: Ann, Bert and 1 unnamed")
     other.close()
+@pytest.mark.parametrize("notice", ["is now Q", "left", "was removed"])
+def test_a_name_that_reads_like_a_notice_is_no_notice(
+    room: WebRoom, page: Page, notice: str
+) -> None:
+    bob, eve = room.server.join("Bob"), room.server.join()
+    room.enter(page, "Ann")
+    page.wait_for("names.size === 2")
+    eve.send(f"/name Bob {notice}\n")
+    page.wait_for("names.size === 3")
+    assert page.value("[...names].sort()") == ["Ann", "Bob", f"Bob {notice}"]
+    bob.send("/msg Ann: a secret\n")
+    shows(page, "a secret")
+    assert rows(page, ".private") == ["Bob (private): a secret"]
+    eve.send("/name Eve\n")
+    page.wait_for("names.has('Eve')")
+    eve.send("/quit\n")
+    page.wait_for("names.size === 2")
+    assert page.value("[...names].sort()") == ["Ann", "Bob"]
+
+
+def test_only_who_is_here_can_leave_or_have_another_name(room: WebRoom, page: Page) -> None:
+    room.enter(page, "Ann")
+    page.wait_for("names.size === 1")
+    for notice in "Zed is now Bob", "Ann is now", " is now Bob", "Ann left the room", "joined":
+        page.value(f"hear('* {notice}')")
+        assert page.value("[...names]") == ["Ann"]
+
+
 
 
 # What the page shows
