@@ -644,7 +644,11 @@ SCRIPT = r"""
 "use strict";
 const TITLE = `Chat on ${location.host}`, MAX_ROWS = 5000;
 const FIRST_WAIT = 1, MAX_WAIT = 30;  // seconds until the page tries to connect again
+// Seconds of silence after which the page asks whether the network lives, and after which, if an
+// answer is due, a connection is lost. When its user is back, an answer may take PATIENCE.
+const ASK_AFTER = 12, LOST_AFTER = 18, PATIENCE = 5;
 const NAME = /^\/(?:name|nick) +(.*)$/, WHO = /^\/(?:who|names)(?: |$)/, QUIT = /^\/(?:quit|exit)/;
+const PING = /^\/ping(?: |$)/;
 const page = {};
 for (const element of document.querySelectorAll("[id]")) page[element.id] = element;
 const { log, box } = page;
@@ -652,8 +656,11 @@ let wanted = "", me = "";  // the name that the user wants, and that by which th
 let names = new Set(), others = [];  // who is known to be here; how many more, in the room's words
 let sent = [];  // lines that may not have arrived, each with the element that shows it, if any does
 let said = [];  // messages, as the room's history has them
-let password = "", socket = null, inRoom = false, wait = FIRST_WAIT, retry, check, settling;
-let day = "", unread = 0, place = 0, following = true;  // following: the last row is in sight
+let password = "", socket = null, inRoom = false, wait = FIRST_WAIT, retry, settling;
+let silence = 0, pulse;  // seconds since anything was heard, and what counts them
+let day = "", unread = 0, isShifted = false;
+// Whether the page stays at its last row; the place where it has put itself, and that row then.
+let following = true, place = 0, end = null;
 
 function make(tag, className, ...content) {
   const element = Object.assign(document.createElement(tag), { className });
@@ -716,7 +723,8 @@ function openDoor(reason, isLocked = false) {
 }
 
 function hangUp() {
-  [retry, check].forEach(clearTimeout);
+  clearTimeout(retry);
+  clearInterval(pulse);
   if (socket) socket.onmessage = socket.onclose = null;
   if (socket) socket.close();
   for (const { words } of sent) if (words) words.append(make("em", "", " (perhaps not sent)"));
@@ -727,18 +735,38 @@ function hangUp() {
 function connect() {
   hangUp();
   report("Connecting\u2026");
+  silence = 0;
+  pulse = setInterval(listen, 1000);
   socket = new WebSocket(location.origin.replace("http", "ws"));
-  socket.onmessage = ({ data }) => receive(data.split("\n").slice(0, -1));
-  socket.onclose = ({ code }) => {
-    hangUp();
-    if (code === 1000) return report("You have left.");
-    if (code === 1008) return report("You were removed from the room.");
-    const seconds = wait * (0.5 + Math.random() / 2);  // not all pages in the same moment
-    wait = Math.min(2 * wait, MAX_WAIT);
-    retry = setTimeout(connect, 1000 * seconds);
-    const what = code === 1013 ? "The room is full." : "Not connected.";
-    report(`${what} Next try in ${Math.ceil(seconds)} s; what you type is kept.`);
+  socket.onmessage = ({ data }) => {
+    silence = 0;
+    receive(data.split("\n").slice(0, -1));
   };
+  socket.onclose = lose;
+}
+
+function lose({ code }) {
+  hangUp();
+  if (code === 1000) return report("You have left.");
+  if (code === 1008) return report("You were removed from the room.");
+  const seconds = wait * (0.5 + Math.random() / 2);  // not all pages in the same moment
+  wait = Math.min(2 * wait, MAX_WAIT);
+  retry = setTimeout(connect, 1000 * seconds);
+  const what = code === 1013 ? "The room is full." : "Not connected.";
+  report(`${what} Next try in ${Math.ceil(seconds)} s; what you type is kept.`);
+}
+
+function listen() {  // each second, but not while a page sleeps: then it couldn't have heard
+  silence += 1;
+  const isDue = !inRoom || sent.some(({ line }) => PING.test(line));
+  if (isDue && silence >= LOST_AFTER) lose({ code: 1006 });  // without a close
+  else if (!isDue && (sent.length || silence >= ASK_AFTER)) send("/ping");
+}
+
+function wake() {  // whoever was away, such as a phone, may have lost the connection meanwhile
+  if (retry) return connect();
+  silence = Math.max(silence, LOST_AFTER - PATIENCE);
+  if (inRoom) send("/ping");
 }
 
 function receive(lines) {
@@ -771,6 +799,7 @@ function hear(line) {
 }
 
 function hearNotice(text) {
+  if (text === "pong") return answered(PING) && show("notice", text);
   const { line } = sent.find(({ line }) => NAME.test(line)) || {};
   const name = line && NAME.exec(line)[1].normalize("NFKC").trim();  // that the room was asked for
   const [, newcomer] = /^(.+) joined$/.exec(text) || [];
@@ -834,8 +863,7 @@ function remember(name) {
 function send(line, words) {
   socket.send(line);
   sent.push({ line, words });
-  clearTimeout(check);
-  if (words) check = setTimeout(send, 1000, "/who");  // its answer shows that this has arrived
+  if (words) send("/ping");  // its answer shows that this has arrived
 }
 
 function speak() {
@@ -893,12 +921,12 @@ new ResizeObserver(() => {  // such as by a phone's keyboard
 }).observe(log);
 page.who.ontoggle = () => page.who.open && inRoom && send("/who");  // the unnamed come in silence
 page.again.onclick = connect;
-window.ononline = () => retry && connect();
+window.ononline = window.onpageshow = wake;
 document.onvisibilitychange = () => {
   if (document.hidden) return;
   unread = 0;
   settle();
-  if (retry) connect();
+  wake();
 };
 
 for (const heading of document.querySelectorAll("h1")) heading.textContent = TITLE;

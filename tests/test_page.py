@@ -119,6 +119,24 @@ def rows(page: Page, kind: str = "p") -> list[str]:
     return list(page.value(f"{found}.map((row) => row.innerText)"))
 
 
+def watch_sending(page: Page) -> None:
+    """Has the next document keep what it sends, in `outgoing`."""
+    page.before_load(
+        "{ const send = WebSocket.prototype.send; window.outgoing = [];"
+        "WebSocket.prototype.send = function (line) { outgoing.push(line); send.call(this, line); };"
+        "}"
+    )
+
+
+def hurry(page: Page) -> None:
+    """Has seconds pass five times as fast in the next document."""
+    for timer in "setTimeout", "setInterval":
+        page.before_load(
+            f"const {timer}_ = {timer};"
+            f"window.{timer} = (call, ms, ...given) => {timer}_(call, ms / 5, ...given)"
+        )
+
+
 def color(page: Page, name: str) -> str:
     """Returns the color of a name in the last message that begins with it."""
     find = f"[...document.querySelectorAll('#log b')].filter((b) => b.innerText === '{name}').pop()"
@@ -261,24 +279,6 @@ def test_the_password_of_an_operator_is_not_shown(room: WebRoom, page: Page) -> 
     assert "sesame" not in page.value("document.body.innerHTML + box.value")
 
 
-def test_who_is_here(room: WebRoom, page: Page) -> None:
-    bob = room.server.join("Bob")
-    room.enter(page, "Ann")
-    page.wait_for("document.getElementById('count').innerText === 'Names: 2'")
-    other = room.server.join()
-    page.click("summary")
-    page.wait_for("document.getElementById('list').innerText === 'Ann\\nBob\\n1 unnamed'")
-    assert not [row for row in rows(page) if "here:" in row], "it wasn't the user who asked"
-    bob.send("/name Bert\n")
-    bob.read_until("* you are Bert\n")
-    carl = room.server.join("Carl")
-    page.wait_for("document.getElementById('list').innerText.startsWith('Ann\\nBert\\nCarl')")
-    carl.send("/quit\n")
-    page.wait_for("!document.getElementById('list').innerText.includes('Carl')")
-    page.click("#box")
-    say(page, "/who")
-    shows(page, "here: Ann, Bert and 1 unnamed")
-    other.close()
 @pytest.mark.parametrize("notice", ["is now Q", "left", "was removed"])
 def test_a_name_that_reads_like_a_notice_is_no_notice(
     room: WebRoom, page: Page, notice: str
@@ -493,6 +493,81 @@ def test_the_history_is_not_shown_twice(start: Callable[..., Server], page: Page
     shows(page, "four")
     talk = [row for row in rows(page) if ": " in row]
     assert talk == ["Bob: one", "Bob: two", "Ann: three", "Bob: four"]
+
+
+def test_a_connection_that_says_nothing_any_more_is_lost(room: WebRoom, page: Page) -> None:
+    hurry(page)
+    bob = room.server.join("Bob")
+    room.enter(page, "Ann")
+    say(page, "This arrives")
+    bob.read_until("Ann: This arrives\n")
+    page.wait_for("!sent.length")
+    room.server.process.send_signal(signal.SIGSTOP)
+    say(page, "This may not")
+    shows(page, "Not connected")
+    assert rows(page, ".own") == ["Ann: This arrives", "Ann: This may not (perhaps not sent)"]
+    page.wait_for("wait >= 4")  # nor is a connection waited for that nobody answers
+    room.server.process.send_signal(signal.SIGCONT)
+    page.wait_for("document.body.innerText.split('Welcome to the chatroom!').length === 3")
+
+
+def test_an_idle_connection_that_is_dead_is_lost(room: WebRoom, page: Page) -> None:
+    hurry(page)
+    room.enter(page, "Ann")
+    page.wait_for("!sent.length")
+    room.server.process.send_signal(signal.SIGSTOP)
+    shows(page, "Not connected")
+
+
+def test_a_silent_room_is_asked_now_and_then(room: WebRoom, page: Page) -> None:
+    watch_sending(page)
+    room.enter(page, "Ann")
+    page.wait_for("!sent.length")
+    page.value("clearInterval(pulse); silence = 0; outgoing = []")
+    seconds = "for (let second = 0; second < {}; second++) listen()"
+    page.value(seconds.format(11))
+    assert page.value("outgoing") == []
+    room.server.process.send_signal(signal.SIGSTOP)
+    page.value(seconds.format(6))
+    assert page.value("outgoing") == ["/ping"]
+    assert page.value("inRoom")
+    room.server.process.send_signal(signal.SIGCONT)
+    page.wait_for("!sent.length && silence === 0")
+    assert rows(page, ".notice") == ["Welcome to the chatroom!"]
+
+
+@pytest.mark.parametrize("event", ["visibilitychange", "online", "pageshow"])
+def test_whoever_is_back_learns_at_once_what_was_lost(
+    room: WebRoom, page: Page, event: str
+) -> None:
+    hurry(page)
+    watch_sending(page)
+    room.enter(page, "Ann")
+    page.wait_for("!sent.length")
+    room.server.process.send_signal(signal.SIGSTOP)
+    page.value("outgoing = []")
+    page.value(f"document.dispatchEvent(new Event('{event}', {{ bubbles: true }}))")
+    assert page.value("outgoing") == ["/ping"]
+    shows(page, "Not connected")
+
+
+def test_only_the_answer_to_the_users_own_ping_is_shown(room: WebRoom, page: Page) -> None:
+    room.enter(page, "Ann")
+    say(page, "Hello")
+    page.wait_for("!sent.length")
+    say(page, "/ping")
+    shows(page, "pong")
+    say(page, "Hello again")
+    page.wait_for("!sent.length")
+    assert rows(page, ".notice") == ["Welcome to the chatroom!", "pong"]
+
+
+def test_each_line_of_a_paste_is_known_to_have_arrived(room: WebRoom, page: Page) -> None:
+    room.enter(page, "Ann")
+    page.wait_for("!sent.length")
+    say(page, "\n".join(map(str, range(500))))
+    page.wait_for("!sent.length && log.querySelectorAll('.own').length === 500")
+    assert rows(page, ".notice") == ["Welcome to the chatroom!"]
 
 
 def test_whoever_has_left_stays_away_until_asked(room: WebRoom, page: Page) -> None:
