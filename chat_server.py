@@ -692,13 +692,19 @@ function show(kind, text, speaker = "", mark = "", now = new Date()) {
 function settle() {  // after rows were added: measuring takes some ms, so once for many of them
   clearTimeout(settling);
   settling = 0;
-  const height = log.scrollHeight;
+  const { scrollTop: top, scrollHeight: height } = log;
   const kept = log.childElementCount > MAX_ROWS ? MAX_ROWS - 500 : MAX_ROWS;  // each time, all move
   while (log.childElementCount > kept) log.firstChild.remove();
-  log.scrollTop = following ? log.scrollHeight : log.scrollTop - height + log.scrollHeight;
+  if (height > log.scrollHeight) log.scrollTop = top - height + log.scrollHeight;
+  follow();
   said = said.slice(-MAX_ROWS);
   page.jump.hidden = following;
   document.title = (unread ? `(${unread}) ` : "") + TITLE;
+}
+
+function follow() {  // after rows or the page's size have changed
+  if (following) log.scrollTop = log.scrollHeight;
+  [place, end] = [log.scrollTop, log.lastChild];
 }
 
 function showNames() {
@@ -904,21 +910,25 @@ box.onkeydown = (event) => {
 box.oninput = () => {
   box.style.height = "auto";
   box.style.height = `${box.scrollHeight + 2}px`;
+  follow();  // measuring has made the box small, and so the log large, for a moment
 };
 page.jump.onclick = () => {
   following = true;
   settle();
   box.focus();
 };
-log.onscroll = () => {  // by the user only if it goes up: the page's size may just have changed
-  const isLow = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
-  following = isLow || (following && log.scrollTop >= place);
-  place = log.scrollTop;
+log.onscroll = () => {  // not by the user if it ends where the page has put itself
+  const moved = log.scrollTop - place;
+  if (Math.abs(moved) < 1) return;
+  place += moved;
+  // Rows that have come since then don't count. A browser moves a log that grows, too, but no
+  // further up than where its end is in sight.
+  const [was, is] = [end, log.lastChild].map((row) => row ? row.getBoundingClientRect().bottom : 0);
+  const below = log.scrollHeight - log.clientHeight - log.scrollTop - (is - was);
+  following = below < (moved < 0 ? 2 : 40);
   if (following) page.jump.hidden = true;
 };
-new ResizeObserver(() => {  // such as by a phone's keyboard
-  if (following) log.scrollTop = log.scrollHeight;
-}).observe(log);
+new ResizeObserver(follow).observe(log);  // such as by a phone's keyboard
 page.who.ontoggle = () => page.who.open && inRoom && send("/who");  // the unnamed come in silence
 page.again.onclick = connect;
 window.ononline = window.onpageshow = wake;

@@ -346,6 +346,89 @@ def test_whoever_reads_further_up_stays_there(room: WebRoom, page: Page) -> None
     assert page.value("following")
 
 
+LONG = "a message that takes several rows on a phone " * 3
+TWO_FRAMES = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+IS_LOW = "following && log.scrollHeight - log.clientHeight - log.scrollTop < 2"
+
+
+def test_the_page_follows_whatever_size_it_has(room: WebRoom, page: Page) -> None:
+    room.enter(page, "Ann")
+    page.resize(*SIZES["phone"])
+    page.value(f"for (let row = 0; row < 100; row++) show('said', '{LONG}'); settle()")
+    # The browser tells of the new place in the next frame, when there is one more row.
+    page.value(f"new ResizeObserver(() => show('said', '{LONG}')).observe(log)")
+    for width, height in (360, 300), (360, 640), (640, 360), (360, 640), (1000, 700), (360, 640):
+        page.resize(width, height, True)
+        page.wait_for(f"innerWidth === {width} && innerHeight === {height}")
+        page.value(TWO_FRAMES)
+        assert page.value("following")
+    page.value("settle()")
+    page.wait_for(IS_LOW)
+
+
+def test_the_page_follows_while_its_reader_types(room: WebRoom, page: Page) -> None:
+    room.enter(page, "Ann")
+    page.value("for (let row = 0; row < 100; row++) show('said', 'more'); settle()")
+    for _ in range(100):
+        page.type("many words ")
+        page.value(TWO_FRAMES)
+        assert page.value(IS_LOW)
+    assert page.value("box.clientHeight") > 100
+
+
+def test_the_page_follows_when_the_first_rows_are_taken_away(room: WebRoom, page: Page) -> None:
+    room.enter(page, "Ann")
+    page.resize(*SIZES["phone"])
+    for _ in range(2):
+        page.value("while (log.childElementCount < MAX_ROWS) show('said', 'short'); settle()")
+        page.value(TWO_FRAMES)
+        page.value(f"show('said', 'short'); settle(); show('said', '{LONG}'); {TWO_FRAMES}")
+        assert page.value("log.childElementCount") == 4501
+        assert page.value("following")
+    page.value("settle()")
+    page.wait_for(IS_LOW)
+
+
+def test_a_reader_near_the_end_stays_when_the_first_rows_are_taken_away(
+    room: WebRoom, page: Page
+) -> None:
+    room.enter(page, "Ann")
+    page.value("for (let row = 0; log.childElementCount < MAX_ROWS; row++) show('said', `${row}.`)")
+    page.value("settle()")
+    page.wait_for(IS_LOW)
+    page.value("log.scrollTop -= 300")
+    page.wait_for("!following")
+    seen = "document.elementFromPoint(200, 300).innerText"
+    before = page.value(seen)
+    page.value("show('said', 'one more'), settle()")
+    assert page.value("log.childElementCount") == 4500
+    assert page.value(seen) == before
+
+
+@pytest.mark.parametrize("down", [-4, -40, -400])
+def test_whoever_scrolls_up_in_a_flood_stays_there(room: WebRoom, page: Page, down: int) -> None:
+    room.enter(page, "Ann")
+    page.value("for (let row = 0; row < 200; row++) show('said', 'more'); settle()")
+    page.wait_for(IS_LOW)
+    page.value("window.flood = setInterval(() => (show('said', 'more'), settle()), 5)")
+    page.turn_wheel(down)
+    page.wait_for("!following")
+    page.turn_wheel(100_000)
+    page.value("clearInterval(flood)")
+    page.turn_wheel(100_000)
+    page.wait_for("following")
+
+
+def test_a_pull_does_not_load_the_page_again(room: WebRoom, page: Page) -> None:
+    bob = room.server.join("Bob")
+    room.enter(page, "Ann")
+    page.resize(*SIZES["phone"])
+    page.pull(150, 600)
+    page.pull(600, 150)
+    say(page, "still here")
+    bob.expect("* Ann joined\n", "Ann: still here\n")
+
+
 def test_a_new_day_begins_with_its_date(room: WebRoom, page: Page) -> None:
     bob = room.server.join("Bob")
     room.enter(page, "Ann")
