@@ -902,8 +902,17 @@ page.form.onsubmit = (event) => {
   speak();
 };
 box.onkeydown = (event) => {
+  isShifted = event.shiftKey;
   const sends = event.key === "Enter" && !event.shiftKey;
-  if (!sends || event.isComposing || event.keyCode === 229) return;  // or it ends a composition
+  if (!sends || event.isComposing || event.keyCode === 229) return;  // or it picks a candidate
+  event.preventDefault();
+  speak();
+};
+box.onkeyup = (event) => {
+  isShifted = event.shiftKey;
+};
+box.onbeforeinput = (event) => {  // Enter, when what was being composed was left as it is
+  if (event.inputType !== "insertLineBreak" || isShifted) return;
   event.preventDefault();
   speak();
 };

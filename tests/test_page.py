@@ -307,6 +307,85 @@ def test_only_who_is_here_can_leave_or_have_another_name(room: WebRoom, page: Pa
         assert page.value("[...names]") == ["Ann"]
 
 
+def test_who_is_here(room: WebRoom, page: Page) -> None:
+    bob = room.server.join("Bob")
+    room.enter(page, "Ann")
+    page.wait_for("document.getElementById('count').innerText === 'Names: 2'")
+    other = room.server.join()
+    page.click("summary")
+    page.wait_for("document.getElementById('list').innerText === 'Ann\\nBob\\n1 unnamed'")
+    assert not [row for row in rows(page) if "here:" in row], "it wasn't the user who asked"
+    bob.send("/name Bert\n")
+    bob.read_until("* you are Bert\n")
+    carl = room.server.join("Carl")
+    page.wait_for("document.getElementById('list').innerText.startsWith('Ann\\nBert\\nCarl')")
+    carl.send("/quit\n")
+    page.wait_for("!document.getElementById('list').innerText.includes('Carl')")
+    page.click("#box")
+    say(page, "/who")
+    shows(page, "here: Ann, Bert and 1 unnamed")
+    other.close()
+
+
+# Keyboards that compose what they type
+
+
+def test_enter_sends_what_a_phone_is_still_composing(room: WebRoom, page: Page) -> None:
+    bob = room.server.join("Bob")
+    room.enter(page, "Ann")
+    page.resize(*SIZES["phone"])
+    bob.read_until("* Ann joined\n")
+    page.click("#box")
+    page.type("Hello ")
+    page.compose("Bob")
+    page.press("Enter")
+    bob.expect("Ann: Hello Bob\n")
+    assert page.value("box.value") == ""
+    page.compose("again")  # nothing of the first is left in the keyboard
+    page.click("#form button")
+    bob.expect("Ann: again\n")
+    assert page.value("box.value") == ""
+
+
+def test_shift_enter_is_a_new_line_while_composing_too(room: WebRoom, page: Page) -> None:
+    bob = room.server.join("Bob")
+    room.enter(page, "Ann")
+    page.type("one")
+    page.press("Enter", SHIFT)
+    page.compose("two")
+    page.press("Enter", SHIFT)
+    assert page.value("box.value") == "one\ntwo\n"
+    assert rows(page, ".own") == []
+    page.press("Enter")
+    bob.expect("* Ann joined\n", "Ann: one\n", "Ann: two\n")
+
+
+def test_enter_that_picks_a_candidate_sends_nothing(room: WebRoom, page: Page) -> None:
+    bob = room.server.join("Bob")
+    room.enter(page, "Ann")
+    page.compose("\u306b\u307b\u3093")
+    key = {"key": "Enter", "code": "Enter", "windowsVirtualKeyCode": 229}
+    page.call("Input.dispatchKeyEvent", type="rawKeyDown", **key)
+    page.type("\u65e5\u672c")
+    page.call("Input.dispatchKeyEvent", type="keyUp", **key)
+    assert page.value("box.value") == "\u65e5\u672c"
+    assert rows(page, ".own") == []
+    page.press("Enter")
+    bob.expect("* Ann joined\n", "Ann: \u65e5\u672c\n")
+
+
+def test_one_enter_ends_a_korean_syllable_and_sends_it(room: WebRoom, page: Page) -> None:
+    bob = room.server.join("Bob")
+    room.enter(page, "Ann")
+    page.compose("\ud55c")
+    key = {"key": "Enter", "code": "Enter", "windowsVirtualKeyCode": 229}
+    page.call("Input.dispatchKeyEvent", type="rawKeyDown", **key)
+    page.type("\ud55c")
+    key["windowsVirtualKeyCode"] = 13
+    page.call("Input.dispatchKeyEvent", type="char", text="\r", **key)
+    page.call("Input.dispatchKeyEvent", type="keyUp", **key)
+    bob.expect("* Ann joined\n", "Ann: \ud55c\n")
+    assert rows(page, ".own") == ["Ann: \ud55c"]
 
 
 # What the page shows
