@@ -604,6 +604,7 @@ STYLE = """
     --strong: #8ab4f8; --own: #1d2b40; --private: #332a14; --lightness: 75%; }
 }
 * { box-sizing: border-box; margin: 0; }
+html { overscroll-behavior: none; }  /* or who pulls at the first message reloads the page */
 [hidden] { display: none !important; }
 body { height: 100vh; height: 100dvh;  /* without a phone's own bars, where that is known */
   padding: env(safe-area-inset-top) env(safe-area-inset-right) env(safe-area-inset-bottom)
@@ -644,7 +645,11 @@ SCRIPT = r"""
 "use strict";
 const TITLE = `Chat on ${location.host}`, MAX_ROWS = 5000;
 const FIRST_WAIT = 1, MAX_WAIT = 30;  // seconds until the page tries to connect again
+// Seconds of silence after which the page asks whether the network lives, and after which, if an
+// answer is due, a connection is lost. When its user is back, an answer may take PATIENCE.
+const ASK_AFTER = 12, LOST_AFTER = 18, PATIENCE = 5;
 const NAME = /^\/(?:name|nick) +(.*)$/, WHO = /^\/(?:who|names)(?: |$)/, QUIT = /^\/(?:quit|exit)/;
+const PING = /^\/ping(?: |$)/;
 const page = {};
 for (const element of document.querySelectorAll("[id]")) page[element.id] = element;
 const { log, box } = page;
@@ -652,8 +657,11 @@ let wanted = "", me = "";  // the name that the user wants, and that by which th
 let names = new Set(), others = [];  // who is known to be here; how many more, in the room's words
 let sent = [];  // lines that may not have arrived, each with the element that shows it, if any does
 let said = [];  // messages, as the room's history has them
-let password = "", socket = null, inRoom = false, wait = FIRST_WAIT, retry, check, settling;
-let day = "", unread = 0, place = 0, following = true;  // following: the last row is in sight
+let password = "", socket = null, inRoom = false, wait = FIRST_WAIT, retry, settling;
+let silence = 0, pulse;  // seconds since anything was heard, and what counts them
+let day = "", unread = 0, isShifted = false;
+// Whether the page stays at its last row; the place where it has put itself, and that row then.
+let following = true, place = 0, end = null;
 
 function make(tag, className, ...content) {
   const element = Object.assign(document.createElement(tag), { className });
@@ -685,13 +693,19 @@ function show(kind, text, speaker = "", mark = "", now = new Date()) {
 function settle() {  // after rows were added: measuring takes some ms, so once for many of them
   clearTimeout(settling);
   settling = 0;
-  const height = log.scrollHeight;
+  const { scrollTop: top, scrollHeight: height } = log;
   const kept = log.childElementCount > MAX_ROWS ? MAX_ROWS - 500 : MAX_ROWS;  // each time, all move
   while (log.childElementCount > kept) log.firstChild.remove();
-  log.scrollTop = following ? log.scrollHeight : log.scrollTop - height + log.scrollHeight;
+  if (height > log.scrollHeight) log.scrollTop = top - height + log.scrollHeight;
+  follow();
   said = said.slice(-MAX_ROWS);
   page.jump.hidden = following;
   document.title = (unread ? `(${unread}) ` : "") + TITLE;
+}
+
+function follow() {  // after rows or the page's size have changed
+  if (following) log.scrollTop = log.scrollHeight;
+  [place, end] = [log.scrollTop, log.lastChild];
 }
 
 function showNames() {
@@ -716,7 +730,8 @@ function openDoor(reason, isLocked = false) {
 }
 
 function hangUp() {
-  [retry, check].forEach(clearTimeout);
+  clearTimeout(retry);
+  clearInterval(pulse);
   if (socket) socket.onmessage = socket.onclose = null;
   if (socket) socket.close();
   for (const { words } of sent) if (words) words.append(make("em", "", " (perhaps not sent)"));
@@ -727,18 +742,38 @@ function hangUp() {
 function connect() {
   hangUp();
   report("Connecting\u2026");
+  silence = 0;
+  pulse = setInterval(listen, 1000);
   socket = new WebSocket(location.origin.replace("http", "ws"));
-  socket.onmessage = ({ data }) => receive(data.split("\n").slice(0, -1));
-  socket.onclose = ({ code }) => {
-    hangUp();
-    if (code === 1000) return report("You have left.");
-    if (code === 1008) return report("You were removed from the room.");
-    const seconds = wait * (0.5 + Math.random() / 2);  // not all pages in the same moment
-    wait = Math.min(2 * wait, MAX_WAIT);
-    retry = setTimeout(connect, 1000 * seconds);
-    const what = code === 1013 ? "The room is full." : "Not connected.";
-    report(`${what} Next try in ${Math.ceil(seconds)} s; what you type is kept.`);
+  socket.onmessage = ({ data }) => {
+    silence = 0;
+    receive(data.split("\n").slice(0, -1));
   };
+  socket.onclose = lose;
+}
+
+function lose({ code }) {
+  hangUp();
+  if (code === 1000) return report("You have left.");
+  if (code === 1008) return report("You were removed from the room.");
+  const seconds = wait * (0.5 + Math.random() / 2);  // not all pages in the same moment
+  wait = Math.min(2 * wait, MAX_WAIT);
+  retry = setTimeout(connect, 1000 * seconds);
+  const what = code === 1013 ? "The room is full." : "Not connected.";
+  report(`${what} Next try in ${Math.ceil(seconds)} s; what you type is kept.`);
+}
+
+function listen() {  // each second, but not while a page sleeps: then it couldn't have heard
+  silence += 1;
+  const isDue = !inRoom || sent.some(({ line }) => PING.test(line));
+  if (isDue && silence >= LOST_AFTER) lose({ code: 1006 });  // without a close
+  else if (!isDue && (sent.length || silence >= ASK_AFTER)) send("/ping");
+}
+
+function wake() {  // whoever was away, such as a phone, may have lost the connection meanwhile
+  if (retry) return connect();
+  silence = Math.max(silence, LOST_AFTER - PATIENCE);
+  if (inRoom) send("/ping");
 }
 
 function receive(lines) {
@@ -771,10 +806,11 @@ function hear(line) {
 }
 
 function hearNotice(text) {
+  if (text === "pong") return answered(PING) && show("notice", text);
   const { line } = sent.find(({ line }) => NAME.test(line)) || {};
   const name = line && NAME.exec(line)[1].normalize("NFKC").trim();  // that the room was asked for
   const [, newcomer] = /^(.+) joined$/.exec(text) || [];
-  const [, gone, now] = /^(.+?) (?:left|was removed|is now (.+))$/.exec(text) || [];
+  const [, gone, now] = newcomer ? [] : /^(.+) (?:left|was removed|is now (.+))$/.exec(text) || [];
   let isShown = true;
   if (!inRoom && text === "password?" && password) return socket.send(password);
   if (!inRoom && text === "password?") return openDoor("", true);  // where nobody waits for it
@@ -784,8 +820,8 @@ function hearNotice(text) {
   else if (name && text === `you are ${name}`) isShown = takeName(name);
   else if (name && (text === `${name} is taken` || text.endsWith(": /name NAME")))
     isShown = answered(NAME) || hearRefusal(name, text);
-  else if (gone) names.delete(gone);
-  if (newcomer || now) names.add(newcomer || now);
+  else if (newcomer) names.add(newcomer);
+  else if (names.delete(gone) && now) names.add(now);
   if (fold(gone) === fold(wanted) && ![fold(me), fold(now)].includes(fold(wanted)))
     send(`/name ${wanted}`);  // it is free again
   showNames();
@@ -834,8 +870,7 @@ function remember(name) {
 function send(line, words) {
   socket.send(line);
   sent.push({ line, words });
-  clearTimeout(check);
-  if (words) check = setTimeout(send, 1000, "/who");  // its answer shows that this has arrived
+  if (words) send("/ping");  // its answer shows that this has arrived
 }
 
 function speak() {
@@ -868,37 +903,50 @@ page.form.onsubmit = (event) => {
   speak();
 };
 box.onkeydown = (event) => {
+  isShifted = event.shiftKey;
   const sends = event.key === "Enter" && !event.shiftKey;
-  if (!sends || event.isComposing || event.keyCode === 229) return;  // or it ends a composition
+  if (!sends || event.isComposing || event.keyCode === 229) return;  // or it picks a candidate
+  event.preventDefault();
+  speak();
+};
+box.onkeyup = (event) => {
+  isShifted = event.shiftKey;
+};
+box.onbeforeinput = (event) => {  // Enter, when what was being composed was left as it is
+  if (event.inputType !== "insertLineBreak" || isShifted) return;
   event.preventDefault();
   speak();
 };
 box.oninput = () => {
   box.style.height = "auto";
   box.style.height = `${box.scrollHeight + 2}px`;
+  follow();  // measuring has made the box small, and so the log large, for a moment
 };
 page.jump.onclick = () => {
   following = true;
   settle();
   box.focus();
 };
-log.onscroll = () => {  // by the user only if it goes up: the page's size may just have changed
-  const isLow = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
-  following = isLow || (following && log.scrollTop >= place);
-  place = log.scrollTop;
+log.onscroll = () => {  // not by the user if it ends where the page has put itself
+  const moved = log.scrollTop - place;
+  if (Math.abs(moved) < 1) return;
+  place += moved;
+  // Rows that have come since then don't count. A browser moves a log that grows, too, but no
+  // further up than where its end is in sight.
+  const [was, is] = [end, log.lastChild].map((row) => row ? row.getBoundingClientRect().bottom : 0);
+  const below = log.scrollHeight - log.clientHeight - log.scrollTop - (is - was);
+  following = below < (moved < 0 ? 2 : 40);
   if (following) page.jump.hidden = true;
 };
-new ResizeObserver(() => {  // such as by a phone's keyboard
-  if (following) log.scrollTop = log.scrollHeight;
-}).observe(log);
+new ResizeObserver(follow).observe(log);  // such as by a phone's keyboard
 page.who.ontoggle = () => page.who.open && inRoom && send("/who");  // the unnamed come in silence
 page.again.onclick = connect;
-window.ononline = () => retry && connect();
+window.ononline = window.onpageshow = wake;
 document.onvisibilitychange = () => {
   if (document.hidden) return;
   unread = 0;
   settle();
-  if (retry) connect();
+  wake();
 };
 
 for (const heading of document.querySelectorAll("h1")) heading.textContent = TITLE;
