@@ -257,6 +257,32 @@ class LineFramer:
         return False
 
 
+class Lines(LineFramer):
+    """What stands between a connection's bytes and its lines, both ways: here, nothing.
+
+    What came goes through `sift`, then `feed`. Subclasses know what else can be around a text.
+    """
+
+    __slots__ = ("most", "weight")
+    over = False  # the peer has closed, or is at fault: what comes isn't heard any more
+    why = ""  # the fault, for the log
+    encode: Callable[[bytes], bytes] | None = None  # makes of a text what travels to the peer
+
+    def __init__(self, max_line: int) -> None:
+        super().__init__(max_line)
+        self.most = sys.maxsize  # bytes that may be read at once
+        self.weight = 0  # what came last cost besides its text, as bytes
+
+    def sift(self, data: bytes) -> tuple[bytes, bytes]:
+        """Takes the bytes that came; returns the text among them, in which lines end with LF, and
+        what is to be answered. Raises Gone if the peer doesn't mean to send text at all."""
+        return data, b""
+
+    def farewell(self, code: int) -> bytes:
+        """Returns what tells the peer why its stream ends, if its protocol has words for that."""
+        return b""
+
+
 def printable(line: bytes) -> str:
     """A line as it can be logged: control characters and broken UTF-8 shown as escapes like \\x1b,
     so that no peer can play tricks with the terminal that shows the log."""
@@ -311,31 +337,21 @@ REFUSALS = {DO: IAC + WONT, WILL: IAC + DONT}
 TELNET_TEXT = {IAC + IAC: IAC, b"\xff\xf7": b"\b", b"\xff\xf8": b"\x15"}
 
 
-class Input(LineFramer):
+class Input(Lines):
     """What a peer sends, from its first byte on: lines, and what can be around them.
 
-    Data goes through `sift`, then `feed`. Besides an unfinished line it holds at most five bytes.
+    Besides an unfinished line it holds at most five bytes.
     """
 
-    __slots__ = ("code", "held", "in_first_line", "weight")
-    over = False  # only the end of the stream ends it
-    why = ""  # and not a fault
+    __slots__ = ("held", "in_first_line")
 
     def __init__(self, max_line: int) -> None:
         super().__init__(max_line)
-        self.code = NORMAL  # as with a WebSocket, but nobody is told
         self.held = b""  # the beginning of something that may turn out not to be text
         self.in_first_line = True
-        self.weight = 0  # what came last cost besides its text: telnet's commands, as bytes
-
-    @property
-    def most(self) -> int:
-        """How many bytes may be read at once."""
-        return IDLE_READ if self.weight else sys.maxsize
 
     def sift(self, data: bytes) -> tuple[bytes, bytes]:
-        """Takes the bytes that came; returns the text among them, in which lines end with LF, and
-        telnet's answers. Raises Gone if the peer doesn't mean to send text at all."""
+        """As with any Lines; answers are telnet's."""
         data, self.held = self.held + data, b""
         if self.in_first_line and not self.partial:
             data = self.begin(data)
@@ -345,6 +361,7 @@ class Input(LineFramer):
             data, answers = self.take_out_telnet(data)
         if self.in_first_line:
             self.check_first_line(self.partial + data)
+        self.most = IDLE_READ if self.weight else sys.maxsize
         return data, answers
 
     def begin(self, data: bytes) -> bytes:
@@ -417,34 +434,21 @@ class Fault(Exception):
         self.code = code
 
 
-class WebSocket(LineFramer):
+class WebSocket(Lines):
     """The lines that a browser sends, out of the frames in which they travel (RFC 6455).
 
-    Data goes through `sift`, then `feed`, as with Input. A payload goes on as it comes, so that
-    besides an unfinished line this holds at most one control frame and a few bytes.
+    A payload goes on as it comes, each message with an LF at its end, so that besides an unfinished
+    line this holds at most one control frame and a few bytes.
     """
 
-    __slots__ = (
-        "code",
-        "held",
-        "in_message",
-        "left",
-        "mask",
-        "most",
-        "opcode",
-        "over",
-        "tail",
-        "weight",
-        "why",
-    )
+    __slots__ = ("code", "held", "in_message", "left", "mask", "opcode", "over", "tail", "why")
 
     def __init__(self, max_line: int) -> None:
         super().__init__(max_line)
-        self.most = IDLE_READ  # bytes that may be read at once
-        self.over = False  # the peer has closed, or is at fault: what comes isn't heard any more
-        self.code = NORMAL  # of the Close that will be sent
-        self.why = ""  # the fault, for the log
-        self.weight = 0  # what came last cost besides its text, as bytes
+        self.most = IDLE_READ
+        self.over = False
+        self.why = ""
+        self.code = NORMAL  # the answer to the peer's Close, or to its fault
         self.held = b""  # the beginning of a header, or of a control frame
         self.opcode = CONTINUATION  # of the latest frame
         self.left = 0  # bytes of its payload that have yet to come
@@ -453,8 +457,7 @@ class WebSocket(LineFramer):
         self.tail = b""  # the beginning of a character
 
     def sift(self, data: bytes) -> tuple[bytes, bytes]:
-        """Takes the bytes that came; returns the text among them, in which each message ends with
-        LF, and an answer to the last ping."""
+        """As with any Lines; the answer is one to the last ping."""
         self.weight = 0
         if self.over:
             return b"", b""
@@ -478,6 +481,15 @@ class WebSocket(LineFramer):
     def finish(self) -> bytes:
         """As with any stream; but what a fault has cut short isn't a line."""
         return b"" if self.why else super().finish()
+
+    def farewell(self, code: int) -> bytes:
+        """Returns the frame that ends it; if the peer was first, the answer to that."""
+        return frame(CLOSE, (self.code if self.over else code).to_bytes(2, "big"))
+
+    @staticmethod
+    def encode(text: bytes) -> bytes:
+        """Returns a text as one message."""
+        return frame(TEXT, text)
 
     def frames(self, data: bytes) -> Iterator[tuple[int, bytes]]:
         """Yields the opcodes and payloads of frames: of text as much as has come, and then LF where
@@ -549,16 +561,14 @@ class WebSocket(LineFramer):
 
     def close(self, payload: bytes) -> None:
         """The peer has closed: its own code is the answer. Raises Fault."""
-        if payload:
-            code = int.from_bytes(payload[:2], "big")
-            if not any(code in codes for codes in CODES):
-                raise Fault("gives a close code that does not exist")
-            try:
-                payload[2:].decode()
-            except UnicodeDecodeError as error:
-                raise Fault("gives a reason that is not UTF-8", NOT_UTF8) from error
-            self.code = code
-        self.over = True
+        code = int.from_bytes(payload[:2], "big") if payload else NORMAL
+        if not any(code in codes for codes in CODES):
+            raise Fault("gives a close code that does not exist")
+        try:
+            payload[2:].decode()
+        except UnicodeDecodeError as error:
+            raise Fault("gives a reason that is not UTF-8", NOT_UTF8) from error
+        self.over, self.code = True, code
 
     def fail(self, fault: Fault) -> None:
         """The peer is at fault."""
@@ -581,11 +591,6 @@ def frame(opcode: int, payload: bytes) -> bytes:
     if size < 1 << 16:
         return bytes((FIN | opcode, 126)) + size.to_bytes(2, "big") + payload
     return bytes((FIN | opcode, 127)) + size.to_bytes(8, "big") + payload
-
-
-def close_frame(code: int) -> bytes:
-    """Returns the frame that ends a WebSocket."""
-    return frame(CLOSE, code.to_bytes(2, "big"))
 
 
 # --- Browsers: the page --------------------------------------------------------------------------
@@ -1380,7 +1385,7 @@ class Batch:
     is made when it is sent, so that a thousand who wait hold a thousand references and no bytes.
     """
 
-    __slots__ = ("cuts", "frame", "leavers", "parts", "size", "text", "told", "weight")
+    __slots__ = ("cuts", "encoded", "leavers", "parts", "size", "text", "told", "weight")
 
     def __init__(self) -> None:
         self.parts: list[bytes] = []
@@ -1390,7 +1395,7 @@ class Batch:
         self.told: dict[Member, int] = {}  # bytes for that one alone, and what that costs besides
         self.leavers: list[Member] = []  # have left in this turn, and get what came before
         self.text = b""  # all that was said, once the batch is sealed
-        self.frame = b""  # the same for browsers, once one of them is handed it
+        self.encoded = b""  # the same as it travels to browsers, once one of them is handed it
 
     def say(self, data: bytes, but: Member | None) -> None:
         """Puts whole lines at the end, for all but one, such as their author."""
@@ -1438,14 +1443,14 @@ class Batch:
             at = end
         return b"".join((*pieces, self.text[at:]))
 
-    def frame_for(self, member: Member) -> bytes:
-        """Returns the same in a frame of a WebSocket, as a browser gets it."""
+    def encoded_for(self, member: Member, encode: Callable[[bytes], bytes]) -> bytes:
+        """Returns the same as `encode` makes it; all who get the whole text share that."""
         if member in self.cuts:
             text = self.text_for(member)
-            return frame(TEXT, text) if text else b""
-        if self.text and not self.frame:
-            self.frame = frame(TEXT, self.text)
-        return self.frame
+            return encode(text) if text else b""
+        if self.text and not self.encoded:
+            self.encoded = encode(self.text)
+        return self.encoded
 
     def forget(self, member: Member) -> int:
         """Drops what is in here for a member that has got its part, or never will; returns how many
@@ -1460,7 +1465,7 @@ class Aside(Batch):
 
     __slots__ = ()
 
-    def frame_for(self, member: Member) -> bytes:
+    def encoded_for(self, member: Member, encode: Callable[[bytes], bytes]) -> bytes:
         return self.text_for(member)
 
 
@@ -2669,8 +2674,9 @@ class Connection(Member):
     """
 
     __slots__ = (
+        "code",
+        "encode",
         "events",
-        "framed",
         "framer",
         "host",
         "peer",
@@ -2703,8 +2709,8 @@ class Connection(Member):
         self.host = sys.intern(host_of(peer))
         self.selector = selector
         self.events = 0  # for which it is registered with the selector
-        self.framer: Input | WebSocket = Input(max_line)
-        self.framed = False  # the framer is a WebSocket: what it gets travels in frames, too
+        self.code = NORMAL  # why its stream ends, as a WebSocket says it
+        self.speak(Input(max_line))
         self.unheard = b""  # whole lines that wait for the next turn
         self.reading = True  # its input is of interest, and has not ended
         self.sending = True  # it can still be sent to
@@ -2828,9 +2834,10 @@ class Connection(Member):
         self.reading = reading
         self.watch()
 
-    def upgrade(self) -> None:
-        """From here on it is a browser's WebSocket."""
-        self.framer, self.framed = WebSocket(self.framer.max_line), True
+    def speak(self, framer: Lines) -> None:
+        """From here on, what comes goes through this, and what it gets travels as this says."""
+        self.framer = framer
+        self.encode = framer.encode
 
     # To the peer
 
@@ -2843,15 +2850,16 @@ class Connection(Member):
 
     def say_bye(self) -> None:
         """Tells a browser, after all else that it gets, that its stream ends, and why."""
-        if self.framed:
-            self.tell(close_frame(self.framer.code), Aside)
+        farewell = self.framer.farewell(self.code)
+        if farewell:
+            self.tell(farewell, Aside)
 
     def write(self, batch: Batch) -> None:
         """Hands what it gets of a sealed batch to the kernel, if nothing is ahead of that in the
         queue; what the kernel doesn't take has to wait there."""
         is_cut = self in batch.cuts
-        if self.framed:
-            text = batch.frame_for(self)
+        if self.encode:
+            text = batch.encoded_for(self, self.encode)
         else:
             text = batch.text_for(self) if is_cut else batch.text
         sent = self.send(text) if text and self.sending and not self.queue else 0
@@ -2890,7 +2898,7 @@ class Connection(Member):
 
     def part_of(self, batch: Batch) -> bytes:
         """Returns what it gets of a sealed batch."""
-        return batch.frame_for(self) if self.framed else batch.text_for(self)
+        return batch.encoded_for(self, self.encode) if self.encode else batch.text_for(self)
 
     def send(self, data: bytes | memoryview) -> int:
         """Returns how many bytes were taken, 0 if none can be now.
@@ -3176,7 +3184,7 @@ class Door:
         if answer.status != 101:
             raise Dismissed
         del self.requests[conn]
-        conn.upgrade()
+        conn.speak(WebSocket(conn.framer.max_line))
         return self.greet(conn)
 
     def take_password(self, conn: Connection, data: bytes) -> bytes | None:
@@ -3668,8 +3676,7 @@ class Membership:
     def start_leaving(self, conn: Connection, code: int = NORMAL) -> None:
         """Somebody is a member no more, or can't be: it still gets what was said before, and after
         the delivery the end."""
-        if not conn.framer.over:  # else its own code is the answer
-            conn.framer.code = code
+        conn.code = code
         conn.unheard = b""
         self.places.leave(conn)
         self.operators.forget(conn)

@@ -361,13 +361,14 @@ def test_browsers_share_a_frame() -> None:
     inside = Inside()
     conns = [inside.join()[0] for _ in range(3)]
     for conn in conns[:2]:
-        conn.upgrade()
+        conn.speak(chat_server.WebSocket(1000))
     batch = chat_server.Batch()
     batch.say(b"hello\n", conns[2])
     batch.seal()
-    assert batch.frame_for(conns[0]) is batch.frame_for(conns[1])
-    assert batch.frame_for(conns[0]) == b"\x81\x06hello\n"
-    assert batch.frame_for(conns[2]) == b""
+    assert conns[0].part_of(batch) is conns[1].part_of(batch)
+    assert conns[0].part_of(batch) == b"\x81\x06hello\n"
+    conns[2].speak(chat_server.WebSocket(1000))
+    assert conns[2].part_of(batch) == b""
 
 
 # Operators
