@@ -308,8 +308,9 @@ class Gone(Exception):
     """A connection is of no further use, by its peer's doing; the text says why, for the log."""
 
 
-class SpeaksHTTP(Gone):
-    """A web browser has come to the port for lines of text, where it can be told where to go."""
+class WrongPort(Gone):
+    """Somebody has come to the port for lines of text who speaks another protocol, mostly HTTP, and
+    can be told where to go."""
 
 
 # How TLS begins (RFC 8446, sections 4 and 5.1), and no line of text does.
@@ -317,10 +318,17 @@ CLIENT_HELLO = re.compile(rb"\x16\x03[\x00-\x04]..\x01", re.DOTALL)
 # First bytes that can still become that, or a byte order mark.
 UNDECIDED = re.compile(rb"\x16(?:\x03(?:[\x00-\x04].{0,2})?)?|\xef\xbb?", re.DOTALL)
 
-# The first words of an HTTP request (RFC 9112, section 3): a method, and "/path", "*", a URL, or a
-# host with its port. Nothing else follows them but a version: "PUT / there" is text.
-HTTP_REQUEST = re.compile(rb"[A-Za-z-]{1,20} (?:[/*]|[^ \n]*:[^ \n])[^ \n]*")
-HTTP_VERSION = b" HTTP/"
+# The first line of an HTTP request (RFC 9112, section 3): a method; "/path", "*", a URL, or a host
+# with its port; a version. "PUT / there" is text. The path may go on to the end of what there is.
+HTTP_REQUEST = re.compile(
+    rb"[A-Za-z-]{1,20} (?=[/*]|[^ \n:]*:[^ \n])[^ \n]+(?:( HTTP/)|(?: H?T?T?P?)?\Z)"
+)
+# What else comes to any open port, and nobody types: HTTP/0.9, RTSP, SIP, SSH, SMTP, Redis, IRC.
+# Where one line could be somebody's, such as "PASS the salt", it takes the next one, too.
+OTHER_PROTOCOL = re.compile(
+    rb"GET /[^ \n]*\n|OPTIONS [^ \n]+ (?:RTSP|SIP)/\d\.\d\n|SSH-\d\.\d+-|EHLO [^ \n]+\n"
+    rb"|\*\d+\n\$\d+\n|CAP LS[ \n]|(?:PASS|NICK) .+\n(?:NICK|USER) "
+)
 
 # Telnet's commands (RFC 854, RFC 1184): each begins with IAC, "interpret as command". A request has
 # an option behind it; a subnegotiation goes on to IAC SE, with IAC IAC for a byte 0xFF in it.
@@ -374,18 +382,15 @@ class Input(Lines):
         return data[len(BOM_UTF8) :] if data.startswith(BOM_UTF8) else data
 
     def check_first_line(self, data: bytes) -> None:
-        """Raises Gone for an HTTP request: any web page can have a browser send one, with lines of
-        its choice for a body. Its path may be too long for a line, and never end."""
+        """Raises WrongPort if this is no text. HTTP above all: any web page can have a browser send
+        a request, with lines of its choice for a body, and a path that is longer than a line."""
         start = data[: self.max_line + 1]
         self.in_first_line = b"\n" not in start and len(start) <= self.max_line
         request = HTTP_REQUEST.match(start)
-        if not request:
-            return
-        next_word = start[request.end() : request.end() + len(HTTP_VERSION)]
-        endless = not self.in_first_line and HTTP_VERSION.startswith(next_word)
-        has_none = start.startswith(b"GET /") and next_word.startswith(b"\n")  # HTTP/0.9
-        if next_word == HTTP_VERSION or endless or has_none:
-            raise SpeaksHTTP("is a web browser, or something else that speaks HTTP")
+        if request and (request[1] or not self.in_first_line):
+            raise WrongPort("is a web browser, or something else that speaks HTTP")
+        if OTHER_PROTOCOL.match(start):
+            raise WrongPort("speaks HTTP, SSH, IRC or the like")
 
     def take_out_telnet(self, data: bytes) -> tuple[bytes, bytes]:
         """Returns the text, and answers that refuse all that telnet asks for (RFC 854).
@@ -1033,8 +1038,7 @@ class Answer(NamedTuple):
 
 def is_http(data: bytes) -> bool:
     """Says whether a peer's first bytes are an HTTP request, or may become one."""
-    line, newline, _ = data.partition(b"\n")
-    return b" HTTP/" in line if newline else line[:1].isalpha()
+    return bool(HTTP_REQUEST.match(data)) if b"\n" in data else data[:1].isalpha()
 
 
 def parse_request(data: bytes) -> HTTPRequest:
@@ -3570,9 +3574,9 @@ class Membership:
         """Does something for a connection. Whatever goes wrong with it ends that one alone."""
         try:
             action(conn, *more)
-        except SpeaksHTTP as gone:
+        except WrongPort as gone:
             site = self.door.site
-            why = site.for_browsers if site else "there is no page here"
+            why = site.for_browsers if site else "this room takes lines of text; it has no page"
             self.guard(self.turn_away, conn, why)
             log.info("%s %s, members: %d", conn, gone, len(self.room.members))
         except Gone as gone:
