@@ -950,36 +950,14 @@ PAGE = f"""<!doctype html>
 
 # --- Browsers: HTTP -------------------------------------------------------------------------------
 
-# The same for a short text: a title, STYLE, and the text.
-NOTE = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>%s</title>
-<link rel="icon" href="data:,">
-<style>%s</style>
-<main id="door"><p>%s</p></main>
-</html>
-"""
-
-MAX_REQUEST = 8 * 1024  # bytes
-REASONS = {  # those of http.HTTPStatus, which Debian's python3-minimal lacks
-    101: "Switching Protocols",
-    200: "OK",
-    307: "Temporary Redirect",
-    400: "Bad Request",
-    403: "Forbidden",
-    404: "Not Found",
-    405: "Method Not Allowed",
-    421: "Misdirected Request",
-    426: "Upgrade Required",
-    431: "Request Header Fields Too Large",
-}
+MAX_REQUEST = 32 * 1024  # bytes, most of them cookies: a browser sends those of any port of a host
 
 # A request without a body (RFC 9112, RFC 9110), its whole syntax: nothing else gets any further.
 TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 FIELD = re.compile(rf"({TOKEN}):([\t -~\x80-\xff]*)\r?\n")
-REQUEST = re.compile(rf"({TOKEN}) ([!-~]+) HTTP/1\.[0-9]\r?\n((?:{FIELD.pattern})*)\r?\n")
+REQUEST = re.compile(
+    rf"({TOKEN}) ([!-~]+) HTTP/1\.([0-9])\r?\n((?:{FIELD.pattern}){{0,100}})\r?\n"
+)
 REQUEST_END = re.compile(rb"\n\r?\n")
 # The Host of a request, in lower case: an IPv6 address, an IPv4 address or a name, which may end
 # with a dot; and perhaps a port.
@@ -988,20 +966,11 @@ AUTHORITY = re.compile(r"(\[[0-9a-f:.]+\]|[0-9a-z._-]+?)\.?(?::[0-9]*)?")
 # without a dot, and those that nobody outside can have in the DNS (RFC 6762, RFC 6761, RFC 8375),
 # or that nobody uses there.
 LOCAL_NAME = re.compile(r"\[.+|[0-9.]+|[^.]+|.+\.(?:local|localhost|internal|home\.arpa|lan)")
-NOT_IN_ORIGIN = re.compile(r"[^\w:/.\[\]-]", re.ASCII)
 MAX_SHOWN = 100  # characters of an Origin, or a Host, that are shown
 
 WEBSOCKET_KEY = re.compile(r"[A-Za-z0-9+/]{22}==")  # 16 bytes in base64
 WEBSOCKET_ID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, section 1.3
 UPGRADE = ("Connection: Upgrade", "Upgrade: websocket")
-# What every page comes with: nobody guesses at its type, keeps it, is told of it, or embeds it.
-HARDENING = (
-    "X-Content-Type-Options: nosniff",
-    "Cache-Control: no-store",
-    "Referrer-Policy: no-referrer",
-    "Cross-Origin-Resource-Policy: same-origin",
-)
-
 # RFC 6455 asks for SHA-1, but not for its strength: strict systems want to hear that.
 if sys.version_info >= (3, 9):
     sha1 = partial(hashlib.sha1, usedforsecurity=False)
@@ -1009,10 +978,31 @@ else:
     sha1 = hashlib.sha1
 
 
-class Refusal(Exception):
-    """A request isn't granted; the text says why, on a page and in the log."""
+def digest(text: str) -> str:
+    """Returns how a content security policy names a script or a style."""
+    return f"'sha256-{b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
-    def __init__(self, status: int, why: str, *fields: str) -> None:
+
+# What the page may do. Not just to 'self': Safari before version 15.4 means no WebSocket by that.
+POLICY = (
+    f"default-src 'none'; script-src {digest(SCRIPT)}; style-src {digest(STYLE)}; img-src data:; "
+    "connect-src ws: wss:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'"
+)
+# What every response comes with: nobody guesses at its type, keeps it, is told of it, or embeds it.
+HARDENING = (
+    f"Content-Security-Policy: {POLICY}",
+    "X-Content-Type-Options: nosniff",
+    "Cache-Control: no-store",
+    "Referrer-Policy: no-referrer",
+    "Cross-Origin-Resource-Policy: same-origin",
+)
+
+
+class Refusal(Exception):
+    """A request isn't granted; the text says why, to whoever asked and to the log."""
+
+    def __init__(self, status: str, why: str, *fields: str) -> None:
         super().__init__(why)
         self.status = status
         self.fields = fields  # what the response's header needs besides
@@ -1031,9 +1021,9 @@ class HTTPRequest(NamedTuple):
 class Answer(NamedTuple):
     """What a request comes to."""
 
-    status: int  # after 101 the connection is a WebSocket
     data: bytes  # the whole response
-    why: str  # why it was refused, for the log; empty if it wasn't
+    why: str = ""  # why it was refused, for the log
+    upgraded: bool = False  # the connection is a WebSocket from here on
 
 
 def is_http(data: bytes) -> bool:
@@ -1044,19 +1034,21 @@ def is_http(data: bytes) -> bool:
 def parse_request(data: bytes) -> HTTPRequest:
     """Returns the request that these bytes are. Raises Refusal."""
     if len(data) > MAX_REQUEST:
-        raise Refusal(431, "This request is too long.")
+        raise Refusal("431 Request Header Fields Too Large", "This request is too long.")
     request = REQUEST.fullmatch(data.decode("latin-1"))
     if not request:
-        raise Refusal(400, "This is not a proper request.")
-    method, target, lines = request.group(1, 2, 3)
+        raise Refusal("400 Bad Request", "This is not a proper request.")
+    method, target, minor_version, lines = request.group(1, 2, 3, 4)
     fields: dict[str, str] = {}
     for name, value in FIELD.findall(lines):
         name, value = name.lower(), value.strip(" \t")
         fields[name] = f"{fields[name]}, {value}" if name in fields else value
+    if minor_version == "0":  # knows no Host and no Upgrade: what checks for us, but no browser
+        fields = {"host": "localhost", **fields, "upgrade": ""}
     host = fields.get("host", "").lower()
     authority = AUTHORITY.fullmatch(host)
     if not authority:
-        raise Refusal(400, "This request has no proper Host.")
+        raise Refusal("400 Bad Request", "This request has no proper Host.")
     return HTTPRequest(method, target, host, authority[1], fields)
 
 
@@ -1067,32 +1059,32 @@ def upgrade(fields: dict[str, str]) -> bytes:
     is_upgrade = protocol.lower() == "websocket" and "upgrade" in connection.lower()
     if not is_upgrade or fields.get("sec-websocket-version") != "13":
         why = "This asks for no WebSocket of version 13; a proxy on the way may have changed it."
-        raise Refusal(426, why, *UPGRADE, "Sec-WebSocket-Version: 13")
+        raise Refusal("426 Upgrade Required", why, *UPGRADE, "Sec-WebSocket-Version: 13")
     key = fields["sec-websocket-key"]
     if not WEBSOCKET_KEY.fullmatch(key):
-        raise Refusal(400, "This request has no proper Sec-WebSocket-Key.")
+        raise Refusal("400 Bad Request", "This request has no proper Sec-WebSocket-Key.")
     accept = b64encode(sha1((key + WEBSOCKET_ID).encode()).digest()).decode()
-    return head(101, *UPGRADE, f"Sec-WebSocket-Accept: {accept}")
+    return head("101 Switching Protocols", *UPGRADE, f"Sec-WebSocket-Accept: {accept}")
 
 
-def head(status: int, *fields: str) -> bytes:
+def head(status: str, *fields: str) -> bytes:
     """Returns the head of a response with these fields."""
-    return "\r\n".join((f"HTTP/1.1 {status} {REASONS[status]}", *fields, "\r\n")).encode()
+    return "\r\n".join((f"HTTP/1.1 {status}", *fields, "\r\n")).encode()
 
 
-def response(request: bytes, status: int, page: bytes, policy: str, *fields: str) -> bytes:
-    """Returns the response to a request: a page, or only its head if just that was asked for."""
+def response(request: bytes, status: str, kind: str, text: str, *fields: str) -> bytes:
+    """Returns the response to a request: a text, or only its head if just that was asked for."""
+    body = text.encode()
     start = head(
         status,
         time.strftime("Date: %a, %d %b %Y %H:%M:%S GMT", time.gmtime()),
         "Connection: close",
-        "Content-Type: text/html; charset=utf-8",
-        f"Content-Length: {len(page)}",
-        f"Content-Security-Policy: {policy}",
+        f"Content-Type: text/{kind}; charset=utf-8",
+        f"Content-Length: {len(body)}",
         *HARDENING,
         *fields,
     )
-    return start if request.startswith(b"HEAD ") else start + page
+    return start if request.startswith(b"HEAD ") else start + body
 
 
 def name_in_url(host: str) -> str:
@@ -1100,11 +1092,6 @@ def name_in_url(host: str) -> str:
     with suppress(UnicodeError):
         host = host.encode("idna").decode()
     return host.lower().rstrip(".")
-
-
-def digest(text: str) -> str:
-    """Returns how a content security policy names a script or a style."""
-    return f"'sha256-{b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 class Site:
@@ -1133,58 +1120,47 @@ class Site:
         self.secure = secure
         # Ports that are left out of an Origin. TLS may also end at a proxy.
         self.default_ports = {"https": ":443"} if secure else {"https": ":443", "http": ":80"}
-        self.page = PAGE.encode()
-        self.policy = (
-            f"default-src 'none'; script-src {digest(SCRIPT)}; style-src {digest(STYLE)}; "
-            "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
-            "require-trusted-types-for 'script'; connect-src 'self'"
-        )
 
-    def is_whole(self, request: bytes) -> bool:
-        """Says whether a request can be answered: it is complete, or too long."""
-        return bool(REQUEST_END.search(request)) or len(request) > MAX_REQUEST
-
-    def respond(self, data: bytes, encrypted: bool) -> Answer:
-        """Answers a request, which is all that has come, through TLS or not."""
+    def respond(self, data: bytes, encrypted: bool) -> Answer | None:
+        """Answers what has come, through TLS or not, once that is a whole request, or too long."""
+        if not (REQUEST_END.search(data) or len(data) > MAX_REQUEST):
+            return None
         try:
             request = parse_request(data)
             self.check(request, encrypted)
             if request.method == "GET" and "sec-websocket-key" in request.fields:
-                return Answer(101, upgrade(request.fields), "")
-            # Safari before version 16 doesn't take a WebSocket for 'self'. What can't be named like
-            # this, an IPv6 address, is ignored.
-            policy = f"{self.policy} ws://{request.host} wss://{request.host}"
-            return Answer(200, response(data, 200, self.page, policy), "")
+                return Answer(upgrade(request.fields), upgraded=True)
+            return Answer(response(data, "200 OK", "html", PAGE))
         except Refusal as refusal:
-            status, why = refusal.status, str(refusal)
-            note = NOTE % (f"{status} {REASONS[status]}", STYLE, why)
-            page = response(data, status, note.encode(), self.policy, *refusal.fields)
-            return Answer(status, page, why)
+            why = str(refusal)
+            return Answer(response(data, refusal.status, "plain", f"{why}\n", *refusal.fields), why)
 
     def check(self, request: HTTPRequest, encrypted: bool) -> None:
         """Raises Refusal unless it comes to us, from a page of ours, and asks for the page."""
+        method, target, host, name, fields = request
         if self.secure and not encrypted:
-            raise Refusal(307, "This room is at https.", f"Location: https://{request.host}/")
-        name = request.name
+            place = f"Location: https://{host}/"
+            raise Refusal("307 Temporary Redirect", "This room is at https.", place)
         if not (self.secure or name in self.hosts or LOCAL_NAME.fullmatch(name)):
             shown = name[:MAX_SHOWN]
             remedy = f"Whoever runs it can add that: --web-host {shown}"
-            raise Refusal(421, f"This room does not go by the name {shown}. {remedy}")
-        self.check_origin(request.host, request.fields.get("origin"))
-        if request.method not in ("GET", "HEAD"):
-            raise Refusal(405, "There is only a page to get here.", "Allow: GET, HEAD")
-        if request.target.partition("?")[0] != "/":
-            raise Refusal(404, "There is nothing here; the room is at /.")
+            why = f"This room does not go by the name {shown}. {remedy}"
+            raise Refusal("421 Misdirected Request", why)
+        origin = fields.get("origin")  # only programs don't say where from
+        if not (origin is None or self.is_ours(origin, host)):
+            why = f"This room is only for its own page, not for one of {origin!a:.{MAX_SHOWN}}."
+            raise Refusal("403 Forbidden", why)
+        if method not in ("GET", "HEAD"):
+            why = "There is only a page to get here."
+            raise Refusal("405 Method Not Allowed", why, "Allow: GET, HEAD")
+        if target.partition("?")[0] != "/":
+            raise Refusal("404 Not Found", "There is nothing here; the room is at /.")
 
-    def check_origin(self, host: str, origin: str | None) -> None:
-        """Raises Refusal if a page from elsewhere asks. Only programs don't say where from."""
-        if origin is None:
-            return
-        scheme, _, authority = origin.lower().partition("://")
+    def is_ours(self, origin: str, host: str) -> bool:
+        """Says whether a page of this origin is the one that this host sends."""
+        scheme, _, place = origin.lower().partition("://")
         port = self.default_ports.get(scheme)
-        if not port or host not in (authority, authority + port):
-            shown = NOT_IN_ORIGIN.sub("?", origin[:MAX_SHOWN])
-            raise Refusal(403, f"This room is only for its own page, not for one of {shown}.")
+        return port is not None and host in (place, place + port)
 
 
 # --- Text and names ------------------------------------------------------------------------------
@@ -3147,6 +3123,8 @@ class Door:
         if data is None:
             return None
         if not data and not conn.framer.over:
+            if self.requests.get(conn) == b"" and not conn.is_shaking_hands():
+                raise Dismissed  # a browser that had one to spare, or a load balancer's check
             raise Gone("left the door")
         return take(conn, data)
 
@@ -3179,13 +3157,13 @@ class Door:
         request = self.requests[conn] = self.requests[conn] + data
         if not is_http(request):
             raise Dismissed(self.site.for_others)
-        if not self.site.is_whole(request):
-            return None
         answer = self.site.respond(request, encrypted=conn.tls is not None)
+        if not answer:
+            return None
         conn.tell(answer.data, Aside)
         if answer.why:
             log.info("%s was refused: %s", conn, answer.why)
-        if answer.status != 101:
+        if not answer.upgraded:
             raise Dismissed
         del self.requests[conn]
         conn.speak(WebSocket(conn.framer.max_line))
