@@ -4143,6 +4143,17 @@ def own_host(text: str) -> str:
     return host_name(text)
 
 
+def web_host(text: str) -> str:
+    """Returns a name by which browsers ask for this host, as they write it, also out of a URL.
+    Raises ArgumentTypeError, which argparse shows."""
+    name = name_in_url(re.sub(r"^\w+://|/.*", "", text))
+    authority = AUTHORITY.fullmatch(name) or AUTHORITY.fullmatch(f"[{name}]")
+    if not (authority and all(authority[1].split("."))):
+        problem = "is not the name of a host; give each in full, such as chat.example.org"
+        raise argparse.ArgumentTypeError(f"{text!r} {problem}")
+    return authority[1]
+
+
 def port_number(text: str) -> int:
     """Returns the number. Raises ArgumentTypeError, which argparse shows."""
     if not text.isdecimal() or int(text) > 65535:
@@ -4201,7 +4212,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     web = f"let browsers in, too, on this port (default: none; without a number {WEB_PORT})"
     add("--web", type=port_number, nargs="?", const=WEB_PORT, metavar="PORT", help=web)
     name = "a further name by which browsers reach this host, can be repeated"
-    add("--web-host", type=host_name, action="append", default=[], metavar="NAME", help=name)
+    add("--web-host", type=web_host, action="append", default=[], metavar="NAME", help=name)
     password = "let in who gives the password in FILE, or in CHAT_PASSWORD in the environment"
     add("--password-file", metavar="FILE", help=password)
     operator = "let whoever says /op with the password in FILE remove others, with /kick NAME"

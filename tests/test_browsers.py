@@ -281,7 +281,7 @@ def test_cookies_of_other_servers_on_the_same_host(start: Callable[..., Server])
 
 @web
 def test_further_names(start: Callable[..., Server]) -> None:
-    room = start("chat_server.py", "--web-host", "chat.example.org")
+    room = start("chat_server.py", "--web-host", "https://chat.example.org/")
     head = "Host: chat.example.org\r\nOrigin: https://chat.example.org"
     assert get(room, head).startswith(b"HTTP/1.1 200 ")
 

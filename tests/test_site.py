@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import socket
+from argparse import ArgumentTypeError
 from base64 import b64encode
 from hashlib import sha256
 from typing import NamedTuple
 
 import pytest
 
-from chat_server import MAX_REQUEST, SCRIPT, STYLE, Site, is_http
+from chat_server import MAX_REQUEST, SCRIPT, STYLE, Site, is_http, web_host
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="  # RFC 6455, section 1.3
 ACCEPT = b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
@@ -133,6 +134,36 @@ def test_other_places_and_methods() -> None:
         assert parse(answer.data)[1]["Allow"] == "GET, HEAD"
     for first in ("OPTIONS * HTTP/1.1", "CONNECT localhost:80 HTTP/1.1"):
         assert ask(head(first, Host="localhost")).status == 405
+
+
+@pytest.mark.parametrize(
+    "given, name",
+    [
+        *(("chat.example.org", "chat.example.org"), ("Chat.Example.org.", "chat.example.org")),
+        *(("https://chat.example.org/", "chat.example.org"), ("HTTP://PC:7080", "pc")),
+        *(("https://chat.example.org/chat/?a", "chat.example.org"), ("pc.local:8443", "pc.local")),
+        *(("pc/", "pc"), ("my_pc", "my_pc"), ("bücher.example:80", "xn--bcher-kva.example")),
+        *(("192.0.2.1:80", "192.0.2.1"), ("[::1]:7080", "[::1]"), ("2001:DB8::1", "[2001:db8::1]")),
+    ],
+)
+def test_names_that_can_be_given(given: str, name: str) -> None:
+    assert web_host(given) == name
+    for host in (name, f"{name}:7080"):
+        assert ask(head("GET / HTTP/1.1", Host=host), web_host(given)).status == 200
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *("", "*", "*.example.org", ".example.org", "chat..example.org", ".", "/", "https://"),
+        *("a b", "a,b", "a.example,b.example", "me@a.example", "a.example:x", "a:b:c:z"),
+        *("ü..example", "a\nb", "chat.example.org\x1b[31m"),
+    ],
+)
+def test_names_that_are_none(given: str) -> None:
+    with pytest.raises(ArgumentTypeError, match="not the name of a host") as error:
+        web_host(given)
+    assert str(error.value).isprintable()
 
 
 # Host and Origin
