@@ -258,6 +258,32 @@ class LineFramer:
         return False
 
 
+class Lines(LineFramer):
+    """What stands between a connection's bytes and its lines, both ways: here, nothing.
+
+    What came goes through `sift`, then `feed`. Subclasses know what else can be around a text.
+    """
+
+    __slots__ = ("most", "weight")
+    over = False  # the peer has closed, or is at fault: what comes isn't heard any more
+    why = ""  # the fault, for the log
+    encode: Callable[[bytes], bytes] | None = None  # makes of a text what travels to the peer
+
+    def __init__(self, max_line: int) -> None:
+        super().__init__(max_line)
+        self.most = sys.maxsize  # bytes that may be read at once
+        self.weight = 0  # what came last cost besides its text, as bytes
+
+    def sift(self, data: bytes) -> tuple[bytes, bytes]:
+        """Takes the bytes that came; returns the text among them, in which lines end with LF, and
+        what is to be answered. Raises Gone if the peer doesn't mean to send text at all."""
+        return data, b""
+
+    def farewell(self, code: int) -> bytes:
+        """Returns what tells the peer why its stream ends, if its protocol has words for that."""
+        return b""
+
+
 def printable(line: bytes) -> str:
     """A line as it can be logged: control characters and broken UTF-8 shown as escapes like \\x1b,
     so that no peer can play tricks with the terminal that shows the log."""
@@ -283,8 +309,9 @@ class Gone(Exception):
     """A connection is of no further use, by its peer's doing; the text says why, for the log."""
 
 
-class SpeaksHTTP(Gone):
-    """A web browser has come to the port for lines of text, where it can be told where to go."""
+class WrongPort(Gone):
+    """Somebody has come to the port for lines of text who speaks another protocol, mostly HTTP, and
+    can be told where to go."""
 
 
 # How TLS begins (RFC 8446, sections 4 and 5.1), and no line of text does.
@@ -292,10 +319,17 @@ CLIENT_HELLO = re.compile(rb"\x16\x03[\x00-\x04]..\x01", re.DOTALL)
 # First bytes that can still become that, or a byte order mark.
 UNDECIDED = re.compile(rb"\x16(?:\x03(?:[\x00-\x04].{0,2})?)?|\xef\xbb?", re.DOTALL)
 
-# The first words of an HTTP request (RFC 9112, section 3): a method, and "/path", "*", a URL, or a
-# host with its port. Nothing else follows them but a version: "PUT / there" is text.
-HTTP_REQUEST = re.compile(rb"[A-Za-z-]{1,20} (?:[/*]|[^ \n]*:[^ \n])[^ \n]*")
-HTTP_VERSION = b" HTTP/"
+# The first line of an HTTP request (RFC 9112, section 3): a method; "/path", "*", a URL, or a host
+# with its port; a version. "PUT / there" is text. The path may go on to the end of what there is.
+HTTP_REQUEST = re.compile(
+    rb"[A-Za-z-]{1,20} (?=[/*]|[^ \n:]*:[^ \n])[^ \n]+(?:( HTTP/)|(?: H?T?T?P?)?\Z)"
+)
+# What else comes to any open port, and nobody types: HTTP/0.9, RTSP, SIP, SSH, SMTP, Redis, IRC.
+# Where one line could be somebody's, such as "PASS the salt", it takes the next one, too.
+OTHER_PROTOCOL = re.compile(
+    rb"GET /[^ \n]*\n|OPTIONS [^ \n]+ (?:RTSP|SIP)/\d\.\d\n|SSH-\d\.\d+-|EHLO [^ \n]+\n"
+    rb"|\*\d+\n\$\d+\n|CAP LS[ \n]|(?:PASS|NICK) .+\n(?:NICK|USER) "
+)
 
 # Telnet's commands (RFC 854, RFC 1184): each begins with IAC, "interpret as command". A request has
 # an option behind it; a subnegotiation goes on to IAC SE, with IAC IAC for a byte 0xFF in it.
@@ -312,31 +346,21 @@ REFUSALS = {DO: IAC + WONT, WILL: IAC + DONT}
 TELNET_TEXT = {IAC + IAC: IAC, b"\xff\xf7": b"\b", b"\xff\xf8": b"\x15"}
 
 
-class Input(LineFramer):
+class Input(Lines):
     """What a peer sends, from its first byte on: lines, and what can be around them.
 
-    Data goes through `sift`, then `feed`. Besides an unfinished line it holds at most five bytes.
+    Besides an unfinished line it holds at most five bytes.
     """
 
-    __slots__ = ("code", "held", "in_first_line", "weight")
-    over = False  # only the end of the stream ends it
-    why = ""  # and not a fault
+    __slots__ = ("held", "in_first_line")
 
     def __init__(self, max_line: int) -> None:
         super().__init__(max_line)
-        self.code = NORMAL  # as with a WebSocket, but nobody is told
         self.held = b""  # the beginning of something that may turn out not to be text
         self.in_first_line = True
-        self.weight = 0  # what came last cost besides its text: telnet's commands, as bytes
-
-    @property
-    def most(self) -> int:
-        """How many bytes may be read at once."""
-        return IDLE_READ if self.weight else sys.maxsize
 
     def sift(self, data: bytes) -> tuple[bytes, bytes]:
-        """Takes the bytes that came; returns the text among them, in which lines end with LF, and
-        telnet's answers. Raises Gone if the peer doesn't mean to send text at all."""
+        """As with any Lines; answers are telnet's."""
         data, self.held = self.held + data, b""
         if self.in_first_line and not self.partial:
             data = self.begin(data)
@@ -346,6 +370,7 @@ class Input(LineFramer):
             data, answers = self.take_out_telnet(data)
         if self.in_first_line:
             self.check_first_line(self.partial + data)
+        self.most = IDLE_READ if self.weight else sys.maxsize
         return data, answers
 
     def begin(self, data: bytes) -> bytes:
@@ -358,18 +383,15 @@ class Input(LineFramer):
         return data[len(BOM_UTF8) :] if data.startswith(BOM_UTF8) else data
 
     def check_first_line(self, data: bytes) -> None:
-        """Raises Gone for an HTTP request: any web page can have a browser send one, with lines of
-        its choice for a body. Its path may be too long for a line, and never end."""
+        """Raises WrongPort if this is no text. HTTP above all: any web page can have a browser send
+        a request, with lines of its choice for a body, and a path that is longer than a line."""
         start = data[: self.max_line + 1]
         self.in_first_line = b"\n" not in start and len(start) <= self.max_line
         request = HTTP_REQUEST.match(start)
-        if not request:
-            return
-        next_word = start[request.end() : request.end() + len(HTTP_VERSION)]
-        endless = not self.in_first_line and HTTP_VERSION.startswith(next_word)
-        has_none = start.startswith(b"GET /") and next_word.startswith(b"\n")  # HTTP/0.9
-        if next_word == HTTP_VERSION or endless or has_none:
-            raise SpeaksHTTP("is a web browser, or something else that speaks HTTP")
+        if request and (request[1] or not self.in_first_line):
+            raise WrongPort("is a web browser, or something else that speaks HTTP")
+        if OTHER_PROTOCOL.match(start):
+            raise WrongPort("speaks HTTP, SSH, IRC or the like")
 
     def take_out_telnet(self, data: bytes) -> tuple[bytes, bytes]:
         """Returns the text, and answers that refuse all that telnet asks for (RFC 854).
@@ -418,34 +440,21 @@ class Fault(Exception):
         self.code = code
 
 
-class WebSocket(LineFramer):
+class WebSocket(Lines):
     """The lines that a browser sends, out of the frames in which they travel (RFC 6455).
 
-    Data goes through `sift`, then `feed`, as with Input. A payload goes on as it comes, so that
-    besides an unfinished line this holds at most one control frame and a few bytes.
+    A payload goes on as it comes, each message with an LF at its end, so that besides an unfinished
+    line this holds at most one control frame and a few bytes.
     """
 
-    __slots__ = (
-        "code",
-        "held",
-        "in_message",
-        "left",
-        "mask",
-        "most",
-        "opcode",
-        "over",
-        "tail",
-        "weight",
-        "why",
-    )
+    __slots__ = ("code", "held", "in_message", "left", "mask", "opcode", "over", "tail", "why")
 
     def __init__(self, max_line: int) -> None:
         super().__init__(max_line)
-        self.most = IDLE_READ  # bytes that may be read at once
-        self.over = False  # the peer has closed, or is at fault: what comes isn't heard any more
-        self.code = NORMAL  # of the Close that will be sent
-        self.why = ""  # the fault, for the log
-        self.weight = 0  # what came last cost besides its text, as bytes
+        self.most = IDLE_READ
+        self.over = False
+        self.why = ""
+        self.code = NORMAL  # the answer to the peer's Close, or to its fault
         self.held = b""  # the beginning of a header, or of a control frame
         self.opcode = CONTINUATION  # of the latest frame
         self.left = 0  # bytes of its payload that have yet to come
@@ -454,8 +463,7 @@ class WebSocket(LineFramer):
         self.tail = b""  # the beginning of a character
 
     def sift(self, data: bytes) -> tuple[bytes, bytes]:
-        """Takes the bytes that came; returns the text among them, in which each message ends with
-        LF, and an answer to the last ping."""
+        """As with any Lines; the answer is one to the last ping."""
         self.weight = 0
         if self.over:
             return b"", b""
@@ -479,6 +487,15 @@ class WebSocket(LineFramer):
     def finish(self) -> bytes:
         """As with any stream; but what a fault has cut short isn't a line."""
         return b"" if self.why else super().finish()
+
+    def farewell(self, code: int) -> bytes:
+        """Returns the frame that ends it; if the peer was first, the answer to that."""
+        return frame(CLOSE, (self.code if self.over else code).to_bytes(2, "big"))
+
+    @staticmethod
+    def encode(text: bytes) -> bytes:
+        """Returns a text as one message."""
+        return frame(TEXT, text)
 
     def frames(self, data: bytes) -> Iterator[tuple[int, bytes]]:
         """Yields the opcodes and payloads of frames: of text as much as has come, and then LF where
@@ -550,16 +567,14 @@ class WebSocket(LineFramer):
 
     def close(self, payload: bytes) -> None:
         """The peer has closed: its own code is the answer. Raises Fault."""
-        if payload:
-            code = int.from_bytes(payload[:2], "big")
-            if not any(code in codes for codes in CODES):
-                raise Fault("gives a close code that does not exist")
-            try:
-                payload[2:].decode()
-            except UnicodeDecodeError as error:
-                raise Fault("gives a reason that is not UTF-8", NOT_UTF8) from error
-            self.code = code
-        self.over = True
+        code = int.from_bytes(payload[:2], "big") if payload else NORMAL
+        if not any(code in codes for codes in CODES):
+            raise Fault("gives a close code that does not exist")
+        try:
+            payload[2:].decode()
+        except UnicodeDecodeError as error:
+            raise Fault("gives a reason that is not UTF-8", NOT_UTF8) from error
+        self.over, self.code = True, code
 
     def fail(self, fault: Fault) -> None:
         """The peer is at fault."""
@@ -582,11 +597,6 @@ def frame(opcode: int, payload: bytes) -> bytes:
     if size < 1 << 16:
         return bytes((FIN | opcode, 126)) + size.to_bytes(2, "big") + payload
     return bytes((FIN | opcode, 127)) + size.to_bytes(8, "big") + payload
-
-
-def close_frame(code: int) -> bytes:
-    """Returns the frame that ends a WebSocket."""
-    return frame(CLOSE, code.to_bytes(2, "big"))
 
 
 # --- Browsers: the page --------------------------------------------------------------------------
@@ -989,36 +999,14 @@ PAGE = f"""<!doctype html>
 
 # --- Browsers: HTTP -------------------------------------------------------------------------------
 
-# The same for a short text: a title, STYLE, and the text.
-NOTE = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>%s</title>
-<link rel="icon" href="data:,">
-<style>%s</style>
-<main id="door"><p>%s</p></main>
-</html>
-"""
-
-MAX_REQUEST = 8 * 1024  # bytes
-REASONS = {  # those of http.HTTPStatus, which Debian's python3-minimal lacks
-    101: "Switching Protocols",
-    200: "OK",
-    307: "Temporary Redirect",
-    400: "Bad Request",
-    403: "Forbidden",
-    404: "Not Found",
-    405: "Method Not Allowed",
-    421: "Misdirected Request",
-    426: "Upgrade Required",
-    431: "Request Header Fields Too Large",
-}
+MAX_REQUEST = 32 * 1024  # bytes, most of them cookies: a browser sends those of any port of a host
 
 # A request without a body (RFC 9112, RFC 9110), its whole syntax: nothing else gets any further.
 TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 FIELD = re.compile(rf"({TOKEN}):([\t -~\x80-\xff]*)\r?\n")
-REQUEST = re.compile(rf"({TOKEN}) ([!-~]+) HTTP/1\.[0-9]\r?\n((?:{FIELD.pattern})*)\r?\n")
+REQUEST = re.compile(
+    rf"({TOKEN}) ([!-~]+) HTTP/1\.([0-9])\r?\n((?:{FIELD.pattern}){{0,100}})\r?\n"
+)
 REQUEST_END = re.compile(rb"\n\r?\n")
 # The Host of a request, in lower case: an IPv6 address, an IPv4 address or a name, which may end
 # with a dot; and perhaps a port.
@@ -1027,20 +1015,11 @@ AUTHORITY = re.compile(r"(\[[0-9a-f:.]+\]|[0-9a-z._-]+?)\.?(?::[0-9]*)?")
 # without a dot, and those that nobody outside can have in the DNS (RFC 6762, RFC 6761, RFC 8375),
 # or that nobody uses there.
 LOCAL_NAME = re.compile(r"\[.+|[0-9.]+|[^.]+|.+\.(?:local|localhost|internal|home\.arpa|lan)")
-NOT_IN_ORIGIN = re.compile(r"[^\w:/.\[\]-]", re.ASCII)
 MAX_SHOWN = 100  # characters of an Origin, or a Host, that are shown
 
 WEBSOCKET_KEY = re.compile(r"[A-Za-z0-9+/]{22}==")  # 16 bytes in base64
 WEBSOCKET_ID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, section 1.3
 UPGRADE = ("Connection: Upgrade", "Upgrade: websocket")
-# What every page comes with: nobody guesses at its type, keeps it, is told of it, or embeds it.
-HARDENING = (
-    "X-Content-Type-Options: nosniff",
-    "Cache-Control: no-store",
-    "Referrer-Policy: no-referrer",
-    "Cross-Origin-Resource-Policy: same-origin",
-)
-
 # RFC 6455 asks for SHA-1, but not for its strength: strict systems want to hear that.
 if sys.version_info >= (3, 9):
     sha1 = partial(hashlib.sha1, usedforsecurity=False)
@@ -1048,10 +1027,31 @@ else:
     sha1 = hashlib.sha1
 
 
-class Refusal(Exception):
-    """A request isn't granted; the text says why, on a page and in the log."""
+def digest(text: str) -> str:
+    """Returns how a content security policy names a script or a style."""
+    return f"'sha256-{b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
-    def __init__(self, status: int, why: str, *fields: str) -> None:
+
+# What the page may do. Not just to 'self': Safari before version 15.4 means no WebSocket by that.
+POLICY = (
+    f"default-src 'none'; script-src {digest(SCRIPT)}; style-src {digest(STYLE)}; img-src data:; "
+    "connect-src ws: wss:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'"
+)
+# What every response comes with: nobody guesses at its type, keeps it, is told of it, or embeds it.
+HARDENING = (
+    f"Content-Security-Policy: {POLICY}",
+    "X-Content-Type-Options: nosniff",
+    "Cache-Control: no-store",
+    "Referrer-Policy: no-referrer",
+    "Cross-Origin-Resource-Policy: same-origin",
+)
+
+
+class Refusal(Exception):
+    """A request isn't granted; the text says why, to whoever asked and to the log."""
+
+    def __init__(self, status: str, why: str, *fields: str) -> None:
         super().__init__(why)
         self.status = status
         self.fields = fields  # what the response's header needs besides
@@ -1070,33 +1070,34 @@ class HTTPRequest(NamedTuple):
 class Answer(NamedTuple):
     """What a request comes to."""
 
-    status: int  # after 101 the connection is a WebSocket
     data: bytes  # the whole response
-    why: str  # why it was refused, for the log; empty if it wasn't
+    why: str = ""  # why it was refused, for the log
+    upgraded: bool = False  # the connection is a WebSocket from here on
 
 
 def is_http(data: bytes) -> bool:
     """Says whether a peer's first bytes are an HTTP request, or may become one."""
-    line, newline, _ = data.partition(b"\n")
-    return b" HTTP/" in line if newline else line[:1].isalpha()
+    return bool(HTTP_REQUEST.match(data)) if b"\n" in data else data[:1].isalpha()
 
 
 def parse_request(data: bytes) -> HTTPRequest:
     """Returns the request that these bytes are. Raises Refusal."""
     if len(data) > MAX_REQUEST:
-        raise Refusal(431, "This request is too long.")
+        raise Refusal("431 Request Header Fields Too Large", "This request is too long.")
     request = REQUEST.fullmatch(data.decode("latin-1"))
     if not request:
-        raise Refusal(400, "This is not a proper request.")
-    method, target, lines = request.group(1, 2, 3)
+        raise Refusal("400 Bad Request", "This is not a proper request.")
+    method, target, minor_version, lines = request.group(1, 2, 3, 4)
     fields: dict[str, str] = {}
     for name, value in FIELD.findall(lines):
         name, value = name.lower(), value.strip(" \t")
         fields[name] = f"{fields[name]}, {value}" if name in fields else value
+    if minor_version == "0":  # knows no Host and no Upgrade: what checks for us, but no browser
+        fields = {"host": "localhost", **fields, "upgrade": ""}
     host = fields.get("host", "").lower()
     authority = AUTHORITY.fullmatch(host)
     if not authority:
-        raise Refusal(400, "This request has no proper Host.")
+        raise Refusal("400 Bad Request", "This request has no proper Host.")
     return HTTPRequest(method, target, host, authority[1], fields)
 
 
@@ -1107,32 +1108,32 @@ def upgrade(fields: dict[str, str]) -> bytes:
     is_upgrade = protocol.lower() == "websocket" and "upgrade" in connection.lower()
     if not is_upgrade or fields.get("sec-websocket-version") != "13":
         why = "This asks for no WebSocket of version 13; a proxy on the way may have changed it."
-        raise Refusal(426, why, *UPGRADE, "Sec-WebSocket-Version: 13")
+        raise Refusal("426 Upgrade Required", why, *UPGRADE, "Sec-WebSocket-Version: 13")
     key = fields["sec-websocket-key"]
     if not WEBSOCKET_KEY.fullmatch(key):
-        raise Refusal(400, "This request has no proper Sec-WebSocket-Key.")
+        raise Refusal("400 Bad Request", "This request has no proper Sec-WebSocket-Key.")
     accept = b64encode(sha1((key + WEBSOCKET_ID).encode()).digest()).decode()
-    return head(101, *UPGRADE, f"Sec-WebSocket-Accept: {accept}")
+    return head("101 Switching Protocols", *UPGRADE, f"Sec-WebSocket-Accept: {accept}")
 
 
-def head(status: int, *fields: str) -> bytes:
+def head(status: str, *fields: str) -> bytes:
     """Returns the head of a response with these fields."""
-    return "\r\n".join((f"HTTP/1.1 {status} {REASONS[status]}", *fields, "\r\n")).encode()
+    return "\r\n".join((f"HTTP/1.1 {status}", *fields, "\r\n")).encode()
 
 
-def response(request: bytes, status: int, page: bytes, policy: str, *fields: str) -> bytes:
-    """Returns the response to a request: a page, or only its head if just that was asked for."""
+def response(request: bytes, status: str, kind: str, text: str, *fields: str) -> bytes:
+    """Returns the response to a request: a text, or only its head if just that was asked for."""
+    body = text.encode()
     start = head(
         status,
         time.strftime("Date: %a, %d %b %Y %H:%M:%S GMT", time.gmtime()),
         "Connection: close",
-        "Content-Type: text/html; charset=utf-8",
-        f"Content-Length: {len(page)}",
-        f"Content-Security-Policy: {policy}",
+        f"Content-Type: text/{kind}; charset=utf-8",
+        f"Content-Length: {len(body)}",
         *HARDENING,
         *fields,
     )
-    return start if request.startswith(b"HEAD ") else start + page
+    return start if request.startswith(b"HEAD ") else start + body
 
 
 def name_in_url(host: str) -> str:
@@ -1140,11 +1141,6 @@ def name_in_url(host: str) -> str:
     with suppress(UnicodeError):
         host = host.encode("idna").decode()
     return host.lower().rstrip(".")
-
-
-def digest(text: str) -> str:
-    """Returns how a content security policy names a script or a style."""
-    return f"'sha256-{b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 class Site:
@@ -1173,58 +1169,47 @@ class Site:
         self.secure = secure
         # Ports that are left out of an Origin. TLS may also end at a proxy.
         self.default_ports = {"https": ":443"} if secure else {"https": ":443", "http": ":80"}
-        self.page = PAGE.encode()
-        self.policy = (
-            f"default-src 'none'; script-src {digest(SCRIPT)}; style-src {digest(STYLE)}; "
-            "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
-            "require-trusted-types-for 'script'; connect-src 'self'"
-        )
 
-    def is_whole(self, request: bytes) -> bool:
-        """Says whether a request can be answered: it is complete, or too long."""
-        return bool(REQUEST_END.search(request)) or len(request) > MAX_REQUEST
-
-    def respond(self, data: bytes, encrypted: bool) -> Answer:
-        """Answers a request, which is all that has come, through TLS or not."""
+    def respond(self, data: bytes, encrypted: bool) -> Answer | None:
+        """Answers what has come, through TLS or not, once that is a whole request, or too long."""
+        if not (REQUEST_END.search(data) or len(data) > MAX_REQUEST):
+            return None
         try:
             request = parse_request(data)
             self.check(request, encrypted)
             if request.method == "GET" and "sec-websocket-key" in request.fields:
-                return Answer(101, upgrade(request.fields), "")
-            # Safari before version 16 doesn't take a WebSocket for 'self'. What can't be named like
-            # this, an IPv6 address, is ignored.
-            policy = f"{self.policy} ws://{request.host} wss://{request.host}"
-            return Answer(200, response(data, 200, self.page, policy), "")
+                return Answer(upgrade(request.fields), upgraded=True)
+            return Answer(response(data, "200 OK", "html", PAGE))
         except Refusal as refusal:
-            status, why = refusal.status, str(refusal)
-            note = NOTE % (f"{status} {REASONS[status]}", STYLE, why)
-            page = response(data, status, note.encode(), self.policy, *refusal.fields)
-            return Answer(status, page, why)
+            why = str(refusal)
+            return Answer(response(data, refusal.status, "plain", f"{why}\n", *refusal.fields), why)
 
     def check(self, request: HTTPRequest, encrypted: bool) -> None:
         """Raises Refusal unless it comes to us, from a page of ours, and asks for the page."""
+        method, target, host, name, fields = request
         if self.secure and not encrypted:
-            raise Refusal(307, "This room is at https.", f"Location: https://{request.host}/")
-        name = request.name
+            place = f"Location: https://{host}/"
+            raise Refusal("307 Temporary Redirect", "This room is at https.", place)
         if not (self.secure or name in self.hosts or LOCAL_NAME.fullmatch(name)):
             shown = name[:MAX_SHOWN]
             remedy = f"Whoever runs it can add that: --web-host {shown}"
-            raise Refusal(421, f"This room does not go by the name {shown}. {remedy}")
-        self.check_origin(request.host, request.fields.get("origin"))
-        if request.method not in ("GET", "HEAD"):
-            raise Refusal(405, "There is only a page to get here.", "Allow: GET, HEAD")
-        if request.target.partition("?")[0] != "/":
-            raise Refusal(404, "There is nothing here; the room is at /.")
+            why = f"This room does not go by the name {shown}. {remedy}"
+            raise Refusal("421 Misdirected Request", why)
+        origin = fields.get("origin")  # only programs don't say where from
+        if not (origin is None or self.is_ours(origin, host)):
+            why = f"This room is only for its own page, not for one of {origin!a:.{MAX_SHOWN}}."
+            raise Refusal("403 Forbidden", why)
+        if method not in ("GET", "HEAD"):
+            why = "There is only a page to get here."
+            raise Refusal("405 Method Not Allowed", why, "Allow: GET, HEAD")
+        if target.partition("?")[0] != "/":
+            raise Refusal("404 Not Found", "There is nothing here; the room is at /.")
 
-    def check_origin(self, host: str, origin: str | None) -> None:
-        """Raises Refusal if a page from elsewhere asks. Only programs don't say where from."""
-        if origin is None:
-            return
-        scheme, _, authority = origin.lower().partition("://")
+    def is_ours(self, origin: str, host: str) -> bool:
+        """Says whether a page of this origin is the one that this host sends."""
+        scheme, _, place = origin.lower().partition("://")
         port = self.default_ports.get(scheme)
-        if not port or host not in (authority, authority + port):
-            shown = NOT_IN_ORIGIN.sub("?", origin[:MAX_SHOWN])
-            raise Refusal(403, f"This room is only for its own page, not for one of {shown}.")
+        return port is not None and host in (place, place + port)
 
 
 # --- Text and names ------------------------------------------------------------------------------
@@ -1432,7 +1417,17 @@ class Batch:
     is made when it is sent, so that a thousand who wait hold a thousand references and no bytes.
     """
 
-    __slots__ = ("cuts", "frame", "leavers", "parts", "size", "text", "told", "weight", "whispered")
+    __slots__ = (
+        "cuts",
+        "encoded",
+        "leavers",
+        "parts",
+        "size",
+        "text",
+        "told",
+        "weight",
+        "whispered",
+    )
 
     def __init__(self) -> None:
         self.parts: list[bytes] = []
@@ -1444,7 +1439,7 @@ class Batch:
         self.whispered: dict[Member, int] = {}
         self.leavers: list[Member] = []  # have left in this turn, and get what came before
         self.text = b""  # all that was said, once the batch is sealed
-        self.frame = b""  # the same for browsers, once one of them is handed it
+        self.encoded = b""  # the same as it travels to browsers, once one of them is handed it
 
     def say(self, data: bytes, but: Member | None) -> None:
         """Puts whole lines at the end, for all but one, such as their author."""
@@ -1503,14 +1498,14 @@ class Batch:
             at = end
         return b"".join((*pieces, self.text[at:]))
 
-    def frame_for(self, member: Member) -> bytes:
-        """Returns the same in a frame of a WebSocket, as a browser gets it."""
+    def encoded_for(self, member: Member, encode: Callable[[bytes], bytes]) -> bytes:
+        """Returns the same as `encode` makes it; all who get the whole text share that."""
         if member in self.cuts:
             text = self.text_for(member)
-            return frame(TEXT, text) if text else b""
-        if self.text and not self.frame:
-            self.frame = frame(TEXT, self.text)
-        return self.frame
+            return encode(text) if text else b""
+        if self.text and not self.encoded:
+            self.encoded = encode(self.text)
+        return self.encoded
 
     def forget(self, member: Member) -> tuple[int, int]:
         """Drops what is in here for a member that has got its part, or never will; returns how much
@@ -1525,7 +1520,7 @@ class Aside(Batch):
 
     __slots__ = ()
 
-    def frame_for(self, member: Member) -> bytes:
+    def encoded_for(self, member: Member, encode: Callable[[bytes], bytes]) -> bytes:
         return self.text_for(member)
 
 
@@ -2733,8 +2728,9 @@ class Connection(Member):
     """
 
     __slots__ = (
+        "code",
+        "encode",
         "events",
-        "framed",
         "framer",
         "host",
         "peer",
@@ -2766,8 +2762,8 @@ class Connection(Member):
         self.host = sys.intern(host_of(peer))
         self.selector = selector
         self.events = 0  # for which it is registered with the selector
-        self.framer: Input | WebSocket = Input(max_line)
-        self.framed = False  # the framer is a WebSocket: what it gets travels in frames, too
+        self.code = NORMAL  # why its stream ends, as a WebSocket says it
+        self.speak(Input(max_line))
         self.unheard = b""  # whole lines that wait for the next turn
         self.reading = True  # its input is of interest, and has not ended
         self.reset = False  # sending has found out that the peer has reset it
@@ -2890,9 +2886,10 @@ class Connection(Member):
         self.reading = reading
         self.watch()
 
-    def upgrade(self) -> None:
-        """From here on it is a browser's WebSocket."""
-        self.framer, self.framed = WebSocket(self.framer.max_line), True
+    def speak(self, framer: Lines) -> None:
+        """From here on, what comes goes through this, and what it gets travels as this says."""
+        self.framer = framer
+        self.encode = framer.encode
 
     # To the peer
 
@@ -2905,15 +2902,16 @@ class Connection(Member):
 
     def say_bye(self) -> None:
         """Tells a browser, after all else that it gets, that its stream ends, and why."""
-        if self.framed:
-            self.tell(close_frame(self.framer.code), Aside)
+        farewell = self.framer.farewell(self.code)
+        if farewell:
+            self.tell(farewell, Aside)
 
     def write(self, batch: Batch) -> None:
         """Hands what it gets of a sealed batch to the kernel, if nothing is ahead of that in the
         queue; what the kernel doesn't take has to wait there."""
         is_cut = self in batch.cuts
-        if self.framed:
-            text = batch.frame_for(self)
+        if self.encode:
+            text = batch.encoded_for(self, self.encode)
         else:
             text = batch.text_for(self) if is_cut else batch.text
         sent = self.send(text) if text and self.sending and not self.queue else 0
@@ -2955,7 +2953,7 @@ class Connection(Member):
 
     def part_of(self, batch: Batch) -> bytes:
         """Returns what it gets of a sealed batch."""
-        return batch.frame_for(self) if self.framed else batch.text_for(self)
+        return batch.encoded_for(self, self.encode) if self.encode else batch.text_for(self)
 
     def send(self, data: bytes | memoryview) -> int:
         """Returns how many bytes were taken, 0 if none can be now.
@@ -3203,6 +3201,8 @@ class Door:
         if data is None:
             return None
         if not data and not conn.framer.over:
+            if self.requests.get(conn) == b"" and not conn.is_shaking_hands():
+                raise Dismissed  # a browser that had one to spare, or a load balancer's check
             raise Gone("left the door")
         return take(conn, data)
 
@@ -3235,16 +3235,16 @@ class Door:
         request = self.requests[conn] = self.requests[conn] + data
         if not is_http(request):
             raise Dismissed(self.site.for_others)
-        if not self.site.is_whole(request):
-            return None
         answer = self.site.respond(request, encrypted=conn.tls is not None)
+        if not answer:
+            return None
         conn.tell(answer.data, Aside)
         if answer.why:
             log.info("%s was refused: %s", conn, answer.why)
-        if answer.status != 101:
+        if not answer.upgraded:
             raise Dismissed
         del self.requests[conn]
-        conn.upgrade()
+        conn.speak(WebSocket(conn.framer.max_line))
         return self.greet(conn)
 
     def take_password(self, conn: Connection, data: bytes) -> bytes | None:
@@ -3613,9 +3613,9 @@ class Membership:
         """Does something for a connection. Whatever goes wrong with it ends that one alone."""
         try:
             action(conn, *more)
-        except SpeaksHTTP as gone:
+        except WrongPort as gone:
             site = self.door.site
-            why = site.for_browsers if site else "there is no page here"
+            why = site.for_browsers if site else "this room takes lines of text; it has no page"
             self.guard(self.turn_away, conn, why)
             log.info("%s %s, members: %d", conn, gone, len(self.room.members))
         except Gone as gone:
@@ -3719,8 +3719,7 @@ class Membership:
     def start_leaving(self, conn: Connection, code: int = NORMAL) -> None:
         """Somebody is a member no more, or can't be: it still gets what was said before, and after
         the delivery the end."""
-        if not conn.framer.over:  # else its own code is the answer
-            conn.framer.code = code
+        conn.code = code
         conn.unheard = b""
         self.places.leave(conn)
         self.operators.forget(conn)
@@ -4202,6 +4201,17 @@ def own_host(text: str) -> str:
     return host_name(text)
 
 
+def web_host(text: str) -> str:
+    """Returns a name by which browsers ask for this host, as they write it, also out of a URL.
+    Raises ArgumentTypeError, which argparse shows."""
+    name = name_in_url(re.sub(r"^\w+://|/.*", "", text))
+    authority = AUTHORITY.fullmatch(name) or AUTHORITY.fullmatch(f"[{name}]")
+    if not (authority and all(authority[1].split("."))):
+        problem = "is not the name of a host; give each in full, such as chat.example.org"
+        raise argparse.ArgumentTypeError(f"{text!r} {problem}")
+    return authority[1]
+
+
 def port_number(text: str) -> int:
     """Returns the number. Raises ArgumentTypeError, which argparse shows."""
     if not text.isdecimal() or int(text) > 65535:
@@ -4260,7 +4270,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     web = f"let browsers in, too, on this port (default: none; without a number {WEB_PORT})"
     add("--web", type=port_number, nargs="?", const=WEB_PORT, metavar="PORT", help=web)
     name = "a further name by which browsers reach this host, can be repeated"
-    add("--web-host", type=host_name, action="append", default=[], metavar="NAME", help=name)
+    add("--web-host", type=web_host, action="append", default=[], metavar="NAME", help=name)
     password = "let in who gives the password in FILE, or in CHAT_PASSWORD in the environment"
     add("--password-file", metavar="FILE", help=password)
     operator = "let whoever says /op with the password in FILE remove others, with /kick NAME"

@@ -38,7 +38,6 @@ from chat_server import (
     ChatServer,
     Connection,
     Room,
-    WebSocket,
     identity,
 )
 
@@ -301,7 +300,7 @@ def check_invariants(server: ChatServer) -> None:
         assert places.hosts == Counter(conn.host for conn in who)
     door = server.crowd.door
     assert set(door.refused) | set(door.late) | set(door.requests) <= set(door.waiting)
-    assert not any(conn.framed for conn in door.requests)
+    assert not any(conn.encode for conn in door.requests)
     assert server.crowd.operators.members <= members
     for conn in leaving - set(room.batch.leavers):  # those will be seen off with that batch
         assert not conn.unheard
@@ -323,7 +322,7 @@ def check_connection(conn: Connection) -> None:
         assert conn.unsent or not queue
         assert not conn.tls.output
         assert not conn.tls.incoming.pending and not conn.tls.outgoing.pending
-    assert conn.framed == isinstance(conn.framer, WebSocket)
+    assert conn.encode == conn.framer.encode
     gets = [len(conn.part_of(batch)) for batch in queue]
     assert 0 <= conn.place < (gets[0] if gets else 1)
     assert conn.size == sum(gets) + BATCH_COST * len(gets) - conn.place

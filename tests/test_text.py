@@ -165,8 +165,52 @@ def test_http_is_found_out_before_anything_is_heard(request_line: bytes, max_lin
 
 
 @pytest.mark.parametrize(
+    "probe",
+    [
+        b"SSH-2.0-OpenSSH_9.6\r\n",
+        b"SSH-1.99-scan",
+        b"EHLO scanner.example.org\r\nMAIL FROM:<a@b.example>\r\n",
+        b"*1\r\n$4\r\nPING\r\n",
+        b"*3\r\n$3\r\nSET\r\n$1\r\na\r\n$1\r\nb\r\n",
+        b"PASS hunter2\r\nNICK bob\r\nUSER bob 0 * :Bob\r\n",
+        b"PASS :open sesame\r\nUSER bob 0 * :Bob\r\n",
+        b"NICK bob\nUSER bob 0 * :Bob\n",
+        b"OPTIONS / RTSP/1.0\r\nCSeq: 1\r\n",
+        b"OPTIONS sip:nm SIP/2.0\r\n",
+        b"CAP LS 302\r\nPASS hunter2\r\n",
+        b"CAP LS\r\n",
+    ],
+)
+def test_other_protocols_are_found_out_before_anything_is_heard(probe: bytes) -> None:
+    for before in (b"", BOM, b"\xff\xfb\x1f"):
+        with pytest.raises(Gone, match="speaks HTTP, SSH, IRC or the like"):
+            Input(MAX_LINE).sift(before + probe)
+    assert receive([b"hi\n" + probe])[0] == b"hi\n" + probe.replace(b"\r", b"").rstrip() + b"\n"
+
+
+@pytest.mark.parametrize(
     "text",
     [
+        b"SSH-2 is what you need\n",
+        b"SSH is down\nSSH-2.0 too\n",
+        b"ssh-2.0-x\n",
+        b"EHLO\n",
+        b"EHLO to all of you\n",
+        b"ehlo bob\n",
+        b"HELO Bob\n",
+        b"*1\nsee below\n",
+        b"*waves*\n$4 each\n",
+        b"*1 costs $4\n",
+        b"PASS hunter2\n",
+        b"PASS me the salt\nplease\n",
+        b"NICK bob\nPASS it on\n",
+        b"NICK are you there?\nUSERS are waiting\n",
+        b"CAP LSD\n",
+        b"USER bob\n",
+        b"OPTIONS are: SIP/2.0 or nothing\n",
+        b"PING\n",
+        b"HELP\n",
+        b"QUIT\n",
         b"GET me some coffee\n",
         b"PUT / there\n",
         b"GET /etc/motd and read it\n",
@@ -180,7 +224,7 @@ def test_http_is_found_out_before_anything_is_heard(request_line: bytes, max_lin
         b"GET",
     ],
 )
-def test_what_only_looks_like_http_is_a_message(text: bytes) -> None:
+def test_what_only_looks_like_another_protocol_is_a_message(text: bytes) -> None:
     for pieces in ways(text):
         assert receive(pieces) == (text if text.endswith(b"\n") else text + b"\n", b"")
 
