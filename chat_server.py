@@ -1359,7 +1359,7 @@ def valid_name(text: str) -> str:
         raise ValueError(f"has 1 to {MAX_NAME} characters")
     found = letters(name)
     if found != BETWEEN.sub("", name) or name[0] in f"_{PUNCTUATION}":
-        raise ValueError("has letters and digits, then also blanks and .-_' in it")
+        raise ValueError("has letters and digits in it, and after the first also blanks and .-_'")
     if len({alphabet(char) for char in found if char.isalpha()} - {"CJK"}) > 1:
         raise ValueError("does not mix alphabets, as some of their letters look alike")
     said = NOTICE_WORDS.search(" ".join(re.findall(r"[^\W_]+", name.casefold())))

@@ -176,7 +176,7 @@ def test_a_name_that_the_room_does_not_allow_is_asked_for_again(room: WebRoom, p
     page.open(room.url)
     page.type("A:nn")
     page.press("Enter")
-    shows(page, "a name has no colon")
+    shows(page, "a name has letters and digits")
     join(page, "Ann")
 
 
