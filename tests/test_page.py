@@ -219,10 +219,12 @@ def test_only_a_name_that_is_here_has_a_color(room: WebRoom, page: Page) -> None
 
 
 def test_what_is_said_is_only_ever_text(room: WebRoom, page: Page) -> None:
-    bob = room.server.join("<i>Bob</i>")
+    bob, other = room.server.join("Bob"), room.server.join()
     room.enter(page, "Ann")
     markup = "<img src=x onerror=alert(1)><script>alert(2)</script> &lt;"
     bob.send(f"{markup}\n")
+    shows(page, f"Bob: {markup}")
+    other.send(f"<i>Bob</i>: {markup}\n")
     shows(page, f"<i>Bob</i>: {markup}")
     assert not page.value("document.querySelectorAll('#log img, #log script, #log i').length")
 
