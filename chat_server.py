@@ -60,7 +60,7 @@ import time
 import unicodedata
 from base64 import b64encode
 from codecs import BOM_UTF8, utf_8_decode
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
@@ -122,7 +122,6 @@ FRAME_WEIGHT = 32  # counted with each frame of a WebSocket, which are unpacked 
 FRAMES_READ = 64 * 1024  # bytes that are read at once of these, if they are mostly text
 IDLE_WEIGHT = 16  # counted with each byte of TLS that is neither text nor what is around it
 IDLE_READ = 4 * 1024  # bytes that are read at once of a peer that has just sent much of these
-SKIPPED_WEIGHT = 16  # counted with each character that was looked at and shows nothing
 
 # For a member that reads more slowly than the others talk, batches wait in a queue. While one's is
 # over HIGH_WATER, the whole room may say no more than PACE, which is what anybody who stays can
@@ -1234,36 +1233,34 @@ MISTYPED_OP = re.compile(r"(?:[^:]*:)? */ ?op(?!\w)", re.IGNORECASE)
 SLASH = re.compile("[/\uff0f]")
 SLASHES = tuple(slash.encode() for slash in "/\uff0f")
 
-# What terminals show as nothing at all, or as a blank, although Unicode counts it as printable: all
-# that is ignorable by default (DerivedCoreProperties.txt), the blank Braille pattern, and a note
-# without a head.
-INVISIBLE = re.compile(
-    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U0001d159"
-    "\U000e0100-\U000e01ef]"
+# What may stand between the letters of a name, and counts for nothing: blanks, dots, hyphens, any
+# apostrophe; within words of Persian or Mongolian, say, joiners, and what chooses a letter's form.
+PUNCTUATION = "-.'\u2018\u2019\u02bb\u02bc"
+JOINERS = "\u17b4\u17b5\u180b-\u180f\u200c\u200d"
+BETWEEN = re.compile(rf"[{PUNCTUATION} ]|(?<=[^\0-\x7f])[{JOINERS}]")
+# Some letters show nothing, or look like a colon: modifiers of others, parts of a Korean syllable
+# that has no beginning, fillers. They are no letters here.
+NO_LETTERS = "\u02b9-\u02df\u02e5-\u02ff\u0640\u115f-\u11ff\u3164\ua4f8-\ua4ff\ud7b0-\ud7ff\uffa0"
+LETTERS = re.compile(rf"([^\W{NO_LETTERS}]+)|([^{PUNCTUATION}{JOINERS}\s\0-\x7f])")
+ACCENTS = re.compile("[\u0300-\u036f\u3099\u309a]+")
+CJK = ("BOPOMOFO", "CJK", "HANGUL", "HIRAGANA", "IDEOGRAPHIC", "KATAKANA")  # in characters' names
+NOTICE_WORDS = re.compile(
+    r"\b(?:an operator|and|is now|is taken|joined|left|more|the room|unnamed|was removed|you)\b"
 )
-BLANK = re.compile("[\u115f\u1160\u2800\u3164\uffa0]")  # those that are a blank on some screens
-# Vowels and finals of Korean syllables: without a consonant to join, they have no width.
-JAMO = re.compile("[\u1160-\u11ff\ud7b0-\ud7ff]")
-# What turns the rest of a line around.
-DIRECTION = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
-# What looks like a colon or an asterisk on a screen. From Unicode's confusables.txt, and by name.
-COLON = re.compile(
-    "[:\u02d0\u02d1\u02f8\u0589\u05c3\u0703\u0704\u0706-\u0709\u1361\u1365\u1366\u16ec\u1803\u1804"
-    "\u1809\u205a\u205d\u2236\u2237\u2982\u2a74\u2af6\u2d7f\ua4fd\ua6f4\ua789\ufe13\ufe30\ufe55"
-    "\uff1a\U00010781\U0001da8a]"
+# The pieces of a line: what can be in a name (also letters in a circle), what is odd, other signs.
+# Odd is what is beyond ASCII and no letter: it may be invisible, or look like a colon.
+MAX_PIECE = 3 * MAX_NAME  # characters: a syllable of Korean can be in three parts
+NAME_LIKE = rf"{PUNCTUATION}{JOINERS}\w\u2100-\u214f\u249c-\u24e9\u2f00-\u2fdf\u3190-\u33ff"
+NAME_LIKE += "\U0001f100-\U0001f251"
+PIECE = re.compile(
+    rf"\s*(?:([{NAME_LIKE}\s]{{1,{MAX_PIECE}}})|([^{NAME_LIKE}\0-\x7f][^{NAME_LIKE}!-~]*)|(.))"
 )
-ASTERISK = re.compile(
-    "[*\u066d\u204e\u2051\u2055\u2217\u229b\u22c6\u26b9\u2722-\u2725\u2731-\u2733\u273a-\u273d"
-    "\u2743\u2749-\u274b\ua673\ufe61\uff0a\U0001031f\U0001f7af-\U0001f7bf]"
-)
-# Cyrillic and Greek letters, after case folding, that look like a Latin one in either case.
-LATIN_LOOKS = str.maketrans(
-    "\u0430\u0432\u0435\u043a\u043c\u043d\u043e\u0440\u0441\u0442\u0443\u0445\u0451\u0455\u0456"
-    "\u0457\u0458\u04bb\u04cf\u0501\u051b\u051d\u03b1\u03b2\u03b5\u03b6\u03b7\u03b9\u03ba\u03bc"
-    "\u03bd\u03bf\u03c1\u03c4\u03c5\u03c7",
-    "abekmhopctyx\u00ebsi\u00efjhldqwabezhikmnoptyx",
-)
+
+# What a line may begin with and show nothing; then an asterisk and a blank, or like one by name.
+START = re.compile(rf"((?:[^\w!-~]+|[{NO_LETTERS}]+)*)(\*(?:[^\w!-~]|[{NO_LETTERS}]))?")
+ASTERISK = re.compile("ASTERISK|POINTED .*STAR|STAR OPERATOR|SEXTILE|FLOWER PUNCTUATION")
+TURNING = re.compile("[\u202a-\u202e\u2066-\u2069]")  # what turns around a part of a line
 
 
 def clean(line: bytes) -> str:
@@ -1314,16 +1311,6 @@ def notice(text: str) -> bytes:
     return f"* {text}\n".encode()
 
 
-def beginning(text: str) -> int:
-    """Returns where a text begins on a screen: before that are blanks, and what has no width there,
-    such as accents with no letter to stand on."""
-    for at, char in enumerate(text):
-        shows = char.isprintable() and char != " " and not INVISIBLE.match(char)
-        if shows and not unicodedata.category(char).startswith("M") and not JAMO.match(char):
-            return at
-    return len(text)
-
-
 def compatible(text: str) -> str:
     """Returns the beginning of a text, long enough for a name, in its compatible form (NFKC)."""
     letters = unicodedata.normalize("NFKC", text[:MAX_NAME])
@@ -1332,31 +1319,71 @@ def compatible(text: str) -> str:
     return letters[:MAX_NAME_SOURCE]
 
 
-def visible(text: str) -> str:
-    """Returns what the beginning of a text looks like on a screen: every space as a space, what
-    shows nothing left out, letters in their compatible form."""
-    if text.isascii() and text.isprintable():
-        return text.lstrip()[:MAX_NAME_SOURCE]
-    text = INVISIBLE.sub("", text[beginning(text) :])
-    spaced = (" " if char.isspace() else char for char in text)
-    shown = "".join(islice(filter(str.isprintable, spaced), MAX_NAME_SOURCE))  # a line can be long
-    return JAMO.sub("", compatible(shown))
+def unaccented(text: str) -> str:
+    """Returns a short text in lower case, in its compatible form, without accents."""
+    apart = unicodedata.normalize("NFKD", text)
+    return unicodedata.normalize("NFC", ACCENTS.sub("", apart).casefold())
 
 
-def fold(shown: str) -> str:
-    """Returns what all texts have in common that look, or read, like this visible one."""
-    folded = visible(shown.casefold())
-    return ASTERISK.sub("*", folded.translate(LATIN_LOOKS)).strip()
+def alphabet(char: str) -> str:
+    """Returns the alphabet of a letter or a mark: LATIN, GREEK, CYRILLIC, ..."""
+    name = unicodedata.name(char, "")
+    return "CJK" if name.startswith(CJK) else name.partition(" ")[0]
+
+
+def own_mark(char: str, before: str) -> str:
+    """Returns the character if it is a mark of the same alphabet as the letter before it, one that
+    needs marks to be written: those from Dhivehi, Hindi and Thai on, but for Chinese and such."""
+    if not char or before[-1:] < "\u0780" or unicodedata.category(char) not in ("Mc", "Mn"):
+        return ""
+    return char if alphabet(char) == alphabet(before[-1]) != "CJK" else ""
+
+
+def letters(text: str) -> str:
+    """Returns what counts of a name: letters, digits, `_`, and marks that these need."""
+    found = ""
+    for some, other in LETTERS.findall(text):
+        found += some or own_mark(other, found)
+    return found
 
 
 def identity(name: str) -> str:
     """Returns what all ways to write a name have in common: John, JOHN, or in fullwidth letters."""
-    return fold(visible(name))
+    return letters(compatible(compatible(name).casefold()))
 
 
-def alphabets(text: str) -> set[str]:
-    """Returns the alphabets of the letters in a text: LATIN, GREEK, CYRILLIC, ..."""
-    return {unicodedata.name(char, "").partition(" ")[0] for char in text if char.isalpha()}
+def look(name: str) -> str:
+    """Returns what a name has in common with all that differ from it in accents alone."""
+    return letters(unaccented(name))
+
+
+def begins_like(line: str, looks: Container[str]) -> bool:
+    """Says whether a line may seem to begin with a name that has one of these looks, and a colon:
+    whether its letters up to a colon, a bracket or something odd are those of the name."""
+    found = ""
+    for count, piece in enumerate(PIECE.finditer(line)):
+        name_like, odd, sign = piece.groups()
+        if not found and name_like and name_like[0] in PUNCTUATION:  # no name begins like that
+            return False
+        if sign or len(found) > 2 * MAX_NAME:  # more than any has, even if each was a sharp s
+            return sign in (":", "(") and found in looks
+        if odd and found in looks or count > 2 * MAX_PIECE:  # nobody writes like that
+            return True
+        if odd and found[-1:] < "\u0780":
+            continue
+        for some, other in LETTERS.findall(unaccented((name_like or odd)[:MAX_PIECE])):
+            if other and found in looks:
+                return True
+            found += some or own_mark(other, found)
+    return False
+
+
+def begins_like_notice(line: str) -> bool:
+    """Says whether a line may seem to begin with an asterisk and a blank."""
+    start = START.match(line)
+    assert start
+    likely = set(start[1][:-1])
+    return bool(start[2]) or any(ASTERISK.search(unicodedata.name(one, "")) for one in likely)
 
 
 def valid_name(text: str) -> str:
@@ -1364,14 +1391,14 @@ def valid_name(text: str) -> str:
     name = compatible(text).strip()
     if not 1 <= len(name) <= MAX_NAME:
         raise ValueError(f"has 1 to {MAX_NAME} characters")
-    if COLON.search(name) or name != visible(name):
-        raise ValueError("has no colon and nothing invisible in it")
-    if ASTERISK.match(name) or name.startswith("/"):
-        raise ValueError("does not begin with an asterisk or a slash")
-    if identity(name).endswith(PRIVATE.strip()):
-        raise ValueError("does not end like the mark of a private message")
-    if "LATIN" in alphabets(name) and alphabets(name) & {"CYRILLIC", "GREEK"}:
-        raise ValueError("does not mix Latin letters with Greek or Cyrillic ones, which look alike")
+    found = letters(name)
+    if found != BETWEEN.sub("", name) or name[0] in f"_{PUNCTUATION}":
+        raise ValueError("has letters and digits in it, and after the first also blanks and .-_'")
+    if len({alphabet(char) for char in found if char.isalpha()} - {"CJK"}) > 1:
+        raise ValueError("does not mix alphabets, as some of their letters look alike")
+    said = NOTICE_WORDS.search(" ".join(re.findall(r"[^\W_]+", name.casefold())))
+    if said:
+        raise ValueError(f'has nothing in it that only the room says, such as "{said[0]}"')
     return name
 
 
@@ -1577,6 +1604,7 @@ class Room:
         self.max_line = max_line  # bytes of what is said in a line, without its end
         self.members: set[Member] = set()
         self.names: dict[str, Member] = {}  # the owners, by identity(name)
+        self.looks: Counter[str] = Counter()  # of the names: how many have each
         self.reserved: Container[str] = ()  # names that nobody can take, as identity() has them
         self.history = History(history)
         self.batch = Batch()
@@ -1607,7 +1635,7 @@ class Room:
         self.members.remove(member)
         self.batch.end(member)
         if member.name:
-            del self.names[identity(member.name)]
+            self.give_back(member.name)
             self.announce(f"{member.name} {how}")
 
     def close(self) -> None:
@@ -1617,6 +1645,7 @@ class Room:
             self.batch.end(member)
         self.members.clear()
         self.names.clear()
+        self.looks.clear()
 
     def announce(self, text: str, but: Member | None = None) -> None:
         """The room itself says something to all but one. That isn't kept in the history."""
@@ -1689,7 +1718,8 @@ class Room:
         an operator's password in it. An empty one, as from Enter in nc, is nothing."""
         if self.has_operators and SLASH.search(line):
             self.weigh_letters(line)
-            if MISTYPED_OP.match(visible(line)):
+            shown = "".join(filter(str.isprintable, compatible(line)))
+            if MISTYPED_OP.match(shown):
                 self.tell(member, "not said, as it may have a password in it: begin it with /op")
                 return
         data = line.encode() + b"\n"
@@ -1703,40 +1733,27 @@ class Room:
 
     def message_without_name(self, member: Member, line: str) -> None:
         """Says one line of somebody who has no name, if it doesn't look as if somebody else did."""
-        start = beginning(line)
-        self.batch.weight += start * SKIPPED_WEIGHT
-        if DIRECTION.search(line, 0, start):
-            line = line[start:]
-            if not line:
-                return
-        if ASTERISK.search(line) or COLON.search(line):
+        line = line if line.isascii() else TURNING.sub("", line)
+        if begins_like_notice(line):
+            self.refuse_notice(member)
+            return
+        if self.names and (":" in line or not line.isascii()):
             self.weigh_letters(line)
-            looks = [line, BLANK.sub(" ", line)] if BLANK.search(line) else [line]
-            if any(self.is_objectionable(member, visible(look)) for look in looks):
+            if begins_like(line, self.looks):
+                why = "it begins like what somebody here says; say it differently"
+                self.tell(member, f"not said, as {why}")
                 return
-        self.say(member, line.encode() + b"\n")
+        if line.strip():
+            self.say(member, line.encode() + b"\n")
 
-    def is_objectionable(self, member: Member, shown: str) -> bool:
-        """Says whether a line that looks like this from somebody without a name would pass for the
-        room's or for another member's; if so, says why to its sender."""
-        if ASTERISK.match(shown) and shown.startswith(" ", 1):
-            # Once, because another room may be at the other end of this connection: each would
-            # answer the other's answer with its own, for ever.
-            if not member.warned:
-                only = "only the room begins a line with an asterisk and a space"
-                self.tell(member, f"{only}; say it differently")
-            member.warned = True
-            self.batch.weight += ITEM_WEIGHT
-            return True
-        colon = COLON.search(shown)
-        speaker = fold(shown[: colon.start()]) if colon else ""
-        if speaker.endswith(PRIVATE):
-            speaker = speaker[: -len(PRIVATE)].rstrip()
-        owner = self.names.get(speaker)
-        if owner:
-            why = "is taken, and a line that begins with it would be mistaken"
-            self.tell(member, f"{owner.name} {why}")
-        return bool(owner)
+    def refuse_notice(self, member: Member) -> None:
+        """Says that nobody speaks for the room. Once, because another room may be at the other end
+        of this connection: each would answer the other's answer with its own, for ever."""
+        if not member.warned:
+            only = "only the room begins a line with an asterisk and a space"
+            self.tell(member, f"{only}; say it differently")
+        member.warned = True
+        self.batch.weight += ITEM_WEIGHT
 
     def weigh_letters(self, text: str) -> None:
         """Counts the time that it takes to see what a text looks like."""
@@ -1769,13 +1786,21 @@ class Room:
             return
         before, member.name, member.prefix = member.name, name, f"{name}: ".encode()
         if before:
-            del self.names[identity(before)]
+            self.give_back(before)
         self.names[key] = member
+        self.looks[look(name)] += 1
         self.tell(member, f"you are {name}")
         if not before:
             self.announce(f"{name} joined", member)
         elif name != before:
             self.announce(f"{before} is now {name}", member)
+
+    def give_back(self, name: str) -> None:
+        """A name is free again."""
+        del self.names[identity(name)]
+        self.looks[look(name)] -= 1
+        if not self.looks[look(name)]:
+            del self.looks[look(name)]
 
     def who(self, member: Member, _: str) -> None:
         shown = [other.name for other in islice(self.names.values(), MAX_WHO)]

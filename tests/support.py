@@ -284,6 +284,7 @@ def check_invariants(server: ChatServer) -> None:
     for key, owner in room.names.items():
         assert owner in room.members and key == identity(owner.name)
     assert len(room.names) == sum(1 for conn in members if conn.name)
+    assert sum(room.looks.values()) == len(room.names)
     assert set(throttle.paused) == {conn for conn in members if not conn.reading}
     assert throttle.slowing == {one for one in members if one.size - one.unread > HIGH_WATER}
     unread = {one for one in members if one.unread > MAX_UNREAD}

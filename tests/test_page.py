@@ -194,7 +194,7 @@ def test_a_name_that_the_room_does_not_allow_is_asked_for_again(room: WebRoom, p
     page.open(room.url)
     page.type("A:nn")
     page.press("Enter")
-    shows(page, "a name has no colon")
+    shows(page, "a name has letters and digits")
     join(page, "Ann")
 
 
@@ -237,10 +237,12 @@ def test_only_a_name_that_is_here_has_a_color(room: WebRoom, page: Page) -> None
 
 
 def test_what_is_said_is_only_ever_text(room: WebRoom, page: Page) -> None:
-    bob = room.server.join("<i>Bob</i>")
+    bob, other = room.server.join("Bob"), room.server.join()
     room.enter(page, "Ann")
     markup = "<img src=x onerror=alert(1)><script>alert(2)</script> &lt;"
     bob.send(f"{markup}\n")
+    shows(page, f"Bob: {markup}")
+    other.send(f"<i>Bob</i>: {markup}\n")
     shows(page, f"<i>Bob</i>: {markup}")
     assert not page.value("document.querySelectorAll('#log img, #log script, #log i').length")
 
