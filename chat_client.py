@@ -75,7 +75,8 @@ HOST = "localhost"
 PORT = 7007
 CONNECT_TIME = 10.0  # seconds for each address of a host, and for a TLS handshake
 QUESTION_TIME = 5.0  # seconds to wait for a question when we have a password to give
-ANSWER_TIME = 0.5  # seconds to wait for a welcome or an answer that may never come
+ANSWER_TIME = 0.5  # seconds at least to wait for a welcome or an answer that may never come
+ANSWER_FACTOR = 4  # times as long as it took to connect, if that is more
 UNFINISHED_TIME = 0.5  # seconds to wait for the rest of a line that isn't a room's
 LINGER = 1.0  # seconds for the server to close after the user has left
 BELL_PAUSE = 5.0  # seconds from one bell to the next, at least
@@ -116,17 +117,18 @@ SIOCOUTQ = 0x5411 if sys.platform == "linux" else 0  # bytes that the peer has y
 
 WELCOME = "Welcome to the chatroom!"
 CLOSING = "* the room is closing"  # and has heard what had arrived
-YOU_ARE_OUT = "* you were removed by an operator"  # and when to come back
+YOU_ARE_OUT = re.compile(r"\* you were removed by an operator; come back in \d+ min")
 PASSWORD_QUESTION = "* password?"
 WRONG_PASSWORD = "* wrong password"
+FIRST_WORDS = (WELCOME, PASSWORD_QUESTION, WRONG_PASSWORD)  # of a room, to somebody outside
 BAD_NAME = re.compile(r"\* (a name .*): /name NAME")  # no name has a colon to look like it with
 PRIVATE = " (private)"
-# What a room says of its members.
-REMOVED = re.compile(r"\* (.+) was removed")
-JOINED = re.compile(r"\* (.+) joined")
-GONE = re.compile(r"\* (.+?) (?:left|is now (.+))")  # a name is free; maybe there is another
+# What a room says of its members, and the words that make it ambiguous if a name has them.
+NEWS = re.compile(r"\* (.+?) (joined|left|was removed|is now (.+))")
 HERE = re.compile(r"\* here: (?:\d+ unnamed|(.+?)(?: and \d+ unnamed)?)")
-MORE = re.compile(r"\d+ more")  # stands among the names where there are too many
+ROOM_WORDS = re.compile(
+    r",|(?<!\S)(?:and|joined|left|is now|was removed|more|unnamed|you are|you were)(?!\S)"
+)
 MAX_NAME = 32  # characters that a room allows
 MAX_MESSAGE = 8192  # bytes that a room allows, unless its owner wants more or less
 OPERATOR = re.compile(r"\s*/op\s+", re.IGNORECASE)  # then comes a password
@@ -278,10 +280,23 @@ class Line(NamedTuple):
         """Says whether it is the wish to leave."""
         return self.alone and self.text.strip() in LEAVE
 
+    @property
+    def command(self) -> str:
+        """The text from its slash on, if it begins with one, and not with the two of a message. A
+        blank before a command makes no message of it."""
+        text = self.text.lstrip()
+        return text if text.startswith("/") and not text.startswith("//") else ""
+
 
 def folded(name: str) -> str:
     """Returns what is the same for all ways to write a name that a room takes for the same."""
     return unicodedata.normalize("NFKC", name).strip().casefold()
+
+
+def is_clear(name: str) -> bool:
+    """Says whether a name in a notice can be believed: it has nothing in it with which the notice
+    could be read in another way."""
+    return 0 < len(name) <= MAX_NAME and not ROOM_WORDS.search(name)
 
 
 class Protocol:
@@ -302,6 +317,8 @@ class Protocol:
         self.removed = False  # by an operator, who doesn't want us back
         self.names_came = False  # the names of those who are here have become known
         self.wrong_password = False
+        self.asked_late = False  # for the password, so that what was said was taken for it
+        self.command_refused = False  # as there was no room to do it
         self.turned_away = ""  # why there is no welcome, as far as we know
         self.name_refused = ""  # why the user isn't known by the name that was given
 
@@ -369,6 +386,8 @@ class Phase(enum.Enum):
     AT_DOOR   password?             waits: it would be taken for the password
     IN_ROOM   the welcome           waits while a name is requested; may be a command
     RELAY     what somebody said    goes out
+
+    A command goes out in a room alone. Elsewhere it would be said to everyone, so it is refused.
     """
 
     WAITING = enum.auto()
@@ -398,6 +417,7 @@ class ChatProtocol(Protocol):
         self.ignored = {} if ignored is None else ignored  # names, by what folded() makes of them
         self.requested = ""  # a name that the room was asked for, until it answers
         self.requested_by_user = False
+        self.spoke_outside = False  # something was said before a welcome
         self.names: dict[str, None] = {}  # that were seen here, the latest last
         self.asked_names = self.hides_names = False  # has asked who is here; has no answer yet
 
@@ -432,7 +452,10 @@ class ChatProtocol(Protocol):
         elif self.phase is Phase.WAITING and line == PASSWORD_QUESTION:
             self.phase = Phase.AT_DOOR
             self.turned_away = "the room waits no longer for the password"
-            if self.password:
+            self.asked_late = self.spoke_outside
+            if self.asked_late:
+                self.turned_away = "the room asked late for its password; nothing was said yet"
+            elif self.password:
                 self.give_password(self.password)
         elif self.phase is Phase.AT_DOOR and line == WRONG_PASSWORD:
             self.wrong_password = True
@@ -473,9 +496,8 @@ class ChatProtocol(Protocol):
         name = unicodedata.normalize("NFKC", self.requested).strip()
         bad = BAD_NAME.fullmatch(line)
         self.closing = self.closing or line == CLOSING
-        self.removed = self.removed or line.startswith(YOU_ARE_OUT)
-        patterns = (JOINED, GONE, HERE, REMOVED)
-        joined, gone, here, removed = (one.fullmatch(line) for one in patterns)
+        self.removed = self.removed or bool(YOU_ARE_OUT.fullmatch(line))
+        news, here = NEWS.fullmatch(line), HERE.fullmatch(line)
         if self.requested and line == f"* you are {name}":
             self.set_name(name)
             self.end_request()
@@ -486,15 +508,22 @@ class ChatProtocol(Protocol):
             self.hear_refusal(line[2:], name[: MAX_NAME - 1] + "_")
         elif self.requested and bad:
             self.hear_refusal(bad[1])
-        elif joined:
-            self.remember(joined[1])
-        elif gone:
-            self.hear_gone(gone[1], gone[2] or "")
-        elif removed:  # its name isn't free
-            self.names.pop(removed[1], None)
+        elif news:
+            self.hear_news(news[1], news[2], news[3] or "")
         elif here and self.hear_names(here[1] or ""):
             return
         self.to_show.append(line)
+
+    def hear_news(self, name: str, what: str, now: str) -> None:
+        """Learns what became of a member, if that can be read in one way alone."""
+        if not is_clear(name) or (now and not is_clear(now)):
+            return
+        if what == "joined":
+            self.remember(name)
+        elif what == "was removed":  # its name isn't free
+            self.names.pop(name, None)
+        else:
+            self.hear_gone(name, now)
 
     def hear_gone(self, name: str, now: str) -> None:
         """Nobody has this name any more; takes it, if it is the one that the user wants."""
@@ -508,7 +537,7 @@ class ChatProtocol(Protocol):
 
     def hear_names(self, names: str) -> bool:
         """Learns who is here; says whether it was us who asked, and not the user."""
-        known = [name for name in names.split(", ") if name and not MORE.fullmatch(name)]
+        known = filter(is_clear, names.split(", "))
         for name in [*known, *self.names]:  # whoever has said something is likelier to be meant
             self.remember(name)
         hidden, self.hides_names = self.hides_names, False
@@ -563,20 +592,25 @@ class ChatProtocol(Protocol):
 
     def submit(self, line: Line) -> None:
         assert self.accepts_input
-        text = line.text
-        if not text.strip():
-            return
-        if line.alone and OPERATOR.match(text):  # what is behind that isn't to be said to anyone
-            text = text.lstrip()
-        slash = self.phase is Phase.IN_ROOM and line.alone and text.startswith("/")
-        if slash and not text.startswith("//"):
-            self.submit_command(text)
-            return
-        message = f"{self.name}: {text[1:] if slash else text}"
+        if line.command and not self.welcomed:
+            self.command_refused = True
+            why = "no chat room has answered; //TEXT says /TEXT"
+            self.to_show.append(f"* not sent: {masked(line.command)} ({why})")
+        elif line.command and line.alone:
+            self.submit_command(line.command)
+        elif line.alone and line.text.lstrip().startswith("//"):
+            self.say(line.text.lstrip()[1:])
+        elif line.text.strip():
+            self.say(line.text)
+
+    def say(self, text: str) -> None:
+        """Says a message."""
+        message = f"{self.name}: {text}"
         size = len(message.encode())
-        if self.phase is Phase.IN_ROOM and size > MAX_MESSAGE:
+        if self.welcomed and size > MAX_MESSAGE:
             self.to_show.append(f"* not said: a line of {size} bytes; a room takes {MAX_MESSAGE}")
             return
+        self.spoke_outside = self.spoke_outside or not self.welcomed
         self.outgoing += f"{message}\n".encode()
         self.to_show.append(message)
 
@@ -774,6 +808,11 @@ class Editor:
         self.pasted: list[str] = []  # pieces of what is being pasted
         self.lines: list[Line] = []  # finished
         self.requests: list[Request] = []
+
+    @property
+    def begun(self) -> bool:
+        """Says whether there is a line that isn't finished."""
+        return bool(self.text or self.pasting) or self.sought is not None
 
     # Keys
 
@@ -992,9 +1031,11 @@ class Editor:
         start, end = max(self.cursor - reach, 0), self.cursor + reach
         text = masked(self.text)
         before = text[start : self.cursor].translate(MARKS)
-        before = before if start else self.heading(prompt) + before
+        # What Enter will do, or what is searched for, is always seen; the prompt is not.
+        heading = fitting_start(self.heading(""), width * 3 // 4)
+        before = before if start or heading else prompt + before
         after = text[self.cursor : end].translate(MARKS)
-        columns = width - 1  # the cursor itself needs one
+        columns = width - 1 - text_width(heading)  # the cursor itself needs one
         ahead = text_width(fitting_start(after, columns // 3))  # is seen in any case
         left = fitting_end(before, columns - ahead)
         if start or len(left) < len(before):
@@ -1003,7 +1044,7 @@ class Editor:
         right = fitting_start(after, columns)
         if end < len(self.text) or len(right) < len(after):
             right = fitting_start(after, columns - 1) + HIDDEN_RIGHT
-        return left, right
+        return heading + left, right
 
     def heading(self, prompt: str) -> str:
         """Returns what stands before the line."""
@@ -1158,6 +1199,13 @@ def wait_until_writable(descriptor: int, seconds: float | None = None) -> None:
     with Selector() as selector:
         selector.register(descriptor, EVENT_WRITE)
         selector.select(seconds)
+
+
+def is_readable(file: int | socket.socket) -> bool:
+    """Says whether there is something to read."""
+    with Selector() as selector:
+        selector.register(file, EVENT_READ)
+        return bool(selector.select(0))
 
 
 def is_in_foreground() -> bool:
@@ -1419,6 +1467,8 @@ class PlainConsole(Console):
         can_ask = getpass and (termios or ONLY_SOCKETS)  # without an echo
         if not (self.attended and can_ask):
             raise Failure("the room wants a password; give it with --password-file FILE")
+        while not self.ended and is_readable(self.input):
+            self.read(0)  # getpass() drops what was typed before the question
         # The loop doesn't run meanwhile, so signals have to strike at once.
         handlers: dict[int, Any] = dict.fromkeys(ENDING_SIGNALS, raise_for_signal)
         if termios:  # not Ctrl-Z: after `fg` the terminal would show what is typed
@@ -1634,14 +1684,21 @@ class Terminal(Console):
     def ask_secret(self, prompt: str) -> bytes | None:
         if self.ended:
             raise Failure("no password given")
+        if not self.secret and self.editor.begun:  # which is none, and was typed without knowing
+            self.report("(finish this line, then the password) ")
+            return None
         if not self.secret:
+            self.report("")
             self.secret = SecretEditor(prompt)
             self.stale = True
-        if not self.secret.lines:
-            return None
-        answered, self.secret = self.secret, None
-        self.press(answered.rest.encode())
-        return answered.lines[0].text.encode()
+        return self.end_secret() if self.secret.lines else None
+
+    def end_secret(self) -> bytes:
+        """Returns what was answered; what is typed is seen again."""
+        assert self.secret
+        secret, self.secret = self.secret, None
+        self.press(secret.rest.encode())
+        return secret.lines[0].text.encode() if secret.lines else b""
 
     def wants_to_leave(self) -> bool:
         return self.ended or any(line.leaves for line in self.typed)
@@ -1653,10 +1710,13 @@ class Terminal(Console):
         self.row_prompt = prompt
 
     def report(self, status: str) -> None:
-        self.status, self.stale = status, True
+        self.stale = self.stale or status != self.status
+        self.status = status
 
     def invite(self, prompt: str, ask: bool) -> None:
-        self.secret = None  # nobody asks for it any more
+        if self.secret and not self.secret.begun:  # nobody asks for it any more
+            self.end_secret()
+        self.report("")
         self.label(prompt)
 
     def echo_typed(self, line: str) -> None:
@@ -1824,6 +1884,7 @@ class Client:
         self.trouble = ""  # the last that the user was told; none while there is a connection
         self.noted = 0  # of the lines that wait to be sent, how many the user was told of
         self.in_room = False  # the server has shown itself as one of our rooms
+        self.patience = ANSWER_TIME  # seconds to wait for the server's answer
 
     def run(self) -> None:
         """Asks, connects and talks until the user leaves. Raises Failure, and KeyboardInterrupt if
@@ -1852,6 +1913,7 @@ class Client:
             Session(self, sock, chat).run()
         finally:
             self.name, self.password = chat.wanted, chat.password
+            self.in_room = self.in_room or chat.phase is Phase.AT_DOOR
 
     def tell_lost(self, why: str) -> None:
         """Tells the user that there is no connection, unless that is known, and what became of the
@@ -1883,11 +1945,17 @@ class Client:
                 self.turn()
                 continue
             line = console.take()
-            console.echo_typed(f"name: {line.text}")
+            console.echo_typed(f"name: {masked(line.text)}")
             if line.leaves:
                 console.typed.clear()
                 return False
-            self.name = line.text.strip()
+            name = line.text.strip()
+            if not name.startswith("/"):  # else each message would begin with it
+                self.name = name
+            elif console.attended:
+                console.show("* a name does not begin with a slash")
+            else:
+                break
         console.label("")
         if not self.name and not console.attended:
             raise Failure("no name was given; use --name NAME, or the first line of the input")
@@ -1949,12 +2017,16 @@ class Client:
         addresses = self.look_up()
         codes = []
         for family, kind, protocol, _, address in addresses:
+            started = time.monotonic()
             try:  # even a socket may be refused, such as one for IPv6 where that is switched off
                 sock = self.connect_to(address, socket.socket(family, kind, protocol))
             except OSError as error:
                 codes.append(error.errno or 0)
             else:
-                return self.shake_hands(sock, self.tls) if self.tls else sock
+                sock = self.shake_hands(sock, self.tls) if self.tls else sock
+                took = time.monotonic() - started
+                self.patience = min(max(ANSWER_TIME, ANSWER_FACTOR * took), CONNECT_TIME)
+                return sock
         script = "echo_server.py" if self.echo else "chat_server.py"
         here = all(is_loopback(str(address[0])) for *_, address in addresses)
         # Whoever runs a server that was there knows how to start it.
@@ -2080,7 +2152,7 @@ class Ledger:
         # Lines that it hasn't taken whole, and those that it has, with the time. Each has the
         # number of bytes up to its end.
         self.waiting: deque[tuple[int, Line]] = deque()
-        self.taken: deque[tuple[int, float, str]] = deque(maxlen=MAX_DOUBTED)
+        self.taken: deque[tuple[int, float, Line]] = deque(maxlen=MAX_DOUBTED)
 
     def add(self, line: Line, size: int) -> None:
         """A line is to go out; with all that waits before it that is `size` bytes."""
@@ -2091,7 +2163,7 @@ class Ledger:
         self.sent += size
         while self.waiting and self.waiting[0][0] <= self.sent:
             end, line = self.waiting.popleft()
-            self.taken.append((end, now, masked(line.text)))
+            self.taken.append((end, now, line))
 
     def hear(self, now: float) -> None:
         """The server has said something: it must have read what was said a while ago."""
@@ -2102,6 +2174,11 @@ class Ledger:
         """The server has answered what was said last."""
         self.taken.clear()
 
+    def take_back(self) -> None:
+        """Nothing of what was said has been heard: it has yet to be sent."""
+        self.waiting.extendleft((end, line) for end, _, line in reversed(self.taken))
+        self.taken.clear()
+
     def unsent(self) -> list[Line]:
         """Returns the lines that the system hasn't taken."""
         return [line for _, line in self.waiting]
@@ -2109,7 +2186,8 @@ class Ledger:
     def doubtful(self, unacknowledged: float = NEVER) -> list[str]:
         """Returns the lines that it has taken, and that nothing shows to have arrived: those among
         the last bytes, which nobody has acknowledged."""
-        return [text for end, _, text in self.taken if end > self.sent - unacknowledged]
+        last = (line for end, _, line in self.taken if end > self.sent - unacknowledged)
+        return [masked(line.text) for line in last]
 
 
 def unacknowledged(sock: socket.socket) -> int:
@@ -2151,8 +2229,8 @@ class Session:
     def run(self) -> None:
         """Talks until it is over, or the user has left. Raises Disconnected if that wasn't the
         user's will, and Failure if there is no use in trying again."""
-        patience = QUESTION_TIME if self.protocol.password else ANSWER_TIME
-        self.answer_by = time.monotonic() + patience
+        least = QUESTION_TIME if self.protocol.password else 0.0
+        self.answer_by = time.monotonic() + max(least, self.client.patience)
         self.console.candidates = self.protocol.candidates
         self.console.label(self.protocol.prompt)
         self.console.report("")
@@ -2221,23 +2299,18 @@ class Session:
             raise Failure("left before everything was sent")
         if self.console.doubtful:
             raise Failure("left before everything had arrived")
+        if protocol.command_refused and not self.console.waits_for_server:
+            raise Failure("not everything was sent, as no chat room has answered")
 
     # From the user
 
     def ask_password(self) -> None:
         """Gets the password from the user, if the room wants it."""
-        console = self.console
-        first = console.typed[0] if console.typed else None
-        if not self.protocol.wants_password or (first and first.leaves):
-            return
-        if not first or not console.attended or self.client.trouble:
-            password = console.ask_secret("password: ")
-        else:
-            # It was typed ahead of the question, and isn't to be published. But what waits since
-            # a connection was lost was typed to somebody.
-            password = console.take().text.encode()
-        if password is not None:
-            self.protocol.give_password(password)
+        typed = self.console.typed  # without knowing of the question: it is said behind the door
+        if self.protocol.wants_password and not (typed and typed[0].leaves):
+            password = self.console.ask_secret("password: ")
+            if password is not None:
+                self.protocol.give_password(password)
 
     def forward_typed(self) -> None:
         """Lets the protocol have the lines that were typed, as long as it takes more."""
@@ -2263,7 +2336,7 @@ class Session:
         protocol.submit(line)
         if len(protocol.outgoing) > before:
             self.ledger.add(line, len(protocol.outgoing))
-        self.answer_by = time.monotonic() + ANSWER_TIME
+        self.answer_by = time.monotonic() + self.client.patience
         # A chat shows its own message; a command, or what an echo server gets, stays as typed.
         if line.text.strip() and not protocol.to_show:
             self.console.echo_typed(protocol.prompt + masked(line.text))
@@ -2285,7 +2358,8 @@ class Session:
             if not self.stream_ended:
                 self.end_stream()
         elif stuck and console.wants_to_leave():
-            self.leave_by = min(self.leave_by, time.monotonic() + LINGER)
+            patience = max(LINGER, self.client.patience)
+            self.leave_by = min(self.leave_by, time.monotonic() + patience)
         elif not self.left:
             self.leave_by = NEVER
 
@@ -2377,10 +2451,10 @@ class Session:
         if not data:
             self.end("" if self.stream_ended else "the server closed it")
             chunk = self.framer.finish()
-        self.ledger.hear(time.monotonic())
         if too_long:
             self.protocol.to_show.append(TOO_LONG)
         self.hear(chunk)
+        self.ledger.hear(time.monotonic())
 
     def hear(self, chunk: bytes) -> None:
         """Lets the protocol have whole lines, and shows what comes of them."""
@@ -2392,12 +2466,17 @@ class Session:
             self.ledger.hear_answer()
         if protocol.name_refused and not self.console.attended:
             self.over = True  # what a script says would come from nobody
+        if protocol.asked_late and (protocol.password or self.console.attended):
+            self.over = True  # it has to be given first, so over another connection
+            self.ledger.take_back()
         if self.stream_ended:  # too late for the name that a late welcome asks for
             protocol.outgoing.clear()
         elif len(protocol.outgoing) > before:  # a question
-            self.answer_by = time.monotonic() + ANSWER_TIME
+            self.answer_by = time.monotonic() + self.client.patience
         # Some servers end no line. Ours does, so there the rest is only late.
-        waits = bool(self.framer.partial) and not protocol.welcomed
+        rest = terminal_text(self.framer.partial)
+        is_late = protocol.welcomed or any(line.startswith(rest) for line in FIRST_WORDS)
+        waits = bool(self.framer.partial) and not is_late
         self.show_by = time.monotonic() + UNFINISHED_TIME if waits else NEVER
         self.show()
 
@@ -2462,6 +2541,8 @@ def name_option(text: str) -> str:
     name = terminal_text(os.fsencode(text)).strip()
     if not name:  # such as a variable of the shell that isn't set
         raise argparse.ArgumentTypeError("no name is given")
+    if name.startswith("/"):  # each message would begin with it
+        raise argparse.ArgumentTypeError("a name does not begin with a slash")
     return name
 
 

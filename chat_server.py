@@ -60,7 +60,7 @@ import time
 import unicodedata
 from base64 import b64encode
 from codecs import BOM_UTF8, utf_8_decode
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
@@ -250,6 +250,28 @@ class LineFramer:
         return False
 
 
+class Lines(LineFramer):
+    """What stands between a connection's bytes and its lines, both ways: here, nothing.
+
+    What came goes through `sift`, then `feed`. Subclasses know what else can be around a text.
+    """
+
+    __slots__ = ()
+    most = TURN_READ  # bytes that are read at once
+    over = False  # the peer has closed, or is at fault: what comes isn't heard any more
+    why = ""  # the fault, for the log
+    encode: Callable[[bytes], bytes] | None = None  # makes of a text what travels to the peer
+
+    def sift(self, data: bytes) -> tuple[bytes, bytes]:
+        """Takes the bytes that came; returns the text among them, in which lines end with LF, and
+        what is to be answered. Raises Gone if the peer doesn't mean to send text at all."""
+        return data, b""
+
+    def farewell(self, code: int) -> bytes:
+        """Returns what tells the peer why its stream ends, if its protocol has words for that."""
+        return b""
+
+
 def printable(line: bytes) -> str:
     """A line as it can be logged: control characters and broken UTF-8 shown as escapes like \\x1b,
     so that no peer can play tricks with the terminal that shows the log."""
@@ -275,8 +297,9 @@ class Gone(Exception):
     """A connection is of no further use, by its peer's doing; the text says why, for the log."""
 
 
-class SpeaksHTTP(Gone):
-    """A web browser has come to the port for lines of text, where it can be told where to go."""
+class WrongPort(Gone):
+    """Somebody has come to the port for lines of text who speaks another protocol, mostly HTTP, and
+    can be told where to go."""
 
 
 # How TLS begins (RFC 8446, sections 4 and 5.1), and no line of text does.
@@ -284,10 +307,17 @@ CLIENT_HELLO = re.compile(rb"\x16\x03[\x00-\x04]..\x01", re.DOTALL)
 # First bytes that can still become that, or a byte order mark.
 UNDECIDED = re.compile(rb"\x16(?:\x03(?:[\x00-\x04].{0,2})?)?|\xef\xbb?", re.DOTALL)
 
-# The first words of an HTTP request (RFC 9112, section 3): a method, and "/path", "*", a URL, or a
-# host with its port. Nothing else follows them but a version: "PUT / there" is text.
-HTTP_REQUEST = re.compile(rb"[A-Za-z-]{1,20} (?:[/*]|[^ \n]*:[^ \n])[^ \n]*")
-HTTP_VERSION = b" HTTP/"
+# The first line of an HTTP request (RFC 9112, section 3): a method; "/path", "*", a URL, or a host
+# with its port; a version. "PUT / there" is text. The path may go on to the end of what there is.
+HTTP_REQUEST = re.compile(
+    rb"[A-Za-z-]{1,20} (?=[/*]|[^ \n:]*:[^ \n])[^ \n]+(?:( HTTP/)|(?: H?T?T?P?)?\Z)"
+)
+# What else comes to any open port, and nobody types: HTTP/0.9, RTSP, SIP, SSH, SMTP, Redis, IRC.
+# Where one line could be somebody's, such as "PASS the salt", it takes the next one, too.
+OTHER_PROTOCOL = re.compile(
+    rb"GET /[^ \n]*\n|OPTIONS [^ \n]+ (?:RTSP|SIP)/\d\.\d\n|SSH-\d\.\d+-|EHLO [^ \n]+\n"
+    rb"|\*\d+\n\$\d+\n|CAP LS[ \n]|(?:PASS|NICK) .+\n(?:NICK|USER) "
+)
 
 # Telnet's commands (RFC 854, RFC 1184): each begins with IAC, "interpret as command". A request has
 # an option behind it; a subnegotiation goes on to IAC SE, with IAC IAC for a byte 0xFF in it.
@@ -304,26 +334,21 @@ REFUSALS = {DO: IAC + WONT, WILL: IAC + DONT}
 TELNET_TEXT = {IAC + IAC: IAC, b"\xff\xf7": b"\b", b"\xff\xf8": b"\x15"}
 
 
-class Input(LineFramer):
+class Input(Lines):
     """What a peer sends, from its first byte on: lines, and what can be around them.
 
-    Data goes through `sift`, then `feed`. Besides an unfinished line it holds at most five bytes.
+    Besides an unfinished line it holds at most five bytes.
     """
 
-    __slots__ = ("code", "held", "in_first_line")
-    most = TURN_READ  # bytes that are read at once
-    over = False  # only the end of the stream ends it
-    why = ""  # and not a fault
+    __slots__ = ("held", "in_first_line")
 
     def __init__(self, max_line: int) -> None:
         super().__init__(max_line)
-        self.code = NORMAL  # as with a WebSocket, but nobody is told
         self.held = b""  # the beginning of something that may turn out not to be text
         self.in_first_line = True
 
     def sift(self, data: bytes) -> tuple[bytes, bytes]:
-        """Takes the bytes that came; returns the text among them, in which lines end with LF, and
-        telnet's answers. Raises Gone if the peer doesn't mean to send text at all."""
+        """As with any Lines; answers are telnet's."""
         data, self.held = self.held + data, b""
         if self.in_first_line and not self.partial:
             data = self.begin(data)
@@ -344,18 +369,15 @@ class Input(LineFramer):
         return data[len(BOM_UTF8) :] if data.startswith(BOM_UTF8) else data
 
     def check_first_line(self, data: bytes) -> None:
-        """Raises Gone for an HTTP request: any web page can have a browser send one, with lines of
-        its choice for a body. Its path may be too long for a line, and never end."""
+        """Raises WrongPort if this is no text. HTTP above all: any web page can have a browser send
+        a request, with lines of its choice for a body, and a path that is longer than a line."""
         start = data[: self.max_line + 1]
         self.in_first_line = b"\n" not in start and len(start) <= self.max_line
         request = HTTP_REQUEST.match(start)
-        if not request:
-            return
-        next_word = start[request.end() : request.end() + len(HTTP_VERSION)]
-        endless = not self.in_first_line and HTTP_VERSION.startswith(next_word)
-        has_none = start.startswith(b"GET /") and next_word.startswith(b"\n")  # HTTP/0.9
-        if next_word == HTTP_VERSION or endless or has_none:
-            raise SpeaksHTTP("is a web browser, or something else that speaks HTTP")
+        if request and (request[1] or not self.in_first_line):
+            raise WrongPort("is a web browser, or something else that speaks HTTP")
+        if OTHER_PROTOCOL.match(start):
+            raise WrongPort("speaks HTTP, SSH, IRC or the like")
 
     def take_out_telnet(self, data: bytes) -> tuple[bytes, bytes]:
         """Returns the text, and answers that refuse all that telnet asks for (RFC 854).
@@ -403,31 +425,21 @@ class Fault(Exception):
         self.code = code
 
 
-class WebSocket(LineFramer):
+class WebSocket(Lines):
     """The lines that a browser sends, out of the frames in which they travel (RFC 6455).
 
-    Data goes through `sift`, then `feed`, as with Input. A payload goes on as it comes, so that
-    besides an unfinished line this holds at most one control frame and a few bytes.
+    A payload goes on as it comes, each message with an LF at its end, so that besides an unfinished
+    line this holds at most one control frame and a few bytes.
     """
 
-    __slots__ = (
-        "code",
-        "held",
-        "in_message",
-        "left",
-        "mask",
-        "opcode",
-        "over",
-        "tail",
-        "why",
-    )
-    most = 64 * 1024  # bytes that are read at once: frames without text are the dearest that come
+    __slots__ = ("code", "held", "in_message", "left", "mask", "opcode", "over", "tail", "why")
+    most = 64 * 1024  # frames without text are the dearest bytes that come
 
     def __init__(self, max_line: int) -> None:
         super().__init__(max_line)
-        self.over = False  # the peer has closed, or is at fault: what comes isn't heard any more
-        self.code = NORMAL  # of the Close that will be sent
-        self.why = ""  # the fault, for the log
+        self.over = False
+        self.why = ""
+        self.code = NORMAL  # the answer to the peer's Close, or to its fault
         self.held = b""  # the beginning of a header, or of a control frame
         self.opcode = CONTINUATION  # of the latest frame
         self.left = 0  # bytes of its payload that have yet to come
@@ -436,8 +448,7 @@ class WebSocket(LineFramer):
         self.tail = b""  # the beginning of a character
 
     def sift(self, data: bytes) -> tuple[bytes, bytes]:
-        """Takes the bytes that came; returns the text among them, in which each message ends with
-        LF, and an answer to the last ping."""
+        """As with any Lines; the answer is one to the last ping."""
         if self.over:
             return b"", b""
         pieces, pong = [self.tail], b""
@@ -457,6 +468,15 @@ class WebSocket(LineFramer):
     def finish(self) -> bytes:
         """As with any stream; but what a fault has cut short isn't a line."""
         return b"" if self.why else super().finish()
+
+    def farewell(self, code: int) -> bytes:
+        """Returns the frame that ends it; if the peer was first, the answer to that."""
+        return frame(CLOSE, (self.code if self.over else code).to_bytes(2, "big"))
+
+    @staticmethod
+    def encode(text: bytes) -> bytes:
+        """Returns a text as one message."""
+        return frame(TEXT, text)
 
     def frames(self, data: bytes) -> Iterator[tuple[int, bytes]]:
         """Yields the opcodes and payloads of frames: of text as much as has come, and then LF where
@@ -527,16 +547,14 @@ class WebSocket(LineFramer):
 
     def close(self, payload: bytes) -> None:
         """The peer has closed: its own code is the answer. Raises Fault."""
-        if payload:
-            code = int.from_bytes(payload[:2], "big")
-            if not any(code in codes for codes in CODES):
-                raise Fault("gives a close code that does not exist")
-            try:
-                payload[2:].decode()
-            except UnicodeDecodeError as error:
-                raise Fault("gives a reason that is not UTF-8", NOT_UTF8) from error
-            self.code = code
-        self.over = True
+        code = int.from_bytes(payload[:2], "big") if payload else NORMAL
+        if not any(code in codes for codes in CODES):
+            raise Fault("gives a close code that does not exist")
+        try:
+            payload[2:].decode()
+        except UnicodeDecodeError as error:
+            raise Fault("gives a reason that is not UTF-8", NOT_UTF8) from error
+        self.over, self.code = True, code
 
     def fail(self, fault: Fault) -> None:
         """The peer is at fault."""
@@ -561,11 +579,6 @@ def frame(opcode: int, payload: bytes) -> bytes:
     return bytes((FIN | opcode, 127)) + size.to_bytes(8, "big") + payload
 
 
-def close_frame(code: int) -> bytes:
-    """Returns the frame that ends a WebSocket."""
-    return frame(CLOSE, code.to_bytes(2, "big"))
-
-
 # --- Browsers: the page --------------------------------------------------------------------------
 
 # What a browser gets is one answer and needs nothing else, so that it works without the internet.
@@ -581,6 +594,7 @@ STYLE = """
     --strong: #8ab4f8; --own: #1d2b40; --private: #332a14; --lightness: 75%; }
 }
 * { box-sizing: border-box; margin: 0; }
+html { overscroll-behavior: none; }  /* or who pulls at the first message reloads the page */
 [hidden] { display: none !important; }
 body { height: 100vh; height: 100dvh;  /* without a phone's own bars, where that is known */
   padding: env(safe-area-inset-top) env(safe-area-inset-right) env(safe-area-inset-bottom)
@@ -621,7 +635,11 @@ SCRIPT = r"""
 "use strict";
 const TITLE = `Chat on ${location.host}`, MAX_ROWS = 5000;
 const FIRST_WAIT = 1, MAX_WAIT = 30;  // seconds until the page tries to connect again
+// Seconds of silence after which the page asks whether the network lives, and after which, if an
+// answer is due, a connection is lost. When its user is back, an answer may take PATIENCE.
+const ASK_AFTER = 12, LOST_AFTER = 18, PATIENCE = 5;
 const NAME = /^\/(?:name|nick) +(.*)$/, WHO = /^\/(?:who|names)(?: |$)/, QUIT = /^\/(?:quit|exit)/;
+const PING = /^\/ping(?: |$)/;
 const page = {};
 for (const element of document.querySelectorAll("[id]")) page[element.id] = element;
 const { log, box } = page;
@@ -629,8 +647,11 @@ let wanted = "", me = "";  // the name that the user wants, and that by which th
 let names = new Set(), others = [];  // who is known to be here; how many more, in the room's words
 let sent = [];  // lines that may not have arrived, each with the element that shows it, if any does
 let said = [];  // messages, as the room's history has them
-let password = "", socket = null, inRoom = false, wait = FIRST_WAIT, retry, check, settling;
-let day = "", unread = 0, place = 0, following = true;  // following: the last row is in sight
+let password = "", socket = null, inRoom = false, wait = FIRST_WAIT, retry, settling;
+let silence = 0, pulse;  // seconds since anything was heard, and what counts them
+let day = "", unread = 0, isShifted = false;
+// Whether the page stays at its last row; the place where it has put itself, and that row then.
+let following = true, place = 0, end = null;
 
 function make(tag, className, ...content) {
   const element = Object.assign(document.createElement(tag), { className });
@@ -662,13 +683,19 @@ function show(kind, text, speaker = "", mark = "", now = new Date()) {
 function settle() {  // after rows were added: measuring takes some ms, so once for many of them
   clearTimeout(settling);
   settling = 0;
-  const height = log.scrollHeight;
+  const { scrollTop: top, scrollHeight: height } = log;
   const kept = log.childElementCount > MAX_ROWS ? MAX_ROWS - 500 : MAX_ROWS;  // each time, all move
   while (log.childElementCount > kept) log.firstChild.remove();
-  log.scrollTop = following ? log.scrollHeight : log.scrollTop - height + log.scrollHeight;
+  if (height > log.scrollHeight) log.scrollTop = top - height + log.scrollHeight;
+  follow();
   said = said.slice(-MAX_ROWS);
   page.jump.hidden = following;
   document.title = (unread ? `(${unread}) ` : "") + TITLE;
+}
+
+function follow() {  // after rows or the page's size have changed
+  if (following) log.scrollTop = log.scrollHeight;
+  [place, end] = [log.scrollTop, log.lastChild];
 }
 
 function showNames() {
@@ -693,7 +720,8 @@ function openDoor(reason, isLocked = false) {
 }
 
 function hangUp() {
-  [retry, check].forEach(clearTimeout);
+  clearTimeout(retry);
+  clearInterval(pulse);
   if (socket) socket.onmessage = socket.onclose = null;
   if (socket) socket.close();
   for (const { words } of sent) if (words) words.append(make("em", "", " (perhaps not sent)"));
@@ -704,18 +732,38 @@ function hangUp() {
 function connect() {
   hangUp();
   report("Connecting\u2026");
+  silence = 0;
+  pulse = setInterval(listen, 1000);
   socket = new WebSocket(location.origin.replace("http", "ws"));
-  socket.onmessage = ({ data }) => receive(data.split("\n").slice(0, -1));
-  socket.onclose = ({ code }) => {
-    hangUp();
-    if (code === 1000) return report("You have left.");
-    if (code === 1008) return report("You were removed from the room.");
-    const seconds = wait * (0.5 + Math.random() / 2);  // not all pages in the same moment
-    wait = Math.min(2 * wait, MAX_WAIT);
-    retry = setTimeout(connect, 1000 * seconds);
-    const what = code === 1013 ? "The room is full." : "Not connected.";
-    report(`${what} Next try in ${Math.ceil(seconds)} s; what you type is kept.`);
+  socket.onmessage = ({ data }) => {
+    silence = 0;
+    receive(data.split("\n").slice(0, -1));
   };
+  socket.onclose = lose;
+}
+
+function lose({ code }) {
+  hangUp();
+  if (code === 1000) return report("You have left.");
+  if (code === 1008) return report("You were removed from the room.");
+  const seconds = wait * (0.5 + Math.random() / 2);  // not all pages in the same moment
+  wait = Math.min(2 * wait, MAX_WAIT);
+  retry = setTimeout(connect, 1000 * seconds);
+  const what = code === 1013 ? "The room is full." : "Not connected.";
+  report(`${what} Next try in ${Math.ceil(seconds)} s; what you type is kept.`);
+}
+
+function listen() {  // each second, but not while a page sleeps: then it couldn't have heard
+  silence += 1;
+  const isDue = !inRoom || sent.some(({ line }) => PING.test(line));
+  if (isDue && silence >= LOST_AFTER) lose({ code: 1006 });  // without a close
+  else if (!isDue && (sent.length || silence >= ASK_AFTER)) send("/ping");
+}
+
+function wake() {  // whoever was away, such as a phone, may have lost the connection meanwhile
+  if (retry) return connect();
+  silence = Math.max(silence, LOST_AFTER - PATIENCE);
+  if (inRoom) send("/ping");
 }
 
 function receive(lines) {
@@ -748,10 +796,11 @@ function hear(line) {
 }
 
 function hearNotice(text) {
+  if (text === "pong") return answered(PING) && show("notice", text);
   const { line } = sent.find(({ line }) => NAME.test(line)) || {};
   const name = line && NAME.exec(line)[1].normalize("NFKC").trim();  // that the room was asked for
   const [, newcomer] = /^(.+) joined$/.exec(text) || [];
-  const [, gone, now] = /^(.+?) (?:left|was removed|is now (.+))$/.exec(text) || [];
+  const [, gone, now] = newcomer ? [] : /^(.+) (?:left|was removed|is now (.+))$/.exec(text) || [];
   let isShown = true;
   if (!inRoom && text === "password?" && password) return socket.send(password);
   if (!inRoom && text === "password?") return openDoor("", true);  // where nobody waits for it
@@ -761,8 +810,8 @@ function hearNotice(text) {
   else if (name && text === `you are ${name}`) isShown = takeName(name);
   else if (name && (text === `${name} is taken` || text.endsWith(": /name NAME")))
     isShown = answered(NAME) || hearRefusal(name, text);
-  else if (gone) names.delete(gone);
-  if (newcomer || now) names.add(newcomer || now);
+  else if (newcomer) names.add(newcomer);
+  else if (names.delete(gone) && now) names.add(now);
   if (fold(gone) === fold(wanted) && ![fold(me), fold(now)].includes(fold(wanted)))
     send(`/name ${wanted}`);  // it is free again
   showNames();
@@ -811,8 +860,7 @@ function remember(name) {
 function send(line, words) {
   socket.send(line);
   sent.push({ line, words });
-  clearTimeout(check);
-  if (words) check = setTimeout(send, 1000, "/who");  // its answer shows that this has arrived
+  if (words) send("/ping");  // its answer shows that this has arrived
 }
 
 function speak() {
@@ -845,37 +893,50 @@ page.form.onsubmit = (event) => {
   speak();
 };
 box.onkeydown = (event) => {
+  isShifted = event.shiftKey;
   const sends = event.key === "Enter" && !event.shiftKey;
-  if (!sends || event.isComposing || event.keyCode === 229) return;  // or it ends a composition
+  if (!sends || event.isComposing || event.keyCode === 229) return;  // or it picks a candidate
+  event.preventDefault();
+  speak();
+};
+box.onkeyup = (event) => {
+  isShifted = event.shiftKey;
+};
+box.onbeforeinput = (event) => {  // Enter, when what was being composed was left as it is
+  if (event.inputType !== "insertLineBreak" || isShifted) return;
   event.preventDefault();
   speak();
 };
 box.oninput = () => {
   box.style.height = "auto";
   box.style.height = `${box.scrollHeight + 2}px`;
+  follow();  // measuring has made the box small, and so the log large, for a moment
 };
 page.jump.onclick = () => {
   following = true;
   settle();
   box.focus();
 };
-log.onscroll = () => {  // by the user only if it goes up: the page's size may just have changed
-  const isLow = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
-  following = isLow || (following && log.scrollTop >= place);
-  place = log.scrollTop;
+log.onscroll = () => {  // not by the user if it ends where the page has put itself
+  const moved = log.scrollTop - place;
+  if (Math.abs(moved) < 1) return;
+  place += moved;
+  // Rows that have come since then don't count. A browser moves a log that grows, too, but no
+  // further up than where its end is in sight.
+  const [was, is] = [end, log.lastChild].map((row) => row ? row.getBoundingClientRect().bottom : 0);
+  const below = log.scrollHeight - log.clientHeight - log.scrollTop - (is - was);
+  following = below < (moved < 0 ? 2 : 40);
   if (following) page.jump.hidden = true;
 };
-new ResizeObserver(() => {  // such as by a phone's keyboard
-  if (following) log.scrollTop = log.scrollHeight;
-}).observe(log);
+new ResizeObserver(follow).observe(log);  // such as by a phone's keyboard
 page.who.ontoggle = () => page.who.open && inRoom && send("/who");  // the unnamed come in silence
 page.again.onclick = connect;
-window.ononline = () => retry && connect();
+window.ononline = window.onpageshow = wake;
 document.onvisibilitychange = () => {
   if (document.hidden) return;
   unread = 0;
   settle();
-  if (retry) connect();
+  wake();
 };
 
 for (const heading of document.querySelectorAll("h1")) heading.textContent = TITLE;
@@ -918,36 +979,14 @@ PAGE = f"""<!doctype html>
 
 # --- Browsers: HTTP -------------------------------------------------------------------------------
 
-# The same for a short text: a title, STYLE, and the text.
-NOTE = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>%s</title>
-<link rel="icon" href="data:,">
-<style>%s</style>
-<main id="door"><p>%s</p></main>
-</html>
-"""
-
-MAX_REQUEST = 8 * 1024  # bytes
-REASONS = {  # those of http.HTTPStatus, which Debian's python3-minimal lacks
-    101: "Switching Protocols",
-    200: "OK",
-    307: "Temporary Redirect",
-    400: "Bad Request",
-    403: "Forbidden",
-    404: "Not Found",
-    405: "Method Not Allowed",
-    421: "Misdirected Request",
-    426: "Upgrade Required",
-    431: "Request Header Fields Too Large",
-}
+MAX_REQUEST = 32 * 1024  # bytes, most of them cookies: a browser sends those of any port of a host
 
 # A request without a body (RFC 9112, RFC 9110), its whole syntax: nothing else gets any further.
 TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 FIELD = re.compile(rf"({TOKEN}):([\t -~\x80-\xff]*)\r?\n")
-REQUEST = re.compile(rf"({TOKEN}) ([!-~]+) HTTP/1\.[0-9]\r?\n((?:{FIELD.pattern})*)\r?\n")
+REQUEST = re.compile(
+    rf"({TOKEN}) ([!-~]+) HTTP/1\.([0-9])\r?\n((?:{FIELD.pattern}){{0,100}})\r?\n"
+)
 REQUEST_END = re.compile(rb"\n\r?\n")
 # The Host of a request, in lower case: an IPv6 address, an IPv4 address or a name, which may end
 # with a dot; and perhaps a port.
@@ -956,20 +995,11 @@ AUTHORITY = re.compile(r"(\[[0-9a-f:.]+\]|[0-9a-z._-]+?)\.?(?::[0-9]*)?")
 # without a dot, and those that nobody outside can have in the DNS (RFC 6762, RFC 6761, RFC 8375),
 # or that nobody uses there.
 LOCAL_NAME = re.compile(r"\[.+|[0-9.]+|[^.]+|.+\.(?:local|localhost|internal|home\.arpa|lan)")
-NOT_IN_ORIGIN = re.compile(r"[^\w:/.\[\]-]", re.ASCII)
 MAX_SHOWN = 100  # characters of an Origin, or a Host, that are shown
 
 WEBSOCKET_KEY = re.compile(r"[A-Za-z0-9+/]{22}==")  # 16 bytes in base64
 WEBSOCKET_ID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, section 1.3
 UPGRADE = ("Connection: Upgrade", "Upgrade: websocket")
-# What every page comes with: nobody guesses at its type, keeps it, is told of it, or embeds it.
-HARDENING = (
-    "X-Content-Type-Options: nosniff",
-    "Cache-Control: no-store",
-    "Referrer-Policy: no-referrer",
-    "Cross-Origin-Resource-Policy: same-origin",
-)
-
 # RFC 6455 asks for SHA-1, but not for its strength: strict systems want to hear that.
 if sys.version_info >= (3, 9):
     sha1 = partial(hashlib.sha1, usedforsecurity=False)
@@ -977,10 +1007,31 @@ else:
     sha1 = hashlib.sha1
 
 
-class Refusal(Exception):
-    """A request isn't granted; the text says why, on a page and in the log."""
+def digest(text: str) -> str:
+    """Returns how a content security policy names a script or a style."""
+    return f"'sha256-{b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
-    def __init__(self, status: int, why: str, *fields: str) -> None:
+
+# What the page may do. Not just to 'self': Safari before version 15.4 means no WebSocket by that.
+POLICY = (
+    f"default-src 'none'; script-src {digest(SCRIPT)}; style-src {digest(STYLE)}; img-src data:; "
+    "connect-src ws: wss:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'"
+)
+# What every response comes with: nobody guesses at its type, keeps it, is told of it, or embeds it.
+HARDENING = (
+    f"Content-Security-Policy: {POLICY}",
+    "X-Content-Type-Options: nosniff",
+    "Cache-Control: no-store",
+    "Referrer-Policy: no-referrer",
+    "Cross-Origin-Resource-Policy: same-origin",
+)
+
+
+class Refusal(Exception):
+    """A request isn't granted; the text says why, to whoever asked and to the log."""
+
+    def __init__(self, status: str, why: str, *fields: str) -> None:
         super().__init__(why)
         self.status = status
         self.fields = fields  # what the response's header needs besides
@@ -999,33 +1050,34 @@ class HTTPRequest(NamedTuple):
 class Answer(NamedTuple):
     """What a request comes to."""
 
-    status: int  # after 101 the connection is a WebSocket
     data: bytes  # the whole response
-    why: str  # why it was refused, for the log; empty if it wasn't
+    why: str = ""  # why it was refused, for the log
+    upgraded: bool = False  # the connection is a WebSocket from here on
 
 
 def is_http(data: bytes) -> bool:
     """Says whether a peer's first bytes are an HTTP request, or may become one."""
-    line, newline, _ = data.partition(b"\n")
-    return b" HTTP/" in line if newline else line[:1].isalpha()
+    return bool(HTTP_REQUEST.match(data)) if b"\n" in data else data[:1].isalpha()
 
 
 def parse_request(data: bytes) -> HTTPRequest:
     """Returns the request that these bytes are. Raises Refusal."""
     if len(data) > MAX_REQUEST:
-        raise Refusal(431, "This request is too long.")
+        raise Refusal("431 Request Header Fields Too Large", "This request is too long.")
     request = REQUEST.fullmatch(data.decode("latin-1"))
     if not request:
-        raise Refusal(400, "This is not a proper request.")
-    method, target, lines = request.group(1, 2, 3)
+        raise Refusal("400 Bad Request", "This is not a proper request.")
+    method, target, minor_version, lines = request.group(1, 2, 3, 4)
     fields: dict[str, str] = {}
     for name, value in FIELD.findall(lines):
         name, value = name.lower(), value.strip(" \t")
         fields[name] = f"{fields[name]}, {value}" if name in fields else value
+    if minor_version == "0":  # knows no Host and no Upgrade: what checks for us, but no browser
+        fields = {"host": "localhost", **fields, "upgrade": ""}
     host = fields.get("host", "").lower()
     authority = AUTHORITY.fullmatch(host)
     if not authority:
-        raise Refusal(400, "This request has no proper Host.")
+        raise Refusal("400 Bad Request", "This request has no proper Host.")
     return HTTPRequest(method, target, host, authority[1], fields)
 
 
@@ -1036,32 +1088,32 @@ def upgrade(fields: dict[str, str]) -> bytes:
     is_upgrade = protocol.lower() == "websocket" and "upgrade" in connection.lower()
     if not is_upgrade or fields.get("sec-websocket-version") != "13":
         why = "This asks for no WebSocket of version 13; a proxy on the way may have changed it."
-        raise Refusal(426, why, *UPGRADE, "Sec-WebSocket-Version: 13")
+        raise Refusal("426 Upgrade Required", why, *UPGRADE, "Sec-WebSocket-Version: 13")
     key = fields["sec-websocket-key"]
     if not WEBSOCKET_KEY.fullmatch(key):
-        raise Refusal(400, "This request has no proper Sec-WebSocket-Key.")
+        raise Refusal("400 Bad Request", "This request has no proper Sec-WebSocket-Key.")
     accept = b64encode(sha1((key + WEBSOCKET_ID).encode()).digest()).decode()
-    return head(101, *UPGRADE, f"Sec-WebSocket-Accept: {accept}")
+    return head("101 Switching Protocols", *UPGRADE, f"Sec-WebSocket-Accept: {accept}")
 
 
-def head(status: int, *fields: str) -> bytes:
+def head(status: str, *fields: str) -> bytes:
     """Returns the head of a response with these fields."""
-    return "\r\n".join((f"HTTP/1.1 {status} {REASONS[status]}", *fields, "\r\n")).encode()
+    return "\r\n".join((f"HTTP/1.1 {status}", *fields, "\r\n")).encode()
 
 
-def response(request: bytes, status: int, page: bytes, policy: str, *fields: str) -> bytes:
-    """Returns the response to a request: a page, or only its head if just that was asked for."""
+def response(request: bytes, status: str, kind: str, text: str, *fields: str) -> bytes:
+    """Returns the response to a request: a text, or only its head if just that was asked for."""
+    body = text.encode()
     start = head(
         status,
         time.strftime("Date: %a, %d %b %Y %H:%M:%S GMT", time.gmtime()),
         "Connection: close",
-        "Content-Type: text/html; charset=utf-8",
-        f"Content-Length: {len(page)}",
-        f"Content-Security-Policy: {policy}",
+        f"Content-Type: text/{kind}; charset=utf-8",
+        f"Content-Length: {len(body)}",
         *HARDENING,
         *fields,
     )
-    return start if request.startswith(b"HEAD ") else start + page
+    return start if request.startswith(b"HEAD ") else start + body
 
 
 def name_in_url(host: str) -> str:
@@ -1069,11 +1121,6 @@ def name_in_url(host: str) -> str:
     with suppress(UnicodeError):
         host = host.encode("idna").decode()
     return host.lower().rstrip(".")
-
-
-def digest(text: str) -> str:
-    """Returns how a content security policy names a script or a style."""
-    return f"'sha256-{b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 class Site:
@@ -1102,58 +1149,47 @@ class Site:
         self.secure = secure
         # Ports that are left out of an Origin. TLS may also end at a proxy.
         self.default_ports = {"https": ":443"} if secure else {"https": ":443", "http": ":80"}
-        self.page = PAGE.encode()
-        self.policy = (
-            f"default-src 'none'; script-src {digest(SCRIPT)}; style-src {digest(STYLE)}; "
-            "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
-            "require-trusted-types-for 'script'; connect-src 'self'"
-        )
 
-    def is_whole(self, request: bytes) -> bool:
-        """Says whether a request can be answered: it is complete, or too long."""
-        return bool(REQUEST_END.search(request)) or len(request) > MAX_REQUEST
-
-    def respond(self, data: bytes, encrypted: bool) -> Answer:
-        """Answers a request, which is all that has come, through TLS or not."""
+    def respond(self, data: bytes, encrypted: bool) -> Answer | None:
+        """Answers what has come, through TLS or not, once that is a whole request, or too long."""
+        if not (REQUEST_END.search(data) or len(data) > MAX_REQUEST):
+            return None
         try:
             request = parse_request(data)
             self.check(request, encrypted)
             if request.method == "GET" and "sec-websocket-key" in request.fields:
-                return Answer(101, upgrade(request.fields), "")
-            # Safari before version 16 doesn't take a WebSocket for 'self'. What can't be named like
-            # this, an IPv6 address, is ignored.
-            policy = f"{self.policy} ws://{request.host} wss://{request.host}"
-            return Answer(200, response(data, 200, self.page, policy), "")
+                return Answer(upgrade(request.fields), upgraded=True)
+            return Answer(response(data, "200 OK", "html", PAGE))
         except Refusal as refusal:
-            status, why = refusal.status, str(refusal)
-            note = NOTE % (f"{status} {REASONS[status]}", STYLE, why)
-            page = response(data, status, note.encode(), self.policy, *refusal.fields)
-            return Answer(status, page, why)
+            why = str(refusal)
+            return Answer(response(data, refusal.status, "plain", f"{why}\n", *refusal.fields), why)
 
     def check(self, request: HTTPRequest, encrypted: bool) -> None:
         """Raises Refusal unless it comes to us, from a page of ours, and asks for the page."""
+        method, target, host, name, fields = request
         if self.secure and not encrypted:
-            raise Refusal(307, "This room is at https.", f"Location: https://{request.host}/")
-        name = request.name
+            place = f"Location: https://{host}/"
+            raise Refusal("307 Temporary Redirect", "This room is at https.", place)
         if not (self.secure or name in self.hosts or LOCAL_NAME.fullmatch(name)):
             shown = name[:MAX_SHOWN]
             remedy = f"Whoever runs it can add that: --web-host {shown}"
-            raise Refusal(421, f"This room does not go by the name {shown}. {remedy}")
-        self.check_origin(request.host, request.fields.get("origin"))
-        if request.method not in ("GET", "HEAD"):
-            raise Refusal(405, "There is only a page to get here.", "Allow: GET, HEAD")
-        if request.target.partition("?")[0] != "/":
-            raise Refusal(404, "There is nothing here; the room is at /.")
+            why = f"This room does not go by the name {shown}. {remedy}"
+            raise Refusal("421 Misdirected Request", why)
+        origin = fields.get("origin")  # only programs don't say where from
+        if not (origin is None or self.is_ours(origin, host)):
+            why = f"This room is only for its own page, not for one of {origin!a:.{MAX_SHOWN}}."
+            raise Refusal("403 Forbidden", why)
+        if method not in ("GET", "HEAD"):
+            why = "There is only a page to get here."
+            raise Refusal("405 Method Not Allowed", why, "Allow: GET, HEAD")
+        if target.partition("?")[0] != "/":
+            raise Refusal("404 Not Found", "There is nothing here; the room is at /.")
 
-    def check_origin(self, host: str, origin: str | None) -> None:
-        """Raises Refusal if a page from elsewhere asks. Only programs don't say where from."""
-        if origin is None:
-            return
-        scheme, _, authority = origin.lower().partition("://")
+    def is_ours(self, origin: str, host: str) -> bool:
+        """Says whether a page of this origin is the one that this host sends."""
+        scheme, _, place = origin.lower().partition("://")
         port = self.default_ports.get(scheme)
-        if not port or host not in (authority, authority + port):
-            shown = NOT_IN_ORIGIN.sub("?", origin[:MAX_SHOWN])
-            raise Refusal(403, f"This room is only for its own page, not for one of {shown}.")
+        return port is not None and host in (place, place + port)
 
 
 # --- Text and names ------------------------------------------------------------------------------
@@ -1178,36 +1214,34 @@ MISTYPED_OP = re.compile(r"(?:[^:]*:)? */ ?op(?!\w)", re.IGNORECASE)
 SLASH = re.compile("[/\uff0f]")
 SLASHES = tuple(slash.encode() for slash in "/\uff0f")
 
-# What terminals show as nothing at all, or as a blank, although Unicode counts it as printable: all
-# that is ignorable by default (DerivedCoreProperties.txt), the blank Braille pattern, and a note
-# without a head.
-INVISIBLE = re.compile(
-    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U0001d159"
-    "\U000e0100-\U000e01ef]"
+# What may stand between the letters of a name, and counts for nothing: blanks, dots, hyphens, any
+# apostrophe; within words of Persian or Mongolian, say, joiners, and what chooses a letter's form.
+PUNCTUATION = "-.'\u2018\u2019\u02bb\u02bc"
+JOINERS = "\u17b4\u17b5\u180b-\u180f\u200c\u200d"
+BETWEEN = re.compile(rf"[{PUNCTUATION} ]|(?<=[^\0-\x7f])[{JOINERS}]")
+# Some letters show nothing, or look like a colon: modifiers of others, parts of a Korean syllable
+# that has no beginning, fillers. They are no letters here.
+NO_LETTERS = "\u02b9-\u02df\u02e5-\u02ff\u0640\u115f-\u11ff\u3164\ua4f8-\ua4ff\ud7b0-\ud7ff\uffa0"
+LETTERS = re.compile(rf"([^\W{NO_LETTERS}]+)|([^{PUNCTUATION}{JOINERS}\s\0-\x7f])")
+ACCENTS = re.compile("[\u0300-\u036f\u3099\u309a]+")
+CJK = ("BOPOMOFO", "CJK", "HANGUL", "HIRAGANA", "IDEOGRAPHIC", "KATAKANA")  # in characters' names
+NOTICE_WORDS = re.compile(
+    r"\b(?:an operator|and|is now|is taken|joined|left|more|the room|unnamed|was removed|you)\b"
 )
-BLANK = re.compile("[\u115f\u1160\u2800\u3164\uffa0]")  # those that are a blank on some screens
-# Vowels and finals of Korean syllables: without a consonant to join, they have no width.
-JAMO = re.compile("[\u1160-\u11ff\ud7b0-\ud7ff]")
-# What turns the rest of a line around.
-DIRECTION = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
-# What looks like a colon or an asterisk on a screen. From Unicode's confusables.txt, and by name.
-COLON = re.compile(
-    "[:\u02d0\u02d1\u02f8\u0589\u05c3\u0703\u0704\u0706-\u0709\u1361\u1365\u1366\u16ec\u1803\u1804"
-    "\u1809\u205a\u205d\u2236\u2237\u2982\u2a74\u2af6\u2d7f\ua4fd\ua6f4\ua789\ufe13\ufe30\ufe55"
-    "\uff1a\U00010781\U0001da8a]"
+# The pieces of a line: what can be in a name (also letters in a circle), what is odd, other signs.
+# Odd is what is beyond ASCII and no letter: it may be invisible, or look like a colon.
+MAX_PIECE = 3 * MAX_NAME  # characters: a syllable of Korean can be in three parts
+NAME_LIKE = rf"{PUNCTUATION}{JOINERS}\w\u2100-\u214f\u249c-\u24e9\u2f00-\u2fdf\u3190-\u33ff"
+NAME_LIKE += "\U0001f100-\U0001f251"
+PIECE = re.compile(
+    rf"\s*(?:([{NAME_LIKE}\s]{{1,{MAX_PIECE}}})|([^{NAME_LIKE}\0-\x7f][^{NAME_LIKE}!-~]*)|(.))"
 )
-ASTERISK = re.compile(
-    "[*\u066d\u204e\u2051\u2055\u2217\u229b\u22c6\u26b9\u2722-\u2725\u2731-\u2733\u273a-\u273d"
-    "\u2743\u2749-\u274b\ua673\ufe61\uff0a\U0001031f\U0001f7af-\U0001f7bf]"
-)
-# Cyrillic and Greek letters, after case folding, that look like a Latin one in either case.
-LATIN_LOOKS = str.maketrans(
-    "\u0430\u0432\u0435\u043a\u043c\u043d\u043e\u0440\u0441\u0442\u0443\u0445\u0451\u0455\u0456"
-    "\u0457\u0458\u04bb\u04cf\u0501\u051b\u051d\u03b1\u03b2\u03b5\u03b6\u03b7\u03b9\u03ba\u03bc"
-    "\u03bd\u03bf\u03c1\u03c4\u03c5\u03c7",
-    "abekmhopctyx\u00ebsi\u00efjhldqwabezhikmnoptyx",
-)
+
+# What a line may begin with and show nothing; then an asterisk and a blank, or like one by name.
+START = re.compile(rf"((?:[^\w!-~]+|[{NO_LETTERS}]+)*)(\*(?:[^\w!-~]|[{NO_LETTERS}]))?")
+ASTERISK = re.compile("ASTERISK|POINTED .*STAR|STAR OPERATOR|SEXTILE|FLOWER PUNCTUATION")
+TURNING = re.compile("[\u202a-\u202e\u2066-\u2069]")  # what turns around a part of a line
 
 
 def clean(line: bytes) -> str:
@@ -1258,16 +1292,6 @@ def notice(text: str) -> bytes:
     return f"* {text}\n".encode()
 
 
-def beginning(text: str) -> int:
-    """Returns where a text begins on a screen: before that are blanks, and what has no width there,
-    such as accents with no letter to stand on."""
-    for at, char in enumerate(text):
-        shows = char.isprintable() and char != " " and not INVISIBLE.match(char)
-        if shows and not unicodedata.category(char).startswith("M") and not JAMO.match(char):
-            return at
-    return len(text)
-
-
 def compatible(text: str) -> str:
     """Returns the beginning of a text, long enough for a name, in its compatible form (NFKC)."""
     letters = unicodedata.normalize("NFKC", text[:MAX_NAME])
@@ -1276,31 +1300,71 @@ def compatible(text: str) -> str:
     return letters[:MAX_NAME_SOURCE]
 
 
-def visible(text: str) -> str:
-    """Returns what the beginning of a text looks like on a screen: every space as a space, what
-    shows nothing left out, letters in their compatible form."""
-    if text.isascii() and text.isprintable():
-        return text.lstrip()[:MAX_NAME_SOURCE]
-    text = INVISIBLE.sub("", text[beginning(text) :])
-    spaced = (" " if char.isspace() else char for char in text)
-    shown = "".join(islice(filter(str.isprintable, spaced), MAX_NAME_SOURCE))  # a line can be long
-    return JAMO.sub("", compatible(shown))
+def unaccented(text: str) -> str:
+    """Returns a short text in lower case, in its compatible form, without accents."""
+    apart = unicodedata.normalize("NFKD", text)
+    return unicodedata.normalize("NFC", ACCENTS.sub("", apart).casefold())
 
 
-def fold(shown: str) -> str:
-    """Returns what all texts have in common that look, or read, like this visible one."""
-    folded = visible(shown.casefold())
-    return ASTERISK.sub("*", folded.translate(LATIN_LOOKS)).strip()
+def alphabet(char: str) -> str:
+    """Returns the alphabet of a letter or a mark: LATIN, GREEK, CYRILLIC, ..."""
+    name = unicodedata.name(char, "")
+    return "CJK" if name.startswith(CJK) else name.partition(" ")[0]
+
+
+def own_mark(char: str, before: str) -> str:
+    """Returns the character if it is a mark of the same alphabet as the letter before it, one that
+    needs marks to be written: those from Dhivehi, Hindi and Thai on, but for Chinese and such."""
+    if not char or before[-1:] < "\u0780" or unicodedata.category(char) not in ("Mc", "Mn"):
+        return ""
+    return char if alphabet(char) == alphabet(before[-1]) != "CJK" else ""
+
+
+def letters(text: str) -> str:
+    """Returns what counts of a name: letters, digits, `_`, and marks that these need."""
+    found = ""
+    for some, other in LETTERS.findall(text):
+        found += some or own_mark(other, found)
+    return found
 
 
 def identity(name: str) -> str:
     """Returns what all ways to write a name have in common: John, JOHN, or in fullwidth letters."""
-    return fold(visible(name))
+    return letters(compatible(compatible(name).casefold()))
 
 
-def alphabets(text: str) -> set[str]:
-    """Returns the alphabets of the letters in a text: LATIN, GREEK, CYRILLIC, ..."""
-    return {unicodedata.name(char, "").partition(" ")[0] for char in text if char.isalpha()}
+def look(name: str) -> str:
+    """Returns what a name has in common with all that differ from it in accents alone."""
+    return letters(unaccented(name))
+
+
+def begins_like(line: str, looks: Container[str]) -> bool:
+    """Says whether a line may seem to begin with a name that has one of these looks, and a colon:
+    whether its letters up to a colon, a bracket or something odd are those of the name."""
+    found = ""
+    for count, piece in enumerate(PIECE.finditer(line)):
+        name_like, odd, sign = piece.groups()
+        if not found and name_like and name_like[0] in PUNCTUATION:  # no name begins like that
+            return False
+        if sign or len(found) > 2 * MAX_NAME:  # more than any has, even if each was a sharp s
+            return sign in (":", "(") and found in looks
+        if odd and found in looks or count > 2 * MAX_PIECE:  # nobody writes like that
+            return True
+        if odd and found[-1:] < "\u0780":
+            continue
+        for some, other in LETTERS.findall(unaccented((name_like or odd)[:MAX_PIECE])):
+            if other and found in looks:
+                return True
+            found += some or own_mark(other, found)
+    return False
+
+
+def begins_like_notice(line: str) -> bool:
+    """Says whether a line may seem to begin with an asterisk and a blank."""
+    start = START.match(line)
+    assert start
+    likely = set(start[1][:-1])
+    return bool(start[2]) or any(ASTERISK.search(unicodedata.name(one, "")) for one in likely)
 
 
 def valid_name(text: str) -> str:
@@ -1308,14 +1372,14 @@ def valid_name(text: str) -> str:
     name = compatible(text).strip()
     if not 1 <= len(name) <= MAX_NAME:
         raise ValueError(f"has 1 to {MAX_NAME} characters")
-    if COLON.search(name) or name != visible(name):
-        raise ValueError("has no colon and nothing invisible in it")
-    if ASTERISK.match(name) or name.startswith("/"):
-        raise ValueError("does not begin with an asterisk or a slash")
-    if identity(name).endswith(PRIVATE.strip()):
-        raise ValueError("does not end like the mark of a private message")
-    if "LATIN" in alphabets(name) and alphabets(name) & {"CYRILLIC", "GREEK"}:
-        raise ValueError("does not mix Latin letters with Greek or Cyrillic ones, which look alike")
+    found = letters(name)
+    if found != BETWEEN.sub("", name) or name[0] in f"_{PUNCTUATION}":
+        raise ValueError("has letters and digits in it, and after the first also blanks and .-_'")
+    if len({alphabet(char) for char in found if char.isalpha()} - {"CJK"}) > 1:
+        raise ValueError("does not mix alphabets, as some of their letters look alike")
+    said = NOTICE_WORDS.search(" ".join(re.findall(r"[^\W_]+", name.casefold())))
+    if said:
+        raise ValueError(f'has nothing in it that only the room says, such as "{said[0]}"')
     return name
 
 
@@ -1361,7 +1425,7 @@ class Batch:
     is made when it is sent, so that a thousand who wait hold a thousand references and no bytes.
     """
 
-    __slots__ = ("cuts", "frame", "leavers", "parts", "size", "text", "told", "whispered")
+    __slots__ = ("cuts", "encoded", "leavers", "parts", "size", "text", "told", "whispered")
 
     def __init__(self) -> None:
         self.parts: list[bytes] = []
@@ -1372,7 +1436,7 @@ class Batch:
         self.whispered: dict[Member, int] = {}
         self.leavers: list[Member] = []  # have left in this turn, and get what came before
         self.text = b""  # all that was said, once the batch is sealed
-        self.frame = b""  # the same for browsers, once one of them is handed it
+        self.encoded = b""  # the same as it travels to browsers, once one of them is handed it
 
     def say(self, data: bytes, but: Member | None) -> None:
         """Puts whole lines at the end, for all but one, such as their author."""
@@ -1429,14 +1493,14 @@ class Batch:
             at = end
         return b"".join((*pieces, self.text[at:]))
 
-    def frame_for(self, member: Member) -> bytes:
-        """Returns the same in a frame of a WebSocket, as a browser gets it."""
+    def encoded_for(self, member: Member, encode: Callable[[bytes], bytes]) -> bytes:
+        """Returns the same as `encode` makes it; all who get the whole text share that."""
         if member in self.cuts:
             text = self.text_for(member)
-            return frame(TEXT, text) if text else b""
-        if self.text and not self.frame:
-            self.frame = frame(TEXT, self.text)
-        return self.frame
+            return encode(text) if text else b""
+        if self.text and not self.encoded:
+            self.encoded = encode(self.text)
+        return self.encoded
 
     def forget(self, member: Member) -> tuple[int, int]:
         """Drops what is in here for a member that has got its part, or never will; returns how much
@@ -1451,7 +1515,7 @@ class Aside(Batch):
 
     __slots__ = ()
 
-    def frame_for(self, member: Member) -> bytes:
+    def encoded_for(self, member: Member, encode: Callable[[bytes], bytes]) -> bytes:
         return self.text_for(member)
 
 
@@ -1508,6 +1572,7 @@ class Room:
         self.max_line = max_line  # bytes of what is said in a line, without its end
         self.members: set[Member] = set()
         self.names: dict[str, Member] = {}  # the owners, by identity(name)
+        self.looks: Counter[str] = Counter()  # of the names: how many have each
         self.reserved: Container[str] = ()  # names that nobody can take, as identity() has them
         self.history = History(history)
         self.batch = Batch()
@@ -1538,7 +1603,7 @@ class Room:
         self.members.remove(member)
         self.batch.end(member)
         if member.name:
-            del self.names[identity(member.name)]
+            self.give_back(member.name)
             self.announce(f"{member.name} {how}")
 
     def close(self) -> None:
@@ -1548,6 +1613,7 @@ class Room:
             self.batch.end(member)
         self.members.clear()
         self.names.clear()
+        self.looks.clear()
 
     def announce(self, text: str, but: Member | None = None) -> None:
         """The room itself says something to all but one. That isn't kept in the history."""
@@ -1617,9 +1683,11 @@ class Room:
     def message(self, member: Member, line: str) -> None:
         """Says one line, after its speaker's name, unless it would pass for another's, or may have
         an operator's password in it. An empty one, as from Enter in nc, is nothing."""
-        if self.has_operators and SLASH.search(line) and MISTYPED_OP.match(visible(line)):
-            self.tell(member, "not said, as it may have a password in it: begin it with /op")
-            return
+        if self.has_operators and SLASH.search(line):
+            shown = "".join(filter(str.isprintable, compatible(line)))
+            if MISTYPED_OP.match(shown):
+                self.tell(member, "not said, as it may have a password in it: begin it with /op")
+                return
         data = line.encode() + b"\n"
         said = data[len(member.prefix) :] if data.startswith(member.prefix) else data
         if not said.strip():
@@ -1631,37 +1699,26 @@ class Room:
 
     def message_without_name(self, member: Member, line: str) -> None:
         """Says one line of somebody who has no name, if it doesn't look as if somebody else did."""
-        start = beginning(line)
-        if DIRECTION.search(line, 0, start):
-            line = line[start:]
-            if not line:
+        line = line if line.isascii() else TURNING.sub("", line)
+        if begins_like_notice(line):
+            self.refuse_notice(member)
+            return
+        if self.names and (":" in line or not line.isascii()):
+            if begins_like(line, self.looks):
+                why = "it begins like what somebody here says; say it differently"
+                self.tell(member, f"not said, as {why}")
                 return
-        if ASTERISK.search(line) or COLON.search(line):
-            looks = [line, BLANK.sub(" ", line)] if BLANK.search(line) else [line]
-            if any(self.is_objectionable(member, visible(look)) for look in looks):
-                return
-        self.say(member, line.encode() + b"\n")
+        if line.strip():
+            self.say(member, line.encode() + b"\n")
 
-    def is_objectionable(self, member: Member, shown: str) -> bool:
-        """Says whether a line that looks like this from somebody without a name would pass for the
-        room's or for another member's; if so, says why to its sender."""
-        if ASTERISK.match(shown) and shown.startswith(" ", 1):
-            # Once, because another room may be at the other end of this connection: each would
-            # answer the other's answer with its own, for ever.
-            if not member.warned:
-                only = "only the room begins a line with an asterisk and a space"
-                self.tell(member, f"{only}; say it differently")
-            member.warned = True
-            return True
-        colon = COLON.search(shown)
-        speaker = fold(shown[: colon.start()]) if colon else ""
-        if speaker.endswith(PRIVATE):
-            speaker = speaker[: -len(PRIVATE)].rstrip()
-        owner = self.names.get(speaker)
-        if owner:
-            why = "is taken, and a line that begins with it would be mistaken"
-            self.tell(member, f"{owner.name} {why}")
-        return bool(owner)
+    def refuse_notice(self, member: Member) -> None:
+        """Says that nobody speaks for the room. Once, because another room may be at the other end
+        of this connection: each would answer the other's answer with its own, for ever."""
+        if not member.warned:
+            only = "only the room begins a line with an asterisk and a space"
+            self.tell(member, f"{only}; say it differently")
+        member.warned = True
+
 
     def refuse_long_line(self, member: Member) -> None:
         self.tell(member, f"too long: a line has at most {self.max_line} bytes")
@@ -1688,13 +1745,21 @@ class Room:
             return
         before, member.name, member.prefix = member.name, name, f"{name}: ".encode()
         if before:
-            del self.names[identity(before)]
+            self.give_back(before)
         self.names[key] = member
+        self.looks[look(name)] += 1
         self.tell(member, f"you are {name}")
         if not before:
             self.announce(f"{name} joined", member)
         elif name != before:
             self.announce(f"{before} is now {name}", member)
+
+    def give_back(self, name: str) -> None:
+        """A name is free again."""
+        del self.names[identity(name)]
+        self.looks[look(name)] -= 1
+        if not self.looks[look(name)]:
+            del self.looks[look(name)]
 
     def who(self, member: Member, _: str) -> None:
         shown = [other.name for other in islice(self.names.values(), MAX_WHO)]
@@ -2638,9 +2703,10 @@ class Connection(Member):
     """
 
     __slots__ = (
+        "code",
         "cost",
+        "encode",
         "events",
-        "framed",
         "framer",
         "host",
         "most",
@@ -2673,8 +2739,8 @@ class Connection(Member):
         self.host = sys.intern(host_of(peer))
         self.selector = selector
         self.events = 0  # for which it is registered with the selector
-        self.framer: Input | WebSocket = Input(max_line)
-        self.framed = False  # the framer is a WebSocket: what it gets travels in frames, too
+        self.code = NORMAL  # why its stream ends, as a WebSocket says it
+        self.speak(Input(max_line))
         self.unheard = b""  # whole lines that wait for the next turn
         self.cost = 0.0  # of the turns' time, what it has had: as ChatServer.read_all counts it
         self.most = FIRST_READ  # bytes that are read at once
@@ -2800,9 +2866,10 @@ class Connection(Member):
         self.reading = reading
         self.watch()
 
-    def upgrade(self) -> None:
-        """From here on it is a browser's WebSocket."""
-        self.framer, self.framed = WebSocket(self.framer.max_line), True
+    def speak(self, framer: Lines) -> None:
+        """From here on, what comes goes through this, and what it gets travels as this says."""
+        self.framer = framer
+        self.encode = framer.encode
 
     # To the peer
 
@@ -2815,15 +2882,16 @@ class Connection(Member):
 
     def say_bye(self) -> None:
         """Tells a browser, after all else that it gets, that its stream ends, and why."""
-        if self.framed:
-            self.tell(close_frame(self.framer.code), Aside)
+        farewell = self.framer.farewell(self.code)
+        if farewell:
+            self.tell(farewell, Aside)
 
     def write(self, batch: Batch) -> None:
         """Hands what it gets of a sealed batch to the kernel, if nothing is ahead of that in the
         queue; what the kernel doesn't take has to wait there."""
         is_cut = self in batch.cuts
-        if self.framed:
-            text = batch.frame_for(self)
+        if self.encode:
+            text = batch.encoded_for(self, self.encode)
         else:
             text = batch.text_for(self) if is_cut else batch.text
         sent = self.send(text) if text and self.sending and not self.queue else 0
@@ -2867,7 +2935,7 @@ class Connection(Member):
 
     def part_of(self, batch: Batch) -> bytes:
         """Returns what it gets of a sealed batch."""
-        return batch.frame_for(self) if self.framed else batch.text_for(self)
+        return batch.encoded_for(self, self.encode) if self.encode else batch.text_for(self)
 
     def send(self, data: bytes | memoryview) -> int:
         """Returns how many bytes were taken, 0 if none can be now.
@@ -3115,6 +3183,8 @@ class Door:
         if data is None:
             return None
         if not data and not conn.framer.over:
+            if self.requests.get(conn) == b"" and not conn.is_shaking_hands():
+                raise Dismissed  # a browser that had one to spare, or a load balancer's check
             raise Gone("left the door")
         return take(conn, data)
 
@@ -3147,16 +3217,16 @@ class Door:
         request = self.requests[conn] = self.requests[conn] + data
         if not is_http(request):
             raise Dismissed(self.site.for_others)
-        if not self.site.is_whole(request):
-            return None
         answer = self.site.respond(request, encrypted=conn.tls is not None)
+        if not answer:
+            return None
         conn.tell(answer.data, Aside)
         if answer.why:
             log.info("%s was refused: %s", conn, answer.why)
-        if answer.status != 101:
+        if not answer.upgraded:
             raise Dismissed
         del self.requests[conn]
-        conn.upgrade()
+        conn.speak(WebSocket(conn.framer.max_line))
         return self.greet(conn)
 
     def take_password(self, conn: Connection, data: bytes) -> bytes | None:
@@ -3504,9 +3574,9 @@ class Membership:
         """Does something for a connection. Whatever goes wrong with it ends that one alone."""
         try:
             action(conn, *more)
-        except SpeaksHTTP as gone:
+        except WrongPort as gone:
             site = self.door.site
-            why = site.for_browsers if site else "there is no page here"
+            why = site.for_browsers if site else "this room takes lines of text; it has no page"
             self.guard(self.turn_away, conn, why)
             log.info("%s %s, members: %d", conn, gone, len(self.room.members))
         except Gone as gone:
@@ -3610,8 +3680,7 @@ class Membership:
     def start_leaving(self, conn: Connection, code: int = NORMAL) -> None:
         """Somebody is a member no more, or can't be: it still gets what was said before, and after
         the delivery the end."""
-        if not conn.framer.over:  # else its own code is the answer
-            conn.framer.code = code
+        conn.code = code
         conn.unheard = b""
         self.places.leave(conn)
         self.operators.forget(conn)
@@ -4108,6 +4177,17 @@ def own_host(text: str) -> str:
     return host_name(text)
 
 
+def web_host(text: str) -> str:
+    """Returns a name by which browsers ask for this host, as they write it, also out of a URL.
+    Raises ArgumentTypeError, which argparse shows."""
+    name = name_in_url(re.sub(r"^\w+://|/.*", "", text))
+    authority = AUTHORITY.fullmatch(name) or AUTHORITY.fullmatch(f"[{name}]")
+    if not (authority and all(authority[1].split("."))):
+        problem = "is not the name of a host; give each in full, such as chat.example.org"
+        raise argparse.ArgumentTypeError(f"{text!r} {problem}")
+    return authority[1]
+
+
 def port_number(text: str) -> int:
     """Returns the number. Raises ArgumentTypeError, which argparse shows."""
     if not text.isdecimal() or int(text) > 65535:
@@ -4166,7 +4246,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     web = f"let browsers in, too, on this port (default: none; without a number {WEB_PORT})"
     add("--web", type=port_number, nargs="?", const=WEB_PORT, metavar="PORT", help=web)
     name = "a further name by which browsers reach this host, can be repeated"
-    add("--web-host", type=host_name, action="append", default=[], metavar="NAME", help=name)
+    add("--web-host", type=web_host, action="append", default=[], metavar="NAME", help=name)
     password = "let in who gives the password in FILE, or in CHAT_PASSWORD in the environment"
     add("--password-file", metavar="FILE", help=password)
     operator = "let whoever says /op with the password in FILE remove others, with /kick NAME"

@@ -34,6 +34,7 @@ OPTIONS = [
     # A page that isn't in sight is slowed down; in tests none is in sight.
     *("--disable-background-timer-throttling", "--disable-renderer-backgrounding"),
     "--disable-backgrounding-occluded-windows",
+    "--pull-to-refresh=1",  # as on Android
 ]
 # Chromium reads commands at descriptor 3 and writes at 4; one socket does for both.
 LAUNCHER = """
@@ -201,6 +202,22 @@ class Page:
         given = {"x": at[0], "y": at[1], "button": "left", "clickCount": 1}
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, **given)
+
+    def compose(self, text: str) -> None:
+        """Types text that isn't final yet, as phones do with the last word, or Korean keyboards."""
+        caret = len(text)
+        self.call("Input.imeSetComposition", text=text, selectionStart=caret, selectionEnd=caret)
+
+    def turn_wheel(self, down: int) -> None:
+        given = {"x": 200, "y": 300, "deltaX": 0, "deltaY": down}
+        self.call("Input.dispatchMouseEvent", type="mouseWheel", **given)
+
+    def pull(self, start: int, end: int) -> None:
+        """Moves a finger down, or up."""
+        for y in range(start, end, 10 if start < end else -10):
+            kind = "touchStart" if y == start else "touchMove"
+            self.call("Input.dispatchTouchEvent", type=kind, touchPoints=[{"x": 200, "y": y}])
+        self.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
 
     # Where the page is shown
 

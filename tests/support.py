@@ -38,7 +38,6 @@ from chat_server import (
     ChatServer,
     Connection,
     Room,
-    WebSocket,
     identity,
 )
 
@@ -285,6 +284,7 @@ def check_invariants(server: ChatServer) -> None:
     for key, owner in room.names.items():
         assert owner in room.members and key == identity(owner.name)
     assert len(room.names) == sum(1 for conn in members if conn.name)
+    assert sum(room.looks.values()) == len(room.names)
     assert set(throttle.waiting) == {conn for conn in members if not conn.reading}
     assert throttle.slowing == {one for one in members if one.size > HIGH_WATER}
     unread = {one for one in throttle.waiting if one.unread > MAX_UNREAD}
@@ -301,7 +301,7 @@ def check_invariants(server: ChatServer) -> None:
         assert places.hosts == Counter(conn.host for conn in who)
     door = server.crowd.door
     assert set(door.refused) | set(door.late) | set(door.requests) <= set(door.waiting)
-    assert not any(conn.framed for conn in door.requests)
+    assert not any(conn.encode for conn in door.requests)
     assert server.crowd.operators.members <= members
     for conn in leaving - set(room.batch.leavers):  # those will be seen off with that batch
         assert not conn.unheard
@@ -323,7 +323,7 @@ def check_connection(conn: Connection) -> None:
         assert conn.unsent or not queue
         assert not conn.tls.output
         assert not conn.tls.incoming.pending and not conn.tls.outgoing.pending
-    assert conn.framed == isinstance(conn.framer, WebSocket)
+    assert conn.encode == conn.framer.encode
     gets = [len(conn.part_of(batch)) for batch in queue]
     assert 0 <= conn.place < (gets[0] if gets else 1)
     assert conn.size == sum(gets) + BATCH_COST * len(gets) - conn.place

@@ -86,7 +86,7 @@ def test_few_answers_wait_for_whoever_does_not_read(
     server = inside.server
     conn, peer = inside.join()
     if question[:1] == b"\x89":
-        conn.upgrade()
+        conn.speak(chat_server.WebSocket(8192))
     monkeypatch.setattr(Connection, "send_bytes", lambda conn, data: 0)
     while conn not in server.throttle.waiting:
         peer.send(question)

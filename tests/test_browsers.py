@@ -256,9 +256,32 @@ def test_page(start: Callable[..., Server]) -> None:
     assert "members" not in room.log()
 
 
+@web_and_tls
+def test_whoever_checks_that_the_room_is_up_leaves_no_line_in_the_log(
+    start: Callable[..., Server],
+) -> None:
+    room = start("chat_server.py")
+    before = room.log()
+    for check in (b"GET / HTTP/1.0\r\n\r\n", b"HEAD / HTTP/1.0\r\nUser-Agent: x\r\n\r\n"):
+        assert visit(room, check).rest().startswith(b"HTTP/1.1 200 OK\r\n")
+    visit(room).close()
+    assert visit(room, b"GET / HTTP/1.1\r\n\r\n").rest().startswith(b"HTTP/1.1 400 ")
+    room.wait_for_log("has no proper Host")
+    assert room.log()[len(before) :].count("\n") == 1
+
+
+@web_and_tls
+def test_cookies_of_other_servers_on_the_same_host(start: Callable[..., Server]) -> None:
+    room = start("chat_server.py")
+    cookies = "; ".join(f"session{number}={'x' * 3000}" for number in range(8))
+    assert get(room, f"Host: localhost\r\nCookie: {cookies}").startswith(b"HTTP/1.1 200 OK\r\n")
+    peer = visit(room, request(f"localhost:{room.web_port}", Cookie=cookies))
+    assert peer.line().startswith(b"HTTP/1.1 101 ")
+
+
 @web
 def test_further_names(start: Callable[..., Server]) -> None:
-    room = start("chat_server.py", "--web-host", "chat.example.org")
+    room = start("chat_server.py", "--web-host", "https://chat.example.org/")
     head = "Host: chat.example.org\r\nOrigin: https://chat.example.org"
     assert get(room, head).startswith(b"HTTP/1.1 200 ")
 
@@ -282,7 +305,7 @@ def test_request_byte_by_byte_and_never_whole(start: Callable[..., Server]) -> N
     for byte in b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n":
         peer.send(bytes([byte]))
     assert peer.line() == b"HTTP/1.1 200 OK\r\n"
-    endless = visit(room, b"GET / HTTP/1.1\r\nHost: localhost\r\nCookie: " + b"x" * 9000)
+    endless = visit(room, b"GET / HTTP/1.1\r\nHost: localhost\r\nCookie: " + b"x" * 40_000)
     assert endless.line().startswith(b"HTTP/1.1 431 ")
 
 
@@ -361,13 +384,14 @@ def test_browsers_share_a_frame() -> None:
     inside = Inside()
     conns = [inside.join()[0] for _ in range(3)]
     for conn in conns[:2]:
-        conn.upgrade()
+        conn.speak(chat_server.WebSocket(1000))
     batch = chat_server.Batch()
     batch.say(b"hello\n", conns[2])
     batch.seal()
-    assert batch.frame_for(conns[0]) is batch.frame_for(conns[1])
-    assert batch.frame_for(conns[0]) == b"\x81\x06hello\n"
-    assert batch.frame_for(conns[2]) == b""
+    assert conns[0].part_of(batch) is conns[1].part_of(batch)
+    assert conns[0].part_of(batch) == b"\x81\x06hello\n"
+    conns[2].speak(chat_server.WebSocket(1000))
+    assert conns[2].part_of(batch) == b""
 
 
 # Operators

@@ -70,11 +70,34 @@ from chat_client import (
 def test_messages_have_the_name_before_them() -> None:
     chat = ChatProtocol("John")
     chat.stop_waiting()
-    chat.submit(Line("Hi"))
-    chat.submit(Line("/who"))
-    chat.submit(Line(""))
+    for text in ("Hi", "//who", ""):
+        chat.submit(Line(text))
     assert chat.outgoing == b"John: Hi\nJohn: /who\n"
     assert chat.to_show == ["John: Hi", "John: /who"]
+
+
+@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize("line", ["/msg Ann: psst", " /msg Ann: psst", "\t/op psst", "/", "/ psst"])
+@pytest.mark.parametrize(
+    "heard", [[], ["* news"], ["Ann: hi"], ["Ann: hi", WELCOME.decode().rstrip()]]
+)
+def test_a_command_goes_to_a_room_or_nowhere(heard: list[str], line: str, alone: bool) -> None:
+    chat = ChatProtocol("John")
+    for one in heard:
+        chat.hear(one)
+    chat.stop_waiting()
+    chat.submit(Line(line, alone))
+    assert chat.outgoing == b""
+    assert chat.to_show[-1].startswith("* not sent: /") and chat.command_refused
+    assert ("psst" in chat.to_show[-1]) is ("psst" in line and "op" not in line)
+
+
+def test_a_blank_before_a_command_makes_no_message_of_it() -> None:
+    chat = john_in_a_room()
+    chat.submit(Line(" /msg Ann: psst"))
+    chat.submit(Line("  //shrug"))
+    chat.submit(Line("  indented"))
+    assert chat.outgoing == b"/msg Ann: psst\nJohn: /shrug\nJohn:   indented\n"
 
 
 def test_in_a_room_the_name_is_made_known_and_the_answer_hidden() -> None:
@@ -111,6 +134,41 @@ def test_only_the_answer_to_our_own_question_names_us() -> None:
     chat.hear("* Zoe is taken")
     assert (chat.accepts_input, chat.name) == (True, "Ann")
     assert chat.outgoing.endswith(b"/name Zoe\n")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "* you were removed by an operator joined",
+        "* you were removed by an operator left",
+        "* you were removed by an operator; come back in 10 min joined",
+        "* you were removed by an operator; come back in 10 min is now Bob",
+        "* Bob is now you were removed by an operator; come back in 10 min",
+        "* John is now Q joined",
+        "* John is now Q left",
+        "* John is now Q was removed",
+        "* John is now Q is now Z",
+        "* John left is now Q",
+        "* John left joined",
+        "* John and Q left",
+        "* John, Q left",
+        "* Q is now John left",
+        "* you are Q joined",
+        "* the room is closing left",
+        "* John was removed by Q, who joined",
+        "* here: John left",
+        "* here: 7 more and 2 unnamed",
+    ],
+)
+def test_a_notice_that_can_be_read_in_two_ways_is_only_shown(line: str) -> None:
+    chat = ChatProtocol("John", ignored={"john": "John"})
+    for one in (chat_client.WELCOME, "* John is taken", "* you are John_", "* John joined"):
+        chat.hear(one)
+    chat.hear(line)
+    assert chat.outgoing == b"/name John\n/name John_\n"
+    assert (list(chat.names), chat.ignored) == (["John"], {"john": "John"})
+    assert not chat.removed and not chat.closing
+    assert chat.to_show[-1] == line
 
 
 def test_asking_for_names_comes_to_an_end() -> None:
@@ -150,6 +208,23 @@ def test_a_late_welcome_is_a_welcome() -> None:
     chat.submit(Line("hi"))
     chat.hear("Welcome to the chatroom!")
     assert chat.outgoing == b"Ann: hi\n/name Ann\n"
+
+
+@pytest.mark.parametrize("password", [b"", b"secret"])
+def test_what_was_said_before_a_late_question_is_not_the_password(password: bytes) -> None:
+    console = FakeConsole("hi", "there")
+    chat = ChatProtocol("J", password)
+    session = unconnected(chat, console=console, sock=Sipping(len(b"J: hi\nJ: th")))
+    chat.stop_waiting()
+    session.forward_typed()
+    session.serve(selectors.EVENT_WRITE)
+    session.ledger.taken[0] = (6, time.monotonic() - 60, Line("hi"))  # the server was asleep
+    session.receive(b"* password?\n")
+    assert session.over and b"secret" not in chat.outgoing
+    session.close_ledger()
+    assert (console.unsent(), console.doubtful) == (["hi", "there"], [])
+    with pytest.raises(Disconnected, match="asked late for its password"):
+        session.raise_failure()
 
 
 def test_commands_pass_through_and_two_slashes_are_meant_as_one() -> None:
@@ -515,17 +590,18 @@ def test_a_word_that_leaves_is_no_password() -> None:
     assert session.leave_by < NEVER
 
 
-def test_what_was_typed_to_somebody_is_no_password() -> None:
-    console = FakeConsole("ahead", "of the question")
+def test_what_was_typed_ahead_of_the_question_is_no_password() -> None:
+    console = FakeConsole("ahead", "/msg Ann: psst")
     session = unconnected(ChatProtocol("J"), console=console)
+    console.secrets.append(b"secret")
     session.receive(b"* password?\n")
     session.ask_password()
-    assert session.protocol.outgoing == b"ahead\n"
-    session = unconnected(ChatProtocol("J"), console=console)
-    session.client.tell_lost("lost")
-    session.receive(b"* password?\n")
-    session.ask_password()
-    assert (console.prompts, session.protocol.outgoing) == (["password: "], b"")
+    session.forward_typed()
+    assert (console.prompts, session.protocol.outgoing) == (["password: "], b"secret\n")
+    session.receive(WELCOME + b"* you are J\n")
+    session.forward_typed()
+    said = b"secret\n/name J\nJ: ahead\n/msg Ann: psst\n"
+    assert session.protocol.outgoing == said
 
 
 def test_whoever_wants_out_is_kept_no_longer_by_what_the_server_asks(
@@ -611,6 +687,44 @@ def test_what_outlives_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (client.name, client.password) == ("Jim", b"secret")
 
 
+def test_somebody_who_asks_for_a_password_has_to_welcome_us(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Asked(Session):
+        def run(self) -> None:
+            self.protocol.hear("* password?")
+            raise Disconnected("lost")
+
+    monkeypatch.setattr(chat_client, "Session", Asked)
+    client = Client(FakeConsole(), "", 0, name="J")
+    with socket.socket() as sock, pytest.raises(Disconnected):
+        client.talk(sock)
+    assert client.in_room
+
+
+@pytest.mark.parametrize("took, patience", [(0.01, 0.5), (0.5, 2.0), (9.0, 10.0)])
+def test_how_long_a_first_word_is_waited_for(
+    took: float, patience: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+
+    def connect_to(address: Any, sock: socket.socket) -> socket.socket:
+        clock[0] += took
+        return sock
+
+    monkeypatch.setattr(chat_client, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    client = Client(FakeConsole(ended=True), "", 0)
+    monkeypatch.setattr(client, "look_up", lambda: [(socket.AF_INET, 1, 0, "", ("127.0.0.1", 1))])
+    monkeypatch.setattr(client, "connect_to", connect_to)
+    with client.connect() as sock:
+        session = Session(client, sock, ChatProtocol("J"))
+        session.see_off()
+        assert session.leave_by == clock[0] + max(chat_client.LINGER, patience)
+        session.leave_by = clock[0]
+        session.run()
+        assert session.answer_by == clock[0] + patience
+
+
 def test_room_that_never_says_who_we_are_is_not_waited_for_for_ever() -> None:
     session = unconnected(ChatProtocol("John"))
     session.receive(WELCOME)
@@ -639,6 +753,10 @@ def test_in_a_room_an_unfinished_line_is_only_late(monkeypatch: pytest.MonkeyPat
     session = unconnected(ChatProtocol("J"))
     session.receive(b"An")
     assert session.show_by == chat_client.UNFINISHED_TIME
+    for first_word in (WELCOME, b"* password?\n", b"* wrong password\n"):
+        session.framer.partial = b""
+        session.receive(first_word[:-2])
+        assert session.show_by == NEVER
     session.framer.partial = b""
     session.receive(WELCOME + b"Ann: hal")
     assert session.show_by == NEVER
@@ -711,8 +829,8 @@ def test_taken_name_becomes_another(room: Server) -> None:
 @pytest.mark.parametrize(
     "name, why",
     [
-        ("a:b", "a name has no colon and nothing invisible in it"),
-        ("*Ann", "a name does not begin with an asterisk or a slash"),
+        ("a:b", "a name has letters and digits in it, and after the first also blanks and .-_'"),
+        ("7 more", 'a name has nothing in it that only the room says, such as "more"'),
         ("x" * 31 + "_", "x" * 31 + "_ is taken"),
     ],
 )
@@ -730,7 +848,7 @@ def test_whoever_sits_there_can_choose_another_name(
 ) -> None:
     other = room.join()
     window = terminal(*PLAIN, "localhost", str(room.port), "--name", "a:b")
-    window.expect("* a name has no colon")
+    window.expect("* a name has letters and digits")
     window.type("/name Ann\n")
     other.expect("* Ann joined\n")
 
@@ -808,6 +926,21 @@ def test_a_connection_that_breaks_after_the_last_word_is_no_success(
     assert (done.stderr.count("\n"), done.returncode) == (1, 1)
 
 
+def test_commands_in_a_pipe_to_an_echo_server(echo: Server) -> None:
+    done = client("localhost", echo.port, "--name", "J", typed="hi\n/msg Ann: psst\n/op x\n//x\n")
+    assert sorted(done.stdout.splitlines()) == [
+        "* not sent: /msg Ann: psst (no chat room has answered; //TEXT says /TEXT)",
+        "* not sent: /op * (no chat room has answered; //TEXT says /TEXT)",
+        *["J: /x"] * 2,
+        *["J: hi"] * 2,
+    ]
+    why = "chat_client.py: not everything was sent, as no chat room has answered\n"
+    assert (done.stderr, done.returncode) == (why, 1)
+    done = client("--echo", "localhost", echo.port, typed="/msg Ann: psst\n//x\n")
+    assert done.stdout.count("recv: /msg Ann: psst\n") == done.stdout.count("recv: //x\n") == 1
+    assert done.returncode == 0
+
+
 def test_echo_in_a_pipe(echo: Server) -> None:
     done = client("localhost", echo.port, "--echo", typed="test\n\ngrüße\nquit\nmore\n")
     assert (
@@ -860,7 +993,7 @@ def test_other_kinds_of_standard_input(room: Server, tmp_path: Path, kind: str) 
     other.expect("* J joined\n", *(["J: from a file\n"] if kind == "file" else []), "* J left\n")
 
 
-@pytest.mark.parametrize("typed", ["", "\n  \n"])
+@pytest.mark.parametrize("typed", ["", "\n  \n", "/msg Ann: psst"])
 def test_no_name_in_a_pipe_is_one_clear_line_before_connecting(typed: str) -> None:
     done = client("203.0.113.1", typed=typed)
     assert done.stderr == (
@@ -878,10 +1011,29 @@ def test_end_of_input_at_the_name_prompt_of_a_terminal_is_a_clean_end(
     assert window.wait() == 0
 
 
-@pytest.mark.parametrize("name", ["", "  ", "\x1b[2J\x07"])
-def test_an_empty_name_is_exit_status_2(name: str) -> None:
+def test_a_command_at_the_name_prompt_is_no_name(
+    terminal: Callable[..., Terminal], room: Server
+) -> None:
+    window = terminal(*PLAIN, "localhost", str(room.port))
+    window.expect("name: ")
+    window.type("/msg Ann: psst\n")
+    window.expect("* a name does not begin with a slash\nname: ")
+    window.type("John\n")
+    window.expect("Welcome")
+
+
+@pytest.mark.parametrize(
+    "name, why",
+    [
+        ("", "no name is given"),
+        ("  ", "no name is given"),
+        ("\x1b[2J\x07", "no name is given"),
+        (" /msg", "a name does not begin with a slash"),
+    ],
+)
+def test_a_name_that_is_none_is_exit_status_2(name: str, why: str) -> None:
     done = client("--name", name, typed="hi\n")
-    assert done.stderr.endswith("chat_client.py: error: argument --name: no name is given\n")
+    assert done.stderr.endswith(f"chat_client.py: error: argument --name: {why}\n")
     assert done.returncode == 2
 
 
@@ -1452,9 +1604,9 @@ def test_tries_to_connect_again_are_ever_rarer(monkeypatch: pytest.MonkeyPatch) 
 
 def test_name_option_is_only_text(room: Server) -> None:
     other = room.join()
-    done = client("localhost", room.port, "--name", b"J\xff\x1b[2J\n", typed="hi\n")
+    done = client("localhost", room.port, "--name", b"J\xc3\xb6\x1b[2J\n", typed="hi\n")
     assert (done.stderr, done.returncode) == ("", 0)
-    other.expect("* J\ufffd joined\n", "J\ufffd: hi\n")
+    other.expect("* J\u00f6 joined\n", "J\u00f6: hi\n")
 
 
 def test_words_that_leave_are_just_words_in_a_message(room: Server) -> None:

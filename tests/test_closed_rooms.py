@@ -548,6 +548,7 @@ def test_decrypted_data_is_never_left_lying(start: Callable[..., Server], tmp_pa
         (["--password-file", ""], 1, "cannot read the password file"),
         (["--transcript", ""], 1, "cannot write the transcript"),
         (["--web-host", "chat.example.org"], 2, "--web-host goes with --web"),
+        (["--web", "0", "--web-host", "*"], 2, "--web-host: '*' is not the name of a host"),
     ],
 )
 def test_options_that_make_no_sense(options: list[str], status: int, message: str) -> None:

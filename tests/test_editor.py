@@ -152,6 +152,7 @@ def test_the_history_is_searched() -> None:
     assert (shown(editor), editor.heading("me: ")) == ("draft|", "(search: ) ")
     assert shown(typed("MAKE", editor)) == "make it so|"
     assert editor.heading("me: ") == "(search: MAKE) "
+    assert editor.view("me: ", 24)[0] == "(search: MAKE) <e it so"
     assert shown(typed(" tx", editor)) == "make tea|"
     assert shown(typed("\x7f\x7f\x7f", editor)) == "make it so|"
     assert shown(typed("\x12", editor)) == "make tea|"
@@ -202,7 +203,9 @@ def test_fifty_pasted_lines() -> None:
     lines = [f"line {number}" for number in range(50)]
     editor = typed(PASTE + "\r".join(lines) + "\r" + END_PASTE + "\r")
     assert finished(editor) == []
-    assert editor.view("me: ", 80)[0].startswith("<")
+    assert editor.view("me: ", 80)[0].startswith("(50 lines: Enter says them) <")
+    assert len("".join(editor.view("me: ", 80))) < 80
+    assert len("".join(editor.view("me: ", 22))) < 22
     assert editor.heading("me: ") == "(50 lines: Enter says them) "
     assert typed("x", editor).heading("me: ") == "me: "
     typed("\x7f\r\r", editor)

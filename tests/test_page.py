@@ -119,6 +119,24 @@ def rows(page: Page, kind: str = "p") -> list[str]:
     return list(page.value(f"{found}.map((row) => row.innerText)"))
 
 
+def watch_sending(page: Page) -> None:
+    """Has the next document keep what it sends, in `outgoing`."""
+    page.before_load(
+        "{ const send = WebSocket.prototype.send; window.outgoing = [];"
+        "WebSocket.prototype.send = function (line) { outgoing.push(line); send.call(this, line); };"
+        "}"
+    )
+
+
+def hurry(page: Page) -> None:
+    """Has seconds pass five times as fast in the next document."""
+    for timer in "setTimeout", "setInterval":
+        page.before_load(
+            f"const {timer}_ = {timer};"
+            f"window.{timer} = (call, ms, ...given) => {timer}_(call, ms / 5, ...given)"
+        )
+
+
 def color(page: Page, name: str) -> str:
     """Returns the color of a name in the last message that begins with it."""
     find = f"[...document.querySelectorAll('#log b')].filter((b) => b.innerText === '{name}').pop()"
@@ -176,7 +194,7 @@ def test_a_name_that_the_room_does_not_allow_is_asked_for_again(room: WebRoom, p
     page.open(room.url)
     page.type("A:nn")
     page.press("Enter")
-    shows(page, "a name has no colon")
+    shows(page, "a name has letters and digits")
     join(page, "Ann")
 
 
@@ -219,10 +237,12 @@ def test_only_a_name_that_is_here_has_a_color(room: WebRoom, page: Page) -> None
 
 
 def test_what_is_said_is_only_ever_text(room: WebRoom, page: Page) -> None:
-    bob = room.server.join("<i>Bob</i>")
+    bob, other = room.server.join("Bob"), room.server.join()
     room.enter(page, "Ann")
     markup = "<img src=x onerror=alert(1)><script>alert(2)</script> &lt;"
     bob.send(f"{markup}\n")
+    shows(page, f"Bob: {markup}")
+    other.send(f"<i>Bob</i>: {markup}\n")
     shows(page, f"<i>Bob</i>: {markup}")
     assert not page.value("document.querySelectorAll('#log img, #log script, #log i').length")
 
@@ -261,6 +281,34 @@ def test_the_password_of_an_operator_is_not_shown(room: WebRoom, page: Page) -> 
     assert "sesame" not in page.value("document.body.innerHTML + box.value")
 
 
+@pytest.mark.parametrize("notice", ["is now Q", "left", "was removed"])
+def test_a_name_that_reads_like_a_notice_is_no_notice(
+    room: WebRoom, page: Page, notice: str
+) -> None:
+    bob, eve = room.server.join("Bob"), room.server.join()
+    room.enter(page, "Ann")
+    page.wait_for("names.size === 2")
+    eve.send(f"/name Bob {notice}\n")
+    page.wait_for("names.size === 3")
+    assert page.value("[...names].sort()") == ["Ann", "Bob", f"Bob {notice}"]
+    bob.send("/msg Ann: a secret\n")
+    shows(page, "a secret")
+    assert rows(page, ".private") == ["Bob (private): a secret"]
+    eve.send("/name Eve\n")
+    page.wait_for("names.has('Eve')")
+    eve.send("/quit\n")
+    page.wait_for("names.size === 2")
+    assert page.value("[...names].sort()") == ["Ann", "Bob"]
+
+
+def test_only_who_is_here_can_leave_or_have_another_name(room: WebRoom, page: Page) -> None:
+    room.enter(page, "Ann")
+    page.wait_for("names.size === 1")
+    for notice in "Zed is now Bob", "Ann is now", " is now Bob", "Ann left the room", "joined":
+        page.value(f"hear('* {notice}')")
+        assert page.value("[...names]") == ["Ann"]
+
+
 def test_who_is_here(room: WebRoom, page: Page) -> None:
     bob = room.server.join("Bob")
     room.enter(page, "Ann")
@@ -279,6 +327,67 @@ def test_who_is_here(room: WebRoom, page: Page) -> None:
     say(page, "/who")
     shows(page, "here: Ann, Bert and 1 unnamed")
     other.close()
+
+
+# Keyboards that compose what they type
+
+
+def test_enter_sends_what_a_phone_is_still_composing(room: WebRoom, page: Page) -> None:
+    bob = room.server.join("Bob")
+    room.enter(page, "Ann")
+    page.resize(*SIZES["phone"])
+    bob.read_until("* Ann joined\n")
+    page.click("#box")
+    page.type("Hello ")
+    page.compose("Bob")
+    page.press("Enter")
+    bob.expect("Ann: Hello Bob\n")
+    assert page.value("box.value") == ""
+    page.compose("again")  # nothing of the first is left in the keyboard
+    page.click("#form button")
+    bob.expect("Ann: again\n")
+    assert page.value("box.value") == ""
+
+
+def test_shift_enter_is_a_new_line_while_composing_too(room: WebRoom, page: Page) -> None:
+    bob = room.server.join("Bob")
+    room.enter(page, "Ann")
+    page.type("one")
+    page.press("Enter", SHIFT)
+    page.compose("two")
+    page.press("Enter", SHIFT)
+    assert page.value("box.value") == "one\ntwo\n"
+    assert rows(page, ".own") == []
+    page.press("Enter")
+    bob.expect("* Ann joined\n", "Ann: one\n", "Ann: two\n")
+
+
+def test_enter_that_picks_a_candidate_sends_nothing(room: WebRoom, page: Page) -> None:
+    bob = room.server.join("Bob")
+    room.enter(page, "Ann")
+    page.compose("\u306b\u307b\u3093")
+    key = {"key": "Enter", "code": "Enter", "windowsVirtualKeyCode": 229}
+    page.call("Input.dispatchKeyEvent", type="rawKeyDown", **key)
+    page.type("\u65e5\u672c")
+    page.call("Input.dispatchKeyEvent", type="keyUp", **key)
+    assert page.value("box.value") == "\u65e5\u672c"
+    assert rows(page, ".own") == []
+    page.press("Enter")
+    bob.expect("* Ann joined\n", "Ann: \u65e5\u672c\n")
+
+
+def test_one_enter_ends_a_korean_syllable_and_sends_it(room: WebRoom, page: Page) -> None:
+    bob = room.server.join("Bob")
+    room.enter(page, "Ann")
+    page.compose("\ud55c")
+    key = {"key": "Enter", "code": "Enter", "windowsVirtualKeyCode": 229}
+    page.call("Input.dispatchKeyEvent", type="rawKeyDown", **key)
+    page.type("\ud55c")
+    key["windowsVirtualKeyCode"] = 13
+    page.call("Input.dispatchKeyEvent", type="char", text="\r", **key)
+    page.call("Input.dispatchKeyEvent", type="keyUp", **key)
+    bob.expect("* Ann joined\n", "Ann: \ud55c\n")
+    assert rows(page, ".own") == ["Ann: \ud55c"]
 
 
 # What the page shows
@@ -316,6 +425,89 @@ def test_whoever_reads_further_up_stays_there(room: WebRoom, page: Page) -> None
     # The browser may tell of a change of place when there are more rows than were measured.
     page.value("for (let row = 0; row < 9; row++) show('said', 'more'); log.onscroll()")
     assert page.value("following")
+
+
+LONG = "a message that takes several rows on a phone " * 3
+TWO_FRAMES = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+IS_LOW = "following && log.scrollHeight - log.clientHeight - log.scrollTop < 2"
+
+
+def test_the_page_follows_whatever_size_it_has(room: WebRoom, page: Page) -> None:
+    room.enter(page, "Ann")
+    page.resize(*SIZES["phone"])
+    page.value(f"for (let row = 0; row < 100; row++) show('said', '{LONG}'); settle()")
+    # The browser tells of the new place in the next frame, when there is one more row.
+    page.value(f"new ResizeObserver(() => show('said', '{LONG}')).observe(log)")
+    for width, height in (360, 300), (360, 640), (640, 360), (360, 640), (1000, 700), (360, 640):
+        page.resize(width, height, True)
+        page.wait_for(f"innerWidth === {width} && innerHeight === {height}")
+        page.value(TWO_FRAMES)
+        assert page.value("following")
+    page.value("settle()")
+    page.wait_for(IS_LOW)
+
+
+def test_the_page_follows_while_its_reader_types(room: WebRoom, page: Page) -> None:
+    room.enter(page, "Ann")
+    page.value("for (let row = 0; row < 100; row++) show('said', 'more'); settle()")
+    for _ in range(100):
+        page.type("many words ")
+        page.value(TWO_FRAMES)
+        assert page.value(IS_LOW)
+    assert page.value("box.clientHeight") > 100
+
+
+def test_the_page_follows_when_the_first_rows_are_taken_away(room: WebRoom, page: Page) -> None:
+    room.enter(page, "Ann")
+    page.resize(*SIZES["phone"])
+    for _ in range(2):
+        page.value("while (log.childElementCount < MAX_ROWS) show('said', 'short'); settle()")
+        page.value(TWO_FRAMES)
+        page.value(f"show('said', 'short'); settle(); show('said', '{LONG}'); {TWO_FRAMES}")
+        assert page.value("log.childElementCount") == 4501
+        assert page.value("following")
+    page.value("settle()")
+    page.wait_for(IS_LOW)
+
+
+def test_a_reader_near_the_end_stays_when_the_first_rows_are_taken_away(
+    room: WebRoom, page: Page
+) -> None:
+    room.enter(page, "Ann")
+    page.value("for (let row = 0; log.childElementCount < MAX_ROWS; row++) show('said', `${row}.`)")
+    page.value("settle()")
+    page.wait_for(IS_LOW)
+    page.value("log.scrollTop -= 300")
+    page.wait_for("!following")
+    seen = "document.elementFromPoint(200, 300).innerText"
+    before = page.value(seen)
+    page.value("show('said', 'one more'), settle()")
+    assert page.value("log.childElementCount") == 4500
+    assert page.value(seen) == before
+
+
+@pytest.mark.parametrize("down", [-4, -40, -400])
+def test_whoever_scrolls_up_in_a_flood_stays_there(room: WebRoom, page: Page, down: int) -> None:
+    room.enter(page, "Ann")
+    page.value("for (let row = 0; row < 200; row++) show('said', 'more'); settle()")
+    page.wait_for(IS_LOW)
+    page.value("window.flood = setInterval(() => (show('said', 'more'), settle()), 5)")
+    page.turn_wheel(down)
+    page.wait_for("!following")
+    page.turn_wheel(100_000)
+    page.value("clearInterval(flood)")
+    page.turn_wheel(100_000)
+    page.wait_for("following")
+
+
+def test_a_pull_does_not_load_the_page_again(room: WebRoom, page: Page) -> None:
+    bob = room.server.join("Bob")
+    room.enter(page, "Ann")
+    page.resize(*SIZES["phone"])
+    page.pull(150, 600)
+    page.pull(600, 150)
+    say(page, "still here")
+    bob.expect("* Ann joined\n", "Ann: still here\n")
 
 
 def test_a_new_day_begins_with_its_date(room: WebRoom, page: Page) -> None:
@@ -465,6 +657,81 @@ def test_the_history_is_not_shown_twice(start: Callable[..., Server], page: Page
     shows(page, "four")
     talk = [row for row in rows(page) if ": " in row]
     assert talk == ["Bob: one", "Bob: two", "Ann: three", "Bob: four"]
+
+
+def test_a_connection_that_says_nothing_any_more_is_lost(room: WebRoom, page: Page) -> None:
+    hurry(page)
+    bob = room.server.join("Bob")
+    room.enter(page, "Ann")
+    say(page, "This arrives")
+    bob.read_until("Ann: This arrives\n")
+    page.wait_for("!sent.length")
+    room.server.process.send_signal(signal.SIGSTOP)
+    say(page, "This may not")
+    shows(page, "Not connected")
+    assert rows(page, ".own") == ["Ann: This arrives", "Ann: This may not (perhaps not sent)"]
+    page.wait_for("wait >= 4")  # nor is a connection waited for that nobody answers
+    room.server.process.send_signal(signal.SIGCONT)
+    page.wait_for("document.body.innerText.split('Welcome to the chatroom!').length === 3")
+
+
+def test_an_idle_connection_that_is_dead_is_lost(room: WebRoom, page: Page) -> None:
+    hurry(page)
+    room.enter(page, "Ann")
+    page.wait_for("!sent.length")
+    room.server.process.send_signal(signal.SIGSTOP)
+    shows(page, "Not connected")
+
+
+def test_a_silent_room_is_asked_now_and_then(room: WebRoom, page: Page) -> None:
+    watch_sending(page)
+    room.enter(page, "Ann")
+    page.wait_for("!sent.length")
+    page.value("clearInterval(pulse); silence = 0; outgoing = []")
+    seconds = "for (let second = 0; second < {}; second++) listen()"
+    page.value(seconds.format(11))
+    assert page.value("outgoing") == []
+    room.server.process.send_signal(signal.SIGSTOP)
+    page.value(seconds.format(6))
+    assert page.value("outgoing") == ["/ping"]
+    assert page.value("inRoom")
+    room.server.process.send_signal(signal.SIGCONT)
+    page.wait_for("!sent.length && silence === 0")
+    assert rows(page, ".notice") == ["Welcome to the chatroom!"]
+
+
+@pytest.mark.parametrize("event", ["visibilitychange", "online", "pageshow"])
+def test_whoever_is_back_learns_at_once_what_was_lost(
+    room: WebRoom, page: Page, event: str
+) -> None:
+    hurry(page)
+    watch_sending(page)
+    room.enter(page, "Ann")
+    page.wait_for("!sent.length")
+    room.server.process.send_signal(signal.SIGSTOP)
+    page.value("outgoing = []")
+    page.value(f"document.dispatchEvent(new Event('{event}', {{ bubbles: true }}))")
+    assert page.value("outgoing") == ["/ping"]
+    shows(page, "Not connected")
+
+
+def test_only_the_answer_to_the_users_own_ping_is_shown(room: WebRoom, page: Page) -> None:
+    room.enter(page, "Ann")
+    say(page, "Hello")
+    page.wait_for("!sent.length")
+    say(page, "/ping")
+    shows(page, "pong")
+    say(page, "Hello again")
+    page.wait_for("!sent.length")
+    assert rows(page, ".notice") == ["Welcome to the chatroom!", "pong"]
+
+
+def test_each_line_of_a_paste_is_known_to_have_arrived(room: WebRoom, page: Page) -> None:
+    room.enter(page, "Ann")
+    page.wait_for("!sent.length")
+    say(page, "\n".join(map(str, range(500))))
+    page.wait_for("!sent.length && log.querySelectorAll('.own').length === 500")
+    assert rows(page, ".notice") == ["Welcome to the chatroom!"]
 
 
 def test_whoever_has_left_stays_away_until_asked(room: WebRoom, page: Page) -> None:

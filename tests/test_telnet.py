@@ -229,6 +229,34 @@ def test_a_web_page_cannot_speak(start: Callable[..., Server], closed: Server, k
     assert room.log().count("is a web browser, or something else that speaks HTTP") == requests
 
 
+@plain_and_tls
+@pytest.mark.parametrize("kind", ["open", "closed"])
+def test_nobody_hears_what_is_meant_for_another_server(
+    start: Callable[..., Server], closed: Server, kind: str
+) -> None:
+    room = closed if kind == "closed" else start("chat_server.py")
+    ann = room.connect()
+    if kind == "closed":
+        ann.send(f"{PASSWORD}\n")
+    ann.read_until(WELCOME)
+    for count, probe in enumerate(
+        (
+            b"SSH-2.0-OpenSSH_9.6\r\n",
+            b"EHLO localhost\r\n",
+            b"*1\r\n$4\r\nPING\r\n",
+            b"PASS hunter2\r\nNICK bob\r\nUSER bob 0 * :Bob\r\n",
+        ),
+        1,
+    ):
+        lost = room.connect()
+        lost.send(probe)
+        assert lost.rest().endswith(b"* this room takes lines of text; it has no page\n")
+        room.wait_for_log(f"(?s)(speaks HTTP, SSH, IRC or the like.*){{{count}}}")
+    ann.send("/who\n")
+    ann.expect("* here: 1 unnamed\n")
+    assert "hunter2" not in room.log()
+
+
 def test_whoever_has_sent_one_letter_hears_what_others_say(room: Server) -> None:
     slow, ann = room.join(), room.join("Ann")
     slow.expect("* Ann joined\n")

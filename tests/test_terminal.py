@@ -818,6 +818,69 @@ def test_the_question_for_the_password_is_drawn_anew(
     server.expect("secret\n")
 
 
+@pytest.mark.parametrize("options", [[], ["--plain"]])
+def test_what_was_typed_before_the_question_is_said_behind_the_door(
+    listener: Listener, terminal: Callable[..., Terminal], options: list[str]
+) -> None:
+    window = in_terminal(terminal, "127.0.0.1", str(listener.port), "--name", "John", *options)
+    server = listener.accept()
+    window.type("one\rtwo\r" + "half" * (not options))
+    window.expect("half" if not options else "two")
+    server.send("* password?\n")
+    if not options:  # the rest of a line that was begun before is no password
+        window.expect("(finish this line, then the password)")
+        window.type(" a line\r")
+    window.expect("password: ")
+    window.type("secret\r")
+    server.expect("secret\n")
+    server.send(WELCOME)
+    server.expect("/name John\n")
+    server.send("* you are John\n")
+    server.expect("John: one\n", "John: two\n", *["John: half a line\n"] * (not options))
+    window.type("exit\r")
+    assert server.rest() == b""
+
+
+def test_what_a_sleeping_room_takes_for_the_password_is_said_again_behind_the_door(
+    listener: Listener, terminal: Callable[..., Terminal]
+) -> None:
+    window = in_terminal(terminal, "127.0.0.1", str(listener.port), "--name", "John")
+    server = listener.accept()
+    window.type("hi\r/msg Ann: psst\r")
+    server.expect("John: hi\n")
+    window.expect("* not sent: /msg Ann: psst")
+    server.send("* password?\n")
+    window.expect("asked late for its password")
+    assert server.rest() == b""
+    server.close()
+    server = listener.accept()
+    server.send("* password?\n")
+    window.expect("password: ")
+    window.type("secret\r")
+    server.expect("secret\n")
+    server.send(WELCOME)
+    server.expect("/name John\n")
+    server.send("* you are John\n")
+    server.expect("John: hi\n")
+    window.type("exit\r")
+    assert server.rest() == b""
+
+
+def test_half_a_password_that_nobody_wants_any_more_is_not_said(
+    listener: Listener, terminal: Callable[..., Terminal]
+) -> None:
+    window, server = at_door(terminal, listener)
+    window.type("sec")
+    server.send(WELCOME)
+    server.expect("/name John\n")
+    server.send("* you are John\n* Ann joined\n")
+    shown = window.expect("* Ann joined")
+    window.type("ret\rhi\r")
+    server.expect("John: hi\n")
+    window.type("exit\r")
+    assert "ret" not in shown + window.rest()
+
+
 def test_the_password_is_not_seen_when_the_connection_is_lost_meanwhile(
     listener: Listener, terminal: Callable[..., Terminal]
 ) -> None:

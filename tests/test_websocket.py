@@ -11,8 +11,6 @@ from browser import masked
 from chat_server import (
     Input,
     WebSocket,
-    close_frame,
-    frame,
 )
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
@@ -146,7 +144,7 @@ def test_close_is_answered_with_its_own_code(code: int) -> None:
     for heard in in_all_ways(said("a") + close + said("not heard")):
         assert heard.lines == b"a\n"
         assert (heard.socket.over, heard.socket.code, heard.socket.why) == (True, code, "")
-        assert close_frame(heard.socket.code) == b"\x88\x02" + code.to_bytes(2, "big")
+        assert heard.socket.farewell(1001) == b"\x88\x02" + code.to_bytes(2, "big")
 
 
 def test_close_without_a_code_is_a_normal_one() -> None:
@@ -163,7 +161,8 @@ def test_frames_of_the_server() -> None:
         (65535, b"\x81\x7e\xff\xff"),
         (65536, b"\x81\x7f\0\0\0\0\0\1\0\0"),
     ):
-        assert frame(TEXT, b"x" * size) == header + b"x" * size
+        assert WebSocket.encode(b"x" * size) == header + b"x" * size
+    assert WebSocket(1000).farewell(1001) == b"\x88\x02\x03\xe9"
 
 
 # Faults
@@ -311,4 +310,5 @@ def test_input_has_the_same_members_as_a_websocket() -> None:
     one, other = Input(1000), WebSocket(1000)
     assert not hasattr(one, "__dict__") and not hasattr(other, "__dict__")
     assert (one.over, other.over) == (False, False)
+    assert (one.encode, one.farewell(1000)) == (None, b"")
     assert one.most > other.most
