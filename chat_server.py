@@ -2856,9 +2856,9 @@ class Connection(Member):
 
     def note_cost(self, seconds: float) -> None:
         """Reading once took so much of the process's time: the next time, less is read, or more."""
-        if seconds > TURN:
-            self.most = max(MIN_READ, self.most // 4)
-        elif seconds < TURN / 4:
+        if seconds > TURN / 4:
+            self.most = max(MIN_READ, self.most // 2)
+        elif seconds < TURN / 16:
             self.most = min(2 * self.most, self.framer.most)
 
     def read_on(self, reading: bool) -> None:
