@@ -3800,59 +3800,110 @@ class ChatServer:
 # Addresses that nobody has (RFC 5737, RFC 3849). The way to them is the way to the rest of the
 # world.
 ELSEWHERE: dict[int, str] = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}
-SIOCGIFADDR = 0x8915 if sys.platform == "linux" else 0xC0206921  # on macOS and the BSDs
+
+# What asks for an interface's flags, and its address: on Linux, and on macOS and the BSDs.
+SIOCGIFFLAGS = 0x8913 if sys.platform == "linux" else 0xC0206911
+SIOCGIFADDR = 0x8915 if sys.platform == "linux" else 0xC0206921
+IFF_WORKS = 0x41  # of the flags: it is up, and has a link
+IFF_POINTOPOINT = 0x10
+TEMPORARY = 0x01  # of the flags of an IPv6 address: it changes every day
+IF_INET6 = "/proc/net/if_inet6"  # where Linux lists these, see proc(5)
+
+# How the names of bridges, tunnels and the like begin: they lead into this machine, or far away,
+# but not to those who are in the same network.
+VIRTUAL = re.compile("br|cni|docker|lxc|lxd|podman|tailscale|tap|tun|utun|vbox|veth|vir|vm|wg|zt")
 
 
 def hosts_for_others(listeners: Sequence[socket.socket]) -> list[str]:
     """Returns what other hosts can connect to, the likeliest to work first; nothing if only this
     machine can connect."""
-    addresses = [listener.getsockname()[0] for listener in listeners]
-    if all(map(is_local, addresses)):
+    listening = [listener.getsockname()[0] for listener in listeners]
+    if all(map(is_local, listening)):
         return []
     found: list[str] = []
-    for listener, address in zip(listeners, addresses):
-        if address in EVERY_INTERFACE:
-            found += own_addresses(listener.family)
-        # A link-local one goes with an interface, which each host calls by a name of its own.
-        elif not is_local(address) and not address.startswith("fe80:"):
-            found.append(address)
+    for listener, host in zip(listeners, listening):
+        found += own_addresses(listener.family) if host in EVERY_INTERFACE else [host]
+    found = [host for host in dict.fromkeys(found) if not is_local(host)]
+    # A link-local one goes with an interface, which each host calls by a name of its own.
+    found = [host for host in found if not host.startswith("fe80:")]
     found.sort(key=lambda host: ":" in host)  # IPv4 first, which everyone has
     return found or [socket.gethostname()]
 
 
 def own_addresses(family: int) -> list[str]:
-    """Returns addresses of this machine, as far as the system tells: first the one from which it
-    reaches the rest of the world, if it does, then each interface's."""
-    found: list[str] = []
+    """Returns this machine's addresses, as far as the system tells: first the one from which it
+    reaches the rest of the world, if it does, then those of interfaces that work, bridges and
+    tunnels last."""
+    main: list[str] = []
     with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as sock:
         sock.connect((ELSEWHERE[family], 9))  # sends nothing
-        found.append(sock.getsockname()[0])
-    if family == socket.AF_INET and fcntl and hasattr(socket, "if_nameindex"):
-        with socket.socket(family, socket.SOCK_DGRAM) as sock:
-            for _, name in socket.if_nameindex():
-                with suppress(OSError):  # it has none
-                    answer = fcntl.ioctl(sock, SIOCGIFADDR, os.fsencode(name).ljust(40, b"\0"))
-                    found.append(socket.inet_ntoa(answer[20:24]))  # of a struct ifreq
-    return [host for host in dict.fromkeys(found) if not host.startswith(("127.", "fe80:"))]
+        main.append(sock.getsockname()[0])
+    physical: list[str] = []
+    virtual: list[str] = []
+    down: list[str] = []
+    for name, address in interface_addresses(family):
+        flags = interface_flags(name)
+        if flags & IFF_WORKS != IFF_WORKS:
+            down.append(address)
+        elif flags & IFF_POINTOPOINT or VIRTUAL.match(name):
+            virtual.append(address)
+        else:
+            physical.append(address)
+    return [address for address in main + physical + virtual if address not in down]
+
+
+def interface_addresses(family: int) -> Iterator[tuple[str, str]]:
+    """Yields the names of interfaces, each with its address; IPv6 ones on Linux alone."""
+    if family == socket.AF_INET and fcntl:
+        for _, name in socket.if_nameindex():
+            with suppress(OSError):  # it has none
+                yield name, socket.inet_ntoa(ask_interface(name, SIOCGIFADDR)[20:24])
+    elif os.path.exists(IF_INET6):
+        with open(IF_INET6) as lines:
+            for digits, _, _, _, flags, name in map(str.split, lines):
+                if not int(flags, 16) & TEMPORARY:
+                    yield name, socket.inet_ntop(family, bytes.fromhex(digits))
+
+
+def interface_flags(name: str) -> int:
+    """Returns an interface's flags, 0 if it is gone."""
+    with suppress(OSError):
+        return int.from_bytes(ask_interface(name, SIOCGIFFLAGS)[16:18], sys.byteorder)
+    return 0
+
+
+def ask_interface(name: str, request: int) -> bytes:
+    """Returns the struct ifreq with the answer to a request. Raises OSError."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        return fcntl.ioctl(sock, request, os.fsencode(name).ljust(40, b"\0"))
 
 
 def how_to_join(
     listeners: Sequence[socket.socket], hosts: Sequence[str], tls: ssl.SSLContext | None, cert: str
 ) -> tuple[str, list[str]]:
     """Returns a host at which those who can connect reach this one, and commands for joining that
-    work as they stand there. `hosts` are the --host options; `cert` is the certificate's file.
-    Logs a warning if clients will refuse that."""
+    work as they stand there, and where else they would. `hosts` are the --host options; `cert` is
+    the certificate's file. Logs a warning if clients will refuse that."""
     others, port = hosts_for_others(listeners), listeners[0].getsockname()[1]
     host = (others or hosts)[0]
     if not tls:
-        return host, [f"join: python3 chat_client.py {host} {port}", f"or: nc {host} {port}"]
+        lines = [f"join: python3 chat_client.py {host} {port}", f"or: nc {host} {port}"]
+        return host, lines + other_addresses(others[1:])
     try:
         view = ClientsView(tls, cert)
         host = view.best_host(others or hosts, by_name=bool(others))
         trust, *notes = view.how_to_trust(local=not others)
+        others = [other for other in others if other != host and not view.why_refused(other)]
     except OSError:  # it was in a pipe, from which it comes once
         trust, *notes = "--tls-ca FILE", "FILE is the room's certificate"
-    return host, [f"join: python3 chat_client.py {host} {port} {trust}", *notes]
+        others = others[1:]
+    lines = [f"join: python3 chat_client.py {host} {port} {trust}", *notes]
+    return host, lines + other_addresses(others)
+
+
+def other_addresses(hosts: Sequence[str]) -> list[str]:
+    """Returns a line that names more hosts at which the room can be reached, if there are any."""
+    return [f"other addresses of this machine: {', '.join(hosts)}"] if hosts else []
 
 
 PARTIAL_CHAIN = 0x80000  # ssl.VERIFY_X509_PARTIAL_CHAIN, which older Pythons don't name

@@ -349,6 +349,97 @@ def two_hosts() -> Iterator[tuple[list[str], list[str]]]:
             holder.communicate()
 
 
+@pytest.fixture
+def interfaces(request: pytest.FixtureRequest) -> Iterator[list[str]]:
+    """A network namespace with the interfaces of the parameter: the name of each, its addresses,
+    and whether it is up, down, or unplugged; or what has the default route. Yields what a command
+    begins with that is to run there."""
+    unshare, enter, ip = needs("unshare"), needs("nsenter"), needs("ip")
+    command = [unshare, "--net", "sh", "-c", "echo; exec sleep 1000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as holder:
+        try:
+            if not holder.stdout or not holder.stdout.read(1):
+                pytest.skip("network namespaces are for the superuser")
+            host = [enter, "--net", "--target", str(holder.pid)]
+            changes = ["link set lo up"]
+            for interface in request.param:
+                name, *addresses, state = interface.split()
+                if state == "default":
+                    changes.append(f"route add default dev {name}")
+                    continue
+                kind = "veth peer name far" if state == "unplugged" else "bridge"
+                changes.append(f"link add {name} type {kind}")
+                changes += [f"address add {one} dev {name}" for one in addresses]
+                changes += [f"link set {name} up"] if state != "down" else []
+            for change in changes:
+                subprocess.run([*host, ip, *change.split()], check=True)
+            yield host
+        finally:
+            holder.kill()
+
+
+LAN, DOCKER = "wlan0 192.168.178.23/24 up", "docker0 172.17.0.1/16 up"
+
+
+@pytest.mark.parametrize(
+    "interfaces, expected",
+    [
+        ([DOCKER, LAN], ["192.168.178.23", "172.17.0.1"]),
+        ([DOCKER.replace("up", "down"), LAN], ["192.168.178.23"]),
+        (["eth0 192.0.2.9/24 unplugged", LAN], ["192.168.178.23"]),
+        (["tun0 10.8.0.2/24 up", LAN], ["192.168.178.23", "10.8.0.2"]),
+        (["tun0 10.8.0.2/24 up", LAN, "tun0 default"], ["10.8.0.2", "192.168.178.23"]),
+        (
+            ["wlan0 10.42.0.1/24 up", "wwan0 100.72.13.5/24 up", "wwan0 default"],
+            ["100.72.13.5", "10.42.0.1"],
+        ),
+        (["br0 192.168.1.5/24 up", DOCKER, "br0 default"], ["192.168.1.5", "172.17.0.1"]),
+        (
+            ["docker0 172.17.0.1/16 fd00:1::1/64 up", "eth0 192.168.1.5/24 fd00:2::5/64 up"],
+            ["192.168.1.5", "172.17.0.1", "fd00:2::5", "fd00:1::1"],
+        ),
+        ([DOCKER], ["172.17.0.1"]),
+    ],
+    indirect=["interfaces"],
+)
+def test_all_addresses_are_said_the_likeliest_first(
+    interfaces: list[str], expected: list[str], start: Callable[..., Server]
+) -> None:
+    if any(":" in address for address in expected):
+        needs_ipv6()
+    room = start("chat_server.py", "--host", "::", web=True, within=interfaces)
+    room.wait_for_log(r"in a browser: .*\n")
+    first, *others = expected
+    assert hint(room) == f"python3 chat_client.py {first} {room.port}"
+    assert f"or: nc {first} {room.port}\n" in room.log()
+    assert f"or, in a browser: http://{first}:" in room.log()
+    more = re.search("other addresses of this machine: (.*)", room.log())
+    assert (more[1].split(", ") if more else []) == others
+
+
+@pytest.mark.parametrize("interfaces", [[], ["eth0 10.0.0.1/8 down"]], indirect=True)
+def test_a_machine_in_no_network_goes_by_its_name(
+    interfaces: list[str], start: Callable[..., Server]
+) -> None:
+    room = start("chat_server.py", "--host", "::", within=interfaces)
+    assert hint(room) == f"python3 chat_client.py {socket.gethostname()} {room.port}"
+
+
+@pytest.mark.parametrize("interfaces", [[DOCKER, LAN]], indirect=True)
+def test_other_addresses_are_said_if_the_certificate_is_for_them(
+    interfaces: list[str], start: Callable[..., Server], tmp_path: Path
+) -> None:
+    for names, first, others in (
+        ("IP:192.168.178.23,IP:172.17.0.1", "192.168.178.23", ["172.17.0.1"]),
+        ("IP:172.17.0.1", "172.17.0.1", []),
+    ):
+        options = certificate(tmp_path, names)
+        room = start("chat_server.py", "--host", "::", *options, within=interfaces)
+        room.wait_for_log("copy new.pem")
+        assert hint(room) == f"python3 chat_client.py {first} {room.port} --tls-ca new.pem"
+        assert re.findall("other addresses of this machine: (.*)", room.log()) == others
+
+
 def pasted(command: str, host: list[str], folder: Path, typed: str, **more: str) -> str:
     """Returns what a command shows that is pasted into a shell on a host, in a folder."""
     done = subprocess.run(
