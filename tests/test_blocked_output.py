@@ -26,6 +26,7 @@ import resource
 import termios
 
 SERVERS = ["chat_server.py", "echo_server.py"]
+SCRIPTS = [*SERVERS, "chat_client.py"]
 STAMP = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ "
 LOST = re.compile(r"lines lost here: (\d+) \(.+\)")
 both_servers = pytest.mark.parametrize("script", SERVERS)
@@ -232,6 +233,28 @@ def test_log_on_a_full_disk_stops_nobody(start: Callable[..., Server], script: s
     os.close(full)
     talk(server, script)
     assert server.stop() == 0
+
+
+@all_logs
+def test_no_script_waits_for_a_reader_to_say_why_it_ends(log: StoppedLog) -> None:
+    log.stop()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        runs = [([script, "--no-such-option"], 2) for script in SCRIPTS]
+        runs += [([script, "--port", port], 1) for script in SERVERS]
+        runs += [([script, "--help"], 0) for script in SCRIPTS]
+        runs.append((["chat_client.py", "--tls-ca", "none"], 1))
+        for command, status in runs:
+            done = subprocess.run(
+                [sys.executable, *command],
+                stdin=subprocess.DEVNULL,
+                stdout=log.writer,
+                stderr=log.writer,
+                cwd=ROOT,
+                check=False,
+                timeout=DEADLINE,
+            )
+            assert (command, done.returncode) == (command, status)
 
 
 # The transcript
