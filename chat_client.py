@@ -40,6 +40,7 @@ import re
 import select
 import selectors
 import socket
+import stat
 import sys
 import threading
 import time
@@ -1125,36 +1126,46 @@ class Terminated(Exception):
     """A signal told us to end; the argument is its number."""
 
 
-class StandardStream(io.TextIOBase):
-    """Standard output or error for a program that goes on, and ends with the status it should,
-    whatever has become of it: gone, closed, or on a disk that is full.
+class LossyStream(io.TextIOBase):
+    """Standard output or error that never waits for its reader: lines that aren't taken at once are
+    lost. The next that is written stands on a line of its own, after a word of how many they were.
 
-    Python's own keeps what it couldn't write, tries again at the end, and makes the exit status 120
-    when that fails too. This one keeps nothing.
+    The descriptor has to block, as the shell has it too. So each write is small, and comes after a
+    look whether there is room. Python's own would wait, and in the end make the exit status 120.
     """
 
     def __init__(self, descriptor: int) -> None:
-        super().__init__()
         self.descriptor = descriptor
+        self.asks = os.name == "posix" and not stat.S_ISREG(os.fstat(descriptor).st_mode)
+        # What there is room for if there is any: in a pipe 512 bytes or more (POSIX, PIPE_BUF); in
+        # a terminal on Linux 256, but perhaps not a newline after them.
+        self.piece = re.compile(rb"\n|.{1,128}" if os.isatty(descriptor) else rb"(?s).{1,512}")
+        self.lost = 0  # lines, since the last that was written
+        self.why = ""  # they were
 
     def write(self, text: str) -> int:
-        with suppress(OSError):
-            os.write(self.descriptor, text.encode("utf-8", "backslashreplace"))
+        gap = f"\nlines lost here: {self.lost} ({self.why})\n" if self.lost else ""
+        data = (gap + text).encode("utf-8", "backslashreplace")
+        try:
+            while data:
+                if self.asks and not select.select([], [self.descriptor], [], 0)[1]:
+                    raise BlockingIOError(errno.EAGAIN, "nobody is reading it")
+                data = data[os.write(self.descriptor, next(self.piece.finditer(data))[0]) :]
+        except OSError as error:
+            self.why = str(error.strerror)
+        missing, lines = data.count(b"\n"), text.count("\n")
+        self.lost = missing if missing <= lines else self.lost + lines  # else the gap is untold
         return len(text)
 
 
 def open_standard_streams() -> None:
-    """Makes standard output and error ones that can be relied on, and opens the null device in
-    place of each standard stream that is closed: a socket would get its descriptor, and with it the
-    log."""
-    for descriptor in range(3):
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest descriptor that is free: this one
-    if sys.stdout is not None:  # it is if it was closed: then what is asked for goes to the error
-        sys.stdout = StandardStream(1)
-    sys.stderr = StandardStream(2)
+    """Makes standard output and error ones that never wait. Opens the null device in place of each
+    standard stream that is closed: a socket would get its descriptor, and with it the log."""
+    descriptor = 0
+    while descriptor < 3:
+        descriptor = os.open(os.devnull, os.O_RDWR)  # is the lowest that is free
+    os.close(descriptor)
+    sys.stdout, sys.stderr = sys.stdout and LossyStream(1), LossyStream(2)  # None if closed
 
 
 class SignalSocket(socket.socket):

@@ -93,9 +93,8 @@ DOOR_SIZE = 100  # newcomers at the door at once
 OTHER_DESCRIPTORS = 32 + 2 * DOOR_SIZE  # the listeners, files; who is no member yet, or no more
 # On Windows select() takes 512 sockets.
 MAX_CLIENTS = 512 - OTHER_DESCRIPTORS if sys.platform == "win32" else 10_000
-LISTEN_QUEUE = 1024  # connections that the kernel completes for us ahead of accept()
 ACCEPT_SHARE = 0.003  # seconds of a turn for newcomers, so that a storm of them holds up nobody
-RETRY_ACCEPT = 1.0  # seconds until the next try after accept() failed
+ACCEPT_REST = 0.1  # seconds until the next try after accept() failed
 RETRY_CERTIFICATE = 1.0  # seconds until the next try with files that weren't a certificate and key
 
 MAX_LINE = 8 * 1024  # bytes of a line without its newline; --max-line
@@ -189,8 +188,6 @@ SOCKET_OPTIONS = [
 
 TCP_INFO_SIZE = 128  # bytes of Linux's struct tcp_info up to tcpi_bytes_acked, the last of these
 SIOCOUTQ = 0x5411 if sys.platform == "linux" else 0  # bytes that the peer has yet to acknowledge
-
-Address = Any  # as the socket module has it: (host, port) and more
 
 log = logging.getLogger("chat")
 
@@ -1812,168 +1809,58 @@ def lacking(module: str, purpose: str) -> Failure:
     return Failure(f"this Python has no module {module}, which {purpose} needs; {remedy}")
 
 
-class StandardStream(io.TextIOBase):
-    """Standard output or error for a program that goes on, and ends with the status it should,
-    whatever has become of it: gone, closed, or on a disk that is full.
+class LossyStream(io.TextIOBase):
+    """Standard output or error that never waits for its reader: lines that aren't taken at once are
+    lost. The next that is written stands on a line of its own, after a word of how many they were.
 
-    Python's own keeps what it couldn't write, tries again at the end, and makes the exit status 120
-    when that fails too. This one keeps nothing.
+    The descriptor has to block, as the shell has it too. So each write is small, and comes after a
+    look whether there is room. Python's own would wait, and in the end make the exit status 120.
     """
 
     def __init__(self, descriptor: int) -> None:
-        super().__init__()
         self.descriptor = descriptor
+        self.asks = os.name == "posix" and not stat.S_ISREG(os.fstat(descriptor).st_mode)
+        # What there is room for if there is any: in a pipe 512 bytes or more (POSIX, PIPE_BUF); in
+        # a terminal on Linux 256, but perhaps not a newline after them.
+        self.piece = re.compile(rb"\n|.{1,128}" if os.isatty(descriptor) else rb"(?s).{1,512}")
+        self.lost = 0  # lines, since the last that was written
+        self.why = ""  # they were
 
     def write(self, text: str) -> int:
-        with suppress(OSError):
-            os.write(self.descriptor, text.encode("utf-8", "backslashreplace"))
+        gap = f"\nlines lost here: {self.lost} ({self.why})\n" if self.lost else ""
+        data = (gap + text).encode("utf-8", "backslashreplace")
+        try:
+            while data:
+                if self.asks and not select.select([], [self.descriptor], [], 0)[1]:
+                    raise BlockingIOError(errno.EAGAIN, "nobody is reading it")
+                data = data[os.write(self.descriptor, next(self.piece.finditer(data))[0]) :]
+        except OSError as error:
+            self.why = str(error.strerror)
+        missing, lines = data.count(b"\n"), text.count("\n")
+        self.lost = missing if missing <= lines else self.lost + lines  # else the gap is untold
         return len(text)
 
 
 def open_standard_streams() -> None:
-    """Makes standard output and error ones that can be relied on, and opens the null device in
-    place of each standard stream that is closed: a socket would get its descriptor, and with it the
-    log."""
-    for descriptor in range(3):
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest descriptor that is free: this one
-    if sys.stdout is not None:  # it is if it was closed: then what is asked for goes to the error
-        sys.stdout = StandardStream(1)
-    sys.stderr = StandardStream(2)
+    """Makes standard output and error ones that never wait. Opens the null device in place of each
+    standard stream that is closed: a socket would get its descriptor, and with it the log."""
+    descriptor = 0
+    while descriptor < 3:
+        descriptor = os.open(os.devnull, os.O_RDWR)  # is the lowest that is free
+    os.close(descriptor)
+    sys.stdout, sys.stderr = sys.stdout and LossyStream(1), LossyStream(2)  # None if closed
 
 
-class LineWriter:
-    """Adds whole lines to a file, a pipe or a terminal, and never waits for whoever reads them:
-    lines that aren't taken at once are lost. After one that was taken halfway, the next begins on a
-    line of its own.
-
-    Its descriptor is non-blocking, or that of a file: a disk may be slow, but it doesn't stop.
-    """
-
-    torn_end = b"\n"  # goes out after a line that was taken halfway
-
-    def __init__(self, descriptor: int) -> None:
-        self.descriptor = descriptor
-        self.in_line = False  # the last line was taken halfway
-        self.why = ""  # the last lines that were lost were lost
-
-    def write(self, lines: bytes) -> int:
-        """Returns how many of the lines were lost."""
-        data = self.torn_end + lines if self.in_line else lines
-        taken = 0
-        try:
-            while taken < len(data):
-                taken += self.put(data[taken:])
-        except BlockingIOError:
-            self.why = "nobody is reading it"
-        except OSError as error:
-            self.why = error.strerror or str(error)
-        if taken:
-            self.in_line = data[taken - 1 : taken] != b"\n"
-        missing = data.count(b"\n", taken)
-        return missing and min(missing, lines.count(b"\n"))
-
-    def put(self, data: bytes) -> int:
-        """Returns how many bytes were taken. Raises OSError."""
-        return os.write(self.descriptor, data)
-
-
-class SharedLineWriter(LineWriter):
-    """The same for a descriptor that blocks, and has to: others have it too, such as the shell, and
-    what is done to its mode is done to theirs.
-
-    So it asks before each write whether there is room, and writes no more than there must be then.
-    What is left is the moment between the two, in which somebody else could fill that room.
-    """
-
-    # Bytes for which there is room: in a pipe, 512 or more (POSIX, PIPE_BUF); in a terminal on
-    # Linux, 256, but perhaps not for a newline after them.
-    PIECE = 128
-
-    def __init__(self, descriptor: int) -> None:
-        super().__init__(descriptor)
-        self.room = select.poll()
-        self.room.register(descriptor, select.POLLOUT)
-
-    def put(self, data: bytes) -> int:
-        if not self.room.poll(0):
-            raise BlockingIOError
-        end = data.find(b"\n", 0, self.PIECE)
-        return super().put(data[: self.PIECE if end == -1 else max(end, 1)])
-
-
-def open_error_writer() -> LineWriter:
-    """Returns what writes to standard error and never waits."""
-    if stat.S_ISREG(os.fstat(2).st_mode) or not hasattr(select, "poll"):  # Windows has none
-        return LineWriter(2)
-    try:  # Linux opens the same pipe or terminal anew, in a mode that is ours alone
-        return LineWriter(os.open("/proc/self/fd/2", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY))
-    except OSError:  # there is no /proc, it is a socket, or another user's, as after su
-        return SharedLineWriter(2)
-
-
-class LogHandler(logging.Handler):
-    """Writes the log, and never waits for its reader. After lines that were lost it says how many
-    they were."""
-
-    def __init__(self, out: LineWriter) -> None:
-        super().__init__()
-        self.out = out
-        self.lost = 0  # lines, since the last that was written
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Writes one entry, of one or more lines."""
-        entry = self.encode(record)
-        if self.lost:
-            gap = {"msg": "lines of the log lost here: %d (%s)", "args": (self.lost, self.out.why)}
-            if self.out.write(self.encode(logging.makeLogRecord(gap))):
-                self.lost += entry.count(b"\n")
-                return
-        self.lost = self.out.write(entry)
-
-    def encode(self, record: logging.LogRecord) -> bytes:
-        """Returns the lines of an entry."""
-        return f"{self.format(record)}\n".encode("utf-8", "backslashreplace")
-
-
-class SignalSocket(socket.socket):
-    """What open_signal_socket returns. After close() no signal arrives any more."""
-
-    def __init__(self, reader: socket.socket, writer: socket.socket) -> None:
-        super().__init__(fileno=reader.detach())
-        self.writer = writer
-        self.woken_before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-
-    def close(self) -> None:
-        signal.set_wakeup_fd(self.woken_before)
-        self.writer.close()
-        super().close()
-
-
-def open_signal_socket(*numbers: int) -> socket.socket:
-    """Returns a socket on which each of these signals arrives as a byte, its number.
-
-    So a signal is one more event for the loop. A handler that raises would strike anywhere, even
-    between receiving bytes and passing them on.
-    """
+def ending_signals() -> socket.socket:
+    """Returns a socket at which the signals that are to end the server arrive, as one more event
+    for the loop: a handler that raises would strike anywhere, between receiving and sending too."""
     reader, writer = socket.socketpair()
-    reader.setblocking(False)
     writer.setblocking(False)
-    signals = SignalSocket(reader, writer)
-    for number in numbers:
-        signal.signal(number, lambda *_: None)  # only a signal with a handler wakes the loop
-    return signals
-
-
-def ending_signals() -> list[int]:
-    """Returns the signals that end the server: also the one that says that its terminal was closed,
-    unless that is to be ignored, as nohup has it."""
-    signals = [signal.SIGINT, signal.SIGTERM]
-    if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-        signals.append(signal.SIGHUP)
-    return [int(number) for number in signals]
+    signal.set_wakeup_fd(writer.detach(), warn_on_full_buffer=False)  # open until the process ends
+    for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, lambda *_: None)  # only one with a handler arrives
+    return reader
 
 
 def raise_descriptor_limit(clients: int) -> int:
@@ -2003,21 +1890,14 @@ def raise_descriptor_limit(clients: int) -> int:
 
 
 def open_log(verbose: bool) -> None:
-    """Starts the log, on standard error, each entry with its time.
-
-    The time is in UTC, the transcript's: it makes no jump in spring and autumn, and the logs of
-    several hosts can be laid side by side. Where standard error is systemd's journal there is none,
-    as that keeps its own (systemd.exec(5) explains JOURNAL_STREAM).
-    """
+    """Starts the log, on standard error, each entry with its time in UTC, which makes no jump in
+    spring and autumn. Systemd's journal has a time already (systemd.exec(5), JOURNAL_STREAM)."""
     error = os.fstat(2)
     in_journal = os.environ.get("JOURNAL_STREAM") == f"{error.st_dev}:{error.st_ino}"
     logging.Formatter.converter = time.gmtime
-    logging.basicConfig(
-        format="%(message)s" if in_journal else "%(asctime)s %(message)s",
-        datefmt="%Y-%m-%dT%H:%M:%SZ",
-        level=logging.DEBUG if verbose else logging.INFO,
-        handlers=[LogHandler(open_error_writer())],
-    )
+    form = "%(message)s" if in_journal else "%(asctime)s %(message)s"
+    level = logging.DEBUG if verbose else logging.INFO
+    logging.basicConfig(format=form, datefmt="%Y-%m-%dT%H:%M:%SZ", level=level)
 
 
 # --- The transcript ------------------------------------------------------------------------------
@@ -2068,11 +1948,10 @@ class Transcript:
         there is one, and one that goes can come back.
         """
         self.file = io.FileIO(self.path, "a+", opener=open_private)
-        self.lines = LineWriter(self.file.fileno())
-        self.lines.torn_end = TORN_END
+        self.torn = False  # its last line was taken halfway
         with suppress(OSError):  # it is empty, or has no end
             self.file.seek(-1, os.SEEK_END)
-            self.lines.in_line = self.file.read(1) != b"\n"  # the disk was full, the last time
+            self.torn = self.file.read(1) != b"\n"  # the disk was full, the last time
 
     def messages(self, max_line: int) -> bytes:
         """Returns the messages at its end, whole lines as they were said, for a history. `max_line`
@@ -2092,14 +1971,25 @@ class Transcript:
         return said_before(tail, MAX_PREFIX + max_line)
 
     def write(self, text: bytes) -> None:
-        """Adds whole lines."""
+        """Adds whole lines. Those that aren't taken at once are lost."""
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ ", time.gmtime()).encode()
+        lost, why = text.count(b"\n"), ""
         try:
             self.follow()
-            lost = self.lines.write(stamp + text[:-1].replace(b"\n", b"\n" + stamp) + b"\n")
-            why = self.lines.why
+            data = TORN_END * self.torn + stamp + text[:-1].replace(b"\n", b"\n" + stamp) + b"\n"
+            while data:
+                taken = os.write(self.file.fileno(), data)
+                self.torn = data[taken - 1 : taken] != b"\n"
+                data = data[taken:]
+                lost = min(lost, data.count(b"\n"))
+        except BlockingIOError:
+            why = "nobody is reading it"
         except OSError as error:
-            lost, why = text.count(b"\n"), error.strerror or str(error)
+            why = error.strerror or str(error)
+        self.note_lost(lost, why)
+
+    def note_lost(self, lost: int, why: str) -> None:
+        """Tells the log when lines begin to be lost, and some time after the last how many were."""
         now = time.monotonic()
         if lost:
             if not self.lost:
@@ -2136,197 +2026,96 @@ class Transcript:
 # 6.3), and every interface, which is IPv4 too. IPv6 sockets are IPv6 only here, so that both can be
 # bound, and peers go by their real address instead of ::ffff:192.0.2.1.
 EVERY_INTERFACE = ("::", "0.0.0.0")
-SEVERAL_ADDRESSES = {
-    "localhost": ("::1", "127.0.0.1"),
-    "::": EVERY_INTERFACE,
-    "*": EVERY_INTERFACE,
-}
-
-# An address that this machine doesn't have, such as ::1 where IPv6 is switched off.
-NOT_OURS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
-NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)  # for this process, for the whole system
-
-# Addresses that nobody has (RFC 5737, RFC 3849). The way to them is the way to the rest of the
-# world.
-ELSEWHERE: dict[int, str] = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}
-SIOCGIFADDR = 0x8915 if sys.platform == "linux" else 0xC0206921  # on macOS and the BSDs
+SEVERAL = {"localhost": ("::1", "127.0.0.1"), "::": EVERY_INTERFACE, "*": EVERY_INTERFACE}
 
 
-def open_listeners(
-    hosts: Sequence[str], port: int, option: str = "--port"
-) -> list[socket.socket]:
-    """Returns non-blocking sockets that listen on `port` of every address of the hosts.
-
-    Port 0 stands for one that is free on all of them. Raises Failure, which names the option that
-    gave the port.
-    """
-    addresses = find_addresses(hosts)
-    tries = 1 if port else 20  # a port that is free on the first address may be taken on the next
-    while True:
-        listeners: dict[Address, socket.socket] = {}
-        try:
-            for host in hosts:
-                listen_on(addresses[host], port, listeners)
-            return list(listeners.values())
-        except OSError as error:
-            for listener in listeners.values():
-                listener.close()
-            tries -= 1
-            if error.errno != errno.EADDRINUSE or not tries:
-                raise Failure(why_not_listening(error, host, port, option)) from error
+def set_options(sock: socket.socket) -> None:
+    """Gives a connection its options, or a listener those of its connections."""
+    with suppress(OSError):  # some systems refuse for a connection that was reset already
+        for level, option, value in SOCKET_OPTIONS:
+            sock.setsockopt(level, option, value)
 
 
-def find_addresses(hosts: Sequence[str]) -> dict[str, list[tuple[int, Address]]]:
-    """Returns the family and the address of everything that each host stands for. Where all
-    addresses of a family are among them, that is in place of each single one, which it would keep
-    from being bound. Raises Failure."""
-    found: dict[str, list[tuple[int, Address]]] = {}
-    everything: dict[int, Address] = {}  # by its family
-    for host in hosts:
-        found[host] = []
-        for name in SEVERAL_ADDRESSES.get(host, (host,)):
-            try:
-                answers = socket.getaddrinfo(name, 0, type=socket.SOCK_STREAM)
-            except (OSError, UnicodeError) as error:  # UnicodeError: a name that no host can have
-                raise Failure(why_not_listening(error, host, 0)) from error
-            for family, _, _, _, address in answers:
-                found[host].append((family, address))
-                if address[0] in EVERY_INTERFACE:
-                    everything[family] = address
-    return {
-        host: [(family, everything.get(family, address)) for family, address in addresses]
-        for host, addresses in found.items()
-    }
-
-
-def listen_on(
-    addresses: Sequence[tuple[int, Address]], port: int, listeners: dict[Address, socket.socket]
-) -> None:
-    """Adds a listener for each address of a host that has none yet, all on one port.
-
-    Addresses that this machine doesn't have are passed over while another one of the host is left.
-    Raises OSError.
-    """
-    missing: OSError | None = None
-    listening = False
-    for family, address in addresses:
-        if listeners:  # then port 0 has become a real one
-            port = next(iter(listeners.values())).getsockname()[1]
-        key = (address[0], *address[2:])  # without the port
-        try:
-            if key not in listeners:
-                listeners[key] = bind_and_listen(family, (address[0], port, *address[2:]))
-            listening = True
-        except OSError as error:
-            if error.errno not in NOT_OURS:
-                raise
-            missing = error
-    if missing and not listening:
-        raise missing
-
-
-def bind_and_listen(family: int, address: Address) -> socket.socket:
-    """Returns a non-blocking socket that listens at the address. Raises OSError."""
-    listener = socket.socket(family, socket.SOCK_STREAM)
+def find_addresses(host: str) -> list[tuple[int, Any]]:
+    """Returns the family and address of all that a host stands for, but for those that this machine
+    doesn't have, such as ::1 if IPv6 is switched off. Raises Failure."""
+    found: list[tuple[int, Any]] = []
     try:
-        if sys.platform == "win32":  # where SO_REUSEADDR would let two programs have the same port
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
-        else:  # start again at once, although connections of the last run linger in TIME_WAIT
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        # Urgent data, which telnet sends, comes in its place among the rest. Connections inherit it
-        # from here, so that it holds for their first bytes too.
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
-        listener.bind(address)
-        listener.listen(LISTEN_QUEUE)
-        listener.setblocking(False)
-    except OSError:
-        listener.close()
-        raise
-    return listener
+        for name in SEVERAL.get(host, (host,)):
+            for family, _, _, _, address in socket.getaddrinfo(name, 0, type=socket.SOCK_STREAM):
+                try:
+                    socket.create_server(address, family=family).close()
+                except OSError as error:
+                    if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                        continue
+                found.append((family, address))
+    except (OSError, UnicodeError):  # UnicodeError: a name that no host can have
+        raise Failure(f"host {host} is unknown; --host takes a name or an address of this machine")
+    if not found:
+        raise Failure(f"{host} is not an address of this machine; --host :: takes all that it has")
+    return found
 
 
-def why_not_listening(
-    error: OSError | UnicodeError, host: str, port: int, option: str = "--port"
-) -> str:
-    """Returns what to tell the user when listening on `port` of `host`, an option's, failed."""
-    if isinstance(error, (socket.gaierror, UnicodeError)):
-        return f"host {host} is unknown; --host takes a name or an address of this machine"
-    if host.lower().startswith("fe80:") and "%" not in host:
-        return f"{host} needs the interface that it belongs to, as in {host}%eth0"
+def open_listeners(hosts: Sequence[str], port: int, option: str = "--port") -> list[socket.socket]:
+    """Returns non-blocking sockets that listen on `port` of every address of the hosts; 0 stands
+    for one that is free on all of them. Raises Failure, which names the option for the port."""
+    found = {one: host for host in hosts for one in find_addresses(host)}
+    # Where every interface is to be bound, no single one of that family can be.
+    whole = {family for family, address in found if address[0] in EVERY_INTERFACE}
+    listeners: list[socket.socket] = []
+    try:
+        for (family, address), host in found.items():
+            if family not in whole or address[0] in EVERY_INTERFACE:
+                given = listeners[0].getsockname()[1] if listeners else port
+                at = (address[0], given, *address[2:])
+                listeners.append(socket.create_server(at, family=family, backlog=1024))
+                listeners[-1].setblocking(False)
+                set_options(listeners[-1])
+    except OSError as error:
+        for listener in listeners:
+            listener.close()
+        if listeners and not port and error.errno == errno.EADDRINUSE:
+            return open_listeners(hosts, port, option)  # another may be free on all of them
+        raise Failure(why_not_listening(error, host, port, option)) from error
+    return listeners
+
+
+def why_not_listening(error: OSError, host: str, port: int, option: str) -> str:
+    """Returns what to tell the user when listening on `port` of `host` failed."""
     if error.errno == errno.EADDRINUSE:
         return f"port {port} on {host} is taken; choose another with {option}"
     if error.errno == errno.EACCES and port < 1024:
         return f"port {port} on {host} is for the superuser; choose one above 1023 with {option}"
-    if error.errno in NOT_OURS:
-        return f"{host} is not an address of this machine; --host :: takes all that it has"
-    return f"cannot listen on port {port} of {host}: {error.strerror or error}"
+    if host.lower().startswith("fe80:") and "%" not in host:
+        return f"{host} needs the interface that it belongs to, as in {host}%eth0"
+    why = str(error.strerror).partition(" (while")[0]  # where create_server() says at what it was
+    return f"cannot listen on port {port} of {host}: {why}"
 
 
-def format_address(address: Address | None) -> str:
+def format_address(address: Any) -> str:
     """Returns 127.0.0.1:7007 or [::1]:7007."""
-    if not address:  # macOS, for a connection that was reset before it was accepted
-        return "somebody"
-    host, port = address[:2]
+    host, port = address[:2] if address else ("somebody", 0)  # macOS, if it was reset already
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def ip_address(listener: socket.socket) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """Returns the address at which a socket listens."""
-    return ipaddress.ip_address(listener.getsockname()[0].partition("%")[0])
 
 
 def who_can_connect(listeners: Sequence[socket.socket]) -> str:
     """Returns a sentence for the user that says from where the listeners can be reached."""
-    addresses = [ip_address(listener) for listener in listeners]
-    if all(address.is_loopback for address in addresses):
+    hosts = [listener.getsockname()[0] for listener in listeners]
+    if all(map(is_local, hosts)):
         return "only this machine can connect; --host :: lets the network in"
-    if any(address.is_unspecified for address in addresses):
+    if set(hosts) & set(EVERY_INTERFACE):
         return "whoever can reach this machine can connect"
     return "whoever can reach these addresses can connect"
 
 
-def hosts_for_others(listeners: Sequence[socket.socket]) -> list[str]:
-    """Returns what other hosts can connect to, the likeliest to work first; nothing if only this
-    machine can connect."""
-    addresses = [ip_address(listener) for listener in listeners]
-    if all(address.is_loopback for address in addresses):
-        return []
-    found: list[str] = []
-    for listener, address in zip(listeners, addresses):
-        if address.is_unspecified:
-            found += own_addresses(listener.family)
-        # A link-local one goes with an interface, which each host calls by a name of its own.
-        elif not address.is_loopback and not (address.version == 6 and address.is_link_local):
-            found.append(str(address))
-    found.sort(key=lambda host: ":" in host)  # IPv4 first, which everyone has
-    return found or [socket.gethostname()]
-
-
-def own_addresses(family: int) -> list[str]:
-    """Returns addresses of this machine, as far as the system tells: first the one from which it
-    reaches the rest of the world, if it does, then each interface's."""
-    found: list[str] = []
-    with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as sock:
-        sock.connect((ELSEWHERE[family], 9))  # sends nothing
-        found.append(sock.getsockname()[0])
-    if family == socket.AF_INET and fcntl and hasattr(socket, "if_nameindex"):
-        with socket.socket(family, socket.SOCK_DGRAM) as sock:
-            for _, name in socket.if_nameindex():
-                with suppress(OSError):  # it has none
-                    answer = fcntl.ioctl(sock, SIOCGIFADDR, os.fsencode(name).ljust(40, b"\0"))
-                    found.append(socket.inet_ntoa(answer[20:24]))  # of a struct ifreq
-    return [host for host in dict.fromkeys(found) if not host.startswith(("127.", "fe80:"))]
+def is_local(host: str) -> bool:
+    """Says whether an address is one by which a machine reaches only itself."""
+    return host == "::1" or host.startswith("127.")
 
 
 class Acceptor:
     """Accepts newcomers at the listeners; calls `admit` with each one's non-blocking socket, which
-    is from then on its own, and the address of its peer, as text.
-
-    Out of descriptors, a listener stays readable and accept() keeps failing, so that the loop would
-    spin. Newcomers then wait in the kernel's queue until one is free.
-    """
+    is from then on its own, and the address of its peer, as text."""
 
     def __init__(
         self,
@@ -2337,68 +2126,53 @@ class Acceptor:
         self.selector = selector
         self.listeners = listeners
         self.admit = admit
-        self.failing = False  # the last accept() failed
-        self.retry_at: float | None = None  # monotonic seconds, while newcomers have to wait
+        self.resting = [*listeners]  # to be registered: all at first, then where accept() failed
+        self.rest_ends = 0.0  # monotonic seconds
+        self.newcomers_wait = False  # the last accept() failed
 
-    def start(self) -> None:
-        """Registers the listeners."""
-        self.retry_at = None
-        for listener in self.listeners:
-            self.selector.register(listener, EVENT_READ, partial(self.accept, listener))
-
-    def pause(self) -> None:
-        """Leaves newcomers in the kernel's queue."""
-        for listener in self.listeners:
-            self.selector.unregister(listener)
+    def end_rest(self) -> None:
+        """Has the loop accept newcomers again at listeners that have rested."""
+        if self.resting and time.monotonic() >= self.rest_ends:
+            for listener in self.resting:
+                self.selector.register(listener, EVENT_READ, partial(self.accept, listener))
+            self.resting.clear()
 
     def close(self) -> None:
         """Gives up the listeners: whoever connects from now on is refused."""
-        if self.retry_at is None:
-            self.pause()
-        self.retry_at = None
         for listener in self.listeners:
+            if listener not in self.resting:
+                self.selector.unregister(listener)
             listener.close()
-
-    def resume(self) -> None:
-        """Lets newcomers in again if they wait: a connection was closed."""
-        if self.retry_at is not None:
-            self.start()
-
-    def retry_if_due(self, now: float) -> None:
-        """Lets newcomers in again if it is time, in monotonic seconds: others may have used up what
-        the whole system has."""
-        if self.retry_at is not None and now >= self.retry_at:
-            self.start()
+        self.resting.clear()
 
     def accept(self, listener: socket.socket) -> None:
-        """Admits those who wait at a listener, for as long as its share of a turn lasts: to find a
-        newcomer a place can take a look at everyone who has one."""
-        if self.retry_at is not None:  # the other listener found out in this same turn
-            return
+        """Lets in those who wait at a listener, for as long as its share of a turn lasts: to find a
+        newcomer a place can take a look at everyone who has one. Where that fails, as when too many
+        files are open, the listener stays ready and the loop would spin: so it rests."""
         over = time.monotonic() + ACCEPT_SHARE / len(self.listeners)
         try:
             while time.monotonic() < over:
                 sock, address = listener.accept()
-                self.failing = False
-                self.hand_over(sock, address)
+                self.newcomers_wait = False
+                self.hand_over(sock, format_address(address))
         except (BlockingIOError, ConnectionAbortedError):  # no more, or one that has left already
             pass
         except OSError as error:
-            if not self.failing:
+            if not self.newcomers_wait:
                 log.warning("newcomers have to wait: %s", error.strerror)
-            self.failing = True
-            self.retry_at = time.monotonic() + RETRY_ACCEPT
-            self.pause()
+            self.newcomers_wait = True
+            self.selector.unregister(listener)
+            self.resting.append(listener)
+            self.rest_ends = time.monotonic() + ACCEPT_REST
 
-    def hand_over(self, sock: socket.socket, address: Address | None) -> None:
+    def hand_over(self, sock: socket.socket, peer: str) -> None:
         """Makes a newcomer's socket what the loop needs, and admits it."""
-        peer = format_address(address)
         try:
             sock.setblocking(False)
-            for level, option, value in SOCKET_OPTIONS:
-                sock.setsockopt(level, option, value)
+            if sys.platform != "linux":  # where they are inherited from the listener
+                set_options(sock)
             self.admit(sock, peer)
-        except OSError as error:  # some systems refuse options on a connection that was reset
+        except OSError as error:
             log.info("%s could not be admitted: %s", peer, error.strerror)
             sock.close()
         except Exception:
@@ -3550,12 +3324,9 @@ class Membership:
     does so before anything else about that one is dropped.
     """
 
-    def __init__(
-        self, room: Room, size: int, door: Door, operator: bytes, closed: Callable[[], None]
-    ) -> None:
+    def __init__(self, room: Room, size: int, door: Door, operator: bytes) -> None:
         self.room = room
         self.door = door
-        self.closed = closed  # is called after a connection was: its descriptor is free
         self.clock = door.clock
         see_off = partial(self.start_leaving, code=REFUSED)
         self.operators = Operators(room, door, operator, see_off)
@@ -3731,7 +3502,6 @@ class Membership:
         self.leaving.pop(conn, None)
         self.in_hand.discard(conn)
         conn.close()
-        self.closed()
 
     def meet_deadlines(self) -> None:
         """Closes those whose time is up."""
@@ -3771,7 +3541,7 @@ class ChatServer:
         self.selector = selectors.DefaultSelector()
         self.acceptor = Acceptor(self.selector, listeners, self.admit)
         door = Door(password, Clock(), site)
-        self.crowd = Membership(room, max_clients, door, operator, self.acceptor.resume)
+        self.crowd = Membership(room, max_clients, door, operator)
         self.throttle = self.crowd.throttle
         self.next_tick = 0.0
         self.latest_cost = 0.0  # the cost of whoever was read last: see read_all
@@ -3779,15 +3549,14 @@ class ChatServer:
 
     # The loop
 
-    def run(self) -> int:
-        """Serves; returns the exit status.
+    def run(self, signals: socket.socket) -> int:
+        """Serves until there is something to read from `signals`; returns the exit status.
 
         The selector holds with each socket its connection, with others what to call when they are
         ready.
         """
-        with self.selector, open_signal_socket(*ending_signals()) as signals:
+        with self.selector:
             self.selector.register(signals, EVENT_READ, partial(self.on_signal, signals))
-            self.acceptor.start()
             while not self.stop_signals:
                 self.turn()
             self.last_call()
@@ -3808,6 +3577,7 @@ class ChatServer:
         A turn flushes before it reads, reads each connection once, and delivers once. So whoever
         leaves in it has its last batch before anything else can end its stream.
         """
+        self.acceptor.end_rest()
         knocking, readable = self.wait(self.timeout())
         self.serve_door(knocking)
         self.read_all(readable)
@@ -3818,7 +3588,6 @@ class ChatServer:
         if now >= self.next_tick:
             self.next_tick = now + TICK
             self.crowd.tick()
-            self.acceptor.retry_if_due(time.monotonic())
 
     def wait(self, timeout: float | None) -> tuple[list[Connection], set[Connection]]:
         """Waits `timeout` seconds at most, and sends what can be sent; returns who is ready at the
@@ -3907,8 +3676,9 @@ class ChatServer:
         deadlines = [*crowd.leaving.values(), *crowd.door.waiting.values()]
         if crowd.leaving or (throttle.waiting and throttle.slowing):
             deadlines.append(now + SHORT_TICK)
-        must_retry = self.acceptor.retry_at is not None
-        if crowd.door.late or throttle.behind or must_retry:
+        if self.acceptor.resting:
+            deadlines.append(now + ACCEPT_REST)
+        if crowd.door.late or throttle.behind:
             deadlines.append(self.next_tick)
         return max(0.0, min(deadlines) - now) if deadlines else None
 
@@ -4050,24 +3820,113 @@ class ChatServer:
 
 # --- How to join ---------------------------------------------------------------------------------
 
+# Addresses that nobody has (RFC 5737, RFC 3849). The way to them is the way to the rest of the
+# world.
+ELSEWHERE: dict[int, str] = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}
+
+# What asks for an interface's flags, and its address: on Linux, and on macOS and the BSDs.
+SIOCGIFFLAGS = 0x8913 if sys.platform == "linux" else 0xC0206911
+SIOCGIFADDR = 0x8915 if sys.platform == "linux" else 0xC0206921
+IFF_WORKS = 0x41  # of the flags: it is up, and has a link
+IFF_POINTOPOINT = 0x10
+TEMPORARY = 0x01  # of the flags of an IPv6 address: it changes every day
+IF_INET6 = "/proc/net/if_inet6"  # where Linux lists these, see proc(5)
+
+# How the names of bridges, tunnels and the like begin: they lead into this machine, or far away,
+# but not to those who are in the same network.
+VIRTUAL = re.compile("br|cni|docker|lxc|lxd|podman|tailscale|tap|tun|utun|vbox|veth|vir|vm|wg|zt")
+
+
+def hosts_for_others(listeners: Sequence[socket.socket]) -> list[str]:
+    """Returns what other hosts can connect to, the likeliest to work first; nothing if only this
+    machine can connect."""
+    listening = [listener.getsockname()[0] for listener in listeners]
+    if all(map(is_local, listening)):
+        return []
+    found: list[str] = []
+    for listener, host in zip(listeners, listening):
+        found += own_addresses(listener.family) if host in EVERY_INTERFACE else [host]
+    found = [host for host in dict.fromkeys(found) if not is_local(host)]
+    # A link-local one goes with an interface, which each host calls by a name of its own.
+    found = [host for host in found if not host.startswith("fe80:")]
+    found.sort(key=lambda host: ":" in host)  # IPv4 first, which everyone has
+    return found or [socket.gethostname()]
+
+
+def own_addresses(family: int) -> list[str]:
+    """Returns this machine's addresses, as far as the system tells: first the one from which it
+    reaches the rest of the world, if it does, then those of interfaces that work, bridges and
+    tunnels last."""
+    main: list[str] = []
+    with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as sock:
+        sock.connect((ELSEWHERE[family], 9))  # sends nothing
+        main.append(sock.getsockname()[0])
+    physical: list[str] = []
+    virtual: list[str] = []
+    down: list[str] = []
+    for name, address in interface_addresses(family):
+        flags = interface_flags(name)
+        if flags & IFF_WORKS != IFF_WORKS:
+            down.append(address)
+        elif flags & IFF_POINTOPOINT or VIRTUAL.match(name):
+            virtual.append(address)
+        else:
+            physical.append(address)
+    return [address for address in main + physical + virtual if address not in down]
+
+
+def interface_addresses(family: int) -> Iterator[tuple[str, str]]:
+    """Yields the names of interfaces, each with its address; IPv6 ones on Linux alone."""
+    if family == socket.AF_INET and fcntl:
+        for _, name in socket.if_nameindex():
+            with suppress(OSError):  # it has none
+                yield name, socket.inet_ntoa(ask_interface(name, SIOCGIFADDR)[20:24])
+    elif os.path.exists(IF_INET6):
+        with open(IF_INET6) as lines:
+            for digits, _, _, _, flags, name in map(str.split, lines):
+                if not int(flags, 16) & TEMPORARY:
+                    yield name, socket.inet_ntop(family, bytes.fromhex(digits))
+
+
+def interface_flags(name: str) -> int:
+    """Returns an interface's flags, 0 if it is gone."""
+    with suppress(OSError):
+        return int.from_bytes(ask_interface(name, SIOCGIFFLAGS)[16:18], sys.byteorder)
+    return 0
+
+
+def ask_interface(name: str, request: int) -> bytes:
+    """Returns the struct ifreq with the answer to a request. Raises OSError."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        return fcntl.ioctl(sock, request, os.fsencode(name).ljust(40, b"\0"))
+
 
 def how_to_join(
     listeners: Sequence[socket.socket], hosts: Sequence[str], tls: ssl.SSLContext | None, cert: str
 ) -> tuple[str, list[str]]:
     """Returns a host at which those who can connect reach this one, and commands for joining that
-    work as they stand there. `hosts` are the --host options; `cert` is the certificate's file.
-    Logs a warning if clients will refuse that."""
+    work as they stand there, and where else they would. `hosts` are the --host options; `cert` is
+    the certificate's file. Logs a warning if clients will refuse that."""
     others, port = hosts_for_others(listeners), listeners[0].getsockname()[1]
     host = (others or hosts)[0]
     if not tls:
-        return host, [f"join: python3 chat_client.py {host} {port}", f"or: nc {host} {port}"]
+        lines = [f"join: python3 chat_client.py {host} {port}", f"or: nc {host} {port}"]
+        return host, lines + other_addresses(others[1:])
     try:
         view = ClientsView(tls, cert)
         host = view.best_host(others or hosts, by_name=bool(others))
         trust, *notes = view.how_to_trust(local=not others)
+        others = [other for other in others if other != host and not view.why_refused(other)]
     except OSError:  # it was in a pipe, from which it comes once
         trust, *notes = "--tls-ca FILE", "FILE is the room's certificate"
-    return host, [f"join: python3 chat_client.py {host} {port} {trust}", *notes]
+        others = others[1:]
+    lines = [f"join: python3 chat_client.py {host} {port} {trust}", *notes]
+    return host, lines + other_addresses(others)
+
+
+def other_addresses(hosts: Sequence[str]) -> list[str]:
+    """Returns a line that names more hosts at which the room can be reached, if there are any."""
+    return [f"other addresses of this machine: {', '.join(hosts)}"] if hosts else []
 
 
 PARTIAL_CHAIN = 0x80000  # ssl.VERIFY_X509_PARTIAL_CHAIN, which older Pythons don't name
@@ -4340,9 +4199,11 @@ def run(args: argparse.Namespace) -> int:
     server = ChatServer(
         [*listeners, *web], room, max_clients, transcript, password, certificate, operator, site
     )
+    signals = ending_signals()
     try:
-        return server.run()
+        return server.run(signals)
     finally:
+        signals.detach()  # stays open, as another signal may come
         if transcript:
             transcript.close()
 
@@ -4357,7 +4218,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{args.prog}: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        if error.errno not in NO_DESCRIPTOR:
+        if error.errno not in (errno.EMFILE, errno.ENFILE):
             raise
         print(f"{args.prog}: too few open files are allowed; see ulimit -n", file=sys.stderr)
         return 1

@@ -26,8 +26,9 @@ import resource
 import termios
 
 SERVERS = ["chat_server.py", "echo_server.py"]
+SCRIPTS = [*SERVERS, "chat_client.py"]
 STAMP = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ "
-LOST = re.compile(STAMP + r"lines of the log lost here: (\d+) \(.+\)")
+LOST = re.compile(r"lines lost here: (\d+) \(.+\)")
 both_servers = pytest.mark.parametrize("script", SERVERS)
 # How a log is stopped: by whoever sits at the terminal, by a program, by nobody who reads.
 all_logs = pytest.mark.parametrize(
@@ -190,14 +191,15 @@ def test_lines_of_a_log_that_is_read_now_and_then_are_whole_or_counted(
 
 @pytest.mark.parametrize("log", ["terminal", "pipe"], indirect=True)
 @both_servers
-def test_shared_writer_never_waits_where_nothing_can_be_opened_anew(
+def test_a_stream_takes_what_there_is_room_for_and_counts_the_rest(
     log: StoppedLog, script: str
 ) -> None:
-    """On systems without /proc, and on another user's terminal."""
     program = (
         f"import {script[:-3]} as server\n"
-        "out = server.SharedLineWriter(2)\n"
-        "print(sum(out.write(b'x' * n + b'\\n') for n in range(3000)))"
+        "out, lost = server.LossyStream(2), 0\n"
+        "for n in range(3000):\n"
+        "    out.write('x' * n + '\\n')\n"
+        "print(out.lost)"
     )
     with subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=log.writer, cwd=ROOT
@@ -231,6 +233,28 @@ def test_log_on_a_full_disk_stops_nobody(start: Callable[..., Server], script: s
     os.close(full)
     talk(server, script)
     assert server.stop() == 0
+
+
+@all_logs
+def test_no_script_waits_for_a_reader_to_say_why_it_ends(log: StoppedLog) -> None:
+    log.stop()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        runs = [([script, "--no-such-option"], 2) for script in SCRIPTS]
+        runs += [([script, "--port", port], 1) for script in SERVERS]
+        runs += [([script, "--help"], 0) for script in SCRIPTS]
+        runs.append((["chat_client.py", "--tls-ca", "none"], 1))
+        for command, status in runs:
+            done = subprocess.run(
+                [sys.executable, *command],
+                stdin=subprocess.DEVNULL,
+                stdout=log.writer,
+                stderr=log.writer,
+                cwd=ROOT,
+                check=False,
+                timeout=DEADLINE,
+            )
+            assert (command, done.returncode) == (command, status)
 
 
 # The transcript

@@ -131,12 +131,13 @@ def test_a_line_that_was_written_halfway_is_in_no_history(
     options = ["--history", "9", "--transcript", str(file)]
     patch = (
         "import os\n"
-        "def put(self, data):\n"
+        "write = os.write\n"
+        "def write_halfway(descriptor, data):\n"
         "    if b'last words' not in data:\n"
-        "        return os.write(self.descriptor, data)\n"
-        f"    os.write(self.descriptor, data[:{taken}])\n"
+        "        return write(descriptor, data)\n"
+        f"    write(descriptor, data[:{taken}])\n"
         "    os.kill(os.getpid(), 9)\n"
-        "chat_server.LineWriter.put = put"
+        "os.write = write_halfway"
     )
     room = patched(start, tmp_path, patch, *options)
     ann, bob = room.join(), room.join()

@@ -226,7 +226,9 @@ def test_servers_run_with_the_modules_of_python3_minimal(
     for script in SERVERS:
         lame(tmp_path, script, preparation)
         assert "example: " in run_lame(tmp_path, python, "--help").stdout
-        assert "there is no option --x" in run_lame(tmp_path, python, "--x").stderr
+        done = run_lame(tmp_path, python, "--x")
+        assert re.search("there is no option --x|unrecognized arguments: --x", done.stderr)
+        assert done.returncode == 2
         server = start("lame.py", cwd=tmp_path, python=python, tls=script == "chat_server.py")
         peer = server.connect()
         peer.send("hi\n")
@@ -282,16 +284,22 @@ def hint(server: Server) -> str:
     return server.wait_for_log(r"(?:join|try it): (.*)").group(1)
 
 
-@pytest.mark.parametrize("script", SERVERS)
-def test_hint_has_an_address_of_this_machine(start: Callable[..., Server], script: str) -> None:
-    own = echo_server.own_addresses(socket.AF_INET)
+def test_hint_has_an_address_of_this_machine(start: Callable[..., Server]) -> None:
+    own = chat_server.own_addresses(socket.AF_INET)
     if not own:
         pytest.skip("this machine is in no network")
-    server = start(script, "--host", "*")
+    server = start("chat_server.py", "--host", "*")
     assert f" {own[0]} {server.port}" in hint(server)
     socket.create_connection((own[0], server.port)).close()
-    server = start(script, "--host", "127.0.0.1", "--host", own[0])
+    server = start("chat_server.py", "--host", "127.0.0.1", "--host", own[0])
     assert f" {own[0]} {server.port}" in hint(server)
+
+
+def test_hint_of_an_echo_server_has_the_host_that_was_given(start: Callable[..., Server]) -> None:
+    echo = start("echo_server.py", "--host", "*")
+    assert hint(echo) == f"telnet {socket.gethostname()} {echo.port}"
+    echo = start("echo_server.py", "--host", "127.0.0.1", "--host", "*")
+    assert hint(echo) == f"telnet 127.0.0.1 {echo.port}"
 
 
 @pytest.mark.parametrize("script", SERVERS)
@@ -339,6 +347,97 @@ def two_hosts() -> Iterator[tuple[list[str], list[str]]]:
         for holder in holders:
             holder.kill()
             holder.communicate()
+
+
+@pytest.fixture
+def interfaces(request: pytest.FixtureRequest) -> Iterator[list[str]]:
+    """A network namespace with the interfaces of the parameter: the name of each, its addresses,
+    and whether it is up, down, or unplugged; or what has the default route. Yields what a command
+    begins with that is to run there."""
+    unshare, enter, ip = needs("unshare"), needs("nsenter"), needs("ip")
+    command = [unshare, "--net", "sh", "-c", "echo; exec sleep 1000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as holder:
+        try:
+            if not holder.stdout or not holder.stdout.read(1):
+                pytest.skip("network namespaces are for the superuser")
+            host = [enter, "--net", "--target", str(holder.pid)]
+            changes = ["link set lo up"]
+            for interface in request.param:
+                name, *addresses, state = interface.split()
+                if state == "default":
+                    changes.append(f"route add default dev {name}")
+                    continue
+                kind = "veth peer name far" if state == "unplugged" else "bridge"
+                changes.append(f"link add {name} type {kind}")
+                changes += [f"address add {one} dev {name}" for one in addresses]
+                changes += [f"link set {name} up"] if state != "down" else []
+            for change in changes:
+                subprocess.run([*host, ip, *change.split()], check=True)
+            yield host
+        finally:
+            holder.kill()
+
+
+LAN, DOCKER = "wlan0 192.168.178.23/24 up", "docker0 172.17.0.1/16 up"
+
+
+@pytest.mark.parametrize(
+    "interfaces, expected",
+    [
+        ([DOCKER, LAN], ["192.168.178.23", "172.17.0.1"]),
+        ([DOCKER.replace("up", "down"), LAN], ["192.168.178.23"]),
+        (["eth0 192.0.2.9/24 unplugged", LAN], ["192.168.178.23"]),
+        (["tun0 10.8.0.2/24 up", LAN], ["192.168.178.23", "10.8.0.2"]),
+        (["tun0 10.8.0.2/24 up", LAN, "tun0 default"], ["10.8.0.2", "192.168.178.23"]),
+        (
+            ["wlan0 10.42.0.1/24 up", "wwan0 100.72.13.5/24 up", "wwan0 default"],
+            ["100.72.13.5", "10.42.0.1"],
+        ),
+        (["br0 192.168.1.5/24 up", DOCKER, "br0 default"], ["192.168.1.5", "172.17.0.1"]),
+        (
+            ["docker0 172.17.0.1/16 fd00:1::1/64 up", "eth0 192.168.1.5/24 fd00:2::5/64 up"],
+            ["192.168.1.5", "172.17.0.1", "fd00:2::5", "fd00:1::1"],
+        ),
+        ([DOCKER], ["172.17.0.1"]),
+    ],
+    indirect=["interfaces"],
+)
+def test_all_addresses_are_said_the_likeliest_first(
+    interfaces: list[str], expected: list[str], start: Callable[..., Server]
+) -> None:
+    if any(":" in address for address in expected):
+        needs_ipv6()
+    room = start("chat_server.py", "--host", "::", web=True, within=interfaces)
+    room.wait_for_log(r"in a browser: .*\n")
+    first, *others = expected
+    assert hint(room) == f"python3 chat_client.py {first} {room.port}"
+    assert f"or: nc {first} {room.port}\n" in room.log()
+    assert f"or, in a browser: http://{first}:" in room.log()
+    more = re.search("other addresses of this machine: (.*)", room.log())
+    assert (more[1].split(", ") if more else []) == others
+
+
+@pytest.mark.parametrize("interfaces", [[], ["eth0 10.0.0.1/8 down"]], indirect=True)
+def test_a_machine_in_no_network_goes_by_its_name(
+    interfaces: list[str], start: Callable[..., Server]
+) -> None:
+    room = start("chat_server.py", "--host", "::", within=interfaces)
+    assert hint(room) == f"python3 chat_client.py {socket.gethostname()} {room.port}"
+
+
+@pytest.mark.parametrize("interfaces", [[DOCKER, LAN]], indirect=True)
+def test_other_addresses_are_said_if_the_certificate_is_for_them(
+    interfaces: list[str], start: Callable[..., Server], tmp_path: Path
+) -> None:
+    for names, first, others in (
+        ("IP:192.168.178.23,IP:172.17.0.1", "192.168.178.23", ["172.17.0.1"]),
+        ("IP:172.17.0.1", "172.17.0.1", []),
+    ):
+        options = certificate(tmp_path, names)
+        room = start("chat_server.py", "--host", "::", *options, within=interfaces)
+        room.wait_for_log("copy new.pem")
+        assert hint(room) == f"python3 chat_client.py {first} {room.port} --tls-ca new.pem"
+        assert re.findall("other addresses of this machine: (.*)", room.log()) == others
 
 
 def pasted(command: str, host: list[str], folder: Path, typed: str, **more: str) -> str:
@@ -395,8 +494,6 @@ def test_what_the_log_says_works_when_pasted_on_another_host(
     shutil.copy(tmp_path / "new.pem", folder)
     shown = pasted(hint(room), there, folder, "John\n", CHAT_PASSWORD=PASSWORD)
     assert shown.endswith("Welcome to the chatroom!\n")
-    echo = start("echo_server.py", "--host", "*", within=here)
-    assert hint(echo) == f"telnet 10.9.8.1 {echo.port}"
 
 
 # What the hint for a room with TLS has in it depends on the certificate.
@@ -487,13 +584,17 @@ def test_expired_certificate_is_said_at_the_start(start: Callable[..., Server]) 
     ],
 )
 def test_bad_hosts_and_ports(options: list[str], status: int, message: str) -> None:
-    """In one server: the other has the same lines for it."""
     if options[1].startswith("fe80:"):
         needs_ipv6()
-    done = run("echo_server.py", "--port", "0", *options)
+    done = run("chat_server.py", "--port", "0", *options)
     assert message in done.stderr
     assert done.returncode == status
     assert "Errno" not in done.stderr
+    done = run("echo_server.py", "--port", "0", *options)  # with fewer words of its own
+    assert done.returncode in (1, status)
+    assert done.stderr.splitlines()[-1].startswith("echo_server.py: ")
+    assert "Errno" not in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -608,16 +709,14 @@ def test_few_descriptors_are_no_traceback(script: str) -> None:
                 assert re.search(r"oo (many|few) open files", errors.splitlines()[-1])
 
 
-@pytest.mark.parametrize("script", SERVERS)
-def test_more_clients_than_the_system_has_descriptors_for(
-    start: Callable[..., Server], script: str
-) -> None:
+def test_more_clients_than_the_system_has_descriptors_for(start: Callable[..., Server]) -> None:
     resource = pytest.importorskip("resource")
-    others = (echo_server if script == "echo_server.py" else chat_server).OTHER_DESCRIPTORS
+    others = chat_server.OTHER_DESCRIPTORS
     limits = (others + 30, others + 30)
     options = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_NOFILE, limits)}
-    assert "raise the limit" not in start(script, "--max-clients", "30", **options).log()
-    start(script, "--max-clients", "31", **options).wait_for_log(
+    room = start("chat_server.py", "--max-clients", "30", **options)
+    assert "raise the limit" not in room.log()
+    start("chat_server.py", "--max-clients", "31", **options).wait_for_log(
         f"31 clients can need {others + 31} open files, and {others + 30} are allowed, enough for "
         "30; raise the limit with ulimit -n, or lower --max-clients\n"
     )
@@ -640,11 +739,28 @@ def test_transcript_is_for_its_owner_alone(start: Callable[..., Server], tmp_pat
     assert stat.S_IMODE(new.stat().st_mode) == 0o600
 
 
-@pytest.mark.parametrize("module", [echo_server, chat_server, chat_client])
-def test_signals_arrive_until_their_socket_is_closed(module: Any) -> None:
+@pytest.mark.parametrize("module", [echo_server, chat_server])
+def test_signals_that_end_a_server_arrive(module: Any) -> None:
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    former = [signal.getsignal(number) for number in numbers]
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with module.ending_signals() as signals:
+            for number in numbers:
+                os.kill(os.getpid(), number)
+                assert eventually(lambda: signals.recv(9)) == bytes([number])
+            for _ in range(3000):  # more than it holds, which is no traceback on standard error
+                signal.raise_signal(signal.SIGTERM)
+            os.close(signal.set_wakeup_fd(-1))
+    finally:
+        for number, handler in zip(numbers, former):
+            signal.signal(number, handler)
+
+
+def test_signals_arrive_until_their_socket_is_closed() -> None:
     former = signal.getsignal(signal.SIGUSR1)
     try:
-        with module.open_signal_socket(signal.SIGUSR1) as signals:
+        with chat_client.open_signal_socket(signal.SIGUSR1) as signals:
             os.kill(os.getpid(), signal.SIGUSR1)
             assert eventually(lambda: signals.recv(9)) == bytes([signal.SIGUSR1])
             for _ in range(3000):  # more than it holds, which is no traceback on standard error

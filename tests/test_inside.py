@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import logging
 import math
 import select
 import selectors
 import socket
 import ssl
+import sys
 import time
+from selectors import EVENT_READ, EVENT_WRITE
 from types import SimpleNamespace
 from typing import Any
 
@@ -98,17 +101,6 @@ def test_exception_in_delivery_ends_one_connection_alone(
         peer.expect("* hi\n")
 
 
-@pytest.mark.parametrize("module", [chat_server, echo_server])
-def test_newcomers_are_let_in_when_a_connection_was_closed(module: Any) -> None:
-    server = CheckedServer([], Room()) if module is chat_server else module.EchoServer([], 9)
-    sock, _peer = pair()
-    server.admit(sock, "peer")
-    server.acceptor.retry_at = time.monotonic() + 1000
-    (key,) = server.selector.get_map().values()
-    (server.crowd.disconnect if module is chat_server else server.drop)(key.data, "gone")
-    assert server.acceptor.retry_at is None
-
-
 def test_an_echo_costs_no_look_at_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     server = echo_server.EchoServer([], 9)
     sock, peer = pair()
@@ -119,25 +111,51 @@ def test_an_echo_costs_no_look_at_the_clock(monkeypatch: pytest.MonkeyPatch) -> 
     peer.expect("hi\n")
 
 
-def test_newcomers_are_let_in_after_a_while(inside: Inside) -> None:
-    inside.server.acceptor.retry_at = time.monotonic()
-    inside.server.next_tick = 0
-    inside.server.turn()
-    assert inside.server.acceptor.retry_at is None
-
-
-@pytest.mark.parametrize("module", [chat_server, echo_server])
-def test_each_connection_gets_the_socket_options(module: Any) -> None:
+def let_in(module: Any, listener: socket.socket) -> socket.socket:
+    """Returns the next newcomer's socket as a server has it."""
     admitted: list[socket.socket] = []
-    acceptor = module.Acceptor(
-        selectors.DefaultSelector(), [], lambda sock, _: admitted.append(sock)
-    )
-    sock, _peer = pair()
-    acceptor.hand_over(sock, sock.getpeername())
-    for level, option, value in module.SOCKET_OPTIONS:
-        assert admitted[0].getsockopt(level, option) == value
-    assert admitted[0].getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
-    assert admitted[0].getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    select.select([listener], [], [], DEADLINE)
+    if module is chat_server:
+        module.Acceptor(
+            selectors.DefaultSelector(), [listener], lambda sock, _: admitted.append(sock)
+        ).accept(listener)
+        return admitted[0]
+    server = module.EchoServer([], 9)
+    server.accept(listener)
+    (conn,) = server.clients
+    return conn.sock
+
+
+@pytest.mark.parametrize("platform", [sys.platform, "elsewhere"])
+@pytest.mark.parametrize("module", [chat_server, echo_server])
+def test_each_connection_gets_the_socket_options(
+    module: Any, platform: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From its listener, or, where that isn't sure, one by one."""
+    if platform == sys.platform:
+        (listener,) = module.open_listeners(["127.0.0.1"], 0)
+    else:
+        listener = socket.create_server(("127.0.0.1", 0))
+        listener.setblocking(False)
+        monkeypatch.setattr(module, "sys", SimpleNamespace(platform=platform))
+    expected = [
+        (socket.IPPROTO_TCP, "TCP_NODELAY", 1),
+        (socket.SOL_SOCKET, "SO_OOBINLINE", 1),
+        (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
+        (socket.IPPROTO_TCP, "TCP_KEEPIDLE", 60),
+        (socket.IPPROTO_TCP, "TCP_KEEPINTVL", 15),
+        (socket.IPPROTO_TCP, "TCP_KEEPCNT", 4),
+    ]
+    if module is chat_server:
+        expected.append((socket.IPPROTO_TCP, "TCP_NOTSENT_LOWAT", 64 * 1024))
+    with listener, socket.create_connection(listener.getsockname()):
+        sock = let_in(module, listener)
+        for level, name, value in expected:
+            if hasattr(socket, name):
+                assert (name, bool(sock.getsockopt(level, getattr(socket, name)))) == (name, True)
+                assert value == 1 or sock.getsockopt(level, getattr(socket, name)) == value
+        assert not sock.getblocking()
+        sock.close()
 
 
 def test_one_turn_reads_at_most_its_share(
@@ -270,55 +288,63 @@ def test_whoever_asks_and_does_not_read_is_not_heard_and_noted(
     assert not conn.reading
 
 
-def test_exception_ends_one_echo_client_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    server = echo_server.EchoServer([], 9)
-    sock, peer = pair()
-    server.admit(sock, "peer")
-    monkeypatch.setattr(server, "echo", lambda conn: 1 / 0)
-    (key,) = server.selector.get_map().values()
-    server.serve(key.data)
-    assert peer.rest() == b""
-
-
 def echo_client() -> tuple[echo_server.EchoServer, echo_server.Connection, Peer]:
     """Returns an echo server that doesn't run, with one client, and that one's peer."""
     server = echo_server.EchoServer([], 9)
     sock, peer = pair()
     server.admit(sock, "peer")
-    (key,) = server.selector.get_map().values()
-    return server, key.data, peer
+    (conn,) = server.clients
+    return server, conn, peer
 
 
-def test_echo_of_a_backlog_takes_as_many_sends_as_it_needs(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+class Reluctant:
+    """A socket of which the kernel takes only so many bytes at once; for 0 it takes nothing now."""
+
+    def __init__(self, sock: socket.socket, *sizes: int) -> None:
+        self.sock = sock
+        self.sizes = [*sizes]
+
+    def send(self, data: bytes) -> int:
+        size = self.sizes.pop(0) if self.sizes else len(data)
+        if not size:
+            raise BlockingIOError
+        return self.sock.send(data[:size])
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.sock, name)
+
+
+@pytest.mark.parametrize("sizes", [(3, 3, 3), (0, 9), (0, 0, 1, 0, 8)])
+def test_an_echo_takes_as_many_sends_as_it_needs(sizes: tuple[int, ...]) -> None:
     server, conn, peer = echo_client()
-    monkeypatch.setattr(echo_server.Connection, "send", lambda conn, data: conn.sock.send(data[:3]))
+    reluctant: Any = Reluctant(conn.sock, *sizes)
+    conn.sock = reluctant
     peer.send(b"0123456789")
-    select.select([conn.sock], [], [], DEADLINE)
-    for _ in range(4):
-        server.serve(conn)
-    assert peer.read(10) == b"0123456789"
-    assert not conn.backlog
-    assert conn.backlog.obj == b""  # nor does it hold on to what was sent
+    peer.half_close()
+    for _ in range(1 + len(sizes)):
+        (key,) = server.selector.get_map().values()
+        assert key.events == (EVENT_WRITE if conn.write_buffer else EVENT_READ)
+        server.turn()
+    assert not conn.write_buffer
+    server.turn()
+    assert peer.rest() == b"0123456789"
+    assert not server.clients
 
 
 def test_a_client_that_has_nothing_to_say_after_all_stays() -> None:
     """That its socket is ready is a hint, not a promise."""
     server, conn, peer = echo_client()
-    server.serve(conn)
+    server.serve(conn, EVENT_READ)
     peer.send(b"hi")
-    select.select([conn.sock], [], [], DEADLINE)
-    server.serve(conn)
+    server.turn()
     assert peer.read(2) == b"hi"
 
 
 def test_reset_ends_an_echo_client_at_once() -> None:
     server, conn, peer = echo_client()
     peer.reset()
-    select.select([conn.sock], [], [], DEADLINE)
-    server.serve(conn)
-    assert server.clients == 0
+    server.turn()
+    assert not server.clients
     assert conn.sock.fileno() == -1
 
 
@@ -347,17 +373,23 @@ def test_tls_is_1_2_at_least_on_both_sides() -> None:
 def test_admission_that_fails_ends_that_connection_alone(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level(logging.INFO)
     for failure in (OSError("reset meanwhile"), RuntimeError("a bug")):
 
         def admit(sock: socket.socket, peer: str, failure: Exception = failure) -> None:
             raise failure
 
-        for module in (chat_server, echo_server):
-            sock, peer = pair()
-            module.Acceptor(selectors.DefaultSelector(), [], admit).hand_over(sock, None)
-            assert peer.rest() == b""
-            assert sock.fileno() == -1
+        sock, peer = pair()
+        chat_server.Acceptor(selectors.DefaultSelector(), [], admit).hand_over(sock, "somebody")
+        assert peer.rest() == b""
+        assert sock.fileno() == -1
     assert caplog.text.count("somebody could not be admitted") == 2
+
+
+def test_a_newcomer_without_an_address_has_been_reset() -> None:
+    """On macOS."""
+    for module in (chat_server, echo_server):
+        assert module.format_address(None) == "somebody:0"
 
 
 def test_full_room_ends_the_stream_cleanly_although_the_newcomer_has_spoken() -> None:
@@ -371,24 +403,33 @@ def test_full_room_ends_the_stream_cleanly_although_the_newcomer_has_spoken() ->
 
 @pytest.mark.parametrize("module", [chat_server, echo_server])
 def test_failing_accept_is_logged_once_until_somebody_gets_in(
-    module: Any, caplog: pytest.LogCaptureFixture
+    module: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail() -> None:
-        raise OSError(errno.EMFILE, "Too many open files")
+    monkeypatch.setattr(module, "ACCEPT_REST", 0.01)
+    accept, failing = socket.socket.accept, True
 
-    failing: Any = SimpleNamespace(accept=fail)
-    address = ("127.0.0.1", 0)
-    with socket.create_server(address) as one, socket.create_server(address) as other:
-        one.setblocking(False)
-        acceptor = module.Acceptor(
-            selectors.DefaultSelector(), [one, other], lambda sock, _: sock.close()
-        )
-        acceptor.start()
-        for _ in range(2):
-            for _ in range(3):
-                acceptor.accept(failing)
-                acceptor.accept(failing)  # as the other listener, in the same turn
-                acceptor.resume()
-            with socket.create_connection(one.getsockname()):
-                acceptor.accept(one)
+    def fail(listener: socket.socket) -> Any:
+        if failing:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return accept(listener)
+
+    monkeypatch.setattr(socket.socket, "accept", fail)
+    listeners = module.open_listeners(["127.0.0.1", "127.0.0.2"], 0)
+    room = module is chat_server
+    server = CheckedServer(listeners, Room()) if room else module.EchoServer(listeners, 9)
+    acceptor = server.acceptor if room else server
+    for _ in range(2):
+        failing = True
+        peers = [socket.create_connection(one.getsockname()) for one in listeners]
+        while len(acceptor.resting) < 2:
+            server.turn()
+        for _ in range(3):
+            server.turn()
+        failing = False
+        while acceptor.newcomers_wait or acceptor.resting:
+            server.turn()
+        for one in peers:
+            one.close()
     assert caplog.text.count("newcomers have to wait") == 2
+    for listener in listeners:
+        listener.close()
