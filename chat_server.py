@@ -41,6 +41,7 @@ Standard library only, Python 3.8 or later. Copy this file anywhere and run it.
 from __future__ import annotations
 
 import argparse
+import enum
 import errno
 import hashlib
 import io
@@ -61,12 +62,12 @@ import unicodedata
 from base64 import b64encode
 from codecs import BOM_UTF8, utf_8_decode
 from collections import Counter, deque
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import islice
 from selectors import EVENT_READ, EVENT_WRITE
-from typing import Any, NamedTuple, cast
+from typing import Any, Generator, NamedTuple, cast
 
 try:  # Windows has neither, and Debian's python3-minimal lacks the second
     import fcntl
@@ -135,7 +136,7 @@ TOLD_COST = 512  # the same for each thing in it that is for one member alone: n
 TICK = 1.0  # seconds between looks at what depends on time
 SHORT_TICK = 0.05  # seconds: the same for those who wait to speak, and for those who are leaving
 LAST_CALL = 1.0  # seconds in which a room that closes hears what had arrived before
-FAREWELL = 5.0  # seconds for a member that leaves to get what was said before
+FAREWELL = 5.0  # seconds for who leaves to get what was said before, and for the room to close
 LINGER = 0.5  # seconds that we wait for its own close after that
 OVERSLEPT = 1.0  # seconds that the loop can be late: more means that the process was stopped
 
@@ -150,7 +151,6 @@ WRONG_TIME = 1.0  # seconds until a wrong password is answered, and its host may
 WRONG_TIME_OF_ALL = 0.1  # seconds
 TRIES_AHEAD = 3.0  # seconds
 BAN_TIME = 600.0  # seconds for which whoever was removed can't come back
-MAX_BANS = 1000  # hosts, and names, that are kept out at once
 SILENCE = 10.0  # seconds after which one that never said a word has no claim to its place
 
 WELCOME = "Welcome to the chatroom!"
@@ -1397,10 +1397,20 @@ HELP = (
 class Member:
     """Somebody in the room."""
 
-    __slots__ = ("name", "prefix", "sending", "silent", "unread", "warned", "whispered")
+    __slots__ = (
+        "is_operator",
+        "name",
+        "prefix",
+        "sending",
+        "silent",
+        "unread",
+        "warned",
+        "whispered",
+    )
 
     def __init__(self) -> None:
         self.name = ""  # none taken
+        self.is_operator = False  # may remove others
         self.prefix = b""  # what each of its messages begins with once it has a name: b"John: "
         self.sending = True  # it can still be sent to
         self.silent = True  # has not said a word yet
@@ -1570,7 +1580,8 @@ class Room:
         self.members: set[Member] = set()
         self.names: dict[str, Member] = {}  # the owners, by identity(name)
         self.looks: Counter[str] = Counter()  # of the names: how many have each
-        self.reserved: Container[str] = ()  # names that nobody can take, as identity() has them
+        # Says whether nobody can take a name, as identity() has it.
+        self.is_reserved: Callable[[str], bool] = lambda key: False
         self.history = History(history)
         self.batch = Batch()
         self.commands: dict[str, Callable[[Member, str], None]] = {
@@ -1700,11 +1711,11 @@ class Room:
         if begins_like_notice(line):
             self.refuse_notice(member)
             return
-        if self.names and (":" in line or not line.isascii()):
-            if begins_like(line, self.looks):
-                why = "it begins like what somebody here says; say it differently"
-                self.tell(member, f"not said, as {why}")
-                return
+        may_begin_so = self.names and (":" in line or not line.isascii())
+        if may_begin_so and begins_like(line, self.looks):
+            why = "it begins like what somebody here says; say it differently"
+            self.tell(member, f"not said, as {why}")
+            return
         if line.strip():
             self.say(member, line.encode() + b"\n")
 
@@ -1737,7 +1748,7 @@ class Room:
             self.tell(member, f"a name {error}: /name NAME")
             return
         key = identity(name)
-        if self.names.get(key, member) is not member or key in self.reserved:
+        if self.names.get(key, member) is not member or self.is_reserved(key):
             self.tell(member, f"{name} is taken")
             return
         before, member.name, member.prefix = member.name, name, f"{name}: ".encode()
@@ -2414,41 +2425,35 @@ class TLS:
 
 # --- Connections ---------------------------------------------------------------------------------
 
-# The states of a connection, and what it can be in each. No state is kept twice: it follows from
-# which of these a connection is in, and it is in one of them at most.
-#
-#   state     is in            `reading`                    its queue    `tls`, in a TLS room
-#   at door   door.waiting     until it gave a password     a question   shakes hands first; only
-#                                                                        then is anything said
-#   member    room.members     unless the throttle has      any          is there
-#                              paused it
-#   leaving   leaving          until its stream has ended   any          until our end of it is said
-#   closed    nothing          no                           none         none
-#
-# In any of the first three, what TLS has encrypted and the kernel hasn't taken is in `unsent`. It
-# comes before what is in the queue, and before the end of the stream.
-#
-# What moves it on:
-#
-#   at door -> member     the right password, or none is needed     Membership.enter
-#   at door -> leaving    the same, but the room is full, or keeps  Membership.turn_away
-#                         its host out; a wrong password, after a
-#                         second; a request for the page; no TLS,
-#                         or no browser, where there must be
-#   member  -> leaving    /quit, the end of its stream, or of the   Membership.start_leaving
-#                         room; its place goes to another; /kick;
-#                         it turns out to be a browser
-#   leaving -> closed     it has got everything, and its own        Membership.finish
-#                         stream has ended, or LINGER or FAREWELL
-#                         is over
-#   any     -> closed     an error, too far behind, out of time     Membership.disconnect
+class State(enum.Enum):
+    """Where a connection is, and what it can be there. Membership.move alone changes it.
+
+    state     is in          `reading`                     its queue   when it moves on
+
+    DOOR      door.waiting   unless it waits for an        a question  let in, or sent away
+                             answer to its password
+    MEMBER    room.members   unless it waits to speak      any         leaves, or has to
+    LEAVING   leaving        until its stream has ended    any         it has got everything, and
+                                                                       has closed; or time is up
+    CLOSED    nothing        no                            none
+
+    From each of the first three an error leads to CLOSED at once, and so does being too far behind.
+    What TLS has encrypted and the kernel hasn't taken is in `unsent`: it comes before what is in
+    the queue, and before the end of the stream. Inside /quit and /kick, a member has left the room
+    a moment before it is LEAVING.
+    """
+
+    DOOR = enum.auto()
+    MEMBER = enum.auto()
+    LEAVING = enum.auto()
+    CLOSED = enum.auto()
 
 
 def host_of(peer: str) -> str:
     """Returns what stands for the host of a peer, as format_address() writes that: an IPv4 address,
     or the network of 64 bits, in hexadecimal, that an IPv6 address is in, as the rest of that can
-    be chosen freely. This machine is one host by either, and so is an IPv4 address that is written
-    as an IPv6 one."""
+    be chosen freely; but of a link-local one, whose network is everybody's, the whole address. This
+    machine is one host by either, and so is an IPv4 address that is written as an IPv6 one."""
     host = peer.rpartition(":")[0].strip("[]")
     if ":" not in host:
         return host
@@ -2457,7 +2462,7 @@ def host_of(peer: str) -> str:
     address = ipaddress.IPv6Address(host.partition("%")[0])
     if address.ipv4_mapped:
         return str(address.ipv4_mapped)
-    return address.packed[:8].hex()
+    return address.packed.hex() if address.is_link_local else address.packed[:8].hex()
 
 
 def unacknowledged(sock: socket.socket) -> int:
@@ -2479,6 +2484,7 @@ class Connection(Member):
     __slots__ = (
         "code",
         "cost",
+        "deadline",
         "encode",
         "events",
         "framer",
@@ -2490,12 +2496,15 @@ class Connection(Member):
         "reading",
         "reset",
         "selector",
+        "since",
         "size",
         "sock",
+        "state",
         "taken",
         "tls",
         "unheard",
         "unsent",
+        "until",
     )
 
     def __init__(
@@ -2511,6 +2520,11 @@ class Connection(Member):
         self.tls = tls  # what its bytes go through, until our end of the stream
         self.peer = peer
         self.host = sys.intern(host_of(peer))
+        self.state = State.DOOR
+        # Times, in seconds of the server's clock.
+        self.since = 0.0  # when it came into this state
+        self.until = math.inf  # it can be left alone until then, if nothing comes
+        self.deadline = math.inf  # it can't stay in this state for longer
         self.selector = selector
         self.events = 0  # for which it is registered with the selector
         self.code = NORMAL  # why its stream ends, as a WebSocket says it
@@ -2551,6 +2565,10 @@ class Connection(Member):
         self.drop_queue()
         self.watch()
         self.sock.close()
+
+    def is_from_here(self) -> bool:
+        """Says whether its peer is on this machine, such as a proxy."""
+        return self.host == host_of(format_address(self.sock.getsockname()))
 
     # Through TLS
 
@@ -2798,12 +2816,17 @@ class Clock:
         self.monotonic = monotonic
         self.lost = 0.0
         self.woken_at = monotonic()
+        self.next = math.inf  # when something that depends on time is due
 
     def now(self) -> float:
         return self.monotonic() - self.lost
 
+    def look_by(self, time: float) -> None:
+        """Has the loop look at what depends on time, then at the latest."""
+        self.next = min(self.next, time)
+
     def wake(self, timeout: float | None) -> None:
-        """The loop has woken, for which it had set this time-out after it had woken before."""
+        """The loop has woken; this was the time-out with which it had gone to sleep."""
         woken_at = self.monotonic()
         late = woken_at - self.woken_at - (timeout or 0)
         if timeout is not None and late > OVERSLEPT:
@@ -2811,254 +2834,239 @@ class Clock:
         self.woken_at = woken_at
 
 
-class Places:
-    """Who has a place in the room, or at its door, and since when; the oldest comes first.
-
-    When there are none left, a newcomer may take that of a host that has more than its own.
-    """
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.taken: dict[Connection, float] = {}
-        self.hosts: dict[str, int] = {}  # how many places each has
-
-    def take(self, conn: Connection, now: float) -> None:
-        self.taken[conn] = now
-        self.hosts[conn.host] = self.hosts.get(conn.host, 0) + 1
-
-    def leave(self, conn: Connection) -> None:
-        """Gives up a connection's place, if it has one."""
-        if self.taken.pop(conn, None) is not None:
-            self.hosts[conn.host] -= 1
-            if not self.hosts[conn.host]:
-                del self.hosts[conn.host]
-
-    def is_full(self) -> bool:
-        return len(self.taken) >= self.size
-
-    def loser_to(self, host: str, now: float) -> Connection | None:
-        """Returns who has to give its place to a newcomer from a host: the newest of the host that
-        has most, if that has at least two more, or one of its own that has never said a word. None
-        if nobody has to."""
-        most = max(self.hosts, key=self.hosts.__getitem__)
-        if self.hosts[most] - self.hosts.get(host, 0) >= 2:
-            return next(conn for conn in reversed(list(self.taken)) if conn.host == most)
-        for conn, since in self.taken.items():
-            if now - since < SILENCE:
-                break
-            if conn.silent and conn.host == host:
-                return conn
-        return None
-
-
-class WrongTries:
-    """How many wrong passwords were given lately, by each host and by all together.
-
-    Each moves a mark ahead in time; whoever's mark is too far ahead has to wait until it isn't.
-    """
-
-    def __init__(self) -> None:
-        self.marks: dict[str, float] = {}  # by host; those that lie in the past are dropped
-        self.mark_of_all = 0.0
-
-    def allow(self, host: str, now: float) -> bool:
-        """Says whether a password from this host may be looked at now."""
-        return max(self.marks.get(host, now), self.mark_of_all) < now + TRIES_AHEAD
-
-    def note(self, host: str, now: float) -> None:
-        """A password from this host was wrong."""
-        self.marks = {host: mark for host, mark in self.marks.items() if mark > now}
-        self.marks[host] = self.marks.get(host, now) + WRONG_TIME
-        self.mark_of_all = max(self.mark_of_all, now) + WRONG_TIME_OF_ALL
-
-
-class Bans:
-    """Hosts, or names, that are kept out: each for BAN_TIME, the last MAX_BANS of them."""
-
-    def __init__(self, clock: Clock) -> None:
-        self.clock = clock
-        self.until: dict[str, float] = {}  # the time at which each is over; the oldest comes first
-
-    def __contains__(self, one: object) -> bool:
-        return isinstance(one, str) and self.left(one) > 0
-
-    def add(self, one: str) -> None:
-        self.until.pop(one, None)
-        self.until[one] = self.clock.now() + BAN_TIME
-        if len(self.until) > MAX_BANS:
-            del self.until[next(iter(self.until))]
-
-    def left(self, one: str) -> float:
-        """Returns for how many seconds more it is kept out, 0 if it isn't."""
-        return max(0.0, self.until.get(one, 0.0) - self.clock.now())
+def loser_to(host: str, there: Iterable[Connection], now: float) -> Connection | None:
+    """Returns who of those in a full place has to make room for a newcomer from a host: the newest
+    of the host that has most, if that has at least two more, or the oldest one of its own that has
+    never said a word. None if nobody has to."""
+    hosts = Counter(conn.host for conn in there)
+    most = max(hosts, key=hosts.__getitem__)
+    if hosts[most] - hosts[host] >= 2:
+        return max((conn for conn in there if conn.host == most), key=lambda conn: conn.since)
+    own = (conn for conn in there if conn.host == host)
+    silent = (conn for conn in own if conn.silent and now - conn.since >= SILENCE)
+    return min(silent, key=lambda conn: conn.since, default=None)
 
 
 class Dismissed(Exception):
-    """Somebody at the door isn't let in. The text says why, to that one; there is none if it has
-    got what it came for. A browser is told the code."""
+    """Somebody isn't let in, or can't stay. The text says why, to that one; there is none if it has
+    got what it came for. A browser is told the code, the log the note."""
 
-    def __init__(self, why: str = "", code: int = NORMAL) -> None:
+    def __init__(self, why: str = "", code: int = NORMAL, note: str = "") -> None:
         super().__init__(why)
         self.code = code
+        self.note = note
+
+
+class TimeIsUp(Gone):
+    """Nothing has come for as long as a newcomer may wait."""
+
+
+# What a newcomer goes through. It yields the function with which to receive what it waits for, and
+# gets what came; or None, and waits for `until`. At that time, TimeIsUp is raised in it. It returns
+# what came after all that had to.
+Steps = Generator[Any, bytes, bytes]
+
+
+class Visit:
+    """A newcomer's way through the door, and how to receive what it waits for there."""
+
+    __slots__ = ("receive", "steps")
+
+    def __init__(self, steps: Steps) -> None:
+        self.steps = steps
+        self.receive: Callable[[int], bytes | None] | None = None
+
+
+class Host:
+    """What is known of a host: times, in seconds of the clock, which may all be past."""
+
+    __slots__ = ("barred", "tried")
+
+    def __init__(self) -> None:
+        self.barred = 0.0  # nobody can come in until then
+        self.tried = 0.0  # its wrong passwords are paid for then, each with WRONG_TIME
 
 
 class Door:
     """Where newcomers shake hands, browsers ask for the page or a WebSocket, and in a closed room
-    everyone gives the password.
-
-    Somebody at the door is in `waiting`, and perhaps in one of these as well: `requests` with what
-    has come of a browser's, `late` with a password that may not be looked at yet, or `refused`
-    until it is told that its password was wrong.
-    """
+    everyone gives the password."""
 
     def __init__(self, password: bytes, clock: Clock, site: Site | None = None) -> None:
         self.password = password  # none if empty
         self.clock = clock
         self.site = site  # none if there is no port for browsers
-        self.places = Places(DOOR_SIZE)
-        self.tries = WrongTries()
-        self.waiting: dict[Connection, float] = {}  # with the time at which each is sent away
-        self.requests: dict[Connection, bytes] = {}
-        self.late: dict[Connection, tuple[bytes, bytes]] = {}  # a password, what came after it
-        self.refused: set[Connection] = set()
-        self.banned = Bans(clock)  # hosts
+        self.waiting: dict[Connection, Visit] = {}
+        self.hosts: dict[str, Host] = {}  # those of which something is known
+        self.tried = 0.0  # the wrong passwords of all are paid for then
 
     # Each step with a newcomer returns what it has sent so far, if it may come in, else None, and
     # raises Gone or Dismissed.
 
-    def arrive(self, conn: Connection) -> bytes | None:
-        now = self.clock.now()
-        self.places.take(conn, now)
-        if not conn.is_shaking_hands():
-            return self.greet(conn)
-        self.waiting[conn] = now + HANDSHAKE_TIME
-        return None
-
-    def forget(self, conn: Connection) -> None:
-        """Somebody is at the door no more."""
-        self.waiting.pop(conn, None)
-        self.requests.pop(conn, None)
-        self.late.pop(conn, None)
-        self.refused.discard(conn)
-        self.places.leave(conn)
+    def arrive(self, conn: Connection, by_web: bool) -> bytes | None:
+        visit = self.waiting[conn] = Visit(self.visit(conn, by_web))
+        return self.go_on(conn, partial(next, visit.steps))
 
     def step(self, conn: Connection) -> bytes | None:
-        """Goes on with a newcomer whose socket is ready: TLS, a browser's request, the password."""
+        """Goes on with a newcomer whose socket is ready."""
         conn.flush()
-        if not conn.reading:
-            return None
-        if conn.is_shaking_hands():
-            receive, take = conn.receive_bytes, self.shake_hands
-        elif conn in self.requests:
-            receive, take = conn.receive_text, self.take_request
-        else:
-            receive, take = conn.receive, self.take_password
-        data = receive(DOOR_READ)
+        visit = self.waiting[conn]
+        data = visit.receive(DOOR_READ) if visit.receive else None
         if data is None:
             return None
-        if not data and not conn.framer.over:
-            if self.requests.get(conn) == b"" and not conn.is_shaking_hands():
-                raise Dismissed  # a browser that had one to spare, or a load balancer's check
-            raise Gone("left the door")
-        return take(conn, data)
+        if data or conn.framer.over:
+            return self.go_on(conn, partial(visit.steps.send, data))
+        return self.go_on(conn, partial(visit.steps.throw, Gone("left the door")))
 
-    def shake_hands(self, conn: Connection, data: bytes) -> bytes | None:
-        """Goes on with the handshake. Whoever doesn't begin one is told so, in plain text."""
-        if conn.tls and not conn.tls.has_begun and data[0] != TLS_HANDSHAKE:
-            log.info("%s does not speak TLS", conn)
-            conn.tls = None
-            if conn in self.requests:
-                return self.take_request(conn, data)
-            raise Dismissed("this room speaks TLS; use --tls")
-        conn.shake_hands(data)
-        return None if conn.is_shaking_hands() else self.greet(conn)
+    def time_is_up(self, conn: Connection) -> bytes | None:
+        """Goes on with a newcomer who can't be left alone any longer."""
+        steps = self.waiting[conn].steps
+        return self.go_on(conn, partial(steps.throw, TimeIsUp("was not let in")))
 
-    def greet(self, conn: Connection) -> bytes | None:
-        """Asks for the password, if there is one. Browsers speak first."""
-        self.waiting[conn] = self.clock.now() + DOOR_TIME
-        if conn in self.requests:
-            return None
-        if conn.host in self.banned:
-            raise self.kept_out(conn)
-        if not self.password:
-            return b""
-        conn.tell(notice("password?"))
+    def go_on(self, conn: Connection, resume: Callable[[], Any]) -> bytes | None:
+        try:
+            receive = self.waiting[conn].receive = resume()
+        except StopIteration as last:
+            return cast(bytes, last.value)
+        conn.read_on(receive is not None)
+        self.clock.look_by(conn.until)
         return None
 
-    def take_request(self, conn: Connection, data: bytes) -> bytes | None:
-        """Takes what came of a request for the page, or for a WebSocket, which leads further."""
+    # What they go through
+
+    def visit(self, conn: Connection, by_web: bool) -> Steps:
+        """All of it, from top to bottom."""
+        plain = b""
+        if conn.is_shaking_hands():
+            plain = yield from self.shake_hands(conn)
+        self.allow_time(conn, DOOR_TIME)
+        if by_web:
+            yield from self.answer_request(conn, plain)
+            self.allow_time(conn, DOOR_TIME)
+        elif plain:
+            raise Dismissed("this room speaks TLS; use --tls")
+        self.check_host(conn)
+        if not self.password:
+            return b""
+        try:
+            rest = yield from self.take_password(conn)
+        except TimeIsUp:
+            self.check_host(conn)  # it may have been barred meanwhile
+            raise
+        self.check_host(conn)
+        return rest
+
+    def allow_time(self, conn: Connection, seconds: float) -> None:
+        conn.until = conn.deadline = self.clock.now() + seconds
+
+    def shake_hands(self, conn: Connection) -> Steps:
+        """Shakes hands. Returns the plain text that has come in place of that, if it did."""
+        self.allow_time(conn, HANDSHAKE_TIME)
+        data = yield conn.receive_bytes
+        if data[0] != TLS_HANDSHAKE:
+            log.info("%s does not speak TLS", conn)
+            conn.tls = None
+            return data
+        conn.shake_hands(data)
+        while conn.is_shaking_hands():
+            conn.shake_hands((yield conn.receive_bytes))
+        return b""
+
+    def answer_request(self, conn: Connection, request: bytes) -> Steps:
+        """Answers a request, of which something may have come. Only one for a WebSocket leads
+        further."""
         assert self.site
-        request = self.requests[conn] = self.requests[conn] + data
-        if not is_http(request):
-            raise Dismissed(self.site.for_others)
-        answer = self.site.respond(request, encrypted=conn.tls is not None)
-        if not answer:
-            return None
+        while True:
+            if request and not is_http(request):
+                raise Dismissed(self.site.for_others)
+            answer = self.site.respond(request, encrypted=conn.tls is not None)
+            if answer:
+                break
+            try:
+                request += yield conn.receive_text
+            except TimeIsUp:
+                if request:
+                    raise
+                raise Dismissed(self.site.for_others) from None
+            except Gone:
+                if request:
+                    raise
+                # A browser that had a connection to spare, or a load balancer's check.
+                raise Dismissed from None
         conn.tell(answer.data, Aside)
         if answer.why:
             log.info("%s was refused: %s", conn, answer.why)
         if not answer.upgraded:
             raise Dismissed
-        del self.requests[conn]
         conn.speak(WebSocket(conn.framer.max_line))
-        return self.greet(conn)
+        return b""
 
-    def take_password(self, conn: Connection, data: bytes) -> bytes | None:
-        """Takes what came of the password's line, and of what follows it."""
-        first, newline, rest = data.partition(b"\n")
-        if not newline and conn.framer.over:
-            raise Dismissed
-        given, too_long = conn.framer.feed(first + newline)
-        if not given and not too_long:
-            return None
-        conn.read_on(False)
-        self.late[conn] = (typed(given), rest)
-        return self.judge(conn) if len(self.late) == 1 else None  # others wait already
-
-    def judge(self, conn: Connection) -> bytes | None:
-        """Looks at the password that was given, unless it is too early for that."""
-        now = self.clock.now()
-        if not self.tries.allow(conn.host, now):
-            return None
-        given, rest = self.late.pop(conn)
-        if hmac.compare_digest(given, self.password):
-            conn.read_on(True)
+    def take_password(self, conn: Connection) -> Steps:
+        """Asks for the password, and returns what came after it."""
+        conn.tell(notice("password?"))
+        given, rest, too_long = b"", b"", 0
+        while not given and not too_long:
+            first, newline, rest = (yield conn.receive).partition(b"\n")
+            if not newline and conn.framer.over:
+                raise Dismissed
+            given, too_long = conn.framer.feed(first + newline)
+        while not self.may_try(conn.host):
+            conn.until = min(conn.deadline, self.clock.now() + TICK)
+            with suppress(TimeIsUp):
+                yield None
+            if self.clock.now() >= conn.deadline:
+                raise Gone("was not let in")
+        if hmac.compare_digest(typed(given), self.password):
             return rest
         log.info("%s gave a wrong password", conn)
-        self.tries.note(conn.host, now)
-        self.refused.add(conn)
-        self.waiting[conn] = now + WRONG_TIME
-        return None
+        self.note_wrong(conn.host)
+        self.allow_time(conn, WRONG_TIME)
+        with suppress(TimeIsUp):
+            yield None
+        raise Dismissed("wrong password", REFUSED)
 
-    def give_up(self, conn: Connection) -> bytes | None:
-        """Somebody's time at the door is over."""
-        if conn.is_shaking_hands() or self.requests.get(conn):
-            raise Gone("was not let in")
-        if self.site and conn in self.requests:
-            raise Dismissed(self.site.for_others)
-        if conn.host in self.banned:
-            raise self.kept_out(conn)
-        if conn in self.refused:
-            raise Dismissed("wrong password", REFUSED)
-        raise Gone("was not let in")
+    # Hosts
 
-    def ban(self, host: str) -> None:
-        """Lets nobody in who comes from a host, for BAN_TIME, nor whoever stands here already."""
-        self.banned.add(host)
+    def may_try(self, host: str) -> bool:
+        """Says whether a password from this host may be looked at now."""
+        known = self.hosts.get(host)
+        ahead = max(known.tried if known else 0.0, self.tried) - self.clock.now()
+        return ahead < TRIES_AHEAD
+
+    def note_wrong(self, host: str) -> None:
+        """A password from this host was wrong."""
+        now = self.clock.now()
+        known = self.know(host)
+        known.tried = max(known.tried, now) + WRONG_TIME
+        self.tried = max(self.tried, now) + WRONG_TIME_OF_ALL
+
+    def bar(self, host: str) -> None:
+        """Lets nobody in from a host, for BAN_TIME, nor whoever stands here already."""
+        now = self.clock.now()
+        self.know(host).barred = now + BAN_TIME
         for conn in self.waiting:
-            if conn.host == host and not conn.is_shaking_hands() and conn not in self.requests:
-                self.waiting[conn] = self.clock.now()
+            if conn.host == host:
+                conn.until = now
+        self.clock.look_by(now)
 
-    def kept_out(self, conn: Connection) -> Dismissed:
-        """Returns what to raise for somebody whose host is kept out."""
-        log.info("%s comes from a host that is kept out", conn)
-        minutes = math.ceil(self.banned.left(conn.host) / 60)
-        who = "you, or somebody at your address, was removed"
-        return Dismissed(f"{who}; come back in {minutes} min", REFUSED)
+    def know(self, host: str) -> Host:
+        """Returns what is known of a host, after forgetting those of which nothing is any more."""
+        now = self.clock.now()
+        known = self.hosts.items()
+        self.hosts = {one: it for one, it in known if max(it.barred, it.tried) > now}
+        return self.hosts.setdefault(host, Host())
+
+    def check_host(self, conn: Connection) -> None:
+        """Raises Dismissed if nobody can come in from its host."""
+        known = self.hosts.get(conn.host)
+        left = known.barred - self.clock.now() if known else 0.0
+        if left > 0:
+            log.info("%s comes from a host that is kept out", conn)
+            who = "you, or somebody at your address, was removed"
+            raise Dismissed(f"{who}; come back in {math.ceil(left / 60)} min", REFUSED)
 
 
 class Operators:
-    """Members who gave a second password, and may remove others. There are none without one.
+    """Members who gave a second password, and may remove others.
 
     What they say are commands of the room. A wrong password counts as a wrong try at the door, and
     one that comes too early isn't looked at. The answer comes at once: if it had to wait, so would
@@ -3072,17 +3080,16 @@ class Operators:
         self.door = door
         self.password = password  # as it is heard in a line
         self.see_off = see_off  # is called with whoever has been removed from the room
-        self.members: set[Member] = set()
-        self.banned = Bans(door.clock)  # names, as identity() has them
-        if password:
-            room.has_operators = True
-            room.commands.update({"/op": self.become_operator, "/kick": self.kick})
-            room.help_lines += notice("/op PASSWORD: be an operator, who can /kick NAME")
-            room.reserved = self.banned
+        self.barred: dict[str, float] = {}  # names, as identity() has them, and until when
+        room.has_operators = True
+        room.commands.update({"/op": self.become_operator, "/kick": self.kick})
+        room.help_lines += notice("/op PASSWORD: be an operator, who can /kick NAME")
+        room.is_reserved = self.is_barred
 
-    def forget(self, conn: Connection) -> None:
-        """Somebody is a member no more."""
-        self.members.discard(conn)
+    def is_barred(self, name: str) -> bool:
+        """Says whether nobody can take a name, as identity() has it, because its owner was
+        removed."""
+        return self.barred.get(name, 0.0) > self.door.clock.now()
 
     # Commands: each takes the member and what follows the command's word
 
@@ -3091,21 +3098,20 @@ class Operators:
         if not given:
             self.room.tell(conn, "the password goes with it, as in /op PASSWORD")
             return
-        now = self.door.clock.now()
-        if not self.door.tries.allow(conn.host, now):
+        if not self.door.may_try(conn.host):
             self.room.tell(conn, "too many wrong passwords; wait a moment, and try again")
         elif not hmac.compare_digest(given.encode(), self.password):
             log.info("%s gave a wrong password for operators", conn)
-            self.door.tries.note(conn.host, now)
+            self.door.note_wrong(conn.host)
             self.room.tell(conn, "wrong password")
         else:
             log.info("%s became an operator", conn)
-            self.members.add(conn)
+            conn.is_operator = True
             self.room.tell(conn, "you are an operator")
 
     def kick(self, member: Member, argument: str) -> None:
         """Removes somebody: NAME, or whoever has none and is at ADDRESS:PORT."""
-        if member not in self.members:
+        if not member.is_operator:
             self.room.tell(member, "only operators can do that; /op PASSWORD makes you one")
             return
         members = cast("set[Connection]", self.room.members)
@@ -3122,17 +3128,21 @@ class Operators:
             self.remove(cast("Connection", target), cast("Connection", member))
 
     def remove(self, conn: Connection, by: Connection) -> None:
-        """Removes somebody, who gets all that was said before."""
+        """Removes somebody, who gets all that was said before. Its name and its host are kept out;
+        but not this machine, from which come all who come through a proxy."""
         minutes = math.ceil(BAN_TIME / 60)
         self.room.tell(conn, f"you were removed by an operator; come back in {minutes} min")
         self.room.leave(conn, "was removed")
         if conn.name:
-            self.banned.add(identity(conn.name))
+            now = self.door.clock.now()
+            self.barred = {name: until for name, until in self.barred.items() if until > now}
+            self.barred[identity(conn.name)] = now + BAN_TIME
         else:
             self.room.tell(by, f"{conn.peer} was removed")
         log.info("%s was removed by %s, members: %d", conn, by, len(self.room.members))
+        if not conn.is_from_here():
+            self.door.bar(conn.host)
         self.see_off(conn)
-        self.door.ban(conn.host)
 
 
 class Lag:
@@ -3160,7 +3170,7 @@ class Lag:
         self.acknowledged, self.since = acknowledged, now
         if taken:
             self.step = min(taken, STEP)
-        return self.owed > max(PATIENCE * PACE, 2 * self.step) + TICK * PACE
+        return self.owed > max(PATIENCE * PACE, 2 * self.step)
 
 
 class Throttle:
@@ -3188,6 +3198,7 @@ class Throttle:
         self.behind: dict[Connection, Lag] = {}
         self.slowing: set[Connection] = set()  # those over the mark, for whom everyone is slowed
         self.waiting: dict[Connection, None] = {}  # aren't read from; the longest comes first
+        self.next_look = math.inf  # at those who are behind, in seconds of the clock
         self.paid = 0.0  # the room's mark, in seconds of the clock
         self.marks: dict[Connection | str, float] = {}  # of connections and hosts
 
@@ -3209,6 +3220,7 @@ class Throttle:
             self.marks[conn] = math.inf  # for as long as it waits
         self.waiting[conn] = None
         conn.read_on(False)
+        self.clock.look_by(self.clock.now() + SHORT_TICK)
         return 0
 
     @staticmethod
@@ -3246,10 +3258,12 @@ class Throttle:
             self.paid = paid + (size + BATCH_COST) / PACE
 
     def let_speak(self) -> None:
-        """Lets those who wait speak again, as far as it is time. Called in each turn."""
+        """Lets those who wait speak again, as far as it is time."""
         if not (self.slowing and self.waiting):
             return
-        ahead = self.paid - self.clock.now()
+        now = self.clock.now()
+        self.clock.look_by(now + SHORT_TICK)
+        ahead = self.paid - now
         if ahead > 2 * CREDIT:
             return
         # Whoever has yet to read its answers would use up its turn, and the loop would never sleep.
@@ -3273,6 +3287,9 @@ class Throttle:
     def note_behind(self, conn: Connection) -> None:
         """A member has more in its queue than it should."""
         now = self.clock.now()
+        if not self.behind:
+            self.next_look = now + TICK
+            self.clock.look_by(self.next_look)
         if conn not in self.behind:
             self.behind[conn] = Lag(conn, now)
         if conn.size > HIGH_WATER:
@@ -3298,16 +3315,23 @@ class Throttle:
                 self.let_all_speak()
 
     def too_far_behind(self) -> list[Connection]:
-        """Returns those over the mark, or with answers to read, who have taken too little. Called
+        """Returns those over the mark, or with answers to read, who have taken too little; looks
         once a second."""
         now = self.clock.now()
+        if now < self.next_look:
+            self.clock.look_by(self.next_look)
+            return []
+        self.next_look = now + TICK if self.behind else math.inf
+        self.clock.look_by(self.next_look)
         self.marks = {one: mark for one, mark in self.marks.items() if mark > now - ALLOWANCE}
         too_long = [conn for conn, lag in self.behind.items() if lag.is_too_long(conn, now)]
         return [conn for conn in too_long if conn in self.slowing or not self.has_read(conn)]
 
     def forget(self, conn: Connection) -> None:
-        """Somebody is a member no more: whatever it has yet to get slows nobody."""
-        self.waiting.pop(conn, None)  # before others may speak: its socket may be closed
+        """Somebody is a member no more: whatever it has yet to get slows nobody, and its own end is
+        of interest."""
+        if conn in self.waiting:
+            self.let_one_speak(conn)
         self.behind.pop(conn, None)
         self.stop_slowing(conn)
         self.marks.pop(conn, None)
@@ -3319,32 +3343,55 @@ class Throttle:
 class Membership:
     """Who is at the door, in the room, or leaving: moves connections from one state to the next.
 
-    What their order rests on: nobody is closed or forgotten who is still a member, as the room has
-    to hear of it first; and a throttle that forgets somebody may let others speak again, so that it
-    does so before anything else about that one is dropped.
+    What their order rests on: the room hears first of whoever is a member no more; and a throttle
+    that forgets somebody lets others speak, so that it does so before that one's socket is closed.
     """
 
     def __init__(self, room: Room, size: int, door: Door, operator: bytes) -> None:
         self.room = room
+        self.size = size  # members at most
         self.door = door
         self.clock = door.clock
-        see_off = partial(self.start_leaving, code=REFUSED)
-        self.operators = Operators(room, door, operator, see_off)
-        self.places = Places(size)
+        if operator:
+            Operators(room, door, operator, partial(self.start_leaving, code=REFUSED))
         self.throttle = Throttle(self.clock)
-        # Members no more, or never; each with the time at which it is closed at the latest.
-        self.leaving: dict[Connection, float] = {}
-        self.exits = Places(DOOR_SIZE)  # of those who are leaving
-        self.in_hand: set[Connection] = set()  # have input that the selector doesn't know of
+        self.leaving: set[Connection] = set()
+        self.over_at = math.inf  # when the last farewell is, once the room closes
+        self.pending: set[Connection] = set()  # have input that the selector doesn't know of
 
     def members(self) -> list[Connection]:
         """Returns who is in the room. Every member here is a connection."""
         return list(cast("set[Connection]", self.room.members))
 
+    def move(self, conn: Connection, state: State) -> None:
+        """Changes a connection's state, and all that depends on it."""
+        assert state.value > conn.state.value, f"from {conn.state} to {state}"
+        now = self.clock.now()
+        if conn.state is State.DOOR:
+            self.door.waiting.pop(conn, None)
+        elif conn.state is State.MEMBER:
+            assert conn not in self.room.members
+            self.throttle.forget(conn)
+        else:
+            self.leaving.remove(conn)
+        conn.state, conn.since, conn.until, conn.deadline = state, now, math.inf, math.inf
+        if state is State.LEAVING:
+            self.leaving.add(conn)
+            conn.unheard = b""
+            conn.until = conn.deadline = min(now + FAREWELL, self.over_at)
+            self.clock.look_by(conn.until)
+        elif state is State.CLOSED:
+            self.pending.discard(conn)
+            conn.close()
+
     def guard(self, action: Callable[..., None], conn: Connection, *more: Any) -> None:
         """Does something for a connection. Whatever goes wrong with it ends that one alone."""
         try:
             action(conn, *more)
+        except Dismissed as dismissed:
+            self.guard(self.turn_away, conn, str(dismissed), dismissed.code)
+            if dismissed.note:
+                log.info("%s %s", conn, dismissed.note)
         except WrongPort as gone:
             site = self.door.site
             why = site.for_browsers if site else "this room takes lines of text; it has no page"
@@ -3361,64 +3408,63 @@ class Membership:
     def has_room(self, peer: str) -> bool:
         """Says whether there is room for one more connection, perhaps that of somebody who is
         leaving; if not, it doesn't get a word."""
-        if len(self.places.taken) + len(self.leaving) < self.places.size + DOOR_SIZE:
+        if len(self.room.members) + len(self.leaving) < self.size + DOOR_SIZE:
             return True
-        loser = self.exits.loser_to(host_of(peer), self.clock.now())
+        loser = loser_to(host_of(peer), self.leaving, self.clock.now()) if self.leaving else None
         if loser:
-            self.forget(loser)
+            self.move(loser, State.CLOSED)
         return bool(loser)
 
     def arrive(self, conn: Connection, by_web: bool) -> None:
-        """Lets a newcomer to the door, and on if there is nothing to do there. Raises Gone."""
-        if by_web:
-            self.door.requests[conn] = b""
-        if self.make_room(self.door.places, conn):
-            self.serve_newcomer(conn, self.door.arrive)
+        """Lets a newcomer to the door, and on if there is nothing to do there. Raises Gone, and
+        Dismissed."""
+        # A browser that has yet to ask for something couldn't make anything of a word.
+        self.make_room(self.door.waiting, DOOR_SIZE, conn, "" if by_web else "the room is full")
+        conn.since = self.clock.now()
+        self.serve_newcomer(conn, partial(self.door.arrive, by_web=by_web))
 
     def serve_newcomer(self, conn: Connection, step: Callable[[Connection], bytes | None]) -> None:
-        """Takes a step with somebody at the door, after which it may come in. Raises Gone."""
+        """Takes a step with somebody at the door, after which it may come in. Raises Gone, and
+        Dismissed."""
         try:
             rest = step(conn)
-            if rest is not None and self.make_room(self.places, conn):
+            if rest is not None:
+                members = cast("set[Connection]", self.room.members)
+                self.make_room(members, self.size, conn, "the room is full")
                 self.enter(conn, rest)
-        except Dismissed as dismissed:
-            self.turn_away(conn, str(dismissed), dismissed.code)
         finally:
             if self.has_input(conn):
-                self.in_hand.add(conn)
+                self.pending.add(conn)
 
     def has_input(self, conn: Connection) -> bool:
         """Says whether there is something to hear that the selector doesn't know of; also the end,
         if it came together with what let a member in."""
-        is_over = conn.framer.over and conn in self.room.members
+        is_over = conn.framer.over and conn.state is State.MEMBER
         return bool(conn.unheard or is_over or (conn.tls and conn.tls.has_more))
 
-    def make_room(self, places: Places, conn: Connection) -> bool:
-        """Says whether there is a place for a newcomer, perhaps somebody else's until now; if not,
-        it is turned away. Raises Gone."""
-        if not places.is_full():
-            return True
-        loser = places.loser_to(conn.host, self.clock.now())
+    def make_room(
+        self, there: Collection[Connection], size: int, conn: Connection, why: str
+    ) -> None:
+        """Finds a newcomer a place where there are so many, perhaps somebody else's until now.
+        Raises Dismissed if there is none, which tells it why."""
+        if len(there) < size:
+            return
+        loser = loser_to(conn.host, there, self.clock.now())
         if not loser:
-            log.info("%s turned away: all %d places are taken", conn, places.size)
-            # A browser that has yet to ask for something couldn't make anything of a word.
-            why = "" if conn in self.door.requests else "the room is full"
-            self.turn_away(conn, why, TRY_LATER)
-            return False
-        if loser in self.door.waiting:
+            raise Dismissed(why, TRY_LATER, f"turned away: all {size} places are taken")
+        if loser.state is State.DOOR:
             self.disconnect(loser, "had to make room at the door")
-        else:
-            why = "the room is full, and your place goes to somebody else"
-            self.turn_away(loser, why, TRY_LATER)
-            log.info("%s had to make room, members: %d", loser, len(self.room.members))
-        return True
+            return
+        why = "the room is full, and your place goes to somebody else"
+        self.guard(self.turn_away, loser, why, TRY_LATER)
+        log.info("%s had to make room, members: %d", loser, len(self.room.members))
 
     def enter(self, conn: Connection, rest: bytes) -> None:
         """Makes a member of somebody at the door. `rest` is what it has sent already."""
-        self.door.forget(conn)
-        self.places.take(conn, self.clock.now())
+        self.move(conn, State.MEMBER)
         self.room.join(conn)
         self.throttle.join(conn)
+        conn.read_on(True)
         log.info("%s connected, members: %d", conn, len(self.room.members))
         self.take(conn, rest)
 
@@ -3433,12 +3479,11 @@ class Membership:
     def turn_away(self, conn: Connection, why: str, code: int = NORMAL) -> None:
         """Tells somebody why it can't come in, or can't stay, and ends its stream. A member still
         gets what was said before. Raises Gone."""
-        if conn in self.room.members:
+        if conn.state is State.MEMBER:
             self.room.tell(conn, why)
             self.room.leave(conn)
             self.start_leaving(conn, code)
             return
-        self.door.forget(conn)
         if conn.is_shaking_hands():  # so that nothing can be said to it
             raise Gone("could not be told why")
         if why:
@@ -3452,15 +3497,7 @@ class Membership:
         """Somebody is a member no more, or can't be: it still gets what was said before, and after
         the delivery the end."""
         conn.code = code
-        conn.unheard = b""
-        self.places.leave(conn)
-        self.operators.forget(conn)
-        if conn in self.throttle.waiting:  # its own end is of interest
-            conn.read_on(True)
-        self.throttle.forget(conn)
-        now = self.clock.now()
-        self.exits.take(conn, now)
-        self.leaving[conn] = now + FAREWELL
+        self.move(conn, State.LEAVING)
 
     def finish(self, conn: Connection) -> None:
         """Ends the stream to somebody who has left and has got everything.
@@ -3468,7 +3505,7 @@ class Membership:
         Then it waits for the peer to close too: to close with input unread sends a reset, and that
         destroys what is still on its way to the peer (RFC 2525, section 2.17).
         """
-        if conn not in self.leaving or conn in self.room.batch.leavers:
+        if conn.state is not State.LEAVING or conn in self.room.batch.leavers:
             return
         if conn.sending and not conn.is_owed():
             conn.end_stream()
@@ -3477,48 +3514,46 @@ class Membership:
         if conn.reading:
             self.linger(conn)
         else:
-            self.forget(conn)
+            self.move(conn, State.CLOSED)
 
     def linger(self, conn: Connection) -> None:
         """Waits only a little longer for the peer's own close, once everything has got to it."""
-        if not conn.sending and not unacknowledged(conn.sock):
-            self.leaving[conn] = min(self.leaving[conn], self.clock.now() + LINGER)
+        now = self.clock.now()
+        if conn.sending:
+            conn.until = conn.deadline
+        elif unacknowledged(conn.sock):
+            conn.until = min(conn.deadline, now + SHORT_TICK)
+        else:
+            conn.until = conn.deadline = min(conn.deadline, now + LINGER)
+        self.clock.look_by(conn.until)
 
     def disconnect(self, conn: Connection, why: str) -> None:
         """Closes a connection that is of no further use, whatever state it is in."""
         if conn in self.room.members:
             self.room.leave(conn)
-        self.forget(conn)
+        if conn.state is not State.CLOSED:
+            self.move(conn, State.CLOSED)
         log.info("%s %s, members: %d", conn, why, len(self.room.members))
 
-    def forget(self, conn: Connection) -> None:
-        """Closes a connection that isn't a member, or not any more."""
-        assert conn not in self.room.members
-        self.operators.forget(conn)
-        self.throttle.forget(conn)
-        self.door.forget(conn)
-        self.places.leave(conn)
-        self.exits.leave(conn)
-        self.leaving.pop(conn, None)
-        self.in_hand.discard(conn)
-        conn.close()
-
-    def meet_deadlines(self) -> None:
-        """Closes those whose time is up."""
+    def look_at_clock(self) -> None:
+        """Does what is due for those who can't be left alone any longer."""
         now = self.clock.now()
-        for conn in list(self.leaving):
-            self.linger(conn)
-            if now >= self.leaving[conn]:
-                self.forget(conn)
-        for conn in [conn for conn, deadline in self.door.waiting.items() if now >= deadline]:
-            self.guard(self.serve_newcomer, conn, self.door.give_up)
-
-    def tick(self) -> None:
-        """Once a second: who is too far behind, and passwords that came too early."""
+        for conn in [*self.door.waiting, *self.leaving]:
+            if now >= conn.until and conn.state is not State.CLOSED:
+                self.guard(self.time_is_up, conn, now)
+            self.clock.look_by(conn.until)
         for conn in self.throttle.too_far_behind():
             self.disconnect(conn, "disconnected: too far behind")
-        for conn in list(self.door.late):
-            self.guard(self.serve_newcomer, conn, self.door.judge)
+        self.throttle.let_speak()
+
+    def time_is_up(self, conn: Connection, now: float) -> None:
+        """Somebody can't be left alone any longer. Raises Gone, and Dismissed."""
+        if conn.state is State.DOOR:
+            self.serve_newcomer(conn, self.door.time_is_up)
+        elif now >= conn.deadline:
+            self.move(conn, State.CLOSED)
+        else:
+            self.linger(conn)
 
 
 class ChatServer:
@@ -3541,9 +3576,9 @@ class ChatServer:
         self.selector = selectors.DefaultSelector()
         self.acceptor = Acceptor(self.selector, listeners, self.admit)
         door = Door(password, Clock(), site)
-        self.crowd = Membership(room, max_clients, door, operator)
-        self.throttle = self.crowd.throttle
-        self.next_tick = 0.0
+        self.membership = Membership(room, max_clients, door, operator)
+        self.throttle = self.membership.throttle
+        self.clock = door.clock
         self.latest_cost = 0.0  # the cost of whoever was read last: see read_all
         self.stop_signals = 0
 
@@ -3561,15 +3596,17 @@ class ChatServer:
                 self.turn()
             self.last_call()
             self.close_room()
-            while self.crowd.leaving and self.stop_signals == 1:
+            while self.membership.leaving and self.stop_signals == 1:
                 self.turn()
-            return 0 if not self.crowd.leaving else 1
+            return 0 if not self.membership.leaving else 1
 
     def on_signal(self, signals: socket.socket) -> None:
         """Closes the room; a second signal ends the farewells too."""
         for number in signals.recv(16):
             log.info("stopped by %s", signal.Signals(number).name)
             self.stop_signals += 1
+        if self.stop_signals == 1:
+            self.membership.over_at = self.clock.now() + FAREWELL
 
     def turn(self) -> None:
         """Waits for sockets to be ready, hears what came, delivers it.
@@ -3582,12 +3619,15 @@ class ChatServer:
         self.serve_door(knocking)
         self.read_all(readable)
         self.deliver(self.room.take_batch())
-        self.throttle.let_speak()
-        self.crowd.meet_deadlines()
-        now = self.crowd.clock.now()
-        if now >= self.next_tick:
-            self.next_tick = now + TICK
-            self.crowd.tick()
+        self.look_at_clock()
+
+    def look_at_clock(self) -> None:
+        """Does what is due: nothing, most of the time, and then without a look at the clock."""
+        clock = self.clock
+        if clock.next < math.inf and clock.now() >= clock.next:
+            clock.next = math.inf
+            self.membership.look_at_clock()
+            self.acceptor.end_rest()
 
     def wait(self, timeout: float | None) -> tuple[list[Connection], set[Connection]]:
         """Waits `timeout` seconds at most, and sends what can be sent; returns who is ready at the
@@ -3595,24 +3635,23 @@ class ChatServer:
 
         An event can be stale: what was served before it in this turn may have closed its socket.
         """
-        door = self.crowd.door.waiting
         knocking: set[Connection] = set()
         readable: set[Connection] = set()
-        for conn in self.crowd.in_hand:
+        for conn in self.membership.pending:
             if conn.reading:
-                (knocking if conn in door else readable).add(conn)
+                (knocking if conn.state is State.DOOR else readable).add(conn)
         ready_sockets = self.selector.select(timeout)
-        self.crowd.clock.wake(timeout)
+        self.clock.wake(timeout)
         for key, events in ready_sockets:
             ready = key.data
             if not isinstance(ready, Connection):
                 ready()
                 continue
-            if ready in door:
+            if ready.state is State.DOOR:
                 knocking.add(ready)
                 continue
             if events & EVENT_WRITE:
-                self.crowd.guard(self.flush, ready)
+                self.membership.guard(self.flush, ready)
             if events & EVENT_READ:
                 readable.add(ready)
         return list(knocking), readable
@@ -3622,10 +3661,10 @@ class ChatServer:
         at random, so that nobody who keeps knocking is always served before the others."""
         random.shuffle(knocking)
         began = time.monotonic()
-        door = self.crowd.door
+        door = self.membership.door
         for conn in knocking:
-            if conn in door.waiting:  # it may have had to make room meanwhile
-                self.crowd.guard(self.crowd.serve_newcomer, conn, door.step)
+            if conn.state is State.DOOR:  # it may have had to make room meanwhile
+                self.membership.guard(self.membership.serve_newcomer, conn, door.step)
             if time.monotonic() - began > DOOR_SHARE:
                 break
 
@@ -3651,13 +3690,13 @@ class ChatServer:
             if not conn.reading:
                 continue
             size = batch.size
-            self.crowd.guard(self.read, conn, share, began + TURN)
+            self.membership.guard(self.read, conn, share, began + TURN)
             now = time.process_time()
             conn.note_cost(now - before)
             costs.append((conn, now - before + TURN * (batch.size - size) / full))
             before = now
-        in_hand = self.crowd.in_hand | readable
-        self.crowd.in_hand = set(filter(self.crowd.has_input, in_hand))
+        pending = self.membership.pending | readable
+        self.membership.pending = set(filter(self.membership.has_input, pending))
 
     def charge(self, costs: list[tuple[Connection, float]]) -> None:
         """A turn has left somebody over: whoever was read in it is charged for that."""
@@ -3668,56 +3707,49 @@ class ChatServer:
 
     def timeout(self) -> float | None:
         """Returns how long the loop may sleep at most: for ever, if nothing depends on time."""
-        crowd, throttle = self.crowd, self.throttle
         # Whoever was disconnected after the last delivery has left something to deliver.
-        if self.room.batch.cuts or any(conn.reading for conn in crowd.in_hand):
+        if self.room.batch.cuts or any(conn.reading for conn in self.membership.pending):
             return 0
-        now = crowd.clock.now()
-        deadlines = [*crowd.leaving.values(), *crowd.door.waiting.values()]
-        if crowd.leaving or (throttle.waiting and throttle.slowing):
-            deadlines.append(now + SHORT_TICK)
         if self.acceptor.resting:
-            deadlines.append(now + ACCEPT_REST)
-        if crowd.door.late or throttle.behind:
-            deadlines.append(self.next_tick)
-        return max(0.0, min(deadlines) - now) if deadlines else None
+            self.clock.look_by(self.clock.now() + ACCEPT_REST)
+        return max(0.0, self.clock.next - self.clock.now()) if self.clock.next < math.inf else None
 
     # Beginning and end
 
     def admit(self, sock: socket.socket, peer: str) -> None:
         """Makes a connection of a newcomer's socket, and lets it to the door. Raises OSError."""
-        if not self.crowd.has_room(peer):
+        if not self.membership.has_room(peer):
             sock.close()
             return
-        site = self.crowd.door.site
+        site = self.membership.door.site
         by_web = site is not None and sock.getsockname()[1] == site.port
         tls = TLS(self.certificate.current()) if self.certificate else None
         conn = Connection(sock, peer, self.selector, self.room.max_line, tls)
         conn.cost = self.latest_cost
-        self.crowd.guard(self.crowd.arrive, conn, by_web)
+        self.membership.guard(self.membership.arrive, conn, by_web)
 
     def last_call(self) -> None:
         """Lets nobody in any more, and hears what had arrived before, for LAST_CALL at most."""
         self.acceptor.close()
-        for conn in list(self.crowd.door.waiting):
-            self.crowd.forget(conn)
+        for conn in list(self.membership.door.waiting):
+            self.membership.move(conn, State.CLOSED)
         self.throttle.let_all_speak()
-        over = time.monotonic() + LAST_CALL
-        while time.monotonic() < over and self.stop_signals == 1:
+        over = self.clock.now() + LAST_CALL
+        while self.clock.now() < over and self.stop_signals == 1:
             # What is left on its way comes when we have read, but not in the same moment.
-            _, readable = self.wait(0 if self.crowd.in_hand else SHORT_TICK)
+            _, readable = self.wait(0 if self.membership.pending else SHORT_TICK)
             if not readable:
                 break
             self.read_all(readable)
             self.deliver(self.room.take_batch())
-            self.crowd.meet_deadlines()  # queues have an end now, too
+            self.look_at_clock()
 
     def close_room(self) -> None:
         """Says goodbye to everyone."""
-        members = self.crowd.members()
+        members = self.membership.members()
         self.room.close()
         for conn in members:
-            self.crowd.start_leaving(conn, GOING_AWAY)
+            self.membership.start_leaving(conn, GOING_AWAY)
         self.deliver(self.room.take_batch())
 
     # From a connection
@@ -3725,9 +3757,9 @@ class ChatServer:
     def read(self, conn: Connection, limit: int, until: float) -> None:
         """Receives once, if the member may speak now, and lets the room hear the whole lines, until
         that time, in seconds of the process's CPU. Raises Gone."""
-        if conn in self.crowd.leaving:
+        if conn.state is State.LEAVING:
             if conn.receive_text(limit) == b"":  # only its end is of interest
-                self.crowd.finish(conn)
+                self.membership.finish(conn)
             return
         said = self.room.batch.size
         if not self.stop_signals:  # else all that arrives is heard, however much that is
@@ -3742,7 +3774,7 @@ class ChatServer:
                 return
             if data:
                 received = len(data)
-                self.crowd.take(conn, data)
+                self.membership.take(conn, data)
                 limit = max(limit, len(conn.unheard))
         if conn.unheard:
             self.hear(conn, limit, until)
@@ -3758,7 +3790,7 @@ class ChatServer:
         conn.unheard = self.room.hear(conn, now, until) + later
         if conn not in self.room.members:
             log.info("%s quit, members: %d", conn, len(self.room.members))
-            self.crowd.start_leaving(conn)
+            self.membership.start_leaving(conn)
 
     def hear_end(self, conn: Connection) -> None:
         """The end of a member's stream: an unfinished last line counts, then it has left.
@@ -3771,7 +3803,7 @@ class ChatServer:
         if conn in self.room.members:
             self.room.leave(conn)
         log.info("%s %s, members: %d", conn, conn.framer.why or "left", len(self.room.members))
-        self.crowd.start_leaving(conn)
+        self.membership.start_leaving(conn)
 
     # To the connections
 
@@ -3783,7 +3815,7 @@ class ChatServer:
             if log.isEnabledFor(logging.DEBUG):
                 log_lines("said", batch.text)
             self.throttle.note_said(batch.size)
-            members = self.crowd.members()
+            members = self.membership.members()
         else:
             # All that happened is between the room and some, such as a private message. The others
             # aren't even looked at: for 8,000 of them that takes 0.5 ms.
@@ -3796,24 +3828,24 @@ class ChatServer:
                 if conn.queue and conn.size > HIGH_WATER and conn not in slowing:
                     self.throttle.note_behind(conn)
             except Gone as gone:  # as in guard(), which would cost each delivery a call
-                self.crowd.disconnect(conn, str(gone))
+                self.membership.disconnect(conn, str(gone))
             except Exception:
                 log.exception("%s made the server stumble", conn)
-                self.crowd.disconnect(conn, "closed")
+                self.membership.disconnect(conn, "closed")
         for conn in cast("list[Connection]", batch.leavers):
-            self.crowd.guard(self.see_off, conn, batch)
+            self.membership.guard(self.see_off, conn, batch)
 
     def see_off(self, conn: Connection, batch: Batch) -> None:
         """Hands a leaver the last batch of which it gets something."""
         conn.write(batch)
         conn.say_bye()
-        self.crowd.finish(conn)
+        self.membership.finish(conn)
 
     def flush(self, conn: Connection) -> None:
         """Sends of a connection's queue what the kernel takes now."""
         conn.flush()
-        if conn in self.crowd.leaving:
-            self.crowd.finish(conn)
+        if conn.state is State.LEAVING:
+            self.membership.finish(conn)
         elif conn in self.throttle.behind:
             self.throttle.note_taken(conn)
 

@@ -20,7 +20,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ import pytest
 from browser import WebSocketPeer
 
 import chat_client
+import math
 from chat_server import (
     BATCH_COST,
     HIGH_WATER,
@@ -38,6 +38,7 @@ from chat_server import (
     ChatServer,
     Connection,
     Room,
+    State,
     identity,
 )
 
@@ -270,17 +271,21 @@ def patched(
 def check_invariants(server: ChatServer) -> None:
     """What holds of a room between two turns, whatever has happened."""
     room, throttle = server.room, server.throttle
-    members, leaving = set(server.crowd.members()), set(server.crowd.leaving)
-    states = [set(server.crowd.door.waiting), members, leaving]
-    everyone = set().union(*states)
-    assert len(everyone) == sum(map(len, states)), "in two states at once"
+    door, members = set(server.membership.door.waiting), set(server.membership.members())
+    leaving = server.membership.leaving
+    everyone = door | members | leaving
+    for state, those in ((State.DOOR, door), (State.MEMBER, members), (State.LEAVING, leaving)):
+        assert all(conn.state is state for conn in those)
+    assert all(conn.until == math.inf for conn in members)
+    assert all(server.clock.next <= conn.until <= conn.deadline for conn in door | leaving)
+    assert not throttle.behind or server.clock.next <= throttle.next_look
     registered = {key.data: key for key in server.selector.get_map().values()}
     assert {one for one in registered if isinstance(one, Connection)} <= everyone
     for conn in everyone:
         check_connection(conn)
         assert conn.events == (registered[conn].events if conn in registered else 0)
-        assert conn in server.crowd.in_hand or not server.crowd.has_input(conn)
-    assert server.crowd.in_hand <= everyone
+        assert conn in server.membership.pending or not server.membership.has_input(conn)
+    assert server.membership.pending <= everyone
     for key, owner in room.names.items():
         assert owner in room.members and key == identity(owner.name)
     assert len(room.names) == sum(1 for conn in members if conn.name)
@@ -291,18 +296,6 @@ def check_invariants(server: ChatServer) -> None:
     assert throttle.slowing | unread <= set(throttle.behind) <= {one for one in members if one.queue}
     assert {one for one in throttle.marks if isinstance(one, Connection)} <= members
     assert throttle.slowing or not (throttle.marks or set(throttle.waiting) - unread)
-    crowd = server.crowd
-    for places, who in (
-        (crowd.places, members),
-        (crowd.door.places, set(crowd.door.waiting)),
-        (crowd.exits, leaving),
-    ):
-        assert set(places.taken) == who
-        assert places.hosts == Counter(conn.host for conn in who)
-    door = server.crowd.door
-    assert set(door.refused) | set(door.late) | set(door.requests) <= set(door.waiting)
-    assert not any(conn.encode for conn in door.requests)
-    assert server.crowd.operators.members <= members
     for conn in leaving - set(room.batch.leavers):  # those will be seen off with that batch
         assert not conn.unheard
         owed = conn.queue or conn.unsent
@@ -371,11 +364,11 @@ class Inside:
 
     def join(self) -> tuple[Connection, Peer]:
         sock, peer = pair()
-        before = set(self.server.crowd.members())
+        before = set(self.server.membership.members())
         self.server.admit(sock, "peer")
         self.server.deliver(self.server.room.take_batch())
         peer.expect(WELCOME)
-        (conn,) = set(self.server.crowd.members()) - before
+        (conn,) = set(self.server.membership.members()) - before
         return conn, peer
 
     def say(self, text: bytes) -> None:
@@ -406,7 +399,7 @@ def tls_member() -> tuple[CheckedServer, Connection, Peer]:
         server.turn()
     thread.join(DEADLINE)
     peer.expect(WELCOME)
-    return server, server.crowd.members()[0], peer
+    return server, server.membership.members()[0], peer
 
 
 def client(*options: Any, typed: str = "", **more: Any) -> subprocess.CompletedProcess[str]:

@@ -10,7 +10,6 @@ import selectors
 import socket
 import ssl
 import sys
-import time
 from selectors import EVENT_READ, EVENT_WRITE
 from types import SimpleNamespace
 from typing import Any
@@ -74,9 +73,9 @@ def test_closing_room_hears_what_waits_for_the_next_turn(inside: Inside) -> None
     server = inside.server
     (one, _peer), (_, two) = inside.join(), inside.join()
     one.unheard = b"/name John\n"
-    server.crowd.guard(server.hear, one, 99, math.inf)
+    server.membership.guard(server.hear, one, 99, math.inf)
     one.unheard = b"waits\n" * 5000  # more than one turn would hear
-    server.crowd.in_hand.add(one)
+    server.membership.pending.add(one)
     server.stop_signals = 1
     server.last_call()
     server.close_room()
@@ -236,7 +235,7 @@ def test_time_in_which_the_server_was_stopped_does_not_count(
     inside: Inside, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = inside.server
-    clock = server.crowd.clock
+    clock = server.clock
     now = clock.monotonic()
     asleep = 1000.0  # seconds, the next time
     clock.monotonic = lambda: now
@@ -356,11 +355,11 @@ def test_whoever_has_left_is_closed_after_its_own_close(inside: Inside) -> None:
     server.hear(conn, 99, math.inf)
     server.deliver(server.room.take_batch())
     assert peer.rest() == b"* bye\n"
-    assert conn in server.crowd.leaving
+    assert conn in server.membership.leaving
     peer.close()
     select.select([conn.sock], [], [], DEADLINE)
     server.read_all({conn})
-    assert conn not in server.crowd.leaving
+    assert conn not in server.membership.leaving
     assert conn.sock.fileno() == -1
 
 

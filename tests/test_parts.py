@@ -16,6 +16,7 @@ from support import DEADLINE, Peer, check_connection, pair
 
 import chat_server
 from chat_server import (
+    BAN_TIME,
     BATCH_COST,
     CREDIT,
     HIGH_WATER,
@@ -28,12 +29,12 @@ from chat_server import (
     Batch,
     Clock,
     Connection,
+    Dismissed,
     Door,
     Gone,
-    Places,
     Throttle,
-    WrongTries,
     host_of,
+    loser_to,
 )
 
 
@@ -249,6 +250,7 @@ class Someone:
     """What the throttle knows of a connection."""
 
     host = "192.0.2.1"
+    since = 0.0
     silent = False
     sending = True
 
@@ -471,7 +473,7 @@ def overdue(slowed: Hall) -> bool:
 
 
 def test_patience_does_not_begin_anew(slowed: Hall) -> None:
-    for _ in range(59):
+    for _ in range(49):
         slowed.fake.pass_by(0.1)
         slowed.throttle.note_behind(slowed.slow)
         assert not overdue(slowed)
@@ -567,74 +569,82 @@ def guest(host: str, silent: bool = False) -> Any:
 
 
 def test_a_place_goes_from_the_host_that_has_most_to_one_that_has_fewer() -> None:
-    places = Places(5)
-    guests = [guest("a"), guest("b"), guest("a"), guest("b"), guest("a")]
-    for one in guests:
-        assert not places.is_full()
-        places.take(one, 0)
-    assert places.is_full()
-    assert places.loser_to("c", 0) is guests[4]
-    assert places.loser_to("b", 0) is None, "it would have as many as the other then"
-    assert places.loser_to("a", 0) is None
-    places.leave(guests[4])
-    places.leave(guests[4])  # again is no harm
-    assert places.hosts == {"a": 2, "b": 2}
-    assert not places.is_full()
-    places.leave(guests[0])
-    places.leave(guests[2])
-    assert places.hosts == {"b": 2}
+    guests = [guest(host) for host in "ababa"]
+    for number, one in enumerate(guests):
+        one.since = float(number)
+    assert loser_to("c", guests, 0) is guests[4]
+    assert loser_to("b", guests, 0) is None, "it would have as many as the other then"
+    assert loser_to("a", guests, 0) is None
 
 
 def test_silence_is_no_claim_to_a_place_against_ones_own_host() -> None:
-    places = Places(3)
     guests = [guest("a"), guest("a", silent=True), guest("b", silent=True)]
-    for one in guests:
-        places.take(one, 0)
-    assert places.loser_to("a", SILENCE - 1) is None
-    assert places.loser_to("a", SILENCE) is guests[1]
-    assert places.loser_to("c", SILENCE) is guests[1], "the host that has most"
+    assert loser_to("a", guests, SILENCE - 1) is None
+    assert loser_to("a", guests, SILENCE) is guests[1]
+    assert loser_to("c", guests, SILENCE) is guests[0], "the host that has most"
 
 
 def test_a_host_is_an_address_or_a_network_of_64_bits() -> None:
     assert host_of("192.0.2.1:7") == "192.0.2.1"
     one, same, other = "2001:db8:1:2::3", "2001:db8:1:2:ffff::", "2001:db8:1:3::3"
     assert host_of(f"[{one}]:7") == host_of(f"[{same}]:8") != host_of(f"[{other}]:7")
-    assert host_of("[fe80::1%eth0]:7") == host_of("[fe80::1]:7")
+    assert host_of("[fe80::1%eth0]:7") == host_of("[fe80::1]:7") != host_of("[fe80::2]:7")
     assert host_of("somebody") == ""  # whose address is not known, on macOS
 
 
 # Guessing
 
 
-def tries_allowed(tries: WrongTries, hosts: list[str], seconds: int) -> int:
-    """Returns how many passwords they may try, all wrong."""
-    count = 0
-    for step in range(seconds * 20):
-        now = 1000 + step / 20
-        for host in hosts:
-            if tries.allow(host, now):
-                tries.note(host, now)
-                count += 1
-    return count
+class Guesses:
+    """A door at which nobody knows the password."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.door = Door(b"secret", Clock(lambda: self.now))
+
+    def allowed(self, hosts: list[str], seconds: int) -> int:
+        """Returns how many passwords they may try, all wrong."""
+        count = 0
+        for _ in range(seconds * 20):
+            self.now += 1 / 20
+            for host in hosts:
+                if self.door.may_try(host):
+                    self.door.note_wrong(host)
+                    count += 1
+        return count
 
 
 def test_one_host_tries_a_password_a_second() -> None:
-    assert 60 <= tries_allowed(WrongTries(), ["a"], 60) <= 64
+    assert 60 <= Guesses().allowed(["a"], 60) <= 64
 
 
 def test_all_hosts_together_try_ten_a_second() -> None:
-    hosts = [str(number) for number in range(1000)]
-    tries = WrongTries()
-    assert 600 <= tries_allowed(tries, hosts, 60) <= 640
-    assert len(tries.marks) < 100
+    guesses = Guesses()
+    assert 600 <= guesses.allowed([str(number) for number in range(1000)], 60) <= 640
+    assert len(guesses.door.hosts) < 100
 
 
 def test_a_host_that_was_never_wrong_does_not_wait_for_another() -> None:
-    tries = WrongTries()
+    door = Guesses().door
     for _ in range(10):
-        tries.note("a", 1000)
-    assert not tries.allow("a", 1000)
-    assert tries.allow("b", 1000)
+        door.note_wrong("a")
+    assert not door.may_try("a")
+    assert door.may_try("b")
+
+
+def test_a_host_is_barred_for_a_while() -> None:
+    guesses = Guesses()
+    conn, _peer = connection()
+    guesses.door.bar(conn.host)
+    guesses.door.note_wrong(conn.host)
+    guesses.now += BAN_TIME - 1
+    guesses.door.note_wrong("other")
+    with pytest.raises(Dismissed, match="come back in 1 min"):
+        guesses.door.check_host(conn)
+    guesses.now += 1
+    guesses.door.check_host(conn)
+    guesses.door.note_wrong("other")
+    assert list(guesses.door.hosts) == ["other"]
 
 
 # The door
@@ -645,7 +655,7 @@ def at_door() -> tuple[Door, Connection, Callable[[bytes], bytes | None]]:
     """A door that wants a password, somebody at it, and what that one can say there."""
     door = Door(b"secret", Clock())
     conn, peer = connection()
-    assert not door.arrive(conn)
+    assert door.arrive(conn, by_web=False) is None
     peer.expect("* password?\n")
 
     def give(data: bytes) -> bytes | None:
@@ -658,11 +668,11 @@ def at_door() -> tuple[Door, Connection, Callable[[bytes], bytes | None]]:
 
 def test_time_at_the_door_does_not_begin_anew_with_each_byte(at_door: Any) -> None:
     door, conn, give = at_door
-    deadline = door.waiting[conn]
+    until = conn.until
     for byte in (b"s", b"e", b"c"):
         assert give(byte) is None
     assert conn.framer.partial == b"sec"
-    assert door.waiting == {conn: deadline}
+    assert conn.until == until
     assert give(b"ret\r\nand more") == b"and more"
 
 
@@ -681,25 +691,26 @@ def test_password_is_compared_in_constant_time(
     assert give(b"guess\n") is None
     assert compared == [(b"guess", b"secret")]
     assert not conn.reading
-    assert door.refused == {conn}
-    assert door.waiting[conn] > time.monotonic()
+    assert conn.until > time.monotonic()
+    with pytest.raises(Dismissed, match="wrong password"):
+        door.time_is_up(conn)
 
 
 def test_a_password_that_comes_too_early_waits(at_door: Any) -> None:
     door, conn, give = at_door
     for _ in range(10):
-        door.tries.note(conn.host, time.monotonic())
+        door.note_wrong(conn.host)
     assert give(b"secret\nmore") is None
-    assert (list(door.late), conn.reading) == ([conn], False)
-    door.tries.marks.clear()
-    assert door.judge(conn) == b"more"
-    assert (list(door.late), conn.reading) == ([], True)
+    assert not conn.reading
+    assert door.time_is_up(conn) is None, "it is still too early"
+    door.hosts.clear()
+    assert door.time_is_up(conn) == b"more"
 
 
 def test_whoever_ends_at_the_door_has_left_it() -> None:
     door = Door(b"secret", Clock())
     conn, peer = connection()
-    door.arrive(conn)
+    door.arrive(conn, by_web=False)
     peer.half_close()
     select.select([conn.sock], [], [], DEADLINE)
     with pytest.raises(Gone, match="left the door"):
@@ -708,4 +719,4 @@ def test_whoever_ends_at_the_door_has_left_it() -> None:
 
 def test_without_a_password_or_a_handshake_there_is_nothing_to_do_at_the_door() -> None:
     conn, _peer = connection()
-    assert Door(b"", Clock()).arrive(conn) == b""
+    assert Door(b"", Clock()).arrive(conn, by_web=False) == b""

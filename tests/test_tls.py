@@ -246,7 +246,7 @@ def test_what_comes_in_one_piece_with_the_handshake_is_heard(password: bytes) ->
     server = tls_room(password=password)
     sock, peer = pair()
     server.admit(sock, "peer")
-    (conn,) = server.crowd.door.waiting
+    (conn,) = server.membership.door.waiting
     client = Client()
     data = last_step(client, server, peer)
     peer.send(data + client.say(*([b"secret\n"] if password else []), b"hi\n"))
@@ -290,7 +290,7 @@ def key_changer() -> tuple[CheckedServer, Connection, KeyChanger, Peer]:
             server.turn()
         if not changer.is_ready():
             changer.feed(peer.sock.recv(1 << 16))
-    (conn,) = server.crowd.members()
+    (conn,) = server.membership.members()
     server.deliver(server.room.take_batch())
     return server, conn, changer, peer
 
@@ -398,7 +398,7 @@ def test_farewell_is_whole_although_the_kernel_is_full(
     said = b"first\nsecond\n" + (b"" if closes_first else b"* the room is closing\n")
     assert peer.rest() == said
     peer.close()
-    while conn in server.crowd.leaving:
+    while conn in server.membership.leaving:
         server.turn()
 
 
@@ -409,9 +409,9 @@ def test_last_turn_waits_for_close_notify_alone(monkeypatch: pytest.MonkeyPatch)
         end_stream(peer.sock)
         while conn in server.room.members:
             server.turn()
-        assert conn in server.crowd.leaving
+        assert conn in server.membership.leaving
         assert conn.unsent and conn.tls is None and conn.sending
-    while conn in server.crowd.leaving:
+    while conn in server.membership.leaving:
         server.turn()
     assert peer.rest() == b""
 
@@ -453,8 +453,8 @@ def test_end_that_came_with_a_request_is_seen_although_the_kernel_is_full(
     server.turn()
     peer.send(client.say(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n") + client.end())
     with slow_kernel(monkeypatch):
-        while not server.crowd.leaving:
+        while not server.membership.leaving:
             server.turn()
-        (conn,) = server.crowd.leaving
+        (conn,) = server.membership.leaving
         server.turn()
         assert not conn.reading
