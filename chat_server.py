@@ -3149,9 +3149,8 @@ class Lag:
     """What somebody who is behind owes: PACE for as long as it has been so, less what it has taken.
 
     There is one until it has caught up entirely: whoever is under the mark for a moment gets no
-    patience anew. What a peer has taken its kernel tells in steps, as it makes room for more. They
-    can double, so it may owe two of the last. Before the first, all that its kernel has
-    acknowledged may be unread still: that can be a step.
+    patience anew. A kernel tells in steps what was taken from it. They can double, so two of the
+    last may be owed; before the first, one, as all that it has acknowledged may be unread still.
     """
 
     __slots__ = ("acknowledged", "owed", "since", "step")
@@ -3168,35 +3167,30 @@ class Lag:
         taken = acknowledged - self.acknowledged
         self.owed = max(0.0, self.owed + PACE * (now - self.since) - taken)
         self.acknowledged, self.since = acknowledged, now
-        if taken:
-            self.step = min(taken, STEP)
+        self.step = min(taken, STEP) or self.step
         return self.owed > max(PATIENCE * PACE, 2 * self.step)
 
 
 class Throttle:
     """How much may each say? While somebody is behind, all together no more than that one can read.
 
-    Each has a mark in time, up to which all that it has said is paid for; so have its host, and the
-    room. With PACE at 8 KiB a second, a line of 64 bytes moves the room's on by 1/128 s, and the
-    other two by twice that: what somebody says at half of PACE is paid for as fast as it comes. So
-    whoever's own mark lies in the past is quiet. It can lie ALLOWANCE back, so 8 KiB may come at
-    once; and it can lie LOUD_TIME ahead, so a flood is forgiven after that.
+    The room has a mark in time, up to which all that was said is paid for: at 8 KiB a second, PACE,
+    a line of 64 bytes moves it on by 1/128 s. Each connection has one, and each host, which move by
+    twice that. One that lies ahead is loud: it has said more than half of PACE, after the first 8
+    KiB. The quiet may speak while the room's mark is up to 4 s ahead, CREDIT, and 8 s if their host
+    is quiet, too; the loud when it isn't ahead. Of those who wait, the lowest mark comes first.
 
-    The quiet may speak while the room's mark is up to CREDIT, 4 s, ahead, and 8 s if their host is
-    quiet, too. The loud may speak when it isn't ahead at all, which is 16 times a second, 512 bytes
-    each time; of these, the host whose mark is lowest comes first. An example: from one host 500
-    connections flood, from another a single one; Ann, at a third, says a line now and then. Soon
-    all 501 are loud. The two hosts' marks stay side by side, so that each says 4 KiB a second. The
-    room's mark is less than 1/16 s ahead, and Ann never waits. Is she at the flood's host? Her own
-    mark is far back, so she doesn't wait either, unless 500 who were quiet have just begun.
-
-    Whoever has answers to read isn't heard until it has read them; that slows nobody else.
+    500 connections from one host flood, and one from another; Ann, at a third, says a line now and
+    then. Soon all 501 are loud. 16 times a second the room's mark is reached, and one of them may
+    say 512 bytes, which moves its host's mark on by 1/8 s. So the two hosts take turns, at 4 KiB a
+    second each. The room's mark is never more than 1/16 s ahead: Ann doesn't wait. Nor would she at
+    the flood's host, unless all 500 had been silent until then.
     """
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
         self.behind: dict[Connection, Lag] = {}
-        self.slowing: set[Connection] = set()  # those over the mark, for whom everyone is slowed
+        self.slow = False  # one of them is over the mark, so everyone is slowed
         self.waiting: dict[Connection, None] = {}  # aren't read from; the longest comes first
         self.next_look = math.inf  # at those who are behind, in seconds of the clock
         self.paid = 0.0  # the room's mark, in seconds of the clock
@@ -3207,7 +3201,7 @@ class Throttle:
     def allow(self, conn: Connection, limit: int, said: int) -> int:
         """Returns how much of `limit` a member may say now; if that is nothing, it has to wait.
         `said` are the bytes that were said in this turn so far. Raises Gone."""
-        if self.slowing:
+        if self.slow:
             ahead = self.paid + said / PACE - self.clock.now()
             limit = min(limit, MIN_READ) if ahead <= self.credit(conn) else 0
         if limit and self.has_read(conn):
@@ -3225,54 +3219,49 @@ class Throttle:
 
     @staticmethod
     def has_read(conn: Connection) -> bool:
-        """Says whether it has read its answers."""
+        """Says whether it has read the answers to what it said; else it isn't heard."""
         return conn.unread <= MAX_UNREAD
 
     def is_loud(self, one: Connection | str) -> bool:
-        """Says whether a connection, or a host, has said more than is paid for."""
         return self.marks.get(one, 0.0) > self.clock.now()
 
     def credit(self, conn: Connection) -> float:
-        """Returns how far ahead the room's mark may be for a member to speak."""
+        """Returns how far ahead the room's mark may be for a member to speak, in seconds."""
         if self.is_loud(conn):
             return 0.0
         return CREDIT if self.is_loud(conn.host) else 2 * CREDIT
 
     def charge(self, conn: Connection, size: int) -> None:
         """Notes how many bytes a member has sent, or what came of them."""
-        if self.slowing:
+        if self.slow:
             now = self.clock.now()
             for one in (conn, conn.host):
                 mark = max(self.marks.get(one, now), now - ALLOWANCE) + 2 * size / PACE
                 self.marks[one] = min(mark, now + LOUD_TIME)
 
     def join(self, conn: Connection) -> None:
-        """A newcomer, too, is paid for from what may be said: it is loud at first."""
-        if self.slowing:
+        """A newcomer is loud at first, or whoever comes anew each time would be quiet."""
+        if self.slow:
             self.marks[conn] = self.clock.now() + LOUD_TIME
 
     def note_said(self, size: int) -> None:
         """Notes how many bytes were said in a turn, by whomever."""
-        if self.slowing:
+        if self.slow:
             paid = max(self.paid, self.clock.now() - SHORT_TICK)  # as it is looked at so often
             self.paid = paid + (size + BATCH_COST) / PACE
 
     def let_speak(self) -> None:
         """Lets those who wait speak again, as far as it is time."""
-        if not (self.slowing and self.waiting):
-            return
-        now = self.clock.now()
-        self.clock.look_by(now + SHORT_TICK)
-        ahead = self.paid - now
-        if ahead > 2 * CREDIT:
-            return
-        # Whoever has yet to read its answers would use up its turn, and the loop would never sleep.
-        may_speak = list(filter(self.has_read, self.waiting))
-        may_speak.sort(key=lambda conn: self.marks.get(conn.host, 0.0))
-        for conn in may_speak:
-            if ahead <= self.credit(conn):
-                self.let_one_speak(conn)
-                ahead += MIN_READ / PACE
+        if self.slow and self.waiting:
+            now, mark = self.clock.now(), self.marks.get
+            self.clock.look_by(now + SHORT_TICK)
+            ahead = self.paid - now
+            # Whoever has yet to read its answers would use up a turn, and the loop would spin.
+            may_speak = list(filter(self.has_read, self.waiting)) if ahead <= 2 * CREDIT else []
+            for conn in sorted(may_speak, key=lambda one: (mark(one.host, 0.0), mark(one, 0.0))):
+                if ahead <= self.credit(conn):
+                    self.let_one_speak(conn)
+                    ahead += MIN_READ / PACE
 
     def let_one_speak(self, conn: Connection) -> None:
         del self.waiting[conn]
@@ -3292,40 +3281,35 @@ class Throttle:
             self.clock.look_by(self.next_look)
         if conn not in self.behind:
             self.behind[conn] = Lag(conn, now)
-        if conn.size > HIGH_WATER:
-            if not self.slowing:
-                self.paid = now
-            self.slowing.add(conn)
+        if conn.size > HIGH_WATER and not self.slow:
+            self.slow, self.paid = True, now
 
     def note_taken(self, conn: Connection) -> None:
         """Somebody who was behind has taken something."""
         if not conn.queue:
             del self.behind[conn]
-        if conn.size <= HIGH_WATER:
-            self.stop_slowing(conn)
-        if conn in self.waiting and self.has_read(conn) and not self.slowing:
+        self.settle()
+        if conn in self.waiting and self.has_read(conn) and not self.slow:
             self.let_one_speak(conn)
 
-    def stop_slowing(self, conn: Connection) -> None:
-        """Nobody is slowed for this one; after the last of them everyone may speak freely."""
-        if conn in self.slowing:
-            self.slowing.remove(conn)
-            if not self.slowing:
-                self.marks.clear()
-                self.let_all_speak()
+    def settle(self) -> None:
+        """Once nobody is over the mark any more, everyone may speak freely."""
+        if self.slow and not any(conn.size > HIGH_WATER for conn in self.behind):
+            self.slow = False
+            self.marks.clear()
+            self.let_all_speak()
 
     def too_far_behind(self) -> list[Connection]:
-        """Returns those over the mark, or with answers to read, who have taken too little; looks
-        once a second."""
+        """Returns who has taken too little, and is over the mark or wants to speak; looks once a
+        second."""
         now = self.clock.now()
-        if now < self.next_look:
-            self.clock.look_by(self.next_look)
-            return []
-        self.next_look = now + TICK if self.behind else math.inf
+        too_long = []
+        if now >= self.next_look:
+            self.next_look = now + TICK if self.behind else math.inf
+            self.marks = {one: mark for one, mark in self.marks.items() if mark > now - ALLOWANCE}
+            too_long = [conn for conn, lag in self.behind.items() if lag.is_too_long(conn, now)]
         self.clock.look_by(self.next_look)
-        self.marks = {one: mark for one, mark in self.marks.items() if mark > now - ALLOWANCE}
-        too_long = [conn for conn, lag in self.behind.items() if lag.is_too_long(conn, now)]
-        return [conn for conn in too_long if conn in self.slowing or not self.has_read(conn)]
+        return [conn for conn in too_long if conn.size > HIGH_WATER or not self.has_read(conn)]
 
     def forget(self, conn: Connection) -> None:
         """Somebody is a member no more: whatever it has yet to get slows nobody, and its own end is
@@ -3333,8 +3317,8 @@ class Throttle:
         if conn in self.waiting:
             self.let_one_speak(conn)
         self.behind.pop(conn, None)
-        self.stop_slowing(conn)
         self.marks.pop(conn, None)
+        self.settle()
 
 
 # --- The chat server -----------------------------------------------------------------------------
@@ -3821,12 +3805,13 @@ class ChatServer:
             # aren't even looked at: for 8,000 of them that takes 0.5 ms.
             cuts = cast("dict[Connection, Any]", batch.cuts)
             members = [conn for conn in cuts if conn in self.room.members]
-        slowing = self.throttle.slowing
+        throttle = self.throttle
         for conn in members:
             try:
                 conn.write(batch)
-                if conn.queue and conn.size > HIGH_WATER and conn not in slowing:
-                    self.throttle.note_behind(conn)
+                if conn.queue and conn.size > HIGH_WATER:
+                    if not throttle.slow or conn not in throttle.behind:
+                        throttle.note_behind(conn)
             except Gone as gone:  # as in guard(), which would cost each delivery a call
                 self.membership.disconnect(conn, str(gone))
             except Exception:

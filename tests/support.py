@@ -291,11 +291,12 @@ def check_invariants(server: ChatServer) -> None:
     assert len(room.names) == sum(1 for conn in members if conn.name)
     assert sum(room.looks.values()) == len(room.names)
     assert set(throttle.waiting) == {conn for conn in members if not conn.reading}
-    assert throttle.slowing == {one for one in members if one.size > HIGH_WATER}
+    over = {one for one in members if one.size > HIGH_WATER}
+    assert throttle.slow == bool(over)
     unread = {one for one in throttle.waiting if one.unread > MAX_UNREAD}
-    assert throttle.slowing | unread <= set(throttle.behind) <= {one for one in members if one.queue}
+    assert over | unread <= set(throttle.behind) <= {one for one in members if one.queue}
     assert {one for one in throttle.marks if isinstance(one, Connection)} <= members
-    assert throttle.slowing or not (throttle.marks or set(throttle.waiting) - unread)
+    assert throttle.slow or not (throttle.marks or set(throttle.waiting) - unread)
     for conn in leaving - set(room.batch.leavers):  # those will be seen off with that batch
         assert not conn.unheard
         owed = conn.queue or conn.unsent

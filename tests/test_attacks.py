@@ -18,7 +18,7 @@ def test_loop_sleeps_while_somebody_behind_asks_and_does_not_read() -> None:
     inside = Inside()
     server = inside.server
     conn, peer = inside.join()
-    while conn not in server.throttle.slowing:
+    while conn not in server.throttle.behind:
         inside.say(b"x\n" * 10_000)
     peer.send(b"/help\n" * 1000)
     while conn.unread <= MAX_UNREAD:
@@ -67,7 +67,7 @@ def test_many_who_say_little_say_no_more_than_a_slow_reader_can_read() -> None:
     inside = Inside()
     throttle = inside.server.throttle
     (slow, _peer), (quiet, _) = inside.join(), inside.join()
-    throttle.slowing.add(slow)
+    throttle.slow = True
     throttle.paid = throttle.clock.now() + 3 * CREDIT
     assert throttle.allow(quiet, 1000, 0) == 0
     assert quiet in throttle.waiting
@@ -129,7 +129,7 @@ def test_nobody_stays_after_its_end_for_what_it_had_to_say(question: str, is_slo
     bob.send("/name Bob\n")
     server.turn()
     if is_slow:
-        while stuck not in server.throttle.slowing:
+        while stuck not in server.throttle.behind:
             inside.say(b"x\n" * 10_000)
             bob.available()
     ghosts = [inside.join()[1] for _ in range(3)] if not is_slow else []

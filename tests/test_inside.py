@@ -282,7 +282,7 @@ def test_whoever_asks_and_does_not_read_is_not_heard_and_noted(
         peer.send(b"\xff\xfd\x06")
         select.select([conn.sock], [], [], DEADLINE)
         inside.server.read_all({conn})
-    assert not inside.server.throttle.slowing
+    assert not inside.server.throttle.slow
     inside.server.read_all({conn})
     assert not conn.reading
 
