@@ -2821,9 +2821,9 @@ class Clock:
     def now(self) -> float:
         return self.monotonic() - self.lost
 
-    def look_by(self, time: float) -> None:
+    def look_by(self, moment: float) -> None:
         """Has the loop look at what depends on time, then at the latest."""
-        self.next = min(self.next, time)
+        self.next = min(self.next, moment)
 
     def wake(self, timeout: float | None) -> None:
         """The loop has woken; this was the time-out with which it had gone to sleep."""
@@ -3519,7 +3519,7 @@ class Membership:
             self.move(conn, State.CLOSED)
         log.info("%s %s, members: %d", conn, why, len(self.room.members))
 
-    def look_at_clock(self) -> None:
+    def meet_deadlines(self) -> None:
         """Does what is due for those who can't be left alone any longer."""
         now = self.clock.now()
         for conn in [*self.door.waiting, *self.leaving]:
@@ -3610,7 +3610,7 @@ class ChatServer:
         clock = self.clock
         if clock.next < math.inf and clock.now() >= clock.next:
             clock.next = math.inf
-            self.membership.look_at_clock()
+            self.membership.meet_deadlines()
             self.acceptor.end_rest()
 
     def wait(self, timeout: float | None) -> tuple[list[Connection], set[Connection]]:
