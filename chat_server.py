@@ -94,7 +94,7 @@ DOOR_SIZE = 100  # newcomers at the door at once
 OTHER_DESCRIPTORS = 32 + 2 * DOOR_SIZE  # the listeners, files; who is no member yet, or no more
 # On Windows select() takes 512 sockets.
 MAX_CLIENTS = 512 - OTHER_DESCRIPTORS if sys.platform == "win32" else 10_000
-ACCEPT_SHARE = 0.003  # seconds of a turn for newcomers, so that a storm of them holds up nobody
+ACCEPT_SHARE = 0.003  # seconds of CPU, of a turn, for newcomers, so that a storm holds up nobody
 ACCEPT_REST = 0.1  # seconds until the next try after accept() failed
 RETRY_CERTIFICATE = 1.0  # seconds until the next try with files that weren't a certificate and key
 
@@ -143,7 +143,7 @@ OVERSLEPT = 1.0  # seconds that the loop can be late: more means that the proces
 # A closed room has a door: newcomers finish the TLS handshake and give the password there.
 HANDSHAKE_TIME = 3.0  # seconds for the one, for which nobody has to type
 DOOR_TIME = 10.0  # seconds for the other
-DOOR_SHARE = 0.003  # seconds of a turn: a step of a handshake can be some ms of arithmetic
+DOOR_SHARE = 0.003  # seconds of CPU, of a turn: a step of a handshake can be some ms of arithmetic
 DOOR_READ = 4 * 1024  # bytes that are read at once
 # So that guessing is slow: each wrong password costs its host a second, and all together a tenth.
 # Whoever is more than TRIES_AHEAD seconds ahead has to wait.
@@ -2160,9 +2160,9 @@ class Acceptor:
         """Lets in those who wait at a listener, for as long as its share of a turn lasts: to find a
         newcomer a place can take a look at everyone who has one. Where that fails, as when too many
         files are open, the listener stays ready and the loop would spin: so it rests."""
-        over = time.monotonic() + ACCEPT_SHARE / len(self.listeners)
+        over = time.process_time() + ACCEPT_SHARE / len(self.listeners)
         try:
-            while time.monotonic() < over:
+            while time.process_time() < over:
                 sock, address = listener.accept()
                 self.newcomers_wait = False
                 self.hand_over(sock, format_address(address))
@@ -3644,12 +3644,12 @@ class ChatServer:
         """Goes on with those who are ready at the door, for as long as the door may take of a turn;
         at random, so that nobody who keeps knocking is always served before the others."""
         random.shuffle(knocking)
-        began = time.monotonic()
+        began = time.process_time()
         door = self.membership.door
         for conn in knocking:
             if conn.state is State.DOOR:  # it may have had to make room meanwhile
                 self.membership.guard(self.membership.serve_newcomer, conn, door.step)
-            if time.monotonic() - began > DOOR_SHARE:
+            if time.process_time() - began > DOOR_SHARE:
                 break
 
     def read_all(self, readable: set[Connection]) -> None:

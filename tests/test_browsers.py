@@ -403,14 +403,14 @@ def test_operators_and_whom_they_remove_can_have_browsers(
 ) -> None:
     (tmp_path / "operators").write_text("open sesame\n")
     room = start("chat_server.py", "--operator-file", str(tmp_path / "operators"))
-    mary, eve = room.join("Mary"), room.join("Eve")
+    mary, eve = room.join("Mary"), room.join("Eve", source="127.0.0.2")
     mary.expect("* Eve joined\n")
     mary.send("/op open sesame\n/kick Eve\n")
     mary.expect("* you are an operator\n", "* Eve was removed\n")
     eve.expect("* you were removed by an operator; come back in 10 min\n")
     assert closing_code(eve) == 1008
     assert get(room).startswith(b"HTTP/1.1 200 ")  # the page can say it better than the browser
-    eve = room.connect()
+    eve = room.connect(source="127.0.0.2")
     assert eve.line().startswith(b"* you, or somebody at your address, was removed; ")
     assert closing_code(eve) == 1008
     assert "sesame" not in room.log()

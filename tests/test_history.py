@@ -173,6 +173,7 @@ def talk_through_restarts(
         history = witness.messages()
         assert history == said[-count:]
         crowd = [Talker(room) for _ in range(members)]
+        pump(crowd, lambda: all(one.received for one in crowd))  # noqa: B023
         newcomers = crowd[:]
         for _ in range(3):
             for talker in crowd:
