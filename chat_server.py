@@ -3419,6 +3419,8 @@ class Membership:
         finally:
             if self.has_input(conn):
                 self.pending.add(conn)
+            else:
+                self.pending.discard(conn)
 
     def has_input(self, conn: Connection) -> bool:
         """Says whether there is something to hear that the selector doesn't know of; also the end,
@@ -3600,8 +3602,10 @@ class ChatServer:
         """
         self.acceptor.end_rest()
         knocking, readable = self.wait(self.timeout())
-        self.serve_door(knocking)
-        self.read_all(readable)
+        if knocking:
+            self.serve_door(knocking)
+        if readable:
+            self.read_all(readable)
         self.deliver(self.room.take_batch())
         self.look_at_clock()
 
