@@ -181,9 +181,8 @@ class EchoServer:
 
 # --- Listening -----------------------------------------------------------------------------------
 
-# Names that mean two addresses, whatever this host's resolver says: localhost (RFC 6761, section
-# 6.3), and every interface, which is IPv4 too. IPv6 sockets are IPv6 only here, so that both can be
-# bound, and peers go by their real address instead of ::ffff:192.0.2.1.
+# Names that stand for two addresses, whatever this host's resolver says: localhost (RFC 6761,
+# section 6.3), and every interface, of IPv6 and of IPv4.
 EVERY_INTERFACE = ("::", "0.0.0.0")
 SEVERAL = {"localhost": ("::1", "127.0.0.1"), "::": EVERY_INTERFACE, "*": EVERY_INTERFACE}
 
@@ -232,14 +231,19 @@ def open_listeners(hosts: Sequence[str], port: int, option: str = "--port") -> l
         for (family, address), host in found.items():
             if family not in whole or address[0] in EVERY_INTERFACE:
                 given = listeners[0].getsockname()[1] if listeners else port
-                at = (address[0], given, *address[2:])
-                listeners.append(socket.create_server(at, family=family, backlog=1024))
-                listeners[-1].setblocking(False)
-                set_options(listeners[-1])
+                listeners.append(listener := socket.socket(family))
+                if os.name == "posix":  # on Windows it would let others take the port as well
+                    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:  # alone, so that peers aren't ::ffff:192.0.2.1
+                    listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                set_options(listener)  # before listen(), as connections inherit them on Linux
+                listener.setblocking(False)
+                listener.bind((address[0], given, *address[2:]))
+                listener.listen(1024)
     except OSError as error:
         for listener in listeners:
             listener.close()
-        if listeners and not port and error.errno == errno.EADDRINUSE:
+        if given != port and error.errno == errno.EADDRINUSE:
             return open_listeners(hosts, port, option)  # another may be free on all of them
         raise Failure(why_not_listening(error, host, port, option)) from error
     return listeners
@@ -253,8 +257,7 @@ def why_not_listening(error: OSError, host: str, port: int, option: str) -> str:
         return f"port {port} on {host} is for the superuser; choose one above 1023 with {option}"
     if host.lower().startswith("fe80:") and "%" not in host:
         return f"{host} needs the interface that it belongs to, as in {host}%eth0"
-    why = str(error.strerror).partition(" (while")[0]  # where create_server() says at what it was
-    return f"cannot listen on port {port} of {host}: {why}"
+    return f"cannot listen on port {port} of {host}: {error.strerror}"
 
 
 def format_address(address: Any) -> str:

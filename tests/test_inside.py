@@ -389,6 +389,22 @@ def test_admission_that_fails_ends_that_connection_alone(
     assert caplog.text.count("somebody could not be admitted") == 2
 
 
+@pytest.mark.parametrize("module", [chat_server, echo_server])
+def test_a_listener_has_its_connections_options_before_anybody_can_connect(
+    module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listen, options = socket.socket.listen, []
+
+    def look(sock: socket.socket, *backlog: int) -> None:
+        names = (socket.SO_OOBINLINE, socket.SO_KEEPALIVE)
+        options.append([sock.getsockopt(socket.SOL_SOCKET, name) != 0 for name in names])
+        listen(sock, *backlog)
+
+    monkeypatch.setattr(socket.socket, "listen", look)
+    module.open_listeners(["127.0.0.1"], 0)[0].close()
+    assert options[-1] == [True, True]
+
+
 def test_a_newcomer_without_an_address_has_been_reset() -> None:
     """On macOS."""
     for module in (chat_server, echo_server):
