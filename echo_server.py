@@ -161,8 +161,10 @@ class EchoServer:
             conn.write_buffer = b"" if all_sent else memoryview(conn.write_buffer)[sent:]
         except BlockingIOError:  # readiness is a hint, not a promise
             pass
-        except OSError as error:
-            self.drop(conn, f"lost: {error.strerror}")
+        except Exception as error:
+            if not isinstance(error, OSError):  # a bug, which ends this connection alone
+                log.exception("serving %s failed", conn.peer)
+            self.drop(conn, f"lost: {getattr(error, 'strerror', error)}")
             return
         needed = EVENT_WRITE if conn.write_buffer else EVENT_READ
         if needed != event:

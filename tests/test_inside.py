@@ -405,6 +405,28 @@ def test_a_listener_has_its_connections_options_before_anybody_can_connect(
     assert options[-1] == [True, True]
 
 
+def test_a_bug_of_the_echo_server_ends_one_connection_alone(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stumble(conn: echo_server.Connection, data: bytes) -> None:
+        if conn.peer == "Ann":
+            raise ValueError("a bug")
+
+    monkeypatch.setattr(echo_server.Connection, "log_lines", stumble)
+    server = echo_server.EchoServer([], 9)
+    server.logs_messages = True
+    (first, ann), (second, bob) = pair(), pair()
+    server.admit(first, "Ann")
+    server.admit(second, "Bob")
+    ann.send(b"hi\n")
+    bob.send(b"ho\n")
+    server.turn()
+    assert ann.rest() == b""
+    assert bob.line() == b"ho\n"
+    assert "ValueError: a bug" in caplog.text
+    second.close()
+
+
 def test_a_newcomer_without_an_address_has_been_reset() -> None:
     """On macOS."""
     for module in (chat_server, echo_server):
