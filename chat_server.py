@@ -1899,7 +1899,7 @@ def ending_signals() -> socket.socket:
     writer.setblocking(False)
     signal.set_wakeup_fd(writer.detach(), warn_on_full_buffer=False)  # open until the process ends
     for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
-        if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+        if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:  # as by nohup
             signal.signal(number, lambda *_: None)  # only one with a handler arrives
     return reader
 
@@ -2078,13 +2078,13 @@ def set_options(sock: socket.socket) -> None:
 
 
 def find_addresses(host: str) -> list[tuple[int, Any]]:
-    """Returns the family and address of all that a host stands for, but for those that this machine
+    """Returns the family and address of all that a host stands for, except those that this machine
     doesn't have, such as ::1 if IPv6 is switched off. Raises Failure."""
     found: list[tuple[int, Any]] = []
     try:
         for name in SEVERAL.get(host, (host,)):
             for family, _, _, _, address in socket.getaddrinfo(name, 0, type=socket.SOCK_STREAM):
-                try:
+                try:  # whether one can listen there, on any port
                     socket.create_server(address, family=family).close()
                 except OSError as error:
                     if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
@@ -2171,7 +2171,7 @@ class Acceptor:
         self.selector = selector
         self.listeners = listeners
         self.admit = admit
-        self.resting = [*listeners]  # to be registered: all at first, then where accept() failed
+        self.resting = [*listeners]  # not registered: where accept() failed, and all at first
         self.rest_ends = 0.0  # monotonic seconds
         self.newcomers_wait = False  # the last accept() failed
 
@@ -2214,7 +2214,7 @@ class Acceptor:
         """Makes a newcomer's socket what the loop needs, and admits it."""
         try:
             sock.setblocking(False)
-            if sys.platform != "linux":  # where they are inherited from the listener
+            if sys.platform != "linux":  # on Linux those of the listener are inherited
                 set_options(sock)
             self.admit(sock, peer)
         except OSError as error:

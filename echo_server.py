@@ -5,11 +5,9 @@
     python3 echo_server.py --host :: -v       for the whole network, logging each message
     telnet localhost 7007                     try it
 
-One thread, one selectors loop, non-blocking sockets. What a client sends goes straight back. What
-the kernel doesn't take at once waits in the client's write buffer, and as long as something waits,
-the client isn't read from: TCP's flow control then keeps it from sending. So a client that never
-reads costs at most what is received at once, however much it sends.
-
+One thread, one selectors loop, non-blocking sockets. What a client sends goes straight back; what
+the kernel doesn't take at once waits in a write buffer, and until that is empty the client isn't
+read from: TCP's flow control then keeps it from sending. So one that never reads costs little.
 Standard library only, Python 3.8 or later. Copy this file anywhere and run it.
 """
 
@@ -22,27 +20,26 @@ import logging
 import os
 import re
 import select
-import selectors
 import signal
 import socket
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from selectors import EVENT_READ, EVENT_WRITE
+from selectors import EVENT_READ, EVENT_WRITE, DefaultSelector
 from typing import Any
 
 VERSION = "1.0"
 PORT = 7007  # RFC 862 says 7, but ports below 1024 are for the superuser alone
 MOST_CLIENTS = 480 if sys.platform == "win32" else 1_000_000  # Windows can wait for 512 sockets
 MAX_CLIENTS = min(10_000, MOST_CLIENTS)
-ACCEPT_BURST = 100  # newcomers let in in one turn, so that a storm of them holds up nobody
+ACCEPT_BURST = 100  # newcomers admitted in one turn, so that a storm of them holds up nobody
 ACCEPT_REST = 0.1  # seconds until the next try after accept() failed
-# Bytes received at once, and the most that is held for a client. From 128 KiB on, glibc's malloc()
-# maps and unmaps each buffer for recv(), which takes 10 us, where all else for 64 bytes takes 6.
+# Bytes received at once, and so the most that waits to be sent back to a client. From 128 KiB on,
+# glibc's malloc() maps memory anew for each recv(): 10 us, when a short message takes 6 in all.
 RECEIVE_SIZE = 120 * 1024
 MAX_LOGGED_LINE = 8 * 1024  # bytes of a line that -v logs
-MAX_LOGGED = 100  # lines of what comes at once
+MAX_LOGGED = 100  # lines that are logged of what comes at once
 
 log = logging.getLogger("echo")
 
@@ -58,12 +55,12 @@ class Connection:
     def __init__(self, sock: socket.socket, peer: str) -> None:
         self.sock = sock
         self.peer = peer  # its address, for the log
-        self.read_buffer = b""  # the beginning of a line, for the log; empty without -v
-        self.write_buffer: bytes | memoryview = b""  # has come, and the kernel hasn't taken it back
+        self.read_buffer = b""  # its unfinished last line, for the log; empty without -v
+        self.write_buffer: bytes | memoryview = b""  # received, and not yet taken by the kernel
 
     def log_lines(self, data: bytes) -> None:
-        """Logs the lines that end in what came; with escapes like \\x1b for what isn't text, or a
-        client could play tricks with the terminal that shows the log."""
+        """Logs the lines that are complete with these bytes. What isn't text becomes escapes such
+        as \\x1b: no client shall play tricks with the terminal that shows the log."""
         *lines, rest = (self.read_buffer + data).split(b"\n")
         self.read_buffer = rest[:MAX_LOGGED_LINE]
         for line in lines[:MAX_LOGGED]:
@@ -82,11 +79,11 @@ class EchoServer:
         self.max_clients = max_clients
         self.logs_messages = log.isEnabledFor(logging.DEBUG)
         self.clients: set[Connection] = set()
-        self.resting = [*listeners]  # to be registered: all at first, then where accept() failed
+        self.resting = [*listeners]  # not registered: where accept() failed, and all at first
         self.rest_ends = 0.0  # monotonic seconds
         self.newcomers_wait = False  # the last accept() failed
         self.running = True
-        self.selector = selectors.DefaultSelector()
+        self.selector = DefaultSelector()
 
     def run(self, signals: socket.socket) -> None:
         """Serves until there is something to read from `signals`."""
@@ -98,8 +95,8 @@ class EchoServer:
             sock.close()
 
     def turn(self) -> None:
-        """Waits until sockets are ready, and does once what each of them is ready for. The selector
-        holds with a client's socket its connection, with a listener itself."""
+        """Waits until sockets are ready, and does once what each of them is ready for. A client's
+        socket is registered with its connection as data, a listener with itself."""
         if self.resting and time.monotonic() >= self.rest_ends:
             for listener in self.resting:
                 self.selector.register(listener, EVENT_READ, listener)
@@ -113,8 +110,8 @@ class EchoServer:
                 self.running = False
 
     def accept(self, listener: socket.socket) -> None:
-        """Lets in those who wait at a listener, a burst of them at most. Where that fails, as when
-        too many files are open, the listener stays ready and the loop would spin: so it rests."""
+        """Admits those who wait at a listener, at most a burst of them. If that fails, as when too
+        many files are open, they still wait and the loop would spin: so the listener rests."""
         try:
             for _ in range(ACCEPT_BURST):
                 sock, address = listener.accept()
@@ -137,7 +134,7 @@ class EchoServer:
             log.info("%s turned away: there are %d clients already", peer, self.max_clients)
             return
         sock.setblocking(False)
-        if sys.platform != "linux":  # where they are inherited from the listener
+        if sys.platform != "linux":  # on Linux those of the listener are inherited
             set_options(sock)
         conn = Connection(sock, peer)
         self.selector.register(sock, EVENT_READ, conn)
@@ -145,9 +142,8 @@ class EchoServer:
         log.info("%s connected, clients: %d", peer, len(self.clients))
 
     def serve(self, conn: Connection, event: int) -> None:
-        """Receives once and sends that back, or sends more, whichever the socket is ready for. A
-        client is read from only while nothing is left to send: so when its stream ends, its echo is
-        with the kernel, which delivers it before our close."""
+        """Receives once and sends that back, or sends more of what is left. A client is read from
+        only when nothing is left: so when its stream ends, the kernel has all of its echo."""
         try:
             if event == EVENT_READ:
                 conn.write_buffer = data = conn.sock.recv(RECEIVE_SIZE)
@@ -194,7 +190,7 @@ def set_options(sock: socket.socket) -> None:
     keepalive = {"TCP_KEEPIDLE": 60, "TCP_KEEPALIVE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
     with suppress(OSError):  # some systems refuse for a connection that was reset already
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)  # urgent data is in its place
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)  # urgent data stays in its place
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in keepalive.items():
             if hasattr(socket, name):
@@ -202,13 +198,13 @@ def set_options(sock: socket.socket) -> None:
 
 
 def find_addresses(host: str) -> list[tuple[int, Any]]:
-    """Returns the family and address of all that a host stands for, but for those that this machine
+    """Returns the family and address of all that a host stands for, except those that this machine
     doesn't have, such as ::1 if IPv6 is switched off. Raises Failure."""
     found: list[tuple[int, Any]] = []
     try:
         for name in SEVERAL.get(host, (host,)):
             for family, _, _, _, address in socket.getaddrinfo(name, 0, type=socket.SOCK_STREAM):
-                try:
+                try:  # whether one can listen there, on any port
                     socket.create_server(address, family=family).close()
                 except OSError as error:
                     if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
@@ -334,13 +330,13 @@ def ending_signals() -> socket.socket:
     writer.setblocking(False)
     signal.set_wakeup_fd(writer.detach(), warn_on_full_buffer=False)  # open until the process ends
     for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
-        if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+        if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:  # as by nohup
             signal.signal(number, lambda *_: None)  # only one with a handler arrives
     return reader
 
 
-def raise_descriptor_limit(clients: int) -> None:
-    """Has the system allow as many open files as so many clients need, or as many as it may."""
+def allow_descriptors(clients: int) -> None:
+    """Raises the limit on open files to what so many clients need, or as far as it can be."""
     with suppress(ImportError, OSError, ValueError):  # Windows has no limit, nor this module
         import resource
 
@@ -380,7 +376,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     open_log(args.verbose)
     try:
-        raise_descriptor_limit(args.max_clients)
+        allow_descriptors(args.max_clients)
         listeners = open_listeners(args.host, args.port)
         names = [listener.getsockname() for listener in listeners]
         who = "whoever can reach this machine can connect"
