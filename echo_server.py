@@ -7,7 +7,7 @@
 
 One thread, one selectors loop, non-blocking sockets. What a client sends goes straight back; what
 the kernel doesn't take at once waits in a write buffer, and until that is empty the client isn't
-read from: TCP's flow control then keeps it from sending. So one that never reads costs little.
+read from: TCP's flow control then keeps it from sending. So it can cost RECEIVE_SIZE at most.
 Standard library only, Python 3.8 or later. Copy this file anywhere and run it.
 """
 
@@ -59,8 +59,8 @@ class Connection:
         self.write_buffer: bytes | memoryview = b""  # received, and not yet taken by the kernel
 
     def log_lines(self, data: bytes) -> None:
-        """Logs the lines that are complete with these bytes. What isn't text becomes escapes such
-        as \\x1b: no client shall play tricks with the terminal that shows the log."""
+        """Logs the lines that these bytes complete. What isn't text becomes escapes like \\x1b, so
+        that no client can play tricks with the terminal that shows the log."""
         *lines, rest = (self.read_buffer + data).split(b"\n")
         self.read_buffer = rest[:MAX_LOGGED_LINE]
         for line in lines[:MAX_LOGGED]:
