@@ -40,7 +40,6 @@ import re
 import select
 import selectors
 import socket
-import stat
 import sys
 import threading
 import time
@@ -1128,27 +1127,26 @@ class Terminated(Exception):
 
 class LossyStream(io.TextIOBase):
     """Standard output or error that never waits for its reader: lines that aren't taken at once are
-    lost. The next that is written stands on a line of its own, after a word of how many they were.
-
-    The descriptor has to block, as the shell has it too. So each write is small, and comes after a
-    look whether there is room. Python's own would wait, and in the end make the exit status 120.
-    """
+    lost, and the next that can be written comes after one that says how many. The descriptor has to
+    stay a blocking one, as the shell has it too: so each write is small, and made only if there is
+    room. Python's own stream would wait, and in the end make the exit status 120."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
-        self.asks = os.name == "posix" and not stat.S_ISREG(os.fstat(descriptor).st_mode)
+        self.can_fill = os.name == "posix" and not os.path.isfile(descriptor)
         # What there is room for if there is any: in a pipe 512 bytes or more (POSIX, PIPE_BUF); in
         # a terminal on Linux 256, but perhaps not a newline after them.
         self.piece = re.compile(rb"\n|.{1,128}" if os.isatty(descriptor) else rb"(?s).{1,512}")
         self.lost = 0  # lines, since the last that was written
-        self.why = ""  # they were
+        self.why = ""  # the reason for that
 
     def write(self, text: str) -> int:
-        gap = f"\nlines lost here: {self.lost} ({self.why})\n" if self.lost else ""
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()) if self.lost else ""
+        gap = f"\n{now} lines lost here: {self.lost} ({self.why})\n" if self.lost else ""
         data = (gap + text).encode("utf-8", "backslashreplace")
         try:
             while data:
-                if self.asks and not select.select([], [self.descriptor], [], 0)[1]:
+                if self.can_fill and not select.select([], [self.descriptor], [], 0)[1]:
                     raise BlockingIOError(errno.EAGAIN, "nobody is reading it")
                 data = data[os.write(self.descriptor, next(self.piece.finditer(data))[0]) :]
         except OSError as error:
@@ -1163,7 +1161,7 @@ def open_standard_streams() -> None:
     standard stream that is closed: a socket would get its descriptor, and with it the log."""
     descriptor = 0
     while descriptor < 3:
-        descriptor = os.open(os.devnull, os.O_RDWR)  # is the lowest that is free
+        descriptor = os.open(os.devnull, os.O_RDWR)  # the lowest that is free
     os.close(descriptor)
     sys.stdout, sys.stderr = sys.stdout and LossyStream(1), LossyStream(2)  # None if closed
 

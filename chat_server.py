@@ -1822,27 +1822,26 @@ def lacking(module: str, purpose: str) -> Failure:
 
 class LossyStream(io.TextIOBase):
     """Standard output or error that never waits for its reader: lines that aren't taken at once are
-    lost. The next that is written stands on a line of its own, after a word of how many they were.
-
-    The descriptor has to block, as the shell has it too. So each write is small, and comes after a
-    look whether there is room. Python's own would wait, and in the end make the exit status 120.
-    """
+    lost, and the next that can be written comes after one that says how many. The descriptor has to
+    stay a blocking one, as the shell has it too: so each write is small, and made only if there is
+    room. Python's own stream would wait, and in the end make the exit status 120."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
-        self.asks = os.name == "posix" and not stat.S_ISREG(os.fstat(descriptor).st_mode)
+        self.can_fill = os.name == "posix" and not os.path.isfile(descriptor)
         # What there is room for if there is any: in a pipe 512 bytes or more (POSIX, PIPE_BUF); in
         # a terminal on Linux 256, but perhaps not a newline after them.
         self.piece = re.compile(rb"\n|.{1,128}" if os.isatty(descriptor) else rb"(?s).{1,512}")
         self.lost = 0  # lines, since the last that was written
-        self.why = ""  # they were
+        self.why = ""  # the reason for that
 
     def write(self, text: str) -> int:
-        gap = f"\nlines lost here: {self.lost} ({self.why})\n" if self.lost else ""
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()) if self.lost else ""
+        gap = f"\n{now} lines lost here: {self.lost} ({self.why})\n" if self.lost else ""
         data = (gap + text).encode("utf-8", "backslashreplace")
         try:
             while data:
-                if self.asks and not select.select([], [self.descriptor], [], 0)[1]:
+                if self.can_fill and not select.select([], [self.descriptor], [], 0)[1]:
                     raise BlockingIOError(errno.EAGAIN, "nobody is reading it")
                 data = data[os.write(self.descriptor, next(self.piece.finditer(data))[0]) :]
         except OSError as error:
@@ -1857,7 +1856,7 @@ def open_standard_streams() -> None:
     standard stream that is closed: a socket would get its descriptor, and with it the log."""
     descriptor = 0
     while descriptor < 3:
-        descriptor = os.open(os.devnull, os.O_RDWR)  # is the lowest that is free
+        descriptor = os.open(os.devnull, os.O_RDWR)  # the lowest that is free
     os.close(descriptor)
     sys.stdout, sys.stderr = sys.stdout and LossyStream(1), LossyStream(2)  # None if closed
 
@@ -1869,7 +1868,7 @@ def ending_signals() -> socket.socket:
     writer.setblocking(False)
     signal.set_wakeup_fd(writer.detach(), warn_on_full_buffer=False)  # open until the process ends
     for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
-        if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+        if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:  # as by nohup
             signal.signal(number, lambda *_: None)  # only one with a handler arrives
     return reader
 
@@ -1908,6 +1907,7 @@ def open_log(verbose: bool) -> None:
     logging.Formatter.converter = time.gmtime
     form = "%(message)s" if in_journal else "%(asctime)s %(message)s"
     level = logging.DEBUG if verbose else logging.INFO
+    logging._srcfile = None  # nobody asks for the line of code, and to find it takes 3 us
     logging.basicConfig(format=form, datefmt="%Y-%m-%dT%H:%M:%SZ", level=level)
 
 
@@ -2033,9 +2033,8 @@ class Transcript:
 
 # --- Listening sockets ---------------------------------------------------------------------------
 
-# Names that mean two addresses, whatever this host's resolver says: localhost (RFC 6761, section
-# 6.3), and every interface, which is IPv4 too. IPv6 sockets are IPv6 only here, so that both can be
-# bound, and peers go by their real address instead of ::ffff:192.0.2.1.
+# Names that stand for two addresses, whatever this host's resolver says: localhost (RFC 6761,
+# section 6.3), and every interface, of IPv6 and of IPv4.
 EVERY_INTERFACE = ("::", "0.0.0.0")
 SEVERAL = {"localhost": ("::1", "127.0.0.1"), "::": EVERY_INTERFACE, "*": EVERY_INTERFACE}
 
@@ -2048,13 +2047,13 @@ def set_options(sock: socket.socket) -> None:
 
 
 def find_addresses(host: str) -> list[tuple[int, Any]]:
-    """Returns the family and address of all that a host stands for, but for those that this machine
+    """Returns the family and address of all that a host stands for, except those that this machine
     doesn't have, such as ::1 if IPv6 is switched off. Raises Failure."""
     found: list[tuple[int, Any]] = []
     try:
         for name in SEVERAL.get(host, (host,)):
             for family, _, _, _, address in socket.getaddrinfo(name, 0, type=socket.SOCK_STREAM):
-                try:
+                try:  # whether one can listen there, on any port
                     socket.create_server(address, family=family).close()
                 except OSError as error:
                     if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
@@ -2078,14 +2077,19 @@ def open_listeners(hosts: Sequence[str], port: int, option: str = "--port") -> l
         for (family, address), host in found.items():
             if family not in whole or address[0] in EVERY_INTERFACE:
                 given = listeners[0].getsockname()[1] if listeners else port
-                at = (address[0], given, *address[2:])
-                listeners.append(socket.create_server(at, family=family, backlog=1024))
-                listeners[-1].setblocking(False)
-                set_options(listeners[-1])
+                listeners.append(listener := socket.socket(family))
+                if os.name == "posix":  # on Windows it would let others take the port as well
+                    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:  # alone, so that peers aren't ::ffff:192.0.2.1
+                    listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                set_options(listener)  # before listen(), as connections inherit them on Linux
+                listener.setblocking(False)
+                listener.bind((address[0], given, *address[2:]))
+                listener.listen(1024)
     except OSError as error:
         for listener in listeners:
             listener.close()
-        if listeners and not port and error.errno == errno.EADDRINUSE:
+        if given != port and error.errno == errno.EADDRINUSE:
             return open_listeners(hosts, port, option)  # another may be free on all of them
         raise Failure(why_not_listening(error, host, port, option)) from error
     return listeners
@@ -2099,8 +2103,7 @@ def why_not_listening(error: OSError, host: str, port: int, option: str) -> str:
         return f"port {port} on {host} is for the superuser; choose one above 1023 with {option}"
     if host.lower().startswith("fe80:") and "%" not in host:
         return f"{host} needs the interface that it belongs to, as in {host}%eth0"
-    why = str(error.strerror).partition(" (while")[0]  # where create_server() says at what it was
-    return f"cannot listen on port {port} of {host}: {why}"
+    return f"cannot listen on port {port} of {host}: {error.strerror}"
 
 
 def format_address(address: Any) -> str:
@@ -2137,7 +2140,7 @@ class Acceptor:
         self.selector = selector
         self.listeners = listeners
         self.admit = admit
-        self.resting = [*listeners]  # to be registered: all at first, then where accept() failed
+        self.resting = [*listeners]  # not registered: where accept() failed, and all at first
         self.rest_ends = 0.0  # monotonic seconds
         self.newcomers_wait = False  # the last accept() failed
 
@@ -2180,7 +2183,7 @@ class Acceptor:
         """Makes a newcomer's socket what the loop needs, and admits it."""
         try:
             sock.setblocking(False)
-            if sys.platform != "linux":  # where they are inherited from the listener
+            if sys.platform != "linux":  # on Linux those of the listener are inherited
                 set_options(sock)
             self.admit(sock, peer)
         except OSError as error:

@@ -5,11 +5,9 @@
     python3 echo_server.py --host :: -v       for the whole network, logging each message
     telnet localhost 7007                     try it
 
-One thread, one selectors loop, non-blocking sockets. What a client sends goes straight back. What
-the kernel doesn't take at once waits in the client's write buffer, and as long as something waits,
-the client isn't read from: TCP's flow control then keeps it from sending. So a client that never
-reads costs at most what is received at once, however much it sends.
-
+One thread, one selectors loop, non-blocking sockets. What a client sends goes straight back; what
+the kernel doesn't take at once waits in a write buffer, and until that is empty the client isn't
+read from: TCP's flow control then keeps it from sending. So it can cost RECEIVE_SIZE at most.
 Standard library only, Python 3.8 or later. Copy this file anywhere and run it.
 """
 
@@ -22,28 +20,26 @@ import logging
 import os
 import re
 import select
-import selectors
 import signal
 import socket
-import stat
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from selectors import EVENT_READ, EVENT_WRITE
+from selectors import EVENT_READ, EVENT_WRITE, DefaultSelector
 from typing import Any
 
 VERSION = "1.0"
 PORT = 7007  # RFC 862 says 7, but ports below 1024 are for the superuser alone
 MOST_CLIENTS = 480 if sys.platform == "win32" else 1_000_000  # Windows can wait for 512 sockets
 MAX_CLIENTS = min(10_000, MOST_CLIENTS)
-ACCEPT_BURST = 100  # newcomers let in in one turn, so that a storm of them holds up nobody
+ACCEPT_BURST = 100  # newcomers admitted in one turn, so that a storm of them holds up nobody
 ACCEPT_REST = 0.1  # seconds until the next try after accept() failed
-# Bytes received at once, and the most that is held for a client. From 128 KiB on, glibc's malloc()
-# maps and unmaps each buffer for recv(), which takes 10 us, where all else for 64 bytes takes 6.
+# Bytes received at once, and so the most that waits to be sent back to a client. From 128 KiB on,
+# glibc's malloc() maps memory anew for each recv(): 10 us, when a short message takes 6 in all.
 RECEIVE_SIZE = 120 * 1024
 MAX_LOGGED_LINE = 8 * 1024  # bytes of a line that -v logs
-MAX_LOGGED = 100  # lines of what comes at once
+MAX_LOGGED = 100  # lines that are logged of what comes at once
 
 log = logging.getLogger("echo")
 
@@ -59,12 +55,12 @@ class Connection:
     def __init__(self, sock: socket.socket, peer: str) -> None:
         self.sock = sock
         self.peer = peer  # its address, for the log
-        self.read_buffer = b""  # the beginning of a line, for the log; empty without -v
-        self.write_buffer: bytes | memoryview = b""  # has come, and the kernel hasn't taken it back
+        self.read_buffer = b""  # its unfinished last line, for the log; empty without -v
+        self.write_buffer: bytes | memoryview = b""  # received, and not yet taken by the kernel
 
     def log_lines(self, data: bytes) -> None:
-        """Logs the lines that end in what came; with escapes like \\x1b for what isn't text, or a
-        client could play tricks with the terminal that shows the log."""
+        """Logs the lines that these bytes complete. What isn't text becomes escapes like \\x1b, so
+        that no client can play tricks with the terminal that shows the log."""
         *lines, rest = (self.read_buffer + data).split(b"\n")
         self.read_buffer = rest[:MAX_LOGGED_LINE]
         for line in lines[:MAX_LOGGED]:
@@ -83,11 +79,11 @@ class EchoServer:
         self.max_clients = max_clients
         self.logs_messages = log.isEnabledFor(logging.DEBUG)
         self.clients: set[Connection] = set()
-        self.resting = [*listeners]  # to be registered: all at first, then where accept() failed
+        self.resting = [*listeners]  # not registered: where accept() failed, and all at first
         self.rest_ends = 0.0  # monotonic seconds
         self.newcomers_wait = False  # the last accept() failed
         self.running = True
-        self.selector = selectors.DefaultSelector()
+        self.selector = DefaultSelector()
 
     def run(self, signals: socket.socket) -> None:
         """Serves until there is something to read from `signals`."""
@@ -99,8 +95,8 @@ class EchoServer:
             sock.close()
 
     def turn(self) -> None:
-        """Waits until sockets are ready, and does once what each of them is ready for. The selector
-        holds with a client's socket its connection, with a listener itself."""
+        """Waits until sockets are ready, and does once what each of them is ready for. A client's
+        socket is registered with its connection as data, a listener with itself."""
         if self.resting and time.monotonic() >= self.rest_ends:
             for listener in self.resting:
                 self.selector.register(listener, EVENT_READ, listener)
@@ -114,8 +110,8 @@ class EchoServer:
                 self.running = False
 
     def accept(self, listener: socket.socket) -> None:
-        """Lets in those who wait at a listener, a burst of them at most. Where that fails, as when
-        too many files are open, the listener stays ready and the loop would spin: so it rests."""
+        """Admits those who wait at a listener, at most a burst of them. If that fails, as when too
+        many files are open, they still wait and the loop would spin: so the listener rests."""
         try:
             for _ in range(ACCEPT_BURST):
                 sock, address = listener.accept()
@@ -138,7 +134,7 @@ class EchoServer:
             log.info("%s turned away: there are %d clients already", peer, self.max_clients)
             return
         sock.setblocking(False)
-        if sys.platform != "linux":  # where they are inherited from the listener
+        if sys.platform != "linux":  # on Linux those of the listener are inherited
             set_options(sock)
         conn = Connection(sock, peer)
         self.selector.register(sock, EVENT_READ, conn)
@@ -146,9 +142,8 @@ class EchoServer:
         log.info("%s connected, clients: %d", peer, len(self.clients))
 
     def serve(self, conn: Connection, event: int) -> None:
-        """Receives once and sends that back, or sends more, whichever the socket is ready for. A
-        client is read from only while nothing is left to send: so when its stream ends, its echo is
-        with the kernel, which delivers it before our close."""
+        """Receives once and sends that back, or sends more of what is left. A client is read from
+        only when nothing is left: so when its stream ends, the kernel has all of its echo."""
         try:
             if event == EVENT_READ:
                 conn.write_buffer = data = conn.sock.recv(RECEIVE_SIZE)
@@ -162,8 +157,10 @@ class EchoServer:
             conn.write_buffer = b"" if all_sent else memoryview(conn.write_buffer)[sent:]
         except BlockingIOError:  # readiness is a hint, not a promise
             pass
-        except OSError as error:
-            self.drop(conn, f"lost: {error.strerror}")
+        except Exception as error:
+            if not isinstance(error, OSError):  # a bug, which ends this connection alone
+                log.exception("serving %s failed", conn.peer)
+            self.drop(conn, f"lost: {getattr(error, 'strerror', error)}")
             return
         needed = EVENT_WRITE if conn.write_buffer else EVENT_READ
         if needed != event:
@@ -181,9 +178,8 @@ class EchoServer:
 
 # --- Listening -----------------------------------------------------------------------------------
 
-# Names that mean two addresses, whatever this host's resolver says: localhost (RFC 6761, section
-# 6.3), and every interface, which is IPv4 too. IPv6 sockets are IPv6 only here, so that both can be
-# bound, and peers go by their real address instead of ::ffff:192.0.2.1.
+# Names that stand for two addresses, whatever this host's resolver says: localhost (RFC 6761,
+# section 6.3), and every interface, of IPv6 and of IPv4.
 EVERY_INTERFACE = ("::", "0.0.0.0")
 SEVERAL = {"localhost": ("::1", "127.0.0.1"), "::": EVERY_INTERFACE, "*": EVERY_INTERFACE}
 
@@ -194,7 +190,7 @@ def set_options(sock: socket.socket) -> None:
     keepalive = {"TCP_KEEPIDLE": 60, "TCP_KEEPALIVE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
     with suppress(OSError):  # some systems refuse for a connection that was reset already
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)  # urgent data is in its place
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)  # urgent data stays in its place
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in keepalive.items():
             if hasattr(socket, name):
@@ -202,13 +198,13 @@ def set_options(sock: socket.socket) -> None:
 
 
 def find_addresses(host: str) -> list[tuple[int, Any]]:
-    """Returns the family and address of all that a host stands for, but for those that this machine
+    """Returns the family and address of all that a host stands for, except those that this machine
     doesn't have, such as ::1 if IPv6 is switched off. Raises Failure."""
     found: list[tuple[int, Any]] = []
     try:
         for name in SEVERAL.get(host, (host,)):
             for family, _, _, _, address in socket.getaddrinfo(name, 0, type=socket.SOCK_STREAM):
-                try:
+                try:  # whether one can listen there, on any port
                     socket.create_server(address, family=family).close()
                 except OSError as error:
                     if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
@@ -232,14 +228,19 @@ def open_listeners(hosts: Sequence[str], port: int, option: str = "--port") -> l
         for (family, address), host in found.items():
             if family not in whole or address[0] in EVERY_INTERFACE:
                 given = listeners[0].getsockname()[1] if listeners else port
-                at = (address[0], given, *address[2:])
-                listeners.append(socket.create_server(at, family=family, backlog=1024))
-                listeners[-1].setblocking(False)
-                set_options(listeners[-1])
+                listeners.append(listener := socket.socket(family))
+                if os.name == "posix":  # on Windows it would let others take the port as well
+                    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:  # alone, so that peers aren't ::ffff:192.0.2.1
+                    listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                set_options(listener)  # before listen(), as connections inherit them on Linux
+                listener.setblocking(False)
+                listener.bind((address[0], given, *address[2:]))
+                listener.listen(1024)
     except OSError as error:
         for listener in listeners:
             listener.close()
-        if listeners and not port and error.errno == errno.EADDRINUSE:
+        if given != port and error.errno == errno.EADDRINUSE:
             return open_listeners(hosts, port, option)  # another may be free on all of them
         raise Failure(why_not_listening(error, host, port, option)) from error
     return listeners
@@ -253,8 +254,7 @@ def why_not_listening(error: OSError, host: str, port: int, option: str) -> str:
         return f"port {port} on {host} is for the superuser; choose one above 1023 with {option}"
     if host.lower().startswith("fe80:") and "%" not in host:
         return f"{host} needs the interface that it belongs to, as in {host}%eth0"
-    why = str(error.strerror).partition(" (while")[0]  # where create_server() says at what it was
-    return f"cannot listen on port {port} of {host}: {why}"
+    return f"cannot listen on port {port} of {host}: {error.strerror}"
 
 
 def format_address(address: Any) -> str:
@@ -272,27 +272,26 @@ class Failure(Exception):
 
 class LossyStream(io.TextIOBase):
     """Standard output or error that never waits for its reader: lines that aren't taken at once are
-    lost. The next that is written stands on a line of its own, after a word of how many they were.
-
-    The descriptor has to block, as the shell has it too. So each write is small, and comes after a
-    look whether there is room. Python's own would wait, and in the end make the exit status 120.
-    """
+    lost, and the next that can be written comes after one that says how many. The descriptor has to
+    stay a blocking one, as the shell has it too: so each write is small, and made only if there is
+    room. Python's own stream would wait, and in the end make the exit status 120."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
-        self.asks = os.name == "posix" and not stat.S_ISREG(os.fstat(descriptor).st_mode)
+        self.can_fill = os.name == "posix" and not os.path.isfile(descriptor)
         # What there is room for if there is any: in a pipe 512 bytes or more (POSIX, PIPE_BUF); in
         # a terminal on Linux 256, but perhaps not a newline after them.
         self.piece = re.compile(rb"\n|.{1,128}" if os.isatty(descriptor) else rb"(?s).{1,512}")
         self.lost = 0  # lines, since the last that was written
-        self.why = ""  # they were
+        self.why = ""  # the reason for that
 
     def write(self, text: str) -> int:
-        gap = f"\nlines lost here: {self.lost} ({self.why})\n" if self.lost else ""
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()) if self.lost else ""
+        gap = f"\n{now} lines lost here: {self.lost} ({self.why})\n" if self.lost else ""
         data = (gap + text).encode("utf-8", "backslashreplace")
         try:
             while data:
-                if self.asks and not select.select([], [self.descriptor], [], 0)[1]:
+                if self.can_fill and not select.select([], [self.descriptor], [], 0)[1]:
                     raise BlockingIOError(errno.EAGAIN, "nobody is reading it")
                 data = data[os.write(self.descriptor, next(self.piece.finditer(data))[0]) :]
         except OSError as error:
@@ -307,7 +306,7 @@ def open_standard_streams() -> None:
     standard stream that is closed: a socket would get its descriptor, and with it the log."""
     descriptor = 0
     while descriptor < 3:
-        descriptor = os.open(os.devnull, os.O_RDWR)  # is the lowest that is free
+        descriptor = os.open(os.devnull, os.O_RDWR)  # the lowest that is free
     os.close(descriptor)
     sys.stdout, sys.stderr = sys.stdout and LossyStream(1), LossyStream(2)  # None if closed
 
@@ -320,6 +319,7 @@ def open_log(verbose: bool) -> None:
     logging.Formatter.converter = time.gmtime
     form = "%(message)s" if in_journal else "%(asctime)s %(message)s"
     level = logging.DEBUG if verbose else logging.INFO
+    logging._srcfile = None  # nobody asks for the line of code, and to find it takes 3 us
     logging.basicConfig(format=form, datefmt="%Y-%m-%dT%H:%M:%SZ", level=level)
 
 
@@ -330,13 +330,13 @@ def ending_signals() -> socket.socket:
     writer.setblocking(False)
     signal.set_wakeup_fd(writer.detach(), warn_on_full_buffer=False)  # open until the process ends
     for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
-        if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+        if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:  # as by nohup
             signal.signal(number, lambda *_: None)  # only one with a handler arrives
     return reader
 
 
-def raise_descriptor_limit(clients: int) -> None:
-    """Has the system allow as many open files as so many clients need, or as many as it may."""
+def allow_descriptors(clients: int) -> None:
+    """Raises the limit on open files to what so many clients need, or as far as it can be."""
     with suppress(ImportError, OSError, ValueError):  # Windows has no limit, nor this module
         import resource
 
@@ -376,7 +376,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     open_log(args.verbose)
     try:
-        raise_descriptor_limit(args.max_clients)
+        allow_descriptors(args.max_clients)
         listeners = open_listeners(args.host, args.port)
         names = [listener.getsockname() for listener in listeners]
         who = "whoever can reach this machine can connect"

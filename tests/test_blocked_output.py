@@ -28,7 +28,7 @@ import termios
 SERVERS = ["chat_server.py", "echo_server.py"]
 SCRIPTS = [*SERVERS, "chat_client.py"]
 STAMP = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ "
-LOST = re.compile(r"lines lost here: (\d+) \(.+\)")
+LOST = re.compile(STAMP + r"lines lost here: (\d+) \(.+\)")
 both_servers = pytest.mark.parametrize("script", SERVERS)
 # How a log is stopped: by whoever sits at the terminal, by a program, by nobody who reads.
 all_logs = pytest.mark.parametrize(

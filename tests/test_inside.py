@@ -385,6 +385,44 @@ def test_admission_that_fails_ends_that_connection_alone(
     assert caplog.text.count("somebody could not be admitted") == 2
 
 
+@pytest.mark.parametrize("module", [chat_server, echo_server])
+def test_a_listener_has_its_connections_options_before_anybody_can_connect(
+    module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listen, options = socket.socket.listen, []
+
+    def look(sock: socket.socket, *backlog: int) -> None:
+        names = (socket.SO_OOBINLINE, socket.SO_KEEPALIVE)
+        options.append([sock.getsockopt(socket.SOL_SOCKET, name) != 0 for name in names])
+        listen(sock, *backlog)
+
+    monkeypatch.setattr(socket.socket, "listen", look)
+    module.open_listeners(["127.0.0.1"], 0)[0].close()
+    assert options[-1] == [True, True]
+
+
+def test_a_bug_of_the_echo_server_ends_one_connection_alone(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stumble(conn: echo_server.Connection, data: bytes) -> None:
+        if conn.peer == "Ann":
+            raise ValueError("a bug")
+
+    monkeypatch.setattr(echo_server.Connection, "log_lines", stumble)
+    server = echo_server.EchoServer([], 9)
+    server.logs_messages = True
+    (first, ann), (second, bob) = pair(), pair()
+    server.admit(first, "Ann")
+    server.admit(second, "Bob")
+    ann.send(b"hi\n")
+    bob.send(b"ho\n")
+    server.turn()
+    assert ann.rest() == b""
+    assert bob.line() == b"ho\n"
+    assert "ValueError: a bug" in caplog.text
+    second.close()
+
+
 def test_a_newcomer_without_an_address_has_been_reset() -> None:
     """On macOS."""
     for module in (chat_server, echo_server):
