@@ -62,7 +62,14 @@ import unicodedata
 from base64 import b64encode
 from codecs import BOM_UTF8, utf_8_decode
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
+from collections.abc import (
+    Callable,
+    Collection,
+    Container,
+    Iterable,
+    Iterator,
+    Sequence,
+)
 from contextlib import suppress
 from functools import partial
 from itertools import islice
@@ -96,7 +103,6 @@ OTHER_DESCRIPTORS = 32 + 2 * DOOR_SIZE  # the listeners, files; who is no member
 MAX_CLIENTS = 512 - OTHER_DESCRIPTORS if sys.platform == "win32" else 10_000
 ACCEPT_SHARE = 0.003  # seconds of CPU, of a turn, for newcomers, so that a storm holds up nobody
 ACCEPT_REST = 0.1  # seconds until the next try after accept() failed
-RETRY_CERTIFICATE = 1.0  # seconds until the next try with files that weren't a certificate and key
 
 MAX_LINE = 8 * 1024  # bytes of a line without its newline; --max-line
 MAX_NAME = 32  # characters
@@ -159,9 +165,6 @@ TLS_RECORD = 16 * 1024  # bytes of text in a record at most: so much is encrypte
 # much time as a hundred times as many bytes of text.
 TLS_READ = 8 * 1024
 TLS_HANDSHAKE = 0x16  # the first byte from whoever speaks TLS
-TLS_HEADER = 5  # bytes of a record: its type, a version, and in two bytes how many follow
-TLS_TYPES = range(20, 24)
-MAX_RECORD = TLS_RECORD + 2048  # bytes that may follow (RFC 5246, section 6.2.3)
 MAX_UNSENT = 24 * 1024  # bytes that may wait encrypted: a record, and what TLS itself has to say
 PRIVATE = " (private)"
 
@@ -2194,238 +2197,6 @@ class Acceptor:
             sock.close()
 
 
-# --- TLS -----------------------------------------------------------------------------------------
-
-# OpenSSL's reasons for not taking a key with a certificate
-NOT_A_PAIR = ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED")
-
-
-def lost(error: OSError) -> Gone:
-    """Returns what an error on a connection's socket means."""
-    return Gone(f"lost: {error.strerror or error}")
-
-
-def make_server_tls(cert: str, key: str) -> ssl.SSLContext:
-    """Returns what connections need to speak TLS as a server. Raises Failure."""
-    if ssl is None:
-        raise lacking("ssl", "TLS")
-
-    def ask_for_pass_phrase() -> str:  # instead of OpenSSL, which would ask on the terminal
-        remedy = f"make a copy without it: openssl pkey -in {key} -out NEW.key"
-        raise Failure(f"the key in {key} has a pass phrase; {remedy}")
-
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.num_tickets = 0  # nobody resumes a session here
-    # One curve, which every client has, and none of the groups of numbers (ffdhe8192) with which a
-    # client can have a server compute for 100 ms, and needn't compute itself (CVE-2002-20001).
-    context.set_ecdh_curve("prime256v1")
-    # No renegotiation, so that sending never waits for receiving. PyPy and LibreSSL lack the name.
-    context.options |= getattr(ssl, "OP_NO_RENEGOTIATION", 0)
-    try:
-        context.load_cert_chain(cert, key, password=ask_for_pass_phrase)
-    except OSError as error:  # ssl.SSLError is one too
-        raise Failure(why_not_usable(error, cert, key)) from error
-    return context
-
-
-def why_not_usable(error: OSError, cert: str, key: str) -> str:
-    """Returns what to tell the user when the certificate and the key couldn't be loaded."""
-    texts = []
-    for option, file in (("--tls-cert", cert), ("--tls-key", key)):
-        try:
-            with open(file, "rb") as pem:
-                texts.append(pem.read())
-        except OSError as problem:
-            return f"cannot read {option} {file}: {problem.strerror}"
-    has_cert = [b"CERTIFICATE-----" in text for text in texts]
-    has_key = [b"PRIVATE KEY-----" in text for text in texts]
-    if has_key[0] and has_cert[1] and not (has_cert[0] and has_key[1]):
-        return f"--tls-cert and --tls-key are swapped: {cert} has the key, {key} the certificate"
-    if not has_cert[0]:
-        return f"there is no certificate in PEM format in {cert}"
-    if not has_key[1]:
-        return f"there is no private key in PEM format in {key}"
-    reason = getattr(error, "reason", None)
-    if reason in NOT_A_PAIR:
-        return f"the key in {key} does not belong to the first certificate in {cert}"
-    if reason:
-        return f"cannot use {cert} with {key}: {reason.lower().replace('_', ' ')}"
-    try:
-        ssl.create_default_context(cafile=cert)
-    except ssl.SSLError:
-        return f"the certificate in {cert} is damaged"
-    return f"the private key in {key} is damaged"
-
-
-class Certificate:
-    """The room's certificate and its key, as a context of TLS.
-
-    After their files have changed they are loaded anew, for whoever comes from then on. While they
-    can't be loaded, as when one of them has yet to be replaced, the old ones stay.
-    """
-
-    def __init__(self, cert: str, key: str) -> None:
-        """Raises Failure."""
-        self.cert = cert
-        self.key = key
-        self.found = self.look()  # before they are loaded: what changes meanwhile is seen later
-        self.context = make_server_tls(cert, key)
-        self.retry_at = math.inf  # monotonic seconds, while they can't be loaded
-
-    def look(self) -> list[tuple[int, ...]] | None:
-        """Returns what is different after the files have changed; None if one is no file, such as a
-        pipe: that gives what is in it once, and makes its reader wait."""
-        found: list[tuple[int, ...]] = []
-        for path in (self.cert, self.key):
-            state: tuple[int, ...] = ()  # it has vanished
-            with suppress(OSError):
-                file = os.stat(path)
-                if not stat.S_ISREG(file.st_mode):
-                    return None
-                state = (file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns)
-            found.append(state)
-        return found
-
-    def current(self) -> ssl.SSLContext:
-        """Returns the context for a newcomer. A failure to load is logged once for each change."""
-        found = self.look()
-        if found is None:
-            return self.context
-        changed, self.found = found != self.found, found
-        if changed or time.monotonic() >= self.retry_at:
-            try:
-                self.context, self.retry_at = make_server_tls(self.cert, self.key), math.inf
-                log.info("newcomers get the new certificate in %s", self.cert)
-            except Failure as failure:
-                self.retry_at = time.monotonic() + RETRY_CERTIFICATE
-                if changed:
-                    log.warning("the certificate stays the old one: %s", failure)
-        return self.context
-
-
-class TLS:
-    """The room's end of one connection's TLS, without I/O: bytes in, bytes out.
-
-    OpenSSL takes what came from one BIO, and puts what is to be sent into another. A BIO keeps the
-    memory that it once needed, so all connections share these two. They are empty after each step:
-    what is left then is this connection's, in `wire` and `output`.
-
-    It is given whole records alone.
-    """
-
-    incoming: Any = ssl and ssl.MemoryBIO()
-    outgoing: Any = ssl and ssl.MemoryBIO()
-
-    def __init__(self, context: ssl.SSLContext) -> None:
-        self.engine = context.wrap_bio(self.incoming, self.outgoing, server_side=True)
-        self.has_begun = False  # its first bytes have come
-        self.shaking_hands = True  # no text can pass before that is done
-        self.wire = b""  # came, and wasn't looked at yet
-        self.output = b""  # has to be sent: steps of the handshake, alerts, answers
-        self.has_more = False  # something that came may be left to decrypt, or the end to be told
-        self.failure: Gone | None = None  # is to be raised after the text that came before it
-
-    def feed(self, data: bytes) -> None:
-        """Takes what came from the peer."""
-        self.has_begun = True
-        self.wire += data
-
-    def whole(self) -> int:
-        """Returns how many of the bytes that came are whole records; all of them if they are none,
-        so that OpenSSL says what is wrong."""
-        end = 0
-        while len(self.wire) >= end + TLS_HEADER:
-            size = int.from_bytes(self.wire[end + 3 : end + TLS_HEADER], "big")
-            if self.wire[end] not in TLS_TYPES or size > MAX_RECORD:
-                return len(self.wire)
-            if len(self.wire) < end + TLS_HEADER + size:
-                break
-            end += TLS_HEADER + size
-        return end
-
-    def shake_hands(self) -> None:
-        """Goes on with the handshake, as far as that goes now. Raises Gone."""
-        self.step(self.finish_handshake)
-        self.has_more = bool(self.wire) and not self.shaking_hands
-
-    def finish_handshake(self) -> None:
-        """Raises ssl.SSLError, also if more has to come for that."""
-        self.engine.do_handshake()
-        self.shaking_hands = False
-
-    def decrypt(self, limit: int) -> bytes | None:
-        """Returns up to `limit` bytes of the text that came, none at its end, which is told only
-        once; None if there is nothing now. Raises Gone."""
-        if self.failure:
-            raise self.failure
-        pieces: list[bytes] = []
-        goes_on = None
-        try:
-            goes_on = self.step(self.read, pieces, limit)
-        except Gone as failure:
-            if not pieces:
-                raise
-            self.failure = failure.with_traceback(None)
-        text = b"".join(pieces)
-        ended = goes_on is False
-        self.has_more = bool(goes_on or self.failure or (ended and text))
-        return text or (b"" if ended else None)
-
-    def read(self, pieces: list[bytes], limit: int) -> bool:
-        """Adds the text of one record after another, up to `limit` bytes; returns whether there can
-        be more. Raises ssl.SSLError, also if more has to come."""
-        while limit:
-            piece = self.engine.read(min(limit, TLS_RECORD))
-            if not piece:  # close_notify
-                return False
-            pieces.append(piece)
-            limit -= len(piece)
-        return True
-
-    def encrypt(self, data: bytes | memoryview) -> bytes:
-        """Returns what is to be sent in place of a text of at least one byte. Raises Gone."""
-        try:
-            self.engine.write(data)
-        except ssl.SSLError as error:
-            raise self.broken(error) from error
-        finally:
-            encrypted = self.outgoing.read()
-        return cast(bytes, encrypted)
-
-    def end(self) -> None:
-        """Puts the end of our stream into the output, close_notify; that of the peer is not waited
-        for, and nothing can be decrypted any more."""
-        with suppress(Gone):
-            self.step(self.engine.unwrap)
-
-    def step(self, action: Callable[..., Any], *given: Any) -> Any:
-        """Returns what comes of an action, None if more has to come before that. Raises Gone."""
-        whole = self.whole()
-        self.incoming.write(self.wire[:whole])
-        rest = self.wire[whole:]
-        try:
-            return action(*given)
-        except ssl.SSLWantReadError:
-            return None
-        except ssl.SSLError as error:
-            raise self.broken(error) from error
-        finally:
-            self.wire = self.incoming.read() + rest
-            self.output += self.outgoing.read()
-
-    def broken(self, error: ssl.SSLError) -> Gone:
-        """Returns what an error of OpenSSL means. PyPy leaves it where another connection would be
-        taken to have it, until somebody makes a new engine."""
-        self.engine.context.wrap_bio(self.incoming, self.outgoing, server_side=True)
-        return lost(error)
-
-    def take_output(self) -> bytes:
-        """Returns what has to be sent, once."""
-        output, self.output = self.output, b""
-        return output
-
-
 # --- Connections ---------------------------------------------------------------------------------
 
 class State(enum.Enum):
@@ -2441,9 +2212,7 @@ class State(enum.Enum):
     CLOSED    nothing        no                            none
 
     From each of the first three an error leads to CLOSED at once, and so does being too far behind.
-    What TLS has encrypted and the kernel hasn't taken is in `unsent`: it comes before what is in
-    the queue, and before the end of the stream. Inside /quit and /kick, a member has left the room
-    a moment before it is LEAVING.
+    Inside /quit and /kick, a member has left the room a moment before it is LEAVING.
     """
 
     DOOR = enum.auto()
@@ -2477,6 +2246,11 @@ def unacknowledged(sock: socket.socket) -> int:
     return 0
 
 
+def lost(error: OSError) -> Gone:
+    """Returns what an error on a connection's socket means."""
+    return Gone(f"lost: {error.strerror or error}")
+
+
 class Connection(Member):
     """Somebody's connection: one socket, and all of its reading, writing and registering. Whatever
     receives or sends raises Gone when the peer's doing has put an end to it.
@@ -2493,34 +2267,29 @@ class Connection(Member):
         "framer",
         "host",
         "most",
+        "over",
         "peer",
         "place",
         "queue",
         "reading",
-        "reset",
         "selector",
         "since",
         "size",
         "sock",
         "state",
         "taken",
-        "tls",
+        "torn",
         "unheard",
-        "unsent",
         "until",
+        "why",
     )
+    pending = b""  # text that came but has yet to be received; here, the kernel has all of that
 
     def __init__(
-        self,
-        sock: socket.socket,
-        peer: str,
-        selector: selectors.BaseSelector,
-        max_line: int,
-        tls: TLS | None = None,
+        self, sock: socket.socket, peer: str, selector: selectors.BaseSelector, max_line: int
     ) -> None:
         super().__init__()
         self.sock = sock
-        self.tls = tls  # what its bytes go through, until our end of the stream
         self.peer = peer
         self.host = sys.intern(host_of(peer))
         self.state = State.DOOR
@@ -2536,12 +2305,13 @@ class Connection(Member):
         self.cost = 0.0  # of the turns' time, what it has had: as ChatServer.read_all counts it
         self.most = FIRST_READ  # bytes that are read at once
         self.reading = True  # its input is of interest, and has not ended
-        self.reset = False  # sending has found out that the peer has reset it
+        self.over = False  # what it has to say has ended, or what comes isn't heard any more
+        self.why = ""  # the fault that ended it, for the log
+        self.torn = False  # it was cut off: an unfinished last line is none
         self.queue: deque[Batch] | None = None  # made when something has to wait
         self.place = 0  # bytes that are sent of what it gets of the first batch in the queue
         self.taken = 0  # bytes that the kernel has taken of what had to wait
         self.size = 0  # bytes that wait in the queue, and BATCH_COST for each batch
-        self.unsent = b""  # what TLS has encrypted and the kernel hasn't taken
         self.watch()
 
     def __str__(self) -> str:
@@ -2564,7 +2334,6 @@ class Connection(Member):
         """Closes the socket and drops all that was waiting."""
         self.reading = self.sending = False
         self.unheard = b""
-        self.tls = None
         self.drop_queue()
         self.watch()
         self.sock.close()
@@ -2573,47 +2342,16 @@ class Connection(Member):
         """Says whether its peer is on this machine, such as a proxy."""
         return self.host == host_of(format_address(self.sock.getsockname()))
 
-    # Through TLS
-
-    def is_shaking_hands(self) -> bool:
-        """Says whether TLS comes first: no text can be received or sent yet."""
-        return self.tls is not None and self.tls.shaking_hands
-
-    def shake_hands(self, data: bytes) -> None:
-        """Goes on with the handshake, with what came."""
-        assert self.tls
-        self.tls.feed(data)
-        self.step(self.tls.shake_hands)
-
-    def step(self, action: Callable[..., Any], *given: Any) -> Any:
-        """Returns what comes of a step of TLS. What that has to send is sent, also if the step
-        fails: then it tells the peer why."""
-        assert self.tls
-        try:
-            return action(*given)
-        finally:
-            output = self.tls.take_output()
-            if output:
-                self.put(output)
-
-    def put(self, data: bytes) -> None:
-        """Sends what is encrypted; what the kernel doesn't take has to wait."""
-        if not self.sending:
-            return
-        waited = bool(self.unsent)
-        data = self.unsent + data
-        sent = self.send_bytes(data)
-        self.unsent = data[sent:] if self.sending else b""
-        if len(self.unsent) > MAX_UNSENT:
-            raise Gone("makes TLS answer, and does not read the answers")
-        if waited or self.unsent:
-            self.watch()
-
     # From the peer
 
-    def receive(self, limit: int) -> bytes | None:
-        """Returns text of about `limit` bytes at most, none at the end of the stream, None if there
-        is nothing now. What telnet and browsers ask for is answered."""
+
+    def is_shaking_hands(self) -> bool:
+        """Says whether no text can be received or sent yet."""
+        return False
+
+    def receive(self, limit: int) -> bytes:
+        """Returns text of about `limit` bytes at most, none if there is none now; `over` says
+        whether more can come. What telnet and browsers ask for is answered."""
         data = self.receive_text(min(limit, self.most))
         if not data:
             return data
@@ -2622,32 +2360,24 @@ class Connection(Member):
             if self.unread > MAX_UNREAD:  # all that is its own doing
                 raise Gone("asks, and does not read the answers")
             self.tell(answers, Aside)
-        return text or (b"" if self.framer.over else None)
+        if self.framer.over:
+            self.over, self.why = True, self.framer.why
+        return text
 
-    def receive_text(self, limit: int) -> bytes | None:
-        """Returns the same, decrypted but otherwise as it came."""
-        tls = self.tls
-        if not tls:
-            data = self.receive_bytes(limit)
-        elif tls.has_more:
-            data = self.step(tls.decrypt, limit)
-        else:
-            data = self.receive_bytes(min(limit, TLS_READ))
-            if data:
-                tls.feed(data)
-                data = self.step(tls.decrypt, limit)
-        if data == b"":
+    def receive_bytes(self, limit: int) -> bytes:
+        """Returns what the kernel has. Once its stream has ended it isn't read from any more."""
+        try:
+            data = self.sock.recv(limit)
+        except BlockingIOError:  # readiness is a hint, not a promise
+            return b""
+        except OSError as error:
+            raise lost(error) from error
+        if not data:
+            self.over = True
             self.read_on(False)
         return data
 
-    def receive_bytes(self, limit: int) -> bytes | None:
-        """Returns the same, as the kernel has it."""
-        try:
-            return self.sock.recv(limit)
-        except BlockingIOError:  # readiness is a hint, not a promise
-            return None
-        except OSError as error:
-            raise lost(error) from error
+    receive_text = receive_bytes  # what it says: the same, where nothing is around that
 
     def note_cost(self, seconds: float) -> None:
         """Reading once took so much of the process's time: the next time, less is read, or more."""
@@ -2707,9 +2437,7 @@ class Connection(Member):
 
     def flush(self) -> None:
         """Sends of what waits for it what the kernel takes now."""
-        if self.unsent:
-            self.put(b"")
-        while self.queue and not self.unsent:
+        while self.queue:
             batch = self.queue[0]
             text = memoryview(self.part_of(batch))[self.place :]
             sent = self.send(text)
@@ -2733,21 +2461,8 @@ class Connection(Member):
         return batch.encoded_for(self, self.encode) if self.encode else batch.text_for(self)
 
     def send(self, data: bytes | memoryview) -> int:
-        """Returns how many bytes were taken, 0 if none can be now.
-
-        Nothing is encrypted before the kernel has taken all that was: so at most a record waits
-        outside of the queue.
-        """
-        if not self.tls:
-            return self.send_bytes(data)
-        taken = 0
-        while taken < len(data) and not self.unsent:
-            piece = data[taken : taken + TLS_RECORD]
-            self.put(self.tls.encrypt(piece))
-            if not self.sending:
-                return 0
-            taken += len(piece)
-        return taken
+        """Returns how many bytes were taken, 0 if none can be now."""
+        return self.send_bytes(data)
 
     def send_bytes(self, data: bytes | memoryview) -> int:
         """Returns how many bytes the kernel took, 0 if it takes none now."""
@@ -2758,7 +2473,7 @@ class Connection(Member):
         except ConnectionError as error:
             # The error that tells of a reset comes once, perhaps here. A peer that had closed in
             # order, and resets what comes too late, makes another: BrokenPipeError.
-            self.reset = isinstance(error, ConnectionResetError)
+            self.torn = isinstance(error, ConnectionResetError)
             self.stop_sending()
             return 0
         except OSError as error:
@@ -2777,18 +2492,13 @@ class Connection(Member):
 
     def is_owed(self) -> bool:
         """Says whether something waits to be sent to it."""
-        return bool(self.queue or self.unsent)
+        return bool(self.queue)
 
     def end_stream(self) -> None:
-        """Tells the peer that nothing more will come, TLS's way first: if that has to wait, this
-        has to be called again. What the peer sends can then only be drained."""
-        if self.tls:
-            self.step(self.tls.end)
-            self.tls = None
-        if not self.unsent:
-            self.sending = False
-            with suppress(OSError):
-                self.sock.shutdown(socket.SHUT_WR)
+        """Tells the peer that nothing more will come. What it sends can then only be drained."""
+        self.sending = False
+        with suppress(OSError):
+            self.sock.shutdown(socket.SHUT_WR)
 
     def acknowledged(self) -> int:
         """Returns how many bytes the peer's kernel has acknowledged since some time or other; where
@@ -2805,6 +2515,271 @@ class Connection(Member):
             batch.forget(self)
         self.queue = None
         self.place = self.size = self.unread = self.whispered = 0
+
+
+# --- TLS -----------------------------------------------------------------------------------------
+
+# OpenSSL's reasons for not taking a key with a certificate
+NOT_A_PAIR = ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED")
+
+
+def make_server_tls(cert: str, key: str) -> ssl.SSLContext:
+    """Returns what connections need to speak TLS as a server. Raises Failure."""
+    if ssl is None:
+        raise lacking("ssl", "TLS")
+
+    def ask_for_pass_phrase() -> str:  # instead of OpenSSL, which would ask on the terminal
+        remedy = f"make a copy without it: openssl pkey -in {key} -out NEW.key"
+        raise Failure(f"the key in {key} has a pass phrase; {remedy}")
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # No tickets, neither those of TLS 1.3 nor those of 1.2: whoever learns the key that they are
+    # made with can read what others said before. Sessions of 1.2 are still kept in memory, 20,000
+    # of them for two hours at most; Python has no switch for that.
+    context.num_tickets = 0
+    context.options |= ssl.OP_NO_TICKET
+    # One curve, which every client has, and none of the groups of numbers (ffdhe8192) with which a
+    # client can have a server compute for 100 ms, and needn't compute itself (CVE-2002-20001).
+    context.set_ecdh_curve("prime256v1")
+    # No renegotiation, so that sending never waits for receiving. PyPy and LibreSSL lack the name.
+    context.options |= getattr(ssl, "OP_NO_RENEGOTIATION", 0)
+    try:
+        context.load_cert_chain(cert, key, password=ask_for_pass_phrase)
+    except OSError as error:  # ssl.SSLError is one too
+        raise Failure(why_not_usable(error, cert, key)) from error
+    return context
+
+
+def why_not_usable(error: OSError, cert: str, key: str) -> str:
+    """Returns what to tell the user when the certificate and the key couldn't be loaded."""
+    for option, file, what in (("cert", cert, "certificate"), ("key", key, "private key")):
+        try:
+            with open(file, "rb") as pem:
+                text = pem.read()
+        except OSError as problem:
+            return f"cannot read --tls-{option} {file}: {problem.strerror}"
+        if f"{what.upper()}-----".encode() not in text:
+            return f"there is no {what} in PEM format in {file}"
+    reason = getattr(error, "reason", None)
+    if reason in NOT_A_PAIR:
+        return f"the key in {key} does not belong to the first certificate in {cert}"
+    if reason:
+        return f"cannot use {cert} with {key}: {reason.lower().replace('_', ' ')}"
+    try:
+        ssl.create_default_context(cafile=cert)
+    except ssl.SSLError:
+        return f"the certificate in {cert} is damaged"
+    return f"the private key in {key} is damaged"
+
+
+class Certificate:
+    """The room's certificate and its key, as a context of TLS.
+
+    After their files have changed they are loaded anew, for whoever comes from then on. While they
+    can't be loaded, as when one of them has yet to be replaced, the old ones stay.
+    """
+
+    def __init__(self, cert: str, key: str) -> None:
+        """Raises Failure."""
+        self.cert = cert
+        self.key = key
+        self.loaded = self.look()  # before they are loaded: what changes meanwhile is seen later
+        self.context = make_server_tls(cert, key)
+        self.why_old = ""  # why newer ones couldn't be loaded, as it was logged last
+
+    def look(self) -> list[tuple[int, ...]] | None:
+        """Returns what is different after the files have changed; None if one is no file, such as a
+        pipe: that gives what is in it once, and makes its reader wait."""
+        found: list[tuple[int, ...]] = []
+        for path in (self.cert, self.key):
+            state: tuple[int, ...] = ()  # it has vanished
+            with suppress(OSError):
+                file = os.stat(path)
+                if not stat.S_ISREG(file.st_mode):
+                    return None
+                state = (file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns)
+            found.append(state)
+        return found
+
+    def current(self) -> ssl.SSLContext:
+        """Returns the context for a newcomer. Why it isn't that of the files is logged once."""
+        found = self.look()
+        if found is None or found == self.loaded:
+            return self.context
+        try:
+            self.context, self.loaded = make_server_tls(self.cert, self.key), found
+            self.why_old = ""
+            log.info("newcomers get the new certificate in %s", self.cert)
+        except Failure as failure:
+            if str(failure) != self.why_old:
+                self.why_old = str(failure)
+                log.warning("the certificate stays the old one: %s", failure)
+        return self.context
+
+
+class TLSConnection(Connection):
+    """A connection whose text goes through TLS, as soon as both sides have shaken hands.
+
+    OpenSSL takes what came from one BIO, and puts what is to be sent into another. A BIO keeps the
+    memory that it once needed, so all connections share these two. They are empty after each step:
+    what came is decrypted to its end, and what is to be sent goes to the kernel, or to `unsent`.
+
+    What came of a record that isn't whole yet is kept by OpenSSL, in 17 KB: so much a slow line can
+    cost here at most, besides what it costs anywhere.
+    """
+
+    __slots__ = ("context", "pending", "tls", "unsent")
+    incoming: Any = ssl and ssl.MemoryBIO()
+    outgoing: Any = ssl and ssl.MemoryBIO()
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        peer: str,
+        selector: selectors.BaseSelector,
+        max_line: int,
+        context: ssl.SSLContext,
+    ) -> None:
+        self.context: ssl.SSLContext | None = context  # until hands are shaken
+        self.tls: ssl.SSLObject | None = None  # there is one from its first bytes on
+        self.pending = b""  # text that came in one piece with the handshake
+        self.unsent = b""  # encrypted, but not taken by the kernel: it comes before the queue
+        super().__init__(sock, peer, selector, max_line)
+
+    def close(self) -> None:
+        """Closes the socket and drops all that was waiting."""
+        super().close()
+        self.pending = b""
+
+    def step(self, action: Callable[..., Any], *given: Any) -> None:
+        """Has OpenSSL do something. What is to be sent then is sent, also if it fails: that tells
+        the peer why. Raises Gone."""
+        assert self.tls
+        try:
+            action(*given)
+        except ssl.SSLError as error:
+            # PyPy leaves the error where another connection would be taken to have it, until
+            # somebody makes a new engine.
+            self.tls.context.wrap_bio(self.incoming, self.outgoing, server_side=True)
+            raise lost(error) from error
+        finally:
+            output = self.outgoing.read()
+            if output:
+                self.put(output)
+
+    # From the peer
+
+    def is_shaking_hands(self) -> bool:
+        """Says whether no text can be received or sent yet."""
+        return self.context is not None
+
+    def shake_hands(self, data: bytes) -> None:
+        """Goes on with the handshake, with what came. Whoever doesn't begin one speaks no TLS: then
+        this is a connection like any other, and `tls` stays None. Raises Gone."""
+        if self.context and not self.tls:
+            if data[0] != TLS_HANDSHAKE:
+                self.context = None
+                return
+            self.tls = self.context.wrap_bio(self.incoming, self.outgoing, server_side=True)
+        self.pending = self.decrypt(data)
+
+    def receive_text(self, limit: int) -> bytes:
+        """Returns what was sent, decrypted: that can be a record more than `limit`."""
+        if self.pending:
+            text, self.pending = self.pending, b""
+            return text
+        data = self.receive_bytes(min(limit, TLS_READ))
+        return self.decrypt(data) if data and self.tls else data
+
+    def decrypt(self, data: bytes) -> bytes:
+        """Returns the text of what came. That TLS fails is an end of the stream: what was said
+        before is heard, but for an unfinished line. Raises Gone."""
+        pieces: list[bytes] = []
+        try:
+            self.incoming.write(data)
+            self.step(self.read, pieces)
+        except Gone as gone:
+            if self.is_shaking_hands():
+                raise
+            self.over, self.why, self.torn = True, str(gone), True
+            self.stop_sending()
+        finally:
+            self.incoming.read()
+        return b"".join(pieces)
+
+    def read(self, pieces: list[bytes]) -> None:
+        """Adds the text of each record, after the handshake. Raises ssl.SSLError."""
+        assert self.tls
+        try:
+            if self.context:
+                self.tls.do_handshake()
+                self.context = None
+            while self.incoming.pending and not self.over:
+                pieces.append(self.tls.read(TLS_RECORD))
+                self.over = not pieces[-1]  # close_notify; the end of the TCP stream is yet to come
+        except ssl.SSLWantReadError:  # the rest of a record has yet to come, or another
+            pass
+
+    # To the peer
+
+    def put(self, data: bytes) -> None:
+        """Sends what is encrypted; what the kernel doesn't take has to wait. Raises Gone."""
+        if self.sending and not self.unsent:
+            sent = self.send_bytes(data)
+            if sent == len(data):
+                return
+            data = data[sent:]
+        if self.sending:
+            self.unsent += data
+            if len(self.unsent) > MAX_UNSENT:
+                raise Gone("makes TLS answer, and does not read the answers")
+            self.watch()
+
+    def flush(self) -> None:
+        """Sends of what waits for it what the kernel takes now."""
+        waiting, self.unsent = self.unsent, b""
+        if waiting:
+            self.put(waiting)
+        if not self.unsent:
+            super().flush()
+
+    def send(self, data: bytes | memoryview) -> int:
+        """Returns how many bytes were taken, 0 if none can be now.
+
+        Nothing is encrypted before the kernel has taken all that was: so at most a record waits
+        outside of the queue.
+        """
+        if not self.tls:
+            return super().send(data)
+        taken = 0
+        while taken < len(data) and not self.unsent and self.sending:
+            piece = data[taken : taken + TLS_RECORD]
+            self.step(self.tls.write, piece)
+            taken += len(piece)
+        return taken if self.sending else 0
+
+    def is_owed(self) -> bool:
+        """Says whether something waits to be sent to it."""
+        return bool(self.unsent or self.queue)
+
+    def end_stream(self) -> None:
+        """Tells the peer that nothing more will come, TLS's way first, by close_notify: if that has
+        to wait, this has to be called again. What the peer sends can then only be drained."""
+        if self.tls:
+            self.step(self.close_notify)
+        if not self.unsent:
+            super().end_stream()
+
+    def close_notify(self) -> None:
+        """Says the end of what we say, without waiting for the peer's. Raises ssl.SSLError."""
+        assert self.tls
+        with suppress(ssl.SSLWantReadError):
+            self.tls.unwrap()
+
+    def drop_queue(self) -> None:
+        """Gives up what it has yet to get."""
+        super().drop_queue()
         self.unsent = b""
 
 
@@ -2877,7 +2852,7 @@ class Visit:
 
     def __init__(self, steps: Steps) -> None:
         self.steps = steps
-        self.receive: Callable[[int], bytes | None] | None = None
+        self.receive: Callable[[int], bytes] | None = None
 
 
 class Host:
@@ -2913,12 +2888,13 @@ class Door:
         """Goes on with a newcomer whose socket is ready."""
         conn.flush()
         visit = self.waiting[conn]
-        data = visit.receive(DOOR_READ) if visit.receive else None
-        if data is None:
-            return None
+        data = visit.receive(DOOR_READ) if visit.receive else b""
         if data or conn.framer.over:
             return self.go_on(conn, partial(visit.steps.send, data))
-        return self.go_on(conn, partial(visit.steps.throw, Gone("left the door")))
+        if conn.over:
+            why = conn.why or "left the door"
+            return self.go_on(conn, partial(visit.steps.throw, Gone(why)))
+        return None
 
     def time_is_up(self, conn: Connection) -> bytes | None:
         """Goes on with a newcomer who can't be left alone any longer."""
@@ -2964,12 +2940,12 @@ class Door:
     def shake_hands(self, conn: Connection) -> Steps:
         """Shakes hands. Returns the plain text that has come in place of that, if it did."""
         self.allow_time(conn, HANDSHAKE_TIME)
+        assert isinstance(conn, TLSConnection)
         data = yield conn.receive_bytes
-        if data[0] != TLS_HANDSHAKE:
-            log.info("%s does not speak TLS", conn)
-            conn.tls = None
-            return data
         conn.shake_hands(data)
+        if not conn.tls:
+            log.info("%s does not speak TLS", conn)
+            return data
         while conn.is_shaking_hands():
             conn.shake_hands((yield conn.receive_bytes))
         return b""
@@ -2978,10 +2954,11 @@ class Door:
         """Answers a request, of which something may have come. Only one for a WebSocket leads
         further."""
         assert self.site
+        encrypted = isinstance(conn, TLSConnection) and conn.tls is not None
         while True:
             if request and not is_http(request):
                 raise Dismissed(self.site.for_others)
-            answer = self.site.respond(request, encrypted=conn.tls is not None)
+            answer = self.site.respond(request, encrypted)
             if answer:
                 break
             try:
@@ -3428,8 +3405,8 @@ class Membership:
     def has_input(self, conn: Connection) -> bool:
         """Says whether there is something to hear that the selector doesn't know of; also the end,
         if it came together with what let a member in."""
-        is_over = conn.framer.over and conn.state is State.MEMBER
-        return bool(conn.unheard or is_over or (conn.tls and conn.tls.has_more))
+        is_over = conn.over and conn.state is State.MEMBER
+        return bool(conn.unheard or conn.pending or is_over)
 
     def make_room(
         self, there: Collection[Connection], size: int, conn: Connection, why: str
@@ -3714,8 +3691,11 @@ class ChatServer:
             return
         site = self.membership.door.site
         by_web = site is not None and sock.getsockname()[1] == site.port
-        tls = TLS(self.certificate.current()) if self.certificate else None
-        conn = Connection(sock, peer, self.selector, self.room.max_line, tls)
+        given = (sock, peer, self.selector, self.room.max_line)
+        if self.certificate:
+            conn: Connection = TLSConnection(*given, self.certificate.current())
+        else:
+            conn = Connection(*given)
         conn.cost = self.latest_cost
         self.membership.guard(self.membership.arrive, conn, by_web)
 
@@ -3749,7 +3729,8 @@ class ChatServer:
         """Receives once, if the member may speak now, and lets the room hear the whole lines, until
         that time, in seconds of the process's CPU. Raises Gone."""
         if conn.state is State.LEAVING:
-            if conn.receive_text(limit) == b"":  # only its end is of interest
+            conn.receive_bytes(limit)
+            if not conn.reading:  # only its end is of interest
                 self.membership.finish(conn)
             return
         said = self.room.batch.size
@@ -3760,16 +3741,13 @@ class ChatServer:
         received = 0
         if not conn.unheard:
             data = conn.receive(limit)
-            if data == b"":
-                self.hear_end(conn)
-                return
             if data:
                 received = len(data)
+                limit += len(conn.framer.partial)
                 self.membership.take(conn, data)
-                limit = max(limit, len(conn.unheard))
         if conn.unheard:
             self.hear(conn, limit, until)
-        if conn.framer.over and not conn.unheard and conn in self.room.members:
+        if conn.over and not conn.unheard and conn in self.room.members:
             self.hear_end(conn)
         if conn in self.room.members:
             self.throttle.charge(conn, max(received, self.room.batch.size - said))
@@ -3786,14 +3764,14 @@ class ChatServer:
     def hear_end(self, conn: Connection) -> None:
         """The end of a member's stream: an unfinished last line counts, then it has left.
 
-        After a reset it doesn't count: its other half may have been lost on the way.
+        If that was cut off it doesn't: its other half may have been lost on the way.
         """
         last = conn.framer.finish()
-        if last and not conn.reset:
+        if last and not conn.torn:
             self.room.hear(conn, last, math.inf)
         if conn in self.room.members:
             self.room.leave(conn)
-        log.info("%s %s, members: %d", conn, conn.framer.why or "left", len(self.room.members))
+        log.info("%s %s, members: %d", conn, conn.why or "left", len(self.room.members))
         self.membership.start_leaving(conn)
 
     # To the connections
@@ -3816,9 +3794,9 @@ class ChatServer:
         for conn in members:
             try:
                 conn.write(batch)
-                if conn.queue and conn.size > HIGH_WATER:
-                    if not throttle.slow or conn not in throttle.behind:
-                        throttle.note_behind(conn)
+                is_over = conn.queue and conn.size > HIGH_WATER
+                if is_over and not (throttle.slow and conn in throttle.behind):
+                    throttle.note_behind(conn)
             except Gone as gone:  # as in guard(), which would cost each delivery a call
                 self.membership.disconnect(conn, str(gone))
             except Exception:
@@ -3937,10 +3915,9 @@ def how_to_join(
         lines = [f"join: python3 chat_client.py {host} {port}", f"or: nc {host} {port}"]
         return host, lines + other_addresses(others[1:])
     try:
-        view = ClientsView(tls, cert)
-        host = view.best_host(others or hosts, by_name=bool(others))
-        trust, *notes = view.how_to_trust(local=not others)
-        others = [other for other in others if other != host and not view.why_refused(other)]
+        host, kind = find_way_in(tls, cert, others or hosts, by_name=bool(others))
+        trust, *notes = how_to_trust(cert, kind, local=not others)
+        others = [other for other in others if other != host and works(tls, cert, kind, other)]
     except OSError:  # it was in a pipe, from which it comes once
         trust, *notes = "--tls-ca FILE", "FILE is the room's certificate"
         others = others[1:]
@@ -3955,81 +3932,88 @@ def other_addresses(hosts: Sequence[str]) -> list[str]:
 
 PARTIAL_CHAIN = 0x80000  # ssl.VERIFY_X509_PARTIAL_CHAIN, which older Pythons don't name
 
+# What clients can trust: whom their system trusts, or the file itself; or, if it came from the
+# right authority, each certificate in that.
+BY_SYSTEM, BY_FILE, BY_AUTHORITY = range(3)
 
-class ClientsView:
-    """What clients will make of our certificate: we shake hands with ourselves, in memory."""
 
-    def __init__(self, tls: ssl.SSLContext, cert: str) -> None:
-        self.tls = tls
-        self.cert = cert
-        self.client = ssl.create_default_context()
-        self.public = not self.why_refused()  # an authority that everyone trusts vouches for it
-        self.sufficient = True  # a client that is given the file itself trusts it
-        if not self.public:
-            self.client = ssl.create_default_context(cafile=cert)
-            self.client.verify_flags &= ~PARTIAL_CHAIN
-            self.sufficient = "issuer" not in self.why_refused()
-            self.client.verify_flags |= PARTIAL_CHAIN  # even so we can see for which hosts it is
-
-    def best_host(self, hosts: Sequence[str], by_name: bool) -> str:
-        """Returns which of the hosts the certificate is for; if it is for none, another one that it
-        names, if clients can connect by names. Logs a warning if they would refuse it."""
-        why = self.why_refused()
-        if why:
-            log.warning("clients will refuse %s: %s; make or get a new one", self.cert, why)
-            return hosts[0]
-        for host in hosts:
-            if not self.why_refused(host):
-                return host
-        for kind, name in self.shake_hands("").get("subjectAltName", ()):
-            if by_name and kind == "DNS" and name != "localhost" and "*" not in name:
-                return str(name)
-        log.warning(
-            "clients will refuse %s as the certificate of %s; "
-            "make one with the names and addresses by which they connect",
-            *(self.cert, hosts[0]),
-        )
-        return hosts[0]
-
-    def how_to_trust(self, local: bool) -> list[str]:
-        """Returns the client's options for trusting it, and what has to be known for that; `local`
-        if only this machine can connect."""
-        if self.public:
-            return ["--tls"]
-        if not self.sufficient:
-            note = f"FILE is the certificate of the authority behind {self.cert}"
-            return ["--tls-ca FILE", note]
-        if local:
-            return [f"--tls-ca {shell_word(os.path.abspath(self.cert))}"]
-        file, note = shell_word(os.path.basename(self.cert)), "it isn't secret"
-        with open(self.cert, "rb") as pem:
-            if b"PRIVATE KEY-----" in pem.read():
-                file, note = "NEW.pem", f"that is {file} without the key"
-        return [f"--tls-ca {file}", f"copy {file} to that host first; {note}"]
-
-    def why_refused(self, host: str = "") -> str:
-        """Returns why clients refuse it, as a host's if one is given; nothing if they take it."""
+def find_way_in(
+    tls: ssl.SSLContext, cert: str, hosts: Sequence[str], by_name: bool
+) -> tuple[str, int]:
+    """Returns the first host that works, and what for, when we shake hands with ourselves as each
+    kind of client: one of `hosts` or, if clients can connect by names, another one that is in the
+    certificate. Logs a warning if none works."""
+    why, trusting = "", []
+    for kind in (BY_SYSTEM, BY_FILE, BY_AUTHORITY):
         try:
-            self.shake_hands(host)
-            return ""
-        except ssl.SSLCertVerificationError as error:
-            return str(error.verify_message)
-        except (ssl.SSLError, ValueError) as error:  # ValueError: a name that nothing can have
-            return str(error)
+            names = shake_hands(tls, make_client(kind, cert))
+        except ssl.SSLError as error:
+            why = getattr(error, "verify_message", str(error))
+            continue
+        trusting.append(kind)
+        for host in [*hosts, *names] if by_name else hosts:
+            if works(tls, cert, kind, host):
+                return host, kind
+    if not trusting:
+        log.warning("clients will refuse %s: %s; make or get a new one", cert, why)
+        return hosts[0], BY_FILE
+    log.warning(
+        "clients will refuse %s as the certificate of %s; "
+        "make one with the names and addresses by which they connect",
+        *(cert, hosts[0]),
+    )
+    return hosts[0], trusting[0]
 
-    def shake_hands(self, host: str) -> Any:
-        """Returns the certificate as SSLSocket.getpeercert() does. Raises ssl.SSLError, or
-        ValueError for a host that can't be one."""
-        self.client.check_hostname = bool(host)
-        to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
-        ends = (
-            self.client.wrap_bio(to_client, to_server, server_hostname=host or None),
-            self.tls.wrap_bio(to_server, to_client, server_side=True),
-        )
-        for end in ends * 4:  # more rounds than any version of TLS needs
-            with suppress(ssl.SSLWantReadError):
-                end.do_handshake()
-        return ends[0].getpeercert()
+
+def make_client(kind: int, cert: str) -> ssl.SSLContext:
+    """Returns a client of that kind. Raises OSError if the file can't be read any more."""
+    client = ssl.create_default_context(cafile=None if kind == BY_SYSTEM else cert)
+    client.verify_flags &= ~PARTIAL_CHAIN
+    if kind == BY_AUTHORITY:
+        client.verify_flags |= PARTIAL_CHAIN
+    return client
+
+
+def works(tls: ssl.SSLContext, cert: str, kind: int, host: str) -> bool:
+    """Says whether a client of that kind takes us for a host."""
+    try:
+        shake_hands(tls, make_client(kind, cert), host)
+    except (ssl.SSLError, ValueError):  # ValueError: a host that none can be
+        return False
+    return True
+
+
+def shake_hands(tls: ssl.SSLContext, client: ssl.SSLContext, host: str = "") -> list[str]:
+    """Has a client shake hands with us, in memory, as a host if one is given; returns what other
+    hosts the certificate names. Raises ssl.SSLError, or ValueError for what can't be a host."""
+    client.check_hostname = bool(host)
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = (
+        client.wrap_bio(to_client, to_server, server_hostname=host or None),
+        tls.wrap_bio(to_server, to_client, server_side=True),
+    )
+    for end in ends * 4:  # more rounds than any version of TLS needs
+        with suppress(ssl.SSLWantReadError):
+            end.do_handshake()
+    shown: Any = ends[0].getpeercert()
+    names = [name for kind, name in shown.get("subjectAltName", ()) if kind == "DNS"]
+    return [name for name in names if name != "localhost" and "*" not in name]
+
+
+def how_to_trust(cert: str, kind: int, local: bool) -> list[str]:
+    """Returns the client's options for trusting our certificate, and what has to be known for that;
+    `local` if only this machine can connect."""
+    if kind == BY_SYSTEM:
+        return ["--tls"]
+    if kind == BY_AUTHORITY:
+        return ["--tls-ca FILE", f"FILE is the certificate of the authority behind {cert}"]
+    if local:
+        return [f"--tls-ca {shell_word(os.path.abspath(cert))}"]
+    file, note = shell_word(os.path.basename(cert)), "it isn't secret"
+    with open(cert, "rb") as pem:
+        if b"PRIVATE KEY-----" in pem.read():
+            file, note = "NEW.pem", f"that is {file} without the key"
+    return [f"--tls-ca {file}", f"copy {file} to that host first; {note}"]
 
 
 def shell_word(text: str) -> str:

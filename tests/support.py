@@ -39,6 +39,7 @@ from chat_server import (
     Connection,
     Room,
     State,
+    TLSConnection,
     identity,
 )
 
@@ -299,30 +300,36 @@ def check_invariants(server: ChatServer) -> None:
     assert throttle.slow or not (throttle.marks or set(throttle.waiting) - unread)
     for conn in leaving - set(room.batch.leavers):  # those will be seen off with that batch
         assert not conn.unheard
-        owed = conn.queue or conn.unsent
-        assert owed or (conn.reading and not conn.sending), "should be closed by now"
+        assert conn.is_owed() or (conn.reading and not conn.sending), "should be closed by now"
 
 
 def check_connection(conn: Connection) -> None:
     """What holds of one that is open."""
     assert conn.sock.fileno() != -1
-    owed = bool(conn.queue or conn.unsent)
+    owed = conn.is_owed()
     assert conn.events == (1 if conn.reading else 0) | (2 if owed else 0)  # EVENT_READ, EVENT_WRITE
     queue = conn.queue or ()
     assert conn.queue is None or queue, "an empty queue is none"
     assert not owed or conn.sending
     assert not queue or not conn.is_shaking_hands()
-    assert len(conn.unsent) <= MAX_UNSENT
-    if conn.tls:
-        assert conn.unsent or not queue
-        assert not conn.tls.output
-        assert not conn.tls.incoming.pending and not conn.tls.outgoing.pending
+    if isinstance(conn, TLSConnection):
+        check_tls(conn)
     assert conn.encode == conn.framer.encode
     gets = [len(conn.part_of(batch)) for batch in queue]
     assert 0 <= conn.place < (gets[0] if gets else 1)
     assert conn.size == sum(gets) + BATCH_COST * len(gets) - conn.place
     assert conn.unread == sum(batch.told.get(conn, 0) for batch in queue)
     assert conn.whispered == sum(batch.whispered.get(conn, 0) for batch in queue)
+
+
+def check_tls(conn: TLSConnection) -> None:
+    """What holds of one besides that, if it speaks TLS."""
+    assert not conn.incoming.pending and not conn.outgoing.pending
+    assert len(conn.unsent) <= MAX_UNSENT
+    assert conn.is_owed() == bool(conn.unsent or conn.queue)
+    assert not conn.tls or conn.unsent or not conn.queue
+    assert conn.tls or not conn.unsent
+    assert not conn.pending or not conn.is_shaking_hands()
 
 
 class CheckedServer(ChatServer):
@@ -384,7 +391,7 @@ def tls_room(**options: Any) -> CheckedServer:
     return CheckedServer([], Room(), certificate=Certificate(*files), **options)
 
 
-def tls_member() -> tuple[CheckedServer, Connection, Peer]:
+def tls_member() -> tuple[CheckedServer, TLSConnection, Peer]:
     """Returns such a room, its one member, and that one's peer."""
     server = tls_room()
     sock, peer = pair()
@@ -400,7 +407,9 @@ def tls_member() -> tuple[CheckedServer, Connection, Peer]:
         server.turn()
     thread.join(DEADLINE)
     peer.expect(WELCOME)
-    return server, server.membership.members()[0], peer
+    (conn,) = server.membership.members()
+    assert isinstance(conn, TLSConnection)
+    return server, conn, peer
 
 
 def client(*options: Any, typed: str = "", **more: Any) -> subprocess.CompletedProcess[str]:

@@ -66,7 +66,7 @@ def test_queues_have_an_end_although_the_room_is_closing(monkeypatch: pytest.Mon
 def test_many_who_say_little_say_no_more_than_a_slow_reader_can_read() -> None:
     inside = Inside()
     throttle = inside.server.throttle
-    (slow, _peer), (quiet, _) = inside.join(), inside.join()
+    (quiet, _peer), _ = inside.join(), inside.join()
     throttle.slow = True
     throttle.paid = throttle.clock.now() + 3 * CREDIT
     assert throttle.allow(quiet, 1000, 0) == 0

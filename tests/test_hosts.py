@@ -619,7 +619,7 @@ def pem_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "cert, key, message",
     [
-        ("room.key", "room.pem", "--tls-cert and --tls-key are swapped: room.key has the key"),
+        ("room.key", "room.pem", "there is no certificate in PEM format in room.key"),
         ("room.pem", "other.key", "the key in other.key does not belong to the first certificate"),
         ("room.pem", "rsa.key", "the key in rsa.key does not belong to the first certificate"),
         ("none", "room.key", "cannot read --tls-cert none: No such file or directory"),

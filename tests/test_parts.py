@@ -113,7 +113,7 @@ def test_telnet_is_answered_between_two_lines_at_its_own_cost(stuck: Stuck) -> N
     before = conn.size
     peer.send(b"\xff\xfd\x06")
     select.select([conn.sock], [], [], DEADLINE)
-    assert conn.receive(100) is None
+    assert (conn.receive(100), conn.over) == (b"", False)
     conn.write(said(b"next\n"))
     check_connection(conn)
     assert conn.unread == TOLD_COST + len(b"\xff\xfc\x06")
@@ -194,7 +194,7 @@ def test_a_fault_of_the_peer_has_a_type_of_its_own() -> None:
     with pytest.raises(Gone, match="lost: Connection reset"):
         conn.receive(100)
     silent, _peer = connection()
-    assert silent.receive(100) is None
+    assert (silent.receive(100), silent.over) == (b"", False)
 
 
 def test_a_connection_whose_peer_has_gone_is_not_sent_to_again() -> None:
@@ -204,8 +204,7 @@ def test_a_connection_whose_peer_has_gone_is_not_sent_to_again() -> None:
     conn.write(said(b"hi\n"))
     assert not conn.sending
     assert conn.reading
-    assert conn.receive(100) == b""
-    assert conn.reset
+    assert (conn.receive(100), conn.over, conn.torn) == (b"", True, True)
 
 
 # Time

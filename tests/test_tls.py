@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+import select
+import selectors
 import socket
 import ssl
 import sys
@@ -19,6 +22,7 @@ from support import (
     Peer,
     Server,
     check_invariants,
+    check_tls,
     end_stream,
     eventually,
     needs,
@@ -30,17 +34,19 @@ from support import (
 
 from chat_server import (
     HIGH_WATER,
+    MAX_LINE,
     MAX_UNSENT,
-    TLS,
+    TLS_READ,
     TLS_RECORD,
     Connection,
     Gone,
     Site,
+    TLSConnection,
     make_server_tls,
 )
 
 CONTEXT = make_server_tls(str(CERTS / "room.pem"), str(CERTS / "room.key"))
-TRUST = trusting(CERTS / "room.pem")
+SELECTOR = selectors.DefaultSelector()
 ALERT = b"\x15\x03"  # the first bytes of one that isn't encrypted
 VERSIONS = pytest.mark.parametrize("version", ["TLSv1_2", "TLSv1_3"])
 
@@ -88,16 +94,48 @@ class Client:
             return text
 
 
-def introduced(client: Client | KeyChanger, step: int = 1 << 20, behind: bytes = b"") -> TLS:
+class End:
+    """The room's end of a connection, and its peer."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        self.peer = Peer(theirs)
+        self.conn = TLSConnection(ours, "peer", SELECTOR, MAX_LINE, CONTEXT)
+
+    def take(self, data: bytes) -> bytes:
+        """Returns the text that comes of what is sent."""
+        text = b""
+        for at in range(0, len(data), TLS_READ):
+            piece = data[at : at + TLS_READ]
+            self.peer.send(piece)
+            if self.conn.is_shaking_hands():
+                self.conn.shake_hands(self.conn.receive_bytes(TLS_READ))
+            else:
+                text += self.conn.receive_text(TLS_READ)
+            check_tls(self.conn)
+        return text
+
+    def say(self, text: bytes) -> bytes:
+        """Returns what is sent for a text."""
+        assert self.conn.send(text) == len(text)
+        return self.sent()
+
+    def sent(self) -> bytes:
+        """Returns what was sent by now."""
+        return self.peer.available()
+
+
+def introduced(client: Client | KeyChanger, step: int = 1 << 20) -> End:
     """Returns the room's end after the handshake, whose bytes come in pieces."""
-    room = TLS(CONTEXT)
-    while room.shaking_hands:
+    room = End()
+    while room.conn.is_shaking_hands():
         data = client.shake_hands()
         for at in range(0, len(data), step):
-            assert room.shaking_hands
-            room.feed(data[at : at + step])
-            room.shake_hands()
-        client.feed(room.take_output())
+            assert room.conn.is_shaking_hands()
+            assert room.take(data[at : at + step]) == b""
+        client.feed(room.sent())
+    client.shake_hands()
     return room
 
 
@@ -105,76 +143,68 @@ def introduced(client: Client | KeyChanger, step: int = 1 << 20, behind: bytes =
 def test_text_comes_through_one_byte_at_a_time(version: str) -> None:
     client = Client(version)
     room = introduced(client, step=1)
-    client.shake_hands()
     heard = b""
     for byte in client.say(b"hello\n", b"x" * 3000, b"\n"):
-        room.feed(bytes([byte]))
-        heard += room.decrypt(5000) or b""
-        assert not room.has_more
+        heard += room.take(bytes([byte]))
     assert heard == b"hello\n" + b"x" * 3000 + b"\n"
-    for byte in room.encrypt(b"hi\n") + room.encrypt(b"y" * 5000):
+    for byte in room.say(b"hi\n") + room.say(b"y" * 5000):
         client.feed(bytes([byte]))
     assert client.hear() == b"hi\n" + b"y" * 5000
 
 
 @VERSIONS
-def test_all_records_that_came_are_decrypted_at_once_up_to_a_limit(version: str) -> None:
+def test_all_that_came_is_decrypted_at_once(version: str) -> None:
     client = Client(version)
     room = introduced(client)
-    client.shake_hands()
-    room.feed(client.say(*[b"line\n"] * 200))
-    assert room.decrypt(10_000) == b"line\n" * 200
-    assert (room.decrypt(10_000), room.has_more) == (None, False)
-    room.feed(client.say(b"z" * 1000, b"z" * 500))
-    for _ in range(15):
-        assert room.decrypt(100) == b"z" * 100
-    assert (room.decrypt(100), room.has_more) == (None, False)
+    room.peer.send(client.say(*[b"line\n"] * 200))
+    assert room.conn.receive_text(TLS_READ) == b"line\n" * 200
+    assert (room.conn.receive_text(TLS_READ), room.conn.over) == (b"", False)
+    record = client.say(b"z" * TLS_RECORD)
+    assert room.take(record[:-1]) == b""
+    assert room.take(record[-1:]) == b"z" * TLS_RECORD
 
 
 def test_text_right_behind_the_handshake_is_known_of() -> None:
     client = Client()
-    room = TLS(CONTEXT)
+    room = End()
     data = client.shake_hands()
     while not client.ready:
-        room.feed(data)
-        room.shake_hands()
-        assert not room.has_more
-        client.feed(room.take_output())
+        room.take(data)
+        client.feed(room.sent())
         data = client.shake_hands()
-    room.feed(data + client.say(b"eager\n"))
-    room.shake_hands()
-    assert not room.shaking_hands
-    assert room.has_more
-    assert room.decrypt(100) == b"eager\n"
-    assert not room.has_more
+    room.peer.send(data + client.say(b"eager\n"))
+    room.conn.shake_hands(room.conn.receive_bytes(1 << 16))
+    assert not room.conn.is_shaking_hands()
+    assert room.conn.pending
+    assert room.conn.receive_text(100) == b"eager\n"
+    assert not room.conn.pending
 
 
 @VERSIONS
-def test_the_end_is_told_once_after_the_text_before_it(version: str) -> None:
+def test_the_end_comes_after_the_text_before_it(version: str) -> None:
+    """TLS's own end: what comes after it isn't looked at, but the stream goes on to its end."""
     client = Client(version)
     room = introduced(client)
-    client.shake_hands()
-    room.feed(client.say(b"bye") + client.end())
-    assert room.decrypt(100) == b"bye"
-    assert room.has_more
-    assert room.decrypt(100) == b""
-    assert not room.has_more
-    room.end()
-    client.feed(room.take_output())
+    assert room.take(client.say(b"bye") + client.end() + b"more") == b"bye"
+    assert (room.conn.over, room.conn.why, room.conn.torn) == (True, "", False)
+    assert room.conn.reading
+    room.conn.end_stream()
+    client.feed(room.sent())
     client.ssl.unwrap()  # it has seen our end
+    room.peer.close()
+    assert room.conn.receive_text(100) == b""
+    assert not room.conn.reading
 
 
 @VERSIONS
 def test_half_a_record_is_nothing_yet(version: str) -> None:
     client = Client(version)
     room = introduced(client)
-    client.shake_hands()
     record = client.say(b"torn\n")
-    for cut in range(1, 3):
-        room.feed(record[: len(record) // 2] if cut == 1 else record[len(record) // 2 : -1])
-        assert (room.decrypt(100), room.has_more) == (None, False)
-    room.feed(record[-1:])
-    assert room.decrypt(100) == b"torn\n"
+    half = len(record) // 2
+    for piece in (record[:half], record[half:-1]):
+        assert (room.take(piece), room.conn.over) == (b"", False)
+    assert room.take(record[-1:]) == b"torn\n"
 
 
 @VERSIONS
@@ -182,47 +212,118 @@ def test_half_a_record_is_nothing_yet(version: str) -> None:
 def test_garbage_ends_it_after_the_text_before_it(version: str, garbage: bytes) -> None:
     client = Client(version)
     room = introduced(client)
-    client.shake_hands()
-    room.feed(client.say(b"last words\n") + garbage)
-    assert room.decrypt(100) == b"last words\n"
-    assert room.has_more
-    with pytest.raises(Gone, match="lost: "):
-        room.decrypt(100)
-    client.feed(room.take_output())
+    later = client.say(b"last words\n") + garbage, client.say(b"too late\n")
+    assert room.take(later[0]) == b"last words\n"
+    assert (room.conn.over, room.conn.torn, room.conn.sending) == (True, True, False)
+    assert room.conn.why.startswith("lost: ")
+    client.feed(room.sent())
     with pytest.raises(ssl.SSLError, match="(?i)alert"):
         client.hear()
-
-
-def test_connections_share_no_bytes() -> None:
-    """They do share where OpenSSL reads and writes."""
-    clients = Client(), Client("TLSv1_2")
-    rooms = [introduced(client) for client in clients]
-    for client in clients:
-        client.shake_hands()
-    records = [client.say(b"%d" % number * 20) for number, client in enumerate(clients)]
-    for part in (slice(0, 30), slice(30, None)):
-        for room, record in zip(rooms, records):
-            room.feed(record[part])
-        heard = [room.decrypt(7) for room in rooms]
-    assert heard == [b"0" * 7, b"1" * 7]
-    assert [room.decrypt(99) for room in rooms] == [b"0" * 13, b"1" * 13]
-    broken = TLS(CONTEXT)
-    broken.feed(b"\x16\x03\x01\x00\x05garbage and more")
-    with pytest.raises(Gone):
-        broken.shake_hands()
-    assert not TLS.incoming.pending and not TLS.outgoing.pending
-    for client, room in zip(clients, rooms):
-        client.feed(room.encrypt(b"fine\n"))
-        assert client.hear() == b"fine\n"
+    room.conn.tell(b"never in the clear\n")
+    assert room.take(later[1]) == b""
+    assert room.peer.rest() == b""
 
 
 def test_garbage_is_known_for_it_at_once() -> None:
     """Nothing is waited for that would make a record of it."""
     for garbage in (b"\x16\x03\x01\xff\xff", b"\x00\x03\x03\x00\x10", b"GET / HTTP/1.1"):
         room = introduced(Client())
-        room.feed(garbage)
-        with pytest.raises(Gone):
-            room.decrypt(100)
+        assert room.take(garbage) == b""
+        assert room.conn.over
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_nothing_is_sent_in_the_clear_after_the_end(
+    monkeypatch: pytest.MonkeyPatch, full: bool
+) -> None:
+    client = Client()
+    room = introduced(client)
+    with slow_kernel(monkeypatch) as kernel:
+        kernel[0] = 0 if full else 1000
+        room.conn.end_stream()
+        assert room.conn.sending == full
+        for _ in range(3):
+            room.conn.tell(b"never in the clear\n")
+            room.conn.flush()
+        kernel[0] = 1000
+        with suppress(Gone):
+            room.conn.flush()
+    client.feed(room.sent())
+    assert client.hear() == b""
+    assert not client.incoming.pending
+
+
+def test_text_that_cannot_be_encrypted_is_not_taken_for_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As in the middle of a new handshake, where the library can't refuse that."""
+
+    def wait(engine: ssl.SSLObject, data: bytes) -> int:
+        raise ssl.SSLWantReadError
+
+    room = introduced(Client())
+    monkeypatch.setattr(ssl.SSLObject, "write", wait)
+    with pytest.raises(Gone, match="lost: "):
+        room.conn.send(b"hi\n")
+
+
+class Chatter:
+    """A client and the room's end of it, each with something to say, in pieces of any size."""
+
+    def __init__(self, chance: random.Random) -> None:
+        self.chance = chance
+        self.client = Client(chance.choice(["TLSv1_2", "TLSv1_3"]))
+        self.room = introduced(self.client, chance.choice([1, 100, 1 << 20]))
+        self.name = b"%d " % chance.randrange(1 << 30)
+        self.said = self.heard = self.told = b""
+        self.on_its_way = b""
+        self.breaks = chance.random() < 0.2
+
+    def step(self) -> None:
+        text = self.name * self.chance.randrange(1, 2000)
+        action = self.chance.randrange(3)
+        if action == 0:
+            self.said += text
+            self.on_its_way += self.client.say(text)
+        elif action == 1:
+            size = self.chance.randrange(1, 20_000)
+            piece, self.on_its_way = self.on_its_way[:size], self.on_its_way[size:]
+            self.heard += self.room.take(piece)
+        elif self.room.conn.sending:
+            self.told += text
+            self.client.feed(self.room.say(text))
+
+    def finish(self) -> None:
+        self.heard += self.room.take(self.on_its_way + b"garbage" * self.breaks)
+        assert self.heard == self.said
+        assert self.client.hear() == self.told
+        assert self.room.conn.over == self.breaks
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_connections_share_no_bytes(seed: int) -> None:
+    """They do share where OpenSSL reads and writes."""
+    chance = random.Random(seed)
+    chatters = [Chatter(chance) for _ in range(8)]
+    for _ in range(300):
+        chance.choice(chatters).step()
+        if chance.random() < 0.02:
+            stranger = End()
+            with pytest.raises(Gone):
+                stranger.take(b"\x16\x03\x01\x00\x05garbage and more")
+    for chatter in chatters:
+        chatter.finish()
+
+
+@VERSIONS
+def test_nobody_gets_a_ticket(version: str) -> None:
+    """With it a client could resume its session; and whoever has the key, read that."""
+    client = Client(version)
+    room = introduced(client)
+    client.feed(room.say(b"hi\n"))
+    assert client.hear() == b"hi\n"
+    session = client.ssl.session
+    assert not (session and session.has_ticket)
 
 
 # The room, from inside
@@ -276,7 +377,7 @@ def test_whoever_breaks_tls_is_told_why(room: Server) -> None:
 ORDER = 27  # bytes of a record that orders to change keys
 
 
-def key_changer() -> tuple[CheckedServer, Connection, KeyChanger, Peer]:
+def key_changer() -> tuple[CheckedServer, TLSConnection, KeyChanger, Peer]:
     """Returns a room and its one member, a peer that can change keys."""
     server = tls_room()
     sock, peer = pair()
@@ -291,6 +392,7 @@ def key_changer() -> tuple[CheckedServer, Connection, KeyChanger, Peer]:
         if not changer.is_ready():
             changer.feed(peer.sock.recv(1 << 16))
     (conn,) = server.membership.members()
+    assert isinstance(conn, TLSConnection)
     server.deliver(server.room.take_batch())
     return server, conn, changer, peer
 
@@ -301,6 +403,7 @@ def test_whoever_makes_tls_answer_and_does_not_read_is_let_go(
     caplog.set_level("INFO")
     server, conn, changer, peer = key_changer()
     conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     peer.sock.setblocking(False)
     orders = memoryview(b"")
     for _ in range(2000):
@@ -329,7 +432,9 @@ def fill(server: CheckedServer, conn: Connection, size: int) -> bytes:
     return said
 
 
-def test_stuck_member_has_at_most_a_record_beside_its_queue() -> None:
+def test_stuck_member_has_at_most_a_record_beside_its_queue(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     server, conn, peer = tls_member()
     assert not conn.unsent
     said = fill(server, conn, HIGH_WATER // 2)
@@ -339,6 +444,12 @@ def test_stuck_member_has_at_most_a_record_beside_its_queue() -> None:
     for _ in range(3):
         said += fill(server, conn, conn.size + 1)
         assert conn.unsent == waiting, "nothing more is encrypted"
+    peer.send(b"hi\n")
+    select.select([conn.sock], [], [], DEADLINE)
+    with slow_kernel(monkeypatch) as kernel:
+        kernel[0] = 1000
+        assert conn.receive_text(100) == b"hi\n"
+        assert kernel[0] == 1000, "and nothing is sent, as there is nothing new"
     received = bytearray()
 
     def read_some() -> bool:
@@ -410,7 +521,7 @@ def test_last_turn_waits_for_close_notify_alone(monkeypatch: pytest.MonkeyPatch)
         while conn in server.room.members:
             server.turn()
         assert conn in server.membership.leaving
-        assert conn.unsent and conn.tls is None and conn.sending
+        assert conn.unsent and conn.sending
     while conn in server.membership.leaving:
         server.turn()
     assert peer.rest() == b""
@@ -456,5 +567,6 @@ def test_end_that_came_with_a_request_is_seen_although_the_kernel_is_full(
         while not server.membership.leaving:
             server.turn()
         (conn,) = server.membership.leaving
+        peer.half_close()
         server.turn()
         assert not conn.reading
