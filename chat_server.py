@@ -2888,7 +2888,9 @@ class Door:
         """Goes on with a newcomer whose socket is ready."""
         conn.flush()
         visit = self.waiting[conn]
-        data = visit.receive(DOOR_READ) if visit.receive else b""
+        if not visit.receive:
+            return None
+        data = visit.receive(DOOR_READ)
         if data or conn.framer.over:
             return self.go_on(conn, partial(visit.steps.send, data))
         if conn.over:

@@ -33,6 +33,7 @@ from chat_server import (
     Door,
     Gone,
     Throttle,
+    WebSocket,
     host_of,
     loser_to,
 )
@@ -691,6 +692,16 @@ def test_password_is_compared_in_constant_time(
     assert compared == [(b"guess", b"secret")]
     assert not conn.reading
     assert conn.until > time.monotonic()
+    with pytest.raises(Dismissed, match="wrong password"):
+        door.time_is_up(conn)
+
+
+def test_nothing_that_comes_has_a_wrong_password_answered_before_its_time(at_door: Any) -> None:
+    door, conn, give = at_door
+    assert give(b"guess\n") is None
+    conn.speak(WebSocket(1000))
+    conn.framer.over = True  # a browser that closes at once
+    assert give(b"more\n") is None
     with pytest.raises(Dismissed, match="wrong password"):
         door.time_is_up(conn)
 
