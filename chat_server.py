@@ -697,15 +697,26 @@ let day = "", unread = 0, isShifted = false;
 let following = true, place = 0, end = null;
 
 function make(tag, className, ...content) {
-  const element = Object.assign(document.createElement(tag), { className });
+  const element = document.createElement(tag);
+  element.className = className;
   element.append(...content);
   return element;
+}
+
+function keep(storage, text) {  // which a user can forbid
+  try { window[storage].setItem(`chat ${PLACE}`, text); } catch {}
+}
+
+function kept(storage) {
+  try { return window[storage].getItem(`chat ${PLACE}`) || ""; } catch { return ""; }
 }
 
 const fresh = document.createDocumentFragment();  // rows that the log gets when it settles
 const unreadLine = make("p", "unread", make("span", "", "\u2014 New \u2014"));
 const fold = (name = "") => name.normalize("NFKC").toLowerCase();
 const clock = (time, size = 5) => new Date(time).toTimeString().slice(0, size);
+const link = (href) =>
+  Object.assign(make("a", "", href), { href, target: "_blank", rel: "noopener noreferrer" });
 const asLine = ({ speaker, text }) => (speaker ? `${speaker}: ${text}` : text);
 
 function inColor(name) {  // names that are alike, such as Lab 1 and Lab 2, are far apart in hue
@@ -713,11 +724,6 @@ function inColor(name) {  // names that are alike, such as Lab 1 and Lab 2, are 
   const element = make("b", "", make("bdi", "", name));  // a bdi's direction is its own affair
   element.style.setProperty("--hue", (number * 137.508) % 360);
   return element;
-}
-
-function link(href) {
-  const given = { href, target: "_blank", rel: "noopener noreferrer" };
-  return Object.assign(make("a", "", href), given);
 }
 
 function show(kind, text, speaker = "", time = Date.now()) {
@@ -737,12 +743,12 @@ function show(kind, text, speaker = "", time = Date.now()) {
   return row;
 }
 
-function mark(row, text) {
+function mark(row, text = "") {
   row.mark = text;
-  row.words.append(make("em", "", ` (${text})`));
+  if (text) row.words.append(make("em", "", ` (${text})`));
 }
 
-function settle() {  // adds rows: measuring takes some ms, so once for many of them
+function settle(isAsked) {  // adds rows: measuring takes some ms, so once for many of them
   clearTimeout(settling);
   settling = 0;
   log.append(fresh);
@@ -750,7 +756,7 @@ function settle() {  // adds rows: measuring takes some ms, so once for many of 
   const kept = log.childElementCount > MAX_ROWS ? MAX_ROWS - 500 : MAX_ROWS;  // each time, all move
   while (log.childElementCount > kept) log.firstChild.remove();
   if (height > log.scrollHeight) log.scrollTop = top - height + log.scrollHeight;
-  follow();
+  follow(isAsked);
   shown = shown.slice(-MAX_ROWS);
   if (following && !document.hidden) unread = 0;
   page.jump.hidden = following;
@@ -904,7 +910,8 @@ function begin(welcome) {
 
 function beKnown() {
   isReady = true;
-  enter(true);
+  report("");
+  if (page.room.hidden) enter(true);
   if (isDue) speak();
 }
 
@@ -918,7 +925,7 @@ function hearNotice(text) {
   else if (isNews) hearNews(name, joined, now);
   else if (asksName && ownName) isShown = takeName(ownName, row);
   else if (asksName && !row) isShown = hearRefusal(line.slice(6), text);
-  else if (WHO.test(line) && text.startsWith("here: ")) isShown = hearNames(text.slice(6), row);
+  else if (WHO.test(line) && text.startsWith("here: ")) isShown = hearNames(text.slice(6)) || row;
   else if (row && !/^the room is closing$|^you were removed/.test(text)) refuse(line, row);
   if (isShown) show("notice", text);
 }
@@ -932,11 +939,10 @@ function hearNews(name, joined, now) {
   if (isFree && isReady && !joined) send(`/name ${wanted}`);
 }
 
-function hearNames(text, row) {
+function hearNames(text) {
   const all = text.split(/, | and (?=\d+ unnamed$)/);
   others = all.filter((one) => /^\d+ (?:more|unnamed)$/.test(one));
   names = new Set(all.filter((one) => !others.includes(one)));
-  return row;
 }
 
 function takeName(name, row) {
@@ -970,28 +976,17 @@ function remember(name) {
   keep("localStorage", name);
 }
 
-function keep(storage, text) {  // which a user can forbid
-  try { window[storage].setItem(`chat ${PLACE}`, text); } catch {}
-}
-
-function kept(storage) {
-  try { return window[storage].getItem(`chat ${PLACE}`) || ""; } catch { return ""; }
-}
-
 function save() {  // for a reload, also by a phone that needed the memory
   const rows = shown.slice(-MAX_KEPT).map(({ words, ...row }) => row);
-  const state = { wanted, password, rows, lostAt: lostAt || Date.now(), draft: box.value };
+  const state = { name: wanted, password, rows, lostAt: lostAt || Date.now(), draft: box.value };
   const isIn = !page.room.hidden && (socket || retry);
   keep("sessionStorage", isIn ? JSON.stringify(state) : "");
 }
 
-function restore({ rows, draft, ...state }) {
+function restore({ name, rows, draft, ...state }) {
   ({ password, lostAt } = state);
-  remember(state.wanted);
-  for (const { kind, text, speaker, time, mark: wasMarked } of rows) {
-    const row = show(kind, text, speaker, time);
-    if (wasMarked) mark(row, wasMarked);
-  }
+  remember(name);
+  for (const row of rows) mark(show(row.kind, row.text, row.speaker, row.time), row.mark);
   enter(true);
   write(draft);
   connect();
@@ -1015,12 +1010,11 @@ function speak() {
   const [isPrivate, to] = PRIVATE.exec(lines[0]) || [], alone = lines.length === 1;
   if (isPrivate) lines.forEach((line, at) => command(at ? `/msg ${to}: ${line}` : line));
   else if (alone && COMMAND.test(lines[0])) command(lines[0]);  // none in a paste
-  else for (const line of lines) say(alone ? line.replace(/^\/\//, "/") : line);
+  else for (const line of lines) say(alone && line.startsWith("//") ? line.slice(1) : line);
   if (!OP.test(box.value)) typed.push(box.value);
   recalled = typed.length;
   write("");
-  follow(true);
-  settle();
+  settle(true);
 }
 
 function say(text) {
@@ -1047,11 +1041,6 @@ function write(text) {
   box.value = text;
   box.oninput();
   box.focus();
-}
-
-function writeTo(target) {  // whose name was touched
-  const name = (target.closest("#log b, #list button") || {}).innerText;
-  if (name && name !== me) write(`/msg ${name}: ${box.value.replace(PRIVATE, "")}`);
 }
 
 function complete() {  // the name before the cursor; false if there is none
@@ -1105,8 +1094,7 @@ box.oninput = () => {
   follow();  // measuring has made the box small, and so the log large, for a moment
 };
 page.jump.onclick = () => {
-  follow(true);
-  settle();
+  settle(true);
   log.focus();
 };
 log.onscroll = () => {  // not by the user if it ends where the page has put itself
@@ -1131,13 +1119,14 @@ page.who.ontoggle = () => {
 };
 page.again.onclick = connect;
 WIDE.onchange = () => { page.who.open = WIDE.matches; };
-document.onclick = ({ target }) => {
-  writeTo(target);
+document.onclick = ({ target }) => {  // whoever touches a name writes to that one alone
+  const name = (target.closest("#log b, #list button") || {}).innerText;
+  if (name && name !== me) write(`/msg ${name}: ${box.value.replace(PRIVATE, "")}`);
   if (!target.closest("#count, #list span")) page.who.open = WIDE.matches;
 };
 document.onkeydown = ({ key }) => {
   if (key === "Escape") page.who.open = WIDE.matches;
-  if (key === "End" && document.activeElement === log) follow(true);
+  if (key === "End" && document.activeElement === log) settle(true);
 };
 window.ononline = window.onpageshow = wake;
 window.onpagehide = save;

@@ -633,6 +633,7 @@ def test_a_reload_leads_back_into_the_room(
     page.call("Page.reload")
     page.wait_for("document.readyState === 'complete' && isReady")
     page.type("ne")
+    page.value("settle()")
     assert page.value("[me, box.value]") == ["Ann", "Half a line"]
     assert rows(page, ".own") == ["Ann: One"]
     assert rows(page, ".private") == ["Bob (private): Two"]
