@@ -64,7 +64,7 @@ from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
-from itertools import islice
+from itertools import islice, product
 from selectors import EVENT_READ, EVENT_WRITE
 from typing import Any, NamedTuple, cast
 
@@ -4373,6 +4373,87 @@ def shell_word(text: str) -> str:
     return "'" + text.replace("'", "'\"'\"'") + "'"
 
 
+# --- A QR code ------------------------------------------------------------------------------------
+
+# What an address needs of ISO/IEC 18004: bytes, the lowest level of correction (L), under which
+# versions 1 to 5 are a single block, and mask 0.
+QR_SIZES = ((19, 7), (34, 10), (55, 15), (80, 20), (108, 26))  # codewords: data, and correction
+LIGHT_RINGS = {4: (2, 4), 2: (1,)}  # around the middle of a finder, and of an alignment pattern
+QR_FORMAT = 0b111011111000100  # level L and mask 0, with a correction of their own
+HALF_BLOCKS = " \u2584\u2580\u2588"  # neither half is drawn, the lower, the upper, both
+
+
+def multiply(a: int, b: int) -> int:
+    """Multiplies in GF(256) modulo x^8 + x^4 + x^3 + x^2 + 1."""
+    result = 0
+    for bit in reversed(range(8)):
+        result = (result << 1) ^ (result >> 7) * 0x11D ^ (b >> bit & 1) * a
+    return result
+
+
+def qr_codewords(data: bytes, room: int, extra: int) -> list[int]:
+    """Returns the text, filled up to `room`, and what corrects it (Reed and Solomon)."""
+    bits = f"0100{len(data):08b}{''.join(f'{byte:08b}' for byte in data)}0000"
+    words = [int(bits[at : at + 8], 2) for at in range(0, len(bits), 8)]
+    words += ([0xEC, 0x11] * room)[: room - len(words)]
+    generator, root = [1], 1
+    for _ in range(extra):
+        pairs = zip([*generator, 0], [0, *generator])
+        generator, root = [a ^ multiply(b, root) for a, b in pairs], multiply(root, 2)
+    rest = [*words, *[0] * extra]
+    for at in range(room):
+        factor = rest[at]
+        for step, part in enumerate(generator):
+            rest[at + step] ^= multiply(part, factor)
+    return words + rest[room:]
+
+
+def qr_patterns(version: int, size: int) -> dict[tuple[int, int], bool]:
+    """Returns what is dark, and what light, by row and column, in every code of this size."""
+    dark = {(6, at): at % 2 == 0 for at in range(size)}
+    dark.update({(at, 6): at % 2 == 0 for at in range(size)})
+    eyes = [(3, 3, 4), (3, size - 4, 4), (size - 4, 3, 4), (size - 7, size - 7, 2)]
+    for top, left, reach in eyes if version > 1 else eyes[:3]:
+        for y, x in product(range(-reach, reach + 1), repeat=2):
+            if 0 <= top + y < size and 0 <= left + x < size:
+                dark[top + y, left + x] = max(abs(y), abs(x)) not in LIGHT_RINGS[reach]
+    near = [*((y, 8) for y in (*range(6), 7, 8)), *((8, x) for x in (7, *reversed(range(6))))]
+    far = [*((8, size - 1 - at) for at in range(8)), *((size - 7 + at, 8) for at in range(7))]
+    for at, places in enumerate(zip(near, far)):
+        dark.update(dict.fromkeys(places, bool(QR_FORMAT >> at & 1)))
+    dark[size - 8, 8] = True
+    return dark
+
+
+def qr_code(data: bytes) -> list[str]:
+    """Returns the code in rows of half blocks with the blank around it that scanners expect; none
+    if this is too long. What is light is drawn, as most terminals are dark."""
+    version = next((at for at, (room, _) in enumerate(QR_SIZES, 1) if len(data) + 2 <= room), 0)
+    if not version:
+        return []
+    size = 17 + 4 * version
+    dark = qr_patterns(version, size)
+    bits = iter("".join(f"{word:08b}" for word in qr_codewords(data, *QR_SIZES[version - 1])))
+    for turn, right in enumerate([*range(size - 1, 6, -2), 5, 3, 1]):
+        rows = range(size) if turn % 2 else reversed(range(size))
+        for y, x in product(rows, (right, right - 1)):
+            if (y, x) not in dark:
+                dark[y, x] = (next(bits, "0") == "1") != ((y + x) % 2 == 0)
+
+    def half_blocks(y: int, x: int) -> str:
+        return HALF_BLOCKS[2 * (not dark.get((y, x))) + (not dark.get((y + 1, x)))]
+
+    columns = range(-4, size + 4)
+    return ["".join(half_blocks(y, x) for x in columns) for y in range(-4, size + 4, 2)]
+
+
+def show_qr_code(url: str) -> None:
+    """Shows the code of an address on a terminal, so that nobody has to type it into a phone."""
+    if os.isatty(2):
+        for row in qr_code(url.encode()):
+            log.info("%s", row)
+
+
 # --- The command line ----------------------------------------------------------------------------
 
 
@@ -4523,6 +4604,7 @@ def tell_where(
     port, web_port = (socks[0].getsockname()[1] for socks in (listeners, web_listeners))
     url = f"{'https' if tls else 'http'}://{format_address((host, web_port))}/"
     log.info("or, in a browser: %s", url)
+    show_qr_code(url)
     return Site([*args.host, *args.web_host], bool(tls), web_port, url, port)
 
 
