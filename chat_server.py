@@ -608,8 +608,8 @@ html { overscroll-behavior: none; }  /* or who pulls at the first message reload
 [hidden] { display: none !important; }
 body { height: 100vh; height: 100dvh;  /* without a phone's own bars, where that is known */
   padding: env(safe-area-inset-top) env(safe-area-inset-right) env(safe-area-inset-bottom)
-    env(safe-area-inset-left); background: var(--back); color: var(--text);
-  overflow-wrap: anywhere;
+    env(safe-area-inset-left);
+  background: var(--back); color: var(--text); overflow-wrap: anywhere;
   font: 16px/1.4 system-ui, sans-serif; }  /* an iPhone zooms in on fields with smaller letters */
 h1 { font-size: 1em; }
 a { color: var(--strong); }
@@ -662,6 +662,7 @@ SCRIPT = r"""
 "use strict";
 const PLACE = location.host + location.pathname.replace(/\/$/, ""), TITLE = `Chat on ${PLACE}`;
 const MAX_ROWS = 5000, MAX_KEPT = 500;  // rows in all, and those that outlive a reload
+const MIN_PAUSE = 100, MAX_PAUSE = 400;  // ms until rows that have come are added
 const MAX_PASTED = 20;  // lines that are sent without a question
 const FIRST_WAIT = 1, MAX_WAIT = 30;  // seconds until the page tries to connect again
 // Seconds of silence after which the page asks whether the network lives, and after which, if an
@@ -692,7 +693,7 @@ let password = "", socket = null, wait = FIRST_WAIT, retry = 0, settling = 0, lo
 // Whether the room has let us in; whether it knows our name; whether Enter waits for that.
 let inRoom = false, isReady = false, isDue = false;
 let silence = 0, pulse;  // seconds since anything was heard, and what counts them
-let day = "", unread = 0, isShifted = false;
+let day = "", unread = 0, isShifted = false, pause = MIN_PAUSE;
 // Whether the page stays at its last row; the place where it has put itself, and that row then.
 let following = true, place = 0, end = null;
 
@@ -703,12 +704,9 @@ function make(tag, className, ...content) {
   return element;
 }
 
-function keep(storage, text) {  // which a user can forbid
-  try { window[storage].setItem(`chat ${PLACE}`, text); } catch {}
-}
-
-function kept(storage) {
-  try { return window[storage].getItem(`chat ${PLACE}`) || ""; } catch { return ""; }
+function keep(storage, ...text) {  // or, without one, returns what is kept; a user can forbid both
+  const act = text.length ? "setItem" : "getItem";
+  try { return window[storage][act](`chat ${PLACE}`, ...text) || ""; } catch { return ""; }
 }
 
 const fresh = document.createDocumentFragment();  // rows that the log gets when it settles
@@ -749,6 +747,7 @@ function mark(row, text = "") {
 }
 
 function settle(isAsked) {  // adds rows: measuring takes some ms, so once for many of them
+  const began = performance.now();
   clearTimeout(settling);
   settling = 0;
   log.append(fresh);
@@ -763,6 +762,7 @@ function settle(isAsked) {  // adds rows: measuring takes some ms, so once for m
   page.jump.textContent = unread ? `New messages: ${unread}` : "To the end";
   document.title = (unread ? `(${unread}) ` : "") + TITLE;
   showNames();
+  pause = Math.min(Math.max(MIN_PAUSE, 20 * (performance.now() - began)), MAX_PAUSE);
 }
 
 function follow(isAsked = following) {  // after rows or the page's size have changed
@@ -858,7 +858,7 @@ function receive(lines) {
     if (!socket) return;
   }
   if (inRoom && !wasIn) catchUp(history.slice(-MAX_ROWS));
-  settling = settling || setTimeout(settle, 100);
+  settling = settling || setTimeout(settle, pause);
 }
 
 function catchUp(history) {  // shows what of it hasn't been shown before a connection was lost
@@ -886,18 +886,15 @@ function countKnown(history, said) {  // up to where most of what was said last 
 function hear(line) {
   const [, speaker, isPrivate, text] = /^([^:]*?)( \(private\))?: (.*)$/s.exec(line) || [];
   const kind = isPrivate ? "private" : mention.test(text || line) ? "said mention" : "said";
-  if (line.startsWith("* ")) inRoom ? hearNotice(line.slice(2)) : hearAtDoor(line.slice(2));
+  if (line.startsWith("* ") && inRoom) hearNotice(line.slice(2));
+  else if (line === "* password?" && password) socket.send(password);
+  else if (line === "* password?") turnAway("This room has a password.");  // nobody waits for it
+  else if (line === "* wrong password") turnAway("That is not the password.");
+  else if (line.startsWith("* ")) report(line.slice(2));
   else if (!inRoom) begin(line);  // the welcome
   else if (ignored.has(fold(speaker))) return;
   else if (names.has(speaker)) show(kind, text, speaker);
   else show(kind, line);  // such as "Note: buy milk" from somebody without a name
-}
-
-function hearAtDoor(text) {
-  if (text === "password?" && password) socket.send(password);
-  else if (text === "password?") turnAway("This room has a password.");  // nobody waits for it
-  else if (text === "wrong password") turnAway("That is not the password.");
-  else report(text);
 }
 
 function begin(welcome) {
@@ -1010,15 +1007,14 @@ function speak() {
   const [isPrivate, to] = PRIVATE.exec(lines[0]) || [], alone = lines.length === 1;
   if (isPrivate) lines.forEach((line, at) => command(at ? `/msg ${to}: ${line}` : line));
   else if (alone && COMMAND.test(lines[0])) command(lines[0]);  // none in a paste
-  else for (const line of lines) say(alone && line.startsWith("//") ? line.slice(1) : line);
+  else for (const line of lines) {
+    const isEscaped = line.startsWith("//") && alone, text = isEscaped ? line.slice(1) : line;
+    send(text.startsWith("/") ? `/${text}` : text, show("own", text, me));
+  }
   if (!OP.test(box.value)) typed.push(box.value);
   recalled = typed.length;
   write("");
   settle(true);
-}
-
-function say(text) {
-  send(text.startsWith("/") ? `/${text}` : text, show("own", text, me));
 }
 
 function command(line) {
@@ -1138,9 +1134,9 @@ document.onvisibilitychange = () => {
 
 for (const heading of document.querySelectorAll("h1")) heading.textContent = TITLE;
 page.who.open = WIDE.matches;
-page.nick.value = kept("localStorage");
+page.nick.value = keep("localStorage");
 show("hint", "Touch a name to write to that one alone; /help lists what else you can say.", "", 0);
-if (kept("sessionStorage")) restore(JSON.parse(kept("sessionStorage")));
+if (keep("sessionStorage")) restore(JSON.parse(keep("sessionStorage")));
 else page.nick.focus();
 settle();
 """

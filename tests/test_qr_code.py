@@ -10,9 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import ROOT, Server, Terminal
-
 from chat_server import HALF_BLOCKS, qr_code
+from support import ROOT, Server, Terminal
 
 URL = "http://192.0.2.7:7080/"
 # What another program makes of that with the same level, version and mask.
