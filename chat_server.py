@@ -72,7 +72,7 @@ from collections.abc import (
 )
 from contextlib import suppress
 from functools import partial
-from itertools import islice
+from itertools import islice, product
 from selectors import EVENT_READ, EVENT_WRITE
 from typing import Any, Generator, NamedTuple, cast
 
@@ -588,135 +588,209 @@ def frame(opcode: int, payload: bytes) -> bytes:
 # The contrast is at least 4.5 wherever there is text, for a name of any hue too.
 STYLE = """
 :root { color-scheme: light dark; --back: #fff; --text: #1c1e21; --dim: #5a6068; --line: #c9ced6;
-  --strong: #0b57d0; --own: #eaf1fb; --private: #fdf3dc; --lightness: 25%; }
-@media (prefers-color-scheme: dark) {
-  :root { --back: #15171a; --text: #e6e7e9; --dim: #a3a9b2; --line: #42474f;
-    --strong: #8ab4f8; --own: #1d2b40; --private: #332a14; --lightness: 75%; }
-}
+  --strong: #0b57d0; --own: #eaf1fb; --private: #f3e8fd; --mention: #fff1c9; --alert: #fde2de;
+  --bad: #a5271d; --lightness: 25%; }
+@media (prefers-color-scheme: dark) { :root { --back: #15171a; --text: #e6e7e9; --dim: #a3a9b2;
+  --line: #42474f; --strong: #8ab4f8; --own: #1d2b40; --private: #33234a; --mention: #3d3312;
+  --alert: #56221d; --bad: #ffb4ab; --lightness: 78%; } }
 * { box-sizing: border-box; margin: 0; }
 html { overscroll-behavior: none; }  /* or who pulls at the first message reloads the page */
 [hidden] { display: none !important; }
 body { height: 100vh; height: 100dvh;  /* without a phone's own bars, where that is known */
   padding: env(safe-area-inset-top) env(safe-area-inset-right) env(safe-area-inset-bottom)
     env(safe-area-inset-left);
-  background: var(--back); color: var(--text);
+  background: var(--back); color: var(--text); overflow-wrap: anywhere;
   font: 16px/1.4 system-ui, sans-serif; }  /* an iPhone zooms in on fields with smaller letters */
-h1 { font-size: 1em; overflow-wrap: anywhere; }
-input, textarea, button, ul { font: inherit; color: inherit; background: var(--back);
-  padding: .5em .7em; border: 1px solid var(--dim); border-radius: .4em; }
-button { background: var(--strong); color: var(--back); }
-:focus-visible { outline: 3px solid var(--strong); outline-offset: -1px; }
+h1 { font-size: 1em; }
+a { color: var(--strong); }
+input, textarea, button, summary, li span { min-height: 2.75em; padding: .6em .8em; }
+input, textarea, button { font: inherit; color: inherit; background: var(--back);
+  border: 1px solid var(--dim); border-radius: .4em; }
+button { background: var(--strong); color: var(--back); overflow-wrap: normal; }
+:focus-visible { outline: 3px solid var(--strong); outline-offset: -2px; }
 ::placeholder { color: var(--dim); opacity: 1; }
 #door { display: grid; gap: 1em; max-width: 22em; margin: 0 auto; padding: 12vh 1em 1em; }
 label { display: grid; gap: .3em; }
-#room { display: flex; flex-direction: column; height: 100%; max-width: 60em; margin: 0 auto; }
-header, #offline, #form { display: flex; align-items: center; justify-content: space-between;
-  gap: .6em; padding: .5em .8em; position: relative; }
-#offline { padding: 0 .8em; }  /* always there, as a screen reader expects of what it watches */
-#offline :not(:empty) { margin: .5em 0; }
-summary { white-space: nowrap; cursor: pointer; padding: .3em; }
-ul { position: absolute; z-index: 1; top: 90%; right: .8em; width: 16em; max-width: 90%;
-  max-height: 60vh; overflow: auto; list-style: none; }
-#log { flex: 1; min-height: 0; overflow-y: auto; overflow-anchor: none; padding: .4em 0;
+#room { display: grid; grid: auto minmax(0, 1fr) auto auto / minmax(0, 1fr) auto; height: 100%;
+  max-width: 60em; margin: 0 auto; }
+#room > * { grid-column: 1 / 3; }
+#room h1 { grid-area: 1 / 1; padding: .6em .8em; }
+#who { grid-area: 1 / 2; position: relative; }
+summary { white-space: nowrap; cursor: pointer; }
+ul { position: absolute; z-index: 1; top: 100%; right: .5em; width: 16em; max-height: 60vh;
+  padding: 0; overflow: auto; list-style: none; background: var(--back);
+  border: 1px solid var(--dim); border-radius: .4em; }
+li > * { display: block; width: 100%; text-align: start; color: var(--dim); }
+li button { background: none; border: 0; }
+#log { grid-row: 2; overflow-y: auto; overflow-anchor: none; padding: .4em 0;
   border: solid var(--line); border-width: 1px 0; }
-/* The times have a column of their own: no part of a long message looks like another message. */
-#log p { display: flex; gap: .7em; padding: .15em .8em; }
-time { flex: none; width: 2.9em; color: var(--dim); font-variant-numeric: tabular-nums; }
-span, li { min-width: 0; overflow-wrap: anywhere; white-space: pre-wrap; }
-b { color: hsl(var(--hue), 70%, var(--lightness)); }
+/* The times have a column of their own: no part of a long message looks like another message.
+   Nor are they copied with what was said. */
+#log p { padding: .15em .8em .15em 4em; border-left: 4px solid transparent; white-space: pre-wrap; }
+time { display: inline-block; width: 3.5em; margin-left: -3.5em; color: var(--dim);
+  font-variant-numeric: tabular-nums; -webkit-user-select: none; user-select: none; }
+b { color: hsl(var(--hue), 70%, var(--lightness)); cursor: pointer; }
 .own { background: var(--own); }
-.private { background: var(--private); box-shadow: inset 4px 0 var(--strong); }
-.day, .notice, em { color: var(--dim); }
-#jump { align-self: center; height: 2.5em; margin: -3em 0 .5em; z-index: 1; }
+#log .mention { background: var(--mention); border-color: var(--strong); }
+#log .private, #box.private { background: var(--private); border-color: var(--strong); }
+.day, .notice, .hint { color: var(--dim); }
+.gap, #offline { background: var(--alert); }
+.unread, em { color: var(--bad); }
+#jump { grid-row: 2; place-self: end center; margin-bottom: .5em; }
+#offline, #form { display: flex; align-items: center; justify-content: space-between; gap: .6em;
+  padding: .5em .8em; }
+#offline:not(.on) { padding: 0; }  /* always there, as a screen reader watches it */
 #box { flex: 1; min-width: 0; max-height: 30vh; resize: none; }
+@media (min-width: 1000px) { #room { max-width: 76em; }
+  #room > * { grid-column: 1; }
+  #who { grid-area: 1 / 2 / 5; border-left: 1px solid var(--line); overflow: auto; }
+  ul { position: static; max-height: none; border: 0; } }
+@media (forced-colors: active) { #log p:not(.private):not(.mention) { border-color: Canvas; } }
 """
 
 SCRIPT = r"""
 "use strict";
-const TITLE = `Chat on ${location.host}`, MAX_ROWS = 5000;
+const PLACE = location.host + location.pathname.replace(/\/$/, ""), TITLE = `Chat on ${PLACE}`;
+const MAX_ROWS = 5000, MAX_KEPT = 500;  // rows in all, and those that outlive a reload
+const MIN_PAUSE = 100, MAX_PAUSE = 400;  // ms until rows that have come are added
+const MAX_PASTED = 20;  // lines that are sent without a question
 const FIRST_WAIT = 1, MAX_WAIT = 30;  // seconds until the page tries to connect again
 // Seconds of silence after which the page asks whether the network lives, and after which, if an
 // answer is due, a connection is lost. When its user is back, an answer may take PATIENCE.
 const ASK_AFTER = 12, LOST_AFTER = 18, PATIENCE = 5;
-const NAME = /^\/(?:name|nick) +(.*)$/, WHO = /^\/(?:who|names)(?: |$)/, QUIT = /^\/(?:quit|exit)/;
-const PING = /^\/ping(?: |$)/;
+const NEWS = /^(.+) (?:(joined)|left|was removed|is now (.+))$/;
+const NAME = /^\/(?:name|nick) /, WHO = /^\/(?:who|names)\b/, PING = /^\/ping\b/;
+const NEVER_REFUSED = /^\/(?:help|who|names|ping|op|quit|exit)\b/;
+// A blank before it, or a full-width slash, makes no message of a command: it may be private.
+const COMMAND = /^\s*[/\uff0f](?![/\uff0f])(\S*)\s*/;
+const PRIVATE = /^\s*[/\uff0f]msg\b\s*([^:]*):?\s*/i, OP = /^\s*[/\uff0f]op/i;
+// A link ends before what ends a sentence, and before a bracket that isn't opened in it.
+const LINK = new RegExp("\\b(https?://(?:A|\\(A*\\))*(?:[\\w/#$%&*+=@~|\\p{L}\\p{N}-]|\\(A*\\)))"
+  .replace(/A/g, "[!#-'*-;=?-~\\p{L}\\p{M}\\p{N}]"), "iu");
+const WIDE = matchMedia("(min-width: 1000px)");  // as in the style
 const page = {};
 for (const element of document.querySelectorAll("[id]")) page[element.id] = element;
 const { log, box } = page;
 let wanted = "", me = "";  // the name that the user wants, and that by which the room knows us
+let mention = /$^/;  // finds the first of these in a text
 let names = new Set(), others = [];  // who is known to be here; how many more, in the room's words
-let sent = [];  // lines that may not have arrived, each with the element that shows it, if any does
-let said = [];  // messages, as the room's history has them
-let password = "", socket = null, inRoom = false, wait = FIRST_WAIT, retry, settling;
+let ignored = new Map();  // names that the user has had enough of, by fold(name)
+let sent = [];  // lines that may not have arrived, each with the row that shows it, if any does
+let shown = [];  // rows of what was said
+let typed = [], recalled = 0;  // what the user has sent, and which of it Up has brought back
+let completions = [], start = 0;  // what Tab goes through, and where in the box that begins
+let password = "", socket = null, wait = FIRST_WAIT, retry = 0, settling = 0, lostAt = 0;
+// Whether the room has let us in; whether it knows our name; whether Enter waits for that.
+let inRoom = false, isReady = false, isDue = false;
 let silence = 0, pulse;  // seconds since anything was heard, and what counts them
-let day = "", unread = 0, isShifted = false;
+let day = "", unread = 0, isShifted = false, pause = MIN_PAUSE;
 // Whether the page stays at its last row; the place where it has put itself, and that row then.
 let following = true, place = 0, end = null;
 
 function make(tag, className, ...content) {
-  const element = Object.assign(document.createElement(tag), { className });
+  const element = document.createElement(tag);
+  element.className = className;
   element.append(...content);
   return element;
 }
 
-function inColor(name) {
-  const hue = [...name].reduce((sum, char) => (31 * sum + char.codePointAt(0)) % 360, 0);
+function keep(storage, ...text) {  // or, without one, returns what is kept; a user can forbid both
+  const act = text.length ? "setItem" : "getItem";
+  try { return window[storage][act](`chat ${PLACE}`, ...text) || ""; } catch { return ""; }
+}
+
+const fresh = document.createDocumentFragment();  // rows that the log gets when it settles
+const unreadLine = make("p", "unread", make("span", "", "\u2014 New \u2014"));
+const fold = (name = "") => name.normalize("NFKC").toLowerCase();
+const clock = (time, size = 5) => new Date(time).toTimeString().slice(0, size);
+const link = (href) =>
+  Object.assign(make("a", "", href), { href, target: "_blank", rel: "noopener noreferrer" });
+const asLine = ({ speaker, text }) => (speaker ? `${speaker}: ${text}` : text);
+
+function inColor(name) {  // names that are alike, such as Lab 1 and Lab 2, are far apart in hue
+  const number = [...name].reduce((sum, char) => (31 * sum + char.codePointAt(0)) % 2 ** 32, 0);
   const element = make("b", "", make("bdi", "", name));  // a bdi's direction is its own affair
-  element.style.setProperty("--hue", hue);
+  element.style.setProperty("--hue", (number * 137.508) % 360);
   return element;
 }
 
-function show(kind, text, speaker = "", mark = "", now = new Date()) {
-  if (now && day !== now.toDateString())
-    log.append(make("p", "day", now.toLocaleDateString([], { dateStyle: "full" })));
-  if (now) day = now.toDateString();
-  const time = make("time", "", now ? now.toTimeString().slice(0, 5) : "");
-  const words = make("span", "", make("bdi", "", text));
-  time.title = now ? now.toLocaleString() : "";
-  if (speaker) words.prepend(inColor(speaker), `${mark}: `);
-  log.append(make("p", kind, time, words));
-  if (kind === "said" || kind === "own") said.push(speaker ? `${speaker}: ${text}` : text);
-  if (document.hidden && (kind === "said" || kind === "private")) unread += 1;
-  return words;
+function show(kind, text, speaker = "", time = Date.now()) {
+  const parts = text.split(LINK).map((part, at) => (at % 2 ? link(part) : part));
+  const words = make("span", "", make("bdi", "", ...parts)), date = new Date(time);
+  const isNews = time && /^(?:said|private)/.test(kind) && (document.hidden || !following);
+  const row = { kind, text, speaker, time, words };
+  if (speaker) words.prepend(inColor(speaker), /private/.test(kind) ? " (private): " : ": ");
+  if (kind === "own private") words.prepend("to ");
+  if (time && day !== date.toDateString())
+    fresh.append(make("p", "day", date.toLocaleDateString([], { dateStyle: "full" })));
+  if (time) day = date.toDateString();
+  if (isNews && !unread) fresh.append(unreadLine);
+  if (isNews) unread += 1;
+  fresh.append(make("p", kind, make("time", "", time ? clock(time) : ""), words));
+  if (/^(?:said|own|private)/.test(kind)) shown.push(row);
+  return row;
 }
 
-function settle() {  // after rows were added: measuring takes some ms, so once for many of them
+function mark(row, text = "") {
+  row.mark = text;
+  if (text) row.words.append(make("em", "", ` (${text})`));
+}
+
+function settle(isAsked) {  // adds rows: measuring takes some ms, so once for many of them
+  const began = performance.now();
   clearTimeout(settling);
   settling = 0;
+  log.append(fresh);
   const { scrollTop: top, scrollHeight: height } = log;
   const kept = log.childElementCount > MAX_ROWS ? MAX_ROWS - 500 : MAX_ROWS;  // each time, all move
   while (log.childElementCount > kept) log.firstChild.remove();
   if (height > log.scrollHeight) log.scrollTop = top - height + log.scrollHeight;
-  follow();
-  said = said.slice(-MAX_ROWS);
+  follow(isAsked);
+  shown = shown.slice(-MAX_ROWS);
+  if (following && !document.hidden) unread = 0;
   page.jump.hidden = following;
+  page.jump.textContent = unread ? `New messages: ${unread}` : "To the end";
   document.title = (unread ? `(${unread}) ` : "") + TITLE;
+  showNames();
+  pause = Math.min(Math.max(MIN_PAUSE, 20 * (performance.now() - began)), MAX_PAUSE);
 }
 
-function follow() {  // after rows or the page's size have changed
+function follow(isAsked = following) {  // after rows or the page's size have changed
+  following = isAsked;
   if (following) log.scrollTop = log.scrollHeight;
   [place, end] = [log.scrollTop, log.lastChild];
 }
 
 function showNames() {
-  const items = [...[...names].sort().map(inColor), ...others];
-  page.list.replaceChildren(...items.map((item) => make("li", "", item)));
-  page.count.textContent = `Names: ${names.size}`;
+  const count = others.reduce((sum, one) => sum + parseInt(one), names.size);
+  page.count.textContent = count ? `${count} here` : "Nobody yet";
   box.placeholder = me ? `Message as ${me}` : "Message";
+  if (!page.who.open || page.list.contains(document.activeElement)) return;  // no focus is lost
+  const sorted = [...names].sort(new Intl.Collator([], { numeric: true }).compare);
+  const items = sorted.map((name) => name === me ? make("span", "", inColor(name), " (you)")
+    : make("button", "", inColor(name)));
+  items.push(...others.map((count) => make("span", "", count)));
+  page.list.replaceChildren(...items.map((item) => make("li", "", item)));
 }
 
-function report(text) {
-  page.state.textContent = text;
-  page.again.hidden = !text;
+function report(text, canConnect = false) {
+  (page.room.hidden ? page.why : page.state).textContent = text;
+  page.again.hidden = !canConnect;
+  page.offline.className = text && "on";
 }
 
-function openDoor(reason, isLocked = false) {
+function enter(isIn) {  // the room, or goes back to the door
+  page.door.hidden = isIn;
+  page.room.hidden = !isIn;
+  report("");
+  (isIn ? box : page.lock.hidden ? page.nick : page.secret).focus();
+}
+
+function turnAway(why) {
   hangUp();
-  page.why.textContent = reason;
-  page.lock.hidden = !isLocked;
-  page.door.hidden = false;
-  page.room.hidden = true;
-  (isLocked ? page.secret : page.nick).focus();
+  page.lock.hidden = !/password/.test(why);
+  enter(false);
+  report(why);
 }
 
 function hangUp() {
@@ -724,8 +798,9 @@ function hangUp() {
   clearInterval(pulse);
   if (socket) socket.onmessage = socket.onclose = null;
   if (socket) socket.close();
-  for (const { words } of sent) if (words) words.append(make("em", "", " (perhaps not sent)"));
-  [socket, inRoom, me, names, others, sent, retry] = [null, false, "", new Set(), [], [], 0];
+  for (const { row } of sent) if (row) mark(row, "perhaps not sent");
+  [socket, inRoom, isReady, retry] = [null, false, false, 0];
+  [me, names, others, sent] = ["", new Set(), [], []];
   showNames();
 }
 
@@ -734,30 +809,28 @@ function connect() {
   report("Connecting\u2026");
   silence = 0;
   pulse = setInterval(listen, 1000);
-  socket = new WebSocket(location.origin.replace("http", "ws"));
-  socket.onmessage = ({ data }) => {
-    silence = 0;
-    receive(data.split("\n").slice(0, -1));
-  };
+  socket = new WebSocket((location.origin + location.pathname).replace("http", "ws"));
+  socket.onmessage = ({ data }) => receive(data.split("\n").slice(0, -1));
   socket.onclose = lose;
 }
 
 function lose({ code }) {
+  if (inRoom) lostAt = Date.now() - 1000 * silence;
   hangUp();
-  if (code === 1000) return report("You have left.");
-  if (code === 1008) return report("You were removed from the room.");
+  if (code === 1000) return report("You have left.", true);
+  if (code === 1008) return page.room.hidden || report("You were removed from the room.");
   const seconds = wait * (0.5 + Math.random() / 2);  // not all pages in the same moment
   wait = Math.min(2 * wait, MAX_WAIT);
   retry = setTimeout(connect, 1000 * seconds);
   const what = code === 1013 ? "The room is full." : "Not connected.";
-  report(`${what} Next try in ${Math.ceil(seconds)} s; what you type is kept.`);
+  report(`${what} Next try in ${Math.ceil(seconds)} s; what you type is kept.`, true);
 }
 
 function listen() {  // each second, but not while a page sleeps: then it couldn't have heard
   silence += 1;
-  const isDue = !inRoom || sent.some(({ line }) => PING.test(line));
-  if (isDue && silence >= LOST_AFTER) lose({ code: 1006 });  // without a close
-  else if (!isDue && (sent.length || silence >= ASK_AFTER)) send("/ping");
+  const isAwaited = !inRoom || sent.length;
+  if (isAwaited && silence >= LOST_AFTER) lose({ code: 1006 });  // without a close
+  else if (!isAwaited && silence >= ASK_AFTER) send(page.who.open ? "/who" : "/ping");
 }
 
 function wake() {  // whoever was away, such as a phone, may have lost the connection meanwhile
@@ -768,114 +841,214 @@ function wake() {  // whoever was away, such as a phone, may have lost the conne
 
 function receive(lines) {
   const wasIn = inRoom, history = [];
+  silence = 0;
   for (const line of lines) {
     if (wasIn || !inRoom || line.startsWith("* ")) hear(line);
     else history.push(line);
     if (!socket) return;
   }
-  let known = history.length;  // so many of these were shown, before a connection was lost
-  while (known && history.slice(0, known).join("\n") !== said.slice(-known).join("\n"))
-    known -= 1;
+  if (inRoom && !wasIn) catchUp(history.slice(-MAX_ROWS));
+  settling = settling || setTimeout(settle, pause);
+}
+
+function catchUp(history) {  // shows what of it hasn't been shown before a connection was lost
+  const lines = (kind) => shown.filter((row) => row.kind.startsWith(kind)).map(asLine);
+  const mine = new Set(lines("own")), missed = history.filter((line) => !mine.has(line));
+  const known = countKnown(missed, lines("said"));
+  const gap = `Not connected from ${clock(lostAt, 8)} to ${clock(Date.now(), 8)}`;
+  if (lostAt) show("gap", known ? gap : `${gap}; messages may be missing`);
+  lostAt = 0;
   // They get no time, which nobody knows, and no color: others may have had these names then.
-  for (const line of history.slice(known)) show("said", line, "", "", null);
-  settling = settling || setTimeout(settle, 20);
+  for (const line of missed.slice(known)) show("said", line, "", 0);
+}
+
+function countKnown(history, said) {  // up to where most of what was said last stands in it
+  let known = 0, most = 0;
+  for (let end = 1; end <= history.length; end++) {
+    const max = Math.min(end, said.length);
+    let size = 0;
+    while (size < max && history[end - 1 - size] === said[said.length - 1 - size]) size += 1;
+    if (size === max && size > most) [known, most] = [end, size];
+  }
+  return known;
 }
 
 function hear(line) {
-  const [, speaker, mark, text] = /^([^:]*?)( \(private\))?: (.*)$/s.exec(line) || [];
-  if (line.startsWith("* ")) hearNotice(line.slice(2));
-  else if (names.has(speaker)) show(mark ? "private" : "said", text, speaker, mark);
-  else if (inRoom) show("said", line);  // such as "Note: buy milk" from somebody without a name
-  else {
-    [inRoom, wait] = [true, FIRST_WAIT];
-    report("");
-    show("notice", line);  // the welcome
-    if (wanted) send(`/name ${wanted}`);
-    send("/who");
-  }
+  const [, speaker, isPrivate, text] = /^([^:]*?)( \(private\))?: (.*)$/s.exec(line) || [];
+  const kind = isPrivate ? "private" : mention.test(text || line) ? "said mention" : "said";
+  if (line.startsWith("* ") && inRoom) hearNotice(line.slice(2));
+  else if (line === "* password?" && password) socket.send(password);
+  else if (line === "* password?") turnAway("This room has a password.");  // nobody waits for it
+  else if (line === "* wrong password") turnAway("That is not the password.");
+  else if (line.startsWith("* ")) report(line.slice(2));
+  else if (!inRoom) begin(line);  // the welcome
+  else if (ignored.has(fold(speaker))) return;
+  else if (names.has(speaker)) show(kind, text, speaker);
+  else show(kind, line);  // such as "Note: buy milk" from somebody without a name
+}
+
+function begin(welcome) {
+  [inRoom, wait] = [true, FIRST_WAIT];
+  if (!lostAt) show("notice", welcome);
+  if (wanted) send(`/name ${wanted}`);
+  send("/who");
+  if (!wanted) beKnown();
+}
+
+function beKnown() {
+  isReady = true;
+  report("");
+  if (page.room.hidden) enter(true);
+  if (isDue) speak();
 }
 
 function hearNotice(text) {
-  if (text === "pong") return answered(PING) && show("notice", text);
-  const { line } = sent.find(({ line }) => NAME.test(line)) || {};
-  const name = line && NAME.exec(line)[1].normalize("NFKC").trim();  // that the room was asked for
-  const [, newcomer] = /^(.+) joined$/.exec(text) || [];
-  const [, gone, now] = newcomer ? [] : /^(.+) (?:left|was removed|is now (.+))$/.exec(text) || [];
-  let isShown = true;
-  if (!inRoom && text === "password?" && password) return socket.send(password);
-  if (!inRoom && text === "password?") return openDoor("", true);  // where nobody waits for it
-  if (!inRoom && text === "wrong password") return openDoor("That is not the password.", true);
-  if (text === "bye") answered(QUIT);
-  else if (text.startsWith("here: ")) isShown = hearNames(text.slice(6));
-  else if (name && text === `you are ${name}`) isShown = takeName(name);
-  else if (name && (text === `${name} is taken` || text.endsWith(": /name NAME")))
-    isShown = answered(NAME) || hearRefusal(name, text);
-  else if (newcomer) names.add(newcomer);
-  else if (names.delete(gone) && now) names.add(now);
-  if (fold(gone) === fold(wanted) && ![fold(me), fold(now)].includes(fold(wanted)))
-    send(`/name ${wanted}`);  // it is free again
-  showNames();
+  const [{ line = "", row } = {}] = sent;  // answers come in order, so this is what any is for
+  const [isNews, name, joined, now] = NEWS.exec(text) || [], asksName = NAME.test(line);
+  const [, ownName] = /^you are (.+)$/.exec(text) || [];
+  let isShown = true;  // but not the answer to what the page itself has asked
+  if (text === "pong") isShown = sent.shift() && row && PING.test(line);
+  else if (text === "bye") sent.shift();
+  else if (isNews) hearNews(name, joined, now);
+  else if (asksName && ownName) isShown = takeName(ownName, row);
+  else if (asksName && !row) isShown = hearRefusal(line.slice(6), text);
+  else if (WHO.test(line) && text.startsWith("here: ")) isShown = hearNames(text.slice(6)) || row;
+  else if (row && !/^the room is closing$|^you were removed/.test(text)) refuse(line, row);
   if (isShown) show("notice", text);
 }
 
-// The room answers in order, so all that was sent before this question has arrived too. Says
-// whether it was the user who asked; what the page has asked for itself isn't shown.
-function answered(question) {
-  const at = sent.findIndex(({ line }) => question.test(line));
-  return sent.splice(0, at + 1).slice(-1).some(({ words }) => words);
+function hearNews(name, joined, now) {
+  const isFree = fold(name) === fold(wanted) && ![fold(me), fold(now)].includes(fold(wanted));
+  const wasHere = names.delete(name);
+  if (joined) names.add(name);
+  if (wasHere && now) names.add(now);
+  if (now && ignored.delete(fold(name))) ignored.set(fold(now), now);
+  if (isFree && isReady && !joined) send(`/name ${wanted}`);
 }
 
 function hearNames(text) {
   const all = text.split(/, | and (?=\d+ unnamed$)/);
   others = all.filter((one) => /^\d+ (?:more|unnamed)$/.test(one));
   names = new Set(all.filter((one) => !others.includes(one)));
-  return answered(WHO);
 }
 
-function takeName(name) {
+function takeName(name, row) {
   names.delete(me);
   names.add(me = name);
-  const byUser = answered(NAME);
-  if (byUser) remember(name);
-  return byUser || fold(name) !== fold(wanted);
+  if (row) remember(name);
+  if (!isReady) beKnown();
+  return row || fold(name) !== fold(wanted);
 }
 
 function hearRefusal(name, text) {
   const another = [...name].slice(0, 31).join("") + "_";
   if (me) return false;  // our own name was free again, and somebody else was faster
   if (text.endsWith(" is taken") && another !== name) send(`/name ${another}`);
-  else openDoor(text.replace(": /name NAME", ""));
+  else turnAway(text.replace(": /name NAME", ""));
   return inRoom;
 }
 
-function fold(name = "") {
-  return name.normalize("NFKC").toLowerCase();
+function refuse(line, row) {  // marks what the room didn't take, and gives it back
+  if (NEVER_REFUSED.test(line) || row.mark) return;
+  const at = box.value.length;
+  mark(row, "not sent");
+  box.setRangeText(at ? `\n${line}` : line, at, at, at ? "preserve" : "end");
+  box.oninput();
 }
 
 function remember(name) {
+  const asText = name.replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&"), letter = "\\p{Lu}\\p{Ll}\\p{N}";
   wanted = name;
-  try { localStorage.setItem("name", name); } catch {}  // which a user can forbid
+  mention = name ? new RegExp(`(?:^|[^${letter}])${asText}(?![${letter}])`, "iu") : /$^/;
+  keep("localStorage", name);
 }
 
-function send(line, words) {
+function save() {  // for a reload, also by a phone that needed the memory
+  const rows = shown.slice(-MAX_KEPT).map(({ words, ...row }) => row);
+  const state = { name: wanted, password, rows, lostAt: lostAt || Date.now(), draft: box.value };
+  const isIn = !page.room.hidden && (socket || retry);
+  keep("sessionStorage", isIn ? JSON.stringify(state) : "");
+}
+
+function restore({ name, rows, draft, ...state }) {
+  ({ password, lostAt } = state);
+  remember(name);
+  for (const row of rows) mark(show(row.kind, row.text, row.speaker, row.time), row.mark);
+  enter(true);
+  write(draft);
+  connect();
+}
+
+function send(line, row) {
   socket.send(line);
-  sent.push({ line, words });
-  if (words) send("/ping");  // its answer shows that this has arrived
+  if (!PING.test(line)) socket.send("/ping");  // the answer shows that the line has arrived
+  sent.push({ line, row });
 }
 
 function speak() {
-  if (!inRoom || sent.some(({ line, words }) => NAME.test(line) && !words)) return;
   const lines = box.value.split(/\r\n?|\n/).filter((line) => line.trim());
-  const isCommand = lines.length === 1 && /^\/(?!\/)/.test(lines[0]);  // not in a pasted text
-  for (const line of lines) {
-    const text = lines.length === 1 && line.startsWith("//") ? line.slice(1) : line;
-    const shown = text.replace(/^\/op .*/, "/op \u2026");  // whose password nobody is to see
-    const words = isCommand ? show("own command", shown) : show("own", text, me);
-    send(text.startsWith("/") && !isCommand ? `/${text}` : text, words);
+  const label = lines.length > MAX_PASTED ? `Send ${lines.length} lines` : "Send";
+  isDue = !isReady;  // then it is sent later, unless it is changed meanwhile
+  if (isDue || !lines.length) return;
+  if (page.say.innerText !== label) {  // a question, which Enter answers
+    page.say.innerText = label;
+    return page.say.focus();
   }
-  box.value = "";
+  const [isPrivate, to] = PRIVATE.exec(lines[0]) || [], alone = lines.length === 1;
+  if (isPrivate) lines.forEach((line, at) => command(at ? `/msg ${to}: ${line}` : line));
+  else if (alone && COMMAND.test(lines[0])) command(lines[0]);  // none in a paste
+  else for (const line of lines) {
+    const isEscaped = line.startsWith("//") && alone, text = isEscaped ? line.slice(1) : line;
+    send(text.startsWith("/") ? `/${text}` : text, show("own", text, me));
+  }
+  if (!OP.test(box.value)) typed.push(box.value);
+  recalled = typed.length;
+  write("");
+  settle(true);
+}
+
+function command(line) {
+  const [head, word] = COMMAND.exec(line), rest = line.slice(head.length);
+  const asked = `/${word.toLowerCase()} ${rest}`.trim(), [whole, to] = PRIVATE.exec(asked) || [];
+  if (asked === "/help") show("notice", "/ignore NAME: hide what NAME says, or show it again");
+  if (/^\/ignore\b/.test(asked)) show("notice", ignore(rest));
+  else if (to && asked !== whole) send(asked, show("own private", asked.slice(whole.length), to));
+  else send(asked, show("own command", asked.replace(/^(\/op\S*) .*/, "$1 \u2026")));
+}
+
+function ignore(name) {
+  if (!name) return `ignored: ${[...ignored.values()].join(", ") || "nobody"}`;
+  if (ignored.delete(fold(name))) return `what ${name} says is shown again`;
+  ignored.set(fold(name), name);
+  return `what ${name} says is hidden; /ignore ${name} shows it again`;
+}
+
+function write(text) {
+  box.value = text;
   box.oninput();
-  page.jump.onclick();
+  box.focus();
+}
+
+function complete() {  // the name before the cursor; false if there is none
+  const words = box.value.slice(0, box.selectionEnd).split(" ");
+  for (; !completions.length && words.join(""); words.shift()) {
+    const part = words.join(" "), fits = (name) => fold(name).startsWith(fold(part));
+    start = box.selectionEnd - part.length;
+    const after = /^(?:\/msg )?$/.test(box.value.slice(0, start)) ? ": " : " ";
+    completions = [...names].filter(fits).map((name) => name + after);
+  }
+  if (!completions.length) return false;
+  const [next, ...later] = completions;
+  box.setRangeText(next, start, box.selectionEnd, "end");
+  box.oninput();
+  completions = [...later, next];
+}
+
+function recall(key) {  // what was sent before, or after that; false if the user has typed
+  const next = key === "ArrowUp" ? recalled - 1 : recalled + 1;
+  if (box.value !== (typed[recalled] || "") || next < 0 || next > typed.length) return false;
+  recalled = next;
+  write(typed[next] || "");
 }
 
 page.door.onsubmit = (event) => {
@@ -883,39 +1056,32 @@ page.door.onsubmit = (event) => {
   remember(page.nick.value.trim());
   if (!page.lock.hidden) password = page.secret.value;
   page.secret.value = "";
-  page.door.hidden = true;
-  page.room.hidden = false;
-  box.focus();
   connect();
 };
-page.form.onsubmit = (event) => {
-  event.preventDefault();
-  speak();
-};
+page.say.onclick = speak;
 box.onkeydown = (event) => {
+  const act = { Enter: speak, Tab: complete, ArrowUp: recall, ArrowDown: recall }[event.key];
   isShifted = event.shiftKey;
-  const sends = event.key === "Enter" && !event.shiftKey;
-  if (!sends || event.isComposing || event.keyCode === 229) return;  // or it picks a candidate
-  event.preventDefault();
-  speak();
+  if (!act || isShifted || event.isComposing || event.keyCode === 229) return;
+  if (act(event.key) !== false) event.preventDefault();
 };
-box.onkeyup = (event) => {
-  isShifted = event.shiftKey;
-};
+box.onkeyup = (event) => { isShifted = event.shiftKey; };
 box.onbeforeinput = (event) => {  // Enter, when what was being composed was left as it is
   if (event.inputType !== "insertLineBreak" || isShifted) return;
   event.preventDefault();
   speak();
 };
 box.oninput = () => {
+  [isDue, completions] = [false, []];
+  page.say.innerText = "Send";
+  box.className = PRIVATE.test(box.value) ? "private" : "";
   box.style.height = "auto";
   box.style.height = `${box.scrollHeight + 2}px`;
   follow();  // measuring has made the box small, and so the log large, for a moment
 };
 page.jump.onclick = () => {
-  following = true;
-  settle();
-  box.focus();
+  settle(true);
+  log.focus();
 };
 log.onscroll = () => {  // not by the user if it ends where the page has put itself
   const moved = log.scrollTop - place;
@@ -926,22 +1092,42 @@ log.onscroll = () => {  // not by the user if it ends where the page has put its
   const [was, is] = [end, log.lastChild].map((row) => row ? row.getBoundingClientRect().bottom : 0);
   const below = log.scrollHeight - log.clientHeight - log.scrollTop - (is - was);
   following = below < (moved < 0 ? 2 : 40);
-  if (following) page.jump.hidden = true;
+  if (following) settle();
 };
-new ResizeObserver(follow).observe(log);  // such as by a phone's keyboard
-page.who.ontoggle = () => page.who.open && inRoom && send("/who");  // the unnamed come in silence
+log.oncopy = (event) => {  // a message a line, where browsers copy paragraphs
+  event.clipboardData.setData("text/plain", `${getSelection()}`.replace(/\n+/g, "\n"));
+  event.preventDefault();
+};
+new ResizeObserver(() => follow()).observe(log);  // such as by a phone's keyboard
+page.who.ontoggle = () => {
+  showNames();
+  if (page.who.open && isReady) send("/who");  // the unnamed come in silence
+};
 page.again.onclick = connect;
+WIDE.onchange = () => { page.who.open = WIDE.matches; };
+document.onclick = ({ target }) => {  // whoever touches a name writes to that one alone
+  const name = (target.closest("#log b, #list button") || {}).innerText;
+  if (name && name !== me) write(`/msg ${name}: ${box.value.replace(PRIVATE, "")}`);
+  if (!target.closest("#count, #list span")) page.who.open = WIDE.matches;
+};
+document.onkeydown = ({ key }) => {
+  if (key === "Escape") page.who.open = WIDE.matches;
+  if (key === "End" && document.activeElement === log) settle(true);
+};
 window.ononline = window.onpageshow = wake;
+window.onpagehide = save;
 document.onvisibilitychange = () => {
-  if (document.hidden) return;
-  unread = 0;
+  if (document.hidden) return save();
   settle();
   wake();
 };
 
 for (const heading of document.querySelectorAll("h1")) heading.textContent = TITLE;
-try { page.nick.value = localStorage.getItem("name"); } catch {}
-page.nick.focus();
+page.who.open = WIDE.matches;
+page.nick.value = keep("localStorage");
+show("hint", "Touch a name to write to that one alone; /help lists what else you can say.", "", 0);
+if (keep("sessionStorage")) restore(JSON.parse(keep("sessionStorage")));
+else page.nick.focus();
 settle();
 """
 
@@ -951,7 +1137,8 @@ PAGE = f"""<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1, viewport-fit=cover,
   interactive-widget=resizes-content">
 <title>Chat</title>
-<link rel="icon" href="data:,">
+<link rel="icon" href="data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg'
+  viewBox='0 0 16 16'><path fill='%230b57d0' d='M1 2h14v9H8l-4 4v-4H1z'/></svg>">
 <style>{STYLE}</style>
 <form id="door">
   <h1></h1>
@@ -964,14 +1151,14 @@ PAGE = f"""<!doctype html>
   <noscript>Without JavaScript this page can't do anything.</noscript>
 </form>
 <main id="room" hidden>
-  <header><h1></h1>
-    <details id="who"><summary id="count"></summary><ul id="list"></ul></details></header>
+  <h1></h1>
+  <details id="who"><summary id="count"></summary><ul id="list"></ul></details>
   <div id="log" role="log" aria-live="polite" aria-label="Messages" tabindex="0"></div>
-  <button id="jump" hidden>New messages</button>
+  <button id="jump" hidden></button>
   <div id="offline"><p id="state" role="status"></p>
     <button id="again" hidden>Connect now</button></div>
-  <form id="form"><textarea id="box" rows="1" aria-label="Message" enterkeyhint="send"></textarea>
-    <button>Send</button></form>
+  <div id="form"><textarea id="box" rows="1" dir="auto" aria-label="Message"
+    enterkeyhint="send"></textarea><button id="say">Send</button></div>
 </main>
 <script>{SCRIPT}</script>
 """
@@ -4026,6 +4213,87 @@ def shell_word(text: str) -> str:
     return "'" + text.replace("'", "'\"'\"'") + "'"
 
 
+# --- A QR code ------------------------------------------------------------------------------------
+
+# What an address needs of ISO/IEC 18004: bytes, the lowest level of correction (L), under which
+# versions 1 to 5 are a single block, and mask 0.
+QR_SIZES = ((19, 7), (34, 10), (55, 15), (80, 20), (108, 26))  # codewords: data, and correction
+LIGHT_RINGS = {4: (2, 4), 2: (1,)}  # around the middle of a finder, and of an alignment pattern
+QR_FORMAT = 0b111011111000100  # level L and mask 0, with a correction of their own
+HALF_BLOCKS = " \u2584\u2580\u2588"  # neither half is drawn, the lower, the upper, both
+
+
+def multiply(a: int, b: int) -> int:
+    """Multiplies in GF(256) modulo x^8 + x^4 + x^3 + x^2 + 1."""
+    result = 0
+    for bit in reversed(range(8)):
+        result = (result << 1) ^ (result >> 7) * 0x11D ^ (b >> bit & 1) * a
+    return result
+
+
+def qr_codewords(data: bytes, room: int, extra: int) -> list[int]:
+    """Returns the text, filled up to `room`, and what corrects it (Reed and Solomon)."""
+    bits = f"0100{len(data):08b}{''.join(f'{byte:08b}' for byte in data)}0000"
+    words = [int(bits[at : at + 8], 2) for at in range(0, len(bits), 8)]
+    words += ([0xEC, 0x11] * room)[: room - len(words)]
+    generator, root = [1], 1
+    for _ in range(extra):
+        pairs = zip([*generator, 0], [0, *generator])
+        generator, root = [a ^ multiply(b, root) for a, b in pairs], multiply(root, 2)
+    rest = [*words, *[0] * extra]
+    for at in range(room):
+        factor = rest[at]
+        for step, part in enumerate(generator):
+            rest[at + step] ^= multiply(part, factor)
+    return words + rest[room:]
+
+
+def qr_patterns(version: int, size: int) -> dict[tuple[int, int], bool]:
+    """Returns what is dark, and what light, by row and column, in every code of this size."""
+    dark = {(6, at): at % 2 == 0 for at in range(size)}
+    dark.update({(at, 6): at % 2 == 0 for at in range(size)})
+    eyes = [(3, 3, 4), (3, size - 4, 4), (size - 4, 3, 4), (size - 7, size - 7, 2)]
+    for top, left, reach in eyes if version > 1 else eyes[:3]:
+        for y, x in product(range(-reach, reach + 1), repeat=2):
+            if 0 <= top + y < size and 0 <= left + x < size:
+                dark[top + y, left + x] = max(abs(y), abs(x)) not in LIGHT_RINGS[reach]
+    near = [*((y, 8) for y in (*range(6), 7, 8)), *((8, x) for x in (7, *reversed(range(6))))]
+    far = [*((8, size - 1 - at) for at in range(8)), *((size - 7 + at, 8) for at in range(7))]
+    for at, places in enumerate(zip(near, far)):
+        dark.update(dict.fromkeys(places, bool(QR_FORMAT >> at & 1)))
+    dark[size - 8, 8] = True
+    return dark
+
+
+def qr_code(data: bytes) -> list[str]:
+    """Returns the code in rows of half blocks with the blank around it that scanners expect; none
+    if this is too long. What is light is drawn, as most terminals are dark."""
+    version = next((at for at, (room, _) in enumerate(QR_SIZES, 1) if len(data) + 2 <= room), 0)
+    if not version:
+        return []
+    size = 17 + 4 * version
+    dark = qr_patterns(version, size)
+    bits = iter("".join(f"{word:08b}" for word in qr_codewords(data, *QR_SIZES[version - 1])))
+    for turn, right in enumerate([*range(size - 1, 6, -2), 5, 3, 1]):
+        rows = range(size) if turn % 2 else reversed(range(size))
+        for y, x in product(rows, (right, right - 1)):
+            if (y, x) not in dark:
+                dark[y, x] = (next(bits, "0") == "1") != ((y + x) % 2 == 0)
+
+    def half_blocks(y: int, x: int) -> str:
+        return HALF_BLOCKS[2 * (not dark.get((y, x))) + (not dark.get((y + 1, x)))]
+
+    columns = range(-4, size + 4)
+    return ["".join(half_blocks(y, x) for x in columns) for y in range(-4, size + 4, 2)]
+
+
+def show_qr_code(url: str) -> None:
+    """Shows the code of an address on a terminal, so that nobody has to type it into a phone."""
+    if os.isatty(2):
+        for row in qr_code(url.encode()):
+            log.info("%s", row)
+
+
 # --- The command line ----------------------------------------------------------------------------
 
 
@@ -4187,6 +4455,7 @@ def tell_where(
     port, web_port = (socks[0].getsockname()[1] for socks in (listeners, web_listeners))
     url = f"{'https' if tls else 'http'}://{format_address((host, web_port))}/"
     log.info("or, in a browser: %s", url)
+    show_qr_code(url)
     return Site([*args.host, *args.web_host], bool(tls), web_port, url, port)
 
 

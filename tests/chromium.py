@@ -44,6 +44,7 @@ for number in 3, 4:
 os.execv(sys.argv[2], sys.argv[2:])
 """
 KEYS = {"Enter": (13, "\r"), "Tab": (9, ""), "Escape": (27, ""), "Home": (36, ""), "End": (35, "")}
+KEYS.update(ArrowUp=(38, ""), ArrowDown=(40, ""))
 SHIFT = 8
 # What the page has done against its own policy, and whether anything was thrown.
 WATCH = """
