@@ -15,8 +15,6 @@ from chat_client import (
     Editor,
     Painter,
     Request,
-    SecretEditor,
-    in_rows,
     text_width,
 )
 
@@ -44,8 +42,8 @@ PASTE, END_PASTE = "\x1b[200~", "\x1b[201~"
         ("abc\x15\x15\x19", "abc|"),
         ("one two  three\x17", "one two  |"),
         ("one two  \x17", "one |"),
-        ("one two\x17\x17\x19\x19", "one one |"),
-        ("one two\x01\x1bd\x1bd\x19", " two|"),
+        ("one two\x17\x17\x19\x19", "one twoone two|"),
+        ("one two\x01\x1bd\x1bd\x19", "one two|"),
         ("one two\x1bb\x1bb\x1bfx", "onex| two"),
         ("one two\x1b[1;5Dx", "one x|two"),
         ("one two\x01\x1b[1;5Cx", "onex| two"),
@@ -66,7 +64,7 @@ PASTE, END_PASTE = "\x1b[200~", "\x1b[201~"
             "\u0939\u093f\u0928\u094d\u0926\u0940!| x",
         ),
         ("\U0001f1e9\U0001f1ea\U0001f1eb\U0001f1f7\x7f", "\U0001f1e9\U0001f1ea|"),
-        ("snake_case, (etc)\x17", "snake_case, (|"),
+        ("snake_case, (etc)\x17", "snake_case, |"),
         ("x, snake_case\x17", "x, |"),
         ("a\x1b\rb\x1b\nc", "a\nb\nc|"),
         (f"{PASTE}\x1b[01;34mls\x1b[0m \x1b]0;t\x07x{END_PASTE}", "ls x|"),
@@ -131,8 +129,9 @@ def test_control_d_deletes_and_ends_on_an_empty_line() -> None:
 
 
 def test_words_in_a_very_long_line_take_no_time() -> None:
-    editor = typed(PASTE + "x" * 200_000 + " " * 200_000 + "!" + END_PASTE + "\x17")
-    assert shown(editor) == "|"
+    for key in ("\x17", "\x1b\x7f"):
+        editor = typed(PASTE + "x" * 200_000 + " " * 200_000 + END_PASTE + key)
+        assert shown(editor) == "|"
 
 
 def test_other_requests() -> None:
@@ -149,16 +148,16 @@ def test_history_goes_back_and_forth_and_keeps_the_draft() -> None:
 
 def test_the_history_is_searched() -> None:
     editor = typed("make tea\rmake it so\rtake it\rdraft\x12")
-    assert (shown(editor), editor.heading("me: ")) == ("draft|", "(search: ) ")
+    assert (shown(editor), editor.heading()) == ("draft|", "(search: ) ")
     assert shown(typed("MAKE", editor)) == "make it so|"
-    assert editor.heading("me: ") == "(search: MAKE) "
+    assert editor.heading() == "(search: MAKE) "
     assert editor.view("me: ", 24)[0] == "(search: MAKE) <e it so"
     assert shown(typed(" tx", editor)) == "make tea|"
     assert shown(typed("\x7f\x7f\x7f", editor)) == "make it so|"
     assert shown(typed("\x12", editor)) == "make tea|"
     assert shown(typed("\x12", editor)) == "make tea|"
     assert shown(typed("\x07", editor)) == "draft|"
-    assert editor.heading("me: ") == "me: "
+    assert editor.heading() == ""
     assert shown(typed(f"\x12it{LEFT}!", editor)) == "take i!|t"
     typed("\x03\x12tea\r", editor)
     assert finished(editor)[-1] == "make tea"
@@ -179,7 +178,7 @@ def test_only_a_line_that_was_typed_alone_leaves() -> None:
         return [line.leaves for line in typed(keys).lines]
 
     assert leave(f"a\r exit \rquit\r{PASTE}exit\n{END_PASTE}\r") == [False, True, True, True]
-    assert leave(f"{PASTE}a\nexit\n/quit\nquit{END_PASTE}\r") == [False] * 4
+    assert leave(f"{PASTE}a\nexit\n/quit\nquit{END_PASTE}\r\r") == [False] * 4
 
 
 def test_a_paste_whose_end_is_lost_ends_with_control_c() -> None:
@@ -206,11 +205,11 @@ def test_fifty_pasted_lines() -> None:
     assert editor.view("me: ", 80)[0].startswith("(50 lines: Enter says them) <")
     assert len("".join(editor.view("me: ", 80))) < 80
     assert len("".join(editor.view("me: ", 22))) < 22
-    assert editor.heading("me: ") == "(50 lines: Enter says them) "
-    assert typed("x", editor).heading("me: ") == "me: "
+    assert editor.heading() == "(50 lines: Enter says them) "
+    assert typed("x", editor).heading() == ""
     typed("\x7f\r\r", editor)
     assert finished(editor) == lines
-    assert editor.heading("me: ") == "me: "
+    assert editor.heading() == ""
     typed(PASTE + "y\n" * 20 + END_PASTE + "\r", editor)
     typed(PASTE + "y\n" * 21 + END_PASTE + "\r", editor)
     assert len(editor.lines) == 50 + 20
@@ -246,19 +245,6 @@ def test_tab_completes_names() -> None:
     assert shown(typed("an\tb\t")) == "Ann: Bob Lee |"
 
 
-def test_tab_completes_what_becomes_known_while_nothing_else_is_typed() -> None:
-    known: list[str] = []
-    editor = typed("xa\t", Editor(lambda beginning: known))
-    assert (shown(editor), editor.in_vain) == ("xa|", True)
-    known.append("Xaver")
-    editor.complete()
-    assert (shown(editor), editor.in_vain) == ("Xaver: |", False)
-    known.clear()
-    typed("b\t", editor)
-    assert editor.in_vain
-    assert not typed("c", editor).in_vain
-
-
 def test_view_is_one_row_around_the_cursor() -> None:
     editor = typed("0123456789" * 3)
     assert editor.view("me: ", 80) == ("me: " + "0123456789" * 3, "")
@@ -292,17 +278,21 @@ def test_a_paste_ends_the_completion() -> None:
 
 
 def test_a_secret_is_neither_shown_nor_kept() -> None:
-    editor = SecretEditor("password: ")
+    editor = Editor()
+    editor.ask_secret("password: ")
     typed(f"wrong\x15{PASTE}sec\x03ret\n{END_PASTE}{UP}\x19\tx\x7f\x7f\rnot for it\r", editor)
-    assert (finished(editor), editor.rest) == (["secret"], "not for it\r")
-    assert (editor.text, editor.killed, len(editor.history)) == ("", "", 0)
+    assert (editor.answer, finished(editor)) == ("secret", ["not for it"])
+    assert (editor.text, editor.killed, list(editor.history)) == ("", "", ["not for it"])
+    assert shown(typed("\x1f\x1f", editor)) == "|"
+    editor.ask_secret("password: ")
     typed("half", editor)
     assert editor.view("password: ", 80) == ("password: ", "")
     assert editor.view("password: ", 6) == ("ord: ", "")
 
 
 def test_keys_that_end_the_question_for_a_secret() -> None:
-    editor = SecretEditor("password: ")
+    editor = Editor()
+    editor.ask_secret("password: ")
     typed("half\x03\x1a\x15\x04", editor)
     assert editor.requests == [Request.INTERRUPT, Request.SUSPEND, Request.END_OF_INPUT]
 
@@ -350,11 +340,14 @@ def test_a_mention_is_noticed(line: str, mentioned: bool) -> None:
 
 
 def test_rows_after_the_first_are_indented() -> None:
-    assert in_rows("short", 20) == "short"
-    assert in_rows("Ann: one two three four", 20) == "Ann: one two three \n  four"
-    assert in_rows("Ann: " + "x" * 40, 20) == f"Ann: {'x' * 15}\n  {'x' * 18}\n  {'x' * 7}"
-    assert in_rows("\u4f60" * 15, 20) == "\u4f60" * 10 + "\n  " + "\u4f60" * 5
-    blanks = in_rows("Ann: hi" + " " * 73 + "Bob: no", 80)
+    def rows(line: str, width: int) -> str:
+        return Painter(False, False).paint(line, width + 1)
+
+    assert rows("short", 20) == "short"
+    assert rows("Ann: one two three four", 20) == "Ann: one two three \n  four"
+    assert rows("Ann: " + "x" * 40, 20) == f"Ann: {'x' * 15}\n  {'x' * 18}\n  {'x' * 7}"
+    assert rows("\u4f60" * 15, 20) == "\u4f60" * 10 + "\n  " + "\u4f60" * 5
+    blanks = rows("Ann: hi" + " " * 73 + "Bob: no", 80)
     assert blanks.split("\n")[1].startswith("  ")
     painted = Painter(False, False).paint("Ann: hi" + "\t" * 10 + "Bob: no", 80)
     assert painted.split("\n")[1] == "   Bob: no"

@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -34,7 +33,7 @@ from support import (
 )
 
 import chat_client
-from chat_client import in_rows
+from chat_client import Painter
 
 
 @pytest.fixture
@@ -141,7 +140,8 @@ def test_long_line_in_a_window_that_changes(room: Server, window: Window) -> Non
     ann.send("meanwhile\n")
     window.expect("Ann: meanwhile", f"John: > {text}"[:98] + ">")
     window.keys("Enter")
-    window.expect("Ann: meanwhile", *in_rows(f"John: > {text}", 99).split(" \n"), "John:")
+    rows = Painter(False, False).paint(f"John: > {text}", 100).split(" \n")
+    window.expect("Ann: meanwhile", *rows, "John:")
     ann.expect("* John joined\n", f"John: > {text}\n")
 
 
@@ -453,6 +453,8 @@ def test_a_pasted_block_is_said_whole_whatever_is_in_it(
     window = in_terminal(terminal, "127.0.0.1", str(listener.port), "--name", "John")
     server = joined(window, listener)
     window.type("\x1b[200~if broken; then\n    exit\nfi\n/quit\n/usr\nquit\x1b[201~\r")
+    window.expect("(6 lines, with a slash: Enter says them) ")
+    window.type("\r")
     for line in ("if broken; then", "    exit", "fi", "/quit", "/usr", "quit"):
         server.expect(f"John: {line}\n")
     window.type("exit\r")
@@ -630,15 +632,21 @@ def test_flood_leaves_the_keys_alive_and_control_c_leaves_at_once(
 
 def test_not_too_many_lines_are_drawn_before_keys_are_looked_at_again() -> None:
     console = chat_client.Terminal.__new__(chat_client.Terminal)
-    console.resized, console.pending, console.pending_size = False, deque(), 0
-    lines = [f"{number:099}\n" for number in range(100)]
+    console.output, console.above, console.row, console.clear = bytearray(), bytearray(), "", ""
+    console.modes, console.timers, console.status, console.prompt = [], chat_client.Timers(), "", ""
+    console.editor, console.width = chat_client.Editor(), 80
+    console.painter = chat_client.Painter(False, False)
+    lines = [f"{number:099}" for number in range(100)]
     for line in lines:
-        console.put_above(line)
+        console.show(line)
     drawn = []
-    while console.pending:
-        drawn.append(console.draw_above()[len(chat_client.CLEAR_ROW) :])
-    assert "".join(drawn) == "".join(lines)
-    assert max(map(len, drawn)) < chat_client.MAX_DRAWN + 100
+    while console.above:
+        console.modes = ["taken"]
+        console.update()
+        drawn.append(bytes(console.output).decode().split("\x1b[K", 1)[1].split("\x1b[?7l")[0])
+        console.output.clear()
+    assert "".join(drawn) == "".join(f"{line[:79]}\n  {line[79:]}\n" for line in lines)
+    assert max(map(len, drawn)) < chat_client.MAX_DRAWN + 110
 
 
 def test_a_terminal_that_does_not_read_stops_neither_keys_nor_memory(
@@ -853,10 +861,10 @@ def test_what_a_sleeping_room_takes_for_the_password_is_said_again_behind_the_do
     window.expect("asked late for its password")
     assert server.rest() == b""
     server.close()
-    server = listener.accept()
-    server.send("* password?\n")
     window.expect("password: ")
     window.type("secret\r")
+    server = listener.accept()
+    server.send("* password?\n")
     server.expect("secret\n")
     server.send(WELCOME)
     server.expect("/name John\n")
@@ -887,7 +895,7 @@ def test_the_password_is_not_seen_when_the_connection_is_lost_meanwhile(
     window, server = at_door(terminal, listener)
     window.type("sec")
     server.close()
-    shown = window.expect("trying again")
+    shown = window.expect("* not let in: the room waits no longer for the password")
     window.type("ret\r")
     server = listener.accept()
     server.send("* password?\n")
