@@ -75,6 +75,7 @@ HOST = "localhost"
 PORT = 7007
 MAX_LINE = 64 * 1024  # bytes; a longer line is left out
 RECEIVE_SIZE = 64 * 1024  # bytes received at once
+NEVER = float("inf")
 TOO_LONG = f"* (a line of over {MAX_LINE} bytes was left out)"
 
 # On Windows select() takes nothing but sockets.
@@ -870,17 +871,15 @@ class Editor:
 
     # The history
 
-    def recall(self, place: int) -> None:
-        """Shows a line of the history; at its end, place 0, is the line itself."""
+    def recall(self, step: int = 0) -> None:
+        """Shows a line further back in the history, or forth; without a step, the line itself,
+        which is at its end."""
+        place = self.recalled + step if step else 0
         if 0 <= place <= len(self.history):
             if self.recalled == 0:
                 self.draft = self.text
             self.recalled = place
             self.set(self.history[-place] if place else self.draft)
-
-    def step(self, places: int) -> None:
-        """Shows a line further back in the history, or forth."""
-        self.recall(self.recalled + places)
 
     def search(self) -> None:
         """Searches the history for what is typed from now on; again, for an earlier line."""
@@ -894,7 +893,9 @@ class Editor:
         sought = (self.sought or "").casefold()
         places = range(place, len(self.history) + 1)
         found = (one for one in places if sought in self.history[-one].casefold())
-        self.recall(next(found, self.recalled))
+        step = next(found, self.recalled) - self.recalled
+        if step:
+            self.recall(step)
 
     # Changes
 
@@ -1002,8 +1003,8 @@ class Editor:
         (move, char_right, "\x06 \x1b[C \x1bOC"),
         (move, word_left, "\x1bb \x1b[1;5D \x1b[1;3D \x1b[5D \x1bOd"),
         (move, word_right, "\x1bf \x1b[1;5C \x1b[1;3C \x1b[5C \x1bOc"),
-        (step, 1, "\x10 \x1b[A \x1bOA"),
-        (step, -1, "\x0e \x1b[B \x1bOB"),
+        (recall, 1, "\x10 \x1b[A \x1bOA"),
+        (recall, -1, "\x0e \x1b[B \x1bOB"),
         (delete, char_left, "\x08 \x7f"),
         (delete, char_right, "\x1b[3~"),
         (delete_or_end, "\x04"),
@@ -1016,7 +1017,7 @@ class Editor:
         (transpose, "\x14"),
         (undo, "\x1f"),
         (search, "\x12"),
-        (recall, 0, "\x07"),
+        (recall, "\x07"),
         (insert, "\n", "\x1b\r \x1b\n"),
         (complete, "\t"),
         (interrupt, "\x03"),
@@ -1173,51 +1174,6 @@ def feed_input(feeder: socket.socket) -> None:
             feeder.sendall(data)
 
 
-# --- The loop's time -----------------------------------------------------------------------------
-
-NEVER = float("inf")
-
-
-class Watched(NamedTuple):
-    """A file, the events that are waited for there, and what handles those that come."""
-
-    file: Any
-    events: int
-    handler: Callable[[int], object]
-
-
-class Timers:
-    """What is to be done, and the monotonic time at which: all that depends on time stands here. An
-    action that does nothing is a time that somebody looks for here, until it is over."""
-
-    def __init__(self) -> None:
-        self.due: dict[Callable[[], None], float] = {}
-
-    def __contains__(self, action: Callable[[], None]) -> bool:
-        return action in self.due
-
-    def set(self, action: Callable[[], None], seconds: float) -> None:
-        """Has this done after so many seconds, and not at the time that was set before."""
-        self.due[action] = time.monotonic() + seconds
-
-    def drop(self, action: Callable[[], None]) -> None:
-        """Has this not done, if it was to be."""
-        self.due.pop(action, None)
-
-    def time_left(self) -> float | None:
-        """Returns the seconds until something is due; None if nothing ever is."""
-        first = min(self.due.values(), default=NEVER)
-        return None if first == NEVER else max(0.0, first - time.monotonic())
-
-    def run(self) -> None:
-        """Does what is due."""
-        now = time.monotonic()
-        for action in [one for one, due in self.due.items() if due <= now]:
-            if self.due.get(action, NEVER) <= now:  # another may have set it anew, or dropped it
-                del self.due[action]
-                action()
-
-
 # --- Consoles: what the user types into and reads from -------------------------------------------
 
 INDENT = "  "  # before the rows of a message after the first
@@ -1331,7 +1287,7 @@ class Console:
     """
 
     why_closed = "standard output is closed"
-    waits_for_server = False  # the user stays while there is no connection, and types on
+    interactive = False  # shows what is typed, and lets the user stay without a connection
     write_size = None if ONLY_SOCKETS else select.PIPE_BUF  # POSIX: for a pipe that is ready
     # Python handles signals itself. But one that comes just before the loop waits, or to another
     # thread, or on Windows, would be handled only when the wait is over: so all wake the loop.
@@ -1340,7 +1296,9 @@ class Console:
     def __init__(self, painter: Painter, screen: int = 1) -> None:
         self.painter = painter
         self.candidates: Callable[[str], Sequence[str]] = lambda _: ()  # names for Tab
-        self.timers = Timers()
+        # All that depends on time: what is to be done, and the monotonic time at which. An action
+        # that does nothing is a time that somebody looks for here, until it is over.
+        self.timers: dict[Callable[[], None], float] = {}
         self.input = open_input()
         self.signals = open_signal_socket(*self.signal_numbers)
         self.attended = os.isatty(0)  # somebody sits there, who can answer a question
@@ -1355,12 +1313,12 @@ class Console:
         self.status = ""  # what stands before that as long as there is no connection
         self.at_prompt = False
 
-    def files(self) -> list[Watched]:
+    def files(self) -> list[tuple[Any, int, Callable[[int], object]]]:
         """Returns what to wait for: each file, the events there, 0 for none now, and the handler,
         which is given the events that have come."""
-        typing = Watched(self.input, EVENT_READ if self.wants_input() else 0, self.read)
-        writing = Watched(self.screen, EVENT_WRITE if self.output else 0, self.write)
-        signals = Watched(self.signals, EVENT_READ, self.on_signal)
+        typing = (self.input, EVENT_READ if self.wants_input() else 0, self.read)
+        writing = (self.screen, EVENT_WRITE if self.output else 0, self.write)
+        signals = (self.signals, EVENT_READ, self.on_signal)
         return [typing, signals] if ONLY_SOCKETS else [typing, writing, signals]
 
     def on_signal(self, _: int) -> None:
@@ -1454,6 +1412,8 @@ class Console:
 
     def echo_typed(self, line: str) -> None:
         """Leaves on the screen what was typed, with its prompt, if it isn't there already."""
+        if self.interactive:
+            self.show(line)
 
     def show(self, line: str) -> None:
         """Puts out a line of text."""
@@ -1488,10 +1448,6 @@ class Console:
             self.output.clear()
             raise Failure(self.why_closed) from None
 
-    def interrupted(self) -> None:
-        """Tidies up after a Ctrl-C that ends the client."""
-        sys.stderr.write("\n")  # after the ^C that the terminal shows
-
     def close(self) -> None:
         """Writes the rest."""
         self.end_row()
@@ -1510,7 +1466,7 @@ class Terminal(Console):
     """
 
     why_closed = "the terminal is gone"
-    waits_for_server = True
+    interactive = True
     write_size = None
     signal_numbers = (*ENDING_SIGNALS, signal.SIGWINCH, signal.SIGCONT) if termios else ()
 
@@ -1602,7 +1558,7 @@ class Terminal(Console):
             return
         if self.reflows is None:
             self.output += WHERE_IS_CURSOR.encode()
-            self.timers.set(self.stop_measuring, MEASURE_TIME)
+            self.timers[self.stop_measuring] = time.monotonic() + MEASURE_TIME
         elif self.reflows:
             self.clear = UP.format(self.cursor_column // self.width) + CLEAR_BELOW
 
@@ -1611,7 +1567,7 @@ class Terminal(Console):
         answer = CURSOR_IS.search(data)
         if not answer or self.stop_measuring not in self.timers:
             return data
-        self.timers.drop(self.stop_measuring)
+        self.timers.pop(self.stop_measuring, None)
         column, wrapped = int(answer[1]) - 1, self.cursor_column % self.width
         if wrapped != self.width - 1:  # else it is there in either case
             self.reflows = column == wrapped
@@ -1631,9 +1587,9 @@ class Terminal(Console):
         if not data:
             self.gone = self.ended = True
         self.editor.feed(self.measured(data))
-        self.timers.drop(self.end_keys)
+        self.timers.pop(self.end_keys, None)
         if self.editor.unread or self.editor.pasting:
-            self.timers.set(self.end_keys, PASTE_SILENCE)
+            self.timers[self.end_keys] = time.monotonic() + PASTE_SILENCE
         self.take_from_editor()
 
     def end_keys(self) -> None:
@@ -1642,25 +1598,22 @@ class Terminal(Console):
         self.take_from_editor()
 
     def take_from_editor(self) -> None:
-        """Takes the lines that are finished, and does what the keys ask for."""
+        """Takes the lines that are finished, and does what the user asks for. The end of input, or
+        an interrupt, leaves once all is said. An interrupt after that, or when a secret is asked
+        for, leaves at once."""
         editor = self.editor
         self.typed.extend(editor.lines)
         requests, editor.lines, editor.requests = editor.requests, [], []
         for request in requests:
-            self.grant(request)
-
-    def grant(self, request: Request) -> None:
-        """Does what the user asks for. The end of input, or an interrupt, leaves once all is said.
-        An interrupt after that, or when a secret is asked for, leaves at once."""
-        if request is Request.SUSPEND:
-            self.suspend()
-        elif request is Request.CLEAR_SCREEN:  # what was above the row has scrolled off
-            self.output += (CLEAR_ROW + "\n" * (self.height - 1) + CLEAR_SCREEN).encode()
-            self.row = ""
-        elif request is Request.INTERRUPT and (self.ended or self.editor.secret):
-            raise KeyboardInterrupt
-        else:
-            self.ended = True
+            if request is Request.SUSPEND:
+                self.suspend()
+            elif request is Request.CLEAR_SCREEN:  # what was above the row has scrolled off
+                self.output += (CLEAR_ROW + "\n" * (self.height - 1) + CLEAR_SCREEN).encode()
+                self.row = ""
+            elif request is Request.INTERRUPT and (self.ended or editor.secret):
+                raise KeyboardInterrupt
+            else:
+                self.ended = True
 
     def ask_secret(self, prompt: str) -> bytes | None:
         editor = self.editor
@@ -1684,9 +1637,6 @@ class Terminal(Console):
     def invite(self, prompt: str, ask: bool = False) -> None:
         self.editor.forget_secret()
         self.prompt, self.status = prompt, ""
-
-    def echo_typed(self, line: str) -> None:
-        self.show(line)
 
     def show(self, line: str) -> None:
         self.above += f"{self.painter.paint(line, self.width)}\n".encode()
@@ -1723,9 +1673,6 @@ class Terminal(Console):
             before = f"{BOLD}{prompt}{NORMAL}{before[len(prompt) :]}"
         # The terminal itself remembers where the cursor belongs, and comes back there.
         return f"{before}{SAVE_CURSOR}{after}{CLEAR_REST}{RESTORE_CURSOR}"
-
-    def interrupted(self) -> None:
-        """The terminal shows no ^C."""
 
 
 def open_console(plain: bool, timestamps: bool) -> Console:
@@ -1917,7 +1864,7 @@ class Client:
         lines that went out last. Raises the failure if nobody would wait for another try."""
         why = str(failure)
         asked_again = self.protocol.wants_password and self.console.attended
-        if not asked_again and (self.protocol.is_echo or not self.console.waits_for_server):
+        if not asked_again and (self.protocol.is_echo or not self.console.interactive):
             raise failure
         if why != self.trouble:
             self.console.show(f"* {why}")
@@ -1928,39 +1875,42 @@ class Client:
             self.console.show(f"*   {line}")
         self.console.doubtful = []
 
-    def settle(self) -> None:
-        """The connection is one that lasts, to one of our rooms or else for a while already."""
-        if self.trouble:
-            self.console.show("* connected again")
-        self.trouble = ""
-        self.delay = RETRY_DELAYS[0]
-
     # The loop
 
-    def turn(self, *more: Watched) -> None:
+    def turn(self, *more: tuple[Any, int, Callable[[int], object]]) -> None:
         """Waits until something can be moved or is due, and does it. `more` is what to wait for
         apart from the console's files."""
+        first = min(self.timers.values(), default=NEVER)
         self.console.update()
         with Selector() as selector:
             for file, events, handler in [*self.console.files(), *more]:
                 if events:
                     selector.register(file, events, handler)
-            for key, ready in selector.select(self.timers.time_left()):
+            left = None if first == NEVER else max(0.0, first - time.monotonic())
+            for key, ready in selector.select(left):
                 key.data(ready)
-        self.timers.run()
+        self.do_what_is_due()
+
+    def do_what_is_due(self) -> None:
+        """Takes the actions whose time has come."""
+        now = time.monotonic()
+        for action in [one for one, due in self.timers.items() if due <= now]:
+            if self.timers.get(action, NEVER) <= now:  # another may have set or dropped it
+                del self.timers[action]
+                action()
 
     def wait_for(self, sock: socket.socket, events: int, seconds: float = NEVER) -> bool:
         """Waits for events on a socket while there is no session; says whether they have come.
         Raises Failure or KeyboardInterrupt if the user doesn't want to wait."""
         came: list[int] = []
-        self.timers.set(self.stop_waiting, seconds)
+        self.timers[self.stop_waiting] = time.monotonic() + seconds
         while not came and self.stop_waiting in self.timers:
-            leaves = self.console.waits_for_server and self.console.wants_to_leave()
+            leaves = self.console.interactive and self.console.wants_to_leave()
             if leaves and self.leave not in self.timers:
-                self.timers.set(self.leave, LINGER if self.console.unsent() else 0)
-            self.turn(Watched(sock, events, came.append))
-        self.timers.drop(self.stop_waiting)
-        self.timers.drop(self.leave)
+                self.timers[self.leave] = time.monotonic() + LINGER * bool(self.console.unsent())
+            self.turn((sock, events, came.append))
+        self.timers.pop(self.stop_waiting, None)
+        self.timers.pop(self.leave, None)
         return bool(came)
 
     def stop_waiting(self) -> None:
@@ -2096,7 +2046,7 @@ class Client:
         seconds = self.delay * random.uniform(0.5, 1.0)
         self.delay = min(2 * self.delay, RETRY_DELAYS[1])
         self.console.status = f"(trying again in {seconds:.1f} s) "
-        self.timers.set(self.stop_waiting, seconds)
+        self.timers[self.stop_waiting] = time.monotonic() + seconds
         while self.stop_waiting in self.timers:
             self.note_unsent()
             self.turn_unless_left()
@@ -2161,8 +2111,8 @@ class Session:
         user's will, and Failure if there is no use in trying again."""
         self.protocol.begin()
         least = QUESTION_TIME if self.protocol.password else 0.0
-        self.timers.set(self.stop_waiting, max(least, self.client.patience))
-        self.timers.set(self.settle, SETTLE_TIME)
+        self.timers[self.stop_waiting] = time.monotonic() + max(least, self.client.patience)
+        self.timers[self.settle] = time.monotonic() + SETTLE_TIME
         self.console.candidates = self.protocol.candidates
         self.console.prompt, self.console.status = self.protocol.prompt, ""
         try:
@@ -2171,10 +2121,10 @@ class Session:
                 self.forward_typed()
                 self.ask()
                 self.see_off()
-                self.client.turn(Watched(self.sock, self.events(), self.serve))
+                self.client.turn((self.sock, self.events(), self.serve))
         finally:
             for action in (self.stop_waiting, self.settle, self.go, self.lose, self.hear_rest):
-                self.timers.drop(action)
+                self.timers.pop(action, None)
             self.close_ledger()
         self.raise_failure()
 
@@ -2184,9 +2134,12 @@ class Session:
         self.show()
 
     def settle(self) -> None:
-        """Takes the connection for one that lasts."""
-        self.timers.drop(self.settle)
-        self.client.settle()
+        """The connection is one that lasts, to one of our rooms or else for a while already."""
+        self.timers.pop(self.settle, None)
+        if self.client.trouble:
+            self.console.show("* connected again")
+        self.client.trouble = ""
+        self.client.delay = RETRY_DELAYS[0]
 
     def raise_failure(self) -> None:
         """Raises what has gone wrong, if anything has."""
@@ -2218,20 +2171,20 @@ class Session:
                 protocol.ask("/ping")
             self.asked = self.sent + len(protocol.outgoing), time.monotonic()
         if self.said and "/ping" in protocol.unseen and self.lose not in self.timers:
-            self.timers.set(self.lose, LOST_TIME)
+            self.timers[self.lose] = time.monotonic() + LOST_TIME
 
     def lose(self) -> None:
         """The server was asked something, and is silent."""
         if self.can_read():
             self.end(f"no answer for {LOST_TIME:.0f} s")
         else:  # the silence is ours
-            self.timers.set(self.lose, LOST_TIME)
+            self.timers[self.lose] = time.monotonic() + LOST_TIME
 
     def confirm(self) -> None:
         """The server has said something: does that show that it has heard what was said?"""
         now = time.monotonic()
         if self.lose in self.timers:
-            self.timers.set(self.lose, LOST_TIME)
+            self.timers[self.lose] = time.monotonic() + LOST_TIME
         speaks = self.protocol.phase in (Phase.RELAY, Phase.IN_ROOM)
         guessed = speaks and "/ping" not in self.protocol.unseen
         was_read = self.asked and guessed and now >= self.asked[1] + READ_TIME
@@ -2239,7 +2192,7 @@ class Session:
             while self.said and self.asked and self.said[0][0] <= self.asked[0]:
                 self.said.popleft()
             self.asked, self.protocol.answered = None, False
-            self.timers.drop(self.lose)
+            self.timers.pop(self.lose, None)
 
     def close_ledger(self) -> None:
         """Leaves to the console what may not have arrived: lines to be sent, lines to be told."""
@@ -2278,7 +2231,7 @@ class Session:
         protocol.submit(line)
         if len(protocol.outgoing) > before:
             self.said.append((self.sent + len(protocol.outgoing), line))
-        self.timers.set(self.stop_waiting, self.client.patience)
+        self.timers[self.stop_waiting] = time.monotonic() + self.client.patience
         # A chat shows its own message; a command, or what an echo server gets, stays as typed.
         if line.text.strip() and not protocol.to_show:
             self.console.echo_typed(protocol.prompt + masked(line.text))
@@ -2288,7 +2241,7 @@ class Session:
         """Takes nothing more from the user, who wants to go."""
         self.left = True
         self.console.typed.clear()
-        self.timers.set(self.go, self.linger)
+        self.timers[self.go] = time.monotonic() + self.linger
 
     def go(self) -> None:
         """Whoever wants to go is kept no longer."""
@@ -2305,9 +2258,9 @@ class Session:
                 self.end_stream()
         elif stuck and console.wants_to_leave():
             if self.go not in self.timers:
-                self.timers.set(self.go, self.linger)
+                self.timers[self.go] = time.monotonic() + self.linger
         elif not self.left:
-            self.timers.drop(self.go)
+            self.timers.pop(self.go, None)
 
     def end_stream(self) -> None:
         """Ends our direction of the stream. The server then sends what is left and closes.
@@ -2317,7 +2270,7 @@ class Session:
         """
         self.stream_ended = True
         if self.left:
-            self.timers.set(self.go, self.linger)
+            self.timers[self.go] = time.monotonic() + self.linger
         with suppress(OSError):
             # The plain socket's: after that of TLS nothing that still comes would be decrypted.
             socket.socket.shutdown(self.sock, socket.SHUT_WR)
@@ -2327,7 +2280,7 @@ class Session:
         protocol, console = self.protocol, self.console
         if protocol.welcomed:
             self.settle()
-        if protocol.why and protocol.awaits_answer and console.waits_for_server:
+        if protocol.why and protocol.awaits_answer and console.interactive:
             return  # it may be all that there will be: then it is the reason that is told
         console.painter.me = protocol.name
         for line in protocol.to_show:
@@ -2373,7 +2326,7 @@ class Session:
         self.sent += size
         for action, seconds in ((self.go, self.linger), (self.lose, LOST_TIME)):
             if action in self.timers:
-                self.timers.set(action, seconds)
+                self.timers[action] = time.monotonic() + seconds
 
     def end(self, lost: str = "") -> None:
         """It is over; `lost` says why, if that isn't as it should be."""
@@ -2415,13 +2368,13 @@ class Session:
         if self.stream_ended:  # too late for the name that a late welcome asks for
             protocol.outgoing.clear()
         elif len(protocol.outgoing) > before:  # a question
-            self.timers.set(self.stop_waiting, self.client.patience)
+            self.timers[self.stop_waiting] = time.monotonic() + self.client.patience
         # Some servers end no line. Ours does, so there the rest is only late.
         rest = terminal_text(self.framer.partial)
         is_late = protocol.welcomed or any(line.startswith(rest) for line in FIRST_WORDS)
-        self.timers.drop(self.hear_rest)
+        self.timers.pop(self.hear_rest, None)
         if self.framer.partial and not is_late:
-            self.timers.set(self.hear_rest, UNFINISHED_TIME)
+            self.timers[self.hear_rest] = time.monotonic() + UNFINISHED_TIME
         self.show()
 
     def hear_rest(self) -> None:
@@ -2429,7 +2382,7 @@ class Session:
         if self.can_read():
             self.hear(self.framer.finish())
         else:  # the silence is ours
-            self.timers.set(self.hear_rest, UNFINISHED_TIME)
+            self.timers[self.hear_rest] = time.monotonic() + UNFINISHED_TIME
 
 
 # --- The command line ----------------------------------------------------------------------------
@@ -2585,8 +2538,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Terminated as terminated:
         status = 128 + int(terminated.args[0])  # as a shell says it
     except KeyboardInterrupt:
-        if console:
-            console.interrupted()
+        if console and not console.interactive:
+            sys.stderr.write("\n")  # after the ^C that the terminal shows
     told += console.losses() if console else []
     if told:
         print(f"{args.prog}: {'; '.join(told)}", file=sys.stderr)

@@ -440,7 +440,7 @@ class FakeConsole(chat_client.Console):
 
     def __init__(self, *typed: str, attended: bool = True, ended: bool = False) -> None:
         super().__init__(chat_client.Painter(False, False))
-        self.attended = self.waits_for_server = attended
+        self.attended = self.interactive = attended
         self.ended = ended
         self.typed.extend(map(chat_client.Line, typed))
         self.shown: list[str] = []
@@ -460,9 +460,6 @@ class FakeConsole(chat_client.Console):
     def invite(self, prompt: str, ask: bool = False) -> None:
         if ask:
             self.prompts.append(prompt)
-
-    def echo_typed(self, line: str) -> None:
-        self.shown.append(line)
 
     def show(self, line: str) -> None:
         self.shown.append(line)

@@ -571,7 +571,7 @@ def test_a_room_that_is_asked_and_silent_is_lost(monkeypatch: pytest.MonkeyPatch
 
     def pass_time(seconds: float) -> None:
         clock[0] += seconds
-        session.timers.run()
+        session.client.do_what_is_due()
 
     session, _, console = in_a_room()
     pass_time(10 * chat_client.LOST_TIME)
@@ -692,14 +692,14 @@ def test_whoever_wants_out_is_kept_no_longer_by_what_the_server_asks(
     monkeypatch.setattr(chat_client, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     session = unconnected(ChatProtocol("J"), console=FakeConsole("exit"))
     session.see_off()
-    assert session.timers.due[session.go] == chat_client.LINGER
+    assert session.timers[session.go] == chat_client.LINGER
     for heard in (WELCOME, b"* J is taken\n", b"* J_ is taken\n"):
         clock[0] += 0.1
         session.receive(heard)
         session.see_off()
     assert session.protocol.outgoing.count(b"/name") == 3
-    assert session.timers.due[session.stop_waiting] == clock[0] + chat_client.ANSWER_TIME
-    assert session.timers.due[session.go] == chat_client.LINGER
+    assert session.timers[session.stop_waiting] == clock[0] + chat_client.ANSWER_TIME
+    assert session.timers[session.go] == chat_client.LINGER
 
 
 def test_whoever_leaves_has_time_as_long_as_something_goes_out(
@@ -713,7 +713,7 @@ def test_whoever_leaves_has_time_as_long_as_something_goes_out(
     session.forward_typed()
     while session.protocol.outgoing:
         clock[0] += 0.9 * chat_client.LINGER
-        assert session.left and session.timers.due[session.go] > clock[0]
+        assert session.left and session.timers[session.go] > clock[0]
         session.serve(selectors.EVENT_WRITE)
 
 
@@ -815,11 +815,11 @@ def test_how_long_a_first_word_is_waited_for(
     with client.connect() as sock:
         session = Session(client, sock)
         session.see_off()
-        assert session.timers.due[session.go] == clock[0] + max(chat_client.LINGER, patience)
+        assert session.timers[session.go] == clock[0] + max(chat_client.LINGER, patience)
         waits = []
 
         def turn(*_: object) -> None:
-            waits.append(session.timers.due[session.stop_waiting] - clock[0])
+            waits.append(session.timers[session.stop_waiting] - clock[0])
             session.go()
 
         monkeypatch.setattr(client, "turn", turn)
@@ -854,7 +854,7 @@ def test_in_a_room_an_unfinished_line_is_only_late(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(chat_client, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     session = unconnected(ChatProtocol("J"))
     session.receive(b"An")
-    assert session.timers.due[session.hear_rest] == chat_client.UNFINISHED_TIME
+    assert session.timers[session.hear_rest] == chat_client.UNFINISHED_TIME
     for first_word in (WELCOME, b"* password?\n", b"* wrong password\n"):
         session.framer.partial = b""
         session.receive(first_word[:-2])
@@ -1678,7 +1678,7 @@ def test_tries_to_connect_again_are_ever_rarer(monkeypatch: pytest.MonkeyPatch) 
         assert client.console.status.startswith("(trying again in")
         tries.setdefault(client.console.status)
         clock[0] += 0.3
-        client.timers.run()
+        client.do_what_is_due()
 
     def connect() -> str:
         for failure in failures:
@@ -1695,7 +1695,7 @@ def test_tries_to_connect_again_are_ever_rarer(monkeypatch: pytest.MonkeyPatch) 
     assert console.shown == ["* not sent yet: hi", "* nobody there"]
     assert list(tries) == [f"(trying again in {pause}.0 s) " for pause in (1, 2, 4, 8, 16, 30)]
     assert clock[0] == pytest.approx(91, abs=3)
-    client.settle()
+    Session(client, socket.socket()).settle()
     assert console.shown.pop() == "* connected again"
     assert client.reconnect() == "connected"
     assert console.status == "(trying again in 1.0 s) "

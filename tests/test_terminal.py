@@ -633,7 +633,7 @@ def test_flood_leaves_the_keys_alive_and_control_c_leaves_at_once(
 def test_not_too_many_lines_are_drawn_before_keys_are_looked_at_again() -> None:
     console = chat_client.Terminal.__new__(chat_client.Terminal)
     console.output, console.above, console.row, console.clear = bytearray(), bytearray(), "", ""
-    console.modes, console.timers, console.status, console.prompt = [], chat_client.Timers(), "", ""
+    console.modes, console.timers, console.status, console.prompt = [], {}, "", ""
     console.editor, console.width = chat_client.Editor(), 80
     console.painter = chat_client.Painter(False, False)
     lines = [f"{number:099}" for number in range(100)]
