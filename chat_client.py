@@ -1372,6 +1372,7 @@ class Console:
             raise Failure("the room wants a password; give it with --password-file FILE")
         while not self.ended and is_readable(self.input):
             self.read()  # getpass() drops what was typed before the question
+        self.write_all()
         # The loop doesn't run meanwhile, so signals have to strike at once.
         handlers: dict[int, Any] = dict.fromkeys(ENDING_SIGNALS, raise_for_signal)
         if termios:  # not Ctrl-Z: after `fg` the terminal would show what is typed
@@ -1448,13 +1449,17 @@ class Console:
             self.output.clear()
             raise Failure(self.why_closed) from None
 
-    def close(self) -> None:
-        """Writes the rest."""
+    def write_all(self) -> None:
+        """Writes the rest, however long that takes."""
         self.end_row()
         while self.output:
             if not ONLY_SOCKETS:
                 wait_until_writable(self.screen)
             self.write()
+
+    def close(self) -> None:
+        """Gives back what was used, once all that was shown can be seen."""
+        self.write_all()
         self.signals.close()
 
 
@@ -1866,7 +1871,7 @@ class Client:
         asked_again = self.protocol.wants_password and self.console.attended
         if not asked_again and (self.protocol.is_echo or not self.console.interactive):
             raise failure
-        if why != self.trouble:
+        if why != self.trouble or asked_again:
             self.console.show(f"* {why}")
         self.trouble = why
         if self.console.doubtful:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+import re
 import time
 from types import SimpleNamespace
 
 import pytest
-from support import finished, names, shown, typed
+from support import finished, john_in_a_room, names, shown, typed
 
 import chat_client
 from chat_client import (
     ChatProtocol,
     Editor,
+    Line,
     Painter,
     Request,
     text_width,
@@ -76,6 +79,20 @@ PASTE, END_PASTE = "\x1b[200~", "\x1b[201~"
         ("one\x0b\x01\x0b\x1f\x1f\x1f", "|"),
         ("\x1f", "|"),
         ("one\r\x1f", "|"),
+        ("foo/bar baz-qux\x17\x17\x19", "foo/bar baz-qux|"),
+        ("foo/bar\x17", "|"),
+        ("foo/bar\x1b\x7f", "foo/|"),
+        ("one two three\x1bb\x17\x0b\x19", "one two three|"),
+        ("one two\x17\x02\x05\x17\x19", "one |"),
+        ("one two\x17\x1b[C\x15\x19", "one |"),
+        ("one\x15\x0b\x17\x19", "one|"),
+        ("a\x1b]11;rgb:0000/0000/0000\x07b\x1b]10;rgb:ff/ff/ff\x1b\\c", "abc|"),
+        ("a\x1bP>|XTerm(390)\x1b\\b\x1bP1$r0m\x1b\\c\x1b_Gi=1;OK\x1b\\d", "abcd|"),
+        ("a\x1b[M !!b\x1b[<0;10;20Mc\x1b[<0;10;20md\x1b[32;10;20Me", "abcde|"),
+        ("a\x1b[Ib\x1b[Oc\x1b[?1;2cd\x1b[24;1Re", "abcde|"),
+        ("a\x1b]b\x1bPc", "abc|"),
+        ("a\x1b]11;half\x1b[Db", "b|a"),
+        ("one\x1bOM\x1b[A", "one|"),
     ],
 )
 def test_keys_do_what_a_shell_user_expects(keys: str, result: str) -> None:
@@ -100,6 +117,31 @@ def test_keys_may_come_in_any_pieces() -> None:
             editor.feed(rest[:size])
             rest = rest[size:]
         assert (editor.lines, shown(editor)) == (whole.lines, shown(whole))
+
+
+def test_half_a_key_is_none_after_a_silence() -> None:
+    for half in ("\x1b", "\x1b[1;", "\x1b]11;rgb:", "\x1bP1$r", "\x1b[M !", "\x1b]11;rgb:0\x1b"):
+        editor = typed(f"a{half}")
+        assert (shown(editor), editor.unread) == ("a|", half)
+        editor.feed_silence()
+        assert shown(typed("b", editor)) == "ab|"
+
+
+@pytest.mark.parametrize("line", ["/msg Ann: psst", " /op secret", "/", "/usr/bin"])
+@pytest.mark.parametrize("others", ["{}\nhi", "hi\n{}", "hi\n{}\nhi"])
+def test_enter_asks_before_it_says_what_may_be_a_command(line: str, others: str) -> None:
+    block = others.format(line)
+    for keys in (f"{PASTE}{block}{END_PASTE}", block.replace("\n", "\x1b\r")):
+        editor = typed(keys + "\r")
+        assert finished(editor) == []
+        assert editor.heading().endswith(" lines, with a slash: Enter says them) ")
+        assert typed("x\x7f", editor).heading() == "", "any other key takes the question back"
+        assert finished(typed("\r\r", editor)) == block.split("\n")
+
+
+@pytest.mark.parametrize("block", ["//x\nhi", "hi\n//x", "a /b\nc"])
+def test_enter_asks_nothing_where_nothing_may_be_a_command(block: str) -> None:
+    assert finished(typed(f"{PASTE}{block}{END_PASTE}\r")) == block.split("\n")
 
 
 def test_any_bytes_leave_the_editor_in_order() -> None:
@@ -386,6 +428,53 @@ def test_colours_are_steady_and_optional() -> None:
     assert painter.paint("* Ann joined") == "\x1b[2m* Ann joined\x1b[0m"
     assert painter.paint("plain") == "plain"
     assert Painter(False, False).paint("* Ann joined") == "* Ann joined"
+
+
+def test_neighbours_have_colours_that_lie_far_apart() -> None:
+    def distance(one: str, other: str) -> float:
+        apart = abs(chat_client.hue(one) - chat_client.hue(other))
+        return min(apart, 360 - apart)
+
+    groups = [["Ann", "John"], ["Lab 1", "Lab 2", "Lab 3"], ["A", "B", "C"], ["user8", "user9"]]
+    for group in groups:
+        for one, other in itertools.combinations(group, 2):
+            assert distance(one, other) > 80
+    painter = Painter(True, False)
+    painter.me = "me"
+    for group in groups:
+        assert len({painter.paint(f"{name}: hi").partition(name)[0] for name in group}) == len(group)
+
+
+def test_what_one_said_in_private_looks_private() -> None:
+    chat = john_in_a_room()
+    for line in ("/msg Ann: psst", "/msg  Ann Lee :  a: b ", "/msg Ann", "/msg Ann:", "/msg : x"):
+        chat.submit(Line(line))
+    shown = ["to Ann (private): psst", "to Ann Lee (private): a: b"]
+    assert chat.to_show[1:] == shown
+    assert chat.outgoing.count(b"/msg") == 5
+    painter = Painter(True, False)
+    painter.me = "John"
+    assert painter.paint(shown[0]) == "\x1b[1mto Ann (private)\x1b[0m: psst"
+
+
+@pytest.mark.parametrize("colours", [True, False])
+@pytest.mark.parametrize("stamps", [True, False])
+def test_each_piece_of_an_address_leads_to_the_whole(colours: bool, stamps: bool) -> None:
+    address = "https://example.org/" + "x" * 60 + "?a=1&b={2}"
+    other = "http://a.example/" + "y" * 40
+    painter = Painter(colours, stamps)
+    painter.me = "J"
+    painted = painter.paint(f"Ann: see {address}, and {other}. Or https://short.example!", 40)
+    link = re.compile(r"\x1b\]8;id=\d+;([^\x1b]*)\x1b\\([^\x1b]*)\x1b\]8;;\x1b\\")
+    pieces: dict[str, str] = {}
+    for target, piece in link.findall(painted):
+        pieces[target] = pieces.get(target, "") + piece
+    assert pieces == {address: address, other: other}
+    rows = link.sub(r"\2", painted).split("\n")
+    assert all(len(re.sub(r"\x1b\[[\d;]*m", "", row)) < 40 for row in rows)
+    assert all(row.startswith("  ") for row in rows[1:])
+    for line in (f"Ann: {'x' * 60}", "Ann: https://short.example", "* https://" + "x" * 20):
+        assert "\x1b]8" not in painter.paint(line, 40)
 
 
 def test_timestamps_are_hours_and_minutes(monkeypatch: pytest.MonkeyPatch) -> None:

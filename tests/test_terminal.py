@@ -312,6 +312,28 @@ def test_no_piece_of_a_wrapped_row_stays_when_the_window_gets_narrower(
     window.expect("line 28", "line 29", "<" + text[-28:])
 
 
+@pytest.mark.parametrize("narrowed", ["to half", "by a split", "in steps"])
+def test_no_piece_of_a_row_as_wide_as_the_window_stays(
+    listener: Listener, window: Window, narrowed: str
+) -> None:
+    """Half of 80 columns: cut off or wrapped, the cursor would be in the same column."""
+    window.run(*CLIENT, "127.0.0.1", str(listener.port), "--name", "John")
+    server = listener.accept()
+    server.send("".join(f"line {number}\n" for number in range(30)))
+    window.expect("line 29", "John:")
+    text = "0123456789" * 12
+    window.type(text)
+    window.expect("line 29", "<" + text[-78:])
+    if narrowed == "by a split":
+        window.command("split-window", "-h", "-d", "cat")
+    for columns in {"to half": [40], "in steps": [60, 50, 40, 20]}.get(narrowed, []):
+        window.resize(columns)
+    shown = {"to half": 38, "by a split": 38, "in steps": 18}[narrowed]
+    window.expect("line 28", "line 29", "<" + text[-shown:])
+    window.type("!")
+    window.expect("line 28", "line 29", "<" + text[1 - shown :] + "!")
+
+
 @pytest.mark.parametrize("width", [75, 40, 23])
 def test_a_window_that_does_not_reflow_loses_nothing(
     listener: Listener, terminal: Callable[..., Terminal], width: int
@@ -774,6 +796,35 @@ def test_bells_are_rare(room: Server, terminal: Callable[..., Terminal]) -> None
     assert (shown + window.rest()).count("\a") == 1
 
 
+def test_a_command_in_a_pasted_block_is_asked_about_before_everyone_hears_it(
+    listener: Listener, terminal: Callable[..., Terminal]
+) -> None:
+    window = in_terminal(terminal, "127.0.0.1", str(listener.port), "--name", "John")
+    server = joined(window, listener)
+    window.type("\x1b[200~/msg Ann: psst\nand more\x1b[201~\r")
+    window.expect("(2 lines, with a slash: Enter says them) ")
+    window.type("\x15exit\r")
+    assert server.rest() == b""
+
+
+def test_somebody_who_was_removed_is_not_told_that_what_all_saw_was_lost(
+    start: Callable[..., Server], terminal: Callable[..., Terminal], tmp_path: Path
+) -> None:
+    (tmp_path / "operators").write_text("secret\n")
+    room = start("chat_server.py", "--operator-file", str(tmp_path / "operators"))
+    bob = room.join("Bob")
+    bob.send("/op secret\n")
+    bob.expect("* you are an operator\n")
+    window = in_terminal(terminal, "127.0.0.1", str(room.port), "--name", "John")
+    bob.expect("* John joined\n")
+    window.type("hi\r")
+    bob.expect("John: hi\n")
+    bob.send("/kick John\n")
+    rest = window.rest()
+    assert window.wait() == 1 and "* you were removed by an operator" in rest
+    assert "may not have arrived" not in rest
+
+
 # The password, which is typed unseen in the line editor
 
 
@@ -904,3 +955,31 @@ def test_the_password_is_not_seen_when_the_connection_is_lost_meanwhile(
     shown += window.expect("Welcome")
     for part in ("sec", "ret"):
         assert part not in shown
+
+
+@pytest.mark.parametrize("options", [[], ["--plain"]])
+@pytest.mark.parametrize("given", ["typed", "in the environment"])
+def test_a_wrong_password_is_asked_for_again(
+    start: Callable[..., Server],
+    terminal: Callable[..., Terminal],
+    tmp_path: Path,
+    options: list[str],
+    given: str,
+) -> None:
+    (tmp_path / "password").write_text("secret\n")
+    room = start("chat_server.py", "--password-file", str(tmp_path / "password"))
+    environment = {} if given == "typed" else {"CHAT_PASSWORD": "wrong"}
+    address = ["127.0.0.1", str(room.port), "--name", "John"]
+    window = in_terminal(terminal, *address, *options, **environment)
+    shown = ""
+    for answer in ["wrong", "worse"] if given == "typed" else []:
+        shown += window.expect("password: ")
+        window.type(f"{answer}\r")
+        shown += window.expect("* wrong password")
+    shown += window.expect("password: ")
+    window.type("secret\r")
+    shown += window.expect("Welcome to the chatroom!")
+    for secret in ("wrong\n", "worse", "secret"):
+        assert secret not in shown
+    window.type("exit\r")
+    assert window.wait() == 0
