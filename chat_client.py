@@ -1179,6 +1179,9 @@ def feed_input(feeder: socket.socket) -> None:
 INDENT = "  "  # before the rows of a message after the first
 MIN_COLUMNS = 20  # in a narrower window the rows wrap by themselves
 MAX_DRAWN = 1024  # bytes above the row that go to the terminal at once, if that's not one line
+MOMENT = 0.05  # seconds that a slow terminal may take for them
+MIN_PACE = 5000  # bytes a second that the slowest terminal takes, when it isn't stopped
+BUFFER_SIZE = 16 * 1024  # bytes that a system may hold for a terminal
 BELL_PAUSE = 5.0  # seconds from one bell to the next, at least
 MEASURE_TIME = 0.3  # seconds for the terminal to say where the cursor is
 PASTE_SILENCE = 1.0  # seconds after which what is being pasted has come to its end
@@ -1488,6 +1491,8 @@ class Terminal(Console):
         in_tmux = os.environ.get("TMUX") and os.environ["TERM"].startswith(("screen", "tmux"))
         self.reflows = True if in_tmux else None  # None: it isn't known
         self.quiet_until = 0.0  # monotonic time before which no bell rings again
+        self.pace = NEVER  # bytes a second that the terminal draws, once it has shown that
+        self.stuck: tuple[int, float] | None = None  # bytes that it didn't take, since when
         self.width, self.height = 80, 24
         self.gone = False  # the terminal is; after Ctrl-D there may still be a Ctrl-C
         self.modes: list[Any] | None = None  # that it had, while we have it
@@ -1659,15 +1664,41 @@ class Terminal(Console):
         """Draws what is new, if what was drawn before has reached the terminal."""
         if self.output or not self.modes or self.stop_measuring in self.timers:
             return
-        row = self.draw_row()
-        if self.above or row != self.row:
-            # Not too many lines at once, so that a key is soon seen.
-            end = self.above.find(b"\n", MAX_DRAWN) + 1 or len(self.above)
-            clear = self.clear or (CLEAR_ROW if self.above else "")
-            self.output += clear.encode() + self.above[:end]
-            self.output += f"{WRAP_OFF}\r{row}{WRAP_ON}".encode()
-            del self.above[:end]
+        row, above = self.draw_row(), self.take_above()
+        if above or row != self.row:
+            clear = self.clear or (CLEAR_ROW if above else "")
+            self.output += clear.encode() + above + f"{WRAP_OFF}\r{row}{WRAP_ON}".encode()
             self.row, self.clear = row, ""
+
+    def take_above(self) -> bytearray:
+        """Returns lines to draw above the row now: no more than the terminal takes in a moment, as
+        a key is seen only after them."""
+        if self.rest in self.timers:
+            return bytearray()
+        end = self.above.find(b"\n", int(min(MAX_DRAWN, self.pace * MOMENT))) + 1
+        above = self.above[: end or len(self.above)]
+        del self.above[: len(above)]
+        if above and self.pace < NEVER:
+            self.timers[self.rest] = time.monotonic() + len(above) / self.pace
+            self.pace *= 1.003  # is it faster by now?
+        return above
+
+    def rest(self) -> None:
+        """The terminal has surely drawn what it had to."""
+        if not self.above:
+            self.pace = NEVER
+
+    def write(self, _: int = 0) -> None:
+        """Writes what the terminal takes. One that doesn't take all is slow, and its buffer is full:
+        that is to be empty before more is drawn above the row, and not to fill again."""
+        super().write()
+        now = time.monotonic()
+        if self.output and not self.stuck:
+            self.stuck = len(self.output), now
+        elif self.stuck and not self.output:
+            (size, since), self.stuck = self.stuck, None
+            self.pace = max(0.9 * size / (now - since + 0.001), MIN_PACE)
+            self.timers[self.rest] = now + BUFFER_SIZE / self.pace
 
     def draw_row(self) -> str:
         """Returns what draws the row from its start."""

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support import (
@@ -652,18 +653,61 @@ def test_flood_leaves_the_keys_alive_and_control_c_leaves_at_once(
     assert sent > 1_000_000
 
 
-def test_not_too_many_lines_are_drawn_before_keys_are_looked_at_again() -> None:
+def untaken() -> chat_client.Terminal:
+    """Returns a terminal that isn't one."""
     console = chat_client.Terminal.__new__(chat_client.Terminal)
     console.output, console.above, console.row, console.clear = bytearray(), bytearray(), "", ""
-    console.modes, console.timers, console.status, console.prompt = [], {}, "", ""
+    console.modes, console.timers, console.status, console.prompt = ["taken"], {}, "", ""
     console.editor, console.width = chat_client.Editor(), 80
     console.painter = chat_client.Painter(False, False)
+    console.pace, console.stuck, console.screen = float("inf"), None, -1
+    return console
+
+
+def test_keys_of_a_slow_terminal_are_soon_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, room, taken = [0.0], [5000], bytearray()
+
+    def write(_: int, data: bytes) -> int:
+        if not room[0]:
+            raise BlockingIOError
+        taken.extend(data[: room[0]])
+        size, room[0] = min(room[0], len(data)), max(room[0] - len(data), 0)
+        return size
+
+    monkeypatch.setattr(chat_client, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(chat_client, "os", SimpleNamespace(write=write))
+    console = untaken()
+    console.above += b"".join(b"line %d\n" % number for number in range(1000))
+    while not console.stuck:
+        console.update()
+        console.write()
+    left = len(console.output)
+    clock[0] += 0.1
+    room[0] = 10_000
+    console.write()
+    assert console.pace == pytest.approx(max(9 * left, chat_client.MIN_PACE), rel=0.05)
+    lines = taken.count(b"line ")
+    console.editor.feed(b"x")
+    console.update()
+    console.write()
+    assert b"\rx" in taken and taken.count(b"line ") == lines, "the key is drawn, and no line"
+    del console.timers[console.rest]
+    console.update()
+    drawn = sum(map(len, re.findall(rb"line \d+\n", console.output)))
+    assert 0 < drawn < console.pace * chat_client.MOMENT + 10
+    assert console.timers[console.rest] - clock[0] == pytest.approx(drawn / console.pace, rel=0.05)
+    console.above.clear()
+    console.rest()
+    assert console.pace == float("inf")
+
+
+def test_not_too_many_lines_are_drawn_before_keys_are_looked_at_again() -> None:
+    console = untaken()
     lines = [f"{number:099}" for number in range(100)]
     for line in lines:
         console.show(line)
     drawn = []
     while console.above:
-        console.modes = ["taken"]
         console.update()
         drawn.append(bytes(console.output).decode().split("\x1b[K", 1)[1].split("\x1b[?7l")[0])
         console.output.clear()
@@ -772,13 +816,15 @@ def test_each_connection_begins_with_the_name_that_the_user_wants(
 
 
 def test_somebody_silent_is_completed(room: Server, terminal: Callable[..., Terminal]) -> None:
-    silent = room.join("Xaver")
+    silent, other = room.join("Xaver"), room.join()
     window = in_terminal(terminal, "localhost", str(room.port), "--name", "John")
     silent.expect("* John joined\n")
+    other.send("by now John knows who is here\n")
+    window.expect("by now John knows who is here")
     window.type("xa\t")
     window.expect("Xaver: ")
     window.type("hi\r")
-    silent.expect("John: Xaver: hi\n")
+    silent.expect("by now John knows who is here\n", "John: Xaver: hi\n")
     window.type("exit\r")
     assert "* here" not in window.rest()
 
