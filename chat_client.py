@@ -1049,36 +1049,45 @@ class Terminated(Exception):
     """A signal told us to end; the argument is its number."""
 
 
-class StandardStream(io.TextIOBase):
-    """Standard output or error for a program that goes on, and ends with the status it should,
-    whatever has become of it: gone, closed, or on a disk that is full.
-
-    Python's own keeps what it couldn't write, tries again at the end, and makes the exit status 120
-    when that fails too. This one keeps nothing.
-    """
+class LossyStream(io.TextIOBase):
+    """Standard output or error that never waits for its reader: lines that aren't taken at once are
+    lost, and the next that can be written comes after one that says how many. The descriptor has to
+    stay a blocking one, as the shell has it too: so each write is small, and made only if there is
+    room. Python's own stream would wait, and in the end make the exit status 120."""
 
     def __init__(self, descriptor: int) -> None:
-        super().__init__()
         self.descriptor = descriptor
+        self.can_fill = os.name == "posix" and not os.path.isfile(descriptor)
+        # What there is room for if there is any: in a pipe 512 bytes or more (POSIX, PIPE_BUF); in
+        # a terminal on Linux 256, but perhaps not a newline after them.
+        self.piece = re.compile(rb"\n|.{1,128}" if os.isatty(descriptor) else rb"(?s).{1,512}")
+        self.lost = 0  # lines, since the last that was written
+        self.why = ""  # the reason for that
 
     def write(self, text: str) -> int:
-        with suppress(OSError):
-            os.write(self.descriptor, text.encode("utf-8", "backslashreplace"))
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()) if self.lost else ""
+        gap = f"\n{now} lines lost here: {self.lost} ({self.why})\n" if self.lost else ""
+        data = (gap + text).encode("utf-8", "backslashreplace")
+        try:
+            while data:
+                if self.can_fill and not select.select([], [self.descriptor], [], 0)[1]:
+                    raise BlockingIOError(errno.EAGAIN, "nobody is reading it")
+                data = data[os.write(self.descriptor, next(self.piece.finditer(data))[0]) :]
+        except OSError as error:
+            self.why = str(error.strerror)
+        missing, lines = data.count(b"\n"), text.count("\n")
+        self.lost = missing if missing <= lines else self.lost + lines  # else the gap is untold
         return len(text)
 
 
 def open_standard_streams() -> None:
-    """Makes standard output and error ones that can be relied on, and opens the null device in
-    place of each standard stream that is closed: a socket would get its descriptor, and with it the
-    log."""
-    for descriptor in range(3):
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest descriptor that is free: this one
-    if sys.stdout is not None:  # it is if it was closed: then what is asked for goes to the error
-        sys.stdout = StandardStream(1)
-    sys.stderr = StandardStream(2)
+    """Makes standard output and error ones that never wait. Opens the null device in place of each
+    standard stream that is closed: a socket would get its descriptor, and with it the log."""
+    descriptor = 0
+    while descriptor < 3:
+        descriptor = os.open(os.devnull, os.O_RDWR)  # the lowest that is free
+    os.close(descriptor)
+    sys.stdout, sys.stderr = sys.stdout and LossyStream(1), LossyStream(2)  # None if closed
 
 
 class SignalSocket(socket.socket):
