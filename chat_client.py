@@ -1127,18 +1127,11 @@ def raise_for_signal(number: int, _: Any) -> None:
     raise Terminated(number)
 
 
-def wait_until_writable(descriptor: int, seconds: float | None = None) -> None:
-    """Waits until a descriptor takes something, and not longer than that."""
+def is_ready(file: int | socket.socket, events: int, seconds: float | None = 0) -> bool:
+    """Says whether something can be read from or written to a file, within so many seconds."""
     with Selector() as selector:
-        selector.register(descriptor, EVENT_WRITE)
-        selector.select(seconds)
-
-
-def is_readable(file: int | socket.socket) -> bool:
-    """Says whether there is something to read."""
-    with Selector() as selector:
-        selector.register(file, EVENT_READ)
-        return bool(selector.select(0))
+        selector.register(file, events)
+        return bool(selector.select(seconds))
 
 
 def is_in_foreground() -> bool:
@@ -1382,7 +1375,7 @@ class Console:
         can_ask = getpass and (termios or ONLY_SOCKETS)  # without an echo
         if not (self.attended and can_ask):
             raise Failure("the room wants a password; give it with --password-file FILE")
-        while not self.ended and is_readable(self.input):
+        while not self.ended and is_ready(self.input, EVENT_READ):
             self.read()  # getpass() drops what was typed before the question
         self.write_all()
         # The loop doesn't run meanwhile, so signals have to strike at once.
@@ -1466,7 +1459,7 @@ class Console:
         self.end_row()
         while self.output:
             if not ONLY_SOCKETS:
-                wait_until_writable(self.screen)
+                is_ready(self.screen, EVENT_WRITE, None)
             self.write()
 
     def close(self) -> None:
@@ -1541,7 +1534,7 @@ class Terminal(Console):
         deadline = time.monotonic() + 1.0  # a terminal that is stopped is not waited for
         with suppress(OSError, Failure):
             while self.output and time.monotonic() < deadline:
-                wait_until_writable(self.screen, 0.1)
+                is_ready(self.screen, EVENT_WRITE, 0.1)
                 self.write()
         with suppress(termios.error):
             termios.tcsetattr(0, termios.TCSANOW, modes)
@@ -2039,37 +2032,24 @@ class Client:
 
     def shake_hands(self, plain: socket.socket, tls: ssl.SSLContext) -> socket.socket:
         """Returns the socket with TLS around it. Raises Failure if that can't be trusted."""
-        host = self.host
+        host, deadline = self.host, time.monotonic() + CONNECT_TIME
         # No certificate has the scope of an address in it, or the dot that may end a full name.
         name = host.partition("%")[0].rstrip(".")
-        try:
-            sock = tls.wrap_socket(plain, server_hostname=name, do_handshake_on_connect=False)
-            with ExitStack() as unless_done:
-                unless_done.callback(sock.close)
-                if not self.handshake_is_done(sock):
-                    raise Disconnected(f"{host} does not answer in TLS; does it speak it?")
-                unless_done.pop_all()
-                return sock
-        except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
-            raise Disconnected(f"{host} closed the connection in the TLS handshake") from None
-        except ssl.SSLError as error:
-            raise Failure(why_no_tls(error, host)) from None
-        except OSError as error:
-            raise Disconnected(f"no TLS with {host}: {error.strerror}") from None
-
-    def handshake_is_done(self, sock: ssl.SSLSocket) -> bool:
-        """Shakes hands; says whether that came to an end in time. Raises OSError."""
-        deadline = time.monotonic() + CONNECT_TIME
-        while True:
+        with ExitStack() as unless_done:
             try:
-                sock.do_handshake()
-                return True
-            except ssl.SSLWantReadError:
-                events = EVENT_READ
-            except ssl.SSLWantWriteError:
-                events = EVENT_WRITE
-            if not self.wait_for(sock, events, deadline - time.monotonic()):
-                return False
+                sock = tls.wrap_socket(plain, server_hostname=name, do_handshake_on_connect=False)
+                unless_done.callback(sock.close)
+                while events := handshake_events(sock):
+                    if not self.wait_for(sock, events, deadline - time.monotonic()):
+                        raise Disconnected(f"{host} does not answer in TLS; does it speak it?")
+            except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
+                raise Disconnected(f"{host} closed the connection in the TLS handshake") from None
+            except ssl.SSLError as error:
+                raise Failure(why_no_tls(error, host)) from None
+            except OSError as error:
+                raise Disconnected(f"no TLS with {host}: {error.strerror}") from None
+            unless_done.pop_all()
+            return sock
 
     def reconnect(self) -> socket.socket:
         """Connects again, trying ever more rarely, once the password is known that the room wants.
@@ -2110,6 +2090,17 @@ class Client:
             new = [f"{len(new):,} lines"]
         for line in new:
             self.console.show(f"* not sent yet: {line}")
+
+
+def handshake_events(sock: ssl.SSLSocket) -> int:
+    """Shakes hands; returns what has to be waited for before that can go on, 0 if it is done."""
+    try:
+        sock.do_handshake()
+        return 0
+    except ssl.SSLWantReadError:
+        return EVENT_READ
+    except ssl.SSLWantWriteError:
+        return EVENT_WRITE
 
 
 def unacknowledged(sock: socket.socket) -> int:
