@@ -149,7 +149,7 @@ class LineFramer:
         return False
 
 
-# --- What is said and shown ----------------------------------------------------------------------
+# --- Lines and protocols -------------------------------------------------------------------------
 
 # Escape sequences as a whole (ECMA-48: CSI, the strings of OSC and its kin, the short ones); and
 # what else is no text: control characters but the tab, and the marks that turn the direction of
@@ -1034,149 +1034,7 @@ class Editor:
     )
 
 
-# --- The process ---------------------------------------------------------------------------------
-
-
-class Failure(Exception):
-    """The script can't go on; the text says why, and what to do about it."""
-
-
-class Disconnected(Failure):
-    """There is no connection, or no more."""
-
-
-class Terminated(Exception):
-    """A signal told us to end; the argument is its number."""
-
-
-class LossyStream(io.TextIOBase):
-    """Standard output or error that never waits for its reader: lines that aren't taken at once are
-    lost, and the next that can be written comes after one that says how many. The descriptor has to
-    stay a blocking one, as the shell has it too: so each write is small, and made only if there is
-    room. Python's own stream would wait, and in the end make the exit status 120."""
-
-    def __init__(self, descriptor: int) -> None:
-        self.descriptor = descriptor
-        self.can_fill = os.name == "posix" and not os.path.isfile(descriptor)
-        # What there is room for if there is any: in a pipe 512 bytes or more (POSIX, PIPE_BUF); in
-        # a terminal on Linux 256, but perhaps not a newline after them.
-        self.piece = re.compile(rb"\n|.{1,128}" if os.isatty(descriptor) else rb"(?s).{1,512}")
-        self.lost = 0  # lines, since the last that was written
-        self.why = ""  # the reason for that
-
-    def write(self, text: str) -> int:
-        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()) if self.lost else ""
-        gap = f"\n{now} lines lost here: {self.lost} ({self.why})\n" if self.lost else ""
-        data = (gap + text).encode("utf-8", "backslashreplace")
-        try:
-            while data:
-                if self.can_fill and not select.select([], [self.descriptor], [], 0)[1]:
-                    raise BlockingIOError(errno.EAGAIN, "nobody is reading it")
-                data = data[os.write(self.descriptor, next(self.piece.finditer(data))[0]) :]
-        except OSError as error:
-            self.why = str(error.strerror)
-        missing, lines = data.count(b"\n"), text.count("\n")
-        self.lost = missing if missing <= lines else self.lost + lines  # else the gap is untold
-        return len(text)
-
-
-def open_standard_streams() -> None:
-    """Makes standard output and error ones that never wait. Opens the null device in place of each
-    standard stream that is closed: a socket would get its descriptor, and with it the log."""
-    descriptor = 0
-    while descriptor < 3:
-        descriptor = os.open(os.devnull, os.O_RDWR)  # the lowest that is free
-    os.close(descriptor)
-    sys.stdout, sys.stderr = sys.stdout and LossyStream(1), LossyStream(2)  # None if closed
-
-
-class SignalSocket(socket.socket):
-    """What open_signal_socket returns. After close() no signal arrives any more."""
-
-    def __init__(self, reader: socket.socket, writer: socket.socket) -> None:
-        super().__init__(fileno=reader.detach())
-        self.writer = writer
-        self.woken_before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-
-    def close(self) -> None:
-        signal.set_wakeup_fd(self.woken_before)
-        self.writer.close()
-        super().close()
-
-
-def open_signal_socket(*numbers: int) -> socket.socket:
-    """Returns a socket on which each of these signals arrives as a byte, its number.
-
-    So a signal is one more event for the loop. A handler that raises would strike anywhere, even
-    between receiving bytes and passing them on.
-    """
-    reader, writer = socket.socketpair()
-    reader.setblocking(False)
-    writer.setblocking(False)
-    signals = SignalSocket(reader, writer)
-    for number in numbers:
-        signal.signal(number, lambda *_: None)  # only a signal with a handler wakes the loop
-    return signals
-
-
-def raise_for_signal(number: int, _: Any) -> None:
-    """Ends the client as a signal wants it: raises KeyboardInterrupt or Terminated. The loop calls
-    it; where no loop runs, it is the signal's handler."""
-    if number == signal.SIGINT:
-        raise KeyboardInterrupt
-    raise Terminated(number)
-
-
-def is_ready(file: int | socket.socket, events: int, seconds: float | None = 0) -> bool:
-    """Says whether something can be read from or written to a file, within so many seconds."""
-    with Selector() as selector:
-        selector.register(file, events)
-        return bool(selector.select(seconds))
-
-
-def is_in_foreground() -> bool:
-    """Says whether the terminal is ours to change, and not the shell's or another job's."""
-    try:
-        return os.tcgetpgrp(0) == os.getpgrp()
-    except OSError:  # no shell shares it with us
-        return True
-
-
-def window_size() -> tuple[int, int]:
-    """Returns the columns and rows of the terminal's window. Raises OSError."""
-    columns, rows = os.get_terminal_size(0)
-    return columns or 80, rows or 24
-
-
-def open_input() -> int | socket.socket:
-    """Returns what to wait at and read from for standard input: its descriptor, or, where only
-    sockets can be waited for, a socket that a thread feeds.
-
-    A terminal is opened anew, for a mode of its own: Ctrl-C drops what was typed before it, so a
-    read that was called because of that would wait, and Python not see the signal until more comes.
-    """
-    if not ONLY_SOCKETS:
-        with suppress(OSError):  # it isn't a terminal, or is another user's
-            return os.open(os.ttyname(0), os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
-        return 0
-    ours, feeder = socket.socketpair()
-    if sys.stdin is None:  # it was closed
-        feeder.close()
-    else:
-        threading.Thread(target=feed_input, args=(feeder,), daemon=True).start()
-    return ours
-
-
-def feed_input(feeder: socket.socket) -> None:
-    """Passes standard input on until it ends."""
-    stdin: Any = sys.stdin.buffer
-    with feeder, suppress(OSError):
-        # From the raw file: a buffered one is locked by the reader, also when the process ends.
-        for data in iter(lambda: stdin.raw.read(RECEIVE_SIZE), b""):
-            feeder.sendall(data)
-
-
-# --- Consoles: what the user types into and reads from -------------------------------------------
+# --- The consoles --------------------------------------------------------------------------------
 
 INDENT = "  "  # before the rows of a message after the first
 MIN_COLUMNS = 20  # in a narrower window the rows wrap by themselves
@@ -1783,7 +1641,7 @@ def why_no_tls(error: ssl.SSLError, host: str) -> str:
     return f"no TLS with {host}: {error.reason or error}"
 
 
-# --- The client ----------------------------------------------------------------------------------
+# --- The client and its sessions -----------------------------------------------------------------
 
 CONNECT_TIME = 10.0  # seconds for each address of a host, and for a TLS handshake
 QUESTION_TIME = 5.0  # seconds to wait for a question when we have a password to give
@@ -2419,6 +2277,148 @@ class Session:
             self.hear(self.framer.finish())
         else:  # the silence is ours
             self.timers[self.hear_rest] = time.monotonic() + UNFINISHED_TIME
+
+
+# --- The process ---------------------------------------------------------------------------------
+
+
+class Failure(Exception):
+    """The script can't go on; the text says why, and what to do about it."""
+
+
+class Disconnected(Failure):
+    """There is no connection, or no more."""
+
+
+class Terminated(Exception):
+    """A signal told us to end; the argument is its number."""
+
+
+class LossyStream(io.TextIOBase):
+    """Standard output or error that never waits for its reader: lines that aren't taken at once are
+    lost, and the next that can be written comes after one that says how many. The descriptor has to
+    stay a blocking one, as the shell has it too: so each write is small, and made only if there is
+    room. Python's own stream would wait, and in the end make the exit status 120."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self.can_fill = os.name == "posix" and not os.path.isfile(descriptor)
+        # What there is room for if there is any: in a pipe 512 bytes or more (POSIX, PIPE_BUF); in
+        # a terminal on Linux 256, but perhaps not a newline after them.
+        self.piece = re.compile(rb"\n|.{1,128}" if os.isatty(descriptor) else rb"(?s).{1,512}")
+        self.lost = 0  # lines, since the last that was written
+        self.why = ""  # the reason for that
+
+    def write(self, text: str) -> int:
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()) if self.lost else ""
+        gap = f"\n{now} lines lost here: {self.lost} ({self.why})\n" if self.lost else ""
+        data = (gap + text).encode("utf-8", "backslashreplace")
+        try:
+            while data:
+                if self.can_fill and not select.select([], [self.descriptor], [], 0)[1]:
+                    raise BlockingIOError(errno.EAGAIN, "nobody is reading it")
+                data = data[os.write(self.descriptor, next(self.piece.finditer(data))[0]) :]
+        except OSError as error:
+            self.why = str(error.strerror)
+        missing, lines = data.count(b"\n"), text.count("\n")
+        self.lost = missing if missing <= lines else self.lost + lines  # else the gap is untold
+        return len(text)
+
+
+def open_standard_streams() -> None:
+    """Makes standard output and error ones that never wait. Opens the null device in place of each
+    standard stream that is closed: a socket would get its descriptor, and with it the log."""
+    descriptor = 0
+    while descriptor < 3:
+        descriptor = os.open(os.devnull, os.O_RDWR)  # the lowest that is free
+    os.close(descriptor)
+    sys.stdout, sys.stderr = sys.stdout and LossyStream(1), LossyStream(2)  # None if closed
+
+
+class SignalSocket(socket.socket):
+    """What open_signal_socket returns. After close() no signal arrives any more."""
+
+    def __init__(self, reader: socket.socket, writer: socket.socket) -> None:
+        super().__init__(fileno=reader.detach())
+        self.writer = writer
+        self.woken_before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+
+    def close(self) -> None:
+        signal.set_wakeup_fd(self.woken_before)
+        self.writer.close()
+        super().close()
+
+
+def open_signal_socket(*numbers: int) -> socket.socket:
+    """Returns a socket on which each of these signals arrives as a byte, its number.
+
+    So a signal is one more event for the loop. A handler that raises would strike anywhere, even
+    between receiving bytes and passing them on.
+    """
+    reader, writer = socket.socketpair()
+    reader.setblocking(False)
+    writer.setblocking(False)
+    signals = SignalSocket(reader, writer)
+    for number in numbers:
+        signal.signal(number, lambda *_: None)  # only a signal with a handler wakes the loop
+    return signals
+
+
+def raise_for_signal(number: int, _: Any) -> None:
+    """Ends the client as a signal wants it: raises KeyboardInterrupt or Terminated. The loop calls
+    it; where no loop runs, it is the signal's handler."""
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise Terminated(number)
+
+
+def is_ready(file: int | socket.socket, events: int, seconds: float | None = 0) -> bool:
+    """Says whether something can be read from or written to a file, within so many seconds."""
+    with Selector() as selector:
+        selector.register(file, events)
+        return bool(selector.select(seconds))
+
+
+def is_in_foreground() -> bool:
+    """Says whether the terminal is ours to change, and not the shell's or another job's."""
+    try:
+        return os.tcgetpgrp(0) == os.getpgrp()
+    except OSError:  # no shell shares it with us
+        return True
+
+
+def window_size() -> tuple[int, int]:
+    """Returns the columns and rows of the terminal's window. Raises OSError."""
+    columns, rows = os.get_terminal_size(0)
+    return columns or 80, rows or 24
+
+
+def open_input() -> int | socket.socket:
+    """Returns what to wait at and read from for standard input: its descriptor, or, where only
+    sockets can be waited for, a socket that a thread feeds.
+
+    A terminal is opened anew, for a mode of its own: Ctrl-C drops what was typed before it, so a
+    read that was called because of that would wait, and Python not see the signal until more comes.
+    """
+    if not ONLY_SOCKETS:
+        with suppress(OSError):  # it isn't a terminal, or is another user's
+            return os.open(os.ttyname(0), os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+        return 0
+    ours, feeder = socket.socketpair()
+    if sys.stdin is None:  # it was closed
+        feeder.close()
+    else:
+        threading.Thread(target=feed_input, args=(feeder,), daemon=True).start()
+    return ours
+
+
+def feed_input(feeder: socket.socket) -> None:
+    """Passes standard input on until it ends."""
+    stdin: Any = sys.stdin.buffer
+    with feeder, suppress(OSError):
+        # From the raw file: a buffered one is locked by the reader, also when the process ends.
+        for data in iter(lambda: stdin.raw.read(RECEIVE_SIZE), b""):
+            feeder.sendall(data)
 
 
 # --- The command line ----------------------------------------------------------------------------
