@@ -1776,8 +1776,8 @@ class Client:
     def turn(self, *more: tuple[Any, int, Callable[[int], object]]) -> None:
         """Waits until something can be moved or is due, and does it. `more` is what to wait for
         apart from the console's files."""
-        first = min(self.timers.values(), default=NEVER)
         self.console.update()
+        first = min(self.timers.values(), default=NEVER)
         with Selector() as selector:
             for file, events, handler in [*self.console.files(), *more]:
                 if events:
@@ -2078,7 +2078,7 @@ class Session:
         """The server has said something: does that show that it has heard what was said?"""
         now = time.monotonic()
         if self.lose in self.timers:
-            self.timers[self.lose] = time.monotonic() + LOST_TIME
+            self.timers[self.lose] = now + LOST_TIME
         speaks = self.protocol.phase in (Phase.RELAY, Phase.IN_ROOM)
         guessed = speaks and "/ping" not in self.protocol.unseen
         was_read = self.asked and guessed and now >= self.asked[1] + READ_TIME
