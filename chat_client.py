@@ -41,6 +41,7 @@ import re
 import select
 import selectors
 import socket
+import string
 import sys
 import threading
 import time
@@ -53,6 +54,7 @@ from functools import lru_cache
 from itertools import takewhile
 from selectors import EVENT_READ, EVENT_WRITE
 from typing import Any, Callable, NamedTuple
+from urllib.parse import quote
 
 try:
     import ssl
@@ -1070,12 +1072,12 @@ ADDRESS = re.compile(r"https?://[^\s<>\"]*[^\s<>\"'.,:;!?)\]]")
 
 
 def hue(name: str) -> float:
-    """Returns the hue of a name, in degrees, the same as on the page: 137.508, the golden angle,
-    times a number that 31 times that of all letters but the last, and the last one's code point
-    add up to, modulo 2 ** 30. So the names Lab 1, Lab 2 and Lab 3 are far apart."""
+    """Returns the hue of a name, in degrees: the golden angle times h, where each character c makes
+    (31 h + c) modulo 2 ** 30 of h, from 0 on. So names that differ in their last character, such as
+    Lab 1 and Lab 2, are far apart. The page has the same rule."""
     number = 0
-    for letter in name:
-        number = (31 * number + ord(letter)) % (1 << 30)
+    for char in name:
+        number = (31 * number + ord(char)) % (1 << 30)
     return number * 137.508 % 360
 
 
@@ -1100,7 +1102,6 @@ class Painter:
         self.timestamps = timestamps
         self.day = ""  # of the last line
         self.me = ""  # the user's name; none with an echo server, whose lines have no speaker
-        self.links = 0  # so far
 
     def paint(self, line: str, width: int = 0) -> str:
         """Returns a line as it goes to the screen, in rows if the width of that is given. Those
@@ -1119,12 +1120,14 @@ class Painter:
     def link(self, text: str, rows: list[str]) -> list[str]:
         """Has each piece of an address of the web that is cut into rows lead to the whole."""
         linked, end = [], 0
+        addresses = [*ADDRESS.finditer(text)][::-1]  # what is inserted moves what is further on
         for row in rows:
             start, end = end, end + len(row)
-            for address in reversed([*ADDRESS.finditer(text)]):
+            for address in addresses:
                 first, last = max(address.start() - start, 0), min(address.end(), end) - start
                 if 0 < last - first < len(address[0]):
-                    piece = LINK.format(address[0], address.start(), row[first:last])
+                    whole = quote(address[0], safe=string.punctuation)
+                    piece = LINK.format(whole, address.start(), row[first:last])
                     row = row[:first] + piece + row[last:]
             linked.append(row)
         return linked
