@@ -550,7 +550,7 @@ WIDE_VARIANT = "\ufe0f"  # makes an emoji of the character before it
 SKIN_TONES = range(0x1F3FB, 0x1F400)
 FLAG_LETTERS = range(0x1F1E6, 0x1F200)  # two of them are a flag
 # Not \W, as marks are no letters, and have to stay with theirs.
-NO_WORD = r"\s!-/:-@\[-^`{-~\u2010-\u206f\u3000-\u303f\uff00-\uff0f"
+NO_WORD = r"\s!-/:-@\[-`{-~\u2010-\u206f\u3000-\u303f\uff00-\uff0f"
 WORD = re.compile(f"[{NO_WORD}]*[^{NO_WORD}]*")  # with what is before it
 LONG_WORD = re.compile(r"\s*\S*")  # the same, up to the next blank
 

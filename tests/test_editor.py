@@ -81,6 +81,8 @@ PASTE, END_PASTE = "\x1b[200~", "\x1b[201~"
         ("one\r\x1f", "|"),
         ("foo/bar baz-qux\x17\x17\x19", "foo/bar baz-qux|"),
         ("foo/bar\x17", "|"),
+        ("snake_case it's\x1bb\x1bb\x1bb!", "snake_!|case it's"),
+        ("snake_case\x01\x1bd\x1bf!", "_case!|"),
         ("foo/bar\x1b\x7f", "foo/|"),
         ("one two three\x1bb\x17\x0b\x19", "one two three|"),
         ("one two\x17\x02\x05\x17\x19", "one |"),
