@@ -1392,6 +1392,7 @@ class Terminal(Console):
         if not modes or not is_in_foreground():
             return
         self.output += f"{CLEAR_ROW}{PASTE_MODE_OFF}".encode()
+        self.cursor_column = 0
         deadline = time.monotonic() + 1.0  # a terminal that is stopped is not waited for
         with suppress(OSError, Failure):
             while self.output and time.monotonic() < deadline:
@@ -1442,7 +1443,8 @@ class Terminal(Console):
             return data
         self.timers.pop(self.stop_measuring, None)
         column, wrapped = int(answer[1]) - 1, self.cursor_column % self.width
-        if wrapped != self.width - 1:  # else it is there in either case
+        cut_off = self.width - 1
+        if wrapped != cut_off and column in (wrapped, cut_off):  # else it tells nothing
             self.reflows = column == wrapped
         if self.reflows:
             self.clear = UP.format(self.cursor_column // self.width) + CLEAR_BELOW
