@@ -597,7 +597,7 @@ class Peer:
         self.sock.close()
 
 
-class Client(Peer):
+class ClientPeer(Peer):
     """Our client as a server has it, but for what it asks of a room by itself."""
 
     def line(self) -> bytes:
@@ -626,7 +626,7 @@ class Listener:
     def accept(self) -> Peer:
         sock, _ = self.listener.accept()
         sock.settimeout(DEADLINE)
-        return Client(sock)
+        return ClientPeer(sock)
 
 
 def end_stream(sock: Any) -> None:

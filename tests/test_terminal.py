@@ -664,6 +664,27 @@ def untaken() -> chat_client.Terminal:
     return console
 
 
+@pytest.mark.parametrize(
+    "column, answer, reflows, rows_above",
+    [(70, 31, True, 1), (70, 40, False, 0), (79, 40, None, 0), (70, 20, None, 0)],
+)
+def test_what_the_cursor_tells_of_how_a_terminal_wraps(
+    column: int, answer: int, reflows: bool | None, rows_above: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat_client, "window_size", lambda: (40, 24))
+    console = untaken()
+    console.reflows, console.cursor_column = None, column
+    console.resize()
+    assert console.output.endswith(b"\x1b[6n") and console.stop_measuring in console.timers
+    assert console.measured(b"x\x1b[24;%dRy" % answer) == b"xy"
+    up = f"\x1b[{rows_above}A" if rows_above else ""
+    assert (console.reflows, console.clear) == (reflows, f"{up}\r\x1b[J")
+    console.output.clear()
+    console.resize()
+    assert bool(console.output) is (reflows is None), "it is asked until it is known"
+    assert console.clear == f"{up}\r\x1b[J"
+
+
 def test_keys_of_a_slow_terminal_are_soon_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, room, taken = [0.0], [5000], bytearray()
 
