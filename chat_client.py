@@ -992,8 +992,9 @@ class Editor:
         """Returns what stands before the line in place of the prompt, if anything does."""
         if self.asked:
             lines = self.pasted_lines()
-            slash = ", with a slash" if any(line.command for line in lines) else ""
-            return f"({len(lines)} lines{slash}: Enter says them) "
+            if any(line.command for line in lines):
+                return f"({len(lines)} lines, with a slash: Enter says them to everyone) "
+            return f"({len(lines)} lines: Enter says them) "
         return "" if self.sought is None else f"(search: {self.sought}) "
 
     # What terminals send (xterm, VT100, the Linux console, rxvt) for what isn't just a character.

@@ -136,7 +136,7 @@ def test_enter_asks_before_it_says_what_may_be_a_command(line: str, others: str)
     for keys in (f"{PASTE}{block}{END_PASTE}", block.replace("\n", "\x1b\r")):
         editor = typed(keys + "\r")
         assert finished(editor) == []
-        assert editor.heading().endswith(" lines, with a slash: Enter says them) ")
+        assert editor.heading().endswith(" lines, with a slash: Enter says them to everyone) ")
         assert typed("x\x7f", editor).heading() == "", "any other key takes the question back"
         assert finished(typed("\r\r", editor)) == block.split("\n")
 

@@ -476,7 +476,7 @@ def test_a_pasted_block_is_said_whole_whatever_is_in_it(
     window = in_terminal(terminal, "127.0.0.1", str(listener.port), "--name", "John")
     server = joined(window, listener)
     window.type("\x1b[200~if broken; then\n    exit\nfi\n/quit\n/usr\nquit\x1b[201~\r")
-    window.expect("(6 lines, with a slash: Enter says them) ")
+    window.expect("(6 lines, with a slash: Enter says them to everyone) ")
     window.type("\r")
     for line in ("if broken; then", "    exit", "fi", "/quit", "/usr", "quit"):
         server.expect(f"John: {line}\n")
@@ -869,7 +869,7 @@ def test_a_command_in_a_pasted_block_is_asked_about_before_everyone_hears_it(
     window = in_terminal(terminal, "127.0.0.1", str(listener.port), "--name", "John")
     server = joined(window, listener)
     window.type("\x1b[200~/msg Ann: psst\nand more\x1b[201~\r")
-    window.expect("(2 lines, with a slash: Enter says them) ")
+    window.expect("(2 lines, with a slash: Enter says them to everyone) ")
     window.type("\x15exit\r")
     assert server.rest() == b""
 
