@@ -1555,7 +1555,7 @@ class Terminal(Console):
             self.pace = NEVER
 
     def write(self, _: int = 0) -> None:
-        """Writes what the terminal takes. One that doesn't take all is slow, and its buffer is full:
+        """Writes what the terminal takes. One that doesn't take all is slow, and its buffer full:
         that is to be empty before more is drawn above the row, and not to fill again."""
         super().write()
         now = time.monotonic()

@@ -444,7 +444,8 @@ def test_neighbours_have_colours_that_lie_far_apart() -> None:
     painter = Painter(True, False)
     painter.me = "me"
     for group in groups:
-        assert len({painter.paint(f"{name}: hi").partition(name)[0] for name in group}) == len(group)
+        colours = {painter.paint(f"{name}: hi").partition(name)[0] for name in group}
+        assert len(colours) == len(group)
 
 
 def test_what_one_said_in_private_looks_private() -> None:
