@@ -1546,7 +1546,7 @@ class Terminal(Console):
         del self.above[: len(above)]
         if above and self.pace < NEVER:
             self.timers[self.rest] = time.monotonic() + len(above) / self.pace
-            self.pace *= 1.003  # is it faster by now?
+            self.pace *= 1.01  # is it faster by now?
         return above
 
     def rest(self) -> None:
@@ -1555,16 +1555,19 @@ class Terminal(Console):
             self.pace = NEVER
 
     def write(self, _: int = 0) -> None:
-        """Writes what the terminal takes. One that doesn't take all is slow, and its buffer full:
-        that is to be empty before more is drawn above the row, and not to fill again."""
+        """Writes what the terminal takes. One that takes the rest of it in pieces is slow, and its
+        buffer full: that is to be empty before more is drawn above the row, and not to fill again.
+        If it takes the rest at once, it was only stopped."""
+        before = len(self.output)
         super().write()
         now = time.monotonic()
         if self.output and not self.stuck:
             self.stuck = len(self.output), now
         elif self.stuck and not self.output:
             (size, since), self.stuck = self.stuck, None
-            self.pace = max(0.9 * size / (now - since + 0.001), MIN_PACE)
-            self.timers[self.rest] = now + BUFFER_SIZE / self.pace
+            if before < size:
+                self.pace = max(0.9 * size / (now - since + 0.001), MIN_PACE)
+                self.timers[self.rest] = now + BUFFER_SIZE / self.pace
 
     def draw_row(self) -> str:
         """Returns what draws the row from its start."""
@@ -1682,7 +1685,7 @@ SOCKET_OPTIONS = [
 # On Linux: how many bytes the peer has yet to acknowledge, the end of the stream counting as one;
 # and what TLS adds to a record at least (RFC 8446, 5.2).
 SIOCOUTQ = 0x5411 if sys.platform == "linux" else 0
-TLS_OVERHEAD = 22
+RECORD_OVERHEAD = 22
 IN_DOUBT = "what you said last may not have arrived"
 
 
@@ -2100,7 +2103,7 @@ class Session:
         self.console.typed.extendleft(reversed(unsent))
         last = self.sent if self.lost else 0  # bytes that may not have arrived
         if not self.over:
-            overhead = TLS_OVERHEAD if self.client.tls else 0
+            overhead = RECORD_OVERHEAD if self.client.tls else 0
             last = max(unacknowledged(self.sock) - self.stream_ended - overhead, 0)
         taken = [line for end, line in self.said if self.sent - last < end <= self.sent]
         self.console.doubtful = [masked(line.text) for line in taken]

@@ -704,6 +704,8 @@ def test_keys_of_a_slow_terminal_are_soon_seen(monkeypatch: pytest.MonkeyPatch) 
         console.write()
     left = len(console.output)
     clock[0] += 0.1
+    room[0] = left // 2
+    console.write()
     room[0] = 10_000
     console.write()
     assert console.pace == pytest.approx(max(9 * left, chat_client.MIN_PACE), rel=0.05)
@@ -720,6 +722,12 @@ def test_keys_of_a_slow_terminal_are_soon_seen(monkeypatch: pytest.MonkeyPatch) 
     console.above.clear()
     console.rest()
     assert console.pace == float("inf")
+    room[0] = 10
+    console.write()
+    assert console.stuck
+    room[0] = 10_000
+    console.write()
+    assert (console.stuck, console.pace) == (None, float("inf")), "it was only stopped"
 
 
 def test_not_too_many_lines_are_drawn_before_keys_are_looked_at_again() -> None:
