@@ -54,7 +54,7 @@ PLAIN = [*CLIENT, "--plain"]
 PORTS: dict[int, socket.socket] = {}  # that free_port() has given out, and what marks them as ours
 
 NOT_IN_MINIMAL = ["bz2", "fcntl", "getpass", "hmac", "readline", "resource", "termios", "zlib"]
-XTERM = {**os.environ, "TERM": "xterm-256color", "NO_COLOR": ""}
+XTERM = {**os.environ, "TERM": "xterm-256color", "NO_COLOR": "", "TMUX": ""}
 
 # Which tests run over each kind of connection; see the fixture `start`.
 plain_and_tls = pytest.mark.parametrize("start", ["plain", "tls"], indirect=True)
@@ -443,25 +443,16 @@ class FakeConsole(chat_client.Console):
 
     def __init__(self, *typed: str, attended: bool = True, ended: bool = False) -> None:
         super().__init__(chat_client.Painter(False, False))
-        self.attended = self.waits_for_server = attended
+        self.signals.close()
+        self.attended = self.interactive = attended
         self.ended = ended
         self.typed.extend(map(chat_client.Line, typed))
         self.shown: list[str] = []
-        self.reports: list[str] = []
         self.prompts: list[str] = []  # that the user was asked with
         self.secrets: list[bytes] = []  # what the user answers, in turns of the loop
 
     def files(self) -> list[Any]:
         return []
-
-    def wants_input(self) -> bool:
-        return False
-
-    def feed(self, data: bytes) -> None:
-        raise AssertionError("there is nothing to read from")
-
-    def on_signal(self, _: int) -> None:
-        raise AssertionError("there are no signals")
 
     def ask_secret(self, prompt: str) -> bytes | None:
         self.prompts.append(prompt)
@@ -470,27 +461,15 @@ class FakeConsole(chat_client.Console):
     def wants_to_leave(self) -> bool:
         return self.ended or any(line.leaves for line in self.typed)
 
-    def report(self, status: str) -> None:
-        self.reports.append(status)
-
-    def invite(self, prompt: str, ask: bool) -> None:
+    def invite(self, prompt: str, ask: bool = False) -> None:
         if ask:
             self.prompts.append(prompt)
-
-    def echo_typed(self, line: str) -> None:
-        self.shown.append(line)
 
     def show(self, line: str) -> None:
         self.shown.append(line)
 
     def ring(self) -> None:
         self.shown.append("\a")
-
-    def update(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
 
 
 class Sipping:
@@ -516,17 +495,20 @@ class Blocked:
 
 
 def unconnected(
-    protocol: chat_client.Protocol, sock: Any = None, console: FakeConsole | None = None
+    protocol: chat_client.ChatProtocol, sock: Any = None, console: FakeConsole | None = None
 ) -> chat_client.Session:
     """Returns a session whose socket, if any, isn't one."""
-    return chat_client.Session(chat_client.Client(console or FakeConsole(), "", 0), sock, protocol)
+    return chat_client.Session(chat_client.Client(console or FakeConsole(), protocol), sock)
+
+
+JOINING = b"/name J\n/who\n/ping\n"  # what the client says to a room that lets J in
 
 
 def john_in_a_room() -> chat_client.ChatProtocol:
     """Returns the client's side of a conversation with a room that knows John."""
     chat = chat_client.ChatProtocol("John")
-    chat.hear(WELCOME.decode().rstrip())
-    chat.hear("* you are John")
+    for line in (WELCOME.decode().rstrip(), "* you are John", "* here: John", "* pong"):
+        chat.hear(line)
     chat.outgoing.clear()
     return chat
 
@@ -619,6 +601,20 @@ class Peer:
         self.sock.close()
 
 
+class ClientPeer(Peer):
+    """Our client as a server has it, but for what it asks of a room by itself."""
+
+    def line(self) -> bytes:
+        line = super().line()
+        while line in (b"/who\n", b"/ping\n"):
+            line = super().line()
+        return line
+
+    def rest(self) -> bytes:
+        lines = super().rest().splitlines(keepends=True)
+        return b"".join(line for line in lines if line not in (b"/who\n", b"/ping\n"))
+
+
 class Listener:
     """A server that does what a test wants: accepts one client, and is its peer."""
 
@@ -634,7 +630,7 @@ class Listener:
     def accept(self) -> Peer:
         sock, _ = self.listener.accept()
         sock.settimeout(DEADLINE)
-        return Peer(sock)
+        return ClientPeer(sock)
 
 
 def end_stream(sock: Any) -> None:

@@ -22,6 +22,7 @@ import pytest
 from support import (
     CLIENT,
     DEADLINE,
+    JOINING,
     NOT_IN_MINIMAL,
     PLAIN,
     ROOT,
@@ -50,14 +51,12 @@ from support import (
 import chat_client
 from chat_client import (
     MAX_LINE,
-    NEVER,
     TOO_LONG,
     ChatProtocol,
     Client,
     Disconnected,
     EchoProtocol,
     Failure,
-    Ledger,
     Line,
     Phase,
     Session,
@@ -88,7 +87,7 @@ def test_a_command_goes_to_a_room_or_nowhere(heard: list[str], line: str, alone:
     chat.stop_waiting()
     chat.submit(Line(line, alone))
     assert chat.outgoing == b""
-    assert chat.to_show[-1].startswith("* not sent: /") and chat.command_refused
+    assert chat.to_show[-1].startswith("* not sent: /") and chat.refused
     assert ("psst" in chat.to_show[-1]) is ("psst" in line and "op" not in line)
 
 
@@ -103,7 +102,7 @@ def test_a_blank_before_a_command_makes_no_message_of_it() -> None:
 def test_in_a_room_the_name_is_made_known_and_the_answer_hidden() -> None:
     chat = ChatProtocol("John")
     chat.hear("Welcome to the chatroom!")
-    assert (bytes(chat.outgoing), chat.accepts_input) == (b"/name John\n", False)
+    assert (bytes(chat.outgoing), chat.accepts_input) == (b"/name John\n/who\n/ping\n", False)
     chat.hear("* Ann joined")
     chat.hear("* you are John")
     assert chat.accepts_input
@@ -161,13 +160,15 @@ def test_only_the_answer_to_our_own_question_names_us() -> None:
     ],
 )
 def test_a_notice_that_can_be_read_in_two_ways_is_only_shown(line: str) -> None:
-    chat = ChatProtocol("John", ignored={"john": "John"})
-    for one in (chat_client.WELCOME, "* John is taken", "* you are John_", "* John joined"):
+    chat = ChatProtocol("John")
+    chat.ignored["john"] = "John"
+    chat.hear(chat_client.WELCOME)
+    for one in ("* John is taken", "* here: John", "* pong", "* you are John_", "* John joined"):
         chat.hear(one)
     chat.hear(line)
-    assert chat.outgoing == b"/name John\n/name John_\n"
+    assert chat.outgoing == b"/name John\n/who\n/ping\n/name John_\n"
     assert (list(chat.names), chat.ignored) == (["John"], {"john": "John"})
-    assert not chat.removed and not chat.closing
+    assert not chat.hopeless
     assert chat.to_show[-1] == line
 
 
@@ -207,7 +208,7 @@ def test_a_late_welcome_is_a_welcome() -> None:
     chat.stop_waiting()
     chat.submit(Line("hi"))
     chat.hear("Welcome to the chatroom!")
-    assert chat.outgoing == b"Ann: hi\n/name Ann\n"
+    assert chat.outgoing == b"Ann: hi\n/name Ann\n/who\n/ping\n"
 
 
 @pytest.mark.parametrize("password", [b"", b"secret"])
@@ -218,7 +219,7 @@ def test_what_was_said_before_a_late_question_is_not_the_password(password: byte
     chat.stop_waiting()
     session.forward_typed()
     session.serve(selectors.EVENT_WRITE)
-    session.ledger.taken[0] = (6, time.monotonic() - 60, Line("hi"))  # the server was asleep
+    session.asked = 6, time.monotonic() - 60  # the server was asleep
     session.receive(b"* password?\n")
     assert session.over and b"secret" not in chat.outgoing
     session.close_ledger()
@@ -286,7 +287,7 @@ def test_each_address_of_a_host_is_tried(monkeypatch: pytest.MonkeyPatch) -> Non
     dead = socket.socket()  # bound, but nobody listens
     dead.bind(("127.0.0.1", 0))
     with dead, socket.create_server(("127.0.0.1", 0)) as alive:
-        client = Client(FakeConsole(), "localhost", 7007)
+        client = Client(FakeConsole(), ChatProtocol("J"))
         addresses = [
             (socket.AF_INET, socket.SOCK_STREAM, 0, "", one.getsockname()) for one in (dead, alive)
         ]
@@ -299,11 +300,11 @@ def test_end_of_input_waits_for_the_server_and_who_leaves_does_not_for_long() ->
     for leaves in (False, True):
         ours, theirs = socket.socketpair()
         with ours, theirs:
-            session = Session(Client(FakeConsole(), "", 0), ours, ChatProtocol("John"))
+            session = unconnected(ChatProtocol("John"), ours)
             session.left = leaves
             session.end_stream()
             assert theirs.recv(1) == b""
-            assert (session.leave_by < NEVER) is leaves
+            assert (session.go in session.timers) is leaves
 
 
 def test_names_that_are_remembered_have_a_limit() -> None:
@@ -339,7 +340,8 @@ def test_phases_of_a_chat(heard: list[str], phase: Phase, accepts: bool, turned_
     chat = ChatProtocol("J")
     for line in heard:
         chat.hear(line)
-    assert (chat.phase, chat.accepts_input, chat.turned_away) == (phase, accepts, turned_away)
+    assert (chat.phase, chat.accepts_input) == (phase, accepts)
+    assert chat.why == (turned_away and f"not let in: {turned_away}")
     chat.stop_waiting()
     assert chat.accepts_input is (phase is not Phase.AT_DOOR)
 
@@ -361,7 +363,7 @@ def test_the_wanted_name_is_taken_back_when_it_is_free() -> None:
             chat.hear(line)
         for line in ("* Johnny left", "* John_ is now John_", "* John is now JOHN", "John: I left"):
             chat.hear(line)
-        assert chat.outgoing == b"/name John\n/name John_\n"
+        assert chat.outgoing == b"/name John\n/who\n/ping\n/name John_\n"
         chat.hear(freed)
         assert chat.outgoing.endswith(b"/name John_\n/name John\n")
         assert not chat.accepts_input
@@ -378,7 +380,7 @@ def test_no_name_is_asked_for_before_the_last_question_is_answered() -> None:
     chat.submit(Line("/name Jim"))
     chat.hear("* John left")
     chat.hear("* you are Jim")
-    assert chat.outgoing == b"/name John\n/name John_\n/name Jim\n"
+    assert chat.outgoing == b"/name John\n/who\n/ping\n/name John_\n/name Jim\n"
     assert (chat.name, chat.accepts_input) == ("Jim", True)
 
 
@@ -396,8 +398,7 @@ def test_somebody_may_be_faster_to_take_the_name() -> None:
 
 
 def test_whoever_is_ignored_is_not_heard() -> None:
-    ignored: dict[str, str] = {}
-    chat = ChatProtocol("J", ignored=ignored)
+    chat = ChatProtocol("J")
     for line in JOINED:
         chat.hear(line)
     chat.outgoing.clear()
@@ -415,20 +416,21 @@ def test_whoever_is_ignored_is_not_heard() -> None:
         chat.hear(line)
     assert chat.to_show == ["Bob: hi", "* Ann is now Zoe", "Anna: hi"]
     assert not chat.calls_user
-    again = ChatProtocol("J", ignored=ignored)
+    assert b"ignore" not in chat.outgoing
+    chat.begin()
     for line in (*JOINED, "ann: hi"):
-        again.hear(line)
+        chat.hear(line)
     for command in ("/ignore", "/ignore ANN", "/ignore zoe", "/ignore"):
-        again.submit(Line(command))
-    again.hear("Ann: hi")
-    assert again.to_show[1:] == [
+        chat.submit(Line(command))
+    chat.hear("Ann: hi")
+    assert chat.to_show[1:] == [
         "* ignored: Ann, Zoe",
         "* what ANN says is shown again",
         "* what zoe says is shown again",
         "* ignored: nobody",
         "Ann: hi",
     ]
-    assert b"ignore" not in chat.outgoing + again.outgoing
+    assert b"ignore" not in chat.outgoing
 
 
 def test_help_tells_of_what_the_client_does_itself() -> None:
@@ -451,17 +453,11 @@ def test_what_is_too_long_for_a_room_is_told_before() -> None:
     assert chat.to_show[-1] == "* not said: a line of 8193 bytes; a room takes 8192"
 
 
-def test_those_who_are_silent_are_asked_for_once() -> None:
+def test_those_who_are_silent_are_known_and_nobody_sees_how() -> None:
     chat = ChatProtocol("J")
-    chat.candidates("x")
-    for line in (*JOINED, "Xaver: hi"):
+    for line in (*JOINED, "Xaver: hi", "* here: Xaver, J, Xenia, 5 more and 2 unnamed"):
         chat.hear(line)
-    assert chat.outgoing == b"/name J\n"
-    chat.candidates("x")
-    chat.candidates("x")
-    assert chat.outgoing == b"/name J\n/who\n"
-    chat.hear("* here: Xaver, J, Xenia, 5 more and 2 unnamed")
-    assert chat.names_came and chat.to_show[-1] == "Xaver: hi"
+    assert chat.outgoing == JOINING and chat.to_show[-1] == "Xaver: hi"
     assert chat.candidates("x") == ["Xaver", "Xenia"]
     assert chat.candidates("5") == []
     chat.submit(Line("/who"))
@@ -469,6 +465,21 @@ def test_those_who_are_silent_are_asked_for_once() -> None:
     assert chat.to_show[-1] == "* here: 2 unnamed"
     chat.hear("* Xenia left")
     assert chat.candidates("x") == ["Xaver"]
+
+
+@pytest.mark.parametrize("answer, knows", [("* pong", True), (chat_client.NO_PING, False)])
+def test_a_room_is_asked_whether_it_can_say_what_it_has_heard(answer: str, knows: bool) -> None:
+    chat = ChatProtocol("J")
+    for line in (*JOINED, answer):
+        chat.hear(line)
+    assert (chat.answered, chat.knows_ping, chat.to_show) == (True, knows, JOINED[:1])
+    for line in ("* pong", chat_client.NO_PING):  # then it is the user who has asked
+        chat.submit(Line("/ping"))
+        chat.hear(line)
+        assert chat.to_show[-1] == line
+    chat.ask("/ping")
+    chat.hear(chat_client.NO_PING)
+    assert (chat.to_show[-1] == chat_client.NO_PING) is True
 
 
 @pytest.mark.parametrize("mark, given", [(b"", b"secret"), (b"\xef\xbb\xbf", b"secret")])
@@ -480,33 +491,117 @@ def test_the_mark_before_a_password_is_no_part_of_it(mark: bytes, given: bytes) 
 
 
 def test_where_a_room_has_been_nothing_is_said_before_its_welcome() -> None:
-    chat = ChatProtocol("J", expects_welcome=True)
-    chat.stop_waiting()
-    assert not chat.accepts_input
-    for line in JOINED:
-        chat.hear(line)
-    assert chat.accepts_input
+    for shown in JOINED[:1], ["* password?"]:
+        chat = ChatProtocol("J")
+        for line in shown:
+            chat.hear(line)
+        chat.begin()
+        chat.stop_waiting()
+        assert not chat.accepts_input
+        for line in JOINED:
+            chat.hear(line)
+        assert chat.accepts_input
 
 
-def test_ledger_knows_what_may_not_have_arrived() -> None:
-    ledger = Ledger()
-    for size, text in ((3, "ab"), (6, "cd"), (9, "ef")):
-        ledger.add(Line(text), size)
-    ledger.go_out(2, 1.0)
-    assert [line.text for line in ledger.unsent()] == ["ab", "cd", "ef"]
-    ledger.go_out(5, 2.0)
-    assert [line.text for line in ledger.unsent()] == ["ef"]
-    assert ledger.doubtful() == ["ab", "cd"]
-    assert ledger.doubtful(0) == ledger.doubtful(1) == []
-    assert ledger.doubtful(2) == ["cd"]
-    ledger.go_out(2, 9.0)
-    ledger.hear(2.0 + chat_client.READ_TIME)
-    assert ledger.doubtful() == ["ab", "cd", "ef"]
-    ledger.hear(2.1 + chat_client.READ_TIME)
-    assert ledger.doubtful() == ["ef"]
-    ledger.add(Line("gh"), 3)
-    ledger.hear_answer()
-    assert (ledger.doubtful(), len(ledger.unsent())) == ([], 1)
+def lines_in_doubt(session: Session, lost: str = "reset") -> list[str]:
+    session.end(lost)
+    session.close_ledger()
+    session.over = False
+    return session.console.doubtful
+
+
+def test_what_a_relay_has_read_is_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It speaks, and some time before had been sent what was said."""
+    clock = [0.0]
+    monkeypatch.setattr(chat_client, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    console = FakeConsole("ab", "cd")
+    session = unconnected(ChatProtocol("J"), console=console, sock=Sipping(100))
+    session.receive(b"a relay\n")
+    session.forward_typed()
+    session.serve(selectors.EVENT_WRITE)
+    session.ask()
+    console.typed.append(Line("ef"))
+    session.forward_typed()
+    session.serve(selectors.EVENT_WRITE)
+    clock[0] += 0.9 * chat_client.READ_TIME
+    session.receive(b"Ann: hi\n")
+    assert lines_in_doubt(session) == ["ab", "cd", "ef"]
+    clock[0] += 0.1 * chat_client.READ_TIME
+    session.receive(b"Ann: hi\n")
+    assert lines_in_doubt(session) == ["ef"]
+    assert lines_in_doubt(session, lost="") == []
+
+
+def in_a_room() -> tuple[Session, Sipping, FakeConsole]:
+    """Returns a session in a room that knows J and /ping, its socket and its console."""
+    sock, console = Sipping(10_000), FakeConsole()
+    session = unconnected(ChatProtocol("J"), console=console, sock=sock)
+    session.receive(WELCOME + b"* you are J\n* here: J\n* pong\n")
+    session.serve(selectors.EVENT_WRITE)
+    return session, sock, console
+
+
+def speak(session: Session, *lines: str) -> None:
+    """The user says lines, and all that the client has to say goes out."""
+    session.console.typed.extend(map(Line, lines))
+    session.forward_typed()
+    session.ask()
+    while session.protocol.outgoing:
+        session.serve(selectors.EVENT_WRITE)
+
+
+def test_what_a_room_has_heard_is_known() -> None:
+    session, sock, console = in_a_room()
+    speak(session, "one", "/msg Ann: psst")
+    speak(session, "two")
+    assert sock.taken.endswith(b"J: one\n/msg Ann: psst\n/ping\nJ: two\n")
+    assert lines_in_doubt(session) == ["one", "/msg Ann: psst", "two"]
+    session.receive(b"* pong\n")
+    assert lines_in_doubt(session) == ["two"]
+    speak(session)
+    assert sock.taken.endswith(b"J: two\n/ping\n")
+    session.receive(b"* pong\n* you were removed by an operator; come back in 10 min\n")
+    assert lines_in_doubt(session, "the server closed it") == []
+    assert not [line for line in console.shown if "pong" in line]
+
+
+def test_a_room_that_is_asked_and_silent_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(chat_client, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+
+    def pass_time(seconds: float) -> None:
+        clock[0] += seconds
+        session.client.do_what_is_due()
+
+    session, _, console = in_a_room()
+    pass_time(10 * chat_client.LOST_TIME)
+    speak(session, "one")
+    for heard in (b"Ann: hi\n", b"Ann: ho\n"):  # the network lives
+        pass_time(0.9 * chat_client.LOST_TIME)
+        session.receive(heard)
+    session.receive(b"* pong\n")
+    pass_time(10 * chat_client.LOST_TIME)
+    assert not session.over
+    speak(session, "two")
+    console.output += bytes(session.max_waiting)  # then the silence is ours
+    pass_time(2 * chat_client.LOST_TIME)
+    assert not session.over
+    console.output.clear()
+    pass_time(2 * chat_client.LOST_TIME)
+    assert (session.over, session.lost) == (True, "no answer for 15 s")
+    session.close_ledger()
+    assert console.doubtful == ["two"]
+
+
+def test_a_room_that_knows_no_ping_is_asked_once() -> None:
+    sock, console = Sipping(10_000), FakeConsole()
+    session = unconnected(ChatProtocol("J"), console=console, sock=sock)
+    session.receive(WELCOME + b"* you are J\n" + chat_client.NO_PING.encode() + b"\n")
+    speak(session, "one", "/foo")
+    session.receive(chat_client.NO_PING.encode() + b"\n")
+    assert sock.taken == JOINING + b"J: one\n/foo\n"
+    assert console.shown[-1] == chat_client.NO_PING
+    assert session.lose not in session.timers
 
 
 def test_bytes_that_nobody_has_acknowledged() -> None:
@@ -551,7 +646,7 @@ def test_what_was_said_to_a_server_that_vanishes_is_kept_or_told() -> None:
     session.close_ledger()
     assert console.unsent() == ["two", "three", "four"]
     assert console.doubtful == ["one"]
-    session.client.tell_lost("lost the connection: reset")
+    session.client.tell_lost(Disconnected("lost the connection: reset"))
     session.client.note_unsent()
     assert console.shown[-6:] == [
         "* lost the connection: reset",
@@ -561,33 +656,19 @@ def test_what_was_said_to_a_server_that_vanishes_is_kept_or_told() -> None:
         "* not sent yet: three",
         "* not sent yet: four",
     ]
-    session.client.tell_lost("lost the connection: reset")
+    session.client.tell_lost(Disconnected("lost the connection: reset"))
     session.client.note_unsent()
     assert len(console.shown) == 10, "told once"
-
-
-def test_a_room_that_says_farewell_has_heard_all_before() -> None:
-    console = FakeConsole("one")
-    session = unconnected(ChatProtocol("J"), console=console, sock=Sipping(100))
-    session.receive(WELCOME + b"* you are J\n")
-    for when, doubtful in (("before", []), ("after", ["two"])):
-        if when == "after":
-            console.typed.append(Line("two"))
-        session.forward_typed()
-        session.serve(selectors.EVENT_WRITE)
-        if when == "before":
-            session.receive(b"* the room is closing\n")
-        assert session.ledger.doubtful() == doubtful
 
 
 def test_a_word_that_leaves_is_no_password() -> None:
     console = FakeConsole("exit")
     session = unconnected(ChatProtocol("J"), console=console)
     session.receive(b"* password?\n")
-    session.ask_password()
+    session.client.ask_password()
     assert (console.prompts, session.protocol.outgoing) == ([], b"")
     session.see_off()
-    assert session.leave_by < NEVER
+    assert session.go in session.timers
 
 
 def test_what_was_typed_ahead_of_the_question_is_no_password() -> None:
@@ -595,12 +676,12 @@ def test_what_was_typed_ahead_of_the_question_is_no_password() -> None:
     session = unconnected(ChatProtocol("J"), console=console)
     console.secrets.append(b"secret")
     session.receive(b"* password?\n")
-    session.ask_password()
+    session.client.ask_password()
     session.forward_typed()
     assert (console.prompts, session.protocol.outgoing) == (["password: "], b"secret\n")
     session.receive(WELCOME + b"* you are J\n")
     session.forward_typed()
-    said = b"secret\n/name J\nJ: ahead\n/msg Ann: psst\n"
+    said = b"secret\n" + JOINING + b"J: ahead\n/msg Ann: psst\n"
     assert session.protocol.outgoing == said
 
 
@@ -611,14 +692,14 @@ def test_whoever_wants_out_is_kept_no_longer_by_what_the_server_asks(
     monkeypatch.setattr(chat_client, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     session = unconnected(ChatProtocol("J"), console=FakeConsole("exit"))
     session.see_off()
-    assert session.leave_by == chat_client.LINGER
+    assert session.timers[session.go] == chat_client.LINGER
     for heard in (WELCOME, b"* J is taken\n", b"* J_ is taken\n"):
         clock[0] += 0.1
         session.receive(heard)
         session.see_off()
     assert session.protocol.outgoing.count(b"/name") == 3
-    assert session.answer_by == clock[0] + chat_client.ANSWER_TIME
-    assert session.leave_by == chat_client.LINGER
+    assert session.timers[session.stop_waiting] == clock[0] + chat_client.ANSWER_TIME
+    assert session.timers[session.go] == chat_client.LINGER
 
 
 def test_whoever_leaves_has_time_as_long_as_something_goes_out(
@@ -632,7 +713,7 @@ def test_whoever_leaves_has_time_as_long_as_something_goes_out(
     session.forward_typed()
     while session.protocol.outgoing:
         clock[0] += 0.9 * chat_client.LINGER
-        assert session.left and session.leave_by > clock[0]
+        assert session.left and session.timers[session.go] > clock[0]
         session.serve(selectors.EVENT_WRITE)
 
 
@@ -640,16 +721,17 @@ def test_an_answer_gives_whoever_wants_out_time_for_the_next_line() -> None:
     session = unconnected(EchoProtocol(), console=FakeConsole("one", "two", "exit"))
     session.forward_typed()
     session.see_off()
-    assert session.leave_by < NEVER
+    assert session.go in session.timers
     session.receive(b"one\n")
     session.see_off()
-    assert session.leave_by == NEVER
+    assert session.go not in session.timers
     assert session.console.typed[0].text == "two"
 
 
 @pytest.mark.parametrize("attended", [True, False])
 def test_a_refused_name_is_the_end_only_where_nobody_sits(attended: bool) -> None:
-    session = unconnected(ChatProtocol("a:b"), console=FakeConsole(attended=attended))
+    chat = ChatProtocol("a:b", attended=attended)
+    session = unconnected(chat, console=FakeConsole(attended=attended))
     session.receive(WELCOME + b"* a name has no colon: /name NAME\n")
     assert session.over is not attended
     session.protocol.outgoing.clear()
@@ -663,43 +745,57 @@ def test_a_refused_name_is_the_end_only_where_nobody_sits(attended: bool) -> Non
 def test_the_password_is_waited_for_turn_by_turn() -> None:
     console = FakeConsole()
     session = unconnected(ChatProtocol("J"), console=console)
-    session.ask_password()
+    session.client.ask_password()
     assert console.prompts == []
     session.receive(b"* password?\n")
-    session.ask_password()
+    session.client.ask_password()
     assert (console.prompts, session.protocol.outgoing) == (["password: "], b"")
     console.secrets.append(b"secret")
-    session.ask_password()
-    session.ask_password()
+    session.client.ask_password()
+    session.client.ask_password()
     assert session.protocol.outgoing == b"secret\n"
 
 
-def test_what_outlives_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Lost(Session):
-        def run(self) -> None:
-            self.protocol.wanted, self.protocol.password = "Jim", b"secret"
-            raise Disconnected("lost")
+def test_what_outlives_a_connection() -> None:
+    chat = ChatProtocol("J")
+    for line in ("* password?", *JOINED):
+        chat.hear(line)
+        if chat.wants_password:
+            chat.give_password(b"secret")
+    chat.submit(Line("/name Jim"))
+    chat.hear("* you are Jim")
+    chat.begin()
+    assert (chat.name, chat.password, chat.phase) == ("Jim", b"secret", Phase.WAITING)
+    assert not (chat.outgoing or chat.to_show or chat.names or chat.accepts_input)
+    for line in ("* password?", chat_client.WELCOME, "* Jim is taken", "* you are Jim_"):
+        chat.hear(line)
+    assert chat.outgoing == b"secret\n/name Jim\n/who\n/ping\n/name Jim_\n"
+    chat.begin()
+    assert chat.name == "Jim"
 
-    monkeypatch.setattr(chat_client, "Session", Lost)
-    client = Client(FakeConsole(), "", 0, name="J")
-    with socket.socket() as sock, pytest.raises(Disconnected):
-        client.talk(sock)
-    assert (client.name, client.password) == ("Jim", b"secret")
 
-
-def test_somebody_who_asks_for_a_password_has_to_welcome_us(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    class Asked(Session):
-        def run(self) -> None:
-            self.protocol.hear("* password?")
-            raise Disconnected("lost")
-
-    monkeypatch.setattr(chat_client, "Session", Asked)
-    client = Client(FakeConsole(), "", 0, name="J")
-    with socket.socket() as sock, pytest.raises(Disconnected):
-        client.talk(sock)
-    assert client.in_room
+@pytest.mark.parametrize("attended", [True, False])
+def test_a_wrong_password_is_asked_for_again_where_somebody_sits(attended: bool) -> None:
+    console = FakeConsole(attended=attended)
+    chat = ChatProtocol("J", b"wrong", attended)
+    session = unconnected(chat, console=console)
+    session.receive(b"* password?\n* wrong password\n")
+    session.close_ledger()
+    assert session.over and chat.wants_password is attended
+    with pytest.raises(Disconnected, match="^wrong password$") as caught:
+        session.raise_failure()
+    if not attended:
+        with pytest.raises(Disconnected):
+            session.client.tell_lost(caught.value)
+        return
+    session.client.tell_lost(caught.value)
+    session.client.ask_password()
+    console.secrets.append(b"right")
+    session.client.ask_password()
+    assert (console.shown, console.prompts) == (["* wrong password"], ["password: "] * 2)
+    chat.begin()
+    session.receive(b"* password?\n")
+    assert chat.outgoing == b"right\n"
 
 
 @pytest.mark.parametrize("took, patience", [(0.01, 0.5), (0.5, 2.0), (9.0, 10.0)])
@@ -713,23 +809,29 @@ def test_how_long_a_first_word_is_waited_for(
         return sock
 
     monkeypatch.setattr(chat_client, "time", SimpleNamespace(monotonic=lambda: clock[0]))
-    client = Client(FakeConsole(ended=True), "", 0)
+    client = Client(FakeConsole(ended=True), ChatProtocol("J"))
     monkeypatch.setattr(client, "look_up", lambda: [(socket.AF_INET, 1, 0, "", ("127.0.0.1", 1))])
     monkeypatch.setattr(client, "connect_to", connect_to)
     with client.connect() as sock:
-        session = Session(client, sock, ChatProtocol("J"))
+        session = Session(client, sock)
         session.see_off()
-        assert session.leave_by == clock[0] + max(chat_client.LINGER, patience)
-        session.leave_by = clock[0]
+        assert session.timers[session.go] == clock[0] + max(chat_client.LINGER, patience)
+        waits = []
+
+        def turn(*_: object) -> None:
+            waits.append(session.timers[session.stop_waiting] - clock[0])
+            session.go()
+
+        monkeypatch.setattr(client, "turn", turn)
         session.run()
-        assert session.answer_by == clock[0] + patience
+        assert waits == [pytest.approx(patience)]
 
 
 def test_room_that_never_says_who_we_are_is_not_waited_for_for_ever() -> None:
     session = unconnected(ChatProtocol("John"))
     session.receive(WELCOME)
-    assert session.protocol.outgoing == b"/name John\n"
-    assert session.answer_by < NEVER
+    assert session.protocol.outgoing == b"/name John\n/who\n/ping\n"
+    assert session.stop_waiting in session.timers
 
 
 def test_an_unfinished_line_is_shown_after_a_silence(listener: Listener) -> None:
@@ -752,14 +854,14 @@ def test_in_a_room_an_unfinished_line_is_only_late(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(chat_client, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     session = unconnected(ChatProtocol("J"))
     session.receive(b"An")
-    assert session.show_by == chat_client.UNFINISHED_TIME
+    assert session.timers[session.hear_rest] == chat_client.UNFINISHED_TIME
     for first_word in (WELCOME, b"* password?\n", b"* wrong password\n"):
         session.framer.partial = b""
         session.receive(first_word[:-2])
-        assert session.show_by == NEVER
+        assert session.hear_rest not in session.timers
     session.framer.partial = b""
     session.receive(WELCOME + b"Ann: hal")
-    assert session.show_by == NEVER
+    assert session.hear_rest not in session.timers
 
 
 # In pipes
@@ -1161,8 +1263,8 @@ def test_why_there_is_no_connection(codes: list[int], here: bool, why: str) -> N
 def test_nobody_is_told_how_to_start_a_server_that_was_there() -> None:
     with socket.create_server(("127.0.0.1", 0)) as one:
         port = one.getsockname()[1]
-    client = Client(FakeConsole(), "127.0.0.1", port)
-    client.tell_lost("lost the connection: the server closed it")
+    client = Client(FakeConsole(), ChatProtocol("J"), "127.0.0.1", port)
+    client.tell_lost(Disconnected("lost the connection: the server closed it"))
     with pytest.raises(Disconnected, match="nobody listens there$"):
         client.connect()
 
@@ -1542,17 +1644,10 @@ def test_what_the_kernel_does_not_take_is_sent_later() -> None:
     assert sock.taken == b"hello\n"
 
 
-def test_while_tls_has_to_send_nothing_else_is_waited_for(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    watched: list[int] = []
+def test_while_tls_has_to_send_nothing_else_is_waited_for() -> None:
     session = unconnected(EchoProtocol(), Blocked())
-    monkeypatch.setattr(
-        session.client, "watch", lambda sock, events, handler: watched.append(events)
-    )
     session.serve(selectors.EVENT_READ)
-    session.watch_server()
-    assert (watched, session.over) == ([selectors.EVENT_WRITE], False)
+    assert (session.events(), session.over) == (selectors.EVENT_WRITE, False)
 
 
 def test_a_welcome_that_comes_late_ends_nothing() -> None:
@@ -1560,7 +1655,7 @@ def test_a_welcome_that_comes_late_ends_nothing() -> None:
     session.stream_ended = True
     session.receive(WELCOME)
     assert not session.protocol.outgoing
-    assert session.answer_by == NEVER
+    assert session.stop_waiting not in session.timers
 
 
 def test_whoever_has_left_is_not_connected_again() -> None:
@@ -1570,7 +1665,7 @@ def test_whoever_has_left_is_not_connected_again() -> None:
     session.left = True
     session.end("the server closed it")
     with session.sock, pytest.raises(Failure) as caught:
-        session.run()
+        session.raise_failure()
     assert not isinstance(caught.value, Disconnected)
 
 
@@ -1579,27 +1674,31 @@ def test_tries_to_connect_again_are_ever_rarer(monkeypatch: pytest.MonkeyPatch) 
     failures = iter([Disconnected("nobody there")] * 6)
     console = FakeConsole("hi")
 
-    def turn(deadline: float) -> None:
+    def turn() -> None:
+        assert client.console.status.startswith("(trying again in")
+        tries.setdefault(client.console.status)
         clock[0] += 0.3
+        client.do_what_is_due()
 
     def connect() -> str:
         for failure in failures:
             raise failure
         return "connected"
 
-    client: Any = Client(console, "localhost", 7007)
+    tries: dict[str, None] = {}
+    client: Any = Client(console, ChatProtocol("J"))
     monkeypatch.setattr(client, "turn", turn)
     monkeypatch.setattr(client, "connect", connect)
     monkeypatch.setattr(chat_client, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     monkeypatch.setattr(random, "uniform", lambda low, high: high)
     assert client.reconnect() == "connected"
     assert console.shown == ["* not sent yet: hi", "* nobody there"]
-    tries = [f"(trying again in {pause}.0 s) " for pause in (1, 2, 4, 8, 16, 30, 30)]
-    assert console.reports == tries
-    client.settle(in_room=True)
+    assert list(tries) == [f"(trying again in {pause}.0 s) " for pause in (1, 2, 4, 8, 16, 30)]
+    assert clock[0] == pytest.approx(91, abs=3)
+    Session(client, socket.socket()).settle()
     assert console.shown.pop() == "* connected again"
     assert client.reconnect() == "connected"
-    assert console.reports.pop() == tries[0]
+    assert console.status == "(trying again in 1.0 s) "
 
 
 def test_name_option_is_only_text(room: Server) -> None:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+import re
 import time
 from types import SimpleNamespace
 
 import pytest
-from support import finished, names, shown, typed
+from support import finished, john_in_a_room, names, shown, typed
 
 import chat_client
 from chat_client import (
     ChatProtocol,
     Editor,
+    Line,
     Painter,
     Request,
-    SecretEditor,
-    in_rows,
     text_width,
 )
 
@@ -44,8 +45,8 @@ PASTE, END_PASTE = "\x1b[200~", "\x1b[201~"
         ("abc\x15\x15\x19", "abc|"),
         ("one two  three\x17", "one two  |"),
         ("one two  \x17", "one |"),
-        ("one two\x17\x17\x19\x19", "one one |"),
-        ("one two\x01\x1bd\x1bd\x19", " two|"),
+        ("one two\x17\x17\x19\x19", "one twoone two|"),
+        ("one two\x01\x1bd\x1bd\x19", "one two|"),
         ("one two\x1bb\x1bb\x1bfx", "onex| two"),
         ("one two\x1b[1;5Dx", "one x|two"),
         ("one two\x01\x1b[1;5Cx", "onex| two"),
@@ -66,7 +67,7 @@ PASTE, END_PASTE = "\x1b[200~", "\x1b[201~"
             "\u0939\u093f\u0928\u094d\u0926\u0940!| x",
         ),
         ("\U0001f1e9\U0001f1ea\U0001f1eb\U0001f1f7\x7f", "\U0001f1e9\U0001f1ea|"),
-        ("snake_case, (etc)\x17", "snake_case, (|"),
+        ("snake_case, (etc)\x17", "snake_case, |"),
         ("x, snake_case\x17", "x, |"),
         ("a\x1b\rb\x1b\nc", "a\nb\nc|"),
         (f"{PASTE}\x1b[01;34mls\x1b[0m \x1b]0;t\x07x{END_PASTE}", "ls x|"),
@@ -78,6 +79,22 @@ PASTE, END_PASTE = "\x1b[200~", "\x1b[201~"
         ("one\x0b\x01\x0b\x1f\x1f\x1f", "|"),
         ("\x1f", "|"),
         ("one\r\x1f", "|"),
+        ("foo/bar baz-qux\x17\x17\x19", "foo/bar baz-qux|"),
+        ("foo/bar\x17", "|"),
+        ("snake_case it's\x1bb\x1bb\x1bb!", "snake_!|case it's"),
+        ("snake_case\x01\x1bd\x1bf!", "_case!|"),
+        ("foo/bar\x1b\x7f", "foo/|"),
+        ("one two three\x1bb\x17\x0b\x19", "one two three|"),
+        ("one two\x17\x02\x05\x17\x19", "one |"),
+        ("one two\x17\x1b[C\x15\x19", "one |"),
+        ("one\x15\x0b\x17\x19", "one|"),
+        ("a\x1b]11;rgb:0000/0000/0000\x07b\x1b]10;rgb:ff/ff/ff\x1b\\c", "abc|"),
+        ("a\x1bP>|XTerm(390)\x1b\\b\x1bP1$r0m\x1b\\c\x1b_Gi=1;OK\x1b\\d", "abcd|"),
+        ("a\x1b[M !!b\x1b[<0;10;20Mc\x1b[<0;10;20md\x1b[32;10;20Me", "abcde|"),
+        ("a\x1b[Ib\x1b[Oc\x1b[?1;2cd\x1b[24;1Re", "abcde|"),
+        ("a\x1b]b\x1bPc", "abc|"),
+        ("a\x1b]11;half\x1b[Db", "b|a"),
+        ("one\x1bOM\x1b[A", "one|"),
     ],
 )
 def test_keys_do_what_a_shell_user_expects(keys: str, result: str) -> None:
@@ -102,6 +119,31 @@ def test_keys_may_come_in_any_pieces() -> None:
             editor.feed(rest[:size])
             rest = rest[size:]
         assert (editor.lines, shown(editor)) == (whole.lines, shown(whole))
+
+
+def test_half_a_key_is_none_after_a_silence() -> None:
+    for half in ("\x1b", "\x1b[1;", "\x1b]11;rgb:", "\x1bP1$r", "\x1b[M !", "\x1b]11;rgb:0\x1b"):
+        editor = typed(f"a{half}")
+        assert (shown(editor), editor.unread) == ("a|", half)
+        editor.feed_silence()
+        assert shown(typed("b", editor)) == "ab|"
+
+
+@pytest.mark.parametrize("line", ["/msg Ann: psst", " /op secret", "/", "/usr/bin"])
+@pytest.mark.parametrize("others", ["{}\nhi", "hi\n{}", "hi\n{}\nhi"])
+def test_enter_asks_before_it_says_what_may_be_a_command(line: str, others: str) -> None:
+    block = others.format(line)
+    for keys in (f"{PASTE}{block}{END_PASTE}", block.replace("\n", "\x1b\r")):
+        editor = typed(keys + "\r")
+        assert finished(editor) == []
+        assert editor.heading().endswith(" lines, with a slash: Enter says them to everyone) ")
+        assert typed("x\x7f", editor).heading() == "", "any other key takes the question back"
+        assert finished(typed("\r\r", editor)) == block.split("\n")
+
+
+@pytest.mark.parametrize("block", ["//x\nhi", "hi\n//x", "a /b\nc"])
+def test_enter_asks_nothing_where_nothing_may_be_a_command(block: str) -> None:
+    assert finished(typed(f"{PASTE}{block}{END_PASTE}\r")) == block.split("\n")
 
 
 def test_any_bytes_leave_the_editor_in_order() -> None:
@@ -131,8 +173,9 @@ def test_control_d_deletes_and_ends_on_an_empty_line() -> None:
 
 
 def test_words_in_a_very_long_line_take_no_time() -> None:
-    editor = typed(PASTE + "x" * 200_000 + " " * 200_000 + "!" + END_PASTE + "\x17")
-    assert shown(editor) == "|"
+    for key in ("\x17", "\x1b\x7f"):
+        editor = typed(PASTE + "x" * 200_000 + " " * 200_000 + END_PASTE + key)
+        assert shown(editor) == "|"
 
 
 def test_other_requests() -> None:
@@ -149,16 +192,16 @@ def test_history_goes_back_and_forth_and_keeps_the_draft() -> None:
 
 def test_the_history_is_searched() -> None:
     editor = typed("make tea\rmake it so\rtake it\rdraft\x12")
-    assert (shown(editor), editor.heading("me: ")) == ("draft|", "(search: ) ")
+    assert (shown(editor), editor.heading()) == ("draft|", "(search: ) ")
     assert shown(typed("MAKE", editor)) == "make it so|"
-    assert editor.heading("me: ") == "(search: MAKE) "
+    assert editor.heading() == "(search: MAKE) "
     assert editor.view("me: ", 24)[0] == "(search: MAKE) <e it so"
     assert shown(typed(" tx", editor)) == "make tea|"
     assert shown(typed("\x7f\x7f\x7f", editor)) == "make it so|"
     assert shown(typed("\x12", editor)) == "make tea|"
     assert shown(typed("\x12", editor)) == "make tea|"
     assert shown(typed("\x07", editor)) == "draft|"
-    assert editor.heading("me: ") == "me: "
+    assert editor.heading() == ""
     assert shown(typed(f"\x12it{LEFT}!", editor)) == "take i!|t"
     typed("\x03\x12tea\r", editor)
     assert finished(editor)[-1] == "make tea"
@@ -179,7 +222,7 @@ def test_only_a_line_that_was_typed_alone_leaves() -> None:
         return [line.leaves for line in typed(keys).lines]
 
     assert leave(f"a\r exit \rquit\r{PASTE}exit\n{END_PASTE}\r") == [False, True, True, True]
-    assert leave(f"{PASTE}a\nexit\n/quit\nquit{END_PASTE}\r") == [False] * 4
+    assert leave(f"{PASTE}a\nexit\n/quit\nquit{END_PASTE}\r\r") == [False] * 4
 
 
 def test_a_paste_whose_end_is_lost_ends_with_control_c() -> None:
@@ -206,11 +249,11 @@ def test_fifty_pasted_lines() -> None:
     assert editor.view("me: ", 80)[0].startswith("(50 lines: Enter says them) <")
     assert len("".join(editor.view("me: ", 80))) < 80
     assert len("".join(editor.view("me: ", 22))) < 22
-    assert editor.heading("me: ") == "(50 lines: Enter says them) "
-    assert typed("x", editor).heading("me: ") == "me: "
+    assert editor.heading() == "(50 lines: Enter says them) "
+    assert typed("x", editor).heading() == ""
     typed("\x7f\r\r", editor)
     assert finished(editor) == lines
-    assert editor.heading("me: ") == "me: "
+    assert editor.heading() == ""
     typed(PASTE + "y\n" * 20 + END_PASTE + "\r", editor)
     typed(PASTE + "y\n" * 21 + END_PASTE + "\r", editor)
     assert len(editor.lines) == 50 + 20
@@ -246,19 +289,6 @@ def test_tab_completes_names() -> None:
     assert shown(typed("an\tb\t")) == "Ann: Bob Lee |"
 
 
-def test_tab_completes_what_becomes_known_while_nothing_else_is_typed() -> None:
-    known: list[str] = []
-    editor = typed("xa\t", Editor(lambda beginning: known))
-    assert (shown(editor), editor.in_vain) == ("xa|", True)
-    known.append("Xaver")
-    editor.complete()
-    assert (shown(editor), editor.in_vain) == ("Xaver: |", False)
-    known.clear()
-    typed("b\t", editor)
-    assert editor.in_vain
-    assert not typed("c", editor).in_vain
-
-
 def test_view_is_one_row_around_the_cursor() -> None:
     editor = typed("0123456789" * 3)
     assert editor.view("me: ", 80) == ("me: " + "0123456789" * 3, "")
@@ -292,17 +322,21 @@ def test_a_paste_ends_the_completion() -> None:
 
 
 def test_a_secret_is_neither_shown_nor_kept() -> None:
-    editor = SecretEditor("password: ")
+    editor = Editor()
+    editor.ask_secret("password: ")
     typed(f"wrong\x15{PASTE}sec\x03ret\n{END_PASTE}{UP}\x19\tx\x7f\x7f\rnot for it\r", editor)
-    assert (finished(editor), editor.rest) == (["secret"], "not for it\r")
-    assert (editor.text, editor.killed, len(editor.history)) == ("", "", 0)
+    assert (editor.answer, finished(editor)) == ("secret", ["not for it"])
+    assert (editor.text, editor.killed, list(editor.history)) == ("", "", ["not for it"])
+    assert shown(typed("\x1f\x1f", editor)) == "|"
+    editor.ask_secret("password: ")
     typed("half", editor)
     assert editor.view("password: ", 80) == ("password: ", "")
     assert editor.view("password: ", 6) == ("ord: ", "")
 
 
 def test_keys_that_end_the_question_for_a_secret() -> None:
-    editor = SecretEditor("password: ")
+    editor = Editor()
+    editor.ask_secret("password: ")
     typed("half\x03\x1a\x15\x04", editor)
     assert editor.requests == [Request.INTERRUPT, Request.SUSPEND, Request.END_OF_INPUT]
 
@@ -350,11 +384,14 @@ def test_a_mention_is_noticed(line: str, mentioned: bool) -> None:
 
 
 def test_rows_after_the_first_are_indented() -> None:
-    assert in_rows("short", 20) == "short"
-    assert in_rows("Ann: one two three four", 20) == "Ann: one two three \n  four"
-    assert in_rows("Ann: " + "x" * 40, 20) == f"Ann: {'x' * 15}\n  {'x' * 18}\n  {'x' * 7}"
-    assert in_rows("\u4f60" * 15, 20) == "\u4f60" * 10 + "\n  " + "\u4f60" * 5
-    blanks = in_rows("Ann: hi" + " " * 73 + "Bob: no", 80)
+    def rows(line: str, width: int) -> str:
+        return Painter(False, False).paint(line, width + 1)
+
+    assert rows("short", 20) == "short"
+    assert rows("Ann: one two three four", 20) == "Ann: one two three \n  four"
+    assert rows("Ann: " + "x" * 40, 20) == f"Ann: {'x' * 15}\n  {'x' * 18}\n  {'x' * 7}"
+    assert rows("\u4f60" * 15, 20) == "\u4f60" * 10 + "\n  " + "\u4f60" * 5
+    blanks = rows("Ann: hi" + " " * 73 + "Bob: no", 80)
     assert blanks.split("\n")[1].startswith("  ")
     painted = Painter(False, False).paint("Ann: hi" + "\t" * 10 + "Bob: no", 80)
     assert painted.split("\n")[1] == "   Bob: no"
@@ -393,6 +430,54 @@ def test_colours_are_steady_and_optional() -> None:
     assert painter.paint("* Ann joined") == "\x1b[2m* Ann joined\x1b[0m"
     assert painter.paint("plain") == "plain"
     assert Painter(False, False).paint("* Ann joined") == "* Ann joined"
+
+
+def test_neighbours_have_colours_that_lie_far_apart() -> None:
+    def distance(one: str, other: str) -> float:
+        apart = abs(chat_client.hue(one) - chat_client.hue(other))
+        return min(apart, 360 - apart)
+
+    groups = [["Ann", "John"], ["Lab 1", "Lab 2", "Lab 3"], ["A", "B", "C"], ["user8", "user9"]]
+    for group in groups:
+        for one, other in itertools.combinations(group, 2):
+            assert distance(one, other) > 80
+    painter = Painter(True, False)
+    painter.me = "me"
+    for group in groups:
+        colours = {painter.paint(f"{name}: hi").partition(name)[0] for name in group}
+        assert len(colours) == len(group)
+
+
+def test_what_one_said_in_private_looks_private() -> None:
+    chat = john_in_a_room()
+    for line in ("/msg Ann: psst", "/msg  Ann Lee :  a: b ", "/msg Ann", "/msg Ann:", "/msg : x"):
+        chat.submit(Line(line))
+    shown = ["to Ann (private): psst", "to Ann Lee (private): a: b"]
+    assert chat.to_show[1:] == shown
+    assert chat.outgoing.count(b"/msg") == 5
+    painter = Painter(True, False)
+    painter.me = "John"
+    assert painter.paint(shown[0]) == "\x1b[1mto Ann (private)\x1b[0m: psst"
+
+
+@pytest.mark.parametrize("colours", [True, False])
+@pytest.mark.parametrize("stamps", [True, False])
+def test_each_piece_of_an_address_leads_to_the_whole(colours: bool, stamps: bool) -> None:
+    address = "https://example.org/" + "x" * 60 + "?a=1&b={2}"
+    other = "http://a.example/\u00e4" + "y" * 40
+    painter = Painter(colours, stamps)
+    painter.me = "J"
+    painted = painter.paint(f"Ann: see {address}, and {other}. Or https://short.example!", 40)
+    link = re.compile(r"\x1b\]8;id=\d+;([^\x1b]*)\x1b\\([^\x1b]*)\x1b\]8;;\x1b\\")
+    pieces: dict[str, str] = {}
+    for target, piece in link.findall(painted):
+        pieces[target] = pieces.get(target, "") + piece
+    assert pieces == {address: address, other.replace("\u00e4", "%C3%A4"): other}
+    rows = link.sub(r"\2", painted).split("\n")
+    assert all(len(re.sub(r"\x1b\[[\d;]*m", "", row)) < 40 for row in rows)
+    assert all(row.startswith("  ") for row in rows[1:])
+    for line in (f"Ann: {'x' * 60}", "Ann: https://short.example", "* https://" + "x" * 20):
+        assert "\x1b]8" not in painter.paint(line, 40)
 
 
 def test_timestamps_are_hours_and_minutes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,7 @@ from support import (
     patched,
     plain_and_tls,
     typed,
+    unconnected,
 )
 from test_start import run
 
@@ -466,10 +467,12 @@ def test_what_the_client_does_with_the_password() -> None:
     assert [line.text for line in editor.lines] == ["first", " /OP secret word"]
     assert list(editor.history) == ["first"]
     assert chat_client.masked("/opera: Ann /op x") == "/opera: Ann /op x"
-    ledger = chat_client.Ledger()
-    ledger.add(Line("/op secret"), 5)
-    ledger.go_out(5, 0)
-    assert ledger.doubtful() == ["/op ******"]
+    session = unconnected(ChatProtocol("John"))
+    session.sent = 11
+    session.said.append((11, Line("/op secret")))
+    session.end("reset")
+    session.close_ledger()
+    assert session.console.doubtful == ["/op ******"]
 
 
 def test_the_client_says_the_password_to_nobody() -> None:
@@ -487,6 +490,6 @@ def test_the_client_does_not_want_a_name_that_is_kept_out() -> None:
     assert chat.candidates("j") == ["John"]
     chat.outgoing.clear()
     chat.hear("* John was removed")
-    assert (chat.outgoing, chat.candidates("j"), chat.removed) == (b"", [], False)
+    assert (chat.outgoing, chat.candidates("j"), chat.hopeless) == (b"", [], False)
     chat.hear(REMOVED.rstrip())
-    assert chat.removed
+    assert chat.hopeless

@@ -9,10 +9,10 @@ import signal
 import socket
 import subprocess
 import sys
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support import (
@@ -34,7 +34,7 @@ from support import (
 )
 
 import chat_client
-from chat_client import in_rows
+from chat_client import Painter
 
 
 @pytest.fixture
@@ -141,7 +141,8 @@ def test_long_line_in_a_window_that_changes(room: Server, window: Window) -> Non
     ann.send("meanwhile\n")
     window.expect("Ann: meanwhile", f"John: > {text}"[:98] + ">")
     window.keys("Enter")
-    window.expect("Ann: meanwhile", *in_rows(f"John: > {text}", 99).split(" \n"), "John:")
+    rows = Painter(False, False).paint(f"John: > {text}", 100).split(" \n")
+    window.expect("Ann: meanwhile", *rows, "John:")
     ann.expect("* John joined\n", f"John: > {text}\n")
 
 
@@ -312,6 +313,28 @@ def test_no_piece_of_a_wrapped_row_stays_when_the_window_gets_narrower(
     window.expect("line 28", "line 29", "<" + text[-28:])
 
 
+@pytest.mark.parametrize("narrowed", ["to half", "by a split", "in steps"])
+def test_no_piece_of_a_row_as_wide_as_the_window_stays(
+    listener: Listener, window: Window, narrowed: str
+) -> None:
+    """Half of 80 columns: cut off or wrapped, the cursor would be in the same column."""
+    window.run(*CLIENT, "127.0.0.1", str(listener.port), "--name", "John")
+    server = listener.accept()
+    server.send("".join(f"line {number}\n" for number in range(30)))
+    window.expect("line 29", "John:")
+    text = "0123456789" * 12
+    window.type(text)
+    window.expect("line 29", "<" + text[-78:])
+    if narrowed == "by a split":
+        window.command("split-window", "-h", "-d", "cat")
+    for columns in {"to half": [40], "in steps": [60, 50, 40, 20]}.get(narrowed, []):
+        window.resize(columns)
+    shown = {"to half": 38, "by a split": 38, "in steps": 18}[narrowed]
+    window.expect("line 28", "line 29", "<" + text[-shown:])
+    window.type("!")
+    window.expect("line 28", "line 29", "<" + text[1 - shown :] + "!")
+
+
 @pytest.mark.parametrize("width", [75, 40, 23])
 def test_a_window_that_does_not_reflow_loses_nothing(
     listener: Listener, terminal: Callable[..., Terminal], width: int
@@ -453,6 +476,8 @@ def test_a_pasted_block_is_said_whole_whatever_is_in_it(
     window = in_terminal(terminal, "127.0.0.1", str(listener.port), "--name", "John")
     server = joined(window, listener)
     window.type("\x1b[200~if broken; then\n    exit\nfi\n/quit\n/usr\nquit\x1b[201~\r")
+    window.expect("(6 lines, with a slash: Enter says them to everyone) ")
+    window.type("\r")
     for line in ("if broken; then", "    exit", "fi", "/quit", "/usr", "quit"):
         server.expect(f"John: {line}\n")
     window.type("exit\r")
@@ -628,17 +653,95 @@ def test_flood_leaves_the_keys_alive_and_control_c_leaves_at_once(
     assert sent > 1_000_000
 
 
-def test_not_too_many_lines_are_drawn_before_keys_are_looked_at_again() -> None:
+def untaken() -> chat_client.Terminal:
+    """Returns a terminal that isn't one."""
     console = chat_client.Terminal.__new__(chat_client.Terminal)
-    console.resized, console.pending, console.pending_size = False, deque(), 0
-    lines = [f"{number:099}\n" for number in range(100)]
+    console.output, console.above, console.row, console.clear = bytearray(), bytearray(), "", ""
+    console.modes, console.timers, console.status, console.prompt = ["taken"], {}, "", ""
+    console.editor, console.width = chat_client.Editor(), 80
+    console.painter = chat_client.Painter(False, False)
+    console.pace, console.stuck, console.screen = float("inf"), None, -1
+    return console
+
+
+@pytest.mark.parametrize(
+    "column, answer, reflows, rows_above",
+    [(70, 31, True, 1), (70, 40, False, 0), (79, 40, None, 0), (70, 20, None, 0)],
+)
+def test_what_the_cursor_tells_of_how_a_terminal_wraps(
+    column: int, answer: int, reflows: bool | None, rows_above: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat_client, "window_size", lambda: (40, 24))
+    console = untaken()
+    console.reflows, console.cursor_column = None, column
+    console.resize()
+    assert console.output.endswith(b"\x1b[6n") and console.stop_measuring in console.timers
+    assert console.measured(b"x\x1b[24;%dRy" % answer) == b"xy"
+    up = f"\x1b[{rows_above}A" if rows_above else ""
+    assert (console.reflows, console.clear) == (reflows, f"{up}\r\x1b[J")
+    console.output.clear()
+    console.resize()
+    assert bool(console.output) is (reflows is None), "it is asked until it is known"
+    assert console.clear == f"{up}\r\x1b[J"
+
+
+def test_keys_of_a_slow_terminal_are_soon_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, room, taken = [0.0], [5000], bytearray()
+
+    def write(_: int, data: bytes) -> int:
+        if not room[0]:
+            raise BlockingIOError
+        taken.extend(data[: room[0]])
+        size, room[0] = min(room[0], len(data)), max(room[0] - len(data), 0)
+        return size
+
+    monkeypatch.setattr(chat_client, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(chat_client, "os", SimpleNamespace(write=write))
+    console = untaken()
+    console.above += b"".join(b"line %d\n" % number for number in range(1000))
+    while not console.stuck:
+        console.update()
+        console.write()
+    left = len(console.output)
+    clock[0] += 0.1
+    room[0] = left // 2
+    console.write()
+    room[0] = 10_000
+    console.write()
+    assert console.pace == pytest.approx(max(9 * left, chat_client.MIN_PACE), rel=0.05)
+    lines = taken.count(b"line ")
+    console.editor.feed(b"x")
+    console.update()
+    console.write()
+    assert b"\rx" in taken and taken.count(b"line ") == lines, "the key is drawn, and no line"
+    del console.timers[console.rest]
+    console.update()
+    drawn = sum(map(len, re.findall(rb"line \d+\n", console.output)))
+    assert 0 < drawn < console.pace * chat_client.MOMENT + 10
+    assert console.timers[console.rest] - clock[0] == pytest.approx(drawn / console.pace, rel=0.05)
+    console.above.clear()
+    console.rest()
+    assert console.pace == float("inf")
+    room[0] = 10
+    console.write()
+    assert console.stuck
+    room[0] = 10_000
+    console.write()
+    assert (console.stuck, console.pace) == (None, float("inf")), "it was only stopped"
+
+
+def test_not_too_many_lines_are_drawn_before_keys_are_looked_at_again() -> None:
+    console = untaken()
+    lines = [f"{number:099}" for number in range(100)]
     for line in lines:
-        console.put_above(line)
+        console.show(line)
     drawn = []
-    while console.pending:
-        drawn.append(console.draw_above()[len(chat_client.CLEAR_ROW) :])
-    assert "".join(drawn) == "".join(lines)
-    assert max(map(len, drawn)) < chat_client.MAX_DRAWN + 100
+    while console.above:
+        console.update()
+        drawn.append(bytes(console.output).decode().split("\x1b[K", 1)[1].split("\x1b[?7l")[0])
+        console.output.clear()
+    assert "".join(drawn) == "".join(f"{line[:79]}\n  {line[79:]}\n" for line in lines)
+    assert max(map(len, drawn)) < chat_client.MAX_DRAWN + 110
 
 
 def test_a_terminal_that_does_not_read_stops_neither_keys_nor_memory(
@@ -742,13 +845,15 @@ def test_each_connection_begins_with_the_name_that_the_user_wants(
 
 
 def test_somebody_silent_is_completed(room: Server, terminal: Callable[..., Terminal]) -> None:
-    silent = room.join("Xaver")
+    silent, other = room.join("Xaver"), room.join()
     window = in_terminal(terminal, "localhost", str(room.port), "--name", "John")
     silent.expect("* John joined\n")
+    other.send("by now John knows who is here\n")
+    window.expect("by now John knows who is here")
     window.type("xa\t")
     window.expect("Xaver: ")
     window.type("hi\r")
-    silent.expect("John: Xaver: hi\n")
+    silent.expect("by now John knows who is here\n", "John: Xaver: hi\n")
     window.type("exit\r")
     assert "* here" not in window.rest()
 
@@ -764,6 +869,35 @@ def test_bells_are_rare(room: Server, terminal: Callable[..., Terminal]) -> None
         shown += window.expect(f" (private)\x1b[0m: {number}")
     window.type("exit\r")
     assert (shown + window.rest()).count("\a") == 1
+
+
+def test_a_command_in_a_pasted_block_is_asked_about_before_everyone_hears_it(
+    listener: Listener, terminal: Callable[..., Terminal]
+) -> None:
+    window = in_terminal(terminal, "127.0.0.1", str(listener.port), "--name", "John")
+    server = joined(window, listener)
+    window.type("\x1b[200~/msg Ann: psst\nand more\x1b[201~\r")
+    window.expect("(2 lines, with a slash: Enter says them to everyone) ")
+    window.type("\x15exit\r")
+    assert server.rest() == b""
+
+
+def test_somebody_who_was_removed_is_not_told_that_what_all_saw_was_lost(
+    start: Callable[..., Server], terminal: Callable[..., Terminal], tmp_path: Path
+) -> None:
+    (tmp_path / "operators").write_text("secret\n")
+    room = start("chat_server.py", "--operator-file", str(tmp_path / "operators"))
+    bob = room.join("Bob")
+    bob.send("/op secret\n")
+    bob.expect("* you are an operator\n")
+    window = in_terminal(terminal, "127.0.0.1", str(room.port), "--name", "John")
+    bob.expect("* John joined\n")
+    window.type("hi\r")
+    bob.expect("John: hi\n")
+    bob.send("/kick John\n")
+    rest = window.rest()
+    assert window.wait() == 1 and "* you were removed by an operator" in rest
+    assert "may not have arrived" not in rest
 
 
 # The password, which is typed unseen in the line editor
@@ -853,10 +987,10 @@ def test_what_a_sleeping_room_takes_for_the_password_is_said_again_behind_the_do
     window.expect("asked late for its password")
     assert server.rest() == b""
     server.close()
-    server = listener.accept()
-    server.send("* password?\n")
     window.expect("password: ")
     window.type("secret\r")
+    server = listener.accept()
+    server.send("* password?\n")
     server.expect("secret\n")
     server.send(WELCOME)
     server.expect("/name John\n")
@@ -887,7 +1021,7 @@ def test_the_password_is_not_seen_when_the_connection_is_lost_meanwhile(
     window, server = at_door(terminal, listener)
     window.type("sec")
     server.close()
-    shown = window.expect("trying again")
+    shown = window.expect("* not let in: the room waits no longer for the password")
     window.type("ret\r")
     server = listener.accept()
     server.send("* password?\n")
@@ -896,3 +1030,31 @@ def test_the_password_is_not_seen_when_the_connection_is_lost_meanwhile(
     shown += window.expect("Welcome")
     for part in ("sec", "ret"):
         assert part not in shown
+
+
+@pytest.mark.parametrize("options", [[], ["--plain"]])
+@pytest.mark.parametrize("given", ["typed", "in the environment"])
+def test_a_wrong_password_is_asked_for_again(
+    start: Callable[..., Server],
+    terminal: Callable[..., Terminal],
+    tmp_path: Path,
+    options: list[str],
+    given: str,
+) -> None:
+    (tmp_path / "password").write_text("secret\n")
+    room = start("chat_server.py", "--password-file", str(tmp_path / "password"))
+    environment = {} if given == "typed" else {"CHAT_PASSWORD": "wrong"}
+    address = ["127.0.0.1", str(room.port), "--name", "John"]
+    window = in_terminal(terminal, *address, *options, **environment)
+    shown = ""
+    for answer in ["wrong", "worse"] if given == "typed" else []:
+        shown += window.expect("password: ")
+        window.type(f"{answer}\r")
+        shown += window.expect("* wrong password")
+    shown += window.expect("password: ")
+    window.type("secret\r")
+    shown += window.expect("Welcome to the chatroom!")
+    for secret in ("wrong\n", "worse", "secret"):
+        assert secret not in shown
+    window.type("exit\r")
+    assert window.wait() == 0
