@@ -708,7 +708,7 @@ const link = (href) =>
 const asLine = ({ speaker, text }) => (speaker ? `${speaker}: ${text}` : text);
 
 function inColor(name) {  // names that are alike, such as Lab 1 and Lab 2, are far apart in hue
-  const number = [...name].reduce((sum, char) => (31 * sum + char.codePointAt(0)) % 2 ** 32, 0);
+  const number = [...name].reduce((sum, char) => (31 * sum + char.codePointAt(0)) % 2 ** 30, 0);
   const element = make("b", "", make("bdi", "", name));  // a bdi's direction is its own affair
   element.style.setProperty("--hue", (number * 137.508) % 360);
   return element;
@@ -1413,7 +1413,9 @@ LETTERS = re.compile(rf"([^\W{NO_LETTERS}]+)|([^{PUNCTUATION}{JOINERS}\s\0-\x7f]
 ACCENTS = re.compile("[\u0300-\u036f\u3099\u309a]+")
 CJK = ("BOPOMOFO", "CJK", "HANGUL", "HIRAGANA", "IDEOGRAPHIC", "KATAKANA")  # in characters' names
 NOTICE_WORDS = re.compile(
-    r"\b(?:an operator|and|is now|is taken|joined|left|more|the room|unnamed|was removed|you)\b"
+    # And in "to Ann (private): ", with which a client shows what its user has whispered.
+    r"^to |\b(?:an operator|and|is now|is taken|joined|left|more|the room|unnamed|was removed)\b"
+    r"|\byou\b"
 )
 
 # The pieces of a line: what can be in a name (also letters in a circle), what is odd, other signs.

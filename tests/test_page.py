@@ -155,6 +155,7 @@ def test_a_name_is_asked_for_and_remembered(room: WebRoom, page: Page) -> None:
     assert page.value("document.title") == f"Chat on 127.0.0.1:{room.web}"
     say(page, "/quit")
     bob.expect("* Ann left\n")
+    shows(page, "You have left.")
     page.open(room.url)
     assert page.value("document.activeElement.id") == "nick"
     assert page.value("document.getElementById('nick').value") == "Ann"

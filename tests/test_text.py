@@ -519,7 +519,7 @@ def test_nothing_turns_a_part_of_a_line_around(hall: Hall) -> None:
         *("A\ufe0fnn", "Ann joined", "LEFT"),
         *( "Ann is now Q", "Ann was removed by Bob", "Ann left. Eve", "7 more"),
         *("2 unnamed", "A and B", "you were removed", "\uff59\uff4f\uff55 are here", "An Operator"),
-        *("left-Eve", "is_now", "is  now", "X is taken", "the room"),
+        *("left-Eve", "is_now", "is  now", "X is taken", "the room", "to Ann"),
     ],
 )
 def test_a_name_is_what_it_looks_like(name: str) -> None:
