@@ -3116,7 +3116,7 @@ class Operators:
             return
         members = cast("set[Connection]", self.room.members)
         unnamed = {conn.peer: conn for conn in members if not conn.name}
-        target = self.room.names.get(identity(argument), unnamed.get(argument))
+        target = unnamed.get(argument) or self.room.names.get(identity(argument))
         if not argument:
             which = ", ".join(sorted(unnamed)[:MAX_WHO]) or "nobody"
             self.room.tell(member, f"/kick NAME removes somebody; without a name are: {which}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import os
+import re
 import select
 import subprocess
 from argparse import Namespace
@@ -156,6 +157,17 @@ def test_whoever_is_unnamed_is_removed_by_its_address(room: Server) -> None:
     ann.expect(f"* {address} was removed\n")
     ann.send("hi\n")
     other.expect("Ann: hi\n")
+
+
+def test_nobody_stands_in_for_whoever_is_removed_by_its_address(room: Server) -> None:
+    """In a name, what is between its letters and digits counts for nothing."""
+    ann = operator(room, "Ann")
+    one = room.join(source="127.0.0.2")
+    address = format_address(one.sock.getsockname())
+    room.join(re.sub(r"\D", "", address))
+    ann.send(f"/kick {address}\n")
+    one.read_until(REMOVED)
+    ann.read_until(f"* {address} was removed\n")
 
 
 def test_two_operators_and_one_who_leaves(room: Server) -> None:
