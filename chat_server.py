@@ -1631,23 +1631,24 @@ class Room:
         """The room itself says something to one member."""
         self.batch.tell(member, notice(text))
 
-    def hear(self, member: Member, chunk: bytes, until: float) -> bytes:
+    def hear(self, member: Member, chunk: bytes, until: float, limit: float) -> bytes:
         """Takes whole lines, at least one; returns those that have to wait for the next turn: none
         if the member has left.
 
         Short lines can take long: `/who` in a crowd. So those that aren't plain are heard until
         that time, in seconds of the process's CPU, some of them at least; and no more of them than
-        have answers for which there is memory.
+        have answers for which there is memory. With a name added they can be long, too: once they
+        have come to `limit` bytes, that is all.
         """
         member.silent = False
         if self.is_plain(member, chunk):
             self.say(member, chunk)
             return b""
-        at = 0
+        at, full = 0, self.batch.size + limit
         while at < len(chunk):
             end = chunk.find(b"\n", at + LOOK_AT) + 1 or len(chunk)
             for line in chunk[at:end].split(b"\n")[:-1]:
-                if self.batch.told.get(member, 0) > MAX_UNREAD // 2:
+                if self.batch.told.get(member, 0) > MAX_UNREAD // 2 or self.batch.size >= full:
                     return chunk[at:]
                 at += len(line) + 1
                 self.hear_line(member, clean(line))
@@ -3771,7 +3772,7 @@ class ChatServer:
         """Lets the room hear whole lines, of `limit` bytes or a line more, until that time."""
         end = conn.unheard.find(b"\n", min(limit, len(conn.unheard)) - 1) + 1
         now, later = conn.unheard[:end], conn.unheard[end:]
-        conn.unheard = self.room.hear(conn, now, until) + later
+        conn.unheard = self.room.hear(conn, now, until, limit) + later
         if conn not in self.room.members:
             log.info("%s quit, members: %d", conn, len(self.room.members))
             self.membership.start_leaving(conn)
@@ -3783,7 +3784,7 @@ class ChatServer:
         """
         last = conn.framer.finish()
         if last and not conn.reset:
-            self.room.hear(conn, last, math.inf)
+            self.room.hear(conn, last, math.inf, math.inf)
         if conn in self.room.members:
             self.room.leave(conn)
         log.info("%s %s, members: %d", conn, conn.framer.why or "left", len(self.room.members))
