@@ -128,6 +128,8 @@ STEP = 132 * 1024  # bytes that a reader can take before its kernel tells: Linux
 ALLOWANCE = 2.0  # that somebody may say at once and still be quiet
 CREDIT = 4.0  # that the quiet may say before they are paid for; twice that if their host is quiet
 LOUD_TIME = 10.0  # after which somebody who was loud is quiet, at the latest
+LOUD_COST = 8  # the loud may say 1/8 of PACE although the room's mark is ahead
+MARK_TIME = 60.0  # for which it is known whose turn it was last
 MAX_UNREAD = 8 * 1024  # bytes of answers that wait until who asked for them isn't heard any more
 LOOK_AT = 256  # bytes, or a line more, that are heard between two looks at the clock
 MAX_WHISPERED = 4 * 1024  # bytes that wait of what others said to one alone, until it takes no more
@@ -3179,7 +3181,8 @@ class Throttle:
     a line of 64 bytes moves it on by 1/128 s. Each connection has one, and each host, which move by
     twice that. One that lies ahead is loud: it has said more than half of PACE, after the first 8
     KiB. The quiet may speak while the room's mark is up to 4 s ahead, CREDIT, and 8 s if their host
-    is quiet, too; the loud when it isn't ahead. Of those who wait, the lowest mark comes first.
+    is quiet, too; the loud when it isn't ahead, and else 1/8 of PACE all together, or many who are
+    quiet would mute them. Of those who wait, the lowest mark comes first.
 
     500 connections from one host flood, and one from another; Ann, at a third, says a line now and
     then. Soon all 501 are loud. 16 times a second the room's mark is reached, and one of them may
@@ -3195,6 +3198,7 @@ class Throttle:
         self.waiting: dict[Connection, None] = {}  # aren't read from; the longest comes first
         self.next_look = math.inf  # at those who are behind, in seconds of the clock
         self.paid = 0.0  # the room's mark, in seconds of the clock
+        self.loud_paid = 0.0  # the same of all who are loud, together
         self.marks: dict[Connection | str, float] = {}  # of connections and hosts
 
     # Who may speak
@@ -3204,7 +3208,7 @@ class Throttle:
         `said` are the bytes that were said in this turn so far. Raises Gone."""
         if self.slow:
             ahead = self.paid + said / PACE - self.clock.now()
-            limit = min(limit, MIN_READ) if ahead <= self.credit(conn) else 0
+            limit = min(limit, MIN_READ) if ahead <= self.credit(conn, self.loud_paid) else 0
         if limit and self.has_read(conn):
             return limit
         if not conn.sending:  # its end doesn't wait for what it may not say yet
@@ -3226,10 +3230,13 @@ class Throttle:
     def is_loud(self, one: Connection | str) -> bool:
         return self.marks.get(one, 0.0) > self.clock.now()
 
-    def credit(self, conn: Connection) -> float:
-        """Returns how far ahead the room's mark may be for a member to speak, in seconds."""
-        if self.is_loud(conn):
+    def credit(self, conn: Connection, loud_paid: float) -> float:
+        """Returns how far ahead the room's mark may be for a member to speak, in seconds, when that
+        of the loud is there."""
+        if self.is_loud(conn) and loud_paid > self.clock.now():
             return 0.0
+        if self.is_loud(conn):
+            return 2 * CREDIT
         return CREDIT if self.is_loud(conn.host) else 2 * CREDIT
 
     def charge(self, conn: Connection, size: int) -> None:
@@ -3237,8 +3244,11 @@ class Throttle:
         if self.slow:
             now = self.clock.now()
             for one in (conn, conn.host):
-                mark = max(self.marks.get(one, now), now - ALLOWANCE) + 2 * size / PACE
+                mark = max(self.marks.get(one, 0.0), now - ALLOWANCE) + 2 * size / PACE
                 self.marks[one] = min(mark, now + LOUD_TIME)
+            if self.is_loud(conn):
+                self.loud_paid = max(self.loud_paid, now) + LOUD_COST * size / PACE
+                self.loud_paid = min(self.loud_paid, now + LOUD_TIME)
 
     def join(self, conn: Connection) -> None:
         """A newcomer is loud at first, or whoever comes anew each time would be quiet."""
@@ -3256,13 +3266,15 @@ class Throttle:
         if self.slow and self.waiting:
             now, mark = self.clock.now(), self.marks.get
             self.clock.look_by(now + SHORT_TICK)
-            ahead = self.paid - now
+            ahead, loud_paid = self.paid - now, self.loud_paid
             # Whoever has yet to read its answers would use up a turn, and the loop would spin.
             may_speak = list(filter(self.has_read, self.waiting)) if ahead <= 2 * CREDIT else []
             for conn in sorted(may_speak, key=lambda one: (mark(one.host, 0.0), mark(one, 0.0))):
-                if ahead <= self.credit(conn):
+                if ahead <= self.credit(conn, loud_paid):
                     self.let_one_speak(conn)
                     ahead += MIN_READ / PACE
+                    if self.is_loud(conn):
+                        loud_paid = max(loud_paid, now) + LOUD_COST * MIN_READ / PACE
 
     def let_one_speak(self, conn: Connection) -> None:
         del self.waiting[conn]
@@ -3283,7 +3295,7 @@ class Throttle:
         if conn not in self.behind:
             self.behind[conn] = Lag(conn, now)
         if conn.size > HIGH_WATER and not self.slow:
-            self.slow, self.paid = True, now
+            self.slow, self.paid, self.loud_paid = True, now, now
 
     def note_taken(self, conn: Connection) -> None:
         """Somebody who was behind has taken something."""
@@ -3307,7 +3319,7 @@ class Throttle:
         too_long = []
         if now >= self.next_look:
             self.next_look = now + TICK if self.behind else math.inf
-            self.marks = {one: mark for one, mark in self.marks.items() if mark > now - ALLOWANCE}
+            self.marks = {one: mark for one, mark in self.marks.items() if mark > now - MARK_TIME}
             too_long = [conn for conn, lag in self.behind.items() if lag.is_too_long(conn, now)]
         self.clock.look_by(self.next_look)
         return [conn for conn in too_long if conn.size > HIGH_WATER or not self.has_read(conn)]
