@@ -1650,7 +1650,8 @@ class Room:
         while at < len(chunk):
             end = chunk.find(b"\n", at + LOOK_AT) + 1 or len(chunk)
             for line in chunk[at:end].split(b"\n")[:-1]:
-                if self.batch.told.get(member, 0) > MAX_UNREAD // 2 or self.batch.size >= full:
+                has_much_to_read = self.batch.told.get(member, 0) > MAX_UNREAD // 2
+                if at and (has_much_to_read or self.batch.size >= full):
                     return chunk[at:]
                 at += len(line) + 1
                 self.hear_line(member, clean(line))
