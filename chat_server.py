@@ -134,6 +134,8 @@ STEP = 132 * 1024  # bytes that a reader can take before its kernel tells: Linux
 ALLOWANCE = 2.0  # that somebody may say at once and still be quiet
 CREDIT = 4.0  # that the quiet may say before they are paid for; twice that if their host is quiet
 LOUD_TIME = 10.0  # after which somebody who was loud is quiet, at the latest
+LOUD_COST = 8  # the loud may say 1/8 of PACE although the room's mark is ahead
+MARK_TIME = 60.0  # for which it is known whose turn it was last
 MAX_UNREAD = 8 * 1024  # bytes of answers that wait until who asked for them isn't heard any more
 LOOK_AT = 256  # bytes, or a line more, that are heard between two looks at the clock
 MAX_WHISPERED = 4 * 1024  # bytes that wait of what others said to one alone, until it takes no more
@@ -1823,23 +1825,25 @@ class Room:
         """The room itself says something to one member."""
         self.batch.tell(member, notice(text))
 
-    def hear(self, member: Member, chunk: bytes, until: float) -> bytes:
+    def hear(self, member: Member, chunk: bytes, until: float, limit: float) -> bytes:
         """Takes whole lines, at least one; returns those that have to wait for the next turn: none
         if the member has left.
 
         Short lines can take long: `/who` in a crowd. So those that aren't plain are heard until
         that time, in seconds of the process's CPU, some of them at least; and no more of them than
-        have answers for which there is memory.
+        have answers for which there is memory. With a name added they can be long, too: once they
+        have come to `limit` bytes, that is all.
         """
         member.silent = False
         if self.is_plain(member, chunk):
             self.say(member, chunk)
             return b""
-        at = 0
+        at, full = 0, self.batch.size + limit
         while at < len(chunk):
             end = chunk.find(b"\n", at + LOOK_AT) + 1 or len(chunk)
             for line in chunk[at:end].split(b"\n")[:-1]:
-                if self.batch.told.get(member, 0) > MAX_UNREAD // 2:
+                has_much_to_read = self.batch.told.get(member, 0) > MAX_UNREAD // 2
+                if at and (has_much_to_read or self.batch.size >= full):
                     return chunk[at:]
                 at += len(line) + 1
                 self.hear_line(member, clean(line))
@@ -3287,7 +3291,7 @@ class Operators:
             return
         members = cast("set[Connection]", self.room.members)
         unnamed = {conn.peer: conn for conn in members if not conn.name}
-        target = self.room.names.get(identity(argument), unnamed.get(argument))
+        target = unnamed.get(argument) or self.room.names.get(identity(argument))
         if not argument:
             which = ", ".join(sorted(unnamed)[:MAX_WHO]) or "nobody"
             self.room.tell(member, f"/kick NAME removes somebody; without a name are: {which}")
@@ -3320,8 +3324,9 @@ class Lag:
     """What somebody who is behind owes: PACE for as long as it has been so, less what it has taken.
 
     There is one until it has caught up entirely: whoever is under the mark for a moment gets no
-    patience anew. A kernel tells in steps what was taken from it. They can double, so two of the
-    last may be owed; before the first, one, as all that it has acknowledged may be unread still.
+    patience anew. A kernel tells in steps what was taken from it: as it has room for more again, of
+    a sixteenth of its buffer and of a whole segment. They can double, so two of the last may be
+    owed; and two of what it has acknowledged so far, all of which may be unread still.
     """
 
     __slots__ = ("acknowledged", "owed", "since", "step")
@@ -3330,7 +3335,7 @@ class Lag:
         self.acknowledged = conn.acknowledged()  # what it took while it wasn't behind earns nothing
         self.owed = 0.0  # bytes
         self.since = now  # when that was counted last
-        self.step = min(self.acknowledged, STEP) / 2
+        self.step = min(self.acknowledged, STEP)
 
     def is_too_long(self, conn: Connection, now: float) -> bool:
         """Counts what it has taken since the last time; says whether it owes too much."""
@@ -3349,7 +3354,8 @@ class Throttle:
     a line of 64 bytes moves it on by 1/128 s. Each connection has one, and each host, which move by
     twice that. One that lies ahead is loud: it has said more than half of PACE, after the first 8
     KiB. The quiet may speak while the room's mark is up to 4 s ahead, CREDIT, and 8 s if their host
-    is quiet, too; the loud when it isn't ahead. Of those who wait, the lowest mark comes first.
+    is quiet, too; the loud when it isn't ahead, and else 1/8 of PACE all together, or many who are
+    quiet would mute them. Of those who wait, the lowest mark comes first.
 
     500 connections from one host flood, and one from another; Ann, at a third, says a line now and
     then. Soon all 501 are loud. 16 times a second the room's mark is reached, and one of them may
@@ -3365,6 +3371,7 @@ class Throttle:
         self.waiting: dict[Connection, None] = {}  # aren't read from; the longest comes first
         self.next_look = math.inf  # at those who are behind, in seconds of the clock
         self.paid = 0.0  # the room's mark, in seconds of the clock
+        self.loud_paid = 0.0  # the same of all who are loud, together
         self.marks: dict[Connection | str, float] = {}  # of connections and hosts
 
     # Who may speak
@@ -3374,7 +3381,7 @@ class Throttle:
         `said` are the bytes that were said in this turn so far. Raises Gone."""
         if self.slow:
             ahead = self.paid + said / PACE - self.clock.now()
-            limit = min(limit, MIN_READ) if ahead <= self.credit(conn) else 0
+            limit = min(limit, MIN_READ) if ahead <= self.credit(conn, self.loud_paid) else 0
         if limit and self.has_read(conn):
             return limit
         if not conn.sending:  # its end doesn't wait for what it may not say yet
@@ -3396,10 +3403,13 @@ class Throttle:
     def is_loud(self, one: Connection | str) -> bool:
         return self.marks.get(one, 0.0) > self.clock.now()
 
-    def credit(self, conn: Connection) -> float:
-        """Returns how far ahead the room's mark may be for a member to speak, in seconds."""
-        if self.is_loud(conn):
+    def credit(self, conn: Connection, loud_paid: float) -> float:
+        """Returns how far ahead the room's mark may be for a member to speak, in seconds, when that
+        of the loud is there."""
+        if self.is_loud(conn) and loud_paid > self.clock.now():
             return 0.0
+        if self.is_loud(conn):
+            return 2 * CREDIT
         return CREDIT if self.is_loud(conn.host) else 2 * CREDIT
 
     def charge(self, conn: Connection, size: int) -> None:
@@ -3407,8 +3417,11 @@ class Throttle:
         if self.slow:
             now = self.clock.now()
             for one in (conn, conn.host):
-                mark = max(self.marks.get(one, now), now - ALLOWANCE) + 2 * size / PACE
+                mark = max(self.marks.get(one, 0.0), now - ALLOWANCE) + 2 * size / PACE
                 self.marks[one] = min(mark, now + LOUD_TIME)
+            if self.is_loud(conn):
+                self.loud_paid = max(self.loud_paid, now) + LOUD_COST * size / PACE
+                self.loud_paid = min(self.loud_paid, now + LOUD_TIME)
 
     def join(self, conn: Connection) -> None:
         """A newcomer is loud at first, or whoever comes anew each time would be quiet."""
@@ -3426,13 +3439,15 @@ class Throttle:
         if self.slow and self.waiting:
             now, mark = self.clock.now(), self.marks.get
             self.clock.look_by(now + SHORT_TICK)
-            ahead = self.paid - now
+            ahead, loud_paid = self.paid - now, self.loud_paid
             # Whoever has yet to read its answers would use up a turn, and the loop would spin.
             may_speak = list(filter(self.has_read, self.waiting)) if ahead <= 2 * CREDIT else []
             for conn in sorted(may_speak, key=lambda one: (mark(one.host, 0.0), mark(one, 0.0))):
-                if ahead <= self.credit(conn):
+                if ahead <= self.credit(conn, loud_paid):
                     self.let_one_speak(conn)
                     ahead += MIN_READ / PACE
+                    if self.is_loud(conn):
+                        loud_paid = max(loud_paid, now) + LOUD_COST * MIN_READ / PACE
 
     def let_one_speak(self, conn: Connection) -> None:
         del self.waiting[conn]
@@ -3453,7 +3468,7 @@ class Throttle:
         if conn not in self.behind:
             self.behind[conn] = Lag(conn, now)
         if conn.size > HIGH_WATER and not self.slow:
-            self.slow, self.paid = True, now
+            self.slow, self.paid, self.loud_paid = True, now, now
 
     def note_taken(self, conn: Connection) -> None:
         """Somebody who was behind has taken something."""
@@ -3477,7 +3492,7 @@ class Throttle:
         too_long = []
         if now >= self.next_look:
             self.next_look = now + TICK if self.behind else math.inf
-            self.marks = {one: mark for one, mark in self.marks.items() if mark > now - ALLOWANCE}
+            self.marks = {one: mark for one, mark in self.marks.items() if mark > now - MARK_TIME}
             too_long = [conn for conn, lag in self.behind.items() if lag.is_too_long(conn, now)]
         self.clock.look_by(self.next_look)
         return [conn for conn in too_long if conn.size > HIGH_WATER or not self.has_read(conn)]
@@ -3947,7 +3962,7 @@ class ChatServer:
         """Lets the room hear whole lines, of `limit` bytes or a line more, until that time."""
         end = conn.unheard.find(b"\n", min(limit, len(conn.unheard)) - 1) + 1
         now, later = conn.unheard[:end], conn.unheard[end:]
-        conn.unheard = self.room.hear(conn, now, until) + later
+        conn.unheard = self.room.hear(conn, now, until, limit) + later
         if conn not in self.room.members:
             log.info("%s quit, members: %d", conn, len(self.room.members))
             self.membership.start_leaving(conn)
@@ -3959,7 +3974,7 @@ class ChatServer:
         """
         last = conn.framer.finish()
         if last and not conn.torn:
-            self.room.hear(conn, last, math.inf)
+            self.room.hear(conn, last, math.inf, math.inf)
         if conn in self.room.members:
             self.room.leave(conn)
         log.info("%s %s, members: %d", conn, conn.why or "left", len(self.room.members))

@@ -15,12 +15,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from browser import CLOSE, TEXT, masked
 from support import CERTS, DEADLINE, CheckedServer, Inside, Peer, pair, tls_member
 
 import chat_client
 import chat_server
 import echo_server
-from chat_server import Batch, Connection, Room
+from chat_server import FIN, Batch, Connection, Room, WebSocket
 
 
 @pytest.fixture
@@ -67,6 +68,23 @@ def test_last_words_through_tls_are_heard_unless_the_stream_was_cut(in_order: bo
     while conn in server.room.members:
         server.read_all({conn})
     assert server.room.take_batch().text == (b"bye\n" if in_order else b"")
+
+
+def test_last_words_are_heard_after_many_questions_in_the_same_turn(inside: Inside) -> None:
+    """There a browser's own close can come, too, in the middle of a message."""
+    server = inside.server
+    conn, peer = inside.join()
+    conn.speak(WebSocket(1000))
+    server.room.take_name(conn, "John")
+    server.room.take_batch()
+    last = masked(TEXT, b"last words")
+    unfinished = bytes([last[0] & ~FIN]) + last[1:]
+    peer.send(masked(TEXT, b"/help") * 6 + unfinished + masked(CLOSE, b""))
+    said = b""
+    while conn in server.room.members:
+        server.read_all({conn})
+        said += server.room.take_batch().text
+    assert said == b"John: last words\n* John left\n"
 
 
 def test_closing_room_hears_what_waits_for_the_next_turn(inside: Inside) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import os
+import re
 import select
 import subprocess
 from argparse import Namespace
@@ -159,6 +160,17 @@ def test_whoever_is_unnamed_is_removed_by_its_address(room: Server) -> None:
     other.expect("Ann: hi\n")
 
 
+def test_nobody_stands_in_for_whoever_is_removed_by_its_address(room: Server) -> None:
+    """In a name, what is between its letters and digits counts for nothing."""
+    ann = operator(room, "Ann")
+    one = room.join(source="127.0.0.2")
+    address = format_address(one.sock.getsockname())
+    room.join(re.sub(r"\D", "", address))
+    ann.send(f"/kick {address}\n")
+    one.read_until(REMOVED)
+    ann.read_until(f"* {address} was removed\n")
+
+
 def test_two_operators_and_one_who_leaves(room: Server) -> None:
     ann, bob = operator(room, "Ann"), operator(room, "Bob")
     ann.expect("* Bob joined\n")
@@ -254,7 +266,7 @@ def test_whoever_ends_in_the_turn_in_which_it_is_removed_gets_everything() -> No
 
 def test_a_wrong_password_delays_nothing() -> None:
     """Each once took a second, for which neither the next line nor the end was looked at."""
-    server, [_, (conn, peer), (_, other)] = inside(3)
+    server, [_operator, (conn, peer), (_other, other)] = inside(3)
     hear(server, peer, conn, "/op guess\nN1: after\n" + "/op again\n" * 20)
     other.expect("N1: after\n")
     while conn.unheard:

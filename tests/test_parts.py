@@ -16,6 +16,7 @@ from support import DEADLINE, Peer, check_connection, pair
 
 import chat_server
 from chat_server import (
+    ALLOWANCE,
     BAN_TIME,
     BATCH_COST,
     CREDIT,
@@ -372,6 +373,40 @@ def test_whoever_talks_is_heard_at_once_beside_a_flood(
     for _ in range(lines):
         slowed.flood(crowd, pause)
         assert slowed.say(talker, size) == size
+
+
+def test_the_first_eight_kilobytes_are_not_loud(slowed: Hall) -> None:
+    one: Any = Someone()
+    slowed.throttle.charge(one, int(ALLOWANCE * PACE / 2))
+    assert not slowed.throttle.is_loud(one)
+    slowed.throttle.charge(one, 1)
+    assert slowed.throttle.is_loud(one)
+
+
+def test_many_who_are_quiet_do_not_mute_a_newcomer(slowed: Hall) -> None:
+    """They say all that may be said, never so much that they would have to wait."""
+    throttle = slowed.throttle
+    newcomer: Any = Someone()
+    throttle.join(newcomer)
+    throttle.paid = throttle.clock.now() + CREDIT / 2
+    for _ in range(100):
+        slowed.flood([newcomer], 0.05, 100)
+        throttle.note_said(int(0.05 * PACE) - BATCH_COST)
+    assert slowed.said[newcomer] >= 20 * 100
+
+
+def test_whoever_has_been_silent_comes_before_many_hosts(slowed: Hall) -> None:
+    """Each of them speaks seldom, so that none is loud."""
+    crowd = [Someone() for _ in range(600)]
+    for number, one in enumerate(crowd):
+        one.host = f"198.51.100.{number % 50}"
+    talker = Someone()
+    slowed.flood(crowd, 70, MIN_READ)
+    for _ in range(10):
+        said = slowed.said[talker]
+        slowed.flood([*crowd, talker], 1, 100)
+        assert slowed.said[talker] > said
+        slowed.flood(crowd, 15, MIN_READ)
 
 
 def test_a_host_with_many_connections_has_no_more_than_another(slowed: Hall) -> None:

@@ -43,8 +43,15 @@ class Hall:
             self.got[other] = b""
         return member
 
-    def say(self, member: Member, text: str | bytes, until: float = math.inf) -> bytes:
-        return self.room.hear(member, text if isinstance(text, bytes) else text.encode(), until)
+    def say(
+        self,
+        member: Member,
+        text: str | bytes,
+        until: float = math.inf,
+        limit: float = math.inf,
+    ) -> bytes:
+        chunk = text if isinstance(text, bytes) else text.encode()
+        return self.room.hear(member, chunk, until, limit)
 
     def say_all(self, member: Member, text: str) -> None:
         """Says lines, over as many turns as that takes."""
@@ -369,6 +376,15 @@ def test_chunks_that_need_no_attention_are_relayed_whole(hall: Hall) -> None:
     hall.say(unnamed, "a\nb\nc\n")
     hall.say(named, "John: ä\nJohn: b\n")
     assert hall.room.batch.parts == [b"a\nb\nc\n", "John: ä\nJohn: b\n".encode()]
+
+
+def test_names_that_are_added_count_for_how_much_is_said_at_once(hall: Hall) -> None:
+    """Short lines from somebody with a long name are many times as much as what has come."""
+    one = hall.join("\U00020000" * 31)
+    rest = hall.say(one, "x\n" * 100, limit=1000)
+    said = hall.room.take_batch().text
+    assert 1000 <= len(said) < 1200
+    assert len(rest) // 2 + said.count(b"\n") == 100
 
 
 def test_a_chunk_with_long_consequences_is_heard_over_several_turns(hall: Hall) -> None:

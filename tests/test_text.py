@@ -676,7 +676,7 @@ def heard_before(until: float, chunk: bytes) -> int:
     """Returns how many lines of a chunk are heard by that time."""
     room, member = Room(), Member()
     room.join(member)
-    return chunk.count(b"\n") - room.hear(member, chunk, until).count(b"\n")
+    return chunk.count(b"\n") - room.hear(member, chunk, until, math.inf).count(b"\n")
 
 
 @pytest.mark.parametrize("line", ["", "* x", " ", "x\b", "/ping", "/msg", "\ufdfa: x", "\u0301x"])
