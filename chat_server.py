@@ -31,8 +31,8 @@ One thread, one selectors loop, non-blocking sockets. A turn of the loop goes li
     5. what a socket doesn't take now waits in its member's queue: while one is too long, read from
        everyone more slowly, and TCP slows the senders
 
-So a turn costs one send a member, however many messages it carries, and nothing is copied or put
-together for anyone. In a quiet room a line goes out in the turn in which it came; under load the
+So a turn costs one send a member, however many messages it carries, and nothing is copied for those
+who only listen. In a quiet room a line goes out in the turn in which it came; under load the
 batches grow by themselves.
 
 Standard library only, Python 3.8 or later. Copy this file anywhere and run it.
