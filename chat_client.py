@@ -343,7 +343,9 @@ class ChatProtocol:
         """Takes a line from the other side, clean and without its newline."""
         outside = self.phase in (Phase.WAITING, Phase.AT_DOOR)
         if outside and line == WELCOME:
-            self.phase, self.was_room, self.why = Phase.IN_ROOM, True, ""
+            self.phase = Phase.IN_ROOM
+            self.was_room = True
+            self.why = ""
             self.to_show.append(WELCOME)
             self.request_name(self.name)
             self.ask("/who")
@@ -376,7 +378,9 @@ class ChatProtocol:
     def hear_message(self, line: str) -> None:
         """Shows what somebody said, and learns from it who is there."""
         if self.phase is not Phase.IN_ROOM:  # some other relay: there is no answer to wait for
-            self.phase, self.why, self.awaits_answer = Phase.RELAY, "", False
+            self.phase = Phase.RELAY
+            self.why = ""
+            self.awaits_answer = False
         speaker, colon, text = line.partition(": ")
         name = speaker.replace(PRIVATE, "") if colon else ""
         if folded(name) in self.ignored:
@@ -532,7 +536,9 @@ class EchoProtocol(ChatProtocol):
 
     def begin(self) -> None:
         super().begin()
-        self.phase, self.prompt, self.awaits_answer = Phase.RELAY, "send: ", False
+        self.phase = Phase.RELAY
+        self.prompt = "send: "
+        self.awaits_answer = False
 
     def hear(self, line: str) -> None:
         self.to_show.append(f"recv: {line}")

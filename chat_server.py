@@ -518,7 +518,9 @@ class WebSocket(Lines):
             return 0
         if not is_control:
             self.in_message = not first & FIN
-        self.opcode, self.left, self.mask = first & OPCODE, size, data[mask:start]
+        self.opcode = first & OPCODE
+        self.left = size
+        self.mask = data[mask:start]
         return start
 
     def check_header(self, first: int, second: int) -> None:
@@ -560,7 +562,9 @@ class WebSocket(Lines):
 
     def fail(self, fault: Fault) -> None:
         """The peer is at fault."""
-        self.over, self.code, self.why = True, fault.code, str(fault)
+        self.over = True
+        self.code = fault.code
+        self.why = str(fault)
 
 
 def unmask(data: bytes, mask: bytes) -> bytes:
@@ -2895,7 +2899,9 @@ class TLSConnection(Connection):
         except Gone as gone:
             if self.is_shaking_hands():
                 raise
-            self.over, self.why, self.torn = True, str(gone), True
+            self.over = True
+            self.why = str(gone)
+            self.torn = True
             self.stop_sending()
         finally:
             self.incoming.read()
@@ -3468,7 +3474,9 @@ class Throttle:
         if conn not in self.behind:
             self.behind[conn] = Lag(conn, now)
         if conn.size > HIGH_WATER and not self.slow:
-            self.slow, self.paid, self.loud_paid = True, now, now
+            self.slow = True
+            self.paid = now
+            self.loud_paid = now
 
     def note_taken(self, conn: Connection) -> None:
         """Somebody who was behind has taken something."""
@@ -3544,7 +3552,10 @@ class Membership:
             self.throttle.forget(conn)
         else:
             self.leaving.remove(conn)
-        conn.state, conn.since, conn.until, conn.deadline = state, now, math.inf, math.inf
+        conn.state = state
+        conn.since = now
+        conn.until = math.inf
+        conn.deadline = math.inf
         if state is State.LEAVING:
             self.leaving.add(conn)
             conn.unheard = b""
