@@ -36,6 +36,19 @@ who only listen. In a quiet room a line goes out in the turn in which it came; u
 batches grow by themselves.
 
 Standard library only, Python 3.8 or later. Copy this file anywhere and run it.
+
+The file is in the order in which a reader needs it. The first two parts are a chat server already,
+and one may stop after them; whoever wants the loop alone begins with ChatServer.turn.
+
+    I    The room               framing lines, names, batches, the history    knows no sockets
+    II   The loop               connections, the turn of the loop, who is     knows no TLS, telnet,
+                                a member, who may say how much                browsers or passwords
+    III  The door               voices, the way of a newcomer, hosts,         knows not what travels
+                                passwords, operators                          on the wire
+    IV   Other ways to speak    telnet, WebSocket, TLS and its certificate    knows no room
+    V    Browsers               the page, HTTP                                knows no room
+    VI   The process            the log, the transcript, listening, how to    knows them all
+                                join, the command line
 """
 
 from __future__ import annotations
@@ -94,107 +107,40 @@ except ImportError:
     ssl = None  # type: ignore[assignment]
 
 VERSION = "1.0"
-
 PORT = 7007
 WEB_PORT = 7080
-DOOR_SIZE = 100  # newcomers at the door at once
-OTHER_DESCRIPTORS = 32 + 2 * DOOR_SIZE  # the listeners, files; who is no member yet, or no more
-# On Windows select() takes 512 sockets.
-MAX_CLIENTS = 512 - OTHER_DESCRIPTORS if sys.platform == "win32" else 10_000
-ACCEPT_SHARE = 0.003  # seconds of CPU, of a turn, for newcomers, so that a storm holds up nobody
-ACCEPT_REST = 0.1  # seconds until the next try after accept() failed
-
-MAX_LINE = 8 * 1024  # bytes of a line without its newline; --max-line
-MAX_NAME = 32  # characters
-MAX_PREFIX = 4 * MAX_NAME + 2  # bytes of a name and what stands between it and a message
-MAX_NAME_SOURCE = 5 * MAX_NAME  # characters that can be a name: NFKC joins several, slowly
-MAX_WHO = 200  # names in an answer to /who
-MAX_HISTORY = 128 * 1024  # bytes that a newcomer gets of what was said before
-HISTORY_BLOCK = 4 * 1024  # bytes, or a line more, that newcomers share as a whole
-MAX_REPLAYED = 256 * 1024  # bytes of a transcript that are looked at for what was said before
-MAX_LOGGED = 100  # lines that are logged of what comes at once
-GAP_END = 1.0  # seconds without a loss, until the log says what is missing in the transcript
-
-# A turn of the loop is to take some 10 ms at most, as anybody's line can have to wait for the next.
-TURN = 0.010  # seconds of CPU for what came; whoever has cost least comes first
-TURN_READ = 256 * 1024  # bytes that are read, fewer from each in a crowd
-TURN_DELIVERY = 32 * 1024 * 1024  # bytes that are delivered, to all members together
-MIN_READ = 512  # bytes: the least share that a connection gets, of a turn or of PACE
-FIRST_READ = 32 * 1024  # bytes that are read at once, until it has shown what they cost
-
-# For a member that reads more slowly than the others talk, batches wait in a queue. While one's is
-# over HIGH_WATER, the whole room may say no more than PACE, which is what anybody who stays can
-# read; no human notices. A member that takes less is stuck, and is disconnected.
-HIGH_WATER = 256 * 1024  # bytes
-HARD_LIMIT = 4 * 1024 * 1024  # bytes in a queue, however steadily it is read
-PACE = 8 * 1024  # bytes a second
-PATIENCE = 5.0  # seconds without anything taken, at least
-STEP = 132 * 1024  # bytes that a reader can take before its kernel tells: Linux frees whole buffers
-# Who may speak then, in seconds of PACE: see Throttle.
-ALLOWANCE = 2.0  # that somebody may say at once and still be quiet
-CREDIT = 4.0  # that the quiet may say before they are paid for; twice that if their host is quiet
-LOUD_TIME = 10.0  # after which somebody who was loud is quiet, at the latest
-LOUD_COST = 8  # the loud may say 1/8 of PACE although the room's mark is ahead
-MARK_TIME = 60.0  # for which it is known whose turn it was last
-MAX_UNREAD = 8 * 1024  # bytes of answers that wait until who asked for them isn't heard any more
-LOOK_AT = 256  # bytes, or a line more, that are heard between two looks at the clock
-MAX_WHISPERED = 4 * 1024  # bytes that wait of what others said to one alone, until it takes no more
-BATCH_COST = 128  # bytes that count for a batch in a queue, so that queues aren't long either
-TOLD_COST = 512  # the same for each thing in it that is for one member alone: nobody shares that
-TICK = 1.0  # seconds between looks at what depends on time
-SHORT_TICK = 0.05  # seconds: the same for those who wait to speak, and for those who are leaving
-LAST_CALL = 1.0  # seconds in which a room that closes hears what had arrived before
-FAREWELL = 5.0  # seconds for who leaves to get what was said before, and for the room to close
-LINGER = 0.5  # seconds that we wait for its own close after that
-OVERSLEPT = 1.0  # seconds that the loop can be late: more means that the process was stopped
-
-# A closed room has a door: newcomers finish the TLS handshake and give the password there.
-HANDSHAKE_TIME = 3.0  # seconds for the one, for which nobody has to type
-DOOR_TIME = 10.0  # seconds for the other
-DOOR_SHARE = 0.003  # seconds of CPU, of a turn: a step of a handshake can be some ms of arithmetic
-DOOR_READ = 4 * 1024  # bytes that are read at once
-# So that guessing is slow: each wrong password costs its host a second, and all together a tenth.
-# Whoever is more than TRIES_AHEAD seconds ahead has to wait.
-WRONG_TIME = 1.0  # seconds until a wrong password is answered, and its host may try another
-WRONG_TIME_OF_ALL = 0.1  # seconds
-TRIES_AHEAD = 3.0  # seconds
-BAN_TIME = 600.0  # seconds for which whoever was removed can't come back
-SILENCE = 10.0  # seconds after which one that never said a word has no claim to its place
-
-WELCOME = "Welcome to the chatroom!"
-TLS_RECORD = 16 * 1024  # bytes of text in a record at most: so much is encrypted at once
-# Bytes that are received at once: what has no text in it, such as orders to change keys, takes as
-# much time as a hundred times as many bytes of text.
-TLS_READ = 8 * 1024
-TLS_HANDSHAKE = 0x16  # the first byte from whoever speaks TLS
-MAX_UNSENT = 24 * 1024  # bytes that may wait encrypted: a record, and what TLS itself has to say
-PRIVATE = " (private)"
-
-# Each connection gets these, as far as the system has them. Keepalive: the kernel asks a silent
-# peer whether it is still there, so that one that was unplugged is gone after two minutes, or when
-# something was on its way to it, after the quarter of an hour for which TCP tries again. There is
-# no TCP_USER_TIMEOUT: it would also end a peer that is only suspended, and so has closed its window
-# but answers. With TCP_NOTSENT_LOWAT a socket is writable again when the kernel has little left to
-# send; without it, when a third of some megabytes is free, and till then slow looks like stuck.
-SOCKET_OPTIONS = [
-    (level, getattr(socket, name), value)
-    for level, name, value in (
-        (socket.IPPROTO_TCP, "TCP_NODELAY", 1),
-        (socket.SOL_SOCKET, "SO_OOBINLINE", 1),  # telnet sends a byte of Ctrl-C as urgent data
-        (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
-        (socket.IPPROTO_TCP, "TCP_KEEPIDLE", 60),  # seconds of silence before the first question
-        (socket.IPPROTO_TCP, "TCP_KEEPALIVE", 60),  # the same on macOS
-        (socket.IPPROTO_TCP, "TCP_KEEPINTVL", 15),  # seconds between questions
-        (socket.IPPROTO_TCP, "TCP_KEEPCNT", 4),  # questions without an answer
-        (socket.IPPROTO_TCP, "TCP_NOTSENT_LOWAT", 64 * 1024),  # bytes
-    )
-    if hasattr(socket, name)
-]
-
-TCP_INFO_SIZE = 128  # bytes of Linux's struct tcp_info up to tcpi_bytes_acked, the last of these
-SIOCOUTQ = 0x5411 if sys.platform == "linux" else 0  # bytes that the peer has yet to acknowledge
 
 log = logging.getLogger("chat")
+
+
+class State(enum.Enum):
+    """Where a connection is, and what it can be there. Membership.move alone changes it.
+
+    state     is in         `reading`                     its queue   when it moves on
+
+    DOOR      newcomers     unless it waits for an        a question  let in, or dismissed
+                            answer to its password
+    MEMBER    room.members  unless it waits to speak      any         leaves, or has to
+    LEAVING   leaving       until its stream has ended    any         it has got everything, and
+                                                                      has closed; or time is up
+    CLOSED    nothing       no                            none
+
+    From each of the first three an error leads to CLOSED at once, and so does being too far behind.
+    Inside /quit and /kick, a member has left the room a moment before it is LEAVING.
+    """
+
+    DOOR = enum.auto()
+    MEMBER = enum.auto()
+    LEAVING = enum.auto()
+    CLOSED = enum.auto()
+
+
+# === I. The room =================================================================================
+#
+# What a line means, and who gets to see it. Bytes come in, bytes come out: nothing here has a
+# socket or waits for anything.
+
+MAX_LINE = 8 * 1024  # bytes of a line without its newline; --max-line
 
 
 # --- Line framing --------------------------------------------------------------------------------
@@ -255,18 +201,18 @@ class LineFramer:
 class Lines(LineFramer):
     """What stands between a connection's bytes and its lines, both ways: here, nothing.
 
-    What came goes through `sift`, then `feed`. Subclasses know what else can be around a text.
+    What came goes through `sift`, then `feed`. Part IV knows what else can be around a text.
     """
 
     __slots__ = ()
-    most = TURN_READ  # bytes that are read at once
+    most = 256 * 1024  # bytes that are read at once, at most
     over = False  # the peer has closed, or is at fault: what comes isn't heard any more
     why = ""  # the fault, for the log
     encode: Callable[[bytes], bytes] | None = None  # makes of a text what travels to the peer
 
     def sift(self, data: bytes) -> tuple[bytes, bytes]:
         """Takes the bytes that came; returns the text among them, in which lines end with LF, and
-        what is to be answered. Raises Gone if the peer doesn't mean to send text at all."""
+        what is to be answered. Raises Gone or Dismissed if the peer doesn't mean to send text."""
         return data, b""
 
     def farewell(self, code: int) -> bytes:
@@ -274,35 +220,1982 @@ class Lines(LineFramer):
         return b""
 
 
-def printable(line: bytes) -> str:
-    """A line as it can be logged: control characters and broken UTF-8 shown as escapes like \\x1b,
-    so that no peer can play tricks with the terminal that shows the log."""
-    text = line.decode("utf-8", "backslashreplace").rstrip("\r")
-    if text.isprintable():
+# --- Text ----------------------------------------------------------------------------------------
+
+# Control characters but tab and newline: those of ASCII, and U+0080 to U+009F, which some terminals
+# take for the beginning of an escape sequence.
+CONTROLS = bytes(c for c in (*range(32), 127) if c not in b"\t\n")
+C1_CONTROL = re.compile(rb"\xc2[\x80-\x9f]")
+LINE_SEPARATOR = re.compile(rb"\xe2\x80[\xa8\xa9]")  # U+2028, U+2029: a new line on some screens
+ERASERS = "\b\x7f\x15"  # Backspace and Delete take back a character, Ctrl-U the line
+CLEANING = dict.fromkeys(c for c in (*CONTROLS, *range(0x80, 0xA0)) if chr(c) not in ERASERS)
+CLEANING.update({0x2028: " ", 0x2029: " "})
+
+
+def clean(line: bytes) -> str:
+    """Returns the text of a line as its sender means it to be seen: without control characters and
+    what was taken back; broken UTF-8 becomes U+FFFD."""
+    text = line.decode("utf-8", "replace")
+    return text if text.isprintable() else take_back(text.translate(CLEANING))
+
+
+def is_clean(lines: bytes) -> bool:
+    """Says whether `clean` would surely leave the lines as they are. Fast, above all for ASCII."""
+    if len(lines.translate(None, CONTROLS)) != len(lines):
+        return False
+    if lines.isascii():
+        return True
+    try:
+        lines.decode()
+    except UnicodeDecodeError:
+        return False
+    return not C1_CONTROL.search(lines) and not LINE_SEPARATOR.search(lines)
+
+
+def take_back(text: str) -> str:
+    """Returns the text as it is after all its Backspace, Delete and Ctrl-U. Where telnet sends each
+    key at once, they are keys like any other."""
+    if not any(eraser in text for eraser in ERASERS):
         return text
-    return repr(text)[1:-1].replace("\\\\", "\\")  # 100 times as fast as to look at each letter
+    kept: list[str] = []
+    for char in text:
+        if char not in ERASERS:
+            kept.append(char)
+        elif char == "\x15":
+            kept.clear()
+        elif kept:
+            kept.pop()
+    return "".join(kept)
 
 
-def log_lines(speaker: str, chunk: bytes) -> None:
-    """Logs whole lines at level DEBUG, the first MAX_LOGGED of them."""
-    *lines, rest = chunk.split(b"\n", MAX_LOGGED)
-    for line in lines:
-        log.debug("%s: %s", speaker, printable(line))
-    if rest:
-        log.debug("%s: (%d more lines)", speaker, rest.count(b"\n"))
+def notice(text: str) -> bytes:
+    """Returns the line with which the room itself says something. Clients take it at its word, so
+    of what members choose nothing but a name may stand in one."""
+    return f"* {text}\n".encode()
 
 
-# --- Before it is a line --------------------------------------------------------------------------
+# --- Names ---------------------------------------------------------------------------------------
+
+MAX_NAME = 32  # characters
+MAX_PREFIX = 4 * MAX_NAME + 2  # bytes of a name and what stands between it and a message
+MAX_NAME_SOURCE = 5 * MAX_NAME  # characters that can be a name: NFKC joins several, slowly
+
+# What may stand between the letters of a name, and counts for nothing: blanks, dots, hyphens, any
+# apostrophe; within words of Persian or Mongolian, say, joiners, and what chooses a letter's form.
+PUNCTUATION = "-.'\u2018\u2019\u02bb\u02bc"
+JOINERS = "\u17b4\u17b5\u180b-\u180f\u200c\u200d"
+BETWEEN = re.compile(rf"[{PUNCTUATION} ]|(?<=[^\0-\x7f])[{JOINERS}]")
+# Some letters show nothing, or look like a colon: modifiers of others, parts of a Korean syllable
+# that has no beginning, fillers. They are no letters here.
+NO_LETTERS = "\u02b9-\u02df\u02e5-\u02ff\u0640\u115f-\u11ff\u3164\ua4f8-\ua4ff\ud7b0-\ud7ff\uffa0"
+LETTERS = re.compile(rf"([^\W{NO_LETTERS}]+)|([^{PUNCTUATION}{JOINERS}\s\0-\x7f])")
+ACCENTS = re.compile("[\u0300-\u036f\u3099\u309a]+")
+CJK = ("BOPOMOFO", "CJK", "HANGUL", "HIRAGANA", "IDEOGRAPHIC", "KATAKANA")  # in characters' names
+NOTICE_WORDS = re.compile(
+    # And in "to Ann (private): ", with which a client shows what its user has whispered.
+    r"^to |\b(?:an operator|and|is now|is taken|joined|left|more|the room|unnamed|was removed)\b"
+    r"|\byou\b"
+)
+
+
+def compatible(text: str) -> str:
+    """Returns the beginning of a text, long enough for a name, in its compatible form (NFKC)."""
+    letters = unicodedata.normalize("NFKC", text[:MAX_NAME])
+    if len(letters) < MAX_NAME_SOURCE:  # else they are long already: one can become 18, slowly
+        letters = unicodedata.normalize("NFKC", text[:MAX_NAME_SOURCE])
+    return letters[:MAX_NAME_SOURCE]
+
+
+def unaccented(text: str) -> str:
+    """Returns a short text in lower case, in its compatible form, without accents."""
+    apart = unicodedata.normalize("NFKD", text)
+    return unicodedata.normalize("NFC", ACCENTS.sub("", apart).casefold())
+
+
+def alphabet(char: str) -> str:
+    """Returns the alphabet of a letter or a mark: LATIN, GREEK, CYRILLIC, ..."""
+    name = unicodedata.name(char, "")
+    return "CJK" if name.startswith(CJK) else name.partition(" ")[0]
+
+
+def own_mark(char: str, before: str) -> str:
+    """Returns the character if it is a mark of the same alphabet as the letter before it, one that
+    needs marks to be written: those from Dhivehi, Hindi and Thai on, but for Chinese and such."""
+    if not char or before[-1:] < "\u0780" or unicodedata.category(char) not in ("Mc", "Mn"):
+        return ""
+    return char if alphabet(char) == alphabet(before[-1]) != "CJK" else ""
+
+
+def letters(text: str) -> str:
+    """Returns what counts of a name: letters, digits, `_`, and marks that these need."""
+    found = ""
+    for some, other in LETTERS.findall(text):
+        found += some or own_mark(other, found)
+    return found
+
+
+def identity(name: str) -> str:
+    """Returns what all ways to write a name have in common: John, JOHN, or in fullwidth letters."""
+    return letters(compatible(compatible(name).casefold()))
+
+
+def look(name: str) -> str:
+    """Returns what a name has in common with all that differ from it in accents alone."""
+    return letters(unaccented(name))
+
+
+def valid_name(text: str) -> str:
+    """Returns the name as the room writes it. Raises ValueError: what a name has to be."""
+    name = compatible(text).strip()
+    if not 1 <= len(name) <= MAX_NAME:
+        raise ValueError(f"has 1 to {MAX_NAME} characters")
+    found = letters(name)
+    if found != BETWEEN.sub("", name) or name[0] in f"_{PUNCTUATION}":
+        raise ValueError("has letters and digits in it, and after the first also blanks and .-_'")
+    if len({alphabet(char) for char in found if char.isalpha()} - {"CJK"}) > 1:
+        raise ValueError("does not mix alphabets, as some of their letters look alike")
+    said = NOTICE_WORDS.search(" ".join(re.findall(r"[^\W_]+", name.casefold())))
+    if said:
+        raise ValueError(f'has nothing in it that only the room says, such as "{said[0]}"')
+    return name
+
+
+# --- Members, batches, the history ---------------------------------------------------------------
+
+MAX_HISTORY = 128 * 1024  # bytes that a newcomer gets of what was said before
+HISTORY_BLOCK = 4 * 1024  # bytes, or a line more, that newcomers share as a whole
+TOLD_COST = 512  # bytes that count for each thing that is for one member alone: nobody shares that
+
+
+class Member:
+    """Somebody in the room."""
+
+    __slots__ = (
+        "is_operator",
+        "name",
+        "prefix",
+        "sending",
+        "silent",
+        "unread",
+        "warned",
+        "whispered",
+    )
+
+    def __init__(self) -> None:
+        self.name = ""  # none taken
+        self.is_operator = False  # may remove others
+        self.prefix = b""  # what each of its messages begins with once it has a name: b"John: "
+        self.sending = True  # it can still be sent to
+        self.silent = True  # has not said a word yet
+        # What was for it alone and it hasn't taken yet, as in a batch's `told` and `whispered`: the
+        # answers to what it said, and what others said to it. It can help only the first.
+        self.unread = 0
+        self.whispered = 0
+        self.warned = False  # it was told that only the room begins a line as the room does
+
+
+class Batch:
+    """What is said in one turn of the loop, in order; everyone is handed the same bytes.
+
+    A member for whom something differs has cuts: (start, end, instead) means that in place of
+    the bytes from start to end it gets `instead`. What it said itself is cut out, an answer is put
+    in where it asked, and a newcomer has its welcome in place of all that was said before.
+
+    A batch lives for as long as somebody has yet to get something of it. What a member gets of it
+    is made when it is sent, so that a thousand who wait hold a thousand references and no bytes.
+    """
+
+    __slots__ = ("cuts", "encoded", "is_text", "leavers", "parts", "size", "text", "told", "whispered")
+
+    def __init__(self, is_text: bool = True) -> None:
+        self.is_text = is_text  # else it goes out as it is, such as the answers to telnet
+        self.parts: list[bytes] = []
+        self.size = 0  # bytes of the parts
+        self.cuts: dict[Member, list[tuple[int, int, bytes]]] = {}
+        # Bytes for one member alone, and what these cost besides: answers, and what others said.
+        self.told: dict[Member, int] = {}
+        self.whispered: dict[Member, int] = {}
+        self.leavers: list[Member] = []  # have left in this turn, and get what came before
+        self.text = b""  # all that was said, once the batch is sealed
+        self.encoded = b""  # the same as it travels to browsers, once one of them is handed it
+
+    def say(self, data: bytes, but: Member | None) -> None:
+        """Puts whole lines at the end, for all but one, such as their author."""
+        start = self.size
+        self.parts.append(data)
+        self.size += len(data)
+        if but is not None:
+            self.cut(but, start, self.size, b"")
+
+    def tell(self, member: Member, data: bytes) -> None:
+        """Puts whole lines at the end, for one member alone: an answer to what it said."""
+        self.put_aside(member, data, self.told)
+
+    def whisper(self, member: Member, data: bytes) -> None:
+        """The same for what another member says to it."""
+        self.put_aside(member, data, self.whispered)
+
+    def put_aside(self, member: Member, data: bytes, counted: dict[Member, int]) -> None:
+        """Puts whole lines at the end for one member, unless that has gone already: then what it
+        had said before is heard no later for the answers."""
+        if not member.sending:
+            return
+        counted[member] = counted.get(member, 0) + len(data) + TOLD_COST
+        self.cut(member, self.size, self.size, data)
+
+    def begin(self, member: Member, welcome: Iterable[bytes]) -> None:
+        """A newcomer gets the pieces of its welcome, and then what is said from here on."""
+        self.cut(member, 0, self.size, b"")
+        for piece in welcome:
+            self.cut(member, self.size, self.size, piece)
+
+    def end(self, member: Member) -> None:
+        """A leaver gets nothing of what is said from here on."""
+        self.cut(member, self.size, sys.maxsize, b"")
+        self.leavers.append(member)
+
+    def cut(self, member: Member, start: int, end: int, instead: bytes) -> None:
+        """Gives one member something else in place of a stretch; later ones lie further on."""
+        self.cuts.setdefault(member, []).append((start, end, instead))
+
+    def seal(self) -> None:
+        """Ends the turn: nothing is said in this batch any more, and it can be handed out."""
+        self.text = b"".join(self.parts)  # a single part, as in a quiet room, is not copied
+        self.parts = []
+
+    def text_for(self, member: Member) -> bytes:
+        """Returns what a member gets: the text less its cuts; without any, the text itself."""
+        if member not in self.cuts:
+            return self.text
+        pieces: list[bytes] = []
+        at = 0
+        for start, end, instead in self.cuts[member]:
+            pieces += (self.text[at:start], instead)
+            at = end
+        return b"".join((*pieces, self.text[at:]))
+
+    def encoded_for(self, member: Member, encode: Callable[[bytes], bytes]) -> bytes:
+        """Returns the same as `encode` makes it; all who get the whole text share that."""
+        if member in self.cuts:
+            text = self.text_for(member)
+            return encode(text) if text and self.is_text else text
+        if self.text and not self.encoded:
+            self.encoded = encode(self.text)
+        return self.encoded
+
+    def forget(self, member: Member) -> tuple[int, int]:
+        """Drops what is in here for a member that has got its part, or never will; returns how much
+        it was told and whispered. Others may hold the batch for much longer."""
+        self.cuts.pop(member, None)
+        return self.told.pop(member, 0), self.whispered.pop(member, 0)
+
+
+class History:
+    """The last messages, for newcomers: at most `count`, and at most MAX_HISTORY bytes.
+
+    It keeps them in blocks of some kilobytes, each of whole lines, and newcomers get references to
+    these: they share them, however many come and however slowly they read.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.blocks: deque[tuple[bytes, int]] = deque()  # and how many lines are in each
+        self.size = 0  # bytes in the blocks
+        self.lines = 0  # in the blocks: more than `count` by less than a block
+
+    def add(self, chunk: bytes) -> None:
+        """Takes whole lines, or none."""
+        if not (self.count and chunk):
+            return
+        while chunk:
+            block = b""
+            if self.blocks and len(self.blocks[-1][0]) < HISTORY_BLOCK:
+                block, lines = self.blocks.pop()
+                self.lines -= lines
+            end = chunk.find(b"\n", min(HISTORY_BLOCK, len(chunk)) - 1) + 1
+            block, chunk = block + chunk[:end], chunk[end:]
+            lines = block.count(b"\n")
+            self.blocks.append((block, lines))
+            self.size += end
+            self.lines += lines
+        block, lines = self.blocks[0]
+        while self.lines - lines >= self.count or self.size - len(block) >= MAX_HISTORY:
+            self.blocks.popleft()  # there is enough without it
+            self.size -= len(block)
+            self.lines -= lines
+            block, lines = self.blocks[0]
+
+    def pieces(self) -> list[bytes]:
+        """Returns the messages, whole lines, in pieces that all newcomers share."""
+        pieces = [block for block, _ in self.blocks]
+        if pieces:  # of the first block some lines may be too many
+            first = pieces[0].split(b"\n", max(0, self.lines - self.count))[-1]
+            surplus = self.size - len(pieces[0]) + len(first) - MAX_HISTORY
+            pieces[0] = first[first.find(b"\n", surplus - 1) + 1 :] if surplus > 0 else first
+        return pieces
+
+
+# --- The room itself -----------------------------------------------------------------------------
+
+WELCOME = "Welcome to the chatroom!"
+PRIVATE = " (private)"
+MAX_WHO = 200  # names in an answer to /who
+LOOK_AT = 256  # bytes, or a line more, that are heard between two looks at the clock
+MAX_UNREAD = 8 * 1024  # bytes of answers that wait until who asked for them isn't heard any more
+MAX_WHISPERED = 4 * 1024  # bytes that wait of what others said to one alone, until it takes no more
+
+# The start of a line that has to be looked at, if its speaker has no name; and the end of one that
+# may have nothing in it but its speaker's name.
+COMMAND_OR_NOTICE = re.compile(rb"\n[ \t]*[/*\n]")
+NOTHING_SAID = re.compile(rb": [ \t]*\n")
+
+ALIASES = {"/nick": "/name", "/names": "/who", "/exit": "/quit"}  # what people know from elsewhere
+HELP = (
+    "/name NAME: be known as NAME",
+    "/who: who is here?",
+    "/msg NAME: TEXT: a message for NAME alone",
+    "/ping: has this been heard?",
+    "/quit: leave",
+    "//TEXT: the message /TEXT",
+    "any other line is a message for everyone here",
+)
+
+
+class Room:
+    """Who is here and what a line means. It knows no sockets: it hears lines, and what members get
+    to see of it is put into `batch`, which the server takes at the end of each turn."""
+
+    def __init__(self, history: int = 0, max_line: int = MAX_LINE) -> None:
+        self.max_line = max_line  # bytes of what is said in a line, without its end
+        self.members: set[Member] = set()
+        self.names: dict[str, Member] = {}  # the owners, by identity(name)
+        self.looks: Counter[str] = Counter()  # of the names: how many have each
+        # Says whether nobody can take a name, as identity() has it.
+        self.is_reserved: Callable[[str], bool] = lambda key: False
+        self.history = History(history)
+        self.batch = Batch()
+        self.commands: dict[str, Callable[[Member, str], None]] = {
+            "/name": self.take_name,
+            "/who": self.who,
+            "/msg": self.send_private,
+            "/help": self.help,
+            "/ping": self.ping,
+            "/quit": self.quit,
+        }
+        self.help_lines = b"".join(map(notice, HELP))  # the same bytes for all who ask
+        # Each takes a line that somebody is to say, and returns it as that one may say it, or raises
+        # ValueError: why not. They are asked about all lines that have one of the suspects in them.
+        self.checks: list[Callable[[Member, str], str]] = []
+        self.suspects: list[bytes] = []
+
+    def take_batch(self) -> Batch:
+        """Returns what has happened since the last call."""
+        batch, self.batch = self.batch, Batch()
+        batch.seal()
+        return batch
+
+    def join(self, member: Member) -> None:
+        """Lets somebody in, who first gets the welcome and the history."""
+        self.members.add(member)
+        self.batch.begin(member, [f"{WELCOME}\n".encode(), *self.history.pieces()])
+
+    def leave(self, member: Member, how: str = "left") -> None:
+        """Lets a member go; of this turn it still gets what came before."""
+        self.members.remove(member)
+        self.batch.end(member)
+        if member.name:
+            self.give_back(member.name)
+            self.announce(f"{member.name} {how}")
+
+    def close(self) -> None:
+        """Tells everyone that the room is closing, and lets them go."""
+        self.announce("the room is closing")
+        for member in self.members:
+            self.batch.end(member)
+        self.members.clear()
+        self.names.clear()
+        self.looks.clear()
+
+    def announce(self, text: str, but: Member | None = None) -> None:
+        """The room itself says something to all but one. That isn't kept in the history."""
+        self.batch.say(notice(text), but)
+
+    def tell(self, member: Member, text: str) -> None:
+        """The room itself says something to one member, or nothing if it is none."""
+        if text:
+            self.batch.tell(member, notice(text))
+
+    def hear(self, member: Member, chunk: bytes, until: float, limit: float) -> bytes:
+        """Takes whole lines, at least one; returns those that have to wait for the next turn: none
+        if the member has left.
+
+        Short lines can take long: `/who` in a crowd. So those that aren't plain are heard until
+        that time, in seconds of the process's CPU, some of them at least; and no more of them than
+        have answers for which there is memory. With a name added they can be long, too: once they
+        have come to `limit` bytes, that is all.
+        """
+        member.silent = False
+        if self.is_plain(member, chunk):
+            self.say(member, chunk)
+            return b""
+        at, full = 0, self.batch.size + limit
+        while at < len(chunk):
+            end = chunk.find(b"\n", at + LOOK_AT) + 1 or len(chunk)
+            for line in chunk[at:end].split(b"\n")[:-1]:
+                has_much_to_read = self.batch.told.get(member, 0) > MAX_UNREAD // 2
+                if at and (has_much_to_read or self.batch.size >= full):
+                    return chunk[at:]
+                at += len(line) + 1
+                self.hear_line(member, clean(line))
+                if member not in self.members:  # it said /quit
+                    return b""
+            if time.process_time() > until:
+                break
+        return chunk[at:]
+
+    def is_plain(self, member: Member, chunk: bytes) -> bool:
+        """Says whether all lines of a chunk can be relayed as they are, without a look at each.
+
+        A few calls that run in C over the whole chunk: about 0.1 ms for 64 KiB, less than a tenth
+        of what it takes to deliver that to a hundred members.
+        """
+        if not is_clean(chunk) or any(one in chunk for one in self.suspects):
+            return False
+        lines = b"\n" + chunk  # so that each line, the first too, has a newline before it
+        if member.prefix:
+            if lines.count(b"\n" + member.prefix) != chunk.count(b"\n"):
+                return False
+            return not NOTHING_SAID.search(chunk)
+        # Without a name it may not pass for somebody who has one, nor with signs that look alike.
+        if not chunk.isascii() or (self.names and b":" in chunk):
+            return False
+        return not COMMAND_OR_NOTICE.search(lines)
+
+    def hear_line(self, member: Member, line: str) -> None:
+        """Takes one line, clean and without its newline."""
+        if len(line.encode()) > self.max_line:  # it had broken bytes, which grow
+            self.refuse_long_line(member)
+        elif line.startswith("//"):
+            self.message(member, line[1:])
+        elif line.startswith("/"):
+            word, _, argument = line.partition(" ")
+            command = self.commands.get(ALIASES.get(word, word), self.no_such_command)
+            command(member, argument.strip())
+        else:
+            self.message(member, line)
+
+    def message(self, member: Member, line: str) -> None:
+        """Says one line, after its speaker's name, unless a check finds something in it. An empty
+        one, as from Enter in nc, is nothing."""
+        try:
+            for check in self.checks:
+                line = check(member, line)
+        except ValueError as error:
+            self.tell(member, str(error))
+            return
+        data = line.encode() + b"\n"
+        said = data[len(member.prefix) :] if data.startswith(member.prefix) else data
+        if said.strip():
+            self.say(member, member.prefix + said)
+
+    def refuse_long_line(self, member: Member) -> None:
+        self.tell(member, f"too long: a line has at most {self.max_line} bytes")
+
+    def say(self, member: Member, chunk: bytes) -> None:
+        """Says whole lines, clean, to all but their author."""
+        self.batch.say(chunk, member)
+        self.history.add(chunk)
+
+    # Commands: each takes the member and what follows the command's word
+
+    def no_such_command(self, member: Member, _: str) -> None:
+        self.tell(member, "no such command; /help lists them, and //TEXT says /TEXT")
+
+    def take_name(self, member: Member, argument: str) -> None:
+        try:
+            name = valid_name(argument)
+        except ValueError as error:
+            self.tell(member, f"a name {error}: /name NAME")
+            return
+        key = identity(name)
+        if self.names.get(key, member) is not member or self.is_reserved(key):
+            self.tell(member, f"{name} is taken")
+            return
+        before, member.name, member.prefix = member.name, name, f"{name}: ".encode()
+        if before:
+            self.give_back(before)
+        self.names[key] = member
+        self.looks[look(name)] += 1
+        self.tell(member, f"you are {name}")
+        if not before:
+            self.announce(f"{name} joined", member)
+        elif name != before:
+            self.announce(f"{before} is now {name}", member)
+
+    def give_back(self, name: str) -> None:
+        """A name is free again."""
+        del self.names[identity(name)]
+        self.looks[look(name)] -= 1
+        if not self.looks[look(name)]:
+            del self.looks[look(name)]
+
+    def who(self, member: Member, _: str) -> None:
+        shown = [other.name for other in islice(self.names.values(), MAX_WHO)]
+        if len(self.names) > len(shown):
+            shown.append(f"{len(self.names) - len(shown)} more")
+        unnamed = len(self.members) - len(self.names)
+        parts = [", ".join(shown)] if shown else []
+        if unnamed:
+            parts.append(f"{unnamed} unnamed")
+        self.tell(member, f"here: {' and '.join(parts)}")
+
+    def send_private(self, member: Member, argument: str) -> None:
+        name, _, text = argument.partition(":")
+        receiver = self.names.get(identity(name))
+        if not text.strip():
+            self.tell(member, "a private message goes like this: /msg NAME: TEXT")
+        elif not member.name:
+            self.tell(member, "take a name before you send a private message: /name NAME")
+        elif receiver is None:
+            self.tell(member, "nobody here has that name; /who lists them")
+        elif receiver.whispered + self.batch.whispered.get(receiver, 0) > MAX_WHISPERED:
+            self.tell(member, f"{receiver.name} is not reading; that was not delivered")
+        else:
+            self.batch.whisper(receiver, f"{member.name}{PRIVATE}: {text.strip()}\n".encode())
+
+    def quit(self, member: Member, _: str) -> None:
+        """Says goodbye: not every program tells its user that a connection has ended."""
+        self.tell(member, "bye")
+        self.leave(member)
+
+    def help(self, member: Member, _: str) -> None:
+        self.batch.tell(member, self.help_lines)
+
+    def ping(self, member: Member, _: str) -> None:
+        """Answers, so that a client knows that the network lives, and that all it has said before
+        was heard."""
+        self.tell(member, "pong")
+
+
+# === II. The loop ================================================================================
+#
+# Sockets, and the turn that moves bytes between them and the room; then its policies: who is a
+# member, and who may say how much. It knows nothing of TLS, telnet, browsers or passwords.
+
+# A turn of the loop is to take some 10 ms at most, as anybody's line can have to wait for the next.
+TURN = 0.010  # seconds of CPU for what came; whoever has cost least comes first
+TURN_READ = 256 * 1024  # bytes that are read, fewer from each in a crowd
+TURN_DELIVERY = 32 * 1024 * 1024  # bytes that are delivered, to all members together
+MIN_READ = 512  # bytes: the least share that a connection gets, of a turn or of PACE
+FIRST_READ = 32 * 1024  # bytes that are read at once, until it has shown what they cost
+
+# For a member that reads more slowly than the others talk, batches wait in a queue. While one's is
+# over HIGH_WATER, the whole room may say no more than PACE, which is what anybody who stays can
+# read; no human notices. A member that takes less is stuck, and is disconnected.
+HIGH_WATER = 256 * 1024  # bytes
+HARD_LIMIT = 4 * 1024 * 1024  # bytes in a queue, however steadily it is read
+BATCH_COST = 128  # bytes that count for a batch in a queue, so that queues aren't long either
+
+TICK = 1.0  # seconds between looks at what depends on time
+SHORT_TICK = 0.05  # seconds: the same for those who wait to speak, and for those who are leaving
+LAST_CALL = 1.0  # seconds in which a room that closes hears what had arrived before
+FAREWELL = 5.0  # seconds for who leaves to get what was said before, and for the room to close
+LINGER = 0.5  # seconds that we wait for its own close after that
+
+NORMAL, GOING_AWAY, REFUSED, TRY_LATER = 1000, 1001, 1008, 1013  # why a stream ends (RFC 6455)
+
+
+# --- Connections ---------------------------------------------------------------------------------
+
+TCP_INFO_SIZE = 128  # bytes of Linux's struct tcp_info up to tcpi_bytes_acked, the last of these
+SIOCOUTQ = 0x5411 if sys.platform == "linux" else 0  # bytes that the peer has yet to acknowledge
 
 
 class Gone(Exception):
     """A connection is of no further use, by its peer's doing; the text says why, for the log."""
 
 
-class WrongPort(Gone):
-    """Somebody has come to the port for lines of text who speaks another protocol, mostly HTTP, and
-    can be told where to go."""
+class Dismissed(Exception):
+    """Somebody isn't let in, or can't stay. The text says why, to that one; there is none if it has
+    got what it came for. A browser is told the code, the log the note."""
 
+    def __init__(self, why: str = "", code: int = NORMAL, note: str = "") -> None:
+        super().__init__(why)
+        self.code = code
+        self.note = note
+
+
+def unacknowledged(sock: socket.socket) -> int:
+    """Returns how many bytes that were sent, the end of the stream included, the other side's
+    system hasn't confirmed to have; 0 where ours doesn't tell."""
+    if fcntl and SIOCOUTQ:
+        with suppress(OSError):
+            return int.from_bytes(fcntl.ioctl(sock, SIOCOUTQ, bytes(4)), sys.byteorder)
+    return 0
+
+
+def lost(error: OSError) -> Gone:
+    """Returns what an error on a connection's socket means."""
+    return Gone(f"lost: {error.strerror or error}")
+
+
+class Connection(Member):
+    """Somebody's connection: one socket, and all of its reading, writing and registering. Whatever
+    receives or sends raises Gone when the peer's doing has put an end to it.
+
+    It is the room's member as well, so that neither has to be looked up by the other.
+    """
+
+    __slots__ = (
+        "code",
+        "cost",
+        "deadline",
+        "encode",
+        "events",
+        "host",
+        "input",
+        "most",
+        "offset",
+        "over",
+        "peer",
+        "queue",
+        "reading",
+        "selector",
+        "since",
+        "size",
+        "sock",
+        "state",
+        "taken",
+        "torn",
+        "unheard",
+        "until",
+        "why",
+    )
+    pending = b""  # text that came but has yet to be received; here, the kernel has all of that
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        peer: str,
+        host: str,
+        selector: selectors.BaseSelector,
+        lines: Lines,
+    ) -> None:
+        """`sock` is a non-blocking socket, `peer` the address at its other end, as text, and `host`
+        what stands for the host there."""
+        super().__init__()
+        self.sock = sock
+        self.peer = peer
+        self.host = sys.intern(host)
+        self.state = State.DOOR
+        # Times, in seconds of the server's clock.
+        self.since = 0.0  # when it came into this state
+        self.until = math.inf  # it can be left alone until then, if nothing comes
+        self.deadline = math.inf  # it can't stay in this state for longer
+        self.selector = selector
+        self.events = 0  # for which it is registered with the selector
+        self.code = NORMAL  # why its stream ends
+        self.speak(lines)
+        self.unheard = b""  # whole lines that wait for the next turn
+        self.cost = 0.0  # of the turns' time, what it has had: as Throttle.charge_turn counts it
+        self.most = FIRST_READ  # bytes that are read at once
+        self.reading = True  # its input is of interest, and has not ended
+        self.over = False  # what it has to say has ended, or what comes isn't heard any more
+        self.why = ""  # the fault that ended it, for the log
+        self.torn = False  # it was cut off: an unfinished last line is none
+        self.queue: deque[Batch] | None = None  # made when something has to wait
+        self.offset = 0  # bytes that are sent of what it gets of the first batch in the queue
+        self.taken = 0  # bytes that the kernel has taken of what had to wait
+        self.size = 0  # bytes that wait in the queue, and BATCH_COST for each batch
+        self.watch()
+
+    def __str__(self) -> str:
+        return f"{self.name} at {self.peer}" if self.name else self.peer
+
+    def watch(self) -> None:
+        """Registers for exactly those events for which it can be served now."""
+        events = (EVENT_READ if self.reading else 0) | (EVENT_WRITE if self.is_owed() else 0)
+        if events == self.events:
+            return
+        if not events:
+            self.selector.unregister(self.sock)
+        elif not self.events:
+            self.selector.register(self.sock, events, self)
+        else:
+            self.selector.modify(self.sock, events, self)
+        self.events = events
+
+    def close(self) -> None:
+        """Closes the socket and drops all that was waiting."""
+        self.reading = self.sending = False
+        self.unheard = b""
+        self.drop_queue()
+        self.watch()
+        self.sock.close()
+
+    # From the peer
+
+    def can_talk(self) -> bool:
+        """Says whether text can be received and sent already."""
+        return True
+
+    def receive(self, limit: int) -> bytes:
+        """Returns text of about `limit` bytes at most, none if there is none now; `over` says
+        whether more can come. What is around the text may need an answer, and gets it."""
+        data = self.receive_text(min(limit, self.most))
+        if not data:
+            return data
+        text, answers = self.input.sift(data)
+        if answers:
+            if self.unread > MAX_UNREAD:  # all that is its own doing
+                raise Gone("asks, and does not read the answers")
+            self.tell(answers, is_text=False)
+        if self.input.over:
+            self.over, self.why = True, self.input.why
+        return text
+
+    def receive_bytes(self, limit: int) -> bytes:
+        """Returns what the kernel has. Once its stream has ended it isn't read from any more."""
+        try:
+            data = self.sock.recv(limit)
+        except BlockingIOError:  # readiness is a hint, not a promise
+            return b""
+        except OSError as error:
+            raise lost(error) from error
+        if not data:
+            self.over = True
+            self.read_on(False)
+        return data
+
+    receive_text = receive_bytes  # what it says: the same, where nothing is around that
+
+    def note_cost(self, seconds: float) -> None:
+        """Reading once took so much of the process's time: the next time, less is read, or more."""
+        if seconds > TURN / 4:
+            self.most = max(MIN_READ, self.most // 2)
+        elif seconds < TURN / 16:
+            self.most = min(2 * self.most, self.input.most)
+
+    def read_on(self, reading: bool) -> None:
+        """Reads from it from now on, or doesn't: TCP then slows its peer down."""
+        self.reading = reading
+        self.watch()
+
+    def speak(self, lines: Lines) -> None:
+        """From here on, what comes goes through this, and what it gets travels as this says."""
+        self.input = lines
+        self.encode = lines.encode
+
+    # To the peer
+
+    def tell(self, data: bytes, is_text: bool = True) -> None:
+        """Sends whole lines, or what goes out as it is, after all that it has yet to get. This
+        overtakes what the room tells it in this turn, which waits for the turn's end."""
+        batch = Batch(is_text)
+        batch.tell(self, data)
+        batch.seal()
+        self.write(batch)
+
+    def write(self, batch: Batch) -> None:
+        """Hands what it gets of a sealed batch to the kernel, if nothing is ahead of that in the
+        queue; what the kernel doesn't take has to wait there."""
+        is_cut = self in batch.cuts
+        if self.encode:
+            text = batch.encoded_for(self, self.encode)
+        else:
+            text = batch.text_for(self) if is_cut else batch.text
+        sent = self.send(text) if text and self.sending and not self.queue else 0
+        if sent < len(text) and self.sending:
+            self.size += len(text) - sent + BATCH_COST
+            if self.size > HARD_LIMIT:
+                raise Gone("disconnected: too far behind")
+            if is_cut:
+                self.unread += batch.told.get(self, 0)
+                self.whispered += batch.whispered.get(self, 0)
+            if self.queue:
+                self.queue.append(batch)
+            else:
+                self.queue, self.offset = deque([batch]), sent
+                self.watch()
+        elif is_cut:
+            batch.forget(self)
+
+    def flush(self) -> None:
+        """Sends of what waits for it what the kernel takes now."""
+        while self.queue:
+            batch = self.queue[0]
+            text = memoryview(self.part_of(batch))[self.offset :]
+            sent = self.send(text)
+            self.taken += sent
+            if sent < len(text):
+                self.offset += sent
+                self.size -= sent
+                return
+            self.queue.popleft()
+            self.offset = 0
+            self.size -= sent + BATCH_COST
+            told, whispered = batch.forget(self)
+            self.unread -= told
+            self.whispered -= whispered
+        if not self.queue:
+            self.queue = None
+            self.watch()
+
+    def part_of(self, batch: Batch) -> bytes:
+        """Returns what it gets of a sealed batch."""
+        return batch.encoded_for(self, self.encode) if self.encode else batch.text_for(self)
+
+    def send(self, data: bytes | memoryview) -> int:
+        """Returns how many bytes were taken, 0 if none can be now."""
+        return self.send_bytes(data)
+
+    def send_bytes(self, data: bytes | memoryview) -> int:
+        """Returns how many bytes the kernel took, 0 if it takes none now."""
+        try:
+            return self.sock.send(data)
+        except BlockingIOError:
+            return 0
+        except ConnectionError as error:
+            # The error that tells of a reset comes once, perhaps here. A peer that had closed in
+            # order, and resets what comes too late, makes another: BrokenPipeError.
+            self.torn = isinstance(error, ConnectionResetError)
+            self.stop_sending()
+            return 0
+        except OSError as error:
+            raise lost(error) from error
+
+    def stop_sending(self) -> None:
+        """The peer has gone; what it said before may still wait to be read, and then its end.
+        Raises Gone if it isn't read from now: that may take long, and the peer holds its name."""
+        if not self.reading:
+            raise Gone("lost")
+        with suppress(OSError):
+            self.sock.shutdown(socket.SHUT_WR)
+        self.sending = False
+        self.drop_queue()
+        self.watch()
+
+    def is_owed(self) -> bool:
+        """Says whether something waits to be sent to it."""
+        return bool(self.queue)
+
+    def end_stream(self) -> None:
+        """Tells the peer that nothing more will come. What it sends can then only be drained."""
+        self.sending = False
+        with suppress(OSError):
+            self.sock.shutdown(socket.SHUT_WR)
+
+    def acknowledged(self) -> int:
+        """Returns how many bytes the peer's kernel has acknowledged since some time or other; where
+        the system doesn't tell, what our own has taken."""
+        if sys.platform == "linux":
+            info = self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_SIZE)
+            if len(info) == TCP_INFO_SIZE:
+                return int.from_bytes(info[-8:], sys.byteorder)
+        return self.taken
+
+    def drop_queue(self) -> None:
+        """Gives up what it has yet to get."""
+        for batch in self.queue or ():
+            batch.forget(self)
+        self.queue = None
+        self.offset = self.size = self.unread = self.whispered = 0
+
+
+# --- The turn of the loop ------------------------------------------------------------------------
+
+
+class ChatServer:
+    """Moves bytes between the sockets and the room, until a signal ends it."""
+
+    def __init__(
+        self, selector: selectors.BaseSelector, membership: Membership, door: Door
+    ) -> None:
+        self.selector = selector
+        self.membership = membership
+        self.door = door
+        self.room = membership.room
+        self.throttle = membership.throttle
+        self.clock = membership.clock
+        self.recorders: list[Callable[[bytes], None]] = []  # get what is said, whole lines
+        self.stop_signals = 0
+
+    # The loop
+
+    def run(self, signals: socket.socket) -> int:
+        """Serves until there is something to read from `signals`; returns the exit status.
+
+        The selector holds with each socket its connection, with others what to call when they are
+        ready.
+        """
+        with self.selector:
+            self.door.open()
+            self.selector.register(signals, EVENT_READ, partial(self.on_signal, signals))
+            while not self.stop_signals:
+                self.turn()
+            self.last_call()
+            self.close_room()
+            while self.membership.leaving and self.stop_signals == 1:
+                self.turn()
+            return 0 if not self.membership.leaving else 1
+
+    def on_signal(self, signals: socket.socket) -> None:
+        """Closes the room; a second signal ends the farewells too."""
+        for number in signals.recv(16):
+            log.info("stopped by %s", signal.Signals(number).name)
+            self.stop_signals += 1
+        if self.stop_signals == 1:
+            self.membership.over_at = self.clock.now() + FAREWELL
+
+    def turn(self) -> None:
+        """Waits for sockets to be ready, hears what came, delivers it.
+
+        A turn flushes before it reads, reads each connection once, and delivers once. So whoever
+        leaves in it has its last batch before anything else can end its stream.
+        """
+        knocking, readable = self.wait(self.timeout())
+        if knocking:
+            self.door.serve(knocking)
+        if readable:
+            self.read_all(readable)
+        self.deliver(self.room.take_batch())
+        self.look_at_clock()
+
+    def look_at_clock(self) -> None:
+        """Does what is due: nothing, most of the time, and then without a look at the clock."""
+        clock = self.clock
+        if clock.next < math.inf and clock.now() >= clock.next:
+            clock.next = math.inf
+            self.door.meet_deadlines()
+            self.membership.meet_deadlines()
+
+    def wait(self, timeout: float | None) -> tuple[list[Connection], set[Connection]]:
+        """Waits `timeout` seconds at most, and sends what can be sent; returns who is ready at the
+        door, and who can be read.
+
+        An event can be stale: what was served before it in this turn may have closed its socket.
+        """
+        knocking: set[Connection] = set()
+        readable: set[Connection] = set()
+        for conn in self.membership.pending:
+            if conn.reading:
+                (knocking if conn.state is State.DOOR else readable).add(conn)
+        ready_sockets = self.selector.select(timeout)
+        self.clock.wake(timeout)
+        for key, events in ready_sockets:
+            ready = key.data
+            if not isinstance(ready, Connection):
+                ready()
+                continue
+            if ready.state is State.DOOR:
+                knocking.add(ready)
+                continue
+            if events & EVENT_WRITE:
+                self.membership.guard(self.flush, ready)
+            if events & EVENT_READ:
+                readable.add(ready)
+        return list(knocking), readable
+
+    def read_all(self, readable: set[Connection]) -> None:
+        """Reads from everyone who has something to say, each once, until the turn is full. Whoever
+        is left over for the next turn is still ready then, or still in hand.
+
+        Whoever has cost least comes first, so that a flood doesn't keep others from being heard.
+        Only in a turn that leaves somebody over does anything cost.
+        """
+        crowd = len(self.room.members) or 1
+        full = min(TURN_READ, TURN_DELIVERY // crowd)
+        share = max(MIN_READ, full // (len(readable) or 1))
+        batch = self.room.batch
+        costs: list[tuple[Connection, float]] = []
+        began = before = time.process_time()  # CPU: others on this machine are nobody's fault here
+        for conn in sorted(readable, key=lambda conn: conn.cost):
+            if batch.size >= full or before - began >= TURN:
+                self.throttle.charge_turn(costs)
+                break
+            if not conn.reading:
+                continue
+            size = batch.size
+            self.membership.guard(self.read, conn, share, began + TURN)
+            now = time.process_time()
+            conn.note_cost(now - before)
+            costs.append((conn, now - before + TURN * (batch.size - size) / full))
+            before = now
+        pending = self.membership.pending | readable
+        self.membership.pending = set(filter(self.membership.has_input, pending))
+
+    def timeout(self) -> float | None:
+        """Returns how long the loop may sleep at most: for ever, if nothing depends on time."""
+        # Whoever was disconnected after the last delivery has left something to deliver.
+        if self.room.batch.cuts or any(conn.reading for conn in self.membership.pending):
+            return 0
+        return max(0.0, self.clock.next - self.clock.now()) if self.clock.next < math.inf else None
+
+    # The end
+
+    def last_call(self) -> None:
+        """Lets nobody in any more, and hears what had arrived before, for LAST_CALL at most."""
+        self.door.close()
+        for conn in list(self.membership.newcomers):
+            self.membership.move(conn, State.CLOSED)
+        self.throttle.let_all_speak()
+        over = self.clock.now() + LAST_CALL
+        while self.clock.now() < over and self.stop_signals == 1:
+            # What is left on its way comes when we have read, but not in the same moment.
+            _, readable = self.wait(0 if self.membership.pending else SHORT_TICK)
+            if not readable:
+                break
+            self.read_all(readable)
+            self.deliver(self.room.take_batch())
+            self.look_at_clock()
+
+    def close_room(self) -> None:
+        """Says goodbye to everyone."""
+        members = self.membership.members()
+        self.room.close()
+        for conn in members:
+            self.membership.leave(conn, GOING_AWAY)
+        self.deliver(self.room.take_batch())
+
+    # From a connection
+
+    def read(self, conn: Connection, limit: int, until: float) -> None:
+        """Receives once, if the member may speak now, and lets the room hear the whole lines, until
+        that time, in seconds of the process's CPU. Raises Gone."""
+        if conn.state is State.LEAVING:
+            conn.receive_bytes(limit)
+            if not conn.reading:  # only its end is of interest
+                self.membership.finish(conn)
+            return
+        said = self.room.batch.size
+        if not self.stop_signals:  # else all that arrives is heard, however much that is
+            limit = self.throttle.allow(conn, limit, said)
+        if not limit:
+            return
+        received = 0
+        if not conn.unheard:
+            data = conn.receive(limit)
+            if data:
+                received = len(data)
+                limit += len(conn.input.partial)
+                self.membership.frame(conn, data)
+        if conn.unheard:
+            self.hear(conn, limit, until)
+        if conn.over and not conn.unheard and conn in self.room.members:
+            self.hear_end(conn)
+        if conn in self.room.members:
+            self.throttle.charge(conn, max(received, self.room.batch.size - said))
+
+    def hear(self, conn: Connection, limit: int, until: float) -> None:
+        """Lets the room hear whole lines, of `limit` bytes or a line more, until that time."""
+        end = conn.unheard.find(b"\n", min(limit, len(conn.unheard)) - 1) + 1
+        now, later = conn.unheard[:end], conn.unheard[end:]
+        conn.unheard = self.room.hear(conn, now, until, limit) + later
+        if conn not in self.room.members:
+            log.info("%s quit, members: %d", conn, len(self.room.members))
+            self.membership.leave(conn)
+
+    def hear_end(self, conn: Connection) -> None:
+        """The end of a member's stream: an unfinished last line counts, then it has left.
+
+        If that was cut off it doesn't: its other half may have been lost on the way.
+        """
+        last = conn.input.finish()
+        if last and not conn.torn:
+            self.room.hear(conn, last, math.inf, math.inf)
+        self.membership.leave(conn)
+        log.info("%s %s, members: %d", conn, conn.why or "left", len(self.room.members))
+
+    # To the connections
+
+    def deliver(self, batch: Batch) -> None:
+        """Hands a turn's batch to everyone who is in the room, or has left it in that turn."""
+        if batch.text:
+            for record in self.recorders:
+                record(batch.text)
+            self.throttle.note_said(batch.size)
+            members = self.membership.members()
+        else:
+            # All that happened is between the room and some, such as a private message. The others
+            # aren't even looked at: for 8,000 of them that takes 0.5 ms.
+            cuts = cast("dict[Connection, Any]", batch.cuts)
+            members = [conn for conn in cuts if conn in self.room.members]
+        throttle = self.throttle
+        for conn in members:
+            try:
+                conn.write(batch)
+                is_over = conn.queue and conn.size > HIGH_WATER
+                if is_over and not (throttle.slow and conn in throttle.behind):
+                    throttle.note_behind(conn)
+            except Gone as gone:  # as in guard(), which would cost each delivery a call
+                self.membership.disconnect(conn, str(gone))
+            except Exception:
+                log.exception("%s made the server stumble", conn)
+                self.membership.disconnect(conn, "closed")
+        for conn in cast("list[Connection]", batch.leavers):
+            self.membership.guard(self.membership.see_off, conn, batch)
+
+    def flush(self, conn: Connection) -> None:
+        """Sends of a connection's queue what the kernel takes now."""
+        conn.flush()
+        if conn.state is State.LEAVING:
+            self.membership.finish(conn)
+        elif conn in self.throttle.behind:
+            self.throttle.note_taken(conn)
+
+
+# --- Who is at the door, in the room, leaving ----------------------------------------------------
+
+
+class Membership:
+    """Who is at the door, in the room, or leaving: moves connections from one state to the next.
+
+    What their order rests on: the room hears first of whoever is a member no more; and a throttle
+    that forgets somebody lets others speak, so that it does so before that one's socket is closed.
+
+    There are four words for going. Whoever leaves gets what was said before; who is dismissed is
+    told why before that; a stream is finished once everything is in it, and then waits for the
+    peer's own end; and somebody who is disconnected gets nothing more.
+    """
+
+    def __init__(self, room: Room, clock: Clock) -> None:
+        self.room = room
+        self.clock = clock
+        self.throttle = Throttle(clock)
+        self.newcomers: dict[Connection, Any] = {}  # and where each is on its way through the door
+        self.leaving: set[Connection] = set()
+        self.over_at = math.inf  # when the last farewell is, once the room closes
+        self.pending: set[Connection] = set()  # have input that the selector doesn't know of
+
+    def members(self) -> list[Connection]:
+        """Returns who is in the room. Every member here is a connection."""
+        return list(cast("set[Connection]", self.room.members))
+
+    def move(self, conn: Connection, state: State) -> None:
+        """Changes a connection's state, and all that depends on it."""
+        assert state.value > conn.state.value, f"from {conn.state} to {state}"
+        now = self.clock.now()
+        if conn.state is State.DOOR:
+            self.newcomers.pop(conn, None)
+        elif conn.state is State.MEMBER:
+            assert conn not in self.room.members
+            self.throttle.forget(conn)
+        else:
+            self.leaving.remove(conn)
+        conn.state = state
+        conn.since = now
+        conn.until = math.inf
+        conn.deadline = math.inf
+        if state is State.LEAVING:
+            self.leaving.add(conn)
+            conn.unheard = b""
+            conn.until = conn.deadline = min(now + FAREWELL, self.over_at)
+            self.clock.look_by(conn.until)
+        elif state is State.CLOSED:
+            self.pending.discard(conn)
+            conn.close()
+
+    def guard(self, action: Callable[..., None], conn: Connection, *more: Any) -> None:
+        """Does something for a connection. Whatever goes wrong with it ends that one alone."""
+        try:
+            action(conn, *more)
+        except Dismissed as dismissed:
+            self.guard(self.dismiss, conn, str(dismissed), dismissed.code)
+            if dismissed.note:
+                log.info("%s %s, members: %d", conn, dismissed.note, len(self.room.members))
+        except Gone as gone:
+            self.disconnect(conn, str(gone))
+        except Exception:
+            log.exception("%s made the server stumble", conn)
+            self.disconnect(conn, "closed")
+
+    # In
+
+    def enter(self, conn: Connection, rest: bytes) -> None:
+        """Makes a member of somebody at the door. `rest` is what it has sent already."""
+        self.move(conn, State.MEMBER)
+        self.room.join(conn)
+        self.throttle.join(conn)
+        conn.read_on(True)
+        log.info("%s connected, members: %d", conn, len(self.room.members))
+        self.frame(conn, rest)
+
+    def frame(self, conn: Connection, data: bytes) -> None:
+        """Frames what a member has sent: its whole lines are then in `unheard`."""
+        conn.unheard, too_long = conn.input.feed(data)
+        if too_long:
+            self.room.refuse_long_line(conn)
+
+    def has_input(self, conn: Connection) -> bool:
+        """Says whether there is something to hear that the selector doesn't know of; also the end,
+        if it came together with what let a member in."""
+        is_over = conn.over and conn.state is State.MEMBER
+        return bool(conn.unheard or conn.pending or is_over)
+
+    # Out
+
+    def leave(self, conn: Connection, code: int = NORMAL) -> None:
+        """Somebody is a member no more, or can't be: it still gets what was said before, and after
+        the delivery the end."""
+        if conn in self.room.members:
+            self.room.leave(conn)
+        conn.code = code
+        self.move(conn, State.LEAVING)
+
+    def dismiss(self, conn: Connection, why: str, code: int = NORMAL) -> None:
+        """Tells somebody why it can't come in, or can't stay, and ends its stream. A member still
+        gets what was said before. Raises Gone."""
+        if conn.state is State.MEMBER:
+            self.room.tell(conn, why)
+            self.leave(conn, code)
+            return
+        if not conn.can_talk():
+            raise Gone("could not be told why")
+        batch = Batch()
+        if why:
+            batch.tell(conn, notice(why))
+        batch.seal()
+        conn.read_on(True)
+        self.leave(conn, code)
+        self.see_off(conn, batch)
+
+    def see_off(self, conn: Connection, batch: Batch) -> None:
+        """Hands somebody who leaves the last batch of which it gets something. Raises Gone."""
+        conn.write(batch)
+        farewell = conn.input.farewell(conn.code)
+        if farewell:
+            conn.tell(farewell, is_text=False)
+        self.finish(conn)
+
+    def finish(self, conn: Connection) -> None:
+        """Ends the stream to somebody who has left and has got everything.
+
+        Then it waits for the peer to close too: to close with input unread sends a reset, and that
+        destroys what is still on its way to the peer (RFC 2525, section 2.17).
+        """
+        if conn.state is not State.LEAVING or conn in self.room.batch.leavers:
+            return
+        if conn.sending and not conn.is_owed():
+            conn.end_stream()
+        if conn.is_owed():
+            return
+        if conn.reading:
+            self.linger(conn)
+        else:
+            self.move(conn, State.CLOSED)
+
+    def linger(self, conn: Connection) -> None:
+        """Waits only a little longer for the peer's own close, once everything has got to it."""
+        now = self.clock.now()
+        if conn.sending:
+            conn.until = conn.deadline
+        elif unacknowledged(conn.sock):
+            conn.until = min(conn.deadline, now + SHORT_TICK)
+        else:
+            conn.until = conn.deadline = min(conn.deadline, now + LINGER)
+        self.clock.look_by(conn.until)
+
+    def disconnect(self, conn: Connection, why: str) -> None:
+        """Closes a connection that is of no further use, whatever state it is in."""
+        if conn in self.room.members:
+            self.room.leave(conn)
+        if conn.state is not State.CLOSED:
+            self.move(conn, State.CLOSED)
+        log.info("%s %s, members: %d", conn, why, len(self.room.members))
+
+    def overdue(self, conns: Iterable[Connection]) -> Iterator[Connection]:
+        """Yields those who can't be left alone any longer; has the loop look again for the others."""
+        now = self.clock.now()
+        for conn in list(conns):
+            if conn.state is not State.CLOSED and now >= conn.until:
+                yield conn
+            self.clock.look_by(conn.until)
+
+    def meet_deadlines(self) -> None:
+        """Does what is due for members, and for who is leaving."""
+        for conn in self.overdue(self.leaving):
+            if self.clock.now() >= conn.deadline:
+                self.move(conn, State.CLOSED)
+            else:
+                self.linger(conn)
+        for conn in self.throttle.too_far_behind():
+            self.disconnect(conn, "disconnected: too far behind")
+        self.throttle.let_speak()
+
+
+# --- Who may say how much ------------------------------------------------------------------------
+
+PACE = 8 * 1024  # bytes a second
+PATIENCE = 5.0  # seconds of PACE that somebody may owe, at least
+STEP = 132 * 1024  # bytes that a reader can take before its kernel tells: Linux frees whole buffers
+# Who may speak while somebody is behind, in seconds of PACE: see Throttle.
+ALLOWANCE = 2.0  # that somebody may say at once and still be quiet
+CREDIT = 4.0  # that the quiet may say before they are paid for; twice that if their host is quiet
+LOUD_TIME = 10.0  # after which somebody who was loud is quiet, at the latest
+LOUD_COST = 8  # the loud may say 1/8 of PACE although the room's mark is ahead
+MARK_TIME = 60.0  # for which it is known whose turn it was last
+OVERSLEPT = 1.0  # seconds that the loop can be late: more means that the process was stopped
+
+
+class Clock:
+    """The server's own running time, in seconds. That in which the process was stopped (SIGSTOP, a
+    host that was suspended) doesn't count, as nobody could do anything about a deadline then."""
+
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self.monotonic = monotonic
+        self.lost = 0.0
+        self.woken_at = monotonic()
+        self.next = math.inf  # when something that depends on time is due
+
+    def now(self) -> float:
+        return self.monotonic() - self.lost
+
+    def look_by(self, moment: float) -> None:
+        """Has the loop look at what depends on time, then at the latest."""
+        self.next = min(self.next, moment)
+
+    def wake(self, timeout: float | None) -> None:
+        """The loop has woken; this was the time-out with which it had gone to sleep."""
+        woken_at = self.monotonic()
+        late = woken_at - self.woken_at - (timeout or 0)
+        if timeout is not None and late > OVERSLEPT:
+            self.lost += late
+        self.woken_at = woken_at
+
+
+class Lag:
+    """What somebody who is behind owes: PACE for as long as it has been so, less what it has taken.
+
+    There is one until it has caught up entirely: whoever is under the mark for a moment gets no
+    patience anew. A kernel tells in steps what was taken from it: as it has room for more again, of
+    a sixteenth of its buffer and of a whole segment. They can double, so two of the last may be
+    owed; and two of what it has acknowledged so far, all of which may be unread still.
+    """
+
+    __slots__ = ("acknowledged", "owed", "since", "step")
+
+    def __init__(self, conn: Connection, now: float) -> None:
+        self.acknowledged = conn.acknowledged()  # what it took while it wasn't behind earns nothing
+        self.owed = 0.0  # bytes
+        self.since = now  # when that was counted last
+        self.step = min(self.acknowledged, STEP)
+
+    def is_too_long(self, conn: Connection, now: float) -> bool:
+        """Counts what it has taken since the last time; says whether it owes too much."""
+        acknowledged = conn.acknowledged()
+        taken = acknowledged - self.acknowledged
+        self.owed = max(0.0, self.owed + PACE * (now - self.since) - taken)
+        self.acknowledged, self.since = acknowledged, now
+        self.step = min(taken, STEP) or self.step
+        return self.owed > max(PATIENCE * PACE, 2 * self.step)
+
+
+class Throttle:
+    """How much may each say? While somebody is behind, all together no more than that one can read.
+
+    The room has a mark in time, up to which all that was said is paid for: at 8 KiB a second, PACE,
+    a line of 64 bytes moves it on by 1/128 s. Each connection has one, and each host, which move by
+    twice that. One that lies ahead is loud: it has said more than half of PACE, after the first 8
+    KiB. The quiet may speak while the room's mark is up to 4 s ahead, CREDIT, and 8 s if their host
+    is quiet, too; the loud when it isn't ahead, and else 1/8 of PACE all together, or many who are
+    quiet would mute them. Of those who wait, the lowest mark comes first.
+
+    500 connections from one host flood, and one from another; Ann, at a third, says a line now and
+    then. Soon all 501 are loud. 16 times a second the room's mark is reached, and one of them may
+    say 512 bytes, which moves its host's mark on by 1/8 s. So the two hosts take turns, at 4 KiB a
+    second each. The room's mark is never more than 1/16 s ahead: Ann doesn't wait. Nor would she at
+    the flood's host, unless all 500 had been silent until then.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.behind: dict[Connection, Lag] = {}
+        self.slow = False  # one of them is over the mark, so everyone is slowed
+        self.waiting: dict[Connection, None] = {}  # aren't read from; the longest comes first
+        self.next_look = math.inf  # at those who are behind, in seconds of the clock
+        self.paid = 0.0  # the room's mark, in seconds of the clock
+        self.loud_paid = 0.0  # the same of all who are loud, together
+        self.marks: dict[Connection | str, float] = {}  # of connections and hosts
+        self.latest_cost = 0.0  # the cost of whoever was read last: see charge_turn
+
+    def charge_turn(self, costs: list[tuple[Connection, float]]) -> None:
+        """A turn was too short for all who had something to say: whoever was read in it is charged
+        with its part of the turn, in seconds. Whoever is silent meanwhile falls behind the others
+        by a turn at most: that is what it may cost before it has to wait like them."""
+        for conn, cost in costs:
+            begins = max(conn.cost, self.latest_cost - TURN)
+            self.latest_cost = max(self.latest_cost, begins)
+            conn.cost = begins + cost
+
+    # Who may speak
+
+    def allow(self, conn: Connection, limit: int, said: int) -> int:
+        """Returns how much of `limit` a member may say now; if that is nothing, it has to wait.
+        `said` are the bytes that were said in this turn so far. Raises Gone."""
+        if self.slow:
+            ahead = self.paid + said / PACE - self.clock.now()
+            limit = min(limit, MIN_READ) if ahead <= self.credit(conn, self.loud_paid) else 0
+        if limit and self.has_read(conn):
+            return limit
+        if not conn.sending:  # its end doesn't wait for what it may not say yet
+            raise Gone("lost")
+        if not self.has_read(conn):
+            self.note_behind(conn)
+        elif self.is_loud(conn):
+            self.marks[conn] = math.inf  # for as long as it waits
+        self.waiting[conn] = None
+        conn.read_on(False)
+        self.clock.look_by(self.clock.now() + SHORT_TICK)
+        return 0
+
+    @staticmethod
+    def has_read(conn: Connection) -> bool:
+        """Says whether it has read the answers to what it said; else it isn't heard."""
+        return conn.unread <= MAX_UNREAD
+
+    def is_loud(self, one: Connection | str) -> bool:
+        return self.marks.get(one, 0.0) > self.clock.now()
+
+    def credit(self, conn: Connection, loud_paid: float) -> float:
+        """Returns how far ahead the room's mark may be for a member to speak, in seconds, when that
+        of the loud is there."""
+        if self.is_loud(conn) and loud_paid > self.clock.now():
+            return 0.0
+        if self.is_loud(conn):
+            return 2 * CREDIT
+        return CREDIT if self.is_loud(conn.host) else 2 * CREDIT
+
+    def charge(self, conn: Connection, size: int) -> None:
+        """Notes how many bytes a member has sent, or what came of them."""
+        if self.slow:
+            now = self.clock.now()
+            for one in (conn, conn.host):
+                mark = max(self.marks.get(one, 0.0), now - ALLOWANCE) + 2 * size / PACE
+                self.marks[one] = min(mark, now + LOUD_TIME)
+            if self.is_loud(conn):
+                self.loud_paid = max(self.loud_paid, now) + LOUD_COST * size / PACE
+                self.loud_paid = min(self.loud_paid, now + LOUD_TIME)
+
+    def join(self, conn: Connection) -> None:
+        """A newcomer is loud at first, or whoever comes anew each time would be quiet."""
+        conn.cost = self.latest_cost
+        if self.slow:
+            self.marks[conn] = self.clock.now() + LOUD_TIME
+
+    def note_said(self, size: int) -> None:
+        """Notes how many bytes were said in a turn, by whomever."""
+        if self.slow:
+            paid = max(self.paid, self.clock.now() - SHORT_TICK)  # as it is looked at so often
+            self.paid = paid + (size + BATCH_COST) / PACE
+
+    def let_speak(self) -> None:
+        """Lets those who wait speak again, as far as it is time."""
+        if self.slow and self.waiting:
+            now, mark = self.clock.now(), self.marks.get
+            self.clock.look_by(now + SHORT_TICK)
+            ahead, loud_paid = self.paid - now, self.loud_paid
+            # Whoever has yet to read its answers would use up a turn, and the loop would spin.
+            may_speak = list(filter(self.has_read, self.waiting)) if ahead <= 2 * CREDIT else []
+            for conn in sorted(may_speak, key=lambda one: (mark(one.host, 0.0), mark(one, 0.0))):
+                if ahead <= self.credit(conn, loud_paid):
+                    self.let_one_speak(conn)
+                    ahead += MIN_READ / PACE
+                    if self.is_loud(conn):
+                        loud_paid = max(loud_paid, now) + LOUD_COST * MIN_READ / PACE
+
+    def let_one_speak(self, conn: Connection) -> None:
+        del self.waiting[conn]
+        conn.read_on(True)
+
+    def let_all_speak(self) -> None:
+        for conn in list(self.waiting):
+            self.let_one_speak(conn)
+
+    # Who is behind
+
+    def note_behind(self, conn: Connection) -> None:
+        """A member has more in its queue than it should."""
+        now = self.clock.now()
+        if not self.behind:
+            self.next_look = now + TICK
+            self.clock.look_by(self.next_look)
+        if conn not in self.behind:
+            self.behind[conn] = Lag(conn, now)
+        if conn.size > HIGH_WATER and not self.slow:
+            self.slow = True
+            self.paid = now
+            self.loud_paid = now
+
+    def note_taken(self, conn: Connection) -> None:
+        """Somebody who was behind has taken something."""
+        if not conn.queue:
+            del self.behind[conn]
+        self.settle()
+        if conn in self.waiting and self.has_read(conn) and not self.slow:
+            self.let_one_speak(conn)
+
+    def settle(self) -> None:
+        """Once nobody is over the mark any more, everyone may speak freely."""
+        if self.slow and not any(conn.size > HIGH_WATER for conn in self.behind):
+            self.slow = False
+            self.marks.clear()
+            self.let_all_speak()
+
+    def too_far_behind(self) -> list[Connection]:
+        """Returns who has taken too little, and is over the mark or wants to speak; looks once a
+        second."""
+        now = self.clock.now()
+        too_long = []
+        if now >= self.next_look:
+            self.next_look = now + TICK if self.behind else math.inf
+            self.marks = {one: mark for one, mark in self.marks.items() if mark > now - MARK_TIME}
+            too_long = [conn for conn, lag in self.behind.items() if lag.is_too_long(conn, now)]
+        self.clock.look_by(self.next_look)
+        return [conn for conn in too_long if conn.size > HIGH_WATER or not self.has_read(conn)]
+
+    def forget(self, conn: Connection) -> None:
+        """Somebody is a member no more: whatever it has yet to get slows nobody, and its own end is
+        of interest."""
+        if conn in self.waiting:
+            self.let_one_speak(conn)
+        self.behind.pop(conn, None)
+        self.marks.pop(conn, None)
+        self.settle()
+
+
+# === III. The door ===============================================================================
+#
+# Who gets in, and who has to go; who may be taken for whom. A newcomer's way is a generator, into
+# which parts IV and V bring their steps. It knows nothing of what travels on the wire.
+
+DOOR_SIZE = 100  # newcomers at the door at once
+DOOR_TIME = 10.0  # seconds for the password, and for a browser's request
+DOOR_SHARE = 0.003  # seconds of CPU, of a turn: a step of a handshake can be some ms of arithmetic
+DOOR_READ = 4 * 1024  # bytes that are read at once
+# So that guessing is slow: each wrong password costs its host a second, and all together a tenth.
+# Whoever is more than TRIES_AHEAD seconds ahead has to wait.
+WRONG_TIME = 1.0  # seconds until a wrong password is answered, and its host may try another
+WRONG_TIME_OF_ALL = 0.1  # seconds
+TRIES_AHEAD = 3.0  # seconds
+BAN_TIME = 600.0  # seconds for which whoever was removed can't come back
+SILENCE = 10.0  # seconds after which one that never said a word has no claim to its place
+
+
+# --- Nobody speaks for another -------------------------------------------------------------------
+
+# The pieces of a line: what can be in a name (also letters in a circle), what is odd, other signs.
+# Odd is what is beyond ASCII and no letter: it may be invisible, or look like a colon.
+MAX_PIECE = 3 * MAX_NAME  # characters: a syllable of Korean can be in three parts
+NAME_LIKE = rf"{PUNCTUATION}{JOINERS}\w\u2100-\u214f\u249c-\u24e9\u2f00-\u2fdf\u3190-\u33ff"
+NAME_LIKE += "\U0001f100-\U0001f251"
+PIECE = re.compile(
+    rf"\s*(?:([{NAME_LIKE}\s]{{1,{MAX_PIECE}}})|([^{NAME_LIKE}\0-\x7f][^{NAME_LIKE}!-~]*)|(.))"
+)
+
+# What a line may begin with and show nothing; then an asterisk and a blank, or like one by name.
+START = re.compile(rf"((?:[^\w!-~]+|[{NO_LETTERS}]+)*)(\*(?:[^\w!-~]|[{NO_LETTERS}]))?")
+ASTERISK = re.compile("ASTERISK|POINTED .*STAR|STAR OPERATOR|SEXTILE|FLOWER PUNCTUATION")
+TURNING = re.compile("[\u202a-\u202e\u2066-\u2069]")  # what turns around a part of a line
+
+
+def begins_like(line: str, looks: Container[str]) -> bool:
+    """Says whether a line may seem to begin with a name that has one of these looks, and a colon:
+    whether its letters up to a colon, a bracket or something odd are those of the name."""
+    found = ""
+    for count, piece in enumerate(PIECE.finditer(line)):
+        name_like, odd, sign = piece.groups()
+        if not found and name_like and name_like[0] in PUNCTUATION:  # no name begins like that
+            return False
+        if sign or len(found) > 2 * MAX_NAME:  # more than any has, even if each was a sharp s
+            return sign in (":", "(") and found in looks
+        if odd and found in looks or count > 2 * MAX_PIECE:  # nobody writes like that
+            return True
+        if odd and found[-1:] < "\u0780":
+            continue
+        for some, other in LETTERS.findall(unaccented((name_like or odd)[:MAX_PIECE])):
+            if other and found in looks:
+                return True
+            found += some or own_mark(other, found)
+    return False
+
+
+def begins_like_notice(line: str) -> bool:
+    """Says whether a line may seem to begin with an asterisk and a blank."""
+    start = START.match(line)
+    assert start
+    likely = set(start[1][:-1])
+    return bool(start[2]) or any(ASTERISK.search(unicodedata.name(one, "")) for one in likely)
+
+
+def check_voice(room: Room, member: Member, line: str) -> str:
+    """Returns a line without what turns a part of it around. Raises ValueError if somebody without
+    a name would seem to be another with it, or the room: why it isn't said."""
+    if member.name:
+        return line
+    line = line if line.isascii() else TURNING.sub("", line)
+    if begins_like_notice(line):
+        # It is told once, because another room may be at the other end of this connection: each
+        # would answer the other's answer with its own, for ever.
+        was_told, member.warned = member.warned, True
+        only = "only the room begins a line with an asterisk and a space; say it differently"
+        raise ValueError("" if was_told else only)
+    may_begin_so = room.names and (":" in line or not line.isascii())
+    if may_begin_so and begins_like(line, room.looks):
+        raise ValueError("not said, as it begins like what somebody here says; say it differently")
+    return line
+
+
+# --- Newcomers -----------------------------------------------------------------------------------
+
+
+def host_of(peer: str) -> str:
+    """Returns what stands for the host of a peer, as format_address() writes that: an IPv4 address,
+    or the network of 64 bits, in hexadecimal, that an IPv6 address is in, as the rest of that can
+    be chosen freely; but of a link-local one, whose network is everybody's, the whole address. This
+    machine is one host by either, and so is an IPv4 address that is written as an IPv6 one."""
+    host = peer.rpartition(":")[0].strip("[]")
+    if ":" not in host:
+        return host
+    if host == "::1":
+        return "127.0.0.1"
+    address = ipaddress.IPv6Address(host.partition("%")[0])
+    if address.ipv4_mapped:
+        return str(address.ipv4_mapped)
+    return address.packed.hex() if address.is_link_local else address.packed[:8].hex()
+
+
+def loser_to(host: str, there: Iterable[Connection], now: float) -> Connection | None:
+    """Returns who of those in a full place has to make room for a newcomer from a host: the newest
+    of the host that has most, if that has at least two more, or the oldest one of its own that has
+    never said a word. None if nobody has to."""
+    hosts = Counter(conn.host for conn in there)
+    most = max(hosts, key=hosts.__getitem__)
+    if hosts[most] - hosts[host] >= 2:
+        return max((conn for conn in there if conn.host == most), key=lambda conn: conn.since)
+    own = (conn for conn in there if conn.host == host)
+    silent = (conn for conn in own if conn.silent and now - conn.since >= SILENCE)
+    return min(silent, key=lambda conn: conn.since, default=None)
+
+
+def typed(line: bytes) -> bytes:
+    """Returns a line without its end and what was taken back. It need not be UTF-8."""
+    text = line.rstrip(b"\r\n").decode("utf-8", "surrogateescape")
+    return take_back(text).encode("utf-8", "surrogateescape")
+
+
+class TimeIsUp(Gone):
+    """Nothing has come for as long as a newcomer may wait."""
+
+
+# What a newcomer goes through. It yields whether it waits for something to come, and goes on when
+# that can be; at conn.until, TimeIsUp is raised in it. It returns what came after all that had to.
+Steps = Generator[bool, None, bytes]
+
+
+class Door:
+    """Where newcomers do what has to be done before they can speak, and in a closed room give the
+    password: each one's way is a generator, kept among the newcomers of the membership."""
+
+    def __init__(
+        self,
+        membership: Membership,
+        size: int,
+        connect: Callable[[socket.socket, str], Connection],
+        prepare: Callable[[Door, Connection], Steps],
+        password: bytes = b"",
+    ) -> None:
+        """There can be `size` members. `connect` makes a connection of a socket and its peer's
+        address; `prepare` is what comes before the password."""
+        self.membership = membership
+        self.size = size
+        self.connect = connect
+        self.prepare = prepare
+        self.password = password  # none if empty
+        self.clock = membership.clock
+        # Times of the clock, which may be past.
+        self.barred: dict[str, float] = {}  # until when nobody can come in from a host
+        self.tried: dict[str, float] = {}  # when the wrong passwords from a host are paid for
+        self.all_tried = 0.0  # and when those of all are
+        self.acceptor: Acceptor
+
+    # What the server asks for
+
+    def open(self) -> None:
+        """Accepts newcomers from now on."""
+        self.acceptor.listen()
+
+    def close(self) -> None:
+        """Accepts nobody any more."""
+        self.acceptor.close()
+
+    def serve(self, knocking: list[Connection]) -> None:
+        """Goes on with those who are ready at the door, for as long as the door may take of a turn;
+        at random, so that nobody who keeps knocking is always served before the others."""
+        random.shuffle(knocking)
+        began = time.process_time()
+        for conn in knocking:
+            if conn.state is State.DOOR:  # it may have had to make room meanwhile
+                self.membership.guard(self.step, conn)
+            if time.process_time() - began > DOOR_SHARE:
+                break
+
+    def meet_deadlines(self) -> None:
+        """Does what is due for newcomers, and accepts them where that had failed."""
+        for conn in self.membership.overdue(self.membership.newcomers):
+            self.membership.guard(self.go_on, conn, TimeIsUp("was not let in"))
+        self.acceptor.listen()
+
+    # Places
+
+    def admit(self, sock: socket.socket, peer: str) -> None:
+        """Lets a newcomer to the door, and on if there is nothing to do there. It gets no word if
+        there are that many connections already, the last of which are leaving. Raises OSError."""
+        there = self.membership
+        if len(there.room.members) + len(there.leaving) >= self.size + DOOR_SIZE:
+            host, now = host_of(peer), self.clock.now()
+            loser = loser_to(host, there.leaving, now) if there.leaving else None
+            if not loser:
+                sock.close()
+                return
+            there.move(loser, State.CLOSED)
+        there.guard(self.arrive, self.connect(sock, peer))
+
+    def arrive(self, conn: Connection) -> None:
+        """Begins a newcomer's way. Raises Gone, and Dismissed."""
+        self.make_room(self.membership.newcomers, DOOR_SIZE, conn)
+        conn.since = self.clock.now()
+        self.membership.newcomers[conn] = self.visit(conn)
+        self.go_on(conn)
+
+    def make_room(self, there: Collection[Connection], size: int, conn: Connection) -> None:
+        """Finds a newcomer a place where there are so many, perhaps somebody else's until now.
+        Raises Dismissed if there is none."""
+        if len(there) < size:
+            return
+        loser = loser_to(conn.host, there, self.clock.now())
+        if not loser:
+            note = f"turned away: all {size} places are taken"
+            raise Dismissed("the room is full", TRY_LATER, note)
+        if loser.state is State.DOOR:
+            self.membership.disconnect(loser, "had to make room at the door")
+            return
+        why = "the room is full, and your place goes to somebody else"
+        self.membership.guard(self.membership.dismiss, loser, why, TRY_LATER)
+        log.info("%s had to make room, members: %d", loser, len(self.membership.room.members))
+
+    # The way of a newcomer
+
+    def step(self, conn: Connection) -> None:
+        """Goes on with a newcomer whose socket is ready. Raises Gone, and Dismissed."""
+        conn.flush()
+        if conn.reading:
+            self.go_on(conn)
+
+    def go_on(self, conn: Connection, problem: Gone | None = None) -> None:
+        """Takes the next step with a newcomer, after which it may come in, or raises a problem in
+        that step. Raises Gone, and Dismissed."""
+        membership = self.membership
+        steps: Steps = membership.newcomers[conn]
+        try:
+            conn.read_on(steps.throw(problem) if problem else next(steps))
+            self.clock.look_by(conn.until)
+        except StopIteration as last:
+            self.make_room(membership.room.members, self.size, conn)  # type: ignore[arg-type]
+            membership.enter(conn, last.value)
+        finally:
+            if membership.has_input(conn):
+                membership.pending.add(conn)
+            else:
+                membership.pending.discard(conn)
+
+    def visit(self, conn: Connection) -> Steps:
+        """All of it, from top to bottom."""
+        yield from self.prepare(self, conn)
+        self.check_host(conn)
+        if not self.password:
+            return b""
+        self.allow_time(conn, DOOR_TIME)
+        try:
+            rest = yield from self.take_password(conn)
+        except TimeIsUp:
+            self.check_host(conn)  # it may have been barred meanwhile
+            raise
+        self.check_host(conn)
+        return rest
+
+    def allow_time(self, conn: Connection, seconds: float) -> None:
+        """A newcomer can't be here for longer than that, from now on."""
+        conn.until = conn.deadline = self.clock.now() + seconds
+
+    @staticmethod
+    def hear(conn: Connection, receive: Callable[[int], bytes]) -> Steps:
+        """Waits for something to come, and returns it; nothing if what comes isn't heard any more.
+        Raises Gone."""
+        while True:
+            yield True
+            data = receive(DOOR_READ)
+            if data or conn.input.over:
+                return data
+            if conn.over:
+                raise Gone(conn.why or "left the door")
+
+    def take_password(self, conn: Connection) -> Steps:
+        """Asks for the password, and returns what came after it."""
+        conn.tell(notice("password?"))
+        given, rest, too_long = b"", b"", 0
+        while not given and not too_long:
+            first, newline, rest = (yield from self.hear(conn, conn.receive)).partition(b"\n")
+            if not newline and conn.input.over:
+                raise Dismissed
+            given, too_long = conn.input.feed(first + newline)
+        while not self.may_try(conn.host):
+            conn.until = min(conn.deadline, self.clock.now() + TICK)
+            with suppress(TimeIsUp):
+                yield False
+            if self.clock.now() >= conn.deadline:
+                raise Gone("was not let in")
+        if hmac.compare_digest(typed(given), self.password):
+            return rest
+        log.info("%s gave a wrong password", conn)
+        self.note_wrong(conn.host)
+        self.allow_time(conn, WRONG_TIME)
+        with suppress(TimeIsUp):
+            yield False
+        raise Dismissed("wrong password", REFUSED)
+
+    # Hosts
+
+    def may_try(self, host: str) -> bool:
+        """Says whether a password from this host may be looked at now."""
+        ahead = max(self.tried.get(host, 0.0), self.all_tried) - self.clock.now()
+        return ahead < TRIES_AHEAD
+
+    def note_wrong(self, host: str) -> None:
+        """A password from this host was wrong."""
+        now = self.clock.now()
+        self.tried = {one: paid for one, paid in self.tried.items() if paid > now}
+        self.tried[host] = self.tried.get(host, now) + WRONG_TIME
+        self.all_tried = max(self.all_tried, now) + WRONG_TIME_OF_ALL
+
+    def bar(self, host: str) -> None:
+        """Lets nobody in from a host, for BAN_TIME, nor whoever stands here already."""
+        now = self.clock.now()
+        self.barred = {one: until for one, until in self.barred.items() if until > now}
+        self.barred[host] = now + BAN_TIME
+        for conn in self.membership.newcomers:
+            if conn.host == host:
+                conn.until = now
+        self.clock.look_by(now)
+
+    def check_host(self, conn: Connection) -> None:
+        """Raises Dismissed if nobody can come in from its host."""
+        left = self.barred.get(conn.host, 0.0) - self.clock.now()
+        if left > 0:
+            log.info("%s comes from a host that is kept out", conn)
+            who = "you, or somebody at your address, was removed"
+            raise Dismissed(f"{who}; come back in {math.ceil(left / 60)} min", REFUSED)
+
+
+# --- Operators -----------------------------------------------------------------------------------
+
+# What can be a mistyped /op, with an operator's password behind it, in a line that is to be said:
+# after a blank, a speaker's name, in capitals. And what such a line has in it, in either width.
+MISTYPED_OP = re.compile(r"(?:[^:]*:)? */ ?op(?!\w)", re.IGNORECASE)
+SLASH = re.compile("[/\uff0f]")
+
+
+class Operators:
+    """Members who gave a second password, and may remove others.
+
+    What they say are commands of the room. A wrong password counts as a wrong try at the door, and
+    one that comes too early isn't looked at. The answer comes at once: if it had to wait, so would
+    all that its sender says next, and the end of that one's stream.
+    """
+
+    def __init__(self, door: Door, password: bytes) -> None:
+        self.door = door
+        self.membership = door.membership
+        self.room = room = door.membership.room
+        self.password = password  # as it is heard in a line
+        self.barred: dict[str, float] = {}  # names, as identity() has them, and until when
+        room.checks.append(self.check_password)
+        room.suspects += [b"/", "\uff0f".encode()]
+        room.commands.update({"/op": self.become_operator, "/kick": self.kick})
+        room.help_lines += notice("/op PASSWORD: be an operator, who can /kick NAME")
+        room.is_reserved = self.is_barred
+
+    def is_barred(self, name: str) -> bool:
+        """Says whether nobody can take a name, as identity() has it, because its owner was
+        removed."""
+        return self.barred.get(name, 0.0) > self.door.clock.now()
+
+    def check_password(self, member: Member, line: str) -> str:
+        """Returns the line. Raises ValueError if it may have an operator's password in it."""
+        if SLASH.search(line):
+            shown = "".join(filter(str.isprintable, compatible(line)))
+            if MISTYPED_OP.match(shown):
+                raise ValueError("not said, as it may have a password in it: begin it with /op")
+        return line
+
+    # Commands: each takes the member and what follows the command's word
+
+    def become_operator(self, member: Member, given: str) -> None:
+        conn = cast("Connection", member)
+        if not given:
+            self.room.tell(conn, "the password goes with it, as in /op PASSWORD")
+            return
+        if not self.door.may_try(conn.host):
+            self.room.tell(conn, "too many wrong passwords; wait a moment, and try again")
+        elif not hmac.compare_digest(given.encode(), self.password):
+            log.info("%s gave a wrong password for operators", conn)
+            self.door.note_wrong(conn.host)
+            self.room.tell(conn, "wrong password")
+        else:
+            log.info("%s became an operator", conn)
+            conn.is_operator = True
+            self.room.tell(conn, "you are an operator")
+
+    def kick(self, member: Member, argument: str) -> None:
+        """Removes somebody: NAME, or whoever has none and is at ADDRESS:PORT."""
+        if not member.is_operator:
+            self.room.tell(member, "only operators can do that; /op PASSWORD makes you one")
+            return
+        unnamed = {conn.peer: conn for conn in self.membership.members() if not conn.name}
+        target = unnamed.get(argument) or self.room.names.get(identity(argument))
+        if not argument:
+            which = ", ".join(sorted(unnamed)[:MAX_WHO]) or "nobody"
+            self.room.tell(member, f"/kick NAME removes somebody; without a name are: {which}")
+        elif target is None:
+            self.room.tell(member, "nobody here has that name; /who lists them, /kick the others")
+        elif target is member:
+            self.room.tell(member, "to leave, say /quit")
+        else:
+            self.remove(cast("Connection", target), cast("Connection", member))
+
+    def remove(self, conn: Connection, by: Connection) -> None:
+        """Removes somebody, who gets all that was said before. Its name and its host are kept out;
+        but not this machine, from which come all who come through a proxy."""
+        minutes = math.ceil(BAN_TIME / 60)
+        self.room.tell(conn, f"you were removed by an operator; come back in {minutes} min")
+        self.room.leave(conn, "was removed")
+        if conn.name:
+            now = self.door.clock.now()
+            self.barred = {name: until for name, until in self.barred.items() if until > now}
+            self.barred[identity(conn.name)] = now + BAN_TIME
+        else:
+            self.room.tell(by, f"{conn.peer} was removed")
+        log.info("%s was removed by %s, members: %d", conn, by, len(self.room.members))
+        if conn.host != host_of(format_address(conn.sock.getsockname())):
+            self.door.bar(conn.host)
+        self.membership.leave(conn, REFUSED)
+
+
+# === IV. Other ways to speak =====================================================================
+#
+# What can be around a text, and how it travels. Telnet and WebSocket are bytes in, bytes out; TLS
+# is a connection of its own kind. Nothing here knows of the room.
+
+# --- Telnet, and what comes to the wrong port ----------------------------------------------------
 
 # How TLS begins (RFC 8446, sections 4 and 5.1), and no line of text does.
 CLIENT_HELLO = re.compile(rb"\x16\x03[\x00-\x04]..\x01", re.DOTALL)
@@ -336,16 +2229,18 @@ REFUSALS = {DO: IAC + WONT, WILL: IAC + DONT}
 TELNET_TEXT = {IAC + IAC: IAC, b"\xff\xf7": b"\b", b"\xff\xf8": b"\x15"}
 
 
-class Input(Lines):
+class Telnet(Lines):
     """What a peer sends, from its first byte on: lines, and what can be around them.
 
     Besides an unfinished line it holds at most five bytes.
     """
 
-    __slots__ = ("held", "in_first_line")
+    __slots__ = ("elsewhere", "held", "in_first_line")
 
-    def __init__(self, max_line: int) -> None:
+    def __init__(self, max_line: int, elsewhere: str = "") -> None:
+        """`elsewhere` is what somebody is told who speaks another protocol."""
         super().__init__(max_line)
+        self.elsewhere = elsewhere
         self.held = b""  # the beginning of something that may turn out not to be text
         self.in_first_line = True
 
@@ -371,15 +2266,16 @@ class Input(Lines):
         return data[len(BOM_UTF8) :] if data.startswith(BOM_UTF8) else data
 
     def check_first_line(self, data: bytes) -> None:
-        """Raises WrongPort if this is no text. HTTP above all: any web page can have a browser send
+        """Raises Dismissed if this is no text. HTTP above all: any web page can have a browser send
         a request, with lines of its choice for a body, and a path that is longer than a line."""
         start = data[: self.max_line + 1]
         self.in_first_line = b"\n" not in start and len(start) <= self.max_line
         request = HTTP_REQUEST.match(start)
         if request and (request[1] or not self.in_first_line):
-            raise WrongPort("is a web browser, or something else that speaks HTTP")
+            note = "is a web browser, or something else that speaks HTTP"
+            raise Dismissed(self.elsewhere, note=note)
         if OTHER_PROTOCOL.match(start):
-            raise WrongPort("speaks HTTP, SSH, IRC or the like")
+            raise Dismissed(self.elsewhere, note="speaks HTTP, SSH, IRC or the like")
 
     def take_out_telnet(self, data: bytes) -> tuple[bytes, bytes]:
         """Returns the text, and answers that refuse all that telnet asks for (RFC 854).
@@ -402,7 +2298,7 @@ class Input(Lines):
         return text.replace(b"\r\n", b"\n").replace(b"\r\0", b"\n"), b"".join(answers)
 
 
-# --- Browsers: WebSocket --------------------------------------------------------------------------
+# --- WebSocket -----------------------------------------------------------------------------------
 
 # The first two bytes of a frame (RFC 6455, section 5.2).
 FIN, RESERVED, OPCODE = 0x80, 0x70, 0x0F
@@ -413,10 +2309,9 @@ CONTROL = 0x8  # set in the opcode of a control frame: CLOSE, PING or PONG
 MAX_CONTROL = 125  # bytes of payload in one of these
 MASK_SIZE = 4  # bytes
 
-# Why a WebSocket is closed (section 7.4.1; the last one is in IANA's registry).
-NORMAL, GOING_AWAY, REFUSED, TRY_LATER = 1000, 1001, 1008, 1013
+# Faults, and codes that a peer may send (section 7.4.1).
 PROTOCOL_ERROR, NOT_TEXT, NOT_UTF8 = 1002, 1003, 1007
-CODES = (range(1000, 1004), range(1007, 1015), range(3000, 5000))  # that a peer may send
+CODES = (range(1000, 1004), range(1007, 1015), range(3000, 5000))
 
 
 class Fault(Exception):
@@ -585,7 +2480,301 @@ def frame(opcode: int, payload: bytes) -> bytes:
     return bytes((FIN | opcode, 127)) + size.to_bytes(8, "big") + payload
 
 
-# --- Browsers: the page --------------------------------------------------------------------------
+# --- TLS -----------------------------------------------------------------------------------------
+
+TLS_RECORD = 16 * 1024  # bytes of text in a record at most: so much is encrypted at once
+# Bytes that are received at once: what has no text in it, such as orders to change keys, takes as
+# much time as a hundred times as many bytes of text.
+TLS_READ = 8 * 1024
+TLS_HANDSHAKE = 0x16  # the first byte from whoever speaks TLS
+MAX_UNSENT = 24 * 1024  # bytes that may wait encrypted: a record, and what TLS itself has to say
+HANDSHAKE_TIME = 3.0  # seconds: nobody has to type
+
+# OpenSSL's reasons for not taking a key with a certificate
+NOT_A_PAIR = ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED")
+
+
+def make_server_tls(cert: str, key: str) -> ssl.SSLContext:
+    """Returns what connections need to speak TLS as a server. Raises Failure."""
+    if ssl is None:
+        raise lacking("ssl", "TLS")
+
+    def ask_for_pass_phrase() -> str:  # instead of OpenSSL, which would ask on the terminal
+        remedy = f"make a copy without it: openssl pkey -in {key} -out NEW.key"
+        raise Failure(f"the key in {key} has a pass phrase; {remedy}")
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # No tickets, neither those of TLS 1.3 nor those of 1.2: whoever learns the key that they are
+    # made with can read what others said before. Sessions of 1.2 are still kept in memory, 20,000
+    # of them for two hours at most; Python has no switch for that.
+    context.num_tickets = 0
+    context.options |= ssl.OP_NO_TICKET
+    # One curve, which every client has, and none of the groups of numbers (ffdhe8192) with which a
+    # client can have a server compute for 100 ms, and needn't compute itself (CVE-2002-20001).
+    context.set_ecdh_curve("prime256v1")
+    # No renegotiation, so that sending never waits for receiving. PyPy and LibreSSL lack the name.
+    context.options |= getattr(ssl, "OP_NO_RENEGOTIATION", 0)
+    try:
+        context.load_cert_chain(cert, key, password=ask_for_pass_phrase)
+    except OSError as error:  # ssl.SSLError is one too
+        raise Failure(why_not_usable(error, cert, key)) from error
+    return context
+
+
+def why_not_usable(error: OSError, cert: str, key: str) -> str:
+    """Returns what to tell the user when the certificate and the key couldn't be loaded."""
+    for option, file, what in (("cert", cert, "certificate"), ("key", key, "private key")):
+        try:
+            with open(file, "rb") as pem:
+                text = pem.read()
+        except OSError as problem:
+            return f"cannot read --tls-{option} {file}: {problem.strerror}"
+        if f"{what.upper()}-----".encode() not in text:
+            return f"there is no {what} in PEM format in {file}"
+    reason = getattr(error, "reason", None)
+    if reason in NOT_A_PAIR:
+        return f"the key in {key} does not belong to the first certificate in {cert}"
+    if reason:
+        return f"cannot use {cert} with {key}: {reason.lower().replace('_', ' ')}"
+    try:
+        ssl.create_default_context(cafile=cert)
+    except ssl.SSLError:
+        return f"the certificate in {cert} is damaged"
+    return f"the private key in {key} is damaged"
+
+
+class Certificate:
+    """The room's certificate and its key, as a context of TLS.
+
+    After their files have changed they are loaded anew, for whoever comes from then on. While they
+    can't be loaded, as when one of them has yet to be replaced, the old ones stay.
+    """
+
+    def __init__(self, cert: str, key: str) -> None:
+        """Raises Failure."""
+        self.cert = cert
+        self.key = key
+        self.loaded = self.look()  # before they are loaded: what changes meanwhile is seen later
+        self.context = make_server_tls(cert, key)
+        self.why_old = ""  # why newer ones couldn't be loaded, as it was logged last
+
+    def look(self) -> list[tuple[int, ...]] | None:
+        """Returns what is different after the files have changed; None if one is no file, such as a
+        pipe: that gives what is in it once, and makes its reader wait."""
+        found: list[tuple[int, ...]] = []
+        for path in (self.cert, self.key):
+            state: tuple[int, ...] = ()  # it has vanished
+            with suppress(OSError):
+                file = os.stat(path)
+                if not stat.S_ISREG(file.st_mode):
+                    return None
+                state = (file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns)
+            found.append(state)
+        return found
+
+    def current(self) -> ssl.SSLContext:
+        """Returns the context for a newcomer. Why it isn't that of the files is logged once."""
+        found = self.look()
+        if found is None or found == self.loaded:
+            return self.context
+        try:
+            self.context, self.loaded = make_server_tls(self.cert, self.key), found
+            self.why_old = ""
+            log.info("newcomers get the new certificate in %s", self.cert)
+        except Failure as failure:
+            if str(failure) != self.why_old:
+                self.why_old = str(failure)
+                log.warning("the certificate stays the old one: %s", failure)
+        return self.context
+
+
+class TLSConnection(Connection):
+    """A connection whose text goes through TLS, as soon as both sides have shaken hands.
+
+    OpenSSL takes what came from one BIO, and puts what is to be sent into another. A BIO keeps the
+    memory that it once needed, so all connections share these two. They are empty after each step:
+    what came is decrypted to its end, and what is to be sent goes to the kernel, or to `unsent`.
+
+    What came of a record that isn't whole yet is kept by OpenSSL, in 17 KB: so much a slow line can
+    cost here at most, besides what it costs anywhere.
+    """
+
+    __slots__ = ("context", "pending", "tls", "unsent")
+    incoming: Any = ssl and ssl.MemoryBIO()
+    outgoing: Any = ssl and ssl.MemoryBIO()
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        peer: str,
+        host: str,
+        selector: selectors.BaseSelector,
+        lines: Lines,
+        context: ssl.SSLContext,
+    ) -> None:
+        self.context: ssl.SSLContext | None = context  # until hands are shaken
+        self.tls: ssl.SSLObject | None = None  # there is one from its first bytes on
+        self.pending = b""  # text that came in one piece with the handshake
+        self.unsent = b""  # encrypted, but not taken by the kernel: it comes before the queue
+        super().__init__(sock, peer, host, selector, lines)
+
+    def close(self) -> None:
+        """Closes the socket and drops all that was waiting."""
+        super().close()
+        self.pending = b""
+
+    def step(self, action: Callable[..., Any], *given: Any) -> None:
+        """Has OpenSSL do something. What is to be sent then is sent, also if it fails: that tells
+        the peer why. Raises Gone."""
+        assert self.tls
+        try:
+            action(*given)
+        except ssl.SSLError as error:
+            # PyPy leaves the error where another connection would be taken to have it, until
+            # somebody makes a new engine.
+            self.tls.context.wrap_bio(self.incoming, self.outgoing, server_side=True)
+            raise lost(error) from error
+        finally:
+            output = self.outgoing.read()
+            if output:
+                self.put(output)
+
+    # From the peer
+
+    def can_talk(self) -> bool:
+        """Says whether hands are shaken, so that text can be received and sent."""
+        return self.context is None
+
+    def shake_hands(self, data: bytes) -> None:
+        """Goes on with the handshake, with what came. Whoever doesn't begin one speaks no TLS: then
+        this is a connection like any other, and `tls` stays None. Raises Gone."""
+        if self.context and not self.tls:
+            if data[0] != TLS_HANDSHAKE:
+                self.context = None
+                return
+            self.tls = self.context.wrap_bio(self.incoming, self.outgoing, server_side=True)
+        self.pending = self.decrypt(data)
+
+    def receive_text(self, limit: int) -> bytes:
+        """Returns what was sent, decrypted: that can be a record more than `limit`."""
+        if self.pending:
+            text, self.pending = self.pending, b""
+            return text
+        data = self.receive_bytes(min(limit, TLS_READ))
+        return self.decrypt(data) if data and self.tls else data
+
+    def decrypt(self, data: bytes) -> bytes:
+        """Returns the text of what came. That TLS fails is an end of the stream: what was said
+        before is heard, but for an unfinished line. Raises Gone."""
+        pieces: list[bytes] = []
+        try:
+            self.incoming.write(data)
+            self.step(self.read, pieces)
+        except Gone as gone:
+            if not self.can_talk():
+                raise
+            self.over = True
+            self.why = str(gone)
+            self.torn = True
+            self.stop_sending()
+        finally:
+            self.incoming.read()
+        return b"".join(pieces)
+
+    def read(self, pieces: list[bytes]) -> None:
+        """Adds the text of each record, after the handshake. Raises ssl.SSLError."""
+        assert self.tls
+        try:
+            if self.context:
+                self.tls.do_handshake()
+                self.context = None
+            while self.incoming.pending and not self.over:
+                pieces.append(self.tls.read(TLS_RECORD))
+                self.over = not pieces[-1]  # close_notify; the end of the TCP stream is yet to come
+        except ssl.SSLWantReadError:  # the rest of a record has yet to come, or another
+            pass
+
+    # To the peer
+
+    def put(self, data: bytes) -> None:
+        """Sends what is encrypted; what the kernel doesn't take has to wait. Raises Gone."""
+        if self.sending and not self.unsent:
+            sent = self.send_bytes(data)
+            if sent == len(data):
+                return
+            data = data[sent:]
+        if self.sending:
+            self.unsent += data
+            if len(self.unsent) > MAX_UNSENT:
+                raise Gone("makes TLS answer, and does not read the answers")
+            self.watch()
+
+    def flush(self) -> None:
+        """Sends of what waits for it what the kernel takes now."""
+        waiting, self.unsent = self.unsent, b""
+        if waiting:
+            self.put(waiting)
+        if not self.unsent:
+            super().flush()
+
+    def send(self, data: bytes | memoryview) -> int:
+        """Returns how many bytes were taken, 0 if none can be now.
+
+        Nothing is encrypted before the kernel has taken all that was: so at most a record waits
+        outside of the queue.
+        """
+        if not self.tls:
+            return super().send(data)
+        taken = 0
+        while taken < len(data) and not self.unsent and self.sending:
+            piece = data[taken : taken + TLS_RECORD]
+            self.step(self.tls.write, piece)
+            taken += len(piece)
+        return taken if self.sending else 0
+
+    def is_owed(self) -> bool:
+        """Says whether something waits to be sent to it."""
+        return bool(self.unsent or self.queue)
+
+    def end_stream(self) -> None:
+        """Tells the peer that nothing more will come, TLS's way first, by close_notify: if that has
+        to wait, this has to be called again. What the peer sends can then only be drained."""
+        if self.tls:
+            self.step(self.close_notify)
+        if not self.unsent:
+            super().end_stream()
+
+    def close_notify(self) -> None:
+        """Says the end of what we say, without waiting for the peer's. Raises ssl.SSLError."""
+        assert self.tls
+        with suppress(ssl.SSLWantReadError):
+            self.tls.unwrap()
+
+    def drop_queue(self) -> None:
+        """Gives up what it has yet to get."""
+        super().drop_queue()
+        self.unsent = b""
+
+
+def shake_hands(door: Door, conn: TLSConnection) -> Steps:
+    """Shakes hands with a newcomer. Returns the plain text that has come in place of that."""
+    door.allow_time(conn, HANDSHAKE_TIME)
+    data = yield from door.hear(conn, conn.receive_bytes)
+    conn.shake_hands(data)
+    if not conn.tls:
+        log.info("%s does not speak TLS", conn)
+        return data
+    while not conn.can_talk():
+        conn.shake_hands((yield from door.hear(conn, conn.receive_bytes)))
+    return b""
+
+
+# === V. Browsers =================================================================================
+#
+# The page, and the HTTP with which it comes. It knows nothing of the room.
+
+# --- The page ------------------------------------------------------------------------------------
 
 # What a browser gets is one answer and needs nothing else, so that it works without the internet.
 # Its Content-Security-Policy allows exactly this style and this script: there is no style and no
@@ -1170,7 +3359,8 @@ PAGE = f"""<!doctype html>
 """
 
 
-# --- Browsers: HTTP -------------------------------------------------------------------------------
+
+# --- HTTP ----------------------------------------------------------------------------------------
 
 MAX_REQUEST = 32 * 1024  # bytes, most of them cookies: a browser sends those of any port of a host
 
@@ -1385,629 +3575,42 @@ class Site:
         return port is not None and host in (place, place + port)
 
 
-# --- Text and names ------------------------------------------------------------------------------
-
-# Control characters but tab and newline: those of ASCII, and U+0080 to U+009F, which some terminals
-# take for the beginning of an escape sequence.
-CONTROLS = bytes(c for c in (*range(32), 127) if c not in b"\t\n")
-C1_CONTROL = re.compile(rb"\xc2[\x80-\x9f]")
-LINE_SEPARATOR = re.compile(rb"\xe2\x80[\xa8\xa9]")  # U+2028, U+2029: a new line on some screens
-ERASERS = "\b\x7f\x15"  # Backspace and Delete take back a character, Ctrl-U the line
-CLEANING = dict.fromkeys(c for c in (*CONTROLS, *range(0x80, 0xA0)) if chr(c) not in ERASERS)
-CLEANING.update({0x2028: " ", 0x2029: " "})
-
-# The start of a line that has to be looked at, if its speaker has no name; and the end of one that
-# may have nothing in it but its speaker's name.
-COMMAND_OR_NOTICE = re.compile(rb"\n[ \t]*[/*\n]")
-NOTHING_SAID = re.compile(rb": [ \t]*\n")
-
-# What can be a mistyped /op, with an operator's password behind it, in a line that is to be said:
-# after a blank, a speaker's name, in capitals. And what such a line has in it, in either width.
-MISTYPED_OP = re.compile(r"(?:[^:]*:)? */ ?op(?!\w)", re.IGNORECASE)
-SLASH = re.compile("[/\uff0f]")
-SLASHES = tuple(slash.encode() for slash in "/\uff0f")
-
-# What may stand between the letters of a name, and counts for nothing: blanks, dots, hyphens, any
-# apostrophe; within words of Persian or Mongolian, say, joiners, and what chooses a letter's form.
-PUNCTUATION = "-.'\u2018\u2019\u02bb\u02bc"
-JOINERS = "\u17b4\u17b5\u180b-\u180f\u200c\u200d"
-BETWEEN = re.compile(rf"[{PUNCTUATION} ]|(?<=[^\0-\x7f])[{JOINERS}]")
-# Some letters show nothing, or look like a colon: modifiers of others, parts of a Korean syllable
-# that has no beginning, fillers. They are no letters here.
-NO_LETTERS = "\u02b9-\u02df\u02e5-\u02ff\u0640\u115f-\u11ff\u3164\ua4f8-\ua4ff\ud7b0-\ud7ff\uffa0"
-LETTERS = re.compile(rf"([^\W{NO_LETTERS}]+)|([^{PUNCTUATION}{JOINERS}\s\0-\x7f])")
-ACCENTS = re.compile("[\u0300-\u036f\u3099\u309a]+")
-CJK = ("BOPOMOFO", "CJK", "HANGUL", "HIRAGANA", "IDEOGRAPHIC", "KATAKANA")  # in characters' names
-NOTICE_WORDS = re.compile(
-    # And in "to Ann (private): ", with which a client shows what its user has whispered.
-    r"^to |\b(?:an operator|and|is now|is taken|joined|left|more|the room|unnamed|was removed)\b"
-    r"|\byou\b"
-)
-
-# The pieces of a line: what can be in a name (also letters in a circle), what is odd, other signs.
-# Odd is what is beyond ASCII and no letter: it may be invisible, or look like a colon.
-MAX_PIECE = 3 * MAX_NAME  # characters: a syllable of Korean can be in three parts
-NAME_LIKE = rf"{PUNCTUATION}{JOINERS}\w\u2100-\u214f\u249c-\u24e9\u2f00-\u2fdf\u3190-\u33ff"
-NAME_LIKE += "\U0001f100-\U0001f251"
-PIECE = re.compile(
-    rf"\s*(?:([{NAME_LIKE}\s]{{1,{MAX_PIECE}}})|([^{NAME_LIKE}\0-\x7f][^{NAME_LIKE}!-~]*)|(.))"
-)
-
-# What a line may begin with and show nothing; then an asterisk and a blank, or like one by name.
-START = re.compile(rf"((?:[^\w!-~]+|[{NO_LETTERS}]+)*)(\*(?:[^\w!-~]|[{NO_LETTERS}]))?")
-ASTERISK = re.compile("ASTERISK|POINTED .*STAR|STAR OPERATOR|SEXTILE|FLOWER PUNCTUATION")
-TURNING = re.compile("[\u202a-\u202e\u2066-\u2069]")  # what turns around a part of a line
-
-
-def clean(line: bytes) -> str:
-    """Returns the text of a line as its sender means it to be seen: without control characters and
-    what was taken back; broken UTF-8 becomes U+FFFD."""
-    text = line.decode("utf-8", "replace")
-    return text if text.isprintable() else take_back(text.translate(CLEANING))
-
-
-def is_clean(lines: bytes) -> bool:
-    """Says whether `clean` would surely leave the lines as they are. Fast, above all for ASCII."""
-    if len(lines.translate(None, CONTROLS)) != len(lines):
-        return False
-    if lines.isascii():
-        return True
-    try:
-        lines.decode()
-    except UnicodeDecodeError:
-        return False
-    return not C1_CONTROL.search(lines) and not LINE_SEPARATOR.search(lines)
-
-
-def take_back(text: str) -> str:
-    """Returns the text as it is after all its Backspace, Delete and Ctrl-U. Where telnet sends each
-    key at once, they are keys like any other."""
-    if not any(eraser in text for eraser in ERASERS):
-        return text
-    kept: list[str] = []
-    for char in text:
-        if char not in ERASERS:
-            kept.append(char)
-        elif char == "\x15":
-            kept.clear()
-        elif kept:
-            kept.pop()
-    return "".join(kept)
-
-
-def typed(line: bytes) -> bytes:
-    """Returns a line without its end and what was taken back. It need not be UTF-8."""
-    text = line.rstrip(b"\r\n").decode("utf-8", "surrogateescape")
-    return take_back(text).encode("utf-8", "surrogateescape")
-
-
-def notice(text: str) -> bytes:
-    """Returns the line with which the room itself says something. Clients take it at its word, so
-    of what members choose nothing but a name may stand in one."""
-    return f"* {text}\n".encode()
-
-
-def compatible(text: str) -> str:
-    """Returns the beginning of a text, long enough for a name, in its compatible form (NFKC)."""
-    letters = unicodedata.normalize("NFKC", text[:MAX_NAME])
-    if len(letters) < MAX_NAME_SOURCE:  # else they are long already: one can become 18, slowly
-        letters = unicodedata.normalize("NFKC", text[:MAX_NAME_SOURCE])
-    return letters[:MAX_NAME_SOURCE]
-
-
-def unaccented(text: str) -> str:
-    """Returns a short text in lower case, in its compatible form, without accents."""
-    apart = unicodedata.normalize("NFKD", text)
-    return unicodedata.normalize("NFC", ACCENTS.sub("", apart).casefold())
-
-
-def alphabet(char: str) -> str:
-    """Returns the alphabet of a letter or a mark: LATIN, GREEK, CYRILLIC, ..."""
-    name = unicodedata.name(char, "")
-    return "CJK" if name.startswith(CJK) else name.partition(" ")[0]
-
-
-def own_mark(char: str, before: str) -> str:
-    """Returns the character if it is a mark of the same alphabet as the letter before it, one that
-    needs marks to be written: those from Dhivehi, Hindi and Thai on, but for Chinese and such."""
-    if not char or before[-1:] < "\u0780" or unicodedata.category(char) not in ("Mc", "Mn"):
-        return ""
-    return char if alphabet(char) == alphabet(before[-1]) != "CJK" else ""
-
-
-def letters(text: str) -> str:
-    """Returns what counts of a name: letters, digits, `_`, and marks that these need."""
-    found = ""
-    for some, other in LETTERS.findall(text):
-        found += some or own_mark(other, found)
-    return found
-
-
-def identity(name: str) -> str:
-    """Returns what all ways to write a name have in common: John, JOHN, or in fullwidth letters."""
-    return letters(compatible(compatible(name).casefold()))
-
-
-def look(name: str) -> str:
-    """Returns what a name has in common with all that differ from it in accents alone."""
-    return letters(unaccented(name))
-
-
-def begins_like(line: str, looks: Container[str]) -> bool:
-    """Says whether a line may seem to begin with a name that has one of these looks, and a colon:
-    whether its letters up to a colon, a bracket or something odd are those of the name."""
-    found = ""
-    for count, piece in enumerate(PIECE.finditer(line)):
-        name_like, odd, sign = piece.groups()
-        if not found and name_like and name_like[0] in PUNCTUATION:  # no name begins like that
-            return False
-        if sign or len(found) > 2 * MAX_NAME:  # more than any has, even if each was a sharp s
-            return sign in (":", "(") and found in looks
-        if odd and found in looks or count > 2 * MAX_PIECE:  # nobody writes like that
-            return True
-        if odd and found[-1:] < "\u0780":
-            continue
-        for some, other in LETTERS.findall(unaccented((name_like or odd)[:MAX_PIECE])):
-            if other and found in looks:
-                return True
-            found += some or own_mark(other, found)
-    return False
-
-
-def begins_like_notice(line: str) -> bool:
-    """Says whether a line may seem to begin with an asterisk and a blank."""
-    start = START.match(line)
-    assert start
-    likely = set(start[1][:-1])
-    return bool(start[2]) or any(ASTERISK.search(unicodedata.name(one, "")) for one in likely)
-
-
-def valid_name(text: str) -> str:
-    """Returns the name as the room writes it. Raises ValueError: what a name has to be."""
-    name = compatible(text).strip()
-    if not 1 <= len(name) <= MAX_NAME:
-        raise ValueError(f"has 1 to {MAX_NAME} characters")
-    found = letters(name)
-    if found != BETWEEN.sub("", name) or name[0] in f"_{PUNCTUATION}":
-        raise ValueError("has letters and digits in it, and after the first also blanks and .-_'")
-    if len({alphabet(char) for char in found if char.isalpha()} - {"CJK"}) > 1:
-        raise ValueError("does not mix alphabets, as some of their letters look alike")
-    said = NOTICE_WORDS.search(" ".join(re.findall(r"[^\W_]+", name.casefold())))
-    if said:
-        raise ValueError(f'has nothing in it that only the room says, such as "{said[0]}"')
-    return name
-
-
-# --- The room ------------------------------------------------------------------------------------
-
-ALIASES = {"/nick": "/name", "/names": "/who", "/exit": "/quit"}  # what people know from elsewhere
-HELP = (
-    "/name NAME: be known as NAME",
-    "/who: who is here?",
-    "/msg NAME: TEXT: a message for NAME alone",
-    "/ping: has this been heard?",
-    "/quit: leave",
-    "//TEXT: the message /TEXT",
-    "any other line is a message for everyone here",
-)
-
-
-class Member:
-    """Somebody in the room."""
-
-    __slots__ = (
-        "is_operator",
-        "name",
-        "prefix",
-        "sending",
-        "silent",
-        "unread",
-        "warned",
-        "whispered",
-    )
-
-    def __init__(self) -> None:
-        self.name = ""  # none taken
-        self.is_operator = False  # may remove others
-        self.prefix = b""  # what each of its messages begins with once it has a name: b"John: "
-        self.sending = True  # it can still be sent to
-        self.silent = True  # has not said a word yet
-        # What was for it alone and it hasn't taken yet, as in a batch's `told` and `whispered`: the
-        # answers to what it said, and what others said to it. It can help only the first.
-        self.unread = 0
-        self.whispered = 0
-        self.warned = False  # it was told that only the room begins a line as the room does
-
-
-class Batch:
-    """What is said in one turn of the loop, in order; everyone is handed the same bytes.
-
-    A member for whom something differs has cuts: (start, end, instead) means that in place of
-    the bytes from start to end it gets `instead`. What it said itself is cut out, an answer is put
-    in where it asked, and a newcomer has its welcome in place of all that was said before.
-
-    A batch lives for as long as somebody has yet to get something of it. What a member gets of it
-    is made when it is sent, so that a thousand who wait hold a thousand references and no bytes.
-    """
-
-    __slots__ = ("cuts", "encoded", "leavers", "parts", "size", "text", "told", "whispered")
-
-    def __init__(self) -> None:
-        self.parts: list[bytes] = []
-        self.size = 0  # bytes of the parts
-        self.cuts: dict[Member, list[tuple[int, int, bytes]]] = {}
-        # Bytes for one member alone, and what these cost besides: answers, and what others said.
-        self.told: dict[Member, int] = {}
-        self.whispered: dict[Member, int] = {}
-        self.leavers: list[Member] = []  # have left in this turn, and get what came before
-        self.text = b""  # all that was said, once the batch is sealed
-        self.encoded = b""  # the same as it travels to browsers, once one of them is handed it
-
-    def say(self, data: bytes, but: Member | None) -> None:
-        """Puts whole lines at the end, for all but one, such as their author."""
-        start = self.size
-        self.parts.append(data)
-        self.size += len(data)
-        if but is not None:
-            self.cut(but, start, self.size, b"")
-
-    def tell(self, member: Member, data: bytes) -> None:
-        """Puts whole lines at the end, for one member alone: an answer to what it said."""
-        self.put_aside(member, data, self.told)
-
-    def whisper(self, member: Member, data: bytes) -> None:
-        """The same for what another member says to it."""
-        self.put_aside(member, data, self.whispered)
-
-    def put_aside(self, member: Member, data: bytes, counted: dict[Member, int]) -> None:
-        """Puts whole lines at the end for one member, unless that has gone already: then what it
-        had said before is heard no later for the answers."""
-        if not member.sending:
-            return
-        counted[member] = counted.get(member, 0) + len(data) + TOLD_COST
-        self.cut(member, self.size, self.size, data)
-
-    def begin(self, member: Member, welcome: Iterable[bytes]) -> None:
-        """A newcomer gets the pieces of its welcome, and then what is said from here on."""
-        self.cut(member, 0, self.size, b"")
-        for piece in welcome:
-            self.cut(member, self.size, self.size, piece)
-
-    def end(self, member: Member) -> None:
-        """A leaver gets nothing of what is said from here on."""
-        self.cut(member, self.size, sys.maxsize, b"")
-        self.leavers.append(member)
-
-    def cut(self, member: Member, start: int, end: int, instead: bytes) -> None:
-        """Gives one member something else in place of a stretch; later ones lie further on."""
-        self.cuts.setdefault(member, []).append((start, end, instead))
-
-    def seal(self) -> None:
-        """Ends the turn: nothing is said in this batch any more, and it can be handed out."""
-        self.text = b"".join(self.parts)  # a single part, as in a quiet room, is not copied
-        self.parts = []
-
-    def text_for(self, member: Member) -> bytes:
-        """Returns what a member gets: the text less its cuts; without any, the text itself."""
-        if member not in self.cuts:
-            return self.text
-        pieces: list[bytes] = []
-        at = 0
-        for start, end, instead in self.cuts[member]:
-            pieces += (self.text[at:start], instead)
-            at = end
-        return b"".join((*pieces, self.text[at:]))
-
-    def encoded_for(self, member: Member, encode: Callable[[bytes], bytes]) -> bytes:
-        """Returns the same as `encode` makes it; all who get the whole text share that."""
-        if member in self.cuts:
-            text = self.text_for(member)
-            return encode(text) if text else b""
-        if self.text and not self.encoded:
-            self.encoded = encode(self.text)
-        return self.encoded
-
-    def forget(self, member: Member) -> tuple[int, int]:
-        """Drops what is in here for a member that has got its part, or never will; returns how much
-        it was told and whispered. Others may hold the batch for much longer."""
-        self.cuts.pop(member, None)
-        return self.told.pop(member, 0), self.whispered.pop(member, 0)
-
-
-class Aside(Batch):
-    """What isn't text, but stands between two lines, and goes out as it is: answers to telnet,
-    responses to HTTP requests, and a browser's control frames."""
-
-    __slots__ = ()
-
-    def encoded_for(self, member: Member, encode: Callable[[bytes], bytes]) -> bytes:
-        return self.text_for(member)
-
-
-class History:
-    """The last messages, for newcomers: at most `count`, and at most MAX_HISTORY bytes.
-
-    It keeps them in blocks of some kilobytes, each of whole lines, and newcomers get references to
-    these: they share them, however many come and however slowly they read.
-    """
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self.blocks: deque[tuple[bytes, int]] = deque()  # and how many lines are in each
-        self.size = 0  # bytes in the blocks
-        self.lines = 0  # in the blocks: more than `count` by less than a block
-
-    def add(self, chunk: bytes) -> None:
-        """Takes whole lines, or none."""
-        if not (self.count and chunk):
-            return
-        while chunk:
-            block = b""
-            if self.blocks and len(self.blocks[-1][0]) < HISTORY_BLOCK:
-                block, lines = self.blocks.pop()
-                self.lines -= lines
-            end = chunk.find(b"\n", min(HISTORY_BLOCK, len(chunk)) - 1) + 1
-            block, chunk = block + chunk[:end], chunk[end:]
-            lines = block.count(b"\n")
-            self.blocks.append((block, lines))
-            self.size += end
-            self.lines += lines
-        block, lines = self.blocks[0]
-        while self.lines - lines >= self.count or self.size - len(block) >= MAX_HISTORY:
-            self.blocks.popleft()  # there is enough without it
-            self.size -= len(block)
-            self.lines -= lines
-            block, lines = self.blocks[0]
-
-    def pieces(self) -> list[bytes]:
-        """Returns the messages, whole lines, in pieces that all newcomers share."""
-        pieces = [block for block, _ in self.blocks]
-        if pieces:  # of the first block some lines may be too many
-            first = pieces[0].split(b"\n", max(0, self.lines - self.count))[-1]
-            surplus = self.size - len(pieces[0]) + len(first) - MAX_HISTORY
-            pieces[0] = first[first.find(b"\n", surplus - 1) + 1 :] if surplus > 0 else first
-        return pieces
-
-
-class Room:
-    """Who is here and what a line means. It knows no sockets: it hears lines, and what members get
-    to see of it is put into `batch`, which the server takes at the end of each turn."""
-
-    def __init__(self, history: int = 0, max_line: int = MAX_LINE) -> None:
-        self.max_line = max_line  # bytes of what is said in a line, without its end
-        self.members: set[Member] = set()
-        self.names: dict[str, Member] = {}  # the owners, by identity(name)
-        self.looks: Counter[str] = Counter()  # of the names: how many have each
-        # Says whether nobody can take a name, as identity() has it.
-        self.is_reserved: Callable[[str], bool] = lambda key: False
-        self.history = History(history)
-        self.batch = Batch()
-        self.commands: dict[str, Callable[[Member, str], None]] = {
-            "/name": self.take_name,
-            "/who": self.who,
-            "/msg": self.send_private,
-            "/help": self.help,
-            "/ping": self.ping,
-            "/quit": self.quit,
-        }
-        self.help_lines = b"".join(map(notice, HELP))  # the same bytes for all who ask
-        self.has_operators = False  # and so a password that members could say by mistake
-
-    def take_batch(self) -> Batch:
-        """Returns what has happened since the last call."""
-        batch, self.batch = self.batch, Batch()
-        batch.seal()
-        return batch
-
-    def join(self, member: Member) -> None:
-        """Lets somebody in, who first gets the welcome and the history."""
-        self.members.add(member)
-        self.batch.begin(member, [f"{WELCOME}\n".encode(), *self.history.pieces()])
-
-    def leave(self, member: Member, how: str = "left") -> None:
-        """Lets a member go; of this turn it still gets what came before."""
-        self.members.remove(member)
-        self.batch.end(member)
-        if member.name:
-            self.give_back(member.name)
-            self.announce(f"{member.name} {how}")
-
-    def close(self) -> None:
-        """Tells everyone that the room is closing, and lets them go."""
-        self.announce("the room is closing")
-        for member in self.members:
-            self.batch.end(member)
-        self.members.clear()
-        self.names.clear()
-        self.looks.clear()
-
-    def announce(self, text: str, but: Member | None = None) -> None:
-        """The room itself says something to all but one. That isn't kept in the history."""
-        self.batch.say(notice(text), but)
-
-    def tell(self, member: Member, text: str) -> None:
-        """The room itself says something to one member."""
-        self.batch.tell(member, notice(text))
-
-    def hear(self, member: Member, chunk: bytes, until: float, limit: float) -> bytes:
-        """Takes whole lines, at least one; returns those that have to wait for the next turn: none
-        if the member has left.
-
-        Short lines can take long: `/who` in a crowd. So those that aren't plain are heard until
-        that time, in seconds of the process's CPU, some of them at least; and no more of them than
-        have answers for which there is memory. With a name added they can be long, too: once they
-        have come to `limit` bytes, that is all.
-        """
-        member.silent = False
-        if self.is_plain(member, chunk):
-            self.say(member, chunk)
-            return b""
-        at, full = 0, self.batch.size + limit
-        while at < len(chunk):
-            end = chunk.find(b"\n", at + LOOK_AT) + 1 or len(chunk)
-            for line in chunk[at:end].split(b"\n")[:-1]:
-                has_much_to_read = self.batch.told.get(member, 0) > MAX_UNREAD // 2
-                if at and (has_much_to_read or self.batch.size >= full):
-                    return chunk[at:]
-                at += len(line) + 1
-                self.hear_line(member, clean(line))
-                if member not in self.members:  # it said /quit
-                    return b""
-            if time.process_time() > until:
-                break
-        return chunk[at:]
-
-    def is_plain(self, member: Member, chunk: bytes) -> bool:
-        """Says whether all lines of a chunk can be relayed as they are, without a look at each.
-
-        A few calls that run in C over the whole chunk: about 0.1 ms for 64 KiB, less than a tenth
-        of what it takes to deliver that to a hundred members.
-        """
-        if not is_clean(chunk) or (self.has_operators and any(one in chunk for one in SLASHES)):
-            return False
-        lines = b"\n" + chunk  # so that each line, the first too, has a newline before it
-        if member.prefix:
-            if lines.count(b"\n" + member.prefix) != chunk.count(b"\n"):
-                return False
-            return not NOTHING_SAID.search(chunk)
-        # Without a name it may not pass for somebody who has one, nor with letters that look alike.
-        if not chunk.isascii() or (self.names and b":" in chunk):
-            return False
-        return not COMMAND_OR_NOTICE.search(lines)
-
-    def hear_line(self, member: Member, line: str) -> None:
-        """Takes one line, clean and without its newline."""
-        if len(line.encode()) > self.max_line:  # it had broken bytes, which grow
-            self.refuse_long_line(member)
-        elif line.startswith("//"):
-            self.message(member, line[1:])
-        elif line.startswith("/"):
-            word, _, argument = line.partition(" ")
-            command = self.commands.get(ALIASES.get(word, word), self.no_such_command)
-            command(member, argument.strip())
-        else:
-            self.message(member, line)
-
-    def message(self, member: Member, line: str) -> None:
-        """Says one line, after its speaker's name, unless it would pass for another's, or may have
-        an operator's password in it. An empty one, as from Enter in nc, is nothing."""
-        if self.has_operators and SLASH.search(line):
-            shown = "".join(filter(str.isprintable, compatible(line)))
-            if MISTYPED_OP.match(shown):
-                self.tell(member, "not said, as it may have a password in it: begin it with /op")
-                return
-        data = line.encode() + b"\n"
-        said = data[len(member.prefix) :] if data.startswith(member.prefix) else data
-        if not said.strip():
-            return
-        if member.prefix:
-            self.say(member, member.prefix + said)
-        else:
-            self.message_without_name(member, line)
-
-    def message_without_name(self, member: Member, line: str) -> None:
-        """Says one line of somebody who has no name, if it doesn't look as if somebody else did."""
-        line = line if line.isascii() else TURNING.sub("", line)
-        if begins_like_notice(line):
-            self.refuse_notice(member)
-            return
-        may_begin_so = self.names and (":" in line or not line.isascii())
-        if may_begin_so and begins_like(line, self.looks):
-            why = "it begins like what somebody here says; say it differently"
-            self.tell(member, f"not said, as {why}")
-            return
-        if line.strip():
-            self.say(member, line.encode() + b"\n")
-
-    def refuse_notice(self, member: Member) -> None:
-        """Says that nobody speaks for the room. Once, because another room may be at the other end
-        of this connection: each would answer the other's answer with its own, for ever."""
-        if not member.warned:
-            only = "only the room begins a line with an asterisk and a space"
-            self.tell(member, f"{only}; say it differently")
-        member.warned = True
-
-
-    def refuse_long_line(self, member: Member) -> None:
-        self.tell(member, f"too long: a line has at most {self.max_line} bytes")
-
-    def say(self, member: Member, chunk: bytes) -> None:
-        """Says whole lines, clean, to all but their author."""
-        self.batch.say(chunk, member)
-        self.history.add(chunk)
-
-    # Commands: each takes the member and what follows the command's word
-
-    def no_such_command(self, member: Member, _: str) -> None:
-        self.tell(member, "no such command; /help lists them, and //TEXT says /TEXT")
-
-    def take_name(self, member: Member, argument: str) -> None:
+def answer_request(door: Door, conn: Connection, site: Site, request: bytes) -> Steps:
+    """Answers a newcomer's request, of which something may have come. Only one for a WebSocket
+    leads further."""
+    encrypted = isinstance(conn, TLSConnection) and conn.tls is not None
+    while True:
+        if request and not is_http(request):
+            raise Dismissed(site.for_others)
+        answer = site.respond(request, encrypted)
+        if answer:
+            break
         try:
-            name = valid_name(argument)
-        except ValueError as error:
-            self.tell(member, f"a name {error}: /name NAME")
-            return
-        key = identity(name)
-        if self.names.get(key, member) is not member or self.is_reserved(key):
-            self.tell(member, f"{name} is taken")
-            return
-        before, member.name, member.prefix = member.name, name, f"{name}: ".encode()
-        if before:
-            self.give_back(before)
-        self.names[key] = member
-        self.looks[look(name)] += 1
-        self.tell(member, f"you are {name}")
-        if not before:
-            self.announce(f"{name} joined", member)
-        elif name != before:
-            self.announce(f"{before} is now {name}", member)
-
-    def give_back(self, name: str) -> None:
-        """A name is free again."""
-        del self.names[identity(name)]
-        self.looks[look(name)] -= 1
-        if not self.looks[look(name)]:
-            del self.looks[look(name)]
-
-    def who(self, member: Member, _: str) -> None:
-        shown = [other.name for other in islice(self.names.values(), MAX_WHO)]
-        if len(self.names) > len(shown):
-            shown.append(f"{len(self.names) - len(shown)} more")
-        unnamed = len(self.members) - len(self.names)
-        parts = [", ".join(shown)] if shown else []
-        if unnamed:
-            parts.append(f"{unnamed} unnamed")
-        self.tell(member, f"here: {' and '.join(parts)}")
-
-    def send_private(self, member: Member, argument: str) -> None:
-        name, _, text = argument.partition(":")
-        receiver = self.names.get(identity(name))
-        if not text.strip():
-            self.tell(member, "a private message goes like this: /msg NAME: TEXT")
-        elif not member.name:
-            self.tell(member, "take a name before you send a private message: /name NAME")
-        elif receiver is None:
-            self.tell(member, "nobody here has that name; /who lists them")
-        elif receiver.whispered + self.batch.whispered.get(receiver, 0) > MAX_WHISPERED:
-            self.tell(member, f"{receiver.name} is not reading; that was not delivered")
-        else:
-            self.batch.whisper(receiver, f"{member.name}{PRIVATE}: {text.strip()}\n".encode())
-
-    def quit(self, member: Member, _: str) -> None:
-        """Says goodbye: not every program tells its user that a connection has ended."""
-        self.tell(member, "bye")
-        self.leave(member)
-
-    def help(self, member: Member, _: str) -> None:
-        self.batch.tell(member, self.help_lines)
-
-    def ping(self, member: Member, _: str) -> None:
-        """Answers, so that a client knows that the network lives, and that all it has said before
-        was heard."""
-        self.tell(member, "pong")
+            request += yield from door.hear(conn, conn.receive_text)
+        except TimeIsUp:
+            if request:
+                raise
+            raise Dismissed(site.for_others) from None
+        except Gone:
+            if request:
+                raise
+            # A browser that had a connection to spare, or a load balancer's check.
+            raise Dismissed from None
+    conn.tell(answer.data, is_text=False)
+    if answer.why:
+        log.info("%s was refused: %s", conn, answer.why)
+    if not answer.upgraded:
+        raise Dismissed
+    conn.speak(WebSocket(conn.input.max_line))
+    return b""
 
 
-# --- The process ---------------------------------------------------------------------------------
+# === VI. The process =============================================================================
+#
+# What every server needs that people start from a shell: the first three sections are, word for
+# word, in echo_server.py too, as far as that needs them. Here everything is put together.
+
+# --- Streams, signals, descriptors ---------------------------------------------------------------
 
 
 class Failure(Exception):
@@ -2073,6 +3676,11 @@ def ending_signals() -> socket.socket:
     return reader
 
 
+OTHER_DESCRIPTORS = 32 + 2 * DOOR_SIZE  # the listeners, files; who is no member yet, or no more
+# On Windows select() takes 512 sockets.
+MAX_CLIENTS = 512 - OTHER_DESCRIPTORS if sys.platform == "win32" else 10_000
+
+
 def raise_descriptor_limit(clients: int) -> int:
     """Raises the limit on open files, as far as the system allows, so that `clients` can connect.
     Returns how many to serve at most: fewer on Windows, where select() takes no more."""
@@ -2099,6 +3707,11 @@ def raise_descriptor_limit(clients: int) -> int:
     return clients
 
 
+# --- The log -------------------------------------------------------------------------------------
+
+MAX_LOGGED = 100  # lines that are logged of what comes at once
+
+
 def open_log(verbose: bool) -> None:
     """Starts the log, on standard error, each entry with its time in UTC, which makes no jump in
     spring and autumn. Systemd's journal has a time already (systemd.exec(5), JOURNAL_STREAM)."""
@@ -2111,7 +3724,219 @@ def open_log(verbose: bool) -> None:
     logging.basicConfig(format=form, datefmt="%Y-%m-%dT%H:%M:%SZ", level=level)
 
 
+def printable(line: bytes) -> str:
+    """A line as it can be logged: control characters and broken UTF-8 shown as escapes like \\x1b,
+    so that no peer can play tricks with the terminal that shows the log."""
+    text = line.decode("utf-8", "backslashreplace").rstrip("\r")
+    if text.isprintable():
+        return text
+    return repr(text)[1:-1].replace("\\\\", "\\")  # 100 times as fast as to look at each letter
+
+
+def log_lines(speaker: str, chunk: bytes) -> None:
+    """Logs whole lines at level DEBUG, the first MAX_LOGGED of them."""
+    *lines, rest = chunk.split(b"\n", MAX_LOGGED)
+    for line in lines:
+        log.debug("%s: %s", speaker, printable(line))
+    if rest:
+        log.debug("%s: (%d more lines)", speaker, rest.count(b"\n"))
+
+
+# --- Listening -----------------------------------------------------------------------------------
+
+# Each connection gets these, as far as the system has them. Keepalive: the kernel asks a silent
+# peer whether it is still there, so that one that was unplugged is gone after two minutes, or when
+# something was on its way to it, after the quarter of an hour for which TCP tries again. There is
+# no TCP_USER_TIMEOUT: it would also end a peer that is only suspended, and so has closed its window
+# but answers. With TCP_NOTSENT_LOWAT a socket is writable again when the kernel has little left to
+# send; without it, when a third of some megabytes is free, and till then slow looks like stuck.
+SOCKET_OPTIONS = [
+    (level, getattr(socket, name), value)
+    for level, name, value in (
+        (socket.IPPROTO_TCP, "TCP_NODELAY", 1),
+        (socket.SOL_SOCKET, "SO_OOBINLINE", 1),  # telnet sends a byte of Ctrl-C as urgent data
+        (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
+        (socket.IPPROTO_TCP, "TCP_KEEPIDLE", 60),  # seconds of silence before the first question
+        (socket.IPPROTO_TCP, "TCP_KEEPALIVE", 60),  # the same on macOS
+        (socket.IPPROTO_TCP, "TCP_KEEPINTVL", 15),  # seconds between questions
+        (socket.IPPROTO_TCP, "TCP_KEEPCNT", 4),  # questions without an answer
+        (socket.IPPROTO_TCP, "TCP_NOTSENT_LOWAT", 64 * 1024),  # bytes
+    )
+    if hasattr(socket, name)
+]
+
+# Names that stand for two addresses, whatever this host's resolver says: localhost (RFC 6761,
+# section 6.3), and every interface, of IPv6 and of IPv4.
+EVERY_INTERFACE = ("::", "0.0.0.0")
+SEVERAL = {"localhost": ("::1", "127.0.0.1"), "::": EVERY_INTERFACE, "*": EVERY_INTERFACE}
+
+
+def set_options(sock: socket.socket) -> None:
+    """Gives a connection its options, or a listener those of its connections."""
+    with suppress(OSError):  # some systems refuse for a connection that was reset already
+        for level, option, value in SOCKET_OPTIONS:
+            sock.setsockopt(level, option, value)
+
+
+def find_addresses(host: str) -> list[tuple[int, Any]]:
+    """Returns the family and address of all that a host stands for, except those that this machine
+    doesn't have, such as ::1 if IPv6 is switched off. Raises Failure."""
+    found: list[tuple[int, Any]] = []
+    try:
+        for name in SEVERAL.get(host, (host,)):
+            for family, _, _, _, address in socket.getaddrinfo(name, 0, type=socket.SOCK_STREAM):
+                try:  # whether one can listen there, on any port
+                    socket.create_server(address, family=family).close()
+                except OSError as error:
+                    if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                        continue
+                found.append((family, address))
+    except (OSError, UnicodeError):  # UnicodeError: a name that no host can have
+        raise Failure(f"host {host} is unknown; --host takes a name or an address of this machine")
+    if not found:
+        raise Failure(f"{host} is not an address of this machine; --host :: takes all that it has")
+    return found
+
+
+def open_listeners(hosts: Sequence[str], port: int, option: str = "--port") -> list[socket.socket]:
+    """Returns non-blocking sockets that listen on `port` of every address of the hosts; 0 stands
+    for one that is free on all of them. Raises Failure, which names the option for the port."""
+    found = {one: host for host in hosts for one in find_addresses(host)}
+    # Where every interface is to be bound, no single one of that family can be.
+    whole = {family for family, address in found if address[0] in EVERY_INTERFACE}
+    listeners: list[socket.socket] = []
+    try:
+        for (family, address), host in found.items():
+            if family not in whole or address[0] in EVERY_INTERFACE:
+                given = listeners[0].getsockname()[1] if listeners else port
+                listeners.append(listener := socket.socket(family))
+                if os.name == "posix":  # on Windows it would let others take the port as well
+                    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:  # alone, so that peers aren't ::ffff:192.0.2.1
+                    listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                set_options(listener)  # before listen(), as connections inherit them on Linux
+                listener.setblocking(False)
+                listener.bind((address[0], given, *address[2:]))
+                listener.listen(1024)
+    except OSError as error:
+        for listener in listeners:
+            listener.close()
+        if given != port and error.errno == errno.EADDRINUSE:
+            return open_listeners(hosts, port, option)  # another may be free on all of them
+        raise Failure(why_not_listening(error, host, port, option)) from error
+    return listeners
+
+
+def why_not_listening(error: OSError, host: str, port: int, option: str) -> str:
+    """Returns what to tell the user when listening on `port` of `host` failed."""
+    if error.errno == errno.EADDRINUSE:
+        return f"port {port} on {host} is taken; choose another with {option}"
+    if error.errno == errno.EACCES and port < 1024:
+        return f"port {port} on {host} is for the superuser; choose one above 1023 with {option}"
+    if host.lower().startswith("fe80:") and "%" not in host:
+        return f"{host} needs the interface that it belongs to, as in {host}%eth0"
+    return f"cannot listen on port {port} of {host}: {error.strerror}"
+
+
+def format_address(address: Any) -> str:
+    """Returns 127.0.0.1:7007 or [::1]:7007."""
+    host, port = address[:2] if address else ("somebody", 0)  # macOS, if it was reset already
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def who_can_connect(listeners: Sequence[socket.socket]) -> str:
+    """Returns a sentence for the user that says from where the listeners can be reached."""
+    hosts = [listener.getsockname()[0] for listener in listeners]
+    if all(map(is_local, hosts)):
+        return "only this machine can connect; --host :: lets the network in"
+    if set(hosts) & set(EVERY_INTERFACE):
+        return "whoever can reach this machine can connect"
+    return "whoever can reach these addresses can connect"
+
+
+def is_local(host: str) -> bool:
+    """Says whether an address is one by which a machine reaches only itself."""
+    return host == "::1" or host.startswith("127.")
+
+
+
+# --- Accepting -----------------------------------------------------------------------------------
+
+ACCEPT_SHARE = 0.003  # seconds of CPU, of a turn, for newcomers, so that a storm holds up nobody
+ACCEPT_REST = 0.1  # seconds until the next try after accept() failed
+
+
+class Acceptor:
+    """Accepts newcomers at the listeners; calls `admit` with each one's non-blocking socket, which
+    is from then on its own, and the address of its peer, as text."""
+
+    def __init__(
+        self,
+        selector: selectors.BaseSelector,
+        listeners: Sequence[socket.socket],
+        admit: Callable[[socket.socket, str], None],
+        clock: Clock,
+    ) -> None:
+        self.selector = selector
+        self.listeners = listeners
+        self.admit = admit
+        self.clock = clock
+        self.resting = [*listeners]  # not registered: where accept() failed, and all at first
+        self.newcomers_wait = False  # the last accept() failed
+
+    def listen(self) -> None:
+        """Has the loop accept newcomers at all listeners, also at those that have rested."""
+        for listener in self.resting:
+            self.selector.register(listener, EVENT_READ, partial(self.accept, listener))
+        self.resting.clear()
+
+    def close(self) -> None:
+        """Gives up the listeners: whoever connects from now on is refused."""
+        for listener in self.listeners:
+            if listener not in self.resting:
+                self.selector.unregister(listener)
+            listener.close()
+        self.resting.clear()
+
+    def accept(self, listener: socket.socket) -> None:
+        """Lets in those who wait at a listener, for as long as its share of a turn lasts: to find a
+        newcomer a place can take a look at everyone who has one. Where that fails, as when too many
+        files are open, the listener stays ready and the loop would spin: so it rests."""
+        over = time.process_time() + ACCEPT_SHARE / len(self.listeners)
+        try:
+            while time.process_time() < over:
+                sock, address = listener.accept()
+                self.newcomers_wait = False
+                self.hand_over(sock, format_address(address))
+        except (BlockingIOError, ConnectionAbortedError):  # no more, or one that has left already
+            pass
+        except OSError as error:
+            if not self.newcomers_wait:
+                log.warning("newcomers have to wait: %s", error.strerror)
+            self.newcomers_wait = True
+            self.selector.unregister(listener)
+            self.resting.append(listener)
+            self.clock.look_by(self.clock.now() + ACCEPT_REST)
+
+    def hand_over(self, sock: socket.socket, peer: str) -> None:
+        """Makes a newcomer's socket what the loop needs, and admits it."""
+        try:
+            sock.setblocking(False)
+            if sys.platform != "linux":  # on Linux those of the listener are inherited
+                set_options(sock)
+            self.admit(sock, peer)
+        except OSError as error:
+            log.info("%s could not be admitted: %s", peer, error.strerror)
+            sock.close()
+        except Exception:
+            log.exception("%s could not be admitted", peer)
+            sock.close()
+
+
 # --- The transcript ------------------------------------------------------------------------------
+
+MAX_REPLAYED = 256 * 1024  # bytes of a transcript that are looked at for what was said before
+GAP_END = 1.0  # seconds without a loss, until the log says what is missing in the transcript
 
 
 def open_private(path: str, flags: int) -> int:
@@ -2229,1812 +4054,6 @@ class Transcript:
     def close(self) -> None:
         self.tell_lost()
         self.file.close()
-
-
-# --- Listening sockets ---------------------------------------------------------------------------
-
-# Names that stand for two addresses, whatever this host's resolver says: localhost (RFC 6761,
-# section 6.3), and every interface, of IPv6 and of IPv4.
-EVERY_INTERFACE = ("::", "0.0.0.0")
-SEVERAL = {"localhost": ("::1", "127.0.0.1"), "::": EVERY_INTERFACE, "*": EVERY_INTERFACE}
-
-
-def set_options(sock: socket.socket) -> None:
-    """Gives a connection its options, or a listener those of its connections."""
-    with suppress(OSError):  # some systems refuse for a connection that was reset already
-        for level, option, value in SOCKET_OPTIONS:
-            sock.setsockopt(level, option, value)
-
-
-def find_addresses(host: str) -> list[tuple[int, Any]]:
-    """Returns the family and address of all that a host stands for, except those that this machine
-    doesn't have, such as ::1 if IPv6 is switched off. Raises Failure."""
-    found: list[tuple[int, Any]] = []
-    try:
-        for name in SEVERAL.get(host, (host,)):
-            for family, _, _, _, address in socket.getaddrinfo(name, 0, type=socket.SOCK_STREAM):
-                try:  # whether one can listen there, on any port
-                    socket.create_server(address, family=family).close()
-                except OSError as error:
-                    if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
-                        continue
-                found.append((family, address))
-    except (OSError, UnicodeError):  # UnicodeError: a name that no host can have
-        raise Failure(f"host {host} is unknown; --host takes a name or an address of this machine")
-    if not found:
-        raise Failure(f"{host} is not an address of this machine; --host :: takes all that it has")
-    return found
-
-
-def open_listeners(hosts: Sequence[str], port: int, option: str = "--port") -> list[socket.socket]:
-    """Returns non-blocking sockets that listen on `port` of every address of the hosts; 0 stands
-    for one that is free on all of them. Raises Failure, which names the option for the port."""
-    found = {one: host for host in hosts for one in find_addresses(host)}
-    # Where every interface is to be bound, no single one of that family can be.
-    whole = {family for family, address in found if address[0] in EVERY_INTERFACE}
-    listeners: list[socket.socket] = []
-    try:
-        for (family, address), host in found.items():
-            if family not in whole or address[0] in EVERY_INTERFACE:
-                given = listeners[0].getsockname()[1] if listeners else port
-                listeners.append(listener := socket.socket(family))
-                if os.name == "posix":  # on Windows it would let others take the port as well
-                    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                if family == socket.AF_INET6:  # alone, so that peers aren't ::ffff:192.0.2.1
-                    listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                set_options(listener)  # before listen(), as connections inherit them on Linux
-                listener.setblocking(False)
-                listener.bind((address[0], given, *address[2:]))
-                listener.listen(1024)
-    except OSError as error:
-        for listener in listeners:
-            listener.close()
-        if given != port and error.errno == errno.EADDRINUSE:
-            return open_listeners(hosts, port, option)  # another may be free on all of them
-        raise Failure(why_not_listening(error, host, port, option)) from error
-    return listeners
-
-
-def why_not_listening(error: OSError, host: str, port: int, option: str) -> str:
-    """Returns what to tell the user when listening on `port` of `host` failed."""
-    if error.errno == errno.EADDRINUSE:
-        return f"port {port} on {host} is taken; choose another with {option}"
-    if error.errno == errno.EACCES and port < 1024:
-        return f"port {port} on {host} is for the superuser; choose one above 1023 with {option}"
-    if host.lower().startswith("fe80:") and "%" not in host:
-        return f"{host} needs the interface that it belongs to, as in {host}%eth0"
-    return f"cannot listen on port {port} of {host}: {error.strerror}"
-
-
-def format_address(address: Any) -> str:
-    """Returns 127.0.0.1:7007 or [::1]:7007."""
-    host, port = address[:2] if address else ("somebody", 0)  # macOS, if it was reset already
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def who_can_connect(listeners: Sequence[socket.socket]) -> str:
-    """Returns a sentence for the user that says from where the listeners can be reached."""
-    hosts = [listener.getsockname()[0] for listener in listeners]
-    if all(map(is_local, hosts)):
-        return "only this machine can connect; --host :: lets the network in"
-    if set(hosts) & set(EVERY_INTERFACE):
-        return "whoever can reach this machine can connect"
-    return "whoever can reach these addresses can connect"
-
-
-def is_local(host: str) -> bool:
-    """Says whether an address is one by which a machine reaches only itself."""
-    return host == "::1" or host.startswith("127.")
-
-
-class Acceptor:
-    """Accepts newcomers at the listeners; calls `admit` with each one's non-blocking socket, which
-    is from then on its own, and the address of its peer, as text."""
-
-    def __init__(
-        self,
-        selector: selectors.BaseSelector,
-        listeners: Sequence[socket.socket],
-        admit: Callable[[socket.socket, str], None],
-    ) -> None:
-        self.selector = selector
-        self.listeners = listeners
-        self.admit = admit
-        self.resting = [*listeners]  # not registered: where accept() failed, and all at first
-        self.rest_ends = 0.0  # monotonic seconds
-        self.newcomers_wait = False  # the last accept() failed
-
-    def end_rest(self) -> None:
-        """Has the loop accept newcomers again at listeners that have rested."""
-        if self.resting and time.monotonic() >= self.rest_ends:
-            for listener in self.resting:
-                self.selector.register(listener, EVENT_READ, partial(self.accept, listener))
-            self.resting.clear()
-
-    def close(self) -> None:
-        """Gives up the listeners: whoever connects from now on is refused."""
-        for listener in self.listeners:
-            if listener not in self.resting:
-                self.selector.unregister(listener)
-            listener.close()
-        self.resting.clear()
-
-    def accept(self, listener: socket.socket) -> None:
-        """Lets in those who wait at a listener, for as long as its share of a turn lasts: to find a
-        newcomer a place can take a look at everyone who has one. Where that fails, as when too many
-        files are open, the listener stays ready and the loop would spin: so it rests."""
-        over = time.process_time() + ACCEPT_SHARE / len(self.listeners)
-        try:
-            while time.process_time() < over:
-                sock, address = listener.accept()
-                self.newcomers_wait = False
-                self.hand_over(sock, format_address(address))
-        except (BlockingIOError, ConnectionAbortedError):  # no more, or one that has left already
-            pass
-        except OSError as error:
-            if not self.newcomers_wait:
-                log.warning("newcomers have to wait: %s", error.strerror)
-            self.newcomers_wait = True
-            self.selector.unregister(listener)
-            self.resting.append(listener)
-            self.rest_ends = time.monotonic() + ACCEPT_REST
-
-    def hand_over(self, sock: socket.socket, peer: str) -> None:
-        """Makes a newcomer's socket what the loop needs, and admits it."""
-        try:
-            sock.setblocking(False)
-            if sys.platform != "linux":  # on Linux those of the listener are inherited
-                set_options(sock)
-            self.admit(sock, peer)
-        except OSError as error:
-            log.info("%s could not be admitted: %s", peer, error.strerror)
-            sock.close()
-        except Exception:
-            log.exception("%s could not be admitted", peer)
-            sock.close()
-
-
-# --- Connections ---------------------------------------------------------------------------------
-
-class State(enum.Enum):
-    """Where a connection is, and what it can be there. Membership.move alone changes it.
-
-    state     is in          `reading`                     its queue   when it moves on
-
-    DOOR      door.waiting   unless it waits for an        a question  let in, or sent away
-                             answer to its password
-    MEMBER    room.members   unless it waits to speak      any         leaves, or has to
-    LEAVING   leaving        until its stream has ended    any         it has got everything, and
-                                                                       has closed; or time is up
-    CLOSED    nothing        no                            none
-
-    From each of the first three an error leads to CLOSED at once, and so does being too far behind.
-    Inside /quit and /kick, a member has left the room a moment before it is LEAVING.
-    """
-
-    DOOR = enum.auto()
-    MEMBER = enum.auto()
-    LEAVING = enum.auto()
-    CLOSED = enum.auto()
-
-
-def host_of(peer: str) -> str:
-    """Returns what stands for the host of a peer, as format_address() writes that: an IPv4 address,
-    or the network of 64 bits, in hexadecimal, that an IPv6 address is in, as the rest of that can
-    be chosen freely; but of a link-local one, whose network is everybody's, the whole address. This
-    machine is one host by either, and so is an IPv4 address that is written as an IPv6 one."""
-    host = peer.rpartition(":")[0].strip("[]")
-    if ":" not in host:
-        return host
-    if host == "::1":
-        return "127.0.0.1"
-    address = ipaddress.IPv6Address(host.partition("%")[0])
-    if address.ipv4_mapped:
-        return str(address.ipv4_mapped)
-    return address.packed.hex() if address.is_link_local else address.packed[:8].hex()
-
-
-def unacknowledged(sock: socket.socket) -> int:
-    """Returns how many bytes that were sent, the end of the stream included, the other side's
-    system hasn't confirmed to have; 0 where ours doesn't tell."""
-    if fcntl and SIOCOUTQ:
-        with suppress(OSError):
-            return int.from_bytes(fcntl.ioctl(sock, SIOCOUTQ, bytes(4)), sys.byteorder)
-    return 0
-
-
-def lost(error: OSError) -> Gone:
-    """Returns what an error on a connection's socket means."""
-    return Gone(f"lost: {error.strerror or error}")
-
-
-class Connection(Member):
-    """Somebody's connection: one socket, and all of its reading, writing and registering. Whatever
-    receives or sends raises Gone when the peer's doing has put an end to it.
-
-    It is the room's member as well, so that neither has to be looked up by the other.
-    """
-
-    __slots__ = (
-        "code",
-        "cost",
-        "deadline",
-        "encode",
-        "events",
-        "framer",
-        "host",
-        "most",
-        "over",
-        "peer",
-        "place",
-        "queue",
-        "reading",
-        "selector",
-        "since",
-        "size",
-        "sock",
-        "state",
-        "taken",
-        "torn",
-        "unheard",
-        "until",
-        "why",
-    )
-    pending = b""  # text that came but has yet to be received; here, the kernel has all of that
-
-    def __init__(
-        self, sock: socket.socket, peer: str, selector: selectors.BaseSelector, max_line: int
-    ) -> None:
-        super().__init__()
-        self.sock = sock
-        self.peer = peer
-        self.host = sys.intern(host_of(peer))
-        self.state = State.DOOR
-        # Times, in seconds of the server's clock.
-        self.since = 0.0  # when it came into this state
-        self.until = math.inf  # it can be left alone until then, if nothing comes
-        self.deadline = math.inf  # it can't stay in this state for longer
-        self.selector = selector
-        self.events = 0  # for which it is registered with the selector
-        self.code = NORMAL  # why its stream ends, as a WebSocket says it
-        self.speak(Input(max_line))
-        self.unheard = b""  # whole lines that wait for the next turn
-        self.cost = 0.0  # of the turns' time, what it has had: as ChatServer.read_all counts it
-        self.most = FIRST_READ  # bytes that are read at once
-        self.reading = True  # its input is of interest, and has not ended
-        self.over = False  # what it has to say has ended, or what comes isn't heard any more
-        self.why = ""  # the fault that ended it, for the log
-        self.torn = False  # it was cut off: an unfinished last line is none
-        self.queue: deque[Batch] | None = None  # made when something has to wait
-        self.place = 0  # bytes that are sent of what it gets of the first batch in the queue
-        self.taken = 0  # bytes that the kernel has taken of what had to wait
-        self.size = 0  # bytes that wait in the queue, and BATCH_COST for each batch
-        self.watch()
-
-    def __str__(self) -> str:
-        return f"{self.name} at {self.peer}" if self.name else self.peer
-
-    def watch(self) -> None:
-        """Registers for exactly those events for which it can be served now."""
-        events = (EVENT_READ if self.reading else 0) | (EVENT_WRITE if self.is_owed() else 0)
-        if events == self.events:
-            return
-        if not events:
-            self.selector.unregister(self.sock)
-        elif not self.events:
-            self.selector.register(self.sock, events, self)
-        else:
-            self.selector.modify(self.sock, events, self)
-        self.events = events
-
-    def close(self) -> None:
-        """Closes the socket and drops all that was waiting."""
-        self.reading = self.sending = False
-        self.unheard = b""
-        self.drop_queue()
-        self.watch()
-        self.sock.close()
-
-    def is_from_here(self) -> bool:
-        """Says whether its peer is on this machine, such as a proxy."""
-        return self.host == host_of(format_address(self.sock.getsockname()))
-
-    # From the peer
-
-
-    def is_shaking_hands(self) -> bool:
-        """Says whether no text can be received or sent yet."""
-        return False
-
-    def receive(self, limit: int) -> bytes:
-        """Returns text of about `limit` bytes at most, none if there is none now; `over` says
-        whether more can come. What telnet and browsers ask for is answered."""
-        data = self.receive_text(min(limit, self.most))
-        if not data:
-            return data
-        text, answers = self.framer.sift(data)
-        if answers:
-            if self.unread > MAX_UNREAD:  # all that is its own doing
-                raise Gone("asks, and does not read the answers")
-            self.tell(answers, Aside)
-        if self.framer.over:
-            self.over, self.why = True, self.framer.why
-        return text
-
-    def receive_bytes(self, limit: int) -> bytes:
-        """Returns what the kernel has. Once its stream has ended it isn't read from any more."""
-        try:
-            data = self.sock.recv(limit)
-        except BlockingIOError:  # readiness is a hint, not a promise
-            return b""
-        except OSError as error:
-            raise lost(error) from error
-        if not data:
-            self.over = True
-            self.read_on(False)
-        return data
-
-    receive_text = receive_bytes  # what it says: the same, where nothing is around that
-
-    def note_cost(self, seconds: float) -> None:
-        """Reading once took so much of the process's time: the next time, less is read, or more."""
-        if seconds > TURN / 4:
-            self.most = max(MIN_READ, self.most // 2)
-        elif seconds < TURN / 16:
-            self.most = min(2 * self.most, self.framer.most)
-
-    def read_on(self, reading: bool) -> None:
-        """Reads from it from now on, or doesn't: TCP then slows its peer down."""
-        self.reading = reading
-        self.watch()
-
-    def speak(self, framer: Lines) -> None:
-        """From here on, what comes goes through this, and what it gets travels as this says."""
-        self.framer = framer
-        self.encode = framer.encode
-
-    # To the peer
-
-    def tell(self, data: bytes, kind: type[Batch] = Batch) -> None:
-        """Sends whole lines or, as an Aside, what isn't text, after all that it has yet to get."""
-        batch = kind()
-        batch.tell(self, data)
-        batch.seal()
-        self.write(batch)
-
-    def say_bye(self) -> None:
-        """Tells a browser, after all else that it gets, that its stream ends, and why."""
-        farewell = self.framer.farewell(self.code)
-        if farewell:
-            self.tell(farewell, Aside)
-
-    def write(self, batch: Batch) -> None:
-        """Hands what it gets of a sealed batch to the kernel, if nothing is ahead of that in the
-        queue; what the kernel doesn't take has to wait there."""
-        is_cut = self in batch.cuts
-        if self.encode:
-            text = batch.encoded_for(self, self.encode)
-        else:
-            text = batch.text_for(self) if is_cut else batch.text
-        sent = self.send(text) if text and self.sending and not self.queue else 0
-        if sent < len(text) and self.sending:
-            self.size += len(text) - sent + BATCH_COST
-            if self.size > HARD_LIMIT:
-                raise Gone("disconnected: too far behind")
-            if is_cut:
-                self.unread += batch.told.get(self, 0)
-                self.whispered += batch.whispered.get(self, 0)
-            if self.queue:
-                self.queue.append(batch)
-            else:
-                self.queue, self.place = deque([batch]), sent
-                self.watch()
-        elif is_cut:
-            batch.forget(self)
-
-    def flush(self) -> None:
-        """Sends of what waits for it what the kernel takes now."""
-        while self.queue:
-            batch = self.queue[0]
-            text = memoryview(self.part_of(batch))[self.place :]
-            sent = self.send(text)
-            self.taken += sent
-            if sent < len(text):
-                self.place += sent
-                self.size -= sent
-                return
-            self.queue.popleft()
-            self.place = 0
-            self.size -= sent + BATCH_COST
-            told, whispered = batch.forget(self)
-            self.unread -= told
-            self.whispered -= whispered
-        if not self.queue:
-            self.queue = None
-            self.watch()
-
-    def part_of(self, batch: Batch) -> bytes:
-        """Returns what it gets of a sealed batch."""
-        return batch.encoded_for(self, self.encode) if self.encode else batch.text_for(self)
-
-    def send(self, data: bytes | memoryview) -> int:
-        """Returns how many bytes were taken, 0 if none can be now."""
-        return self.send_bytes(data)
-
-    def send_bytes(self, data: bytes | memoryview) -> int:
-        """Returns how many bytes the kernel took, 0 if it takes none now."""
-        try:
-            return self.sock.send(data)
-        except BlockingIOError:
-            return 0
-        except ConnectionError as error:
-            # The error that tells of a reset comes once, perhaps here. A peer that had closed in
-            # order, and resets what comes too late, makes another: BrokenPipeError.
-            self.torn = isinstance(error, ConnectionResetError)
-            self.stop_sending()
-            return 0
-        except OSError as error:
-            raise lost(error) from error
-
-    def stop_sending(self) -> None:
-        """The peer has gone; what it said before may still wait to be read, and then its end.
-        Raises Gone if it isn't read from now: that may take long, and the peer holds its name."""
-        if not self.reading:
-            raise Gone("lost")
-        with suppress(OSError):
-            self.sock.shutdown(socket.SHUT_WR)
-        self.sending = False
-        self.drop_queue()
-        self.watch()
-
-    def is_owed(self) -> bool:
-        """Says whether something waits to be sent to it."""
-        return bool(self.queue)
-
-    def end_stream(self) -> None:
-        """Tells the peer that nothing more will come. What it sends can then only be drained."""
-        self.sending = False
-        with suppress(OSError):
-            self.sock.shutdown(socket.SHUT_WR)
-
-    def acknowledged(self) -> int:
-        """Returns how many bytes the peer's kernel has acknowledged since some time or other; where
-        the system doesn't tell, what our own has taken."""
-        if sys.platform == "linux":
-            info = self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_SIZE)
-            if len(info) == TCP_INFO_SIZE:
-                return int.from_bytes(info[-8:], sys.byteorder)
-        return self.taken
-
-    def drop_queue(self) -> None:
-        """Gives up what it has yet to get."""
-        for batch in self.queue or ():
-            batch.forget(self)
-        self.queue = None
-        self.place = self.size = self.unread = self.whispered = 0
-
-
-# --- TLS -----------------------------------------------------------------------------------------
-
-# OpenSSL's reasons for not taking a key with a certificate
-NOT_A_PAIR = ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED")
-
-
-def make_server_tls(cert: str, key: str) -> ssl.SSLContext:
-    """Returns what connections need to speak TLS as a server. Raises Failure."""
-    if ssl is None:
-        raise lacking("ssl", "TLS")
-
-    def ask_for_pass_phrase() -> str:  # instead of OpenSSL, which would ask on the terminal
-        remedy = f"make a copy without it: openssl pkey -in {key} -out NEW.key"
-        raise Failure(f"the key in {key} has a pass phrase; {remedy}")
-
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    # No tickets, neither those of TLS 1.3 nor those of 1.2: whoever learns the key that they are
-    # made with can read what others said before. Sessions of 1.2 are still kept in memory, 20,000
-    # of them for two hours at most; Python has no switch for that.
-    context.num_tickets = 0
-    context.options |= ssl.OP_NO_TICKET
-    # One curve, which every client has, and none of the groups of numbers (ffdhe8192) with which a
-    # client can have a server compute for 100 ms, and needn't compute itself (CVE-2002-20001).
-    context.set_ecdh_curve("prime256v1")
-    # No renegotiation, so that sending never waits for receiving. PyPy and LibreSSL lack the name.
-    context.options |= getattr(ssl, "OP_NO_RENEGOTIATION", 0)
-    try:
-        context.load_cert_chain(cert, key, password=ask_for_pass_phrase)
-    except OSError as error:  # ssl.SSLError is one too
-        raise Failure(why_not_usable(error, cert, key)) from error
-    return context
-
-
-def why_not_usable(error: OSError, cert: str, key: str) -> str:
-    """Returns what to tell the user when the certificate and the key couldn't be loaded."""
-    for option, file, what in (("cert", cert, "certificate"), ("key", key, "private key")):
-        try:
-            with open(file, "rb") as pem:
-                text = pem.read()
-        except OSError as problem:
-            return f"cannot read --tls-{option} {file}: {problem.strerror}"
-        if f"{what.upper()}-----".encode() not in text:
-            return f"there is no {what} in PEM format in {file}"
-    reason = getattr(error, "reason", None)
-    if reason in NOT_A_PAIR:
-        return f"the key in {key} does not belong to the first certificate in {cert}"
-    if reason:
-        return f"cannot use {cert} with {key}: {reason.lower().replace('_', ' ')}"
-    try:
-        ssl.create_default_context(cafile=cert)
-    except ssl.SSLError:
-        return f"the certificate in {cert} is damaged"
-    return f"the private key in {key} is damaged"
-
-
-class Certificate:
-    """The room's certificate and its key, as a context of TLS.
-
-    After their files have changed they are loaded anew, for whoever comes from then on. While they
-    can't be loaded, as when one of them has yet to be replaced, the old ones stay.
-    """
-
-    def __init__(self, cert: str, key: str) -> None:
-        """Raises Failure."""
-        self.cert = cert
-        self.key = key
-        self.loaded = self.look()  # before they are loaded: what changes meanwhile is seen later
-        self.context = make_server_tls(cert, key)
-        self.why_old = ""  # why newer ones couldn't be loaded, as it was logged last
-
-    def look(self) -> list[tuple[int, ...]] | None:
-        """Returns what is different after the files have changed; None if one is no file, such as a
-        pipe: that gives what is in it once, and makes its reader wait."""
-        found: list[tuple[int, ...]] = []
-        for path in (self.cert, self.key):
-            state: tuple[int, ...] = ()  # it has vanished
-            with suppress(OSError):
-                file = os.stat(path)
-                if not stat.S_ISREG(file.st_mode):
-                    return None
-                state = (file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns)
-            found.append(state)
-        return found
-
-    def current(self) -> ssl.SSLContext:
-        """Returns the context for a newcomer. Why it isn't that of the files is logged once."""
-        found = self.look()
-        if found is None or found == self.loaded:
-            return self.context
-        try:
-            self.context, self.loaded = make_server_tls(self.cert, self.key), found
-            self.why_old = ""
-            log.info("newcomers get the new certificate in %s", self.cert)
-        except Failure as failure:
-            if str(failure) != self.why_old:
-                self.why_old = str(failure)
-                log.warning("the certificate stays the old one: %s", failure)
-        return self.context
-
-
-class TLSConnection(Connection):
-    """A connection whose text goes through TLS, as soon as both sides have shaken hands.
-
-    OpenSSL takes what came from one BIO, and puts what is to be sent into another. A BIO keeps the
-    memory that it once needed, so all connections share these two. They are empty after each step:
-    what came is decrypted to its end, and what is to be sent goes to the kernel, or to `unsent`.
-
-    What came of a record that isn't whole yet is kept by OpenSSL, in 17 KB: so much a slow line can
-    cost here at most, besides what it costs anywhere.
-    """
-
-    __slots__ = ("context", "pending", "tls", "unsent")
-    incoming: Any = ssl and ssl.MemoryBIO()
-    outgoing: Any = ssl and ssl.MemoryBIO()
-
-    def __init__(
-        self,
-        sock: socket.socket,
-        peer: str,
-        selector: selectors.BaseSelector,
-        max_line: int,
-        context: ssl.SSLContext,
-    ) -> None:
-        self.context: ssl.SSLContext | None = context  # until hands are shaken
-        self.tls: ssl.SSLObject | None = None  # there is one from its first bytes on
-        self.pending = b""  # text that came in one piece with the handshake
-        self.unsent = b""  # encrypted, but not taken by the kernel: it comes before the queue
-        super().__init__(sock, peer, selector, max_line)
-
-    def close(self) -> None:
-        """Closes the socket and drops all that was waiting."""
-        super().close()
-        self.pending = b""
-
-    def step(self, action: Callable[..., Any], *given: Any) -> None:
-        """Has OpenSSL do something. What is to be sent then is sent, also if it fails: that tells
-        the peer why. Raises Gone."""
-        assert self.tls
-        try:
-            action(*given)
-        except ssl.SSLError as error:
-            # PyPy leaves the error where another connection would be taken to have it, until
-            # somebody makes a new engine.
-            self.tls.context.wrap_bio(self.incoming, self.outgoing, server_side=True)
-            raise lost(error) from error
-        finally:
-            output = self.outgoing.read()
-            if output:
-                self.put(output)
-
-    # From the peer
-
-    def is_shaking_hands(self) -> bool:
-        """Says whether no text can be received or sent yet."""
-        return self.context is not None
-
-    def shake_hands(self, data: bytes) -> None:
-        """Goes on with the handshake, with what came. Whoever doesn't begin one speaks no TLS: then
-        this is a connection like any other, and `tls` stays None. Raises Gone."""
-        if self.context and not self.tls:
-            if data[0] != TLS_HANDSHAKE:
-                self.context = None
-                return
-            self.tls = self.context.wrap_bio(self.incoming, self.outgoing, server_side=True)
-        self.pending = self.decrypt(data)
-
-    def receive_text(self, limit: int) -> bytes:
-        """Returns what was sent, decrypted: that can be a record more than `limit`."""
-        if self.pending:
-            text, self.pending = self.pending, b""
-            return text
-        data = self.receive_bytes(min(limit, TLS_READ))
-        return self.decrypt(data) if data and self.tls else data
-
-    def decrypt(self, data: bytes) -> bytes:
-        """Returns the text of what came. That TLS fails is an end of the stream: what was said
-        before is heard, but for an unfinished line. Raises Gone."""
-        pieces: list[bytes] = []
-        try:
-            self.incoming.write(data)
-            self.step(self.read, pieces)
-        except Gone as gone:
-            if self.is_shaking_hands():
-                raise
-            self.over = True
-            self.why = str(gone)
-            self.torn = True
-            self.stop_sending()
-        finally:
-            self.incoming.read()
-        return b"".join(pieces)
-
-    def read(self, pieces: list[bytes]) -> None:
-        """Adds the text of each record, after the handshake. Raises ssl.SSLError."""
-        assert self.tls
-        try:
-            if self.context:
-                self.tls.do_handshake()
-                self.context = None
-            while self.incoming.pending and not self.over:
-                pieces.append(self.tls.read(TLS_RECORD))
-                self.over = not pieces[-1]  # close_notify; the end of the TCP stream is yet to come
-        except ssl.SSLWantReadError:  # the rest of a record has yet to come, or another
-            pass
-
-    # To the peer
-
-    def put(self, data: bytes) -> None:
-        """Sends what is encrypted; what the kernel doesn't take has to wait. Raises Gone."""
-        if self.sending and not self.unsent:
-            sent = self.send_bytes(data)
-            if sent == len(data):
-                return
-            data = data[sent:]
-        if self.sending:
-            self.unsent += data
-            if len(self.unsent) > MAX_UNSENT:
-                raise Gone("makes TLS answer, and does not read the answers")
-            self.watch()
-
-    def flush(self) -> None:
-        """Sends of what waits for it what the kernel takes now."""
-        waiting, self.unsent = self.unsent, b""
-        if waiting:
-            self.put(waiting)
-        if not self.unsent:
-            super().flush()
-
-    def send(self, data: bytes | memoryview) -> int:
-        """Returns how many bytes were taken, 0 if none can be now.
-
-        Nothing is encrypted before the kernel has taken all that was: so at most a record waits
-        outside of the queue.
-        """
-        if not self.tls:
-            return super().send(data)
-        taken = 0
-        while taken < len(data) and not self.unsent and self.sending:
-            piece = data[taken : taken + TLS_RECORD]
-            self.step(self.tls.write, piece)
-            taken += len(piece)
-        return taken if self.sending else 0
-
-    def is_owed(self) -> bool:
-        """Says whether something waits to be sent to it."""
-        return bool(self.unsent or self.queue)
-
-    def end_stream(self) -> None:
-        """Tells the peer that nothing more will come, TLS's way first, by close_notify: if that has
-        to wait, this has to be called again. What the peer sends can then only be drained."""
-        if self.tls:
-            self.step(self.close_notify)
-        if not self.unsent:
-            super().end_stream()
-
-    def close_notify(self) -> None:
-        """Says the end of what we say, without waiting for the peer's. Raises ssl.SSLError."""
-        assert self.tls
-        with suppress(ssl.SSLWantReadError):
-            self.tls.unwrap()
-
-    def drop_queue(self) -> None:
-        """Gives up what it has yet to get."""
-        super().drop_queue()
-        self.unsent = b""
-
-
-# --- The door, and how much each may say ---------------------------------------------------------
-
-
-class Clock:
-    """The server's own running time, in seconds. That in which the process was stopped (SIGSTOP, a
-    host that was suspended) doesn't count, as nobody could do anything about a deadline then."""
-
-    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
-        self.monotonic = monotonic
-        self.lost = 0.0
-        self.woken_at = monotonic()
-        self.next = math.inf  # when something that depends on time is due
-
-    def now(self) -> float:
-        return self.monotonic() - self.lost
-
-    def look_by(self, moment: float) -> None:
-        """Has the loop look at what depends on time, then at the latest."""
-        self.next = min(self.next, moment)
-
-    def wake(self, timeout: float | None) -> None:
-        """The loop has woken; this was the time-out with which it had gone to sleep."""
-        woken_at = self.monotonic()
-        late = woken_at - self.woken_at - (timeout or 0)
-        if timeout is not None and late > OVERSLEPT:
-            self.lost += late
-        self.woken_at = woken_at
-
-
-def loser_to(host: str, there: Iterable[Connection], now: float) -> Connection | None:
-    """Returns who of those in a full place has to make room for a newcomer from a host: the newest
-    of the host that has most, if that has at least two more, or the oldest one of its own that has
-    never said a word. None if nobody has to."""
-    hosts = Counter(conn.host for conn in there)
-    most = max(hosts, key=hosts.__getitem__)
-    if hosts[most] - hosts[host] >= 2:
-        return max((conn for conn in there if conn.host == most), key=lambda conn: conn.since)
-    own = (conn for conn in there if conn.host == host)
-    silent = (conn for conn in own if conn.silent and now - conn.since >= SILENCE)
-    return min(silent, key=lambda conn: conn.since, default=None)
-
-
-class Dismissed(Exception):
-    """Somebody isn't let in, or can't stay. The text says why, to that one; there is none if it has
-    got what it came for. A browser is told the code, the log the note."""
-
-    def __init__(self, why: str = "", code: int = NORMAL, note: str = "") -> None:
-        super().__init__(why)
-        self.code = code
-        self.note = note
-
-
-class TimeIsUp(Gone):
-    """Nothing has come for as long as a newcomer may wait."""
-
-
-# What a newcomer goes through. It yields the function with which to receive what it waits for, and
-# gets what came; or None, and waits for `until`. At that time, TimeIsUp is raised in it. It returns
-# what came after all that had to.
-Steps = Generator[Any, bytes, bytes]
-
-
-class Visit:
-    """A newcomer's way through the door, and how to receive what it waits for there."""
-
-    __slots__ = ("receive", "steps")
-
-    def __init__(self, steps: Steps) -> None:
-        self.steps = steps
-        self.receive: Callable[[int], bytes] | None = None
-
-
-class Host:
-    """What is known of a host: times, in seconds of the clock, which may all be past."""
-
-    __slots__ = ("barred", "tried")
-
-    def __init__(self) -> None:
-        self.barred = 0.0  # nobody can come in until then
-        self.tried = 0.0  # its wrong passwords are paid for then, each with WRONG_TIME
-
-
-class Door:
-    """Where newcomers shake hands, browsers ask for the page or a WebSocket, and in a closed room
-    everyone gives the password."""
-
-    def __init__(self, password: bytes, clock: Clock, site: Site | None = None) -> None:
-        self.password = password  # none if empty
-        self.clock = clock
-        self.site = site  # none if there is no port for browsers
-        self.waiting: dict[Connection, Visit] = {}
-        self.hosts: dict[str, Host] = {}  # those of which something is known
-        self.tried = 0.0  # the wrong passwords of all are paid for then
-
-    # Each step with a newcomer returns what it has sent so far, if it may come in, else None, and
-    # raises Gone or Dismissed.
-
-    def arrive(self, conn: Connection, by_web: bool) -> bytes | None:
-        visit = self.waiting[conn] = Visit(self.visit(conn, by_web))
-        return self.go_on(conn, partial(next, visit.steps))
-
-    def step(self, conn: Connection) -> bytes | None:
-        """Goes on with a newcomer whose socket is ready."""
-        conn.flush()
-        visit = self.waiting[conn]
-        if not visit.receive:
-            return None
-        data = visit.receive(DOOR_READ)
-        if data or conn.framer.over:
-            return self.go_on(conn, partial(visit.steps.send, data))
-        if conn.over:
-            why = conn.why or "left the door"
-            return self.go_on(conn, partial(visit.steps.throw, Gone(why)))
-        return None
-
-    def time_is_up(self, conn: Connection) -> bytes | None:
-        """Goes on with a newcomer who can't be left alone any longer."""
-        steps = self.waiting[conn].steps
-        return self.go_on(conn, partial(steps.throw, TimeIsUp("was not let in")))
-
-    def go_on(self, conn: Connection, resume: Callable[[], Any]) -> bytes | None:
-        try:
-            receive = self.waiting[conn].receive = resume()
-        except StopIteration as last:
-            return cast(bytes, last.value)
-        conn.read_on(receive is not None)
-        self.clock.look_by(conn.until)
-        return None
-
-    # What they go through
-
-    def visit(self, conn: Connection, by_web: bool) -> Steps:
-        """All of it, from top to bottom."""
-        plain = b""
-        if conn.is_shaking_hands():
-            plain = yield from self.shake_hands(conn)
-        self.allow_time(conn, DOOR_TIME)
-        if by_web:
-            yield from self.answer_request(conn, plain)
-            self.allow_time(conn, DOOR_TIME)
-        elif plain:
-            raise Dismissed("this room speaks TLS; use --tls")
-        self.check_host(conn)
-        if not self.password:
-            return b""
-        try:
-            rest = yield from self.take_password(conn)
-        except TimeIsUp:
-            self.check_host(conn)  # it may have been barred meanwhile
-            raise
-        self.check_host(conn)
-        return rest
-
-    def allow_time(self, conn: Connection, seconds: float) -> None:
-        conn.until = conn.deadline = self.clock.now() + seconds
-
-    def shake_hands(self, conn: Connection) -> Steps:
-        """Shakes hands. Returns the plain text that has come in place of that, if it did."""
-        self.allow_time(conn, HANDSHAKE_TIME)
-        assert isinstance(conn, TLSConnection)
-        data = yield conn.receive_bytes
-        conn.shake_hands(data)
-        if not conn.tls:
-            log.info("%s does not speak TLS", conn)
-            return data
-        while conn.is_shaking_hands():
-            conn.shake_hands((yield conn.receive_bytes))
-        return b""
-
-    def answer_request(self, conn: Connection, request: bytes) -> Steps:
-        """Answers a request, of which something may have come. Only one for a WebSocket leads
-        further."""
-        assert self.site
-        encrypted = isinstance(conn, TLSConnection) and conn.tls is not None
-        while True:
-            if request and not is_http(request):
-                raise Dismissed(self.site.for_others)
-            answer = self.site.respond(request, encrypted)
-            if answer:
-                break
-            try:
-                request += yield conn.receive_text
-            except TimeIsUp:
-                if request:
-                    raise
-                raise Dismissed(self.site.for_others) from None
-            except Gone:
-                if request:
-                    raise
-                # A browser that had a connection to spare, or a load balancer's check.
-                raise Dismissed from None
-        conn.tell(answer.data, Aside)
-        if answer.why:
-            log.info("%s was refused: %s", conn, answer.why)
-        if not answer.upgraded:
-            raise Dismissed
-        conn.speak(WebSocket(conn.framer.max_line))
-        return b""
-
-    def take_password(self, conn: Connection) -> Steps:
-        """Asks for the password, and returns what came after it."""
-        conn.tell(notice("password?"))
-        given, rest, too_long = b"", b"", 0
-        while not given and not too_long:
-            first, newline, rest = (yield conn.receive).partition(b"\n")
-            if not newline and conn.framer.over:
-                raise Dismissed
-            given, too_long = conn.framer.feed(first + newline)
-        while not self.may_try(conn.host):
-            conn.until = min(conn.deadline, self.clock.now() + TICK)
-            with suppress(TimeIsUp):
-                yield None
-            if self.clock.now() >= conn.deadline:
-                raise Gone("was not let in")
-        if hmac.compare_digest(typed(given), self.password):
-            return rest
-        log.info("%s gave a wrong password", conn)
-        self.note_wrong(conn.host)
-        self.allow_time(conn, WRONG_TIME)
-        with suppress(TimeIsUp):
-            yield None
-        raise Dismissed("wrong password", REFUSED)
-
-    # Hosts
-
-    def may_try(self, host: str) -> bool:
-        """Says whether a password from this host may be looked at now."""
-        known = self.hosts.get(host)
-        ahead = max(known.tried if known else 0.0, self.tried) - self.clock.now()
-        return ahead < TRIES_AHEAD
-
-    def note_wrong(self, host: str) -> None:
-        """A password from this host was wrong."""
-        now = self.clock.now()
-        known = self.know(host)
-        known.tried = max(known.tried, now) + WRONG_TIME
-        self.tried = max(self.tried, now) + WRONG_TIME_OF_ALL
-
-    def bar(self, host: str) -> None:
-        """Lets nobody in from a host, for BAN_TIME, nor whoever stands here already."""
-        now = self.clock.now()
-        self.know(host).barred = now + BAN_TIME
-        for conn in self.waiting:
-            if conn.host == host:
-                conn.until = now
-        self.clock.look_by(now)
-
-    def know(self, host: str) -> Host:
-        """Returns what is known of a host, after forgetting those of which nothing is any more."""
-        now = self.clock.now()
-        known = self.hosts.items()
-        self.hosts = {one: it for one, it in known if max(it.barred, it.tried) > now}
-        return self.hosts.setdefault(host, Host())
-
-    def check_host(self, conn: Connection) -> None:
-        """Raises Dismissed if nobody can come in from its host."""
-        known = self.hosts.get(conn.host)
-        left = known.barred - self.clock.now() if known else 0.0
-        if left > 0:
-            log.info("%s comes from a host that is kept out", conn)
-            who = "you, or somebody at your address, was removed"
-            raise Dismissed(f"{who}; come back in {math.ceil(left / 60)} min", REFUSED)
-
-
-class Operators:
-    """Members who gave a second password, and may remove others.
-
-    What they say are commands of the room. A wrong password counts as a wrong try at the door, and
-    one that comes too early isn't looked at. The answer comes at once: if it had to wait, so would
-    all that its sender says next, and the end of that one's stream.
-    """
-
-    def __init__(
-        self, room: Room, door: Door, password: bytes, see_off: Callable[[Connection], None]
-    ) -> None:
-        self.room = room
-        self.door = door
-        self.password = password  # as it is heard in a line
-        self.see_off = see_off  # is called with whoever has been removed from the room
-        self.barred: dict[str, float] = {}  # names, as identity() has them, and until when
-        room.has_operators = True
-        room.commands.update({"/op": self.become_operator, "/kick": self.kick})
-        room.help_lines += notice("/op PASSWORD: be an operator, who can /kick NAME")
-        room.is_reserved = self.is_barred
-
-    def is_barred(self, name: str) -> bool:
-        """Says whether nobody can take a name, as identity() has it, because its owner was
-        removed."""
-        return self.barred.get(name, 0.0) > self.door.clock.now()
-
-    # Commands: each takes the member and what follows the command's word
-
-    def become_operator(self, member: Member, given: str) -> None:
-        conn = cast("Connection", member)
-        if not given:
-            self.room.tell(conn, "the password goes with it, as in /op PASSWORD")
-            return
-        if not self.door.may_try(conn.host):
-            self.room.tell(conn, "too many wrong passwords; wait a moment, and try again")
-        elif not hmac.compare_digest(given.encode(), self.password):
-            log.info("%s gave a wrong password for operators", conn)
-            self.door.note_wrong(conn.host)
-            self.room.tell(conn, "wrong password")
-        else:
-            log.info("%s became an operator", conn)
-            conn.is_operator = True
-            self.room.tell(conn, "you are an operator")
-
-    def kick(self, member: Member, argument: str) -> None:
-        """Removes somebody: NAME, or whoever has none and is at ADDRESS:PORT."""
-        if not member.is_operator:
-            self.room.tell(member, "only operators can do that; /op PASSWORD makes you one")
-            return
-        members = cast("set[Connection]", self.room.members)
-        unnamed = {conn.peer: conn for conn in members if not conn.name}
-        target = unnamed.get(argument) or self.room.names.get(identity(argument))
-        if not argument:
-            which = ", ".join(sorted(unnamed)[:MAX_WHO]) or "nobody"
-            self.room.tell(member, f"/kick NAME removes somebody; without a name are: {which}")
-        elif target is None:
-            self.room.tell(member, "nobody here has that name; /who lists them, /kick the others")
-        elif target is member:
-            self.room.tell(member, "to leave, say /quit")
-        else:
-            self.remove(cast("Connection", target), cast("Connection", member))
-
-    def remove(self, conn: Connection, by: Connection) -> None:
-        """Removes somebody, who gets all that was said before. Its name and its host are kept out;
-        but not this machine, from which come all who come through a proxy."""
-        minutes = math.ceil(BAN_TIME / 60)
-        self.room.tell(conn, f"you were removed by an operator; come back in {minutes} min")
-        self.room.leave(conn, "was removed")
-        if conn.name:
-            now = self.door.clock.now()
-            self.barred = {name: until for name, until in self.barred.items() if until > now}
-            self.barred[identity(conn.name)] = now + BAN_TIME
-        else:
-            self.room.tell(by, f"{conn.peer} was removed")
-        log.info("%s was removed by %s, members: %d", conn, by, len(self.room.members))
-        if not conn.is_from_here():
-            self.door.bar(conn.host)
-        self.see_off(conn)
-
-
-class Lag:
-    """What somebody who is behind owes: PACE for as long as it has been so, less what it has taken.
-
-    There is one until it has caught up entirely: whoever is under the mark for a moment gets no
-    patience anew. A kernel tells in steps what was taken from it: as it has room for more again, of
-    a sixteenth of its buffer and of a whole segment. They can double, so two of the last may be
-    owed; and two of what it has acknowledged so far, all of which may be unread still.
-    """
-
-    __slots__ = ("acknowledged", "owed", "since", "step")
-
-    def __init__(self, conn: Connection, now: float) -> None:
-        self.acknowledged = conn.acknowledged()  # what it took while it wasn't behind earns nothing
-        self.owed = 0.0  # bytes
-        self.since = now  # when that was counted last
-        self.step = min(self.acknowledged, STEP)
-
-    def is_too_long(self, conn: Connection, now: float) -> bool:
-        """Counts what it has taken since the last time; says whether it owes too much."""
-        acknowledged = conn.acknowledged()
-        taken = acknowledged - self.acknowledged
-        self.owed = max(0.0, self.owed + PACE * (now - self.since) - taken)
-        self.acknowledged, self.since = acknowledged, now
-        self.step = min(taken, STEP) or self.step
-        return self.owed > max(PATIENCE * PACE, 2 * self.step)
-
-
-class Throttle:
-    """How much may each say? While somebody is behind, all together no more than that one can read.
-
-    The room has a mark in time, up to which all that was said is paid for: at 8 KiB a second, PACE,
-    a line of 64 bytes moves it on by 1/128 s. Each connection has one, and each host, which move by
-    twice that. One that lies ahead is loud: it has said more than half of PACE, after the first 8
-    KiB. The quiet may speak while the room's mark is up to 4 s ahead, CREDIT, and 8 s if their host
-    is quiet, too; the loud when it isn't ahead, and else 1/8 of PACE all together, or many who are
-    quiet would mute them. Of those who wait, the lowest mark comes first.
-
-    500 connections from one host flood, and one from another; Ann, at a third, says a line now and
-    then. Soon all 501 are loud. 16 times a second the room's mark is reached, and one of them may
-    say 512 bytes, which moves its host's mark on by 1/8 s. So the two hosts take turns, at 4 KiB a
-    second each. The room's mark is never more than 1/16 s ahead: Ann doesn't wait. Nor would she at
-    the flood's host, unless all 500 had been silent until then.
-    """
-
-    def __init__(self, clock: Clock) -> None:
-        self.clock = clock
-        self.behind: dict[Connection, Lag] = {}
-        self.slow = False  # one of them is over the mark, so everyone is slowed
-        self.waiting: dict[Connection, None] = {}  # aren't read from; the longest comes first
-        self.next_look = math.inf  # at those who are behind, in seconds of the clock
-        self.paid = 0.0  # the room's mark, in seconds of the clock
-        self.loud_paid = 0.0  # the same of all who are loud, together
-        self.marks: dict[Connection | str, float] = {}  # of connections and hosts
-
-    # Who may speak
-
-    def allow(self, conn: Connection, limit: int, said: int) -> int:
-        """Returns how much of `limit` a member may say now; if that is nothing, it has to wait.
-        `said` are the bytes that were said in this turn so far. Raises Gone."""
-        if self.slow:
-            ahead = self.paid + said / PACE - self.clock.now()
-            limit = min(limit, MIN_READ) if ahead <= self.credit(conn, self.loud_paid) else 0
-        if limit and self.has_read(conn):
-            return limit
-        if not conn.sending:  # its end doesn't wait for what it may not say yet
-            raise Gone("lost")
-        if not self.has_read(conn):
-            self.note_behind(conn)
-        elif self.is_loud(conn):
-            self.marks[conn] = math.inf  # for as long as it waits
-        self.waiting[conn] = None
-        conn.read_on(False)
-        self.clock.look_by(self.clock.now() + SHORT_TICK)
-        return 0
-
-    @staticmethod
-    def has_read(conn: Connection) -> bool:
-        """Says whether it has read the answers to what it said; else it isn't heard."""
-        return conn.unread <= MAX_UNREAD
-
-    def is_loud(self, one: Connection | str) -> bool:
-        return self.marks.get(one, 0.0) > self.clock.now()
-
-    def credit(self, conn: Connection, loud_paid: float) -> float:
-        """Returns how far ahead the room's mark may be for a member to speak, in seconds, when that
-        of the loud is there."""
-        if self.is_loud(conn) and loud_paid > self.clock.now():
-            return 0.0
-        if self.is_loud(conn):
-            return 2 * CREDIT
-        return CREDIT if self.is_loud(conn.host) else 2 * CREDIT
-
-    def charge(self, conn: Connection, size: int) -> None:
-        """Notes how many bytes a member has sent, or what came of them."""
-        if self.slow:
-            now = self.clock.now()
-            for one in (conn, conn.host):
-                mark = max(self.marks.get(one, 0.0), now - ALLOWANCE) + 2 * size / PACE
-                self.marks[one] = min(mark, now + LOUD_TIME)
-            if self.is_loud(conn):
-                self.loud_paid = max(self.loud_paid, now) + LOUD_COST * size / PACE
-                self.loud_paid = min(self.loud_paid, now + LOUD_TIME)
-
-    def join(self, conn: Connection) -> None:
-        """A newcomer is loud at first, or whoever comes anew each time would be quiet."""
-        if self.slow:
-            self.marks[conn] = self.clock.now() + LOUD_TIME
-
-    def note_said(self, size: int) -> None:
-        """Notes how many bytes were said in a turn, by whomever."""
-        if self.slow:
-            paid = max(self.paid, self.clock.now() - SHORT_TICK)  # as it is looked at so often
-            self.paid = paid + (size + BATCH_COST) / PACE
-
-    def let_speak(self) -> None:
-        """Lets those who wait speak again, as far as it is time."""
-        if self.slow and self.waiting:
-            now, mark = self.clock.now(), self.marks.get
-            self.clock.look_by(now + SHORT_TICK)
-            ahead, loud_paid = self.paid - now, self.loud_paid
-            # Whoever has yet to read its answers would use up a turn, and the loop would spin.
-            may_speak = list(filter(self.has_read, self.waiting)) if ahead <= 2 * CREDIT else []
-            for conn in sorted(may_speak, key=lambda one: (mark(one.host, 0.0), mark(one, 0.0))):
-                if ahead <= self.credit(conn, loud_paid):
-                    self.let_one_speak(conn)
-                    ahead += MIN_READ / PACE
-                    if self.is_loud(conn):
-                        loud_paid = max(loud_paid, now) + LOUD_COST * MIN_READ / PACE
-
-    def let_one_speak(self, conn: Connection) -> None:
-        del self.waiting[conn]
-        conn.read_on(True)
-
-    def let_all_speak(self) -> None:
-        for conn in list(self.waiting):
-            self.let_one_speak(conn)
-
-    # Who is behind
-
-    def note_behind(self, conn: Connection) -> None:
-        """A member has more in its queue than it should."""
-        now = self.clock.now()
-        if not self.behind:
-            self.next_look = now + TICK
-            self.clock.look_by(self.next_look)
-        if conn not in self.behind:
-            self.behind[conn] = Lag(conn, now)
-        if conn.size > HIGH_WATER and not self.slow:
-            self.slow = True
-            self.paid = now
-            self.loud_paid = now
-
-    def note_taken(self, conn: Connection) -> None:
-        """Somebody who was behind has taken something."""
-        if not conn.queue:
-            del self.behind[conn]
-        self.settle()
-        if conn in self.waiting and self.has_read(conn) and not self.slow:
-            self.let_one_speak(conn)
-
-    def settle(self) -> None:
-        """Once nobody is over the mark any more, everyone may speak freely."""
-        if self.slow and not any(conn.size > HIGH_WATER for conn in self.behind):
-            self.slow = False
-            self.marks.clear()
-            self.let_all_speak()
-
-    def too_far_behind(self) -> list[Connection]:
-        """Returns who has taken too little, and is over the mark or wants to speak; looks once a
-        second."""
-        now = self.clock.now()
-        too_long = []
-        if now >= self.next_look:
-            self.next_look = now + TICK if self.behind else math.inf
-            self.marks = {one: mark for one, mark in self.marks.items() if mark > now - MARK_TIME}
-            too_long = [conn for conn, lag in self.behind.items() if lag.is_too_long(conn, now)]
-        self.clock.look_by(self.next_look)
-        return [conn for conn in too_long if conn.size > HIGH_WATER or not self.has_read(conn)]
-
-    def forget(self, conn: Connection) -> None:
-        """Somebody is a member no more: whatever it has yet to get slows nobody, and its own end is
-        of interest."""
-        if conn in self.waiting:
-            self.let_one_speak(conn)
-        self.behind.pop(conn, None)
-        self.marks.pop(conn, None)
-        self.settle()
-
-
-# --- The chat server -----------------------------------------------------------------------------
-
-
-class Membership:
-    """Who is at the door, in the room, or leaving: moves connections from one state to the next.
-
-    What their order rests on: the room hears first of whoever is a member no more; and a throttle
-    that forgets somebody lets others speak, so that it does so before that one's socket is closed.
-    """
-
-    def __init__(self, room: Room, size: int, door: Door, operator: bytes) -> None:
-        self.room = room
-        self.size = size  # members at most
-        self.door = door
-        self.clock = door.clock
-        if operator:
-            Operators(room, door, operator, partial(self.start_leaving, code=REFUSED))
-        self.throttle = Throttle(self.clock)
-        self.leaving: set[Connection] = set()
-        self.over_at = math.inf  # when the last farewell is, once the room closes
-        self.pending: set[Connection] = set()  # have input that the selector doesn't know of
-
-    def members(self) -> list[Connection]:
-        """Returns who is in the room. Every member here is a connection."""
-        return list(cast("set[Connection]", self.room.members))
-
-    def move(self, conn: Connection, state: State) -> None:
-        """Changes a connection's state, and all that depends on it."""
-        assert state.value > conn.state.value, f"from {conn.state} to {state}"
-        now = self.clock.now()
-        if conn.state is State.DOOR:
-            self.door.waiting.pop(conn, None)
-        elif conn.state is State.MEMBER:
-            assert conn not in self.room.members
-            self.throttle.forget(conn)
-        else:
-            self.leaving.remove(conn)
-        conn.state = state
-        conn.since = now
-        conn.until = math.inf
-        conn.deadline = math.inf
-        if state is State.LEAVING:
-            self.leaving.add(conn)
-            conn.unheard = b""
-            conn.until = conn.deadline = min(now + FAREWELL, self.over_at)
-            self.clock.look_by(conn.until)
-        elif state is State.CLOSED:
-            self.pending.discard(conn)
-            conn.close()
-
-    def guard(self, action: Callable[..., None], conn: Connection, *more: Any) -> None:
-        """Does something for a connection. Whatever goes wrong with it ends that one alone."""
-        try:
-            action(conn, *more)
-        except Dismissed as dismissed:
-            self.guard(self.turn_away, conn, str(dismissed), dismissed.code)
-            if dismissed.note:
-                log.info("%s %s", conn, dismissed.note)
-        except WrongPort as gone:
-            site = self.door.site
-            why = site.for_browsers if site else "this room takes lines of text; it has no page"
-            self.guard(self.turn_away, conn, why)
-            log.info("%s %s, members: %d", conn, gone, len(self.room.members))
-        except Gone as gone:
-            self.disconnect(conn, str(gone))
-        except Exception:
-            log.exception("%s made the server stumble", conn)
-            self.disconnect(conn, "closed")
-
-    # In
-
-    def has_room(self, peer: str) -> bool:
-        """Says whether there is room for one more connection, perhaps that of somebody who is
-        leaving; if not, it doesn't get a word."""
-        if len(self.room.members) + len(self.leaving) < self.size + DOOR_SIZE:
-            return True
-        loser = loser_to(host_of(peer), self.leaving, self.clock.now()) if self.leaving else None
-        if loser:
-            self.move(loser, State.CLOSED)
-        return bool(loser)
-
-    def arrive(self, conn: Connection, by_web: bool) -> None:
-        """Lets a newcomer to the door, and on if there is nothing to do there. Raises Gone, and
-        Dismissed."""
-        # A browser that has yet to ask for something couldn't make anything of a word.
-        self.make_room(self.door.waiting, DOOR_SIZE, conn, "" if by_web else "the room is full")
-        conn.since = self.clock.now()
-        self.serve_newcomer(conn, partial(self.door.arrive, by_web=by_web))
-
-    def serve_newcomer(self, conn: Connection, step: Callable[[Connection], bytes | None]) -> None:
-        """Takes a step with somebody at the door, after which it may come in. Raises Gone, and
-        Dismissed."""
-        try:
-            rest = step(conn)
-            if rest is not None:
-                members = cast("set[Connection]", self.room.members)
-                self.make_room(members, self.size, conn, "the room is full")
-                self.enter(conn, rest)
-        finally:
-            if self.has_input(conn):
-                self.pending.add(conn)
-            else:
-                self.pending.discard(conn)
-
-    def has_input(self, conn: Connection) -> bool:
-        """Says whether there is something to hear that the selector doesn't know of; also the end,
-        if it came together with what let a member in."""
-        is_over = conn.over and conn.state is State.MEMBER
-        return bool(conn.unheard or conn.pending or is_over)
-
-    def make_room(
-        self, there: Collection[Connection], size: int, conn: Connection, why: str
-    ) -> None:
-        """Finds a newcomer a place where there are so many, perhaps somebody else's until now.
-        Raises Dismissed if there is none, which tells it why."""
-        if len(there) < size:
-            return
-        loser = loser_to(conn.host, there, self.clock.now())
-        if not loser:
-            raise Dismissed(why, TRY_LATER, f"turned away: all {size} places are taken")
-        if loser.state is State.DOOR:
-            self.disconnect(loser, "had to make room at the door")
-            return
-        why = "the room is full, and your place goes to somebody else"
-        self.guard(self.turn_away, loser, why, TRY_LATER)
-        log.info("%s had to make room, members: %d", loser, len(self.room.members))
-
-    def enter(self, conn: Connection, rest: bytes) -> None:
-        """Makes a member of somebody at the door. `rest` is what it has sent already."""
-        self.move(conn, State.MEMBER)
-        self.room.join(conn)
-        self.throttle.join(conn)
-        conn.read_on(True)
-        log.info("%s connected, members: %d", conn, len(self.room.members))
-        self.take(conn, rest)
-
-    def take(self, conn: Connection, data: bytes) -> None:
-        """Takes what a member has sent: whole lines are then in `unheard`."""
-        conn.unheard, too_long = conn.framer.feed(data)
-        if too_long:
-            self.room.refuse_long_line(conn)
-
-    # Out
-
-    def turn_away(self, conn: Connection, why: str, code: int = NORMAL) -> None:
-        """Tells somebody why it can't come in, or can't stay, and ends its stream. A member still
-        gets what was said before. Raises Gone."""
-        if conn.state is State.MEMBER:
-            self.room.tell(conn, why)
-            self.room.leave(conn)
-            self.start_leaving(conn, code)
-            return
-        if conn.is_shaking_hands():  # so that nothing can be said to it
-            raise Gone("could not be told why")
-        if why:
-            conn.tell(notice(why))
-        conn.read_on(True)
-        self.start_leaving(conn, code)
-        conn.say_bye()
-        self.finish(conn)
-
-    def start_leaving(self, conn: Connection, code: int = NORMAL) -> None:
-        """Somebody is a member no more, or can't be: it still gets what was said before, and after
-        the delivery the end."""
-        conn.code = code
-        self.move(conn, State.LEAVING)
-
-    def finish(self, conn: Connection) -> None:
-        """Ends the stream to somebody who has left and has got everything.
-
-        Then it waits for the peer to close too: to close with input unread sends a reset, and that
-        destroys what is still on its way to the peer (RFC 2525, section 2.17).
-        """
-        if conn.state is not State.LEAVING or conn in self.room.batch.leavers:
-            return
-        if conn.sending and not conn.is_owed():
-            conn.end_stream()
-        if conn.is_owed():
-            return
-        if conn.reading:
-            self.linger(conn)
-        else:
-            self.move(conn, State.CLOSED)
-
-    def linger(self, conn: Connection) -> None:
-        """Waits only a little longer for the peer's own close, once everything has got to it."""
-        now = self.clock.now()
-        if conn.sending:
-            conn.until = conn.deadline
-        elif unacknowledged(conn.sock):
-            conn.until = min(conn.deadline, now + SHORT_TICK)
-        else:
-            conn.until = conn.deadline = min(conn.deadline, now + LINGER)
-        self.clock.look_by(conn.until)
-
-    def disconnect(self, conn: Connection, why: str) -> None:
-        """Closes a connection that is of no further use, whatever state it is in."""
-        if conn in self.room.members:
-            self.room.leave(conn)
-        if conn.state is not State.CLOSED:
-            self.move(conn, State.CLOSED)
-        log.info("%s %s, members: %d", conn, why, len(self.room.members))
-
-    def meet_deadlines(self) -> None:
-        """Does what is due for those who can't be left alone any longer."""
-        now = self.clock.now()
-        for conn in [*self.door.waiting, *self.leaving]:
-            if now >= conn.until and conn.state is not State.CLOSED:
-                self.guard(self.time_is_up, conn, now)
-            self.clock.look_by(conn.until)
-        for conn in self.throttle.too_far_behind():
-            self.disconnect(conn, "disconnected: too far behind")
-        self.throttle.let_speak()
-
-    def time_is_up(self, conn: Connection, now: float) -> None:
-        """Somebody can't be left alone any longer. Raises Gone, and Dismissed."""
-        if conn.state is State.DOOR:
-            self.serve_newcomer(conn, self.door.time_is_up)
-        elif now >= conn.deadline:
-            self.move(conn, State.CLOSED)
-        else:
-            self.linger(conn)
-
-
-class ChatServer:
-    """Moves bytes between the sockets and the room, until a signal ends it."""
-
-    def __init__(
-        self,
-        listeners: Sequence[socket.socket],
-        room: Room,
-        max_clients: int = MAX_CLIENTS,
-        transcript: Transcript | None = None,
-        password: bytes = b"",
-        certificate: Certificate | None = None,
-        operator: bytes = b"",
-        site: Site | None = None,
-    ) -> None:
-        self.room = room
-        self.transcript = transcript
-        self.certificate = certificate  # if the room speaks TLS
-        self.selector = selectors.DefaultSelector()
-        self.acceptor = Acceptor(self.selector, listeners, self.admit)
-        door = Door(password, Clock(), site)
-        self.membership = Membership(room, max_clients, door, operator)
-        self.throttle = self.membership.throttle
-        self.clock = door.clock
-        self.latest_cost = 0.0  # the cost of whoever was read last: see read_all
-        self.stop_signals = 0
-
-    # The loop
-
-    def run(self, signals: socket.socket) -> int:
-        """Serves until there is something to read from `signals`; returns the exit status.
-
-        The selector holds with each socket its connection, with others what to call when they are
-        ready.
-        """
-        with self.selector:
-            self.selector.register(signals, EVENT_READ, partial(self.on_signal, signals))
-            while not self.stop_signals:
-                self.turn()
-            self.last_call()
-            self.close_room()
-            while self.membership.leaving and self.stop_signals == 1:
-                self.turn()
-            return 0 if not self.membership.leaving else 1
-
-    def on_signal(self, signals: socket.socket) -> None:
-        """Closes the room; a second signal ends the farewells too."""
-        for number in signals.recv(16):
-            log.info("stopped by %s", signal.Signals(number).name)
-            self.stop_signals += 1
-        if self.stop_signals == 1:
-            self.membership.over_at = self.clock.now() + FAREWELL
-
-    def turn(self) -> None:
-        """Waits for sockets to be ready, hears what came, delivers it.
-
-        A turn flushes before it reads, reads each connection once, and delivers once. So whoever
-        leaves in it has its last batch before anything else can end its stream.
-        """
-        self.acceptor.end_rest()
-        knocking, readable = self.wait(self.timeout())
-        if knocking:
-            self.serve_door(knocking)
-        if readable:
-            self.read_all(readable)
-        self.deliver(self.room.take_batch())
-        self.look_at_clock()
-
-    def look_at_clock(self) -> None:
-        """Does what is due: nothing, most of the time, and then without a look at the clock."""
-        clock = self.clock
-        if clock.next < math.inf and clock.now() >= clock.next:
-            clock.next = math.inf
-            self.membership.meet_deadlines()
-            self.acceptor.end_rest()
-
-    def wait(self, timeout: float | None) -> tuple[list[Connection], set[Connection]]:
-        """Waits `timeout` seconds at most, and sends what can be sent; returns who is ready at the
-        door, and who can be read.
-
-        An event can be stale: what was served before it in this turn may have closed its socket.
-        """
-        knocking: set[Connection] = set()
-        readable: set[Connection] = set()
-        for conn in self.membership.pending:
-            if conn.reading:
-                (knocking if conn.state is State.DOOR else readable).add(conn)
-        ready_sockets = self.selector.select(timeout)
-        self.clock.wake(timeout)
-        for key, events in ready_sockets:
-            ready = key.data
-            if not isinstance(ready, Connection):
-                ready()
-                continue
-            if ready.state is State.DOOR:
-                knocking.add(ready)
-                continue
-            if events & EVENT_WRITE:
-                self.membership.guard(self.flush, ready)
-            if events & EVENT_READ:
-                readable.add(ready)
-        return list(knocking), readable
-
-    def serve_door(self, knocking: list[Connection]) -> None:
-        """Goes on with those who are ready at the door, for as long as the door may take of a turn;
-        at random, so that nobody who keeps knocking is always served before the others."""
-        random.shuffle(knocking)
-        began = time.process_time()
-        door = self.membership.door
-        for conn in knocking:
-            if conn.state is State.DOOR:  # it may have had to make room meanwhile
-                self.membership.guard(self.membership.serve_newcomer, conn, door.step)
-            if time.process_time() - began > DOOR_SHARE:
-                break
-
-    def read_all(self, readable: set[Connection]) -> None:
-        """Reads from everyone who has something to say, each once, until the turn is full. Whoever
-        is left over for the next turn is still ready then, or still in hand.
-
-        Whoever has cost least comes first, so that a flood doesn't keep others from being heard.
-        Only in a turn that leaves somebody over does anything cost: its part of the turn, in
-        seconds. Whoever is silent meanwhile falls behind the others by a turn at most: that is what
-        it may cost before it has to wait like them.
-        """
-        crowd = len(self.room.members) or 1
-        full = min(TURN_READ, TURN_DELIVERY // crowd)
-        share = max(MIN_READ, full // (len(readable) or 1))
-        batch = self.room.batch
-        costs: list[tuple[Connection, float]] = []
-        began = before = time.process_time()  # CPU: others on this machine are nobody's fault here
-        for conn in sorted(readable, key=lambda conn: conn.cost):
-            if batch.size >= full or before - began >= TURN:
-                self.charge(costs)
-                break
-            if not conn.reading:
-                continue
-            size = batch.size
-            self.membership.guard(self.read, conn, share, began + TURN)
-            now = time.process_time()
-            conn.note_cost(now - before)
-            costs.append((conn, now - before + TURN * (batch.size - size) / full))
-            before = now
-        pending = self.membership.pending | readable
-        self.membership.pending = set(filter(self.membership.has_input, pending))
-
-    def charge(self, costs: list[tuple[Connection, float]]) -> None:
-        """A turn has left somebody over: whoever was read in it is charged for that."""
-        for conn, cost in costs:
-            begins = max(conn.cost, self.latest_cost - TURN)
-            self.latest_cost = max(self.latest_cost, begins)
-            conn.cost = begins + cost
-
-    def timeout(self) -> float | None:
-        """Returns how long the loop may sleep at most: for ever, if nothing depends on time."""
-        # Whoever was disconnected after the last delivery has left something to deliver.
-        if self.room.batch.cuts or any(conn.reading for conn in self.membership.pending):
-            return 0
-        if self.acceptor.resting:
-            self.clock.look_by(self.clock.now() + ACCEPT_REST)
-        return max(0.0, self.clock.next - self.clock.now()) if self.clock.next < math.inf else None
-
-    # Beginning and end
-
-    def admit(self, sock: socket.socket, peer: str) -> None:
-        """Makes a connection of a newcomer's socket, and lets it to the door. Raises OSError."""
-        if not self.membership.has_room(peer):
-            sock.close()
-            return
-        site = self.membership.door.site
-        by_web = site is not None and sock.getsockname()[1] == site.port
-        given = (sock, peer, self.selector, self.room.max_line)
-        if self.certificate:
-            conn: Connection = TLSConnection(*given, self.certificate.current())
-        else:
-            conn = Connection(*given)
-        conn.cost = self.latest_cost
-        self.membership.guard(self.membership.arrive, conn, by_web)
-
-    def last_call(self) -> None:
-        """Lets nobody in any more, and hears what had arrived before, for LAST_CALL at most."""
-        self.acceptor.close()
-        for conn in list(self.membership.door.waiting):
-            self.membership.move(conn, State.CLOSED)
-        self.throttle.let_all_speak()
-        over = self.clock.now() + LAST_CALL
-        while self.clock.now() < over and self.stop_signals == 1:
-            # What is left on its way comes when we have read, but not in the same moment.
-            _, readable = self.wait(0 if self.membership.pending else SHORT_TICK)
-            if not readable:
-                break
-            self.read_all(readable)
-            self.deliver(self.room.take_batch())
-            self.look_at_clock()
-
-    def close_room(self) -> None:
-        """Says goodbye to everyone."""
-        members = self.membership.members()
-        self.room.close()
-        for conn in members:
-            self.membership.start_leaving(conn, GOING_AWAY)
-        self.deliver(self.room.take_batch())
-
-    # From a connection
-
-    def read(self, conn: Connection, limit: int, until: float) -> None:
-        """Receives once, if the member may speak now, and lets the room hear the whole lines, until
-        that time, in seconds of the process's CPU. Raises Gone."""
-        if conn.state is State.LEAVING:
-            conn.receive_bytes(limit)
-            if not conn.reading:  # only its end is of interest
-                self.membership.finish(conn)
-            return
-        said = self.room.batch.size
-        if not self.stop_signals:  # else all that arrives is heard, however much that is
-            limit = self.throttle.allow(conn, limit, said)
-        if not limit:
-            return
-        received = 0
-        if not conn.unheard:
-            data = conn.receive(limit)
-            if data:
-                received = len(data)
-                limit += len(conn.framer.partial)
-                self.membership.take(conn, data)
-        if conn.unheard:
-            self.hear(conn, limit, until)
-        if conn.over and not conn.unheard and conn in self.room.members:
-            self.hear_end(conn)
-        if conn in self.room.members:
-            self.throttle.charge(conn, max(received, self.room.batch.size - said))
-
-    def hear(self, conn: Connection, limit: int, until: float) -> None:
-        """Lets the room hear whole lines, of `limit` bytes or a line more, until that time."""
-        end = conn.unheard.find(b"\n", min(limit, len(conn.unheard)) - 1) + 1
-        now, later = conn.unheard[:end], conn.unheard[end:]
-        conn.unheard = self.room.hear(conn, now, until, limit) + later
-        if conn not in self.room.members:
-            log.info("%s quit, members: %d", conn, len(self.room.members))
-            self.membership.start_leaving(conn)
-
-    def hear_end(self, conn: Connection) -> None:
-        """The end of a member's stream: an unfinished last line counts, then it has left.
-
-        If that was cut off it doesn't: its other half may have been lost on the way.
-        """
-        last = conn.framer.finish()
-        if last and not conn.torn:
-            self.room.hear(conn, last, math.inf, math.inf)
-        if conn in self.room.members:
-            self.room.leave(conn)
-        log.info("%s %s, members: %d", conn, conn.why or "left", len(self.room.members))
-        self.membership.start_leaving(conn)
-
-    # To the connections
-
-    def deliver(self, batch: Batch) -> None:
-        """Hands a turn's batch to everyone who is in the room, or has left it in that turn."""
-        if batch.text:
-            if self.transcript:
-                self.transcript.write(batch.text)
-            if log.isEnabledFor(logging.DEBUG):
-                log_lines("said", batch.text)
-            self.throttle.note_said(batch.size)
-            members = self.membership.members()
-        else:
-            # All that happened is between the room and some, such as a private message. The others
-            # aren't even looked at: for 8,000 of them that takes 0.5 ms.
-            cuts = cast("dict[Connection, Any]", batch.cuts)
-            members = [conn for conn in cuts if conn in self.room.members]
-        throttle = self.throttle
-        for conn in members:
-            try:
-                conn.write(batch)
-                is_over = conn.queue and conn.size > HIGH_WATER
-                if is_over and not (throttle.slow and conn in throttle.behind):
-                    throttle.note_behind(conn)
-            except Gone as gone:  # as in guard(), which would cost each delivery a call
-                self.membership.disconnect(conn, str(gone))
-            except Exception:
-                log.exception("%s made the server stumble", conn)
-                self.membership.disconnect(conn, "closed")
-        for conn in cast("list[Connection]", batch.leavers):
-            self.membership.guard(self.see_off, conn, batch)
-
-    def see_off(self, conn: Connection, batch: Batch) -> None:
-        """Hands a leaver the last batch of which it gets something."""
-        conn.write(batch)
-        conn.say_bye()
-        self.membership.finish(conn)
-
-    def flush(self, conn: Connection) -> None:
-        """Sends of a connection's queue what the kernel takes now."""
-        conn.flush()
-        if conn.state is State.LEAVING:
-            self.membership.finish(conn)
-        elif conn in self.throttle.behind:
-            self.throttle.note_taken(conn)
 
 
 # --- How to join ---------------------------------------------------------------------------------
@@ -4163,7 +4182,7 @@ def find_way_in(
     why, trusting = "", []
     for kind in (BY_SYSTEM, BY_FILE, BY_AUTHORITY):
         try:
-            names = shake_hands(tls, make_client(kind, cert))
+            names = try_handshake(tls, make_client(kind, cert))
         except ssl.SSLError as error:
             why = getattr(error, "verify_message", str(error))
             continue
@@ -4194,13 +4213,13 @@ def make_client(kind: int, cert: str) -> ssl.SSLContext:
 def works(tls: ssl.SSLContext, cert: str, kind: int, host: str) -> bool:
     """Says whether a client of that kind takes us for a host."""
     try:
-        shake_hands(tls, make_client(kind, cert), host)
+        try_handshake(tls, make_client(kind, cert), host)
     except (ssl.SSLError, ValueError):  # ValueError: a host that none can be
         return False
     return True
 
 
-def shake_hands(tls: ssl.SSLContext, client: ssl.SSLContext, host: str = "") -> list[str]:
+def try_handshake(tls: ssl.SSLContext, client: ssl.SSLContext, host: str = "") -> list[str]:
     """Has a client shake hands with us, in memory, as a host if one is given; returns what other
     hosts the certificate names. Raises ssl.SSLError, or ValueError for what can't be a host."""
     client.check_hostname = bool(host)
@@ -4487,6 +4506,55 @@ def tell_where(
     return Site([*args.host, *args.web_host], bool(tls), web_port, url, port)
 
 
+# --- All together --------------------------------------------------------------------------------
+
+
+def make_server(
+    listeners: Sequence[socket.socket],
+    room: Room,
+    size: int = MAX_CLIENTS,
+    transcript: Transcript | None = None,
+    password: bytes = b"",
+    certificate: Certificate | None = None,
+    operator: bytes = b"",
+    site: Site | None = None,
+) -> ChatServer:
+    """Puts all parts together. The room can have `size` members; with a certificate it speaks TLS;
+    a password that is empty is none; the site is there if there is a port for browsers."""
+    selector = selectors.DefaultSelector()
+    elsewhere = site.for_browsers if site else "this room takes lines of text; it has no page"
+
+    def connect(sock: socket.socket, peer: str) -> Connection:
+        given = (sock, peer, host_of(peer), selector, Telnet(room.max_line, elsewhere))
+        if certificate:
+            return TLSConnection(*given, certificate.current())
+        return Connection(*given)
+
+    def prepare(door: Door, conn: Connection) -> Steps:
+        plain = b""
+        if isinstance(conn, TLSConnection):
+            plain = yield from shake_hands(door, conn)
+        if site and conn.sock.getsockname()[1] == site.port:
+            door.allow_time(conn, DOOR_TIME)
+            yield from answer_request(door, conn, site, plain)
+        elif plain:
+            raise Dismissed("this room speaks TLS; use --tls")
+        return b""
+
+    room.checks.append(partial(check_voice, room))
+    membership = Membership(room, Clock())
+    door = Door(membership, size, connect, prepare, password)
+    door.acceptor = Acceptor(selector, listeners, door.admit, membership.clock)
+    if operator:
+        Operators(door, operator)
+    server = ChatServer(selector, membership, door)
+    if transcript:
+        server.recorders.append(transcript.write)
+    if log.isEnabledFor(logging.DEBUG):
+        server.recorders.append(partial(log_lines, "said"))
+    return server
+
+
 def run(args: argparse.Namespace) -> int:
     """Serves until it is told to stop; returns the exit status. Raises Failure."""
     max_clients = raise_descriptor_limit(args.max_clients)
@@ -4503,7 +4571,7 @@ def run(args: argparse.Namespace) -> int:
     room = Room(args.history, args.max_line)
     if transcript and args.history:
         room.history.add(transcript.messages(args.max_line))
-    server = ChatServer(
+    server = make_server(
         [*listeners, *web], room, max_clients, transcript, password, certificate, operator, site
     )
     signals = ending_signals()

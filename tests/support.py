@@ -6,6 +6,7 @@ Nothing here sleeps for a fixed time: everything waits for an event, and fails a
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import random
 import re
@@ -22,13 +23,13 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+from unittest import mock
 
 import pytest
 from browser import WebSocketPeer
 
 import chat_client
-import math
 from chat_server import (
     BATCH_COST,
     HIGH_WATER,
@@ -41,6 +42,7 @@ from chat_server import (
     State,
     TLSConnection,
     identity,
+    make_server,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -272,7 +274,7 @@ def patched(
 def check_invariants(server: ChatServer) -> None:
     """What holds of a room between two turns, whatever has happened."""
     room, throttle = server.room, server.throttle
-    door, members = set(server.membership.door.waiting), set(server.membership.members())
+    door, members = set(server.membership.newcomers), set(server.membership.members())
     leaving = server.membership.leaving
     everyone = door | members | leaving
     for state, those in ((State.DOOR, door), (State.MEMBER, members), (State.LEAVING, leaving)):
@@ -311,13 +313,13 @@ def check_connection(conn: Connection) -> None:
     queue = conn.queue or ()
     assert conn.queue is None or queue, "an empty queue is none"
     assert not owed or conn.sending
-    assert not queue or not conn.is_shaking_hands()
+    assert not queue or conn.can_talk()
     if isinstance(conn, TLSConnection):
         check_tls(conn)
-    assert conn.encode == conn.framer.encode
+    assert conn.encode == conn.input.encode
     gets = [len(conn.part_of(batch)) for batch in queue]
-    assert 0 <= conn.place < (gets[0] if gets else 1)
-    assert conn.size == sum(gets) + BATCH_COST * len(gets) - conn.place
+    assert 0 <= conn.offset < (gets[0] if gets else 1)
+    assert conn.size == sum(gets) + BATCH_COST * len(gets) - conn.offset
     assert conn.unread == sum(batch.told.get(conn, 0) for batch in queue)
     assert conn.whispered == sum(batch.whispered.get(conn, 0) for batch in queue)
 
@@ -329,13 +331,16 @@ def check_tls(conn: TLSConnection) -> None:
     assert conn.is_owed() == bool(conn.unsent or conn.queue)
     assert not conn.tls or conn.unsent or not conn.queue
     assert conn.tls or not conn.unsent
-    assert not conn.pending or not conn.is_shaking_hands()
+    assert not conn.pending or conn.can_talk()
 
 
 class CheckedServer(ChatServer):
     """A room whose invariants are checked after each step that is taken from outside."""
 
     depth = 0
+
+    def admit(self, sock: socket.socket, peer: str) -> None:
+        self.door.admit(sock, peer)
 
 
 def checked(step: Callable[..., Any]) -> Callable[..., Any]:
@@ -352,7 +357,15 @@ def checked(step: Callable[..., Any]) -> Callable[..., Any]:
 
 
 for _name in ("turn", "read_all", "deliver", "admit", "close_room"):
-    setattr(CheckedServer, _name, checked(getattr(ChatServer, _name)))
+    setattr(CheckedServer, _name, checked(getattr(CheckedServer, _name)))
+
+
+def checked_server(
+    listeners: Sequence[socket.socket] = (), room: Room | None = None, **options: Any
+) -> CheckedServer:
+    """Returns a server that doesn't run, with the options of make_server()."""
+    with mock.patch("chat_server.ChatServer", CheckedServer):
+        return cast(CheckedServer, make_server(listeners, room or Room(), **options))
 
 
 def pair() -> tuple[socket.socket, Peer]:
@@ -368,7 +381,7 @@ class Inside:
     """A room that doesn't run, and its members: each one's connection, and its peer."""
 
     def __init__(self, **options: Any) -> None:
-        self.server = CheckedServer([], Room(), **options)
+        self.server = checked_server(**options)
 
     def join(self) -> tuple[Connection, Peer]:
         sock, peer = pair()
@@ -388,7 +401,7 @@ class Inside:
 def tls_room(**options: Any) -> CheckedServer:
     """Returns a room that speaks TLS and doesn't run."""
     files = str(CERTS / "room.pem"), str(CERTS / "room.key")
-    return CheckedServer([], Room(), certificate=Certificate(*files), **options)
+    return checked_server(certificate=Certificate(*files), **options)
 
 
 def tls_member() -> tuple[CheckedServer, TLSConnection, Peer]:

@@ -32,7 +32,7 @@ def test_loop_sleeps_while_somebody_behind_asks_and_does_not_read() -> None:
 def test_nobody_keeps_others_out_by_leaving(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever quits and doesn't close has a place for a while, as members do."""
     monkeypatch.setattr(chat_server, "DOOR_SIZE", 1)
-    inside = Inside(max_clients=1)
+    inside = Inside(size=1)
     server = inside.server
     for _ in range(2):
         conn, _peer = inside.join()

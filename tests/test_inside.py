@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 from browser import CLOSE, TEXT, masked
-from support import CERTS, DEADLINE, CheckedServer, Inside, Peer, pair, tls_member
+from support import CERTS, DEADLINE, Inside, Peer, checked_server, pair, tls_member
 
 import chat_client
 import chat_server
 import echo_server
-from chat_server import FIN, Batch, Connection, Room, WebSocket
+from chat_server import FIN, Batch, Connection, WebSocket
 
 
 @pytest.fixture
@@ -133,9 +133,8 @@ def let_in(module: Any, listener: socket.socket) -> socket.socket:
     admitted: list[socket.socket] = []
     select.select([listener], [], [], DEADLINE)
     if module is chat_server:
-        module.Acceptor(
-            selectors.DefaultSelector(), [listener], lambda sock, _: admitted.append(sock)
-        ).accept(listener)
+        given = (selectors.DefaultSelector(), [listener], lambda sock, _: admitted.append(sock))
+        module.Acceptor(*given, chat_server.Clock()).accept(listener)
         return admitted[0]
     server = module.EchoServer([], 9)
     server.accept(listener)
@@ -213,14 +212,14 @@ def test_a_turn_that_has_time_for_all_costs_nothing(inside: Inside) -> None:
 def test_whoever_was_silent_has_no_more_credit_than_a_turn(
     inside: Inside, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server = inside.server
+    throttle = inside.server.throttle
     (silent, _), (talker, _) = inside.join(), inside.join()
     for _ in range(100):
-        server.charge([(talker, chat_server.TURN)])
-    server.charge([(silent, 0.0)])
-    assert silent.cost == server.latest_cost - chat_server.TURN
+        throttle.charge_turn([(talker, chat_server.TURN)])
+    throttle.charge_turn([(silent, 0.0)])
+    assert silent.cost == throttle.latest_cost - chat_server.TURN
     newcomer, _ = inside.join()
-    assert newcomer.cost == server.latest_cost, "no credit at all"
+    assert newcomer.cost == throttle.latest_cost, "no credit at all"
 
 
 def test_whatever_takes_long_is_read_in_small_pieces(inside: Inside) -> None:
@@ -239,7 +238,7 @@ def test_lines_of_many_that_end_at_once_are_delivered_over_several_turns(inside:
     members = [inside.join() for _ in range(120)]
     for conn, peer in members:
         peer.send(b"x" * 7990)
-        while len(conn.framer.partial) < 7990:
+        while len(conn.input.partial) < 7990:
             select.select([conn.sock], [], [], DEADLINE)
             server.read_all({conn})
     for conn, peer in members:
@@ -280,7 +279,7 @@ def test_time_in_which_the_server_was_stopped_does_not_count(
 
 def test_the_door_takes_no_more_than_its_share_of_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat_server, "DOOR_SHARE", -1)  # which each step exceeds
-    server = CheckedServer([], Room(), password=b"secret")
+    server = checked_server(password=b"secret")
     knocking = [pair() for _ in range(3)]
     for sock, peer in knocking:
         server.admit(sock, "peer")
@@ -397,7 +396,8 @@ def test_admission_that_fails_ends_that_connection_alone(
             raise failure
 
         sock, peer = pair()
-        chat_server.Acceptor(selectors.DefaultSelector(), [], admit).hand_over(sock, "somebody")
+        given = (selectors.DefaultSelector(), [], admit, chat_server.Clock())
+        chat_server.Acceptor(*given).hand_over(sock, "somebody")
         assert peer.rest() == b""
         assert sock.fileno() == -1
     assert caplog.text.count("somebody could not be admitted") == 2
@@ -448,7 +448,7 @@ def test_a_newcomer_without_an_address_has_been_reset() -> None:
 
 
 def test_full_room_ends_the_stream_cleanly_although_the_newcomer_has_spoken() -> None:
-    server = CheckedServer([], Room(), max_clients=1)
+    server = checked_server(size=1)
     (first, _peer), (second, newcomer) = pair(), pair()
     newcomer.send(b"/name John\n")  # to close with this unread would be a reset
     server.admit(first, "first")
@@ -471,8 +471,10 @@ def test_failing_accept_is_logged_once_until_somebody_gets_in(
     monkeypatch.setattr(socket.socket, "accept", fail)
     listeners = module.open_listeners(["127.0.0.1", "127.0.0.2"], 0)
     room = module is chat_server
-    server = CheckedServer(listeners, Room()) if room else module.EchoServer(listeners, 9)
-    acceptor = server.acceptor if room else server
+    server = checked_server(listeners) if room else module.EchoServer(listeners, 9)
+    acceptor = server.door.acceptor if room else server
+    if room:
+        server.door.open()
     for _ in range(2):
         failing = True
         peers = [socket.create_connection(one.getsockname()) for one in listeners]

@@ -318,17 +318,17 @@ def test_a_ban_that_is_over_keeps_out_neither_host_nor_name(
 
 def test_guessing_is_slow_for_each_host_however_many_connections_it_has() -> None:
     server, members = inside(50)
-    door = server.membership.door
+    door = server.door
     now = server.clock.now()
     server.clock.monotonic = lambda: now
     for number, (conn, peer) in enumerate(members[2:]):
         hear(server, peer, conn, f"/op guess {number}\n")
-    assert now + 3 <= door.hosts[conn.host].tried <= now + 4, "only the first few were looked at"
+    assert now + 3 <= door.tried[conn.host] <= now + 4, "only the first few were looked at"
     late, late_peer = members[1]  # too late: any of those may be lucky
     hear(server, late_peer, late, f"/op {PASSWORD}\n")
     assert [conn for conn, _ in members if conn.is_operator] == [members[0][0]]
     late_peer.expect("* too many wrong passwords; wait a moment, and try again\n")
-    door.hosts.clear()  # another host has none
+    door.tried.clear()  # another host has none
     hear(server, late_peer, late, f"/op {PASSWORD}\n")
     late_peer.expect("* you are an operator\n")
 

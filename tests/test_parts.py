@@ -8,11 +8,10 @@ import selectors
 import time
 import tracemalloc
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import pytest
-from support import DEADLINE, Peer, check_connection, pair
+from support import DEADLINE, Peer, check_connection, checked_server, pair
 
 import chat_server
 from chat_server import (
@@ -31,9 +30,11 @@ from chat_server import (
     Clock,
     Connection,
     Dismissed,
-    Door,
     Gone,
+    State,
+    Telnet,
     Throttle,
+    TimeIsUp,
     WebSocket,
     host_of,
     loser_to,
@@ -42,7 +43,7 @@ from chat_server import (
 
 def connection() -> tuple[Connection, Peer]:
     sock, peer = pair()
-    return Connection(sock, "peer", selectors.DefaultSelector(), 8192), peer
+    return Connection(sock, "peer", "host", selectors.DefaultSelector(), Telnet(8192)), peer
 
 
 def said(text: bytes) -> Batch:
@@ -635,7 +636,8 @@ class Guesses:
 
     def __init__(self) -> None:
         self.now = 1000.0
-        self.door = Door(b"secret", Clock(lambda: self.now))
+        self.door = checked_server(password=b"secret").door
+        self.door.clock.monotonic = lambda: self.now
 
     def allowed(self, hosts: list[str], seconds: int) -> int:
         """Returns how many passwords they may try, all wrong."""
@@ -656,7 +658,7 @@ def test_one_host_tries_a_password_a_second() -> None:
 def test_all_hosts_together_try_ten_a_second() -> None:
     guesses = Guesses()
     assert 600 <= guesses.allowed([str(number) for number in range(1000)], 60) <= 640
-    assert len(guesses.door.hosts) < 100
+    assert len(guesses.door.tried) < 100
 
 
 def test_a_host_that_was_never_wrong_does_not_wait_for_another() -> None:
@@ -679,40 +681,54 @@ def test_a_host_is_barred_for_a_while() -> None:
     guesses.now += 1
     guesses.door.check_host(conn)
     guesses.door.note_wrong("other")
-    assert list(guesses.door.hosts) == ["other"]
+    assert list(guesses.door.tried) == ["other"]
+    guesses.door.bar("another")
+    assert list(guesses.door.barred) == ["another"]
 
 
 # The door
 
 
+class AtDoor:
+    """A door that wants a password, and somebody at it."""
+
+    def __init__(self) -> None:
+        self.server = checked_server(password=b"secret")
+        self.door = self.server.door
+        sock, self.peer = pair()
+        self.door.admit(sock, "192.0.2.1:7")
+        (self.conn,) = self.server.membership.newcomers
+        self.peer.expect("* password?\n")
+
+    def say(self, data: bytes) -> Connection:
+        """Says something, which the door hears; returns the connection."""
+        self.peer.send(data)
+        select.select([self.conn.sock], [], [], DEADLINE)
+        self.door.step(self.conn)
+        return self.conn
+
+    def time_is_up(self) -> None:
+        self.door.go_on(self.conn, TimeIsUp("was not let in"))
+
+
 @pytest.fixture
-def at_door() -> tuple[Door, Connection, Callable[[bytes], bytes | None]]:
-    """A door that wants a password, somebody at it, and what that one can say there."""
-    door = Door(b"secret", Clock())
-    conn, peer = connection()
-    assert door.arrive(conn, by_web=False) is None
-    peer.expect("* password?\n")
-
-    def give(data: bytes) -> bytes | None:
-        peer.send(data)
-        select.select([conn.sock], [], [], DEADLINE)
-        return door.step(conn)
-
-    return door, conn, give
+def at_door() -> AtDoor:
+    return AtDoor()
 
 
-def test_time_at_the_door_does_not_begin_anew_with_each_byte(at_door: Any) -> None:
-    door, conn, give = at_door
-    until = conn.until
+def test_time_at_the_door_does_not_begin_anew_with_each_byte(at_door: AtDoor) -> None:
+    until = at_door.conn.until
     for byte in (b"s", b"e", b"c"):
-        assert give(byte) is None
-    assert conn.framer.partial == b"sec"
-    assert conn.until == until
-    assert give(b"ret\r\nand more") == b"and more"
+        assert at_door.say(byte).state is State.DOOR
+    assert at_door.conn.input.partial == b"sec"
+    assert at_door.conn.until == until
+    conn = at_door.say(b"ret\r\nand more\nand")
+    assert conn.state is State.MEMBER
+    assert (conn.unheard, conn.input.partial) == (b"and more\n", b"and")
 
 
 def test_password_is_compared_in_constant_time(
-    at_door: Any, monkeypatch: pytest.MonkeyPatch
+    at_door: AtDoor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compared = []
     compare = hmac.compare_digest
@@ -722,46 +738,46 @@ def test_password_is_compared_in_constant_time(
         return compare(given, password)
 
     monkeypatch.setattr(hmac, "compare_digest", record)
-    door, conn, give = at_door
-    assert give(b"guess\n") is None
+    conn = at_door.say(b"guess\n")
     assert compared == [(b"guess", b"secret")]
     assert not conn.reading
     assert conn.until > time.monotonic()
     with pytest.raises(Dismissed, match="wrong password"):
-        door.time_is_up(conn)
+        at_door.time_is_up()
 
 
-def test_nothing_that_comes_has_a_wrong_password_answered_before_its_time(at_door: Any) -> None:
-    door, conn, give = at_door
-    assert give(b"guess\n") is None
+def test_nothing_that_comes_has_a_wrong_password_answered_before_its_time(at_door: AtDoor) -> None:
+    conn = at_door.say(b"guess\n")
     conn.speak(WebSocket(1000))
-    conn.framer.over = True  # a browser that closes at once
-    assert give(b"more\n") is None
+    conn.input.over = True  # a browser that closes at once
+    assert at_door.say(b"more\n").state is State.DOOR
     with pytest.raises(Dismissed, match="wrong password"):
-        door.time_is_up(conn)
+        at_door.time_is_up()
 
 
-def test_a_password_that_comes_too_early_waits(at_door: Any) -> None:
-    door, conn, give = at_door
+def test_a_password_that_comes_too_early_waits(at_door: AtDoor) -> None:
     for _ in range(10):
-        door.note_wrong(conn.host)
-    assert give(b"secret\nmore") is None
+        at_door.door.note_wrong(at_door.conn.host)
+    conn = at_door.say(b"secret\nmore")
     assert not conn.reading
-    assert door.time_is_up(conn) is None, "it is still too early"
-    door.hosts.clear()
-    assert door.time_is_up(conn) == b"more"
+    at_door.time_is_up()
+    assert conn.state is State.DOOR, "it is still too early"
+    at_door.door.tried.clear()
+    at_door.door.all_tried = 0.0
+    at_door.time_is_up()
+    assert conn.state is State.MEMBER
+    assert conn.input.partial == b"more"
 
 
-def test_whoever_ends_at_the_door_has_left_it() -> None:
-    door = Door(b"secret", Clock())
-    conn, peer = connection()
-    door.arrive(conn, by_web=False)
-    peer.half_close()
-    select.select([conn.sock], [], [], DEADLINE)
+def test_whoever_ends_at_the_door_has_left_it(at_door: AtDoor) -> None:
+    at_door.peer.half_close()
+    select.select([at_door.conn.sock], [], [], DEADLINE)
     with pytest.raises(Gone, match="left the door"):
-        door.step(conn)
+        at_door.door.step(at_door.conn)
 
 
 def test_without_a_password_or_a_handshake_there_is_nothing_to_do_at_the_door() -> None:
-    conn, _peer = connection()
-    assert Door(b"", Clock()).arrive(conn, by_web=False) == b""
+    server = checked_server()
+    sock, _peer = pair()
+    server.door.admit(sock, "192.0.2.1:7")
+    assert len(server.room.members) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,10 +20,10 @@ from chat_server import (
     History,
     Member,
     Room,
+    check_voice,
     identity,
     valid_name,
 )
-
 
 
 class Hall:
@@ -30,6 +31,7 @@ class Hall:
 
     def __init__(self, **options: Any) -> None:
         self.room = Room(**options)
+        self.room.checks.append(partial(check_voice, self.room))
         self.got: dict[Member, bytes] = {}
 
     def join(self, name: str = "") -> Member:

@@ -41,6 +41,7 @@ from chat_server import (
     Connection,
     Gone,
     Site,
+    Telnet,
     TLSConnection,
     make_server_tls,
 )
@@ -101,7 +102,7 @@ class End:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         self.peer = Peer(theirs)
-        self.conn = TLSConnection(ours, "peer", SELECTOR, MAX_LINE, CONTEXT)
+        self.conn = TLSConnection(ours, "peer", "host", SELECTOR, Telnet(MAX_LINE), CONTEXT)
 
     def take(self, data: bytes) -> bytes:
         """Returns the text that comes of what is sent."""
@@ -109,7 +110,7 @@ class End:
         for at in range(0, len(data), TLS_READ):
             piece = data[at : at + TLS_READ]
             self.peer.send(piece)
-            if self.conn.is_shaking_hands():
+            if not self.conn.can_talk():
                 self.conn.shake_hands(self.conn.receive_bytes(TLS_READ))
             else:
                 text += self.conn.receive_text(TLS_READ)
@@ -129,10 +130,10 @@ class End:
 def introduced(client: Client | KeyChanger, step: int = 1 << 20) -> End:
     """Returns the room's end after the handshake, whose bytes come in pieces."""
     room = End()
-    while room.conn.is_shaking_hands():
+    while not room.conn.can_talk():
         data = client.shake_hands()
         for at in range(0, len(data), step):
-            assert room.conn.is_shaking_hands()
+            assert not room.conn.can_talk()
             assert room.take(data[at : at + step]) == b""
         client.feed(room.sent())
     client.shake_hands()
@@ -174,7 +175,7 @@ def test_text_right_behind_the_handshake_is_known_of() -> None:
         data = client.shake_hands()
     room.peer.send(data + client.say(b"eager\n"))
     room.conn.shake_hands(room.conn.receive_bytes(1 << 16))
-    assert not room.conn.is_shaking_hands()
+    assert room.conn.can_talk()
     assert room.conn.pending
     assert room.conn.receive_text(100) == b"eager\n"
     assert not room.conn.pending
@@ -347,7 +348,7 @@ def test_what_comes_in_one_piece_with_the_handshake_is_heard(password: bytes) ->
     server = tls_room(password=password)
     sock, peer = pair()
     server.admit(sock, "peer")
-    (conn,) = server.membership.door.waiting
+    (conn,) = server.membership.newcomers
     client = Client()
     data = last_step(client, server, peer)
     peer.send(data + client.say(*([b"secret\n"] if password else []), b"hi\n"))

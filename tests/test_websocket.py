@@ -9,7 +9,7 @@ import pytest
 from browser import masked
 
 from chat_server import (
-    Input,
+    Telnet,
     WebSocket,
 )
 
@@ -307,7 +307,7 @@ def test_any_messages_in_any_fragments_and_pieces_give_their_lines(seed: int) ->
 
 
 def test_input_has_the_same_members_as_a_websocket() -> None:
-    one, other = Input(1000), WebSocket(1000)
+    one, other = Telnet(1000), WebSocket(1000)
     assert not hasattr(one, "__dict__") and not hasattr(other, "__dict__")
     assert (one.over, other.over) == (False, False)
     assert (one.encode, one.farewell(1000)) == (None, b"")
