@@ -274,7 +274,7 @@ def patched(
 def check_invariants(server: ChatServer) -> None:
     """What holds of a room between two turns, whatever has happened."""
     room, throttle = server.room, server.throttle
-    door, members = set(server.membership.newcomers), set(server.membership.members())
+    door, members = set(server.membership.newcomers), set(server.room.members)
     leaving = server.membership.leaving
     everyone = door | members | leaving
     for state, those in ((State.DOOR, door), (State.MEMBER, members), (State.LEAVING, leaving)):
@@ -385,11 +385,11 @@ class Inside:
 
     def join(self) -> tuple[Connection, Peer]:
         sock, peer = pair()
-        before = set(self.server.membership.members())
+        before = set(self.server.room.members)
         self.server.admit(sock, "peer")
         self.server.deliver(self.server.room.take_batch())
         peer.expect(WELCOME)
-        (conn,) = set(self.server.membership.members()) - before
+        (conn,) = set(self.server.room.members) - before
         return conn, peer
 
     def say(self, text: bytes) -> None:
@@ -420,7 +420,7 @@ def tls_member() -> tuple[CheckedServer, TLSConnection, Peer]:
         server.turn()
     thread.join(DEADLINE)
     peer.expect(WELCOME)
-    (conn,) = server.membership.members()
+    (conn,) = server.room.members
     assert isinstance(conn, TLSConnection)
     return server, conn, peer
 

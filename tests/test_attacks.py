@@ -59,7 +59,7 @@ def test_queues_have_an_end_although_the_room_is_closing(monkeypatch: pytest.Mon
     monkeypatch.setattr(chat_server, "HARD_LIMIT", stuck.size)
     flooder.send(b"more\n")
     server.stop_signals = 1
-    server.last_call()
+    server.close_room()
     assert stuck not in server.room.members
 
 

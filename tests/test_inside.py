@@ -95,7 +95,6 @@ def test_closing_room_hears_what_waits_for_the_next_turn(inside: Inside) -> None
     one.unheard = b"waits\n" * 5000  # more than one turn would hear
     server.membership.pending.add(one)
     server.stop_signals = 1
-    server.last_call()
     server.close_room()
     two.expect("* John joined\n", *["John: waits\n"] * 5000, "* the room is closing\n")
 

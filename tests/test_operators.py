@@ -293,7 +293,7 @@ def test_closing_room_hears_what_waits_behind_a_wrong_password() -> None:
     server, [(_, op_peer), (conn, peer)] = inside()
     hear(server, peer, conn, "/op guess\nN1: last words\n")
     server.stop_signals = 1
-    server.last_call()
+    server.close_room()
     op_peer.expect("N1: last words\n")
 
 
