@@ -253,8 +253,8 @@ def is_clean(lines: bytes) -> bool:
 
 
 def take_back(text: str) -> str:
-    """Returns the text as it is after all its Backspace, Delete and Ctrl-U. Where telnet sends each
-    key at once, they are keys like any other."""
+    """Returns the text as it is after all its Backspace, Delete and Ctrl-U: where a terminal sends
+    each key at once, they are keys like any other."""
     if not any(eraser in text for eraser in ERASERS):
         return text
     kept: list[str] = []
@@ -376,9 +376,9 @@ class Member:
         "prefix",
         "sending",
         "silent",
-        "unread",
+        "unread_answers",
         "warned",
-        "whispered",
+        "unread_whispers",
     )
 
     def __init__(self) -> None:
@@ -389,8 +389,8 @@ class Member:
         self.silent = True  # has not said a word yet
         # What was for it alone and it hasn't taken yet, as in a batch's `told` and `whispered`: the
         # answers to what it said, and what others said to it. It can help only the first.
-        self.unread = 0
-        self.whispered = 0
+        self.unread_answers = 0
+        self.unread_whispers = 0
         self.warned = False  # it was told that only the room begins a line as the room does
 
 
@@ -405,10 +405,20 @@ class Batch:
     is made when it is sent, so that a thousand who wait hold a thousand references and no bytes.
     """
 
-    __slots__ = ("cuts", "encoded", "is_text", "leavers", "parts", "size", "text", "told", "whispered")
+    __slots__ = (
+        "cuts",
+        "encoded",
+        "is_text",
+        "leavers",
+        "parts",
+        "size",
+        "text",
+        "told",
+        "whispered",
+    )
 
     def __init__(self, is_text: bool = True) -> None:
-        self.is_text = is_text  # else it goes out as it is, such as the answers to telnet
+        self.is_text = is_text  # else it is what goes with a text, and isn't encoded
         self.parts: list[bytes] = []
         self.size = 0  # bytes of the parts
         self.cuts: dict[Any, list[tuple[int, int, bytes]]] = {}  # by members
@@ -417,7 +427,7 @@ class Batch:
         self.whispered: dict[Member, int] = {}
         self.leavers: list[Any] = []  # have left in this turn, and get what came before
         self.text = b""  # all that was said, once the batch is sealed
-        self.encoded = b""  # the same as it travels to browsers, once one of them is handed it
+        self.encoded = b""  # the same as it travels where text is encoded, once it had to be
 
     def say(self, data: bytes, but: Member | None) -> None:
         """Puts whole lines at the end, for all but one, such as their author."""
@@ -751,7 +761,7 @@ class Room:
             self.tell(member, "take a name before you send a private message: /name NAME")
         elif receiver is None:
             self.tell(member, "nobody here has that name; /who lists them")
-        elif receiver.whispered + self.batch.whispered.get(receiver, 0) > MAX_WHISPERED:
+        elif receiver.unread_whispers + self.batch.whispered.get(receiver, 0) > MAX_WHISPERED:
             self.tell(member, f"{receiver.name} is not reading; that was not delivered")
         else:
             data = f"{member.name}{PRIVATE}: {text.strip()}\n".encode()
@@ -811,7 +821,7 @@ class Gone(Exception):
 
 class Dismissed(Exception):
     """Somebody isn't let in, or can't stay. The text says why, to that one; there is none if it has
-    got what it came for. A browser is told the code, the log the note."""
+    got what it came for. Its program is told the code, the log the note."""
 
     def __init__(self, why: str = "", code: int = NORMAL, note: str = "") -> None:
         super().__init__(why)
@@ -939,7 +949,7 @@ class Connection(Member):
             return data
         text, answers = self.input.sift(data)
         if answers:
-            if self.unread > MAX_UNREAD:  # all that is its own doing
+            if self.unread_answers > MAX_UNREAD:  # all that is its own doing
                 raise Gone("asks, and does not read the answers")
             self.tell(answers, is_text=False)
         if self.input.over:
@@ -1002,8 +1012,8 @@ class Connection(Member):
             if self.size > HARD_LIMIT:
                 raise Gone("disconnected: too far behind")
             if is_cut:
-                self.unread += batch.told.get(self, 0)
-                self.whispered += batch.whispered.get(self, 0)
+                self.unread_answers += batch.told.get(self, 0)
+                self.unread_whispers += batch.whispered.get(self, 0)
             if self.queue:
                 self.queue.append(batch)
             else:
@@ -1027,8 +1037,8 @@ class Connection(Member):
             self.offset = 0
             self.size -= sent + BATCH_COST
             told, whispered = batch.forget(self)
-            self.unread -= told
-            self.whispered -= whispered
+            self.unread_answers -= told
+            self.unread_whispers -= whispered
         if not self.queue:
             self.queue = None
             self.watch()
@@ -1039,10 +1049,6 @@ class Connection(Member):
 
     def send(self, data: bytes | memoryview) -> int:
         """Returns how many bytes were taken, 0 if none can be now."""
-        return self.send_bytes(data)
-
-    def send_bytes(self, data: bytes | memoryview) -> int:
-        """Returns how many bytes the kernel took, 0 if it takes none now."""
         try:
             return self.sock.send(data)
         except BlockingIOError:
@@ -1062,9 +1068,7 @@ class Connection(Member):
         Raises Gone if it isn't read from now: that may take long, and the peer holds its name."""
         if not self.reading:
             raise Gone("lost")
-        with suppress(OSError):
-            self.sock.shutdown(socket.SHUT_WR)
-        self.sending = False
+        Connection.end_stream(self)
         self.drop_queue()
         self.watch()
 
@@ -1092,7 +1096,7 @@ class Connection(Member):
         for batch in self.queue or ():
             batch.forget(self)
         self.queue = None
-        self.offset = self.size = self.unread = self.whispered = 0
+        self.offset = self.size = self.unread_answers = self.unread_whispers = 0
 
 
 # --- The turn of the loop ------------------------------------------------------------------------
@@ -1630,7 +1634,7 @@ class Throttle:
     @staticmethod
     def has_read(conn: Connection) -> bool:
         """Says whether it has read the answers to what it said; else it isn't heard."""
-        return conn.unread <= MAX_UNREAD
+        return conn.unread_answers <= MAX_UNREAD
 
     def is_loud(self, one: Connection | str) -> bool:
         return self.marks.get(one, 0.0) > self.clock.now()
@@ -2678,7 +2682,7 @@ class TLSConnection(Connection):
     def put(self, data: bytes) -> None:
         """Sends what is encrypted; what the kernel doesn't take has to wait. Raises Gone."""
         if self.sending and not self.unsent:
-            sent = self.send_bytes(data)
+            sent = super().send(data)
             if sent == len(data):
                 return
             data = data[sent:]

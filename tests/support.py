@@ -296,7 +296,7 @@ def check_invariants(server: ChatServer) -> None:
     assert set(throttle.waiting) == {conn for conn in members if not conn.reading}
     over = {one for one in members if one.size > HIGH_WATER}
     assert throttle.slow == bool(over)
-    unread = {one for one in throttle.waiting if one.unread > MAX_UNREAD}
+    unread = {one for one in throttle.waiting if one.unread_answers > MAX_UNREAD}
     assert over | unread <= set(throttle.behind) <= {one for one in members if one.queue}
     assert {one for one in throttle.marks if isinstance(one, Connection)} <= members
     assert throttle.slow or not (throttle.marks or set(throttle.waiting) - unread)
@@ -320,8 +320,8 @@ def check_connection(conn: Connection) -> None:
     gets = [len(conn.part_of(batch)) for batch in queue]
     assert 0 <= conn.offset < (gets[0] if gets else 1)
     assert conn.size == sum(gets) + BATCH_COST * len(gets) - conn.offset
-    assert conn.unread == sum(batch.told.get(conn, 0) for batch in queue)
-    assert conn.whispered == sum(batch.whispered.get(conn, 0) for batch in queue)
+    assert conn.unread_answers == sum(batch.told.get(conn, 0) for batch in queue)
+    assert conn.unread_whispers == sum(batch.whispered.get(conn, 0) for batch in queue)
 
 
 def check_tls(conn: TLSConnection) -> None:

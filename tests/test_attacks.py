@@ -21,7 +21,7 @@ def test_loop_sleeps_while_somebody_behind_asks_and_does_not_read() -> None:
     while conn not in server.throttle.behind:
         inside.say(b"x\n" * 10_000)
     peer.send(b"/help\n" * 1000)
-    while conn.unread <= MAX_UNREAD:
+    while conn.unread_answers <= MAX_UNREAD:
         server.turn()
     server.turn()  # finds out
     for _ in range(3):
@@ -87,7 +87,7 @@ def test_few_answers_wait_for_whoever_does_not_read(
     conn, peer = inside.join()
     if question[:1] == b"\x89":
         conn.speak(chat_server.WebSocket(8192))
-    monkeypatch.setattr(Connection, "send_bytes", lambda conn, data: 0)
+    monkeypatch.setattr(Connection, "send", lambda conn, data: 0)
     while conn not in server.throttle.waiting:
         peer.send(question)
         select.select([conn.sock], [], [], DEADLINE)
@@ -112,7 +112,7 @@ def test_nobody_is_muted_by_what_others_whisper(monkeypatch: pytest.MonkeyPatch)
     eve.send((b"/msg Vic: " + b"z" * 1000 + b"\n") * 30)
     for _ in range(3):
         server.turn()
-    assert MAX_WHISPERED < vic.whispered < 2 * MAX_WHISPERED
+    assert MAX_WHISPERED < vic.unread_whispers < 2 * MAX_WHISPERED
     bob.available()
     victim.send("Vic: still here\n")
     server.turn()

@@ -100,14 +100,14 @@ def test_queue_gives_each_its_part_of_each_batch_in_order(stuck: Stuck, step: in
     for one in (batch, silent, said(b"three\n")):
         conn.write(one)
         check_connection(conn)
-    assert conn.unread == TOLD_COST + len(b"answer\n")
+    assert conn.unread_answers == TOLD_COST + len(b"answer\n")
     assert not silent.cuts
     while conn.queue:
         stuck.open = step
         conn.flush()
         check_connection(conn)
     assert stuck.sent == b"one\nanswer\ntwo\nthree\n"
-    assert (conn.size, conn.unread, list(batch.cuts)) == (0, 0, [other])
+    assert (conn.size, conn.unread_answers, list(batch.cuts)) == (0, 0, [other])
 
 
 def test_telnet_is_answered_between_two_lines_at_its_own_cost(stuck: Stuck) -> None:
@@ -120,12 +120,12 @@ def test_telnet_is_answered_between_two_lines_at_its_own_cost(stuck: Stuck) -> N
     assert (conn.receive(100), conn.over) == (b"", False)
     conn.write(said(b"next\n"))
     check_connection(conn)
-    assert conn.unread == TOLD_COST + len(b"\xff\xfc\x06")
+    assert conn.unread_answers == TOLD_COST + len(b"\xff\xfc\x06")
     assert conn.size == before + len(b"\xff\xfc\x06next\n") + 2 * BATCH_COST
     stuck.open = 1000
     conn.flush()
     assert stuck.sent == b"partly sent\n\xff\xfc\x06next\n"
-    assert (conn.size, conn.unread) == (0, 0)
+    assert (conn.size, conn.unread_answers) == (0, 0)
 
 
 def test_whoever_asks_and_does_not_read_is_disconnected(stuck: Stuck) -> None:
@@ -135,7 +135,7 @@ def test_whoever_asks_and_does_not_read_is_disconnected(stuck: Stuck) -> None:
             peer.send(b"\xff\xfd\x06")
             select.select([conn.sock], [], [], DEADLINE)
             conn.receive(100)
-    assert MAX_UNREAD < conn.unread < MAX_UNREAD + 2 * TOLD_COST
+    assert MAX_UNREAD < conn.unread_answers < MAX_UNREAD + 2 * TOLD_COST
 
 
 def test_one_send_a_batch_where_nothing_waits(stuck: Stuck) -> None:
@@ -184,7 +184,7 @@ def test_what_waits_is_dropped_with_its_connection(stuck: Stuck) -> None:
         stuck.conn.write(batch)
         end()
         assert not batch.cuts and not batch.told
-        assert (stuck.conn.queue, stuck.conn.size, stuck.conn.unread) == (None, 0, 0)
+        assert (stuck.conn.queue, stuck.conn.size, stuck.conn.unread_answers) == (None, 0, 0)
 
 
 def test_a_fault_of_the_peer_has_a_type_of_its_own() -> None:
@@ -260,7 +260,7 @@ class Someone:
 
     def __init__(self, size: int = 0, unread: int = 0) -> None:
         self.size = size
-        self.unread = unread
+        self.unread_answers = unread
         self.queue = True
         self.reading = True
         self.taken = 0
@@ -500,7 +500,7 @@ def test_whoever_does_not_read_its_answers_is_slowed_alone(fake: FakeTime) -> No
     assert throttle.allow(one, 1000, 0) == 0
     assert throttle.allow(other, 1000, 0) == 1000
     assert list(throttle.behind) == [one]
-    one.size = one.unread = 0
+    one.size = one.unread_answers = 0
     one.queue = None
     throttle.note_taken(one)
     assert one.reading and not throttle.behind

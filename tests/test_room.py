@@ -511,12 +511,12 @@ def test_text_without_cuts_is_shared_and_a_forgotten_member_takes_its_cuts_along
 
 def test_whoever_does_not_read_gets_no_more_private_messages(hall: Hall) -> None:
     john, ann = hall.join("John"), hall.join("Ann")
-    ann.whispered = MAX_WHISPERED + 1
+    ann.unread_whispers = MAX_WHISPERED + 1
     hall.say(john, "/msg Ann: psst\n")
     assert hall.heard(john) == ["* Ann is not reading; that was not delivered"]
     assert hall.heard(ann) == []
-    ann.whispered = 0
-    ann.unread = MAX_UNREAD + 1  # what she has asked for herself keeps nobody from her
+    ann.unread_whispers = 0
+    ann.unread_answers = MAX_UNREAD + 1  # what she has asked for herself keeps nobody from her
     hall.say(john, "/msg Ann: psst\n")
     assert hall.heard(ann) == ["John (private): psst"]
 

@@ -468,7 +468,7 @@ def test_stuck_member_has_at_most_a_record_beside_its_queue(
 def slow_kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """A kernel that takes as many bytes as are put into the list, and then none."""
     room = [0]
-    send = Connection.send_bytes
+    send = Connection.send
 
     def send_some(conn: Connection, data: bytes) -> int:
         taken = send(conn, data[: room[0]]) if room[0] else 0
@@ -476,7 +476,7 @@ def slow_kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         return taken
 
     with monkeypatch.context() as patch:
-        patch.setattr(Connection, "send_bytes", send_some)
+        patch.setattr(Connection, "send", send_some)
         yield room
 
 
