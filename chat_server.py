@@ -377,8 +377,8 @@ class Member:
         "sending",
         "silent",
         "unread_answers",
-        "warned",
         "unread_whispers",
+        "warned",
     )
 
     def __init__(self) -> None:
@@ -1642,10 +1642,8 @@ class Throttle:
     def credit(self, conn: Connection, loud_paid: float) -> float:
         """Returns how far ahead the room's mark may be for a member to speak, in seconds, when that
         of the loud is there."""
-        if self.is_loud(conn) and loud_paid > self.clock.now():
-            return 0.0
         if self.is_loud(conn):
-            return 2 * CREDIT
+            return 0.0 if loud_paid > self.clock.now() else 2 * CREDIT
         return CREDIT if self.is_loud(conn.host) else 2 * CREDIT
 
     def charge(self, conn: Connection, size: int) -> None:
