@@ -37,8 +37,8 @@ batches grow by themselves.
 
 Standard library only, Python 3.8 or later. Copy this file anywhere and run it.
 
-The file is in the order in which a reader needs it. The first two parts are a chat server already,
-and one may stop after them; whoever wants the loop alone begins with ChatServer.turn.
+The file is in the order in which a reader needs it. The first two parts are all of a chat but the
+way in, and one may stop after them; whoever wants the loop alone begins with ChatServer.turn.
 
     I    The room               framing lines, names, batches, the history    knows no sockets
     II   The loop               connections, the turn of the loop, who is     knows no TLS, telnet,
@@ -97,7 +97,7 @@ try:
     import resource
 except ImportError:
     resource = None  # type: ignore[assignment]
-try:  # what only closed rooms need; Debian's python3-minimal lacks the first
+try:  # what only closed rooms need; Debian's python3-minimal lacks it
     import hmac
 except ImportError:
     hmac = None  # type: ignore[assignment]
@@ -125,8 +125,9 @@ class State(enum.Enum):
                                                                       has closed; or time is up
     CLOSED    nothing       no                            none
 
-    From each of the first three an error leads to CLOSED at once, and so does being too far behind.
-    Inside /quit and /kick, a member has left the room a moment before it is LEAVING.
+    From each of the first three an error leads to CLOSED at once, and so does being too far behind;
+    but what somebody said before sending to it failed is heard first. Inside /quit and /kick, a
+    member has left the room a moment before it is LEAVING.
     """
 
     DOOR = enum.auto()
@@ -274,92 +275,6 @@ def notice(text: str) -> bytes:
     return f"* {text}\n".encode()
 
 
-# --- Names ---------------------------------------------------------------------------------------
-
-MAX_NAME = 32  # characters
-MAX_PREFIX = 4 * MAX_NAME + 2  # bytes of a name and what stands between it and a message
-MAX_NAME_SOURCE = 5 * MAX_NAME  # characters that can be a name: NFKC joins several, slowly
-
-# What may stand between the letters of a name, and counts for nothing: blanks, dots, hyphens, any
-# apostrophe; within words of Persian or Mongolian, say, joiners, and what chooses a letter's form.
-PUNCTUATION = "-.'\u2018\u2019\u02bb\u02bc"
-JOINERS = "\u17b4\u17b5\u180b-\u180f\u200c\u200d"
-BETWEEN = re.compile(rf"[{PUNCTUATION} ]|(?<=[^\0-\x7f])[{JOINERS}]")
-# Some letters show nothing, or look like a colon: modifiers of others, parts of a Korean syllable
-# that has no beginning, fillers. They are no letters here.
-NO_LETTERS = "\u02b9-\u02df\u02e5-\u02ff\u0640\u115f-\u11ff\u3164\ua4f8-\ua4ff\ud7b0-\ud7ff\uffa0"
-LETTERS = re.compile(rf"([^\W{NO_LETTERS}]+)|([^{PUNCTUATION}{JOINERS}\s\0-\x7f])")
-ACCENTS = re.compile("[\u0300-\u036f\u3099\u309a]+")
-CJK = ("BOPOMOFO", "CJK", "HANGUL", "HIRAGANA", "IDEOGRAPHIC", "KATAKANA")  # in characters' names
-NOTICE_WORDS = re.compile(
-    # And in "to Ann (private): ", with which a client shows what its user has whispered.
-    r"^to |\b(?:an operator|and|is now|is taken|joined|left|more|the room|unnamed|was removed)\b"
-    r"|\byou\b"
-)
-
-
-def compatible(text: str) -> str:
-    """Returns the beginning of a text, long enough for a name, in its compatible form (NFKC)."""
-    letters = unicodedata.normalize("NFKC", text[:MAX_NAME])
-    if len(letters) < MAX_NAME_SOURCE:  # else they are long already: one can become 18, slowly
-        letters = unicodedata.normalize("NFKC", text[:MAX_NAME_SOURCE])
-    return letters[:MAX_NAME_SOURCE]
-
-
-def unaccented(text: str) -> str:
-    """Returns a short text in lower case, in its compatible form, without accents."""
-    apart = unicodedata.normalize("NFKD", text)
-    return unicodedata.normalize("NFC", ACCENTS.sub("", apart).casefold())
-
-
-def alphabet(char: str) -> str:
-    """Returns the alphabet of a letter or a mark: LATIN, GREEK, CYRILLIC, ..."""
-    name = unicodedata.name(char, "")
-    return "CJK" if name.startswith(CJK) else name.partition(" ")[0]
-
-
-def own_mark(char: str, before: str) -> str:
-    """Returns the character if it is a mark of the same alphabet as the letter before it, one that
-    needs marks to be written: those from Dhivehi, Hindi and Thai on, but for Chinese and such."""
-    if not char or before[-1:] < "\u0780" or unicodedata.category(char) not in ("Mc", "Mn"):
-        return ""
-    return char if alphabet(char) == alphabet(before[-1]) != "CJK" else ""
-
-
-def letters(text: str) -> str:
-    """Returns what counts of a name: letters, digits, `_`, and marks that these need."""
-    found = ""
-    for some, other in LETTERS.findall(text):
-        found += some or own_mark(other, found)
-    return found
-
-
-def identity(name: str) -> str:
-    """Returns what all ways to write a name have in common: John, JOHN, or in fullwidth letters."""
-    return letters(compatible(compatible(name).casefold()))
-
-
-def look(name: str) -> str:
-    """Returns what a name has in common with all that differ from it in accents alone."""
-    return letters(unaccented(name))
-
-
-def valid_name(text: str) -> str:
-    """Returns the name as the room writes it. Raises ValueError: what a name has to be."""
-    name = compatible(text).strip()
-    if not 1 <= len(name) <= MAX_NAME:
-        raise ValueError(f"has 1 to {MAX_NAME} characters")
-    found = letters(name)
-    if found != BETWEEN.sub("", name) or name[0] in f"_{PUNCTUATION}":
-        raise ValueError("has letters and digits in it, and after the first also blanks and .-_'")
-    if len({alphabet(char) for char in found if char.isalpha()} - {"CJK"}) > 1:
-        raise ValueError("does not mix alphabets, as some of their letters look alike")
-    said = NOTICE_WORDS.search(" ".join(re.findall(r"[^\W_]+", name.casefold())))
-    if said:
-        raise ValueError(f'has nothing in it that only the room says, such as "{said[0]}"')
-    return name
-
-
 # --- Members, batches, the history ---------------------------------------------------------------
 
 MAX_HISTORY = 128 * 1024  # bytes that a newcomer gets of what was said before
@@ -374,7 +289,7 @@ class Member:
         "is_operator",
         "name",
         "prefix",
-        "sending",
+        "reachable",
         "silent",
         "unread_answers",
         "unread_whispers",
@@ -385,10 +300,10 @@ class Member:
         self.name = ""  # none taken
         self.is_operator = False  # may remove others
         self.prefix = b""  # what each of its messages begins with once it has a name: b"John: "
-        self.sending = True  # it can still be sent to
+        self.reachable = True  # it can still be sent to
         self.silent = True  # has not said a word yet
         # What was for it alone and it hasn't taken yet, as in a batch's `told` and `whispered`: the
-        # answers to what it said, and what others said to it. It can help only the first.
+        # answers to what it said, and what others said to it. Only the first are its own doing.
         self.unread_answers = 0
         self.unread_whispers = 0
         self.warned = False  # it was told that only the room begins a line as the room does
@@ -439,9 +354,9 @@ class Batch:
 
     def tell(self, member: Member, data: bytes, by_another: bool = False) -> None:
         """Puts whole lines at the end, for one member alone: an answer to what it said, or what
-        another says to it. Nothing if it has gone: that would only delay what it had said before.
+        another says to it. Not if it has gone: it would wait for ever to have read them.
         """
-        if member.sending:
+        if member.reachable:
             counted = self.whispered if by_another else self.told
             counted[member] = counted.get(member, 0) + len(data) + TOLD_COST
             self.cut(member, self.size, self.size, data)
@@ -544,8 +459,8 @@ WELCOME = "Welcome to the chatroom!"
 PRIVATE = " (private)"
 MAX_WHO = 200  # names in an answer to /who
 LOOK_AT = 256  # bytes, or a line more, that are heard between two looks at the clock
-MAX_UNREAD = 8 * 1024  # bytes of answers that wait until who asked for them isn't heard any more
-MAX_WHISPERED = 4 * 1024  # bytes that wait of what others said to one alone, until it takes no more
+MAX_UNREAD = 8 * 1024  # bytes of unread answers, beyond which whoever asked for them isn't heard
+MAX_WHISPERED = 4 * 1024  # bytes of unread private messages, beyond which one more is refused
 
 # The start of a line that has to be looked at, if its speaker has no name; and the end of one that
 # may have nothing in it but its speaker's name.
@@ -587,7 +502,7 @@ class Room:
         }
         self.help_lines = b"".join(map(notice, HELP))  # the same bytes for all who ask
         # Each takes a line that somebody is to say, and returns it as that one may say it, or raises
-        # ValueError: why not. They are asked about all lines that have one of the suspects in them.
+        # ValueError: why not. They see each line that isn't plain; none is with a suspect in it.
         self.checks: list[Callable[[Member, str], str]] = []
         self.suspects: list[bytes] = []
 
@@ -628,14 +543,14 @@ class Room:
         if text:
             self.batch.tell(member, notice(text))
 
-    def hear(self, member: Member, chunk: bytes, until: float, limit: float) -> bytes:
+    def hear(self, member: Member, chunk: bytes, limit: float, until: float) -> bytes:
         """Takes whole lines, at least one; returns those that have to wait for the next turn: none
         if the member has left.
 
-        Short lines can take long: `/who` in a crowd. So those that aren't plain are heard until
-        that time, in seconds of the process's CPU, some of them at least; and no more of them than
-        have answers for which there is memory. With a name added they can be long, too: once they
-        have come to `limit` bytes, that is all.
+        Short lines can take long: `/who` in a crowd. So those that aren't plain are heard `until`
+        then, in seconds of the process's CPU, some of them at least; and no more of them than have
+        answers for which there is memory. With a name added they can be long, too: once they have
+        come to `limit` bytes, that is all.
         """
         member.silent = False
         if self.is_plain(member, chunk):
@@ -657,7 +572,9 @@ class Room:
         return chunk[at:]
 
     def is_plain(self, member: Member, chunk: bytes) -> bool:
-        """Says whether all lines of a chunk can be relayed as they are, without a look at each.
+        """Says whether all lines of a chunk can be relayed as they are, without a look at each. Those
+        of a member with a name are if it is there already, as our client and a flood have it; what
+        people type into nc isn't, and goes line by line.
 
         A few calls that run in C over the whole chunk: about 0.1 ms for 64 KiB, less than a tenth
         of what it takes to deliver that to a hundred members.
@@ -669,7 +586,7 @@ class Room:
             if lines.count(b"\n" + member.prefix) != chunk.count(b"\n"):
                 return False
             return not NOTHING_SAID.search(chunk)
-        # Without a name it may not pass for somebody who has one, nor with signs that look alike.
+        # Without a name it may not pass for somebody who has one: that is for the checks.
         if not chunk.isascii() or (self.names and b":" in chunk):
             return False
         return not COMMAND_OR_NOTICE.search(lines)
@@ -770,7 +687,7 @@ class Room:
     def quit(self, member: Member, _: str) -> None:
         """Says goodbye: not every program tells its user that a connection has ended."""
         self.tell(member, "bye")
-        self.leave(member)
+        self.leave(member)  # ChatServer.hear sees that it has left, and ends its stream
 
     def help(self, member: Member, _: str) -> None:
         self.batch.tell(member, self.help_lines)
@@ -781,30 +698,120 @@ class Room:
         self.tell(member, "pong")
 
 
+# --- Names ---------------------------------------------------------------------------------------
+
+MAX_NAME = 32  # characters
+MAX_PREFIX = 4 * MAX_NAME + 2  # bytes of a name and what stands between it and a message
+MAX_NAME_SOURCE = 5 * MAX_NAME  # characters that can be a name: NFKC joins several, slowly
+
+# What may stand between the letters of a name, and counts for nothing: blanks, dots, hyphens, any
+# apostrophe; within words of Persian or Mongolian, say, joiners, and what chooses a letter's form.
+PUNCTUATION = "-.'\u2018\u2019\u02bb\u02bc"
+JOINERS = "\u17b4\u17b5\u180b-\u180f\u200c\u200d"
+BETWEEN = re.compile(rf"[{PUNCTUATION} ]|(?<=[^\0-\x7f])[{JOINERS}]")
+# Some letters show nothing, or look like a colon: modifiers of others, parts of a Korean syllable
+# that has no beginning, fillers. They are no letters here.
+NO_LETTERS = "\u02b9-\u02df\u02e5-\u02ff\u0640\u115f-\u11ff\u3164\ua4f8-\ua4ff\ud7b0-\ud7ff\uffa0"
+LETTERS = re.compile(rf"([^\W{NO_LETTERS}]+)|([^{PUNCTUATION}{JOINERS}\s\0-\x7f])")
+ACCENTS = re.compile("[\u0300-\u036f\u3099\u309a]+")
+CJK = ("BOPOMOFO", "CJK", "HANGUL", "HIRAGANA", "IDEOGRAPHIC", "KATAKANA")  # in characters' names
+NOTICE_WORDS = re.compile(
+    # And in "to Ann (private): ", with which a client shows what its user has whispered.
+    r"^to |\b(?:an operator|and|is now|is taken|joined|left|more|the room|unnamed|was removed)\b"
+    r"|\byou\b"
+)
+
+
+def compatible(text: str) -> str:
+    """Returns the beginning of a text, long enough for a name, in its compatible form (NFKC)."""
+    letters = unicodedata.normalize("NFKC", text[:MAX_NAME])
+    if len(letters) < MAX_NAME_SOURCE:  # else they are long already: one can become 18, slowly
+        letters = unicodedata.normalize("NFKC", text[:MAX_NAME_SOURCE])
+    return letters[:MAX_NAME_SOURCE]
+
+
+def unaccented(text: str) -> str:
+    """Returns a short text in lower case, in its compatible form, without accents."""
+    apart = unicodedata.normalize("NFKD", text)
+    return unicodedata.normalize("NFC", ACCENTS.sub("", apart).casefold())
+
+
+def alphabet(char: str) -> str:
+    """Returns the alphabet of a letter or a mark: LATIN, GREEK, CYRILLIC, ..."""
+    name = unicodedata.name(char, "")
+    return "CJK" if name.startswith(CJK) else name.partition(" ")[0]
+
+
+def own_mark(char: str, before: str) -> str:
+    """Returns the character if it is a mark of the same alphabet as the letter before it, one that
+    needs marks to be written: those from Dhivehi, Hindi and Thai on, but for Chinese and such."""
+    if not char or before[-1:] < "\u0780" or unicodedata.category(char) not in ("Mc", "Mn"):
+        return ""
+    return char if alphabet(char) == alphabet(before[-1]) != "CJK" else ""
+
+
+def letters(text: str) -> str:
+    """Returns what counts of a name: letters, digits, `_`, and marks that these need."""
+    found = ""
+    for some, other in LETTERS.findall(text):
+        found += some or own_mark(other, found)
+    return found
+
+
+def identity(name: str) -> str:
+    """Returns what all ways to write a name have in common: John, JOHN, or in fullwidth letters."""
+    return letters(compatible(compatible(name).casefold()))
+
+
+def look(name: str) -> str:
+    """Returns what a name has in common with all that differ from it in accents alone."""
+    return letters(unaccented(name))
+
+
+def valid_name(text: str) -> str:
+    """Returns the name as the room writes it. Raises ValueError: what a name has to be."""
+    name = compatible(text).strip()
+    if not 1 <= len(name) <= MAX_NAME:
+        raise ValueError(f"has 1 to {MAX_NAME} characters")
+    found = letters(name)
+    if found != BETWEEN.sub("", name) or name[0] in f"_{PUNCTUATION}":
+        raise ValueError("has letters and digits in it, and after the first also blanks and .-_'")
+    if len({alphabet(char) for char in found if char.isalpha()} - {"CJK"}) > 1:
+        raise ValueError("does not mix alphabets, as some of their letters look alike")
+    said = NOTICE_WORDS.search(" ".join(re.findall(r"[^\W_]+", name.casefold())))
+    if said:
+        raise ValueError(f'has nothing in it that only the room says, such as "{said[0]}"')
+    return name
+
+
 # === II. The loop ================================================================================
 #
 # Sockets, and the turn that moves bytes between them and the room; then its policies: who is a
 # member, and who may say how much. It knows nothing of TLS, telnet, browsers or passwords.
+#
+# A selector says which sockets can be read or written now, and says so again in each turn for as
+# long as that is true. So EVENT_WRITE is asked for only while something waits to be written.
 
 # A turn of the loop is to take some 10 ms at most, as anybody's line can have to wait for the next.
 TURN = 0.010  # seconds of CPU for what came; whoever has cost least comes first
-TURN_READ = 256 * 1024  # bytes that are read, fewer from each in a crowd
+TURN_READ = 256 * 1024  # bytes that are said, shared out as what is read from each
 TURN_DELIVERY = 32 * 1024 * 1024  # bytes that are delivered, to all members together
 MIN_READ = 512  # bytes: the least share that a connection gets, of a turn or of PACE
 FIRST_READ = 32 * 1024  # bytes that are read at once, until it has shown what they cost
 
-# For a member that reads more slowly than the others talk, batches wait in a queue. While one's is
-# over HIGH_WATER, the whole room may say no more than PACE, which is what anybody who stays can
-# read; no human notices. A member that takes less is stuck, and is disconnected.
+# For a member that reads more slowly than the others talk, batches wait in a queue. While one queue
+# is over HIGH_WATER, all members together may say PACE, the least that each has to be able to read;
+# no human notices. A member that takes less is stuck, and is disconnected.
 HIGH_WATER = 256 * 1024  # bytes
+PACE = 8 * 1024  # bytes a second
 HARD_LIMIT = 4 * 1024 * 1024  # bytes in a queue, however steadily it is read
-BATCH_COST = 128  # bytes that count for a batch in a queue, so that queues aren't long either
+BATCH_COST = 128  # bytes that count for a batch in a queue, or a turn: short ones aren't free
 
 TICK = 1.0  # seconds between looks at what depends on time
 SHORT_TICK = 0.05  # seconds: the same for those who wait to speak, and for those who are leaving
 LAST_CALL = 1.0  # seconds in which a room that closes hears what had arrived before
 FAREWELL = 5.0  # seconds for who leaves to get what was said before, and for the room to close
-LINGER = 0.5  # seconds that we wait for its own close after that
+LINGER = 0.5  # seconds that we wait for its own close, once it has got all that
 
 NORMAL, GOING_AWAY, REFUSED, TRY_LATER = 1000, 1001, 1008, 1013  # why a stream ends (RFC 6455)
 
@@ -847,7 +854,8 @@ class Connection(Member):
     """Somebody's connection: one socket, and all of its reading, writing and registering. Whatever
     receives or sends raises Gone when the peer's doing has put an end to it.
 
-    It is the room's member as well, so that neither has to be looked up by the other.
+    It is the room's member as well, so that neither has to be looked up by the other. What a stream
+    may be wrapped in is for a subclass, in part IV.
     """
 
     __slots__ = (
@@ -929,7 +937,7 @@ class Connection(Member):
 
     def close(self) -> None:
         """Closes the socket and drops all that was waiting."""
-        self.reading = self.sending = False
+        self.reading = self.reachable = False
         self.unheard = b""
         self.drop_queue()
         self.watch()
@@ -1002,15 +1010,15 @@ class Connection(Member):
         """Hands what it gets of a sealed batch to the kernel, if nothing is ahead of that in the
         queue; what the kernel doesn't take has to wait there."""
         is_cut = self in batch.cuts
-        if self.encode:
+        if self.encode:  # as part_of() has it, less a call for each delivery
             text = batch.encoded_for(self, self.encode)
         else:
             text = batch.text_for(self) if is_cut else batch.text
-        sent = self.send(text) if text and self.sending and not self.queue else 0
-        if sent < len(text) and self.sending:
+        sent = self.send(text) if text and self.reachable and not self.queue else 0
+        if sent < len(text) and self.reachable:
             self.size += len(text) - sent + BATCH_COST
             if self.size > HARD_LIMIT:
-                raise Gone("disconnected: too far behind")
+                raise Gone("disconnected: its queue is full")
             if is_cut:
                 self.unread_answers += batch.told.get(self, 0)
                 self.unread_whispers += batch.whispered.get(self, 0)
@@ -1064,11 +1072,11 @@ class Connection(Member):
             raise lost(error) from error
 
     def stop_sending(self) -> None:
-        """The peer has gone; what it said before may still wait to be read, and then its end.
-        Raises Gone if it isn't read from now: that may take long, and the peer holds its name."""
+        """The peer has gone; what it said before may still wait to be read, and then its end. Raises
+        Gone if it isn't read from now, as it waits to speak: it would keep its name until then."""
         if not self.reading:
             raise Gone("lost")
-        Connection.end_stream(self)
+        Connection.end_stream(self)  # not a subclass's, which might send something
         self.drop_queue()
         self.watch()
 
@@ -1078,7 +1086,7 @@ class Connection(Member):
 
     def end_stream(self) -> None:
         """Tells the peer that nothing more will come. What it sends can then only be drained."""
-        self.sending = False
+        self.reachable = False
         with suppress(OSError):
             self.sock.shutdown(socket.SHUT_WR)
 
@@ -1110,7 +1118,7 @@ class ChatServer:
     ) -> None:
         self.selector = selector
         self.membership = membership
-        self.door = door
+        self.door = door  # accepts newcomers, and has them enter the membership: part III
         self.room = membership.room
         self.throttle = membership.throttle
         self.clock = membership.clock
@@ -1240,7 +1248,7 @@ class ChatServer:
 
     def timeout(self) -> float:
         """Returns how long the loop may sleep, in seconds: for ever, if nothing depends on time."""
-        # Whoever was disconnected after the last delivery has left something to deliver.
+        # Whoever was disconnected after the last delivery has left a cut: something to deliver.
         if self.room.batch.cuts or any(conn.reading for conn in self.membership.pending):
             return 0
         return max(0.0, self.clock.next - self.clock.now()) if self.clock.next < math.inf else math.inf
@@ -1265,7 +1273,7 @@ class ChatServer:
             data = conn.receive(limit)
             if data:
                 received = len(data)
-                limit += len(conn.input.partial)
+                limit += len(conn.input.partial)  # the beginning of a line was charged before
                 self.membership.frame(conn, data)
         if conn.unheard:
             self.hear(conn, limit, until)
@@ -1277,8 +1285,8 @@ class ChatServer:
     def hear(self, conn: Connection, limit: int, until: float) -> None:
         """Lets the room hear whole lines, of `limit` bytes or a line more, until that time."""
         end = conn.unheard.find(b"\n", min(limit, len(conn.unheard)) - 1) + 1
-        now, later = conn.unheard[:end], conn.unheard[end:]
-        conn.unheard = self.room.hear(conn, now, until, limit) + later
+        due, later = conn.unheard[:end], conn.unheard[end:]
+        conn.unheard = self.room.hear(conn, due, limit, until) + later
         if conn not in self.room.members:
             log.info("%s quit, members: %d", conn, len(self.room.members))
             self.membership.leave(conn)
@@ -1331,14 +1339,45 @@ class ChatServer:
             self.throttle.note_taken(conn)
 
 
+# --- Time ----------------------------------------------------------------------------------------
+
+OVERSLEPT = 1.0  # seconds that the loop can be late: more means that the process was stopped
+
+
+class Clock:
+    """The server's own running time, in seconds. That in which the process was stopped (SIGSTOP, a
+    host that was suspended) doesn't count, as nobody could do anything about a deadline then."""
+
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self.monotonic = monotonic
+        self.lost = 0.0
+        self.woken_at = monotonic()
+        self.next = math.inf  # when something that depends on time is due
+
+    def now(self) -> float:
+        return self.monotonic() - self.lost
+
+    def look_by(self, moment: float) -> None:
+        """Has the loop look at what depends on time, then at the latest."""
+        self.next = min(self.next, moment)
+
+    def wake(self, timeout: float) -> None:
+        """The loop has woken, after `timeout` seconds of sleep at most."""
+        woken_at = self.monotonic()
+        late = woken_at - self.woken_at - timeout
+        if late > OVERSLEPT:
+            self.lost += late
+        self.woken_at = woken_at
+
+
 # --- Who is at the door, in the room, leaving ----------------------------------------------------
 
 
 class Membership:
     """Who is at the door, in the room, or leaving: moves connections from one state to the next.
 
-    What their order rests on: the room hears first of whoever is a member no more; and a throttle
-    that forgets somebody lets others speak, so that it does so before that one's socket is closed.
+    The order of the calls in it matters: the room hears first of whoever is a member no more; and
+    the throttle, which lets others speak as it forgets somebody, before that one's socket is closed.
 
     There are four words for going. Whoever leaves gets what was said before; who is dismissed is
     told why before that; a stream is finished once everything is in it, and then waits for the
@@ -1457,8 +1496,8 @@ class Membership:
         destroys what is still on its way to the peer (RFC 2525, section 2.17).
         """
         if conn.state is not State.LEAVING or conn in self.room.batch.leavers:
-            return
-        if conn.sending and not conn.is_owed():
+            return  # its last batch is yet to be delivered
+        if conn.reachable and not conn.is_owed():
             conn.end_stream()
         if conn.is_owed():
             return
@@ -1470,7 +1509,7 @@ class Membership:
     def linger(self, conn: Connection) -> None:
         """Waits only a little longer for the peer's own close, once everything has got to it."""
         now = self.clock.now()
-        if conn.sending:
+        if conn.reachable:
             conn.until = conn.deadline
         elif unacknowledged(conn.sock):
             conn.until = min(conn.deadline, now + SHORT_TICK)
@@ -1487,7 +1526,7 @@ class Membership:
         log.info("%s %s, members: %d", conn, why, len(self.room.members))
 
     def overdue(self, conns: Iterable[Connection]) -> Iterator[Connection]:
-        """Yields those who can't be left alone any longer; has the loop look again for the others."""
+        """Yields those who can't be left alone any longer; has the loop look again by their times."""
         now = self.clock.now()
         for conn in list(conns):
             if conn.state is not State.CLOSED and now >= conn.until:
@@ -1508,51 +1547,23 @@ class Membership:
 
 # --- Who may say how much ------------------------------------------------------------------------
 
-PACE = 8 * 1024  # bytes a second
 PATIENCE = 5.0  # seconds of PACE that somebody may owe, at least
 STEP = 132 * 1024  # bytes that a reader can take before its kernel tells: Linux frees whole buffers
 # Who may speak while somebody is behind, in seconds of PACE: see Throttle.
-ALLOWANCE = 2.0  # that somebody may say at once and still be quiet
+ALLOWANCE = 2.0  # that somebody may say at once, and still be quiet: 8 KiB, at twice the rate
 CREDIT = 4.0  # that the quiet may say before they are paid for; twice that if their host is quiet
 LOUD_TIME = 10.0  # after which somebody who was loud is quiet, at the latest
 LOUD_COST = 8  # the loud may say 1/8 of PACE although the room's mark is ahead
 MARK_TIME = 60.0  # for which it is known whose turn it was last
-OVERSLEPT = 1.0  # seconds that the loop can be late: more means that the process was stopped
-
-
-class Clock:
-    """The server's own running time, in seconds. That in which the process was stopped (SIGSTOP, a
-    host that was suspended) doesn't count, as nobody could do anything about a deadline then."""
-
-    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
-        self.monotonic = monotonic
-        self.lost = 0.0
-        self.woken_at = monotonic()
-        self.next = math.inf  # when something that depends on time is due
-
-    def now(self) -> float:
-        return self.monotonic() - self.lost
-
-    def look_by(self, moment: float) -> None:
-        """Has the loop look at what depends on time, then at the latest."""
-        self.next = min(self.next, moment)
-
-    def wake(self, timeout: float) -> None:
-        """The loop has woken, after `timeout` seconds of sleep at most."""
-        woken_at = self.monotonic()
-        late = woken_at - self.woken_at - timeout
-        if late > OVERSLEPT:
-            self.lost += late
-        self.woken_at = woken_at
 
 
 class Lag:
     """What somebody who is behind owes: PACE for as long as it has been so, less what it has taken.
 
-    There is one until it has caught up entirely: whoever is under the mark for a moment gets no
-    patience anew. A kernel tells in steps what was taken from it: as it has room for more again, of
-    a sixteenth of its buffer and of a whole segment. They can double, so two of the last may be
-    owed; and two of what it has acknowledged so far, all of which may be unread still.
+    There is one until it has caught up entirely: whoever is under HIGH_WATER for a moment gets no
+    patience anew. A peer's kernel acknowledges in steps, when a good part of its buffer is free
+    again: until then, somebody who reads looks stuck. Steps can double, so it may owe two of the
+    last, or of what it had acknowledged when it fell behind: 2 × 132 KiB at most.
     """
 
     __slots__ = ("acknowledged", "owed", "since", "step")
@@ -1574,26 +1585,27 @@ class Lag:
 
 
 class Throttle:
-    """How much may each say? While somebody is behind, all together no more than that one can read.
+    """How much may each say? All it wants; but while a queue is over HIGH_WATER, which is when the
+    room is `slow`, all together no more than the one who is behind can read.
 
     The room has a mark in time, up to which all that was said is paid for: at 8 KiB a second, PACE,
     a line of 64 bytes moves it on by 1/128 s. Each connection has one, and each host, which move by
     twice that. One that lies ahead is loud: it has said more than half of PACE, after the first 8
     KiB. The quiet may speak while the room's mark is up to 4 s ahead, CREDIT, and 8 s if their host
     is quiet, too; the loud when it isn't ahead, and else 1/8 of PACE all together, or many who are
-    quiet would mute them. Of those who wait, the lowest mark comes first.
+    quiet would mute them. Of those who wait, those whose host's mark is lowest come first.
 
     500 connections from one host flood, and one from another; Ann, at a third, says a line now and
-    then. Soon all 501 are loud. 16 times a second the room's mark is reached, and one of them may
-    say 512 bytes, which moves its host's mark on by 1/8 s. So the two hosts take turns, at 4 KiB a
-    second each. The room's mark is never more than 1/16 s ahead: Ann doesn't wait. Nor would she at
-    the flood's host, unless all 500 had been silent until then.
+    then. Soon all 501 are loud. Some 13 times a second the room's mark is reached, and one of them
+    may say 512 bytes, which moves its host's mark on by 1/8 s. So the two hosts take turns, at 3 to
+    4 KiB a second each. The room's mark is never more than 1/12 s ahead: Ann doesn't wait. Nor
+    would she at the flood's host, unless all 500 had been silent until then.
     """
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
         self.behind: dict[Connection, Lag] = {}
-        self.slow = False  # one of them is over the mark, so everyone is slowed
+        self.slow = False  # one of them is over HIGH_WATER, so everyone is slowed
         self.waiting: dict[Connection, None] = {}  # aren't read from; the longest comes first
         self.next_look = math.inf  # at those who are behind, in seconds of the clock
         self.paid = 0.0  # the room's mark, in seconds of the clock
@@ -1620,7 +1632,7 @@ class Throttle:
             limit = min(limit, MIN_READ) if ahead <= self.credit(conn, self.loud_paid) else 0
         if limit and self.has_read(conn):
             return limit
-        if not conn.sending:  # its end doesn't wait for what it may not say yet
+        if not conn.reachable:  # its end doesn't wait for what it may not say yet
             raise Gone("lost")
         if not self.has_read(conn):
             self.note_behind(conn)
@@ -1695,7 +1707,7 @@ class Throttle:
     # Who is behind
 
     def note_behind(self, conn: Connection) -> None:
-        """A member has more in its queue than it should."""
+        """A member is over HIGH_WATER, or has left too many answers unread."""
         now = self.clock.now()
         if not self.behind:
             self.next_look = now + TICK
@@ -1716,14 +1728,14 @@ class Throttle:
             self.let_one_speak(conn)
 
     def settle(self) -> None:
-        """Once nobody is over the mark any more, everyone may speak freely."""
+        """Once nobody is over HIGH_WATER any more, everyone may speak freely."""
         if self.slow and not any(conn.size > HIGH_WATER for conn in self.behind):
             self.slow = False
             self.marks.clear()
             self.let_all_speak()
 
     def too_far_behind(self) -> list[Connection]:
-        """Returns who has taken too little, and is over the mark or wants to speak; looks once a
+        """Returns who has taken too little, and is over HIGH_WATER or wants to speak; looks once a
         second."""
         now = self.clock.now()
         too_long = []
@@ -2679,12 +2691,12 @@ class TLSConnection(Connection):
 
     def put(self, data: bytes) -> None:
         """Sends what is encrypted; what the kernel doesn't take has to wait. Raises Gone."""
-        if self.sending and not self.unsent:
+        if self.reachable and not self.unsent:
             sent = super().send(data)
             if sent == len(data):
                 return
             data = data[sent:]
-        if self.sending:
+        if self.reachable:
             self.unsent += data
             if len(self.unsent) > MAX_UNSENT:
                 raise Gone("makes TLS answer, and does not read the answers")
@@ -2707,11 +2719,11 @@ class TLSConnection(Connection):
         if not self.tls:
             return super().send(data)
         taken = 0
-        while taken < len(data) and not self.unsent and self.sending:
+        while taken < len(data) and not self.unsent and self.reachable:
             piece = data[taken : taken + TLS_RECORD]
             self.step(self.tls.write, piece)
             taken += len(piece)
-        return taken if self.sending else 0
+        return taken if self.reachable else 0
 
     def is_owed(self) -> bool:
         """Says whether something waits to be sent to it."""

@@ -302,7 +302,7 @@ def check_invariants(server: ChatServer) -> None:
     assert throttle.slow or not (throttle.marks or set(throttle.waiting) - unread)
     for conn in leaving - set(room.batch.leavers):  # those will be seen off with that batch
         assert not conn.unheard
-        assert conn.is_owed() or (conn.reading and not conn.sending), "should be closed by now"
+        assert conn.is_owed() or (conn.reading and not conn.reachable), "should be closed by now"
 
 
 def check_connection(conn: Connection) -> None:
@@ -312,7 +312,7 @@ def check_connection(conn: Connection) -> None:
     assert conn.events == (1 if conn.reading else 0) | (2 if owed else 0)  # EVENT_READ, EVENT_WRITE
     queue = conn.queue or ()
     assert conn.queue is None or queue, "an empty queue is none"
-    assert not owed or conn.sending
+    assert not owed or conn.reachable
     assert not queue or conn.can_talk()
     if isinstance(conn, TLSConnection):
         check_tls(conn)

@@ -206,7 +206,7 @@ def test_a_connection_whose_peer_has_gone_is_not_sent_to_again() -> None:
     peer.reset()
     conn.write(said(b"hi\n"))
     conn.write(said(b"hi\n"))
-    assert not conn.sending
+    assert not conn.reachable
     assert conn.reading
     assert (conn.receive(100), conn.over) == (b"", True)
     assert conn.why == "lost: Connection reset by peer"
@@ -256,7 +256,7 @@ class Someone:
     host = "192.0.2.1"
     since = 0.0
     silent = False
-    sending = True
+    reachable = True
 
     def __init__(self, size: int = 0, unread: int = 0) -> None:
         self.size = size
@@ -593,7 +593,7 @@ def test_time_is_not_earned_in_advance(slowed: Hall) -> None:
 def test_a_queue_has_a_hard_limit(stuck: Stuck, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat_server, "HARD_LIMIT", 1000)
     stuck.conn.write(said(b"x" * 800))
-    with pytest.raises(Gone, match="too far behind"):
+    with pytest.raises(Gone, match="queue is full"):
         stuck.conn.write(said(b"x" * 800))
 
 

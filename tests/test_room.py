@@ -53,7 +53,7 @@ class Hall:
         limit: float = math.inf,
     ) -> bytes:
         chunk = text if isinstance(text, bytes) else text.encode()
-        return self.room.hear(member, chunk, until, limit)
+        return self.room.hear(member, chunk, limit, until)
 
     def say_all(self, member: Member, text: str) -> None:
         """Says lines, over as many turns as that takes."""

@@ -682,7 +682,7 @@ def heard_before(until: float, chunk: bytes) -> int:
     room, member = Room(), Member()
     room.checks.append(partial(check_voice, room))
     room.join(member)
-    return chunk.count(b"\n") - room.hear(member, chunk, until, math.inf).count(b"\n")
+    return chunk.count(b"\n") - room.hear(member, chunk, math.inf, until).count(b"\n")
 
 
 @pytest.mark.parametrize("line", ["", "* x", " ", "x\b", "/ping", "/msg", "\ufdfa: x", "\u0301x"])

@@ -215,7 +215,7 @@ def test_garbage_ends_it_after_the_text_before_it(version: str, garbage: bytes) 
     room = introduced(client)
     later = client.say(b"last words\n") + garbage, client.say(b"too late\n")
     assert room.take(later[0]) == b"last words\n"
-    assert (room.conn.over, room.conn.sending) == (True, False)
+    assert (room.conn.over, room.conn.reachable) == (True, False)
     assert room.conn.why.startswith("lost: ")
     client.feed(room.sent())
     with pytest.raises(ssl.SSLError, match="(?i)alert"):
@@ -242,7 +242,7 @@ def test_nothing_is_sent_in_the_clear_after_the_end(
     with slow_kernel(monkeypatch) as kernel:
         kernel[0] = 0 if full else 1000
         room.conn.end_stream()
-        assert room.conn.sending == full
+        assert room.conn.reachable == full
         for _ in range(3):
             room.conn.tell(b"never in the clear\n")
             room.conn.flush()
@@ -290,7 +290,7 @@ class Chatter:
             size = self.chance.randrange(1, 20_000)
             piece, self.on_its_way = self.on_its_way[:size], self.on_its_way[size:]
             self.heard += self.room.take(piece)
-        elif self.room.conn.sending:
+        elif self.room.conn.reachable:
             self.told += text
             self.client.feed(self.room.say(text))
 
@@ -522,7 +522,7 @@ def test_last_turn_waits_for_close_notify_alone(monkeypatch: pytest.MonkeyPatch)
         while conn in server.room.members:
             server.turn()
         assert conn in server.membership.leaving
-        assert conn.unsent and conn.sending
+        assert conn.unsent and conn.reachable
     while conn in server.membership.leaving:
         server.turn()
     assert peer.rest() == b""
