@@ -1588,7 +1588,7 @@ HELP = (
     "/ping: has this been heard?",
     "/quit: leave",
     "//TEXT: the message /TEXT",
-    "any other line is a message for everyone here",
+    "any other line: a message for everyone here",
 )
 
 
