@@ -627,8 +627,8 @@ def play(start: Callable[..., Server], folder: Path, seed: int, days: int, steps
             one.step()
         if day < days - 1:
             one.evening()
-            one.check()
             one.night()
+            one.check()
         else:
             one.close()
             one.check()
