@@ -17,7 +17,7 @@ assert RULE
 WORDS = re.findall("`(.+?)`", " ".join(RULE[1].split()))  # that are no part of a name
 
 # Any text that has none of these words in it, and none of the signs of an explanation.
-NAME = rf"(?!(?i:to) )(?:(?!\b(?i:{'|'.join(WORDS)})\b)[^,:;/()])+"
+NAME = rf"(?!(?i:to)\b)(?:(?!\b(?i:{'|'.join(WORDS)})\b)[^,:;/()])+"
 VALUES = {
     "NAMES": f"(?P<names>{NAME}(?:, {NAME})*(?:, [0-9]+ more)?)",
     "NAME": f"({NAME})",
