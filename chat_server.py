@@ -475,7 +475,7 @@ HELP = (
     "/ping: has this been heard?",
     "/quit: leave",
     "//TEXT: the message /TEXT",
-    "any other line is a message for everyone here",
+    "any other line: a message for everyone here",
 )
 
 
@@ -717,7 +717,7 @@ ACCENTS = re.compile("[\u0300-\u036f\u3099\u309a]+")
 CJK = ("BOPOMOFO", "CJK", "HANGUL", "HIRAGANA", "IDEOGRAPHIC", "KATAKANA")  # in characters' names
 NOTICE_WORDS = re.compile(
     # And in "to Ann (private): ", with which a client shows what its user has whispered.
-    r"^to |\b(?:an operator|and|is now|is taken|joined|left|more|the room|unnamed|was removed)\b"
+    r"^to\b|\b(?:an operator|and|is now|is taken|joined|left|more|the room|unnamed|was removed)\b"
     r"|\byou\b"
 )
 

@@ -123,6 +123,7 @@ class Server:
     ) -> None:
         self.tls = tls
         self.web = web  # whoever joins has a browser
+        self.context = trusting(CERTS / "room.pem")  # of those who speak TLS with it
         self.log_file = log
         self.port = free_port() if port is None else port
         command = [
@@ -199,7 +200,7 @@ class Server:
         port = self.web_port if web else self.port
         sock.connect((host, port))
         if self.tls:
-            sock = trusting(CERTS / "room.pem").wrap_socket(sock, server_hostname=host)
+            sock = self.context.wrap_socket(sock, server_hostname=host)
         return WebSocketPeer(sock, f"{host}:{port}") if web else sock
 
     def connect(self, host: str = "127.0.0.1", **more: Any) -> Peer:

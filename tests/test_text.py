@@ -582,64 +582,6 @@ def test_names_that_differ_in_accents_alone_come_and_go(hall: Hall) -> None:
     assert not hall.room.looks
 
 
-# What the room says can be read in one way alone
-
-NAME = r"(?P<{}>[^\W_][^,:;?()]*?)"
-NOTICES = [  # each that has a name in it, and those that are alike
-    "here: [^:]+",
-    "you are an operator",
-    "you are " + NAME.format("name"),
-    "the room is (?:closing|full)",
-    NAME.format("name") + " joined",
-    NAME.format("name") + " left",
-    NAME.format("name") + " was removed",
-    NAME.format("name") + " is taken",
-    NAME.format("old") + " is now " + NAME.format("new"),
-    NAME.format("name") + " is not reading; that was not delivered",
-    "(?:bye|pong|wrong password|nobody here has that name; .*|to leave, say /quit)",
-]
-
-
-def readings(notice: str) -> list[dict[str, str]]:
-    """Returns all ways in which a notice can be read, as what in it is a name."""
-    found = (re.fullmatch(rf"\* {one}", notice) for one in NOTICES)
-    return [reading.groupdict() for reading in found if reading]
-
-
-WORDS = "Ann Bob 2 3 you are an operator joined left is now was removed by taken more unnamed and"
-WORDS += " here the room closing bye pong wrong password nobody not reading private a name Lab-3 X."
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_a_notice_is_read_in_one_way(seed: int) -> None:
-    chance = random.Random(seed)
-    hall = Hall()
-    watcher, unnamed, one = hall.join("Watcher"), hall.join(), hall.join()
-    name = ""
-    for _ in range(300):
-        wanted = " ".join(chance.choices(WORDS.split(), k=chance.choice([1, 1, 2, 3, 4])))
-        hall.say(one, f"/name {wanted}\n")
-        (answer,), said = hall.heard(one), hall.heard(watcher)
-        if answer.startswith("* a name "):
-            assert said == []
-            continue
-        assert readings(answer) == [{"name": wanted}]
-        if wanted != name:
-            news = {"old": name, "new": wanted} if name else {"name": wanted}
-            assert [readings(line) for line in said] == [[news]]
-        name = wanted
-        hall.say(unnamed, f"/name {name}\n/who\n")
-        *_, taken, here = hall.heard(unnamed)
-        assert readings(taken) == [{"name": name}]
-        assert here == f"* here: Watcher, {name} and 1 unnamed"
-        assert re.split(", | and ", here[len("* here: ") :]) == ["Watcher", name, "1 unnamed"]
-        how = chance.choice(["left", "was removed"])
-        if chance.random() < 0.5:
-            hall.room.leave(one, how)
-            assert [readings(line) for line in hall.heard(watcher)] == [[{"name": name}]]
-            one, name = hall.join(), ""
-
-
 # No answer sets off another
 
 

@@ -1,0 +1,18 @@
+"""Whole rooms at random, each against a model of it: see fuzz.py, which can do so for hours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fuzz import play
+from support import Server
+
+
+@pytest.mark.parametrize("seed", [0, 1, 4, 7])
+def test_everyone_hears_what_others_say_once_whole_and_in_one_order(
+    start: Callable[..., Server], tmp_path: Path, seed: int
+) -> None:
+    """The room checks its invariants after each turn."""
+    assert play(start, tmp_path, seed, days=2, steps=120).count >= 25
