@@ -552,13 +552,13 @@ class EchoProtocol(ChatProtocol):
 # --- Characters, words, columns ------------------------------------------------------------------
 
 JOINER = "\u200d"
-WIDE_VARIANT = "\ufe0f"  # makes an emoji of the character before it
-SKIN_TONES = range(0x1F3FB, 0x1F400)
 FLAG_LETTERS = range(0x1F1E6, 0x1F200)  # two of them are a flag
-# Not \W, as marks are no letters, and have to stay with theirs.
+# What the keys move over, apart from single characters. A word has with it what is before it. What
+# is no part of one isn't \W, as marks are no letters, and have to stay with theirs.
 NO_WORD = r"\s!-/:-@\[-`{-~\u2010-\u206f\u3000-\u303f\uff00-\uff0f"
-WORD = re.compile(f"[{NO_WORD}]*[^{NO_WORD}]*")  # with what is before it
-LONG_WORD = re.compile(r"\s*\S*")  # the same, up to the next blank
+WORD = re.compile(f"[{NO_WORD}]*[^{NO_WORD}]*")
+LONG_WORD = re.compile(r"\s*\S*")  # up to the next blank
+LINE = re.compile(r"(?s).*")
 
 
 @lru_cache(4096)
@@ -566,7 +566,7 @@ def char_width(char: str) -> int:
     """Returns how many columns a character takes at most. Terminals differ; see Editor.view."""
     category = unicodedata.category(char)
     if category in ("Mn", "Me") or char == JOINER:  # combining marks
-        return 1 if char == WIDE_VARIANT else 0
+        return int(char == "\ufe0f")  # that one makes an emoji of the character before it
     unknown = category in ("Cn", "Co")  # a newer Unicode's, or private: nobody knows how wide
     return 2 if unknown or unicodedata.east_asian_width(char) in "WF" else 1
 
@@ -584,7 +584,8 @@ def joins(text: str, at: int) -> bool:
         while first and ord(text[first - 1]) in FLAG_LETTERS:
             first -= 1
         return (at - first) % 2 == 1
-    attached = unicodedata.category(char) in ("Mn", "Me", "Mc", "Cf") or ord(char) in SKIN_TONES
+    is_skin_tone = 0x1F3FB <= ord(char) <= 0x1F3FF
+    attached = unicodedata.category(char) in ("Mn", "Me", "Mc", "Cf") or is_skin_tone
     return attached or text[at - 1] == JOINER
 
 
@@ -603,62 +604,25 @@ def fitting_end(text: str, columns: int) -> str:
     """Returns as much of the end of a text as fits into `columns`."""
     if text.isascii():
         return text[max(len(text) - max(columns, 0), 0) :]
-    start = len(text)
-    for index in range(len(text) - 1, -1, -1):
-        columns -= char_width(text[index])
-        if columns < 0:
-            break
-        if index == 0 or not joins(text, index):
-            start = index
+    start = len(text) - len(fitting_start(text[::-1], columns))
+    while 0 < start < len(text) and joins(text, start):
+        start += 1
     return text[start:]
 
 
-# A motion takes a text and a place in it, an index, and returns the place where it leads.
-Motion = Callable[[str, int], int]
-
-
-def line_start(text: str, place: int) -> int:
-    """Leads to the start of the line."""
-    return 0
-
-
-def line_end(text: str, place: int) -> int:
-    """Leads to the end of the line."""
-    return len(text)
-
-
-def char_left(text: str, place: int) -> int:
-    """Leads to where the visible character before a place begins."""
-    starts = (at for at in range(place - 1, 0, -1) if not joins(text, at))
-    return next(starts, 0)
-
-
-def char_right(text: str, place: int) -> int:
-    """Leads to where the visible character at a place ends."""
-    ends = (at for at in range(place + 1, len(text)) if not joins(text, at))
-    return next(ends, len(text))
-
-
-def word_right(text: str, place: int, word: re.Pattern[str] = WORD) -> int:
-    """Leads to where the word after a place ends."""
-    found = word.match(text, place)
-    return found.end() if found else place
-
-
-def word_left(text: str, place: int, word: re.Pattern[str] = WORD) -> int:
-    """Leads to where the word before a place begins."""
-    return place - word_right(text[:place][::-1], 0, word)
-
-
-def blank_left(text: str, place: int) -> int:
-    """Leads to where the word before a place begins, if only blanks end one."""
-    return word_left(text, place, LONG_WORD)
+def reached(text: str, place: int, step: int, unit: re.Pattern[str] | None = None) -> int:
+    """Returns the place in a text, an index, that is one step from another: to the left (-1) or to
+    the right (1), over a unit, or else over what one sees as a character."""
+    if unit:
+        found = unit.match(text[place:] if step > 0 else text[:place][::-1])
+        return place + step * (found.end() if found else 0)
+    end = len(text) if step > 0 else 0
+    places = range(place + step, end, step)
+    return next((at for at in places if not joins(text, at)), end)
 
 
 # --- The line editor -----------------------------------------------------------------------------
 
-MAX_RECALLED = 1000  # lines that Up goes back to
-MAX_UNDONE = 100  # changes of a line that can be taken back
 MAX_UNASKED = 20  # lines that go out without a question
 PASTE_START, PASTE_END = "\x1b[200~", "\x1b[201~"  # what the terminal puts around what is pasted
 # What a terminal answers when somebody, perhaps long gone, asks it for something: ECMA-48's OSC and
@@ -674,7 +638,6 @@ KEY = re.compile(
 )
 UNFINISHED_KEY = re.compile(rf"\x1b+(?:\[\[?[0-?]*[ -/]*|O)?|\x1b\[M(?s:.{{0,2}})|{ANSWER}\x1b?")
 MARKS = {ord("\n"): "\u21b5", ord("\t"): " "}  # how a newline or a tab is shown in the line
-HIDDEN_LEFT, HIDDEN_RIGHT = "<", ">"  # where the row doesn't show all of the line
 
 
 class Request(enum.Enum):
@@ -704,11 +667,11 @@ class Editor:
         self.candidates = candidates  # names that begin with a text, the likeliest first
         self.text = ""
         self.cursor = 0  # an index of text
-        self.history: deque[str] = deque(maxlen=MAX_RECALLED)
+        self.history: deque[str] = deque(maxlen=1000)
         self.recalled = 0  # place in the history, counted from its end; 0 is the line itself
         self.draft = ""  # the line itself, while another is shown
         self.sought: str | None = None  # in the history, while the user searches there
-        self.changes: deque[tuple[str, int]] = deque(maxlen=MAX_UNDONE)  # the line before each
+        self.changes: deque[tuple[str, int]] = deque(maxlen=100)  # the line before each
         self.last: Callable[..., object] | None = None  # what the key before did
         self.killed = ""
         self.completing: list[str] = []  # what the next Tab puts in place of `completed`
@@ -780,7 +743,7 @@ class Editor:
         text = "" if key[0] == "\x1b" else key.translate(NO_TEXT)
         keys = self.secret_keys if self.secret else self.keys
         method, *given = keys.get(key, (Editor.insert, text))
-        if self.sought is not None and self.press_in_search(method, *given):
+        if self.sought is not None and self.press_in_search(method, given):
             return
         before = self.text, self.cursor
         method(self, *given)
@@ -789,12 +752,12 @@ class Editor:
             self.changes.append(before)
         self.last = method
 
-    def press_in_search(self, method: Callable[..., object], given: Any = None) -> bool:
+    def press_in_search(self, method: Callable[..., object], given: Sequence[Any]) -> bool:
         """Does what a key is for in a search; says whether that is all, and not its end."""
         assert self.sought is not None
-        if method is Editor.insert and given != "\n":
-            self.sought += given
-        elif method is Editor.delete and given is char_left:
+        if method is Editor.insert and given[0] != "\n":
+            self.sought += given[0]
+        elif method is Editor.delete and given[0] < 0:
             self.sought = self.sought[:-1]
         else:
             self.sought = self.sought if method is Editor.search else None
@@ -869,7 +832,7 @@ class Editor:
     def delete_or_end(self) -> None:
         """Deletes the character at the cursor; on an empty line it is the end of input."""
         if self.text:
-            self.delete(char_right)
+            self.delete(1)
         else:
             self.request(Request.END_OF_INPUT)
 
@@ -912,23 +875,21 @@ class Editor:
         if self.changes:
             self.text, self.cursor = self.changes.pop()
 
-    def move(self, motion: Motion) -> None:
-        """Moves the cursor to where a motion leads."""
-        self.cursor = motion(self.text, self.cursor)
+    def move(self, step: int, unit: re.Pattern[str] | None = None) -> None:
+        """Moves the cursor by one step."""
+        self.cursor = reached(self.text, self.cursor, step, unit)
 
-    def delete(self, motion: Motion) -> str:
-        """Removes what is between the cursor and where a motion leads; returns it."""
-        place = motion(self.text, self.cursor)
+    def delete(self, step: int, unit: re.Pattern[str] | None = None) -> str:
+        """Removes what is between the cursor and the place one step away; returns it."""
+        place = reached(self.text, self.cursor, step, unit)
         return self.cut(min(place, self.cursor), max(place, self.cursor))
 
-    def kill(self, motion: Motion) -> None:
+    def kill(self, step: int, unit: re.Pattern[str]) -> None:
         """Deletes what `yank` can put back. What is killed key by key is one text."""
-        before = self.cursor
-        removed = self.delete(motion)
-        if not removed:
-            return
-        kept = self.killed if self.last is Editor.kill else ""
-        self.killed = removed + kept if self.cursor < before else kept + removed
+        removed = self.delete(step, unit)
+        if removed:
+            kept = self.killed if self.last is Editor.kill else ""
+            self.killed = removed + kept if step < 0 else kept + removed
 
     def yank(self) -> None:
         """Puts back what was killed last."""
@@ -943,8 +904,8 @@ class Editor:
 
     def transpose(self) -> None:
         """Swaps the two characters around the cursor, at the end of the line the last two."""
-        middle = min(self.cursor, char_left(self.text, len(self.text)))
-        start, end = char_left(self.text, middle), char_right(self.text, middle)
+        middle = min(self.cursor, reached(self.text, len(self.text), -1))
+        start, end = reached(self.text, middle, -1), reached(self.text, middle, 1)
         if start < middle < end:
             swapped = self.text[middle:end] + self.text[start:middle]
             self.cut(start, end)
@@ -987,11 +948,11 @@ class Editor:
         ahead = text_width(fitting_start(after, columns // 3))  # is seen in any case
         left = fitting_end(before, columns - ahead)
         if start or len(left) < len(before):
-            left = HIDDEN_LEFT + fitting_end(before, columns - ahead - 1)
+            left = "<" + fitting_end(before, columns - ahead - 1)
         columns -= text_width(left)
         right = fitting_start(after, columns)
         if end < len(self.text) or len(right) < len(after):
-            right = fitting_start(after, columns - 1) + HIDDEN_RIGHT
+            right = fitting_start(after, columns - 1) + ">"
         return heading + left, right
 
     def heading(self) -> str:
@@ -1006,22 +967,22 @@ class Editor:
     # What terminals send (xterm, VT100, the Linux console, rxvt) for what isn't just a character.
     keys = bound(
         (enter, "\r \n \x1bOM"),
-        (move, line_start, "\x01 \x1b[H \x1bOH \x1b[1~ \x1b[7~"),
-        (move, line_end, "\x05 \x1b[F \x1bOF \x1b[4~ \x1b[8~"),
-        (move, char_left, "\x02 \x1b[D \x1bOD"),
-        (move, char_right, "\x06 \x1b[C \x1bOC"),
-        (move, word_left, "\x1bb \x1b[1;5D \x1b[1;3D \x1b[5D \x1bOd"),
-        (move, word_right, "\x1bf \x1b[1;5C \x1b[1;3C \x1b[5C \x1bOc"),
+        (move, -1, LINE, "\x01 \x1b[H \x1bOH \x1b[1~ \x1b[7~"),
+        (move, 1, LINE, "\x05 \x1b[F \x1bOF \x1b[4~ \x1b[8~"),
+        (move, -1, "\x02 \x1b[D \x1bOD"),
+        (move, 1, "\x06 \x1b[C \x1bOC"),
+        (move, -1, WORD, "\x1bb \x1b[1;5D \x1b[1;3D \x1b[5D \x1bOd"),
+        (move, 1, WORD, "\x1bf \x1b[1;5C \x1b[1;3C \x1b[5C \x1bOc"),
         (recall, 1, "\x10 \x1b[A \x1bOA"),
         (recall, -1, "\x0e \x1b[B \x1bOB"),
-        (delete, char_left, "\x08 \x7f"),
-        (delete, char_right, "\x1b[3~"),
+        (delete, -1, "\x08 \x7f"),
+        (delete, 1, "\x1b[3~"),
         (delete_or_end, "\x04"),
-        (kill, blank_left, "\x17"),
-        (kill, word_left, "\x1b\x7f \x1b\x08"),
-        (kill, word_right, "\x1bd"),
-        (kill, line_end, "\x0b"),
-        (kill, line_start, "\x15"),
+        (kill, -1, LONG_WORD, "\x17"),
+        (kill, -1, WORD, "\x1b\x7f \x1b\x08"),
+        (kill, 1, WORD, "\x1bd"),
+        (kill, 1, LINE, "\x0b"),
+        (kill, -1, LINE, "\x15"),
         (yank, "\x19"),
         (transpose, "\x14"),
         (undo, "\x1f"),
@@ -1035,8 +996,8 @@ class Editor:
     )
     secret_keys = bound(
         (answer_secret, "\r \n \x1bOM \x1b\r \x1b\n"),
-        (delete, char_left, "\x08 \x7f"),
-        (delete, line_start, "\x15"),
+        (delete, -1, "\x08 \x7f"),
+        (delete, -1, LINE, "\x15"),
         (delete_or_end, "\x04"),
         (request, Request.INTERRUPT, "\x03"),
         (request, Request.SUSPEND, "\x1a"),
@@ -1333,7 +1294,7 @@ class Console:
     def close(self) -> None:
         """Gives back what was used, once all that was shown can be seen."""
         self.write_all()
-        self.signals.close()
+        signal.set_wakeup_fd(-1)
 
 
 class Terminal(Console):
@@ -1418,7 +1379,7 @@ class Terminal(Console):
         if self.above:
             self.output += CLEAR_ROW.encode() + self.above
         self.give_back()
-        self.signals.close()
+        signal.set_wakeup_fd(-1)
 
     def on_signal(self, _: int) -> None:
         numbers = set(self.signals.recv(64))
@@ -2350,20 +2311,6 @@ def open_standard_streams() -> None:
     sys.stdout, sys.stderr = sys.stdout and LossyStream(1), LossyStream(2)  # None if closed
 
 
-class SignalSocket(socket.socket):
-    """What open_signal_socket returns. After close() no signal arrives any more."""
-
-    def __init__(self, reader: socket.socket, writer: socket.socket) -> None:
-        super().__init__(fileno=reader.detach())
-        self.writer = writer
-        self.woken_before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-
-    def close(self) -> None:
-        signal.set_wakeup_fd(self.woken_before)
-        self.writer.close()
-        super().close()
-
-
 def open_signal_socket(*numbers: int) -> socket.socket:
     """Returns a socket on which each of these signals arrives as a byte, its number.
 
@@ -2373,10 +2320,10 @@ def open_signal_socket(*numbers: int) -> socket.socket:
     reader, writer = socket.socketpair()
     reader.setblocking(False)
     writer.setblocking(False)
-    signals = SignalSocket(reader, writer)
+    signal.set_wakeup_fd(writer.detach(), warn_on_full_buffer=False)  # open until the process ends
     for number in numbers:
-        signal.signal(number, lambda *_: None)  # only a signal with a handler wakes the loop
-    return signals
+        signal.signal(number, lambda *_: None)  # only one with a handler arrives
+    return reader
 
 
 def raise_for_signal(number: int, _: Any) -> None:

@@ -443,7 +443,7 @@ class FakeConsole(chat_client.Console):
 
     def __init__(self, *typed: str, attended: bool = True, ended: bool = False) -> None:
         super().__init__(chat_client.Painter(False, False))
-        self.signals.close()
+        signal.set_wakeup_fd(-1)
         self.attended = self.interactive = attended
         self.ended = ended
         self.typed.extend(map(chat_client.Line, typed))
