@@ -243,15 +243,16 @@ PRIVATE = " (private)"
 WELCOME = "Welcome to the chatroom!"
 PASSWORD_QUESTION = "* password?"
 WRONG_PASSWORD = "* wrong password"
-FIRST_WORDS = (WELCOME, PASSWORD_QUESTION, WRONG_PASSWORD)  # of a room, to somebody outside
 YOU_ARE_OUT = re.compile(r"\* you were removed by an operator; come back in \d+ min")
 BAD_NAME = re.compile(r"\* (a name .*): /name NAME")  # no name has a colon to look like it with
-# What a room says of its members, and the words that make it ambiguous if a name has them.
-NEWS = re.compile(r"\* (.+?) (joined|left|was removed|is now (.+))")
-HERE = re.compile(r"\* here: (?:\d+ unnamed|(.+?)(?: and \d+ unnamed)?)")
-ROOM_WORDS = re.compile(
-    r",|(?<!\S)(?:and|joined|left|is now|was removed|more|unnamed|you are|you were)(?!\S)"
+# What a room says of its members. A name in it is believed if it has nothing in it with which that
+# could be read in another way.
+NAME = re.compile(
+    rf"(?:(?!,|(?<!\S)(?:and|joined|left|is now|was removed|more|unnamed|you are|you were)(?!\S)).)"
+    rf"{{1,{MAX_NAME}}}"
 )
+NEWS = re.compile(rf"\* ({NAME.pattern}) (joined|left|was removed|is now ({NAME.pattern}))")
+HERE = re.compile(r"\* here: (?:\d+ unnamed|(.+?)(?: and \d+ unnamed)?)")
 PONG = "* pong"
 NO_PING = "* no such command; /help lists them, and //TEXT says /TEXT"  # says an older room
 MESSAGE_FOR = re.compile(r"/msg\s+([^:]*[^:\s])\s*:\s*(.*\S)\s*")
@@ -260,12 +261,6 @@ MESSAGE_FOR = re.compile(r"/msg\s+([^:]*[^:\s])\s*:\s*(.*\S)\s*")
 def folded(name: str) -> str:
     """Returns what is the same for all ways to write a name that a room takes for the same."""
     return unicodedata.normalize("NFKC", name).strip().casefold()
-
-
-def is_clear(name: str) -> bool:
-    """Says whether a name in a notice can be believed: it has nothing in it with which the notice
-    could be read in another way."""
-    return 0 < len(name) <= MAX_NAME and not ROOM_WORDS.search(name)
 
 
 class ChatProtocol:
@@ -315,11 +310,6 @@ class ChatProtocol:
     def wants_password(self) -> bool:
         """Says whether the user has to give a password now."""
         return self.phase is Phase.AT_DOOR and not self.password
-
-    @property
-    def welcomed(self) -> bool:
-        """Says whether the other side is one of our rooms, and has let us in."""
-        return self.phase is Phase.IN_ROOM
 
     def stop_waiting(self) -> None:
         """Goes on as well as it can: the answer that it waits for may never come."""
@@ -401,9 +391,9 @@ class ChatProtocol:
         if hidden and is_pong:
             self.answered, self.knows_ping = True, line == PONG
         elif here:
-            for name in [*filter(is_clear, (here[1] or "").split(", ")), *self.names]:
+            for name in [*filter(NAME.fullmatch, (here[1] or "").split(", ")), *self.names]:
                 self.remember(name)  # the latest last: who spoke is likelier to be meant
-        elif news and is_clear(news[1]) and is_clear(news[3] or news[1]):
+        elif news:
             self.hear_news(news[1], news[2], news[3] or "")
         elif self.requested:
             hidden = self.hear_name(line)
@@ -468,7 +458,7 @@ class ChatProtocol:
 
     def request_name(self, name: str, by_user: bool = False) -> None:
         """Asks the room for a name. What is typed waits for the answer."""
-        assert self.welcomed
+        assert self.phase is Phase.IN_ROOM
         self.requested, self.requested_by_user = name, by_user
         self.awaits_answer = True
         self.outgoing += f"/name {name}\n".encode()
@@ -484,7 +474,7 @@ class ChatProtocol:
         """Takes a line from the user."""
         assert self.accepts_input
         text = line.text.lstrip() if line.alone else line.text
-        if line.command and not self.welcomed:
+        if line.command and self.phase is not Phase.IN_ROOM:
             self.refused = True
             why = "no chat room has answered; //TEXT says /TEXT"
             self.to_show.append(f"* not sent: {masked(line.command)} ({why})")
@@ -499,10 +489,10 @@ class ChatProtocol:
         """Says a message."""
         message = f"{self.name}: {text}"
         size = len(message.encode())
-        if self.welcomed and size > MAX_MESSAGE:
+        if self.phase is Phase.IN_ROOM and size > MAX_MESSAGE:
             self.to_show.append(f"* not said: a line of {size} bytes; a room takes {MAX_MESSAGE}")
             return
-        self.spoke_outside = not self.welcomed
+        self.spoke_outside = self.phase is not Phase.IN_ROOM
         self.outgoing += f"{message}\n".encode()
         self.to_show.append(message)
 
@@ -1018,23 +1008,19 @@ PASTE_SILENCE = 1.0  # seconds after which what is being pasted has come to its 
 
 # The escape sequences that go to the terminal (ECMA-48, DEC's VT100, xterm), and what each does.
 BOLD = "\x1b[1m"  # SGR: what follows is bold
-DIM = "\x1b[2m"  # SGR: what follows is dim
-COLOUR = "\x1b[38;5;{}m"  # SGR: what follows has one of the 256 colours
 NORMAL = "\x1b[0m"  # SGR: what follows looks as usual
 LINK = "\x1b]8;id={1};{0}\x1b\\{2}\x1b]8;;\x1b\\"  # OSC 8: a part of the link with this id
-UP = "\x1b[{}A"  # CUU: up by this number of rows
 CLEAR_ROW = "\r\x1b[K"  # EL: to the start of the row, all of which is cleared
-CLEAR_REST = "\x1b[K"  # EL: clears from the cursor to the end of the row
 CLEAR_BELOW = "\r\x1b[J"  # ED: to the start of the row, and clears it and all that is below
 CLEAR_SCREEN = "\x1b[H\x1b[J"  # CUP, ED: to the top left, and clears everything
-WRAP_OFF, WRAP_ON = "\x1b[?7l", "\x1b[?7h"  # DECAWM: a row that is too long doesn't wrap
+# A row that is too long for the window doesn't wrap (DECAWM); the terminal itself remembers where
+# the cursor belongs, and comes back there once the rest is drawn (DECSC, EL, DECRC).
+ROW = "\x1b[?7l\r{}\x1b7{}\x1b[K\x1b8\x1b[?7h"
 WHERE_IS_CURSOR = "\x1b[6n"  # DSR: the terminal answers with ESC [ row ; column R
 CURSOR_IS = re.compile(rb"\x1b\[\d+;(\d+)R")
-SAVE_CURSOR, RESTORE_CURSOR = "\x1b7", "\x1b8"  # DECSC, DECRC: where the cursor is; back there
 PASTE_MODE_ON, PASTE_MODE_OFF = "\x1b[?2004h", "\x1b[?2004l"  # it marks what is pasted
-BELL = "\a"
 
-# Of the 256 colours, those that can be read on black and on white, one for each 30 degrees of hue.
+# Of the 256 colours (SGR 38;5), those that can be read on black and on white, one for each 30 degrees of hue.
 COLOURS = (160, 130, 100, 64, 28, 29, 30, 33, 63, 135, 164, 168)
 ADDRESS = re.compile(r"https?://[^\s<>\"]*[^\s<>\"'.,:;!?)\]]")
 
@@ -1103,13 +1089,13 @@ class Painter:
     def decorate(self, line: str) -> str:
         """Returns a line in colours."""
         if line.startswith("* "):
-            return f"{DIM}{line}{NORMAL}"
+            return f"\x1b[2m{line}{NORMAL}"  # SGR: dim
         speaker, colon, text = line.partition(": ")
         name = speaker.replace(PRIVATE, "")
         mine = name == self.me or (name != speaker and name.startswith("to "))
         if not self.me or not colon or len(name) > MAX_NAME + mine * len("to "):
             return line
-        colour = COLOUR.format(COLOURS[int(hue(name) / 360 * len(COLOURS))])
+        colour = f"\x1b[38;5;{COLOURS[int(hue(name) / 360 * len(COLOURS))]}m"
         return f"{BOLD if mine else colour}{speaker}{NORMAL}: {text}"
 
 
@@ -1295,6 +1281,7 @@ class Console:
         """Gives back what was used, once all that was shown can be seen."""
         self.write_all()
         signal.set_wakeup_fd(-1)
+        self.signals.close()
 
 
 class Terminal(Console):
@@ -1380,6 +1367,7 @@ class Terminal(Console):
             self.output += CLEAR_ROW.encode() + self.above
         self.give_back()
         signal.set_wakeup_fd(-1)
+        self.signals.close()
 
     def on_signal(self, _: int) -> None:
         numbers = set(self.signals.recv(64))
@@ -1396,13 +1384,11 @@ class Terminal(Console):
         with suppress(OSError):  # the terminal is gone, as the next read will tell
             self.width, self.height = window_size()
         self.row, self.clear = "", CLEAR_BELOW
-        if self.cursor_column < self.width:
-            return
-        if self.reflows is None:
+        if self.cursor_column >= self.width and self.reflows is None:
             self.output += WHERE_IS_CURSOR.encode()
             self.timers[self.stop_measuring] = time.monotonic() + MEASURE_TIME
-        elif self.reflows:
-            self.clear = UP.format(self.cursor_column // self.width) + CLEAR_BELOW
+        elif self.cursor_column >= self.width and self.reflows:
+            self.clear = f"\x1b[{self.cursor_column // self.width}A{CLEAR_BELOW}"  # CUU: up
 
     def measured(self, data: bytes) -> bytes:
         """Takes out of what came from the terminal where the cursor is, and returns the rest."""
@@ -1414,8 +1400,7 @@ class Terminal(Console):
         cut_off = self.width - 1
         if wrapped != cut_off and column in (wrapped, cut_off):  # else it tells nothing
             self.reflows = column == wrapped
-        if self.reflows:
-            self.clear = UP.format(self.cursor_column // self.width) + CLEAR_BELOW
+            self.resize()
         return data[: answer.start()] + data[answer.end() :]
 
     def stop_measuring(self) -> None:
@@ -1487,7 +1472,7 @@ class Terminal(Console):
     def ring(self) -> None:
         now = time.monotonic()
         if now >= self.quiet_until:
-            self.above += BELL.encode()
+            self.above += b"\a"
             self.quiet_until = now + BELL_PAUSE
 
     def waiting(self) -> int:
@@ -1500,7 +1485,7 @@ class Terminal(Console):
         row, above = self.draw_row(), self.take_above()
         if above or row != self.row:
             clear = self.clear or (CLEAR_ROW if above else "")
-            self.output += clear.encode() + above + f"{WRAP_OFF}\r{row}{WRAP_ON}".encode()
+            self.output += clear.encode() + above + row.encode()
             self.row, self.clear = row, ""
 
     def take_above(self) -> bytearray:
@@ -1537,14 +1522,13 @@ class Terminal(Console):
                 self.timers[self.rest] = now + BUFFER_SIZE / self.pace
 
     def draw_row(self) -> str:
-        """Returns what draws the row from its start."""
+        """Returns what draws the row."""
         prompt = self.status + self.prompt
         before, after = self.editor.view(prompt, self.width)
         self.cursor_column = text_width(before)
         if self.painter.colours and prompt and before.startswith(prompt):
             before = f"{BOLD}{prompt}{NORMAL}{before[len(prompt) :]}"
-        # The terminal itself remembers where the cursor belongs, and comes back there.
-        return f"{before}{SAVE_CURSOR}{after}{CLEAR_REST}{RESTORE_CURSOR}"
+        return ROW.format(before, after)
 
 
 def open_console(plain: bool, timestamps: bool) -> Console:
@@ -1763,6 +1747,14 @@ class Client:
                 key.data(ready)
         self.do_what_is_due()
 
+    def turn_alone(self, *more: tuple[Any, int, Callable[[int], object]]) -> None:
+        """Takes a turn while there is no session. A user who wants to leave is kept for a moment,
+        if there are lines to be sent."""
+        if self.console.interactive and self.console.wants_to_leave():
+            seconds = LINGER if self.console.unsent() else 0.0
+            self.timers.setdefault(self.leave, time.monotonic() + seconds)
+        self.turn(*more)
+
     def do_what_is_due(self) -> None:
         """Takes the actions whose time has come."""
         now = time.monotonic()
@@ -1771,18 +1763,17 @@ class Client:
                 del self.timers[action]
                 action()
 
-    def wait_for(self, sock: socket.socket, events: int, seconds: float = NEVER) -> bool:
-        """Waits for events on a socket while there is no session; says whether they have come.
-        Raises Failure or KeyboardInterrupt if the user doesn't want to wait."""
+    def wait(self, seconds: float, sock: socket.socket | None = None, events: int = 0) -> bool:
+        """Lets some time pass while there is no session, or waits for events on a socket; says
+        whether they have come. Raises Failure or KeyboardInterrupt if the user leaves."""
         came: list[int] = []
+        files = [(sock, events, came.append)] if sock else []
         self.timers[self.stop_waiting] = time.monotonic() + seconds
         while not came and self.stop_waiting in self.timers:
-            leaves = self.console.interactive and self.console.wants_to_leave()
-            if leaves and self.leave not in self.timers:
-                self.timers[self.leave] = time.monotonic() + LINGER * bool(self.console.unsent())
-            self.turn((sock, events, came.append))
+            if not files:
+                self.note_unsent()
+            self.turn_alone(*files)
         self.timers.pop(self.stop_waiting, None)
-        self.timers.pop(self.leave, None)
         return bool(came)
 
     def stop_waiting(self) -> None:
@@ -1798,7 +1789,7 @@ class Client:
 
     def connect(self) -> socket.socket:
         """Connects to the first address of the host that answers. Raises Disconnected, Failure if
-        the host can't be trusted, and what wait_for() raises."""
+        the host can't be trusted, and what wait() raises."""
         self.console.status = "(connecting) "
         addresses = self.look_up()
         codes = []
@@ -1842,13 +1833,13 @@ class Client:
         except RuntimeError:  # the system has none left: then the keys have to wait
             ask()
         with done:
-            self.wait_for(done, EVENT_READ)
+            self.wait(NEVER, done, EVENT_READ)
         if isinstance(found[0], Exception):
             raise Disconnected(why_no_address(found[0], self.host))
         return list(found[0])
 
     def connect_to(self, address: Any, sock: socket.socket) -> socket.socket:
-        """Returns the socket, connected. Raises OSError, and what wait_for() raises."""
+        """Returns the socket, connected. Raises OSError, and what wait() raises."""
         with ExitStack() as unless_connected:
             unless_connected.callback(sock.close)
             sock.setblocking(False)
@@ -1857,7 +1848,7 @@ class Client:
             code = sock.connect_ex(address)
             if code in (errno.EINPROGRESS, errno.EWOULDBLOCK):
                 code = errno.ETIMEDOUT
-                if self.wait_for(sock, EVENT_WRITE, CONNECT_TIME):
+                if self.wait(CONNECT_TIME, sock, EVENT_WRITE):
                     code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if code:
                 raise OSError(code, os.strerror(code))
@@ -1874,7 +1865,7 @@ class Client:
                 sock = tls.wrap_socket(plain, server_hostname=name, do_handshake_on_connect=False)
                 unless_done.callback(sock.close)
                 while events := handshake_events(sock):
-                    if not self.wait_for(sock, events, deadline - time.monotonic()):
+                    if not self.wait(deadline - time.monotonic(), sock, events):
                         raise Disconnected(f"{host} does not answer in TLS; does it speak it?")
             except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
                 raise Disconnected(f"{host} closed the connection in the TLS handshake") from None
@@ -1887,34 +1878,20 @@ class Client:
 
     def reconnect(self) -> socket.socket:
         """Connects again, trying ever more rarely, once the password is known that the room wants.
-        Raises what wait_for() raises."""
+        Raises what wait() raises."""
         while True:
-            if self.protocol.wants_password:
-                while self.ask_password():
-                    self.turn_unless_left()
-            else:
-                self.pause()
+            if not self.protocol.wants_password:
+                # So that, when a room starts again, not everyone comes at the same moment.
+                seconds = self.delay * random.uniform(0.5, 1.0)
+                self.delay = min(2 * self.delay, RETRY_DELAYS[1])
+                self.console.status = f"(trying again in {seconds:.1f} s) "
+                self.wait(seconds)
+            while self.ask_password():
+                self.turn_alone()
             try:
                 return self.connect()
             except Disconnected as failure:
                 self.tell_lost(failure)
-
-    def pause(self) -> None:
-        """Lets some time pass before the next try. Raises what wait_for() raises."""
-        # So that, when a room starts again, not everyone comes at the same moment.
-        seconds = self.delay * random.uniform(0.5, 1.0)
-        self.delay = min(2 * self.delay, RETRY_DELAYS[1])
-        self.console.status = f"(trying again in {seconds:.1f} s) "
-        self.timers[self.stop_waiting] = time.monotonic() + seconds
-        while self.stop_waiting in self.timers:
-            self.note_unsent()
-            self.turn_unless_left()
-
-    def turn_unless_left(self) -> None:
-        """Takes a turn of the loop without a connection, unless the user wants to leave."""
-        if self.console.wants_to_leave():
-            self.leave()
-        self.turn()
 
     def note_unsent(self) -> None:
         """Tells the user of the lines that wait to be sent, each once."""
@@ -1979,6 +1956,7 @@ class Session:
     def run(self) -> None:
         """Talks until it is over, or the user has left. Raises Disconnected if that wasn't the
         user's will, and Failure if there is no use in trying again."""
+        self.timers.pop(self.client.leave, None)
         self.protocol.begin()
         least = QUESTION_TIME if self.protocol.password else 0.0
         self.timers[self.stop_waiting] = time.monotonic() + max(least, self.client.patience)
@@ -2123,12 +2101,10 @@ class Session:
         console, protocol = self.console, self.protocol
         no_more = self.left or (console.ended and not console.typed)
         stuck = len(protocol.outgoing) >= MAX_WAITING or not protocol.accepts_input
-        if no_more and not stuck and not protocol.outgoing:
-            if not self.stream_ended:
-                self.end_stream()
-        elif stuck and console.wants_to_leave():
-            if self.go not in self.timers:
-                self.timers[self.go] = time.monotonic() + self.linger
+        if no_more and not stuck and not protocol.outgoing and not self.stream_ended:
+            self.end_stream()
+        if stuck and console.wants_to_leave():
+            self.timers.setdefault(self.go, time.monotonic() + self.linger)
         elif not self.left:
             self.timers.pop(self.go, None)
 
@@ -2148,7 +2124,7 @@ class Session:
     def show(self) -> None:
         """Puts out what the protocol has to show."""
         protocol, console = self.protocol, self.console
-        if protocol.welcomed:
+        if protocol.phase is Phase.IN_ROOM:
             self.settle()
         if protocol.why and protocol.awaits_answer and console.interactive:
             return  # it may be all that there will be: then it is the reason that is told
@@ -2241,7 +2217,8 @@ class Session:
             self.timers[self.stop_waiting] = time.monotonic() + self.client.patience
         # Some servers end no line. Ours does, so there the rest is only late.
         rest = terminal_text(self.framer.partial)
-        is_late = protocol.welcomed or any(line.startswith(rest) for line in FIRST_WORDS)
+        first_words = (WELCOME, PASSWORD_QUESTION, WRONG_PASSWORD)
+        is_late = protocol.phase is Phase.IN_ROOM or any(line.startswith(rest) for line in first_words)
         self.timers.pop(self.hear_rest, None)
         if self.framer.partial and not is_late:
             self.timers[self.hear_rest] = time.monotonic() + UNFINISHED_TIME
