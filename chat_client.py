@@ -600,6 +600,18 @@ def fitting_end(text: str, columns: int) -> str:
     return text[start:]
 
 
+def around(before: str, after: str, columns: int) -> tuple[str, str]:
+    """Returns as much of what is before and after a place as fits into so many columns. "<" and ">"
+    stand where there is more."""
+    ahead = text_width(fitting_start(after, columns // 3))  # is seen in any case
+    left = fitting_end(before, columns - ahead)
+    if len(left) < len(before):
+        left = "<" + fitting_end(before, columns - ahead - 1)
+    columns -= text_width(left)
+    right = fitting_start(after, columns)
+    return left, right if len(right) == len(after) else fitting_start(after, columns - 1) + ">"
+
+
 def reached(text: str, place: int, step: int, unit: re.Pattern[str] | None = None) -> int:
     """Returns the place in a text, an index, that is one step from another: to the left (-1) or to
     the right (1), over a unit, or else over what one sees as a character."""
@@ -731,15 +743,15 @@ class Editor:
         if key.startswith("\x1b\x1b"):  # the Escape key and then an arrow, or rxvt's Alt-arrow
             key = key[1:]
         text = "" if key[0] == "\x1b" else key.translate(NO_TEXT)
-        keys = self.secret_keys if self.secret else self.keys
+        keys = SECRET_KEYS if self.secret else LINE_KEYS
         method, *given = keys.get(key, (Editor.insert, text))
         if self.sought is not None and self.press_in_search(method, given):
             return
-        before = self.text, self.cursor
+        if method is not Editor.undo and not (method is self.last is Editor.insert):
+            self.changes.append((self.text, self.cursor))
         method(self, *given)
-        typing_on = method is self.last is Editor.insert
-        if self.text != before[0] and not typing_on and method not in (Editor.undo, Editor.enter):
-            self.changes.append(before)
+        if self.changes and self.changes[-1][0] == self.text:  # it has changed nothing
+            self.changes.pop()
         self.last = method
 
     def press_in_search(self, method: Callable[..., object], given: Sequence[Any]) -> bool:
@@ -763,12 +775,14 @@ class Editor:
 
     def insert(self, text: str) -> None:
         """Puts a text in at the cursor."""
-        self.text = self.text[: self.cursor] + text + self.text[self.cursor :]
-        self.cursor += len(text)
+        self.replace(self.cursor, self.cursor, text)
 
-    def set(self, text: str) -> None:
-        """Makes this the line, with the cursor at its end."""
-        self.text, self.cursor = text, len(text)
+    def replace(self, start: int, end: int, text: str = "") -> str:
+        """Puts a text, and then the cursor, in place of a stretch of the line; returns that."""
+        removed = self.text[start:end]
+        self.text = self.text[:start] + text + self.text[end:]
+        self.cursor = start + len(text)
+        return removed
 
     # Enter, and other ends of a line
 
@@ -793,7 +807,7 @@ class Editor:
         """Begins the line anew."""
         self.changes.clear()
         self.recalled = 0
-        self.set("")
+        self.replace(0, len(self.text))
 
     def ask_secret(self, prompt: str) -> None:
         """From now on what is typed is a secret, until Enter."""
@@ -817,7 +831,7 @@ class Editor:
         if not self.text:
             self.request(Request.INTERRUPT)
         self.recalled = 0
-        self.set("")
+        self.replace(0, len(self.text))
 
     def delete_or_end(self) -> None:
         """Deletes the character at the cursor; on an empty line it is the end of input."""
@@ -840,7 +854,7 @@ class Editor:
             if self.recalled == 0:
                 self.draft = self.text
             self.recalled = place
-            self.set(self.history[-place] if place else self.draft)
+            self.replace(0, len(self.text), self.history[-place] if place else self.draft)
 
     def search(self) -> None:
         """Searches the history for what is typed from now on; again, for an earlier line."""
@@ -872,7 +886,7 @@ class Editor:
     def delete(self, step: int, unit: re.Pattern[str] | None = None) -> str:
         """Removes what is between the cursor and the place one step away; returns it."""
         place = reached(self.text, self.cursor, step, unit)
-        return self.cut(min(place, self.cursor), max(place, self.cursor))
+        return self.replace(min(place, self.cursor), max(place, self.cursor))
 
     def kill(self, step: int, unit: re.Pattern[str]) -> None:
         """Deletes what `yank` can put back. What is killed key by key is one text."""
@@ -885,21 +899,12 @@ class Editor:
         """Puts back what was killed last."""
         self.insert(self.killed)
 
-    def cut(self, start: int, end: int) -> str:
-        """Takes a stretch out of the line and returns it."""
-        removed = self.text[start:end]
-        self.text = self.text[:start] + self.text[end:]
-        self.cursor = start
-        return removed
-
     def transpose(self) -> None:
         """Swaps the two characters around the cursor, at the end of the line the last two."""
         middle = min(self.cursor, reached(self.text, len(self.text), -1))
         start, end = reached(self.text, middle, -1), reached(self.text, middle, 1)
         if start < middle < end:
-            swapped = self.text[middle:end] + self.text[start:middle]
-            self.cut(start, end)
-            self.insert(swapped)
+            self.replace(start, end, self.text[middle:end] + self.text[start:middle])
 
     def complete(self) -> None:
         """Completes the name before the cursor; another Tab takes the next that fits."""
@@ -910,10 +915,10 @@ class Editor:
             names = self.candidates(self.completed) if self.completed else ()
             self.completing = [name + suffix for name in names]
         if self.completing:
-            self.cut(self.cursor - len(self.completed), self.cursor)
+            start = self.cursor - len(self.completed)
             self.completed = self.completing.pop(0)
             self.completing.append(self.completed)
-            self.insert(self.completed)
+            self.replace(start, self.cursor, self.completed)
 
     # How it looks
 
@@ -926,23 +931,14 @@ class Editor:
         """
         if self.secret:
             return fitting_end(self.secret, width - 1), ""
-        reach = 10 * width  # characters, of which surely not more are seen
-        start, end = max(self.cursor - reach, 0), self.cursor + reach
         text = masked(self.text)
-        before = text[start : self.cursor].translate(MARKS)
+        reach = 10 * width  # characters, of which surely not more are seen
+        before = text[max(self.cursor - reach, 0) : self.cursor].translate(MARKS)
+        after = text[self.cursor : self.cursor + reach].translate(MARKS)
         # What Enter will do, or what is searched for, is always seen; the prompt is not.
         heading = fitting_start(self.heading(), width * 3 // 4)
-        before = before if start or heading else prompt + before
-        after = text[self.cursor : end].translate(MARKS)
-        columns = width - 1 - text_width(heading)  # the cursor itself needs one
-        ahead = text_width(fitting_start(after, columns // 3))  # is seen in any case
-        left = fitting_end(before, columns - ahead)
-        if start or len(left) < len(before):
-            left = "<" + fitting_end(before, columns - ahead - 1)
-        columns -= text_width(left)
-        right = fitting_start(after, columns)
-        if end < len(self.text) or len(right) < len(after):
-            right = fitting_start(after, columns - 1) + ">"
+        before = before if heading else prompt + before
+        left, right = around(before, after, width - 1 - text_width(heading))  # the cursor needs one
         return heading + left, right
 
     def heading(self) -> str:
@@ -954,44 +950,45 @@ class Editor:
             return f"({len(lines)} lines: Enter says them) "
         return "" if self.sought is None else f"(search: {self.sought}) "
 
-    # What terminals send (xterm, VT100, the Linux console, rxvt) for what isn't just a character.
-    keys = bound(
-        (enter, "\r \n \x1bOM"),
-        (move, -1, LINE, "\x01 \x1b[H \x1bOH \x1b[1~ \x1b[7~"),
-        (move, 1, LINE, "\x05 \x1b[F \x1bOF \x1b[4~ \x1b[8~"),
-        (move, -1, "\x02 \x1b[D \x1bOD"),
-        (move, 1, "\x06 \x1b[C \x1bOC"),
-        (move, -1, WORD, "\x1bb \x1b[1;5D \x1b[1;3D \x1b[5D \x1bOd"),
-        (move, 1, WORD, "\x1bf \x1b[1;5C \x1b[1;3C \x1b[5C \x1bOc"),
-        (recall, 1, "\x10 \x1b[A \x1bOA"),
-        (recall, -1, "\x0e \x1b[B \x1bOB"),
-        (delete, -1, "\x08 \x7f"),
-        (delete, 1, "\x1b[3~"),
-        (delete_or_end, "\x04"),
-        (kill, -1, LONG_WORD, "\x17"),
-        (kill, -1, WORD, "\x1b\x7f \x1b\x08"),
-        (kill, 1, WORD, "\x1bd"),
-        (kill, 1, LINE, "\x0b"),
-        (kill, -1, LINE, "\x15"),
-        (yank, "\x19"),
-        (transpose, "\x14"),
-        (undo, "\x1f"),
-        (search, "\x12"),
-        (recall, "\x07"),
-        (insert, "\n", "\x1b\r \x1b\n"),
-        (complete, "\t"),
-        (interrupt, "\x03"),
-        (request, Request.CLEAR_SCREEN, "\x0c"),
-        (request, Request.SUSPEND, "\x1a"),
-    )
-    secret_keys = bound(
-        (answer_secret, "\r \n \x1bOM \x1b\r \x1b\n"),
-        (delete, -1, "\x08 \x7f"),
-        (delete, -1, LINE, "\x15"),
-        (delete_or_end, "\x04"),
-        (request, Request.INTERRUPT, "\x03"),
-        (request, Request.SUSPEND, "\x1a"),
-    )
+
+# What terminals send (xterm, VT100, the Linux console, rxvt) for what isn't just a character.
+LINE_KEYS = bound(
+    (Editor.enter, "\r \n \x1bOM"),
+    (Editor.move, -1, LINE, "\x01 \x1b[H \x1bOH \x1b[1~ \x1b[7~"),
+    (Editor.move, 1, LINE, "\x05 \x1b[F \x1bOF \x1b[4~ \x1b[8~"),
+    (Editor.move, -1, "\x02 \x1b[D \x1bOD"),
+    (Editor.move, 1, "\x06 \x1b[C \x1bOC"),
+    (Editor.move, -1, WORD, "\x1bb \x1b[1;5D \x1b[1;3D \x1b[5D \x1bOd"),
+    (Editor.move, 1, WORD, "\x1bf \x1b[1;5C \x1b[1;3C \x1b[5C \x1bOc"),
+    (Editor.recall, 1, "\x10 \x1b[A \x1bOA"),
+    (Editor.recall, -1, "\x0e \x1b[B \x1bOB"),
+    (Editor.delete, -1, "\x08 \x7f"),
+    (Editor.delete, 1, "\x1b[3~"),
+    (Editor.delete_or_end, "\x04"),
+    (Editor.kill, -1, LONG_WORD, "\x17"),
+    (Editor.kill, -1, WORD, "\x1b\x7f \x1b\x08"),
+    (Editor.kill, 1, WORD, "\x1bd"),
+    (Editor.kill, 1, LINE, "\x0b"),
+    (Editor.kill, -1, LINE, "\x15"),
+    (Editor.yank, "\x19"),
+    (Editor.transpose, "\x14"),
+    (Editor.undo, "\x1f"),
+    (Editor.search, "\x12"),
+    (Editor.recall, "\x07"),
+    (Editor.insert, "\n", "\x1b\r \x1b\n"),
+    (Editor.complete, "\t"),
+    (Editor.interrupt, "\x03"),
+    (Editor.request, Request.CLEAR_SCREEN, "\x0c"),
+    (Editor.request, Request.SUSPEND, "\x1a"),
+)
+SECRET_KEYS = bound(
+    (Editor.answer_secret, "\r \n \x1bOM \x1b\r \x1b\n"),
+    (Editor.delete, -1, "\x08 \x7f"),
+    (Editor.delete, -1, LINE, "\x15"),
+    (Editor.delete_or_end, "\x04"),
+    (Editor.request, Request.INTERRUPT, "\x03"),
+    (Editor.request, Request.SUSPEND, "\x1a"),
+)
 
 
 # --- The consoles --------------------------------------------------------------------------------
