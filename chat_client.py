@@ -166,7 +166,6 @@ NO_TEXT = dict.fromkeys(
 )
 
 OPERATOR = re.compile(r"\s*/op\s+", re.IGNORECASE)  # then comes a password
-LEAVE = ("quit", "exit", "/quit", "/exit")
 
 
 def without_mark(start: bytes) -> bytes:
@@ -200,7 +199,7 @@ class Line(NamedTuple):
     @property
     def leaves(self) -> bool:
         """Says whether it is the wish to leave."""
-        return self.alone and self.text.strip() in LEAVE
+        return self.alone and self.text.strip() in ("quit", "exit", "/quit", "/exit")
 
     @property
     def command(self) -> str:
@@ -994,14 +993,12 @@ SECRET_KEYS = bound(
 # --- The consoles --------------------------------------------------------------------------------
 
 INDENT = "  "  # before the rows of a message after the first
-MIN_COLUMNS = 20  # in a narrower window the rows wrap by themselves
 MAX_DRAWN = 1024  # bytes above the row that go to the terminal at once, if that's not one line
 MOMENT = 0.05  # seconds that a slow terminal may take for them
 MIN_PACE = 5000  # bytes a second that the slowest terminal takes, when it isn't stopped
 BUFFER_SIZE = 16 * 1024  # bytes that a system may hold for a terminal
 BELL_PAUSE = 5.0  # seconds from one bell to the next, at least
 MEASURE_TIME = 0.3  # seconds for the terminal to say where the cursor is
-PASTE_SILENCE = 1.0  # seconds after which what is being pasted has come to its end
 
 # The escape sequences that go to the terminal (ECMA-48, DEC's VT100, xterm), and what each does.
 BOLD = "\x1b[1m"  # SGR: what follows is bold
@@ -1013,9 +1010,7 @@ CLEAR_SCREEN = "\x1b[H\x1b[J"  # CUP, ED: to the top left, and clears everything
 # A row that is too long for the window doesn't wrap (DECAWM); the terminal itself remembers where
 # the cursor belongs, and comes back there once the rest is drawn (DECSC, EL, DECRC).
 ROW = "\x1b[?7l\r{}\x1b7{}\x1b[K\x1b8\x1b[?7h"
-WHERE_IS_CURSOR = "\x1b[6n"  # DSR: the terminal answers with ESC [ row ; column R
-CURSOR_IS = re.compile(rb"\x1b\[\d+;(\d+)R")
-PASTE_MODE_ON, PASTE_MODE_OFF = "\x1b[?2004h", "\x1b[?2004l"  # it marks what is pasted
+CURSOR_IS = re.compile(rb"\x1b\[\d+;(\d+)R")  # the answer to DSR 6: row, column
 
 # Of the 256 colours (SGR 38;5), those that can be read on black and on white, one for each 30 degrees of hue.
 COLOURS = (160, 130, 100, 64, 28, 29, 30, 33, 63, 135, 164, 168)
@@ -1062,7 +1057,7 @@ class Painter:
         new_day, self.day = day if self.day not in ("", day) else "", day
         if width:
             line = line.expandtabs()
-            rows = in_rows(stamp + line, max(width - 1, MIN_COLUMNS))
+            rows = in_rows(stamp + line, max(width - 1, 20))  # narrower, they wrap by themselves
             if len(rows) > 1:
                 rows = self.link(stamp + line, rows)
             line = f"\n{INDENT}".join(rows)[len(stamp) :]
@@ -1335,7 +1330,7 @@ class Terminal(Console):
             raise Failure(self.why_closed) from None
         self.modes = self.modes or before
         self.row, self.cursor_column = "", 0
-        self.output += PASTE_MODE_ON.encode()
+        self.output += b"\x1b[?2004h"  # it marks what is pasted
 
     def give_back(self) -> None:
         """Gives the terminal back as it was found, with the row cleared, unless somebody else has
@@ -1343,7 +1338,7 @@ class Terminal(Console):
         modes, self.modes = self.modes, None
         if not modes or not is_in_foreground():
             return
-        self.output += f"{CLEAR_ROW}{PASTE_MODE_OFF}".encode()
+        self.output += f"{CLEAR_ROW}\x1b[?2004l".encode()  # it marks nothing any more
         self.cursor_column = 0
         deadline = time.monotonic() + 1.0  # a terminal that is stopped is not waited for
         with suppress(OSError, Failure):
@@ -1382,7 +1377,7 @@ class Terminal(Console):
             self.width, self.height = window_size()
         self.row, self.clear = "", CLEAR_BELOW
         if self.cursor_column >= self.width and self.reflows is None:
-            self.output += WHERE_IS_CURSOR.encode()
+            self.output += b"\x1b[6n"  # DSR 6: where is the cursor?
             self.timers[self.stop_measuring] = time.monotonic() + MEASURE_TIME
         elif self.cursor_column >= self.width and self.reflows:
             self.clear = f"\x1b[{self.cursor_column // self.width}A{CLEAR_BELOW}"  # CUU: up
@@ -1414,7 +1409,7 @@ class Terminal(Console):
         self.editor.feed(self.measured(data))
         self.timers.pop(self.end_keys, None)
         if self.editor.unread or self.editor.pasting:
-            self.timers[self.end_keys] = time.monotonic() + PASTE_SILENCE
+            self.timers[self.end_keys] = time.monotonic() + 1.0
         self.take_from_editor()
 
     def end_keys(self) -> None:
@@ -1541,9 +1536,6 @@ def open_console(plain: bool, timestamps: bool) -> Console:
 
 # --- Why there is no connection ------------------------------------------------------------------
 
-NOT_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE")  # OpenSSL's reasons
-TLS_ALERT = b"\x15\x03"  # how a server that speaks TLS answers one who doesn't (RFC 8446, 5.1)
-
 # What to tell the user, the most telling first: a host may have several addresses.
 WHY_NOT_CONNECTED = {
     errno.ECONNREFUSED: "nobody listens there{advice}",
@@ -1593,7 +1585,7 @@ def why_no_tls(error: ssl.SSLError, host: str) -> str:
                 "if it is a private one, give it with --tls-ca FILE"
             )
         return f"the certificate of {host} can't be trusted: {error.verify_message}"
-    if error.reason in NOT_TLS:
+    if error.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"):
         return f"{host} does not speak TLS there; leave out --tls"
     return f"no TLS with {host}: {error.reason or error}"
 
@@ -1603,12 +1595,10 @@ def why_no_tls(error: ssl.SSLError, host: str) -> str:
 CONNECT_TIME = 10.0  # seconds for each address of a host, and for a TLS handshake
 QUESTION_TIME = 5.0  # seconds to wait for a question when we have a password to give
 ANSWER_TIME = 0.5  # seconds at least to wait for a welcome or an answer that may never come
-ANSWER_FACTOR = 4  # times as long as it took to connect, if that is more
 UNFINISHED_TIME = 0.5  # seconds to wait for the rest of a line that isn't a room's
 LINGER = 1.0  # seconds for the server to close after the user has left
 MAX_WAITING = 64 * 1024  # bytes that wait for a slow reader before we stop reading the other side
 MAX_NOTED = 20  # lines that wait to be sent and are shown one by one
-MAX_DOUBTED = 25_000  # lines that we remember as long as they may not have arrived
 READ_TIME = 5.0  # seconds after which a server that still speaks has read what was sent
 LOST_TIME = 15.0  # seconds in which a room that was asked something has to be heard of
 SETTLE_TIME = 30.0  # seconds after which a connection is taken for one that lasts
@@ -1630,10 +1620,6 @@ SOCKET_OPTIONS = [
     if hasattr(socket, name)
 ]
 
-# On Linux: how many bytes the peer has yet to acknowledge, the end of the stream counting as one;
-# and what TLS adds to a record at least (RFC 8446, 5.2).
-SIOCOUTQ = 0x5411 if sys.platform == "linux" else 0
-RECORD_OVERHEAD = 22
 IN_DOUBT = "what you said last may not have arrived"
 
 
@@ -1799,7 +1785,7 @@ class Client:
             else:
                 sock = self.shake_hands(sock, self.tls) if self.tls else sock
                 took = time.monotonic() - started
-                self.patience = min(max(ANSWER_TIME, ANSWER_FACTOR * took), CONNECT_TIME)
+                self.patience = min(max(ANSWER_TIME, 4 * took), CONNECT_TIME)
                 return sock
         here = all(is_loopback(str(address[0])) for *_, address in addresses)
         # Whoever runs a server that was there knows how to start it.
@@ -1914,9 +1900,10 @@ def handshake_events(sock: ssl.SSLSocket) -> int:
 def unacknowledged(sock: socket.socket) -> int:
     """Returns how many bytes that were sent, the end of the stream included, the other side's
     system hasn't confirmed to have; 0 where ours doesn't tell."""
-    if fcntl and SIOCOUTQ:
+    if fcntl and sys.platform == "linux":
         with suppress(OSError):
-            return int.from_bytes(fcntl.ioctl(sock, SIOCOUTQ, bytes(4)), sys.byteorder)
+            siocoutq = 0x5411
+            return int.from_bytes(fcntl.ioctl(sock, siocoutq, bytes(4)), sys.byteorder)
     return 0
 
 
@@ -1946,7 +1933,7 @@ class Session:
         # each with the number of bytes up to its end; and how many bytes there were, and when, as
         # the server was last asked whether it has heard all of them, until it answers.
         self.sent = 0
-        self.said: deque[tuple[int, Line]] = deque(maxlen=MAX_DOUBTED)
+        self.said: deque[tuple[int, Line]] = deque(maxlen=25_000)
         self.asked: tuple[int, float] | None = None
         self.linger = max(LINGER, client.patience)  # seconds for a server that is to close, too
 
@@ -1989,8 +1976,7 @@ class Session:
     def raise_failure(self) -> None:
         """Raises what has gone wrong, if anything has."""
         protocol, doubtful = self.protocol, self.console.doubtful
-        hopeless = self.left or protocol.hopeless
-        disconnected = Failure if hopeless else Disconnected
+        disconnected = Failure if self.left or protocol.hopeless else Disconnected
         in_vain = protocol.outgoing or self.console.unsent()
         if protocol.why and (self.over or not self.console.attended):
             raise disconnected(protocol.why)
@@ -2045,7 +2031,7 @@ class Session:
         self.console.typed.extendleft(reversed(unsent))
         last = self.sent if self.lost else 0  # bytes that may not have arrived
         if not self.over:
-            overhead = RECORD_OVERHEAD if self.client.tls else 0
+            overhead = 22 if self.client.tls else 0  # of a record, at least (RFC 8446, 5.2)
             last = max(unacknowledged(self.sock) - self.stream_ended - overhead, 0)
         taken = [line for end, line in self.said if self.sent - last < end <= self.sent]
         self.console.doubtful = [masked(line.text) for line in taken]
@@ -2067,20 +2053,15 @@ class Session:
                 self.leave()
                 console.echo_typed((protocol.prompt if protocol.is_echo else "") + line.text)
                 break
-            self.submit(line)
-
-    def submit(self, line: Line) -> None:
-        """Lets the protocol have one line."""
-        protocol = self.protocol
-        before = len(protocol.outgoing)
-        protocol.submit(line)
-        if len(protocol.outgoing) > before:
-            self.said.append((self.sent + len(protocol.outgoing), line))
-        self.timers[self.stop_waiting] = time.monotonic() + self.client.patience
-        # A chat shows its own message; a command, or what an echo server gets, stays as typed.
-        if line.text.strip() and not protocol.to_show:
-            self.console.echo_typed(protocol.prompt + masked(line.text))
-        self.show()
+            before = len(protocol.outgoing)
+            protocol.submit(line)
+            if len(protocol.outgoing) > before:
+                self.said.append((self.sent + len(protocol.outgoing), line))
+            self.timers[self.stop_waiting] = time.monotonic() + self.client.patience
+            # A chat shows its own message; a command, or what an echo server gets, stays as typed.
+            if line.text.strip() and not protocol.to_show:
+                console.echo_typed(protocol.prompt + masked(line.text))
+            self.show()
 
     def leave(self) -> None:
         """Takes nothing more from the user, who wants to go."""
@@ -2175,16 +2156,12 @@ class Session:
         """It is over; `lost` says why, if that isn't as it should be."""
         self.over, self.lost = True, lost
 
-    def seems_to_want_tls(self, first: bytes) -> bool:
-        """Says whether the first that was received looks like a server's that speaks TLS."""
-        # Once we have said all, it may close; but if that was nothing, a room would have spoken.
-        said_all = self.left or self.sent or self.protocol.is_echo
-        may_close = self.stream_ended and said_all
-        return not self.client.tls and (first.startswith(TLS_ALERT) or not (first or may_close))
-
     def receive(self, data: bytes) -> None:
         """Lets the protocol have the lines in what was received; nothing means the end."""
-        if self.silent and self.seems_to_want_tls(data):
+        # Once we have said all, it may close; but if that was nothing, a room would have spoken.
+        may_close = self.stream_ended and (self.left or self.sent or self.protocol.is_echo)
+        wants_tls = data.startswith(b"\x15\x03") or not (data or may_close)  # RFC 8446, 5.1: alert
+        if self.silent and wants_tls and not self.client.tls:
             self.end("the server closed it without a word; if it speaks TLS, use --tls")
             self.protocol.hopeless = not self.protocol.was_room
             return
