@@ -90,9 +90,7 @@ Selector = selectors.PollSelector if WITH_POLL else selectors.SelectSelector
 
 # The signals that would end us without giving the terminal back, as far as the system has them.
 ENDING_SIGNALS = [
-    getattr(signal, f"SIG{name}")
-    for name in ("INT", "TERM", "HUP", "QUIT", "USR1", "USR2", "ALRM")
-    if hasattr(signal, f"SIG{name}")
+    one for one in signal.Signals if re.fullmatch("SIG(INT|TERM|HUP|QUIT|USR[12]|ALRM)", one.name)
 ]
 
 
@@ -277,7 +275,7 @@ class ChatProtocol:
         self.password = password
         self.ignored: dict[str, str] = {}  # names, by what folded() makes of them
         self.was_room = False  # the other side has shown itself as one
-        self.want(name)
+        self.wanted = name  # by the user, even while somebody else has it
         self.begin()
 
     def begin(self) -> None:
@@ -314,11 +312,6 @@ class ChatProtocol:
         """Goes on as well as it can: the answer that it waits for may never come."""
         if not (self.was_room and self.phase is Phase.WAITING):
             self.awaits_answer = False
-
-    def want(self, name: str) -> None:
-        """The user wants this name, even while somebody else has it."""
-        self.wanted = name
-        self.set_name(name)
 
     def set_name(self, name: str) -> None:
         """Puts this name before each message from now on."""
@@ -1336,7 +1329,10 @@ class Terminal(Console):
         """Gives the terminal back as it was found, with the row cleared, unless somebody else has
         it by now."""
         modes, self.modes = self.modes, None
-        if not modes or not is_in_foreground():
+        with suppress(OSError):  # no shell shares it with us
+            if os.tcgetpgrp(0) != os.getpgrp():
+                return
+        if not modes:
             return
         self.output += f"{CLEAR_ROW}\x1b[?2004l".encode()  # it marks nothing any more
         self.cursor_column = 0
@@ -1474,7 +1470,12 @@ class Terminal(Console):
         """Draws what is new, if what was drawn before has reached the terminal."""
         if self.output or not self.modes or self.stop_measuring in self.timers:
             return
-        row, above = self.draw_row(), self.take_above()
+        prompt = self.status + self.prompt
+        before, after = self.editor.view(prompt, self.width)
+        self.cursor_column = text_width(before)
+        if self.painter.colours and prompt and before.startswith(prompt):
+            before = f"{BOLD}{prompt}{NORMAL}{before[len(prompt) :]}"
+        row, above = ROW.format(before, after), self.take_above()
         if above or row != self.row:
             clear = self.clear or (CLEAR_ROW if above else "")
             self.output += clear.encode() + above + row.encode()
@@ -1512,15 +1513,6 @@ class Terminal(Console):
             if before < size:
                 self.pace = max(0.9 * size / (now - since + 0.001), MIN_PACE)
                 self.timers[self.rest] = now + BUFFER_SIZE / self.pace
-
-    def draw_row(self) -> str:
-        """Returns what draws the row."""
-        prompt = self.status + self.prompt
-        before, after = self.editor.view(prompt, self.width)
-        self.cursor_column = text_width(before)
-        if self.painter.colours and prompt and before.startswith(prompt):
-            before = f"{BOLD}{prompt}{NORMAL}{before[len(prompt) :]}"
-        return ROW.format(before, after)
 
 
 def open_console(plain: bool, timestamps: bool) -> Console:
@@ -1668,7 +1660,7 @@ class Client:
         """Asks the user for a name, unless there is one; says whether there is, and not the end of
         input. Raises Failure if that isn't somebody's wish to leave."""
         console, protocol = self.console, self.protocol
-        while not protocol.name and (console.typed or not console.ended):
+        while not protocol.wanted and (console.typed or not console.ended):
             console.invite("name: ", ask=True)
             if not console.typed:
                 self.turn()
@@ -1679,15 +1671,15 @@ class Client:
                 console.typed.clear()
                 return False
             if not line.command:  # else each message would begin with it
-                protocol.want(line.text.strip())
+                protocol.wanted = line.text.strip()
             elif console.attended:
                 console.show("* a name does not begin with a slash")
             else:
                 break
         console.prompt = ""
-        if not protocol.name and not console.attended:
+        if not protocol.wanted and not console.attended:
             raise Failure("no name was given; use --name NAME, or the first line of the input")
-        return bool(protocol.name)
+        return bool(protocol.wanted)
 
     def ask_password(self) -> bool:
         """Gets the password from the user, if the room wants it; says whether it still does."""
@@ -2191,10 +2183,9 @@ class Session:
             self.timers[self.stop_waiting] = time.monotonic() + self.client.patience
         # Some servers end no line. Ours does, so there the rest is only late.
         rest = terminal_text(self.framer.partial)
-        first_words = (WELCOME, PASSWORD_QUESTION, WRONG_PASSWORD)
-        is_late = protocol.phase is Phase.IN_ROOM or any(line.startswith(rest) for line in first_words)
+        late = [line[: len(rest)] for line in (WELCOME, PASSWORD_QUESTION, WRONG_PASSWORD)]
         self.timers.pop(self.hear_rest, None)
-        if self.framer.partial and not is_late:
+        if self.framer.partial and rest not in late and protocol.phase is not Phase.IN_ROOM:
             self.timers[self.hear_rest] = time.monotonic() + UNFINISHED_TIME
         self.show()
 
@@ -2292,14 +2283,6 @@ def is_ready(file: int | socket.socket, events: int, seconds: float | None = 0) 
         return bool(selector.select(seconds))
 
 
-def is_in_foreground() -> bool:
-    """Says whether the terminal is ours to change, and not the shell's or another job's."""
-    try:
-        return os.tcgetpgrp(0) == os.getpgrp()
-    except OSError:  # no shell shares it with us
-        return True
-
-
 def window_size() -> tuple[int, int]:
     """Returns the columns and rows of the terminal's window. Raises OSError."""
     columns, rows = os.get_terminal_size(0)
@@ -2318,20 +2301,16 @@ def open_input() -> int | socket.socket:
             return os.open(os.ttyname(0), os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
         return 0
     ours, feeder = socket.socketpair()
-    if sys.stdin is None:  # it was closed
-        feeder.close()
-    else:
-        threading.Thread(target=feed_input, args=(feeder,), daemon=True).start()
+    stdin: Any = sys.stdin  # None if it was closed
+
+    def feed() -> None:
+        with feeder, suppress(OSError, AttributeError):
+            # From the raw file: a buffered one is locked by the reader, also when the process ends.
+            for data in iter(lambda: stdin.buffer.raw.read(RECEIVE_SIZE), b""):
+                feeder.sendall(data)
+
+    threading.Thread(target=feed, daemon=True).start()
     return ours
-
-
-def feed_input(feeder: socket.socket) -> None:
-    """Passes standard input on until it ends."""
-    stdin: Any = sys.stdin.buffer
-    with feeder, suppress(OSError):
-        # From the raw file: a buffered one is locked by the reader, also when the process ends.
-        for data in iter(lambda: stdin.raw.read(RECEIVE_SIZE), b""):
-            feeder.sendall(data)
 
 
 # --- The command line ----------------------------------------------------------------------------
