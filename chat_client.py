@@ -90,9 +90,7 @@ Selector = selectors.PollSelector if WITH_POLL else selectors.SelectSelector
 
 # The signals that would end us without giving the terminal back, as far as the system has them.
 ENDING_SIGNALS = [
-    getattr(signal, f"SIG{name}")
-    for name in ("INT", "TERM", "HUP", "QUIT", "USR1", "USR2", "ALRM")
-    if hasattr(signal, f"SIG{name}")
+    one for one in signal.Signals if re.fullmatch("SIG(INT|TERM|HUP|QUIT|USR[12]|ALRM)", one.name)
 ]
 
 
@@ -166,7 +164,6 @@ NO_TEXT = dict.fromkeys(
 )
 
 OPERATOR = re.compile(r"\s*/op\s+", re.IGNORECASE)  # then comes a password
-LEAVE = ("quit", "exit", "/quit", "/exit")
 
 
 def without_mark(start: bytes) -> bytes:
@@ -200,7 +197,7 @@ class Line(NamedTuple):
     @property
     def leaves(self) -> bool:
         """Says whether it is the wish to leave."""
-        return self.alone and self.text.strip() in LEAVE
+        return self.alone and self.text.strip() in ("quit", "exit", "/quit", "/exit")
 
     @property
     def command(self) -> str:
@@ -243,15 +240,16 @@ PRIVATE = " (private)"
 WELCOME = "Welcome to the chatroom!"
 PASSWORD_QUESTION = "* password?"
 WRONG_PASSWORD = "* wrong password"
-FIRST_WORDS = (WELCOME, PASSWORD_QUESTION, WRONG_PASSWORD)  # of a room, to somebody outside
 YOU_ARE_OUT = re.compile(r"\* you were removed by an operator; come back in \d+ min")
 BAD_NAME = re.compile(r"\* (a name .*): /name NAME")  # no name has a colon to look like it with
-# What a room says of its members, and the words that make it ambiguous if a name has them.
-NEWS = re.compile(r"\* (.+?) (joined|left|was removed|is now (.+))")
-HERE = re.compile(r"\* here: (?:\d+ unnamed|(.+?)(?: and \d+ unnamed)?)")
-ROOM_WORDS = re.compile(
-    r",|(?<!\S)(?:and|joined|left|is now|was removed|more|unnamed|you are|you were)(?!\S)"
+# What a room says of its members. A name in it is believed if it has nothing in it with which that
+# could be read in another way.
+NAME = re.compile(
+    rf"(?:(?!,|(?<!\S)(?:and|joined|left|is now|was removed|more|unnamed|you are|you were)(?!\S)).)"
+    rf"{{1,{MAX_NAME}}}"
 )
+NEWS = re.compile(rf"\* ({NAME.pattern}) (joined|left|was removed|is now ({NAME.pattern}))")
+HERE = re.compile(r"\* here: (?:\d+ unnamed|(.+?)(?: and \d+ unnamed)?)")
 PONG = "* pong"
 NO_PING = "* no such command; /help lists them, and //TEXT says /TEXT"  # says an older room
 MESSAGE_FOR = re.compile(r"/msg\s+([^:]*[^:\s])\s*:\s*(.*\S)\s*")
@@ -260,12 +258,6 @@ MESSAGE_FOR = re.compile(r"/msg\s+([^:]*[^:\s])\s*:\s*(.*\S)\s*")
 def folded(name: str) -> str:
     """Returns what is the same for all ways to write a name that a room takes for the same."""
     return unicodedata.normalize("NFKC", name).strip().casefold()
-
-
-def is_clear(name: str) -> bool:
-    """Says whether a name in a notice can be believed: it has nothing in it with which the notice
-    could be read in another way."""
-    return 0 < len(name) <= MAX_NAME and not ROOM_WORDS.search(name)
 
 
 class ChatProtocol:
@@ -283,7 +275,7 @@ class ChatProtocol:
         self.password = password
         self.ignored: dict[str, str] = {}  # names, by what folded() makes of them
         self.was_room = False  # the other side has shown itself as one
-        self.want(name)
+        self.wanted = name  # by the user, even while somebody else has it
         self.begin()
 
     def begin(self) -> None:
@@ -316,20 +308,10 @@ class ChatProtocol:
         """Says whether the user has to give a password now."""
         return self.phase is Phase.AT_DOOR and not self.password
 
-    @property
-    def welcomed(self) -> bool:
-        """Says whether the other side is one of our rooms, and has let us in."""
-        return self.phase is Phase.IN_ROOM
-
     def stop_waiting(self) -> None:
         """Goes on as well as it can: the answer that it waits for may never come."""
         if not (self.was_room and self.phase is Phase.WAITING):
             self.awaits_answer = False
-
-    def want(self, name: str) -> None:
-        """The user wants this name, even while somebody else has it."""
-        self.wanted = name
-        self.set_name(name)
 
     def set_name(self, name: str) -> None:
         """Puts this name before each message from now on."""
@@ -401,9 +383,9 @@ class ChatProtocol:
         if hidden and is_pong:
             self.answered, self.knows_ping = True, line == PONG
         elif here:
-            for name in [*filter(is_clear, (here[1] or "").split(", ")), *self.names]:
+            for name in [*filter(NAME.fullmatch, (here[1] or "").split(", ")), *self.names]:
                 self.remember(name)  # the latest last: who spoke is likelier to be meant
-        elif news and is_clear(news[1]) and is_clear(news[3] or news[1]):
+        elif news:
             self.hear_news(news[1], news[2], news[3] or "")
         elif self.requested:
             hidden = self.hear_name(line)
@@ -468,7 +450,7 @@ class ChatProtocol:
 
     def request_name(self, name: str, by_user: bool = False) -> None:
         """Asks the room for a name. What is typed waits for the answer."""
-        assert self.welcomed
+        assert self.phase is Phase.IN_ROOM
         self.requested, self.requested_by_user = name, by_user
         self.awaits_answer = True
         self.outgoing += f"/name {name}\n".encode()
@@ -484,7 +466,7 @@ class ChatProtocol:
         """Takes a line from the user."""
         assert self.accepts_input
         text = line.text.lstrip() if line.alone else line.text
-        if line.command and not self.welcomed:
+        if line.command and self.phase is not Phase.IN_ROOM:
             self.refused = True
             why = "no chat room has answered; //TEXT says /TEXT"
             self.to_show.append(f"* not sent: {masked(line.command)} ({why})")
@@ -499,10 +481,10 @@ class ChatProtocol:
         """Says a message."""
         message = f"{self.name}: {text}"
         size = len(message.encode())
-        if self.welcomed and size > MAX_MESSAGE:
+        if self.phase is Phase.IN_ROOM and size > MAX_MESSAGE:
             self.to_show.append(f"* not said: a line of {size} bytes; a room takes {MAX_MESSAGE}")
             return
-        self.spoke_outside = not self.welcomed
+        self.spoke_outside = self.phase is not Phase.IN_ROOM
         self.outgoing += f"{message}\n".encode()
         self.to_show.append(message)
 
@@ -552,13 +534,13 @@ class EchoProtocol(ChatProtocol):
 # --- Characters, words, columns ------------------------------------------------------------------
 
 JOINER = "\u200d"
-WIDE_VARIANT = "\ufe0f"  # makes an emoji of the character before it
-SKIN_TONES = range(0x1F3FB, 0x1F400)
 FLAG_LETTERS = range(0x1F1E6, 0x1F200)  # two of them are a flag
-# Not \W, as marks are no letters, and have to stay with theirs.
+# What the keys move over, apart from single characters. A word has with it what is before it. What
+# is no part of one isn't \W, as marks are no letters, and have to stay with theirs.
 NO_WORD = r"\s!-/:-@\[-`{-~\u2010-\u206f\u3000-\u303f\uff00-\uff0f"
-WORD = re.compile(f"[{NO_WORD}]*[^{NO_WORD}]*")  # with what is before it
-LONG_WORD = re.compile(r"\s*\S*")  # the same, up to the next blank
+WORD = re.compile(f"[{NO_WORD}]*[^{NO_WORD}]*")
+LONG_WORD = re.compile(r"\s*\S*")  # up to the next blank
+LINE = re.compile(r"(?s).*")
 
 
 @lru_cache(4096)
@@ -566,7 +548,7 @@ def char_width(char: str) -> int:
     """Returns how many columns a character takes at most. Terminals differ; see Editor.view."""
     category = unicodedata.category(char)
     if category in ("Mn", "Me") or char == JOINER:  # combining marks
-        return 1 if char == WIDE_VARIANT else 0
+        return int(char == "\ufe0f")  # that one makes an emoji of the character before it
     unknown = category in ("Cn", "Co")  # a newer Unicode's, or private: nobody knows how wide
     return 2 if unknown or unicodedata.east_asian_width(char) in "WF" else 1
 
@@ -584,7 +566,8 @@ def joins(text: str, at: int) -> bool:
         while first and ord(text[first - 1]) in FLAG_LETTERS:
             first -= 1
         return (at - first) % 2 == 1
-    attached = unicodedata.category(char) in ("Mn", "Me", "Mc", "Cf") or ord(char) in SKIN_TONES
+    is_skin_tone = 0x1F3FB <= ord(char) <= 0x1F3FF
+    attached = unicodedata.category(char) in ("Mn", "Me", "Mc", "Cf") or is_skin_tone
     return attached or text[at - 1] == JOINER
 
 
@@ -603,62 +586,37 @@ def fitting_end(text: str, columns: int) -> str:
     """Returns as much of the end of a text as fits into `columns`."""
     if text.isascii():
         return text[max(len(text) - max(columns, 0), 0) :]
-    start = len(text)
-    for index in range(len(text) - 1, -1, -1):
-        columns -= char_width(text[index])
-        if columns < 0:
-            break
-        if index == 0 or not joins(text, index):
-            start = index
+    start = len(text) - len(fitting_start(text[::-1], columns))
+    while 0 < start < len(text) and joins(text, start):
+        start += 1
     return text[start:]
 
 
-# A motion takes a text and a place in it, an index, and returns the place where it leads.
-Motion = Callable[[str, int], int]
+def around(before: str, after: str, columns: int) -> tuple[str, str]:
+    """Returns as much of what is before and after a place as fits into so many columns. "<" and ">"
+    stand where there is more."""
+    ahead = text_width(fitting_start(after, columns // 3))  # is seen in any case
+    left = fitting_end(before, columns - ahead)
+    if len(left) < len(before):
+        left = "<" + fitting_end(before, columns - ahead - 1)
+    columns -= text_width(left)
+    right = fitting_start(after, columns)
+    return left, right if len(right) == len(after) else fitting_start(after, columns - 1) + ">"
 
 
-def line_start(text: str, place: int) -> int:
-    """Leads to the start of the line."""
-    return 0
-
-
-def line_end(text: str, place: int) -> int:
-    """Leads to the end of the line."""
-    return len(text)
-
-
-def char_left(text: str, place: int) -> int:
-    """Leads to where the visible character before a place begins."""
-    starts = (at for at in range(place - 1, 0, -1) if not joins(text, at))
-    return next(starts, 0)
-
-
-def char_right(text: str, place: int) -> int:
-    """Leads to where the visible character at a place ends."""
-    ends = (at for at in range(place + 1, len(text)) if not joins(text, at))
-    return next(ends, len(text))
-
-
-def word_right(text: str, place: int, word: re.Pattern[str] = WORD) -> int:
-    """Leads to where the word after a place ends."""
-    found = word.match(text, place)
-    return found.end() if found else place
-
-
-def word_left(text: str, place: int, word: re.Pattern[str] = WORD) -> int:
-    """Leads to where the word before a place begins."""
-    return place - word_right(text[:place][::-1], 0, word)
-
-
-def blank_left(text: str, place: int) -> int:
-    """Leads to where the word before a place begins, if only blanks end one."""
-    return word_left(text, place, LONG_WORD)
+def reached(text: str, place: int, step: int, unit: re.Pattern[str] | None = None) -> int:
+    """Returns the place in a text, an index, that is one step from another: to the left (-1) or to
+    the right (1), over a unit, or else over what one sees as a character."""
+    if unit:
+        found = unit.match(text[place:] if step > 0 else text[:place][::-1])
+        return place + step * (found.end() if found else 0)
+    end = len(text) if step > 0 else 0
+    places = range(place + step, end, step)
+    return next((at for at in places if not joins(text, at)), end)
 
 
 # --- The line editor -----------------------------------------------------------------------------
 
-MAX_RECALLED = 1000  # lines that Up goes back to
-MAX_UNDONE = 100  # changes of a line that can be taken back
 MAX_UNASKED = 20  # lines that go out without a question
 PASTE_START, PASTE_END = "\x1b[200~", "\x1b[201~"  # what the terminal puts around what is pasted
 # What a terminal answers when somebody, perhaps long gone, asks it for something: ECMA-48's OSC and
@@ -674,7 +632,6 @@ KEY = re.compile(
 )
 UNFINISHED_KEY = re.compile(rf"\x1b+(?:\[\[?[0-?]*[ -/]*|O)?|\x1b\[M(?s:.{{0,2}})|{ANSWER}\x1b?")
 MARKS = {ord("\n"): "\u21b5", ord("\t"): " "}  # how a newline or a tab is shown in the line
-HIDDEN_LEFT, HIDDEN_RIGHT = "<", ">"  # where the row doesn't show all of the line
 
 
 class Request(enum.Enum):
@@ -704,11 +661,11 @@ class Editor:
         self.candidates = candidates  # names that begin with a text, the likeliest first
         self.text = ""
         self.cursor = 0  # an index of text
-        self.history: deque[str] = deque(maxlen=MAX_RECALLED)
+        self.history: deque[str] = deque(maxlen=1000)
         self.recalled = 0  # place in the history, counted from its end; 0 is the line itself
         self.draft = ""  # the line itself, while another is shown
         self.sought: str | None = None  # in the history, while the user searches there
-        self.changes: deque[tuple[str, int]] = deque(maxlen=MAX_UNDONE)  # the line before each
+        self.changes: deque[tuple[str, int]] = deque(maxlen=100)  # the line before each
         self.last: Callable[..., object] | None = None  # what the key before did
         self.killed = ""
         self.completing: list[str] = []  # what the next Tab puts in place of `completed`
@@ -778,23 +735,23 @@ class Editor:
         if key.startswith("\x1b\x1b"):  # the Escape key and then an arrow, or rxvt's Alt-arrow
             key = key[1:]
         text = "" if key[0] == "\x1b" else key.translate(NO_TEXT)
-        keys = self.secret_keys if self.secret else self.keys
+        keys = SECRET_KEYS if self.secret else LINE_KEYS
         method, *given = keys.get(key, (Editor.insert, text))
-        if self.sought is not None and self.press_in_search(method, *given):
+        if self.sought is not None and self.press_in_search(method, given):
             return
-        before = self.text, self.cursor
+        if method is not Editor.undo and not (method is self.last is Editor.insert):
+            self.changes.append((self.text, self.cursor))
         method(self, *given)
-        typing_on = method is self.last is Editor.insert
-        if self.text != before[0] and not typing_on and method not in (Editor.undo, Editor.enter):
-            self.changes.append(before)
+        if self.changes and self.changes[-1][0] == self.text:  # it has changed nothing
+            self.changes.pop()
         self.last = method
 
-    def press_in_search(self, method: Callable[..., object], given: Any = None) -> bool:
+    def press_in_search(self, method: Callable[..., object], given: Sequence[Any]) -> bool:
         """Does what a key is for in a search; says whether that is all, and not its end."""
         assert self.sought is not None
-        if method is Editor.insert and given != "\n":
-            self.sought += given
-        elif method is Editor.delete and given is char_left:
+        if method is Editor.insert and given[0] != "\n":
+            self.sought += given[0]
+        elif method is Editor.delete and given[0] < 0:
             self.sought = self.sought[:-1]
         else:
             self.sought = self.sought if method is Editor.search else None
@@ -810,12 +767,14 @@ class Editor:
 
     def insert(self, text: str) -> None:
         """Puts a text in at the cursor."""
-        self.text = self.text[: self.cursor] + text + self.text[self.cursor :]
-        self.cursor += len(text)
+        self.replace(self.cursor, self.cursor, text)
 
-    def set(self, text: str) -> None:
-        """Makes this the line, with the cursor at its end."""
-        self.text, self.cursor = text, len(text)
+    def replace(self, start: int, end: int, text: str = "") -> str:
+        """Puts a text, and then the cursor, in place of a stretch of the line; returns that."""
+        removed = self.text[start:end]
+        self.text = self.text[:start] + text + self.text[end:]
+        self.cursor = start + len(text)
+        return removed
 
     # Enter, and other ends of a line
 
@@ -840,7 +799,7 @@ class Editor:
         """Begins the line anew."""
         self.changes.clear()
         self.recalled = 0
-        self.set("")
+        self.replace(0, len(self.text))
 
     def ask_secret(self, prompt: str) -> None:
         """From now on what is typed is a secret, until Enter."""
@@ -864,12 +823,12 @@ class Editor:
         if not self.text:
             self.request(Request.INTERRUPT)
         self.recalled = 0
-        self.set("")
+        self.replace(0, len(self.text))
 
     def delete_or_end(self) -> None:
         """Deletes the character at the cursor; on an empty line it is the end of input."""
         if self.text:
-            self.delete(char_right)
+            self.delete(1)
         else:
             self.request(Request.END_OF_INPUT)
 
@@ -887,7 +846,7 @@ class Editor:
             if self.recalled == 0:
                 self.draft = self.text
             self.recalled = place
-            self.set(self.history[-place] if place else self.draft)
+            self.replace(0, len(self.text), self.history[-place] if place else self.draft)
 
     def search(self) -> None:
         """Searches the history for what is typed from now on; again, for an earlier line."""
@@ -912,43 +871,32 @@ class Editor:
         if self.changes:
             self.text, self.cursor = self.changes.pop()
 
-    def move(self, motion: Motion) -> None:
-        """Moves the cursor to where a motion leads."""
-        self.cursor = motion(self.text, self.cursor)
+    def move(self, step: int, unit: re.Pattern[str] | None = None) -> None:
+        """Moves the cursor by one step."""
+        self.cursor = reached(self.text, self.cursor, step, unit)
 
-    def delete(self, motion: Motion) -> str:
-        """Removes what is between the cursor and where a motion leads; returns it."""
-        place = motion(self.text, self.cursor)
-        return self.cut(min(place, self.cursor), max(place, self.cursor))
+    def delete(self, step: int, unit: re.Pattern[str] | None = None) -> str:
+        """Removes what is between the cursor and the place one step away; returns it."""
+        place = reached(self.text, self.cursor, step, unit)
+        return self.replace(min(place, self.cursor), max(place, self.cursor))
 
-    def kill(self, motion: Motion) -> None:
+    def kill(self, step: int, unit: re.Pattern[str]) -> None:
         """Deletes what `yank` can put back. What is killed key by key is one text."""
-        before = self.cursor
-        removed = self.delete(motion)
-        if not removed:
-            return
-        kept = self.killed if self.last is Editor.kill else ""
-        self.killed = removed + kept if self.cursor < before else kept + removed
+        removed = self.delete(step, unit)
+        if removed:
+            kept = self.killed if self.last is Editor.kill else ""
+            self.killed = removed + kept if step < 0 else kept + removed
 
     def yank(self) -> None:
         """Puts back what was killed last."""
         self.insert(self.killed)
 
-    def cut(self, start: int, end: int) -> str:
-        """Takes a stretch out of the line and returns it."""
-        removed = self.text[start:end]
-        self.text = self.text[:start] + self.text[end:]
-        self.cursor = start
-        return removed
-
     def transpose(self) -> None:
         """Swaps the two characters around the cursor, at the end of the line the last two."""
-        middle = min(self.cursor, char_left(self.text, len(self.text)))
-        start, end = char_left(self.text, middle), char_right(self.text, middle)
+        middle = min(self.cursor, reached(self.text, len(self.text), -1))
+        start, end = reached(self.text, middle, -1), reached(self.text, middle, 1)
         if start < middle < end:
-            swapped = self.text[middle:end] + self.text[start:middle]
-            self.cut(start, end)
-            self.insert(swapped)
+            self.replace(start, end, self.text[middle:end] + self.text[start:middle])
 
     def complete(self) -> None:
         """Completes the name before the cursor; another Tab takes the next that fits."""
@@ -959,10 +907,10 @@ class Editor:
             names = self.candidates(self.completed) if self.completed else ()
             self.completing = [name + suffix for name in names]
         if self.completing:
-            self.cut(self.cursor - len(self.completed), self.cursor)
+            start = self.cursor - len(self.completed)
             self.completed = self.completing.pop(0)
             self.completing.append(self.completed)
-            self.insert(self.completed)
+            self.replace(start, self.cursor, self.completed)
 
     # How it looks
 
@@ -975,23 +923,14 @@ class Editor:
         """
         if self.secret:
             return fitting_end(self.secret, width - 1), ""
-        reach = 10 * width  # characters, of which surely not more are seen
-        start, end = max(self.cursor - reach, 0), self.cursor + reach
         text = masked(self.text)
-        before = text[start : self.cursor].translate(MARKS)
+        reach = 10 * width  # characters, of which surely not more are seen
+        before = text[max(self.cursor - reach, 0) : self.cursor].translate(MARKS)
+        after = text[self.cursor : self.cursor + reach].translate(MARKS)
         # What Enter will do, or what is searched for, is always seen; the prompt is not.
         heading = fitting_start(self.heading(), width * 3 // 4)
-        before = before if start or heading else prompt + before
-        after = text[self.cursor : end].translate(MARKS)
-        columns = width - 1 - text_width(heading)  # the cursor itself needs one
-        ahead = text_width(fitting_start(after, columns // 3))  # is seen in any case
-        left = fitting_end(before, columns - ahead)
-        if start or len(left) < len(before):
-            left = HIDDEN_LEFT + fitting_end(before, columns - ahead - 1)
-        columns -= text_width(left)
-        right = fitting_start(after, columns)
-        if end < len(self.text) or len(right) < len(after):
-            right = fitting_start(after, columns - 1) + HIDDEN_RIGHT
+        before = before if heading else prompt + before
+        left, right = around(before, after, width - 1 - text_width(heading))  # the cursor needs one
         return heading + left, right
 
     def heading(self) -> str:
@@ -1003,77 +942,70 @@ class Editor:
             return f"({len(lines)} lines: Enter says them) "
         return "" if self.sought is None else f"(search: {self.sought}) "
 
-    # What terminals send (xterm, VT100, the Linux console, rxvt) for what isn't just a character.
-    keys = bound(
-        (enter, "\r \n \x1bOM"),
-        (move, line_start, "\x01 \x1b[H \x1bOH \x1b[1~ \x1b[7~"),
-        (move, line_end, "\x05 \x1b[F \x1bOF \x1b[4~ \x1b[8~"),
-        (move, char_left, "\x02 \x1b[D \x1bOD"),
-        (move, char_right, "\x06 \x1b[C \x1bOC"),
-        (move, word_left, "\x1bb \x1b[1;5D \x1b[1;3D \x1b[5D \x1bOd"),
-        (move, word_right, "\x1bf \x1b[1;5C \x1b[1;3C \x1b[5C \x1bOc"),
-        (recall, 1, "\x10 \x1b[A \x1bOA"),
-        (recall, -1, "\x0e \x1b[B \x1bOB"),
-        (delete, char_left, "\x08 \x7f"),
-        (delete, char_right, "\x1b[3~"),
-        (delete_or_end, "\x04"),
-        (kill, blank_left, "\x17"),
-        (kill, word_left, "\x1b\x7f \x1b\x08"),
-        (kill, word_right, "\x1bd"),
-        (kill, line_end, "\x0b"),
-        (kill, line_start, "\x15"),
-        (yank, "\x19"),
-        (transpose, "\x14"),
-        (undo, "\x1f"),
-        (search, "\x12"),
-        (recall, "\x07"),
-        (insert, "\n", "\x1b\r \x1b\n"),
-        (complete, "\t"),
-        (interrupt, "\x03"),
-        (request, Request.CLEAR_SCREEN, "\x0c"),
-        (request, Request.SUSPEND, "\x1a"),
-    )
-    secret_keys = bound(
-        (answer_secret, "\r \n \x1bOM \x1b\r \x1b\n"),
-        (delete, char_left, "\x08 \x7f"),
-        (delete, line_start, "\x15"),
-        (delete_or_end, "\x04"),
-        (request, Request.INTERRUPT, "\x03"),
-        (request, Request.SUSPEND, "\x1a"),
-    )
+
+# What terminals send (xterm, VT100, the Linux console, rxvt) for what isn't just a character.
+LINE_KEYS = bound(
+    (Editor.enter, "\r \n \x1bOM"),
+    (Editor.move, -1, LINE, "\x01 \x1b[H \x1bOH \x1b[1~ \x1b[7~"),
+    (Editor.move, 1, LINE, "\x05 \x1b[F \x1bOF \x1b[4~ \x1b[8~"),
+    (Editor.move, -1, "\x02 \x1b[D \x1bOD"),
+    (Editor.move, 1, "\x06 \x1b[C \x1bOC"),
+    (Editor.move, -1, WORD, "\x1bb \x1b[1;5D \x1b[1;3D \x1b[5D \x1bOd"),
+    (Editor.move, 1, WORD, "\x1bf \x1b[1;5C \x1b[1;3C \x1b[5C \x1bOc"),
+    (Editor.recall, 1, "\x10 \x1b[A \x1bOA"),
+    (Editor.recall, -1, "\x0e \x1b[B \x1bOB"),
+    (Editor.delete, -1, "\x08 \x7f"),
+    (Editor.delete, 1, "\x1b[3~"),
+    (Editor.delete_or_end, "\x04"),
+    (Editor.kill, -1, LONG_WORD, "\x17"),
+    (Editor.kill, -1, WORD, "\x1b\x7f \x1b\x08"),
+    (Editor.kill, 1, WORD, "\x1bd"),
+    (Editor.kill, 1, LINE, "\x0b"),
+    (Editor.kill, -1, LINE, "\x15"),
+    (Editor.yank, "\x19"),
+    (Editor.transpose, "\x14"),
+    (Editor.undo, "\x1f"),
+    (Editor.search, "\x12"),
+    (Editor.recall, "\x07"),
+    (Editor.insert, "\n", "\x1b\r \x1b\n"),
+    (Editor.complete, "\t"),
+    (Editor.interrupt, "\x03"),
+    (Editor.request, Request.CLEAR_SCREEN, "\x0c"),
+    (Editor.request, Request.SUSPEND, "\x1a"),
+)
+SECRET_KEYS = bound(
+    (Editor.answer_secret, "\r \n \x1bOM \x1b\r \x1b\n"),
+    (Editor.delete, -1, "\x08 \x7f"),
+    (Editor.delete, -1, LINE, "\x15"),
+    (Editor.delete_or_end, "\x04"),
+    (Editor.request, Request.INTERRUPT, "\x03"),
+    (Editor.request, Request.SUSPEND, "\x1a"),
+)
 
 
 # --- The consoles --------------------------------------------------------------------------------
 
 INDENT = "  "  # before the rows of a message after the first
-MIN_COLUMNS = 20  # in a narrower window the rows wrap by themselves
 MAX_DRAWN = 1024  # bytes above the row that go to the terminal at once, if that's not one line
 MOMENT = 0.05  # seconds that a slow terminal may take for them
 MIN_PACE = 5000  # bytes a second that the slowest terminal takes, when it isn't stopped
 BUFFER_SIZE = 16 * 1024  # bytes that a system may hold for a terminal
 BELL_PAUSE = 5.0  # seconds from one bell to the next, at least
 MEASURE_TIME = 0.3  # seconds for the terminal to say where the cursor is
-PASTE_SILENCE = 1.0  # seconds after which what is being pasted has come to its end
 
 # The escape sequences that go to the terminal (ECMA-48, DEC's VT100, xterm), and what each does.
 BOLD = "\x1b[1m"  # SGR: what follows is bold
-DIM = "\x1b[2m"  # SGR: what follows is dim
-COLOUR = "\x1b[38;5;{}m"  # SGR: what follows has one of the 256 colours
 NORMAL = "\x1b[0m"  # SGR: what follows looks as usual
 LINK = "\x1b]8;id={1};{0}\x1b\\{2}\x1b]8;;\x1b\\"  # OSC 8: a part of the link with this id
-UP = "\x1b[{}A"  # CUU: up by this number of rows
 CLEAR_ROW = "\r\x1b[K"  # EL: to the start of the row, all of which is cleared
-CLEAR_REST = "\x1b[K"  # EL: clears from the cursor to the end of the row
 CLEAR_BELOW = "\r\x1b[J"  # ED: to the start of the row, and clears it and all that is below
 CLEAR_SCREEN = "\x1b[H\x1b[J"  # CUP, ED: to the top left, and clears everything
-WRAP_OFF, WRAP_ON = "\x1b[?7l", "\x1b[?7h"  # DECAWM: a row that is too long doesn't wrap
-WHERE_IS_CURSOR = "\x1b[6n"  # DSR: the terminal answers with ESC [ row ; column R
-CURSOR_IS = re.compile(rb"\x1b\[\d+;(\d+)R")
-SAVE_CURSOR, RESTORE_CURSOR = "\x1b7", "\x1b8"  # DECSC, DECRC: where the cursor is; back there
-PASTE_MODE_ON, PASTE_MODE_OFF = "\x1b[?2004h", "\x1b[?2004l"  # it marks what is pasted
-BELL = "\a"
+# A row that is too long for the window doesn't wrap (DECAWM); the terminal itself remembers where
+# the cursor belongs, and comes back there once the rest is drawn (DECSC, EL, DECRC).
+ROW = "\x1b[?7l\r{}\x1b7{}\x1b[K\x1b8\x1b[?7h"
+CURSOR_IS = re.compile(rb"\x1b\[\d+;(\d+)R")  # the answer to DSR 6: row, column
 
-# Of the 256 colours, those that can be read on black and on white, one for each 30 degrees of hue.
+# Of the 256 colours (SGR 38;5), those that can be read on black and on white, one for each 30 degrees of hue.
 COLOURS = (160, 130, 100, 64, 28, 29, 30, 33, 63, 135, 164, 168)
 ADDRESS = re.compile(r"https?://[^\s<>\"]*[^\s<>\"'.,:;!?)\]]")
 
@@ -1118,7 +1050,7 @@ class Painter:
         new_day, self.day = day if self.day not in ("", day) else "", day
         if width:
             line = line.expandtabs()
-            rows = in_rows(stamp + line, max(width - 1, MIN_COLUMNS))
+            rows = in_rows(stamp + line, max(width - 1, 20))  # narrower, they wrap by themselves
             if len(rows) > 1:
                 rows = self.link(stamp + line, rows)
             line = f"\n{INDENT}".join(rows)[len(stamp) :]
@@ -1142,13 +1074,13 @@ class Painter:
     def decorate(self, line: str) -> str:
         """Returns a line in colours."""
         if line.startswith("* "):
-            return f"{DIM}{line}{NORMAL}"
+            return f"\x1b[2m{line}{NORMAL}"  # SGR: dim
         speaker, colon, text = line.partition(": ")
         name = speaker.replace(PRIVATE, "")
         mine = name == self.me or (name != speaker and name.startswith("to "))
         if not self.me or not colon or len(name) > MAX_NAME + mine * len("to "):
             return line
-        colour = COLOUR.format(COLOURS[int(hue(name) / 360 * len(COLOURS))])
+        colour = f"\x1b[38;5;{COLOURS[int(hue(name) / 360 * len(COLOURS))]}m"
         return f"{BOLD if mine else colour}{speaker}{NORMAL}: {text}"
 
 
@@ -1333,6 +1265,7 @@ class Console:
     def close(self) -> None:
         """Gives back what was used, once all that was shown can be seen."""
         self.write_all()
+        signal.set_wakeup_fd(-1)
         self.signals.close()
 
 
@@ -1390,15 +1323,18 @@ class Terminal(Console):
             raise Failure(self.why_closed) from None
         self.modes = self.modes or before
         self.row, self.cursor_column = "", 0
-        self.output += PASTE_MODE_ON.encode()
+        self.output += b"\x1b[?2004h"  # it marks what is pasted
 
     def give_back(self) -> None:
         """Gives the terminal back as it was found, with the row cleared, unless somebody else has
         it by now."""
         modes, self.modes = self.modes, None
-        if not modes or not is_in_foreground():
+        with suppress(OSError):  # no shell shares it with us
+            if os.tcgetpgrp(0) != os.getpgrp():
+                return
+        if not modes:
             return
-        self.output += f"{CLEAR_ROW}{PASTE_MODE_OFF}".encode()
+        self.output += f"{CLEAR_ROW}\x1b[?2004l".encode()  # it marks nothing any more
         self.cursor_column = 0
         deadline = time.monotonic() + 1.0  # a terminal that is stopped is not waited for
         with suppress(OSError, Failure):
@@ -1418,6 +1354,7 @@ class Terminal(Console):
         if self.above:
             self.output += CLEAR_ROW.encode() + self.above
         self.give_back()
+        signal.set_wakeup_fd(-1)
         self.signals.close()
 
     def on_signal(self, _: int) -> None:
@@ -1435,13 +1372,11 @@ class Terminal(Console):
         with suppress(OSError):  # the terminal is gone, as the next read will tell
             self.width, self.height = window_size()
         self.row, self.clear = "", CLEAR_BELOW
-        if self.cursor_column < self.width:
-            return
-        if self.reflows is None:
-            self.output += WHERE_IS_CURSOR.encode()
+        if self.cursor_column >= self.width and self.reflows is None:
+            self.output += b"\x1b[6n"  # DSR 6: where is the cursor?
             self.timers[self.stop_measuring] = time.monotonic() + MEASURE_TIME
-        elif self.reflows:
-            self.clear = UP.format(self.cursor_column // self.width) + CLEAR_BELOW
+        elif self.cursor_column >= self.width and self.reflows:
+            self.clear = f"\x1b[{self.cursor_column // self.width}A{CLEAR_BELOW}"  # CUU: up
 
     def measured(self, data: bytes) -> bytes:
         """Takes out of what came from the terminal where the cursor is, and returns the rest."""
@@ -1453,8 +1388,7 @@ class Terminal(Console):
         cut_off = self.width - 1
         if wrapped != cut_off and column in (wrapped, cut_off):  # else it tells nothing
             self.reflows = column == wrapped
-        if self.reflows:
-            self.clear = UP.format(self.cursor_column // self.width) + CLEAR_BELOW
+            self.resize()
         return data[: answer.start()] + data[answer.end() :]
 
     def stop_measuring(self) -> None:
@@ -1471,7 +1405,7 @@ class Terminal(Console):
         self.editor.feed(self.measured(data))
         self.timers.pop(self.end_keys, None)
         if self.editor.unread or self.editor.pasting:
-            self.timers[self.end_keys] = time.monotonic() + PASTE_SILENCE
+            self.timers[self.end_keys] = time.monotonic() + 1.0
         self.take_from_editor()
 
     def end_keys(self) -> None:
@@ -1526,7 +1460,7 @@ class Terminal(Console):
     def ring(self) -> None:
         now = time.monotonic()
         if now >= self.quiet_until:
-            self.above += BELL.encode()
+            self.above += b"\a"
             self.quiet_until = now + BELL_PAUSE
 
     def waiting(self) -> int:
@@ -1536,10 +1470,15 @@ class Terminal(Console):
         """Draws what is new, if what was drawn before has reached the terminal."""
         if self.output or not self.modes or self.stop_measuring in self.timers:
             return
-        row, above = self.draw_row(), self.take_above()
+        prompt = self.status + self.prompt
+        before, after = self.editor.view(prompt, self.width)
+        self.cursor_column = text_width(before)
+        if self.painter.colours and prompt and before.startswith(prompt):
+            before = f"{BOLD}{prompt}{NORMAL}{before[len(prompt) :]}"
+        row, above = ROW.format(before, after), self.take_above()
         if above or row != self.row:
             clear = self.clear or (CLEAR_ROW if above else "")
-            self.output += clear.encode() + above + f"{WRAP_OFF}\r{row}{WRAP_ON}".encode()
+            self.output += clear.encode() + above + row.encode()
             self.row, self.clear = row, ""
 
     def take_above(self) -> bytearray:
@@ -1575,16 +1514,6 @@ class Terminal(Console):
                 self.pace = max(0.9 * size / (now - since + 0.001), MIN_PACE)
                 self.timers[self.rest] = now + BUFFER_SIZE / self.pace
 
-    def draw_row(self) -> str:
-        """Returns what draws the row from its start."""
-        prompt = self.status + self.prompt
-        before, after = self.editor.view(prompt, self.width)
-        self.cursor_column = text_width(before)
-        if self.painter.colours and prompt and before.startswith(prompt):
-            before = f"{BOLD}{prompt}{NORMAL}{before[len(prompt) :]}"
-        # The terminal itself remembers where the cursor belongs, and comes back there.
-        return f"{before}{SAVE_CURSOR}{after}{CLEAR_REST}{RESTORE_CURSOR}"
-
 
 def open_console(plain: bool, timestamps: bool) -> Console:
     """Returns what suits standard input and output. Raises Failure."""
@@ -1598,9 +1527,6 @@ def open_console(plain: bool, timestamps: bool) -> Console:
 
 
 # --- Why there is no connection ------------------------------------------------------------------
-
-NOT_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE")  # OpenSSL's reasons
-TLS_ALERT = b"\x15\x03"  # how a server that speaks TLS answers one who doesn't (RFC 8446, 5.1)
 
 # What to tell the user, the most telling first: a host may have several addresses.
 WHY_NOT_CONNECTED = {
@@ -1651,7 +1577,7 @@ def why_no_tls(error: ssl.SSLError, host: str) -> str:
                 "if it is a private one, give it with --tls-ca FILE"
             )
         return f"the certificate of {host} can't be trusted: {error.verify_message}"
-    if error.reason in NOT_TLS:
+    if error.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"):
         return f"{host} does not speak TLS there; leave out --tls"
     return f"no TLS with {host}: {error.reason or error}"
 
@@ -1661,12 +1587,10 @@ def why_no_tls(error: ssl.SSLError, host: str) -> str:
 CONNECT_TIME = 10.0  # seconds for each address of a host, and for a TLS handshake
 QUESTION_TIME = 5.0  # seconds to wait for a question when we have a password to give
 ANSWER_TIME = 0.5  # seconds at least to wait for a welcome or an answer that may never come
-ANSWER_FACTOR = 4  # times as long as it took to connect, if that is more
 UNFINISHED_TIME = 0.5  # seconds to wait for the rest of a line that isn't a room's
 LINGER = 1.0  # seconds for the server to close after the user has left
 MAX_WAITING = 64 * 1024  # bytes that wait for a slow reader before we stop reading the other side
 MAX_NOTED = 20  # lines that wait to be sent and are shown one by one
-MAX_DOUBTED = 25_000  # lines that we remember as long as they may not have arrived
 READ_TIME = 5.0  # seconds after which a server that still speaks has read what was sent
 LOST_TIME = 15.0  # seconds in which a room that was asked something has to be heard of
 SETTLE_TIME = 30.0  # seconds after which a connection is taken for one that lasts
@@ -1688,10 +1612,6 @@ SOCKET_OPTIONS = [
     if hasattr(socket, name)
 ]
 
-# On Linux: how many bytes the peer has yet to acknowledge, the end of the stream counting as one;
-# and what TLS adds to a record at least (RFC 8446, 5.2).
-SIOCOUTQ = 0x5411 if sys.platform == "linux" else 0
-RECORD_OVERHEAD = 22
 IN_DOUBT = "what you said last may not have arrived"
 
 
@@ -1740,7 +1660,7 @@ class Client:
         """Asks the user for a name, unless there is one; says whether there is, and not the end of
         input. Raises Failure if that isn't somebody's wish to leave."""
         console, protocol = self.console, self.protocol
-        while not protocol.name and (console.typed or not console.ended):
+        while not protocol.wanted and (console.typed or not console.ended):
             console.invite("name: ", ask=True)
             if not console.typed:
                 self.turn()
@@ -1751,15 +1671,15 @@ class Client:
                 console.typed.clear()
                 return False
             if not line.command:  # else each message would begin with it
-                protocol.want(line.text.strip())
+                protocol.wanted = line.text.strip()
             elif console.attended:
                 console.show("* a name does not begin with a slash")
             else:
                 break
         console.prompt = ""
-        if not protocol.name and not console.attended:
+        if not protocol.wanted and not console.attended:
             raise Failure("no name was given; use --name NAME, or the first line of the input")
-        return bool(protocol.name)
+        return bool(protocol.wanted)
 
     def ask_password(self) -> bool:
         """Gets the password from the user, if the room wants it; says whether it still does."""
@@ -1802,6 +1722,14 @@ class Client:
                 key.data(ready)
         self.do_what_is_due()
 
+    def turn_alone(self, *more: tuple[Any, int, Callable[[int], object]]) -> None:
+        """Takes a turn while there is no session. A user who wants to leave is kept for a moment,
+        if there are lines to be sent."""
+        if self.console.interactive and self.console.wants_to_leave():
+            seconds = LINGER if self.console.unsent() else 0.0
+            self.timers.setdefault(self.leave, time.monotonic() + seconds)
+        self.turn(*more)
+
     def do_what_is_due(self) -> None:
         """Takes the actions whose time has come."""
         now = time.monotonic()
@@ -1810,18 +1738,17 @@ class Client:
                 del self.timers[action]
                 action()
 
-    def wait_for(self, sock: socket.socket, events: int, seconds: float = NEVER) -> bool:
-        """Waits for events on a socket while there is no session; says whether they have come.
-        Raises Failure or KeyboardInterrupt if the user doesn't want to wait."""
+    def wait(self, seconds: float, sock: socket.socket | None = None, events: int = 0) -> bool:
+        """Lets some time pass while there is no session, or waits for events on a socket; says
+        whether they have come. Raises Failure or KeyboardInterrupt if the user leaves."""
         came: list[int] = []
+        files = [(sock, events, came.append)] if sock else []
         self.timers[self.stop_waiting] = time.monotonic() + seconds
         while not came and self.stop_waiting in self.timers:
-            leaves = self.console.interactive and self.console.wants_to_leave()
-            if leaves and self.leave not in self.timers:
-                self.timers[self.leave] = time.monotonic() + LINGER * bool(self.console.unsent())
-            self.turn((sock, events, came.append))
+            if not files:
+                self.note_unsent()
+            self.turn_alone(*files)
         self.timers.pop(self.stop_waiting, None)
-        self.timers.pop(self.leave, None)
         return bool(came)
 
     def stop_waiting(self) -> None:
@@ -1837,7 +1764,7 @@ class Client:
 
     def connect(self) -> socket.socket:
         """Connects to the first address of the host that answers. Raises Disconnected, Failure if
-        the host can't be trusted, and what wait_for() raises."""
+        the host can't be trusted, and what wait() raises."""
         self.console.status = "(connecting) "
         addresses = self.look_up()
         codes = []
@@ -1850,7 +1777,7 @@ class Client:
             else:
                 sock = self.shake_hands(sock, self.tls) if self.tls else sock
                 took = time.monotonic() - started
-                self.patience = min(max(ANSWER_TIME, ANSWER_FACTOR * took), CONNECT_TIME)
+                self.patience = min(max(ANSWER_TIME, 4 * took), CONNECT_TIME)
                 return sock
         here = all(is_loopback(str(address[0])) for *_, address in addresses)
         # Whoever runs a server that was there knows how to start it.
@@ -1881,13 +1808,13 @@ class Client:
         except RuntimeError:  # the system has none left: then the keys have to wait
             ask()
         with done:
-            self.wait_for(done, EVENT_READ)
+            self.wait(NEVER, done, EVENT_READ)
         if isinstance(found[0], Exception):
             raise Disconnected(why_no_address(found[0], self.host))
         return list(found[0])
 
     def connect_to(self, address: Any, sock: socket.socket) -> socket.socket:
-        """Returns the socket, connected. Raises OSError, and what wait_for() raises."""
+        """Returns the socket, connected. Raises OSError, and what wait() raises."""
         with ExitStack() as unless_connected:
             unless_connected.callback(sock.close)
             sock.setblocking(False)
@@ -1896,7 +1823,7 @@ class Client:
             code = sock.connect_ex(address)
             if code in (errno.EINPROGRESS, errno.EWOULDBLOCK):
                 code = errno.ETIMEDOUT
-                if self.wait_for(sock, EVENT_WRITE, CONNECT_TIME):
+                if self.wait(CONNECT_TIME, sock, EVENT_WRITE):
                     code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if code:
                 raise OSError(code, os.strerror(code))
@@ -1913,7 +1840,7 @@ class Client:
                 sock = tls.wrap_socket(plain, server_hostname=name, do_handshake_on_connect=False)
                 unless_done.callback(sock.close)
                 while events := handshake_events(sock):
-                    if not self.wait_for(sock, events, deadline - time.monotonic()):
+                    if not self.wait(deadline - time.monotonic(), sock, events):
                         raise Disconnected(f"{host} does not answer in TLS; does it speak it?")
             except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
                 raise Disconnected(f"{host} closed the connection in the TLS handshake") from None
@@ -1926,34 +1853,20 @@ class Client:
 
     def reconnect(self) -> socket.socket:
         """Connects again, trying ever more rarely, once the password is known that the room wants.
-        Raises what wait_for() raises."""
+        Raises what wait() raises."""
         while True:
-            if self.protocol.wants_password:
-                while self.ask_password():
-                    self.turn_unless_left()
-            else:
-                self.pause()
+            if not self.protocol.wants_password:
+                # So that, when a room starts again, not everyone comes at the same moment.
+                seconds = self.delay * random.uniform(0.5, 1.0)
+                self.delay = min(2 * self.delay, RETRY_DELAYS[1])
+                self.console.status = f"(trying again in {seconds:.1f} s) "
+                self.wait(seconds)
+            while self.ask_password():
+                self.turn_alone()
             try:
                 return self.connect()
             except Disconnected as failure:
                 self.tell_lost(failure)
-
-    def pause(self) -> None:
-        """Lets some time pass before the next try. Raises what wait_for() raises."""
-        # So that, when a room starts again, not everyone comes at the same moment.
-        seconds = self.delay * random.uniform(0.5, 1.0)
-        self.delay = min(2 * self.delay, RETRY_DELAYS[1])
-        self.console.status = f"(trying again in {seconds:.1f} s) "
-        self.timers[self.stop_waiting] = time.monotonic() + seconds
-        while self.stop_waiting in self.timers:
-            self.note_unsent()
-            self.turn_unless_left()
-
-    def turn_unless_left(self) -> None:
-        """Takes a turn of the loop without a connection, unless the user wants to leave."""
-        if self.console.wants_to_leave():
-            self.leave()
-        self.turn()
 
     def note_unsent(self) -> None:
         """Tells the user of the lines that wait to be sent, each once."""
@@ -1979,9 +1892,10 @@ def handshake_events(sock: ssl.SSLSocket) -> int:
 def unacknowledged(sock: socket.socket) -> int:
     """Returns how many bytes that were sent, the end of the stream included, the other side's
     system hasn't confirmed to have; 0 where ours doesn't tell."""
-    if fcntl and SIOCOUTQ:
+    if fcntl and sys.platform == "linux":
         with suppress(OSError):
-            return int.from_bytes(fcntl.ioctl(sock, SIOCOUTQ, bytes(4)), sys.byteorder)
+            siocoutq = 0x5411
+            return int.from_bytes(fcntl.ioctl(sock, siocoutq, bytes(4)), sys.byteorder)
     return 0
 
 
@@ -2011,13 +1925,14 @@ class Session:
         # each with the number of bytes up to its end; and how many bytes there were, and when, as
         # the server was last asked whether it has heard all of them, until it answers.
         self.sent = 0
-        self.said: deque[tuple[int, Line]] = deque(maxlen=MAX_DOUBTED)
+        self.said: deque[tuple[int, Line]] = deque(maxlen=25_000)
         self.asked: tuple[int, float] | None = None
         self.linger = max(LINGER, client.patience)  # seconds for a server that is to close, too
 
     def run(self) -> None:
         """Talks until it is over, or the user has left. Raises Disconnected if that wasn't the
         user's will, and Failure if there is no use in trying again."""
+        self.timers.pop(self.client.leave, None)
         self.protocol.begin()
         least = QUESTION_TIME if self.protocol.password else 0.0
         self.timers[self.stop_waiting] = time.monotonic() + max(least, self.client.patience)
@@ -2053,8 +1968,7 @@ class Session:
     def raise_failure(self) -> None:
         """Raises what has gone wrong, if anything has."""
         protocol, doubtful = self.protocol, self.console.doubtful
-        hopeless = self.left or protocol.hopeless
-        disconnected = Failure if hopeless else Disconnected
+        disconnected = Failure if self.left or protocol.hopeless else Disconnected
         in_vain = protocol.outgoing or self.console.unsent()
         if protocol.why and (self.over or not self.console.attended):
             raise disconnected(protocol.why)
@@ -2109,7 +2023,7 @@ class Session:
         self.console.typed.extendleft(reversed(unsent))
         last = self.sent if self.lost else 0  # bytes that may not have arrived
         if not self.over:
-            overhead = RECORD_OVERHEAD if self.client.tls else 0
+            overhead = 22 if self.client.tls else 0  # of a record, at least (RFC 8446, 5.2)
             last = max(unacknowledged(self.sock) - self.stream_ended - overhead, 0)
         taken = [line for end, line in self.said if self.sent - last < end <= self.sent]
         self.console.doubtful = [masked(line.text) for line in taken]
@@ -2131,20 +2045,15 @@ class Session:
                 self.leave()
                 console.echo_typed((protocol.prompt if protocol.is_echo else "") + line.text)
                 break
-            self.submit(line)
-
-    def submit(self, line: Line) -> None:
-        """Lets the protocol have one line."""
-        protocol = self.protocol
-        before = len(protocol.outgoing)
-        protocol.submit(line)
-        if len(protocol.outgoing) > before:
-            self.said.append((self.sent + len(protocol.outgoing), line))
-        self.timers[self.stop_waiting] = time.monotonic() + self.client.patience
-        # A chat shows its own message; a command, or what an echo server gets, stays as typed.
-        if line.text.strip() and not protocol.to_show:
-            self.console.echo_typed(protocol.prompt + masked(line.text))
-        self.show()
+            before = len(protocol.outgoing)
+            protocol.submit(line)
+            if len(protocol.outgoing) > before:
+                self.said.append((self.sent + len(protocol.outgoing), line))
+            self.timers[self.stop_waiting] = time.monotonic() + self.client.patience
+            # A chat shows its own message; a command, or what an echo server gets, stays as typed.
+            if line.text.strip() and not protocol.to_show:
+                console.echo_typed(protocol.prompt + masked(line.text))
+            self.show()
 
     def leave(self) -> None:
         """Takes nothing more from the user, who wants to go."""
@@ -2162,12 +2071,10 @@ class Session:
         console, protocol = self.console, self.protocol
         no_more = self.left or (console.ended and not console.typed)
         stuck = len(protocol.outgoing) >= MAX_WAITING or not protocol.accepts_input
-        if no_more and not stuck and not protocol.outgoing:
-            if not self.stream_ended:
-                self.end_stream()
-        elif stuck and console.wants_to_leave():
-            if self.go not in self.timers:
-                self.timers[self.go] = time.monotonic() + self.linger
+        if no_more and not stuck and not protocol.outgoing and not self.stream_ended:
+            self.end_stream()
+        if stuck and console.wants_to_leave():
+            self.timers.setdefault(self.go, time.monotonic() + self.linger)
         elif not self.left:
             self.timers.pop(self.go, None)
 
@@ -2187,7 +2094,7 @@ class Session:
     def show(self) -> None:
         """Puts out what the protocol has to show."""
         protocol, console = self.protocol, self.console
-        if protocol.welcomed:
+        if protocol.phase is Phase.IN_ROOM:
             self.settle()
         if protocol.why and protocol.awaits_answer and console.interactive:
             return  # it may be all that there will be: then it is the reason that is told
@@ -2241,16 +2148,12 @@ class Session:
         """It is over; `lost` says why, if that isn't as it should be."""
         self.over, self.lost = True, lost
 
-    def seems_to_want_tls(self, first: bytes) -> bool:
-        """Says whether the first that was received looks like a server's that speaks TLS."""
-        # Once we have said all, it may close; but if that was nothing, a room would have spoken.
-        said_all = self.left or self.sent or self.protocol.is_echo
-        may_close = self.stream_ended and said_all
-        return not self.client.tls and (first.startswith(TLS_ALERT) or not (first or may_close))
-
     def receive(self, data: bytes) -> None:
         """Lets the protocol have the lines in what was received; nothing means the end."""
-        if self.silent and self.seems_to_want_tls(data):
+        # Once we have said all, it may close; but if that was nothing, a room would have spoken.
+        may_close = self.stream_ended and (self.left or self.sent or self.protocol.is_echo)
+        wants_tls = data.startswith(b"\x15\x03") or not (data or may_close)  # RFC 8446, 5.1: alert
+        if self.silent and wants_tls and not self.client.tls:
             self.end("the server closed it without a word; if it speaks TLS, use --tls")
             self.protocol.hopeless = not self.protocol.was_room
             return
@@ -2280,9 +2183,9 @@ class Session:
             self.timers[self.stop_waiting] = time.monotonic() + self.client.patience
         # Some servers end no line. Ours does, so there the rest is only late.
         rest = terminal_text(self.framer.partial)
-        is_late = protocol.welcomed or any(line.startswith(rest) for line in FIRST_WORDS)
+        late = [line[: len(rest)] for line in (WELCOME, PASSWORD_QUESTION, WRONG_PASSWORD)]
         self.timers.pop(self.hear_rest, None)
-        if self.framer.partial and not is_late:
+        if self.framer.partial and rest not in late and protocol.phase is not Phase.IN_ROOM:
             self.timers[self.hear_rest] = time.monotonic() + UNFINISHED_TIME
         self.show()
 
@@ -2350,20 +2253,6 @@ def open_standard_streams() -> None:
     sys.stdout, sys.stderr = sys.stdout and LossyStream(1), LossyStream(2)  # None if closed
 
 
-class SignalSocket(socket.socket):
-    """What open_signal_socket returns. After close() no signal arrives any more."""
-
-    def __init__(self, reader: socket.socket, writer: socket.socket) -> None:
-        super().__init__(fileno=reader.detach())
-        self.writer = writer
-        self.woken_before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-
-    def close(self) -> None:
-        signal.set_wakeup_fd(self.woken_before)
-        self.writer.close()
-        super().close()
-
-
 def open_signal_socket(*numbers: int) -> socket.socket:
     """Returns a socket on which each of these signals arrives as a byte, its number.
 
@@ -2373,10 +2262,10 @@ def open_signal_socket(*numbers: int) -> socket.socket:
     reader, writer = socket.socketpair()
     reader.setblocking(False)
     writer.setblocking(False)
-    signals = SignalSocket(reader, writer)
+    signal.set_wakeup_fd(writer.detach(), warn_on_full_buffer=False)  # open until the process ends
     for number in numbers:
-        signal.signal(number, lambda *_: None)  # only a signal with a handler wakes the loop
-    return signals
+        signal.signal(number, lambda *_: None)  # only one with a handler arrives
+    return reader
 
 
 def raise_for_signal(number: int, _: Any) -> None:
@@ -2392,14 +2281,6 @@ def is_ready(file: int | socket.socket, events: int, seconds: float | None = 0) 
     with Selector() as selector:
         selector.register(file, events)
         return bool(selector.select(seconds))
-
-
-def is_in_foreground() -> bool:
-    """Says whether the terminal is ours to change, and not the shell's or another job's."""
-    try:
-        return os.tcgetpgrp(0) == os.getpgrp()
-    except OSError:  # no shell shares it with us
-        return True
 
 
 def window_size() -> tuple[int, int]:
@@ -2420,20 +2301,16 @@ def open_input() -> int | socket.socket:
             return os.open(os.ttyname(0), os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
         return 0
     ours, feeder = socket.socketpair()
-    if sys.stdin is None:  # it was closed
-        feeder.close()
-    else:
-        threading.Thread(target=feed_input, args=(feeder,), daemon=True).start()
+    stdin: Any = sys.stdin  # None if it was closed
+
+    def feed() -> None:
+        with feeder, suppress(OSError, AttributeError):
+            # From the raw file: a buffered one is locked by the reader, also when the process ends.
+            for data in iter(lambda: stdin.buffer.raw.read(RECEIVE_SIZE), b""):
+                feeder.sendall(data)
+
+    threading.Thread(target=feed, daemon=True).start()
     return ours
-
-
-def feed_input(feeder: socket.socket) -> None:
-    """Passes standard input on until it ends."""
-    stdin: Any = sys.stdin.buffer
-    with feeder, suppress(OSError):
-        # From the raw file: a buffered one is locked by the reader, also when the process ends.
-        for data in iter(lambda: stdin.raw.read(RECEIVE_SIZE), b""):
-            feeder.sendall(data)
 
 
 # --- The command line ----------------------------------------------------------------------------

@@ -55,6 +55,8 @@ PASTE, END_PASTE = "\x1b[200~", "\x1b[201~"
         ("abc\x02\x14", "acb|"),
         ("abc\x02\x02\x14", "ba|c"),
         ("\x14a\x14", "a|"),
+        ("one two\r\x12one\x17", "one |"),
+        ("one two\r\x12two\x1bd", "one two|"),
         ("abc\x01\x14", "|abc"),
         ("a\x00\x1b[99~\x1bxb", "ab|"),
         ("a\x1b\x1b[Db", "b|a"),
@@ -332,6 +334,13 @@ def test_a_secret_is_neither_shown_nor_kept() -> None:
     typed("half", editor)
     assert editor.view("password: ", 80) == ("password: ", "")
     assert editor.view("password: ", 6) == ("ord: ", "")
+
+
+def test_a_secret_can_not_be_brought_back() -> None:
+    for keys in ("\x1f", "\x19", UP, "\x12se"):
+        editor = Editor()
+        editor.ask_secret("password: ")
+        assert shown(typed(f"secret\r{keys}", editor)) == "|"
 
 
 def test_keys_that_end_the_question_for_a_secret() -> None:

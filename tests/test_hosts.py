@@ -741,13 +741,20 @@ def test_transcript_is_for_its_owner_alone(start: Callable[..., Server], tmp_pat
     assert stat.S_IMODE(new.stat().st_mode) == 0o600
 
 
-@pytest.mark.parametrize("module", [echo_server, chat_server])
-def test_signals_that_end_a_server_arrive(module: Any) -> None:
+@pytest.mark.parametrize(
+    "open_socket",
+    [
+        echo_server.ending_signals,
+        chat_server.ending_signals,
+        lambda: chat_client.open_signal_socket(signal.SIGINT, signal.SIGTERM, signal.SIGHUP),
+    ],
+)
+def test_signals_that_end_a_script_arrive(open_socket: Callable[[], socket.socket]) -> None:
     numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
     former = [signal.getsignal(number) for number in numbers]
     try:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
-        with module.ending_signals() as signals:
+        with open_socket() as signals:
             for number in numbers:
                 os.kill(os.getpid(), number)
                 assert eventually(lambda: signals.recv(9)) == bytes([number])
@@ -757,20 +764,6 @@ def test_signals_that_end_a_server_arrive(module: Any) -> None:
     finally:
         for number, handler in zip(numbers, former):
             signal.signal(number, handler)
-
-
-def test_signals_arrive_until_their_socket_is_closed() -> None:
-    former = signal.getsignal(signal.SIGUSR1)
-    try:
-        with chat_client.open_signal_socket(signal.SIGUSR1) as signals:
-            os.kill(os.getpid(), signal.SIGUSR1)
-            assert eventually(lambda: signals.recv(9)) == bytes([signal.SIGUSR1])
-            for _ in range(3000):  # more than it holds, which is no traceback on standard error
-                signal.raise_signal(signal.SIGUSR1)
-        assert signal.set_wakeup_fd(-1) == -1
-        assert signals.fileno() == -1
-    finally:
-        signal.signal(signal.SIGUSR1, former)
 
 
 # Log
