@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parent))  # so that `python tests/bench` works as well
 
+from attack import UNITS, attacked
 from joining import join
 from report import headline, print_bars, print_table
 from servers import Finder, Running, Server, Servers
@@ -43,6 +44,8 @@ FIGURES = {
     "browsers": "cpu",
     "stuck": "cpu",
     "crowd": "cpu",
+    "tls": "cpu",
+    "attacked": "p99",
     "joining": "cpu",
     "echo-small": "rate",
     "echo-bulk": "rate",
@@ -62,10 +65,11 @@ class Scale(NamedTuple):
     rates: Sequence[int]  # of conversations, in lines a second
     crowds: Sequence[int]
     idlers: int
+    flooders: Sequence[int]
 
 
-FULL = Scale(2.0, 3, [(100, 1), (100, 10), (1000, 10)], [1000, 2000], [10_000, 19_000], 8000)
-QUICK = Scale(0.4, 1, [(100, 1), (1000, 10)], [1000], [10_000], 1000)
+FULL = Scale(2.0, 3, [(100, 1), (100, 10), (1000, 10)], [1000, 2000], [10_000, 19_000], 8000, [1, 50, 500])
+QUICK = Scale(0.4, 1, [(100, 1), (1000, 10)], [1000], [10_000], 1000, [50])
 
 
 class Trial(NamedTuple):
@@ -128,10 +132,31 @@ def list_room_works(servers: Servers, scale: Scale) -> Iterator[Work]:
     run = partial(converse, seconds=seconds, talkers=100, rate=1000)
     yield Work.alike("browsers: 100 members, 1,000 lines a second", 100, servers.browsers, run)
     yield stuck_work(servers.rooms[0], seconds)
+    yield from list_tls_works(servers, seconds)
+    yield from list_attacks(servers, scale)
     for members in scale.crowds:
         run = partial(crowd, seconds=2 * seconds, members=members, rate=5)
         title = f"crowd: {members:,} members, 5 lines a second"
         yield Work.alike(title, members, servers.crowded, run)
+
+
+def list_tls_works(servers: Servers, seconds: float) -> Iterator[Work]:
+    run = partial(converse, seconds=seconds, talkers=500, rate=10)
+    yield Work.alike("tls: 500 members, 10 lines a second", 500, servers.tls, run)
+    run = partial(flood, seconds=seconds, listeners=1, senders=1)
+    yield Work.alike("tls: 1 listener, 1 flooding", 2, servers.tls, run)
+    run = partial(converse, seconds=seconds, talkers=2, rate=2000)
+    yield Work.alike("tls: 2 members, 2,000 lines a second", 2, servers.tls, run)
+
+
+def list_attacks(servers: Servers, scale: Scale) -> Iterator[Work]:
+    plain, tls = servers.attacked
+    for kind in UNITS:
+        room = tls if kind == "key updates" else plain
+        for flooders in scale.flooders:
+            run = partial(attacked, seconds=scale.seconds, kind=kind, flooders=flooders)
+            title = f"attacked: 2 who talk, and {flooders:,} who flood: {kind}"
+            yield Work.alike(title, flooders, [room], run)
 
 
 def stuck_work(room: Server, seconds: float) -> Work:
@@ -262,7 +287,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(servers: Servers, argv: Sequence[str] | None) -> int:
     everyone = {
         server.name: server
-        for group in (servers.rooms, servers.echoes, servers.browsers, *servers.doors.values())
+        for group in (
+            servers.rooms,
+            servers.echoes,
+            servers.browsers,
+            servers.tls,
+            servers.attacked,
+            *servers.doors.values(),
+        )
         for server in group
     }
     args = parse_args(argv, everyone)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 
 import websocket
-from servers import Lines, Running, set_options
+from servers import Lines, Running, set_options, unverified
 from works import Meter, Result, wait_until_quiet
 
 MOST_AT_DOOR = 50  # newcomers at once: a room behind TLS takes no more than 100
@@ -61,10 +61,7 @@ class Joining:
     def __init__(self, server: Running, seconds: float, rate: int) -> None:
         self.server = server
         self.seconds = seconds
-        self.tls = ssl.create_default_context() if server.tls else None
-        if self.tls:  # the load has better things to do with its time than to verify
-            self.tls.check_hostname = False
-            self.tls.verify_mode = ssl.CERT_NONE
+        self.tls = unverified() if server.tls else None
         self.poller = select.epoll()
         self.joining: dict[int, Newcomer] = {}  # by descriptor
         self.inside: list[socket.socket] = []

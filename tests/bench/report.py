@@ -61,6 +61,8 @@ def ratio(ours: Rounds, theirs: Rounds, field: str) -> str:
 
 def headline(result: Result) -> str:
     """Returns a few words about one result, to be shown as progress."""
+    if result.rate == 0:
+        return f"nothing arrived, {result.lost + result.late:,} were due"
     rate = scaled(result.rate, "/s") if result.rate else ""
     memory = scaled(result.memory, "B") if result.memory else ""
     lost = f", {result.lost:,} lost" if result.lost else ""

@@ -6,6 +6,7 @@ import copy
 import os
 import shutil
 import socket
+import ssl
 import struct
 import subprocess
 import sys
@@ -48,7 +49,8 @@ class Lines:
         thousands don't come faster than they are let in. Raises OSError."""
         sock.sendall(self.hello)
         if self.welcome:
-            sock.recv(1, socket.MSG_PEEK)
+            # It counts as heard, but through TLS one can't look at it without that.
+            sock.recv(1, 0 if isinstance(sock, ssl.SSLSocket) else socket.MSG_PEEK)
 
     def say(self, text: bytes) -> bytes:
         """Returns the bytes that say a text, which has no newline."""
@@ -199,7 +201,7 @@ class Running:
         set_options(sock)
         # No timeout of Python's: that would turn each call into two.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", PATIENCE, 0))
-        return sock
+        return unverified().wrap_socket(sock) if self.tls else sock
 
     def processes(self) -> list[int]:
         """Returns its process and that one's children. Linux only, as all that follows."""
@@ -234,6 +236,14 @@ class Running:
         return total
 
 
+def unverified() -> ssl.SSLContext:
+    """Returns what speaks TLS with anybody: the load has better things to do than to verify."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
 def set_options(sock: socket.socket) -> None:
     """Makes a connection send at once, and reset when it is closed: 20,000 that waited for a minute
     (TIME_WAIT) would leave no port for the next server."""
@@ -252,6 +262,8 @@ class Servers(NamedTuple):
     echoes: list[Server]
     browsers: list[Server]  # rooms over WebSocket, beside ours without
     doors: dict[str, list[Server]]  # by how newcomers join
+    tls: list[Server]  # rooms that speak it
+    attacked: list[Server]  # our room with a port for browsers, and the same with TLS
 
 
 class Finder:
@@ -292,6 +304,8 @@ class Finder:
                     self.asyncio("websockets", self.websockets, tls=True),
                 ],
             },
+            tls=[self.chat(tls=True), self.ncat(tls=True)],
+            attacked=[web, self.chat(web=True, tls=True)],
         )
 
     def chat(self, web: bool = False, tls: bool = False) -> Server:

@@ -31,15 +31,15 @@ def shake_hands(sock: socket.socket) -> None:
         raise ConnectionError(f"no WebSocket: {head[:60]!r}")
 
 
-def frame(payload: bytes) -> bytes:
-    """Returns a masked text frame."""
+def frame(payload: bytes, first: int = TEXT) -> bytes:
+    """Returns a masked frame: with text, unless its first byte says otherwise."""
     size = len(payload)
     if size < 126:
-        head = bytes([TEXT, 0x80 | size])
+        head = bytes([first, 0x80 | size])
     elif size < 1 << 16:
-        head = bytes([TEXT, 0x80 | 126]) + size.to_bytes(2, "big")
+        head = bytes([first, 0x80 | 126]) + size.to_bytes(2, "big")
     else:
-        head = bytes([TEXT, 0x80 | 127]) + size.to_bytes(8, "big")
+        head = bytes([first, 0x80 | 127]) + size.to_bytes(8, "big")
     mask = int.from_bytes((MASK * (size // 4 + 1))[:size], "big")
     masked = (int.from_bytes(payload, "big") ^ mask).to_bytes(size, "big")
     return head + MASK + masked

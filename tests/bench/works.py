@@ -11,6 +11,7 @@ import os
 import random
 import select
 import socket
+import ssl
 import sys
 import time
 from collections.abc import Sequence
@@ -73,8 +74,9 @@ class Meter:
         """Returns the figures, after so many messages; `delays` are how long some of them took."""
         ordered = sorted(delays)
         stalled = time.perf_counter() - self.end > STALLED
+        missing = max(0, missing)  # what was counted twice isn't missing
         return Result(
-            rate=messages / (self.end - self.start),
+            rate=messages / (self.end - self.start) if self.end > self.start else 0.0,
             lost=missing if stalled else 0,
             late=0 if stalled else missing,
             cpu=(self.server.cpu() - self.server_cpu) / max(messages, 1),
@@ -179,7 +181,25 @@ class Browser(Member):
         return True
 
 
+class TLSMember(Member):
+    """The same through TLS: what arrives has to be decrypted to be counted."""
+
+    def receive_text(self, flags: int) -> int:
+        try:
+            size = self.hears.recv_into(received, RECEIVE_SIZE)
+        except ssl.SSLWantReadError as error:
+            raise BlockingIOError from error
+        self.gone = not size
+        return size
+
+    def send(self) -> None:
+        with suppress(ssl.SSLWantWriteError):
+            super().send()
+
+
 def new_member(server: Running) -> Member:
+    if server.tls:
+        return TLSMember(server)
     return Browser(server) if server.dialect.in_frames else Member(server)
 
 
