@@ -17,7 +17,7 @@ The protocol is lines of UTF-8 text, ended by LF or CRLF. A member sends
     //TEXT              the message /TEXT
 
 and any other line is a message for every other member. The room answers and announces with lines
-that begin with "* ". A member with a name has it before each of its messages, "John: Hi". In a
+that begin with "* ". A named member's messages each begin with its name: "John: Hi". In a
 closed room the first line from a newcomer is the password. Browsers get a page from a port of their
 own, and the same lines through a WebSocket there. With --operator-file, whoever knows that password
 can say /op PASSWORD, and then remove others: /kick NAME.
@@ -25,7 +25,7 @@ can say /op PASSWORD, and then remove others: /kick NAME.
 One thread, one selectors loop, non-blocking sockets. A turn of the loop goes like this:
 
     1. wait until sockets are ready; send what had to wait for that
-    2. go on with newcomers, for some ms at most: TLS, a browser's request, the password
+    2. go on with newcomers, for a few ms at most: TLS, a browser's request, the password
     3. read from each member once, and put what was said into one batch, in the order of reading
     4. hand the whole batch to each member; whoever spoke gets it without its own lines
     5. what a socket doesn't take now waits in its member's queue: while one is too long, read from
@@ -38,13 +38,13 @@ batches grow by themselves.
 Standard library only, Python 3.8 or later. Copy this file anywhere and run it.
 
 The file is in the order in which a reader needs it. The first two parts are all of a chat but the
-way in, and one may stop after them; whoever wants the loop alone begins with ChatServer.turn.
+way in, and you may stop there; whoever wants just the loop starts at ChatServer.turn.
 
     I    The room               framing lines, names, batches, the history    knows no sockets
     II   The loop               connections, the turn of the loop, who is     knows no TLS, telnet,
                                 a member, who may say how much                browsers or passwords
-    III  The door               voices, the way of a newcomer, hosts,         knows not what travels
-                                passwords, operators                          on the wire
+    III  The door               voices, the way of a newcomer, hosts,         doesn't know what
+                                passwords, operators                          travels on the wire
     IV   Other ways to speak    telnet, WebSocket, TLS and its certificate    knows no room
     V    Browsers               the page, HTTP                                knows no room
     VI   The process            the log, the transcript, listening, how to    knows them all
@@ -89,7 +89,7 @@ from itertools import islice, product
 from selectors import EVENT_READ, EVENT_WRITE
 from typing import Any, Generator, NamedTuple, cast
 
-try:  # Windows has neither, and Debian's python3-minimal lacks the second
+try:  # Windows has neither fcntl nor resource, Debian's python3-minimal no resource
     import fcntl
 except ImportError:
     fcntl = None  # type: ignore[assignment]
@@ -126,8 +126,8 @@ class State(enum.Enum):
     CLOSED    nothing       no                            none
 
     From each of the first three an error leads to CLOSED at once, and so does being too far behind;
-    but what somebody said before sending to it failed is heard first. Inside /quit and /kick, a
-    member has left the room a moment before it is LEAVING.
+    but what somebody said before sending to it failed is heard first. Inside /quit, a member has
+    left the room a moment before it is LEAVING.
     """
 
     DOOR = enum.auto()
@@ -209,7 +209,7 @@ class Lines(LineFramer):
     most = 256 * 1024  # bytes that are read at once, at most
     over = False  # the peer has closed, or is at fault: what comes isn't heard any more
     why = ""  # the fault, for the log
-    encode: Callable[[bytes], bytes] | None = None  # makes of a text what travels to the peer
+    encode: Callable[[bytes], bytes] | None = None  # turns text into what travels to the peer
 
     def sift(self, data: bytes) -> tuple[bytes, bytes]:
         """Takes the bytes that came; returns the text among them, in which lines end with LF, and
@@ -254,8 +254,8 @@ def is_clean(lines: bytes) -> bool:
 
 
 def take_back(text: str) -> str:
-    """Returns the text as it is after all its Backspace, Delete and Ctrl-U: where a terminal sends
-    each key at once, they are keys like any other."""
+    """Carries out the Backspaces, Deletes and Ctrl-Us in a text: a terminal that sends each key at
+    once sends these like any other."""
     if not any(eraser in text for eraser in ERASERS):
         return text
     kept: list[str] = []
@@ -270,8 +270,8 @@ def take_back(text: str) -> str:
 
 
 def notice(text: str) -> bytes:
-    """Returns the line with which the room itself says something. Clients take it at its word, so
-    of what members choose nothing but a name may stand in one."""
+    """Returns the line with which the room itself says something. Clients trust it, so of
+    all that members choose, only names may be in one."""
     return f"* {text}\n".encode()
 
 
@@ -279,7 +279,7 @@ def notice(text: str) -> bytes:
 
 MAX_HISTORY = 128 * 1024  # bytes that a newcomer gets of what was said before
 HISTORY_BLOCK = 4 * 1024  # bytes, or a line more, that newcomers share as a whole
-TOLD_COST = 512  # bytes that count for each thing that is for one member alone: nobody shares that
+TOLD_COST = 512  # bytes counted on top for each thing for one member alone, as nobody shares it
 
 
 class Member:
@@ -316,8 +316,8 @@ class Batch:
     the bytes from start to end it gets `instead`. What it said itself is cut out, an answer is put
     in where it asked, and a newcomer has its welcome in place of all that was said before.
 
-    A batch lives for as long as somebody has yet to get something of it. What a member gets of it
-    is made when it is sent, so that a thousand who wait hold a thousand references and no bytes.
+    A batch lives for as long as somebody has yet to get some of it. What a member gets is put
+    together when it is sent, so that a thousand who wait hold a thousand references and no bytes.
     """
 
     __slots__ = (
@@ -333,7 +333,7 @@ class Batch:
     )
 
     def __init__(self, is_text: bool = True) -> None:
-        self.is_text = is_text  # else it is what goes with a text, and isn't encoded
+        self.is_text = is_text  # else it goes out as it is, and isn't encoded
         self.parts: list[bytes] = []
         self.size = 0  # bytes of the parts
         self.cuts: dict[Any, list[tuple[int, int, bytes]]] = {}  # by members
@@ -342,7 +342,7 @@ class Batch:
         self.whispered: dict[Member, int] = {}
         self.leavers: list[Any] = []  # have left in this turn, and get what came before
         self.text = b""  # all that was said, once the batch is sealed
-        self.encoded = b""  # the same as it travels where text is encoded, once it had to be
+        self.encoded = b""  # the same, encoded, once somebody needed that
 
     def say(self, data: bytes, but: Member | None) -> None:
         """Puts whole lines at the end, for all but one, such as their author."""
@@ -356,10 +356,16 @@ class Batch:
         """Puts whole lines at the end, for one member alone: an answer to what it said, or what
         another says to it. Not if it has gone: it would wait for ever to have read them.
         """
-        if member.reachable:
-            counted = self.whispered if by_another else self.told
-            counted[member] = counted.get(member, 0) + len(data) + TOLD_COST
-            self.cut(member, self.size, self.size, data)
+        if not member.reachable:
+            return
+        cost = len(data) + TOLD_COST
+        if by_another:
+            self.whispered[member] = self.whispered.get(member, 0) + cost
+            member.unread_whispers += cost
+        else:
+            self.told[member] = self.told.get(member, 0) + cost
+            member.unread_answers += cost
+        self.cut(member, self.size, self.size, data)
 
     def begin(self, member: Member, welcome: Iterable[bytes]) -> None:
         """A newcomer gets the pieces of its welcome, and then what is said from here on."""
@@ -381,31 +387,27 @@ class Batch:
         self.text = b"".join(self.parts)  # a single part, as in a quiet room, is not copied
         self.parts = []
 
-    def text_for(self, member: Member) -> bytes:
-        """Returns what a member gets: the text less its cuts; without any, the text itself."""
-        if member not in self.cuts:
-            return self.text
-        pieces: list[bytes] = []
-        at = 0
-        for start, end, instead in self.cuts[member]:
-            pieces += (self.text[at:start], instead)
-            at = end
-        return b"".join((*pieces, self.text[at:]))
-
-    def encoded_for(self, member: Member, encode: Callable[[bytes], bytes]) -> bytes:
-        """Returns the same as `encode` makes it; all who get the whole text share that."""
+    def part_for(self, member: Member, encode: Callable[[bytes], bytes] | None) -> bytes:
+        """Returns what a member gets, as `encode` makes it: the text with its cuts made. All who
+        have none share the same bytes, as there is only one way to encode."""
         if member in self.cuts:
-            text = self.text_for(member)
-            return encode(text) if text and self.is_text else text
-        if self.text and not self.encoded:
+            pieces: list[bytes] = []
+            at = 0
+            for start, end, instead in self.cuts[member]:
+                pieces += (self.text[at:start], instead)
+                at = end
+            part = b"".join((*pieces, self.text[at:]))
+            return encode(part) if encode and part and self.is_text else part
+        if encode and self.text and not self.encoded:
             self.encoded = encode(self.text)
-        return self.encoded
+        return self.encoded if encode else self.text
 
-    def forget(self, member: Member) -> tuple[int, int]:
-        """Drops what is in here for a member that has got its part, or never will; returns how much
-        it was told and whispered. Others may hold the batch for much longer."""
+    def forget(self, member: Member) -> None:
+        """Drops what is in here for a member that has got its part, or never will. Others may hold
+        the batch for much longer."""
         self.cuts.pop(member, None)
-        return self.told.pop(member, 0), self.whispered.pop(member, 0)
+        member.unread_answers -= self.told.pop(member, 0)
+        member.unread_whispers -= self.whispered.pop(member, 0)
 
 
 class History:
@@ -446,7 +448,7 @@ class History:
     def pieces(self) -> list[bytes]:
         """Returns the messages, whole lines, in pieces that all newcomers share."""
         pieces = [block for block, _ in self.blocks]
-        if pieces:  # of the first block some lines may be too many
+        if pieces:  # some lines of the first block may be too many
             first = pieces[0].split(b"\n", max(0, self.lines - self.count))[-1]
             surplus = self.size - len(pieces[0]) + len(first) - MAX_HISTORY
             pieces[0] = first[first.find(b"\n", surplus - 1) + 1 :] if surplus > 0 else first
@@ -488,7 +490,7 @@ class Room:
         self.members: set[Any] = set()  # each a Member; in a server, a Connection
         self.names: dict[str, Member] = {}  # the owners, by identity(name)
         self.looks: Counter[str] = Counter()  # of the names: how many have each
-        # Says whether nobody can take a name, as identity() has it.
+        # Says whether a name is one that nobody can take, by its identity().
         self.is_reserved: Callable[[str], bool] = lambda key: False
         self.history = History(history)
         self.batch = Batch()
@@ -539,7 +541,7 @@ class Room:
         self.batch.say(notice(text), but)
 
     def tell(self, member: Member, text: str) -> None:
-        """The room itself says something to one member, or nothing if it is none."""
+        """The room itself says something to one member, unless the text is empty."""
         if text:
             self.batch.tell(member, notice(text))
 
@@ -560,7 +562,7 @@ class Room:
         while at < len(chunk):
             end = chunk.find(b"\n", at + LOOK_AT) + 1 or len(chunk)
             for line in chunk[at:end].split(b"\n")[:-1]:
-                has_much_to_read = self.batch.told.get(member, 0) > MAX_UNREAD // 2
+                has_much_to_read = member.unread_answers > MAX_UNREAD // 2
                 if at and (has_much_to_read or self.batch.size >= full):
                     return chunk[at:]
                 at += len(line) + 1
@@ -678,7 +680,7 @@ class Room:
             self.tell(member, "take a name before you send a private message: /name NAME")
         elif receiver is None:
             self.tell(member, "nobody here has that name; /who lists them")
-        elif receiver.unread_whispers + self.batch.whispered.get(receiver, 0) > MAX_WHISPERED:
+        elif receiver.unread_whispers > MAX_WHISPERED:
             self.tell(member, f"{receiver.name} is not reading; that was not delivered")
         else:
             data = f"{member.name}{PRIVATE}: {text.strip()}\n".encode()
@@ -702,21 +704,21 @@ class Room:
 
 MAX_NAME = 32  # characters
 MAX_PREFIX = 4 * MAX_NAME + 2  # bytes of a name and what stands between it and a message
-MAX_NAME_SOURCE = 5 * MAX_NAME  # characters that can be a name: NFKC joins several, slowly
+MAX_NAME_SOURCE = 5 * MAX_NAME  # characters that a name is made from: NFKC joins some, and is slow
 
-# What may stand between the letters of a name, and counts for nothing: blanks, dots, hyphens, any
-# apostrophe; within words of Persian or Mongolian, say, joiners, and what chooses a letter's form.
+# What may stand between the letters of a name, and counts for nothing: spaces, dots, hyphens, any
+# apostrophe; in Persian or Mongolian words, say, also joiners, and what selects a letter's form.
 PUNCTUATION = "-.'\u2018\u2019\u02bb\u02bc"
 JOINERS = "\u17b4\u17b5\u180b-\u180f\u200c\u200d"
 BETWEEN = re.compile(rf"[{PUNCTUATION} ]|(?<=[^\0-\x7f])[{JOINERS}]")
 # Some letters show nothing, or look like a colon: modifiers of others, parts of a Korean syllable
-# that has no beginning, fillers. They are no letters here.
+# that has no beginning, fillers. They don't count as letters here.
 NO_LETTERS = "\u02b9-\u02df\u02e5-\u02ff\u0640\u115f-\u11ff\u3164\ua4f8-\ua4ff\ud7b0-\ud7ff\uffa0"
 LETTERS = re.compile(rf"([^\W{NO_LETTERS}]+)|([^{PUNCTUATION}{JOINERS}\s\0-\x7f])")
 ACCENTS = re.compile("[\u0300-\u036f\u3099\u309a]+")
-CJK = ("BOPOMOFO", "CJK", "HANGUL", "HIRAGANA", "IDEOGRAPHIC", "KATAKANA")  # in characters' names
+CJK = ("BOPOMOFO", "CJK", "HANGUL", "HIRAGANA", "IDEOGRAPHIC", "KATAKANA")  # how their names begin
 NOTICE_WORDS = re.compile(
-    # And in "to Ann (private): ", with which a client shows what its user has whispered.
+    # Also "to", as clients show their user's own private messages as "to Ann (private): ".
     r"^to\b|\b(?:an operator|and|is now|is taken|joined|left|more|the room|unnamed|was removed)\b"
     r"|\byou\b"
 )
@@ -743,8 +745,8 @@ def alphabet(char: str) -> str:
 
 
 def own_mark(char: str, before: str) -> str:
-    """Returns the character if it is a mark of the same alphabet as the letter before it, one that
-    needs marks to be written: those from Dhivehi, Hindi and Thai on, but for Chinese and such."""
+    """Returns the character if it is a mark of the same alphabet as the letter before it, and that
+    alphabet needs marks: any from U+0780 on, such as Dhivehi, Hindi and Thai, except CJK."""
     if not char or before[-1:] < "\u0780" or unicodedata.category(char) not in ("Mc", "Mn"):
         return ""
     return char if alphabet(char) == alphabet(before[-1]) != "CJK" else ""
@@ -775,7 +777,7 @@ def valid_name(text: str) -> str:
         raise ValueError(f"has 1 to {MAX_NAME} characters")
     found = letters(name)
     if found != BETWEEN.sub("", name) or name[0] in f"_{PUNCTUATION}":
-        raise ValueError("has letters and digits in it, and after the first also blanks and .-_'")
+        raise ValueError("has letters and digits in it, and after the first also spaces and .-_'")
     if len({alphabet(char) for char in found if char.isalpha()} - {"CJK"}) > 1:
         raise ValueError("does not mix alphabets, as some of their letters look alike")
     said = NOTICE_WORDS.search(" ".join(re.findall(r"[^\W_]+", name.casefold())))
@@ -792,12 +794,12 @@ def valid_name(text: str) -> str:
 # A selector says which sockets can be read or written now, and says so again in each turn for as
 # long as that is true. So EVENT_WRITE is asked for only while something waits to be written.
 
-# A turn of the loop is to take some 10 ms at most, as anybody's line can have to wait for the next.
+# A turn of the loop should take 10 ms or so, as anybody's line may have to wait for the next.
 TURN = 0.010  # seconds of CPU for what came; whoever has cost least comes first
 TURN_READ = 256 * 1024  # bytes that are said, shared out as what is read from each
 TURN_DELIVERY = 32 * 1024 * 1024  # bytes that are delivered, to all members together
 MIN_READ = 512  # bytes: the least share that a connection gets, of a turn or of PACE
-FIRST_READ = 32 * 1024  # bytes that are read at once, until it has shown what they cost
+FIRST_READ = 32 * 1024  # bytes read at once from a connection until their cost is known
 
 # For a member that reads more slowly than the others talk, batches wait in a queue. While one queue
 # is over HIGH_WATER, all members together may say PACE, the least that each has to be able to read;
@@ -810,7 +812,7 @@ BATCH_COST = 128  # bytes that count for a batch in a queue, or a turn: short on
 TICK = 1.0  # seconds between looks at what depends on time
 SHORT_TICK = 0.05  # seconds: the same for those who wait to speak, and for those who are leaving
 LAST_CALL = 1.0  # seconds in which a room that closes hears what had arrived before
-FAREWELL = 5.0  # seconds for who leaves to get what was said before, and for the room to close
+FAREWELL = 5.0  # seconds for whoever leaves to get what was said before, and for the room to close
 LINGER = 0.5  # seconds that we wait for its own close, once it has got all that
 
 NORMAL, GOING_AWAY, REFUSED, TRY_LATER = 1000, 1001, 1008, 1013  # why a stream ends (RFC 6455)
@@ -818,7 +820,6 @@ NORMAL, GOING_AWAY, REFUSED, TRY_LATER = 1000, 1001, 1008, 1013  # why a stream 
 
 # --- Connections ---------------------------------------------------------------------------------
 
-TCP_INFO_SIZE = 128  # bytes of Linux's struct tcp_info up to tcpi_bytes_acked, the last of these
 SIOCOUTQ = 0x5411 if sys.platform == "linux" else 0  # bytes that the peer has yet to acknowledge
 
 
@@ -837,8 +838,8 @@ class Dismissed(Exception):
 
 
 def unacknowledged(sock: socket.socket) -> int:
-    """Returns how many bytes that were sent, the end of the stream included, the other side's
-    system hasn't confirmed to have; 0 where ours doesn't tell."""
+    """Returns how many of the bytes sent, the end of the stream included, the peer's system has
+    yet to acknowledge; 0 where ours doesn't say."""
     if fcntl and SIOCOUTQ:
         with suppress(OSError):
             return int.from_bytes(fcntl.ioctl(sock, SIOCOUTQ, bytes(4)), sys.byteorder)
@@ -914,8 +915,8 @@ class Connection(Member):
         self.over = False  # what it has to say has ended, or what comes isn't heard any more
         self.why = ""  # what ended it, for the log, if it wasn't its own end
         self.queue: deque[Batch] | None = None  # made when something has to wait
-        self.offset = 0  # bytes that are sent of what it gets of the first batch in the queue
-        self.taken = 0  # bytes that the kernel has taken of what had to wait
+        self.offset = 0  # bytes already sent of its part of the first batch in the queue
+        self.taken = 0  # bytes that the kernel has taken
         self.size = 0  # bytes that wait in the queue, and BATCH_COST for each batch
         self.watch()
 
@@ -946,12 +947,12 @@ class Connection(Member):
     # From the peer
 
     def can_talk(self) -> bool:
-        """Says whether text can be received and sent already."""
+        """Says whether text can be received and sent yet."""
         return True
 
     def receive(self, limit: int) -> bytes:
-        """Returns text of about `limit` bytes at most, none if there is none now; `over` says
-        whether more can come. What is around the text may need an answer, and gets it."""
+        """Returns text of about `limit` bytes at most, none if there is none now; once `over`,
+        no more can come. What is around the text may need an answer, and gets it."""
         data = self.receive_text(min(limit, self.most))
         if not data:
             return data
@@ -977,10 +978,10 @@ class Connection(Member):
             self.read_on(False)
         return data
 
-    receive_text = receive_bytes  # what it says: the same, where nothing is around that
+    receive_text = receive_bytes  # the same, where nothing is around the text
 
     def note_cost(self, seconds: float) -> None:
-        """Reading once took so much of the process's time: the next time, less is read, or more."""
+        """One read took that much of the process's time: the next may be smaller, or larger."""
         if seconds > TURN / 4:
             self.most = max(MIN_READ, self.most // 2)
         elif seconds < TURN / 16:
@@ -992,7 +993,7 @@ class Connection(Member):
         self.watch()
 
     def speak(self, lines: Lines) -> None:
-        """From here on, what comes goes through this, and what it gets travels as this says."""
+        """From here on, what comes goes through `lines`, and what it gets travels as they say."""
         self.input = lines
         self.encode = lines.encode
 
@@ -1009,34 +1010,26 @@ class Connection(Member):
     def write(self, batch: Batch) -> None:
         """Hands what it gets of a sealed batch to the kernel, if nothing is ahead of that in the
         queue; what the kernel doesn't take has to wait there."""
-        is_cut = self in batch.cuts
-        if self.encode:  # as part_of() has it, less a call for each delivery
-            text = batch.encoded_for(self, self.encode)
-        else:
-            text = batch.text_for(self) if is_cut else batch.text
+        text = batch.part_for(self, self.encode)
         sent = self.send(text) if text and self.reachable and not self.queue else 0
         if sent < len(text) and self.reachable:
             self.size += len(text) - sent + BATCH_COST
             if self.size > HARD_LIMIT:
                 raise Gone("disconnected: its queue is full")
-            if is_cut:
-                self.unread_answers += batch.told.get(self, 0)
-                self.unread_whispers += batch.whispered.get(self, 0)
             if self.queue:
                 self.queue.append(batch)
             else:
                 self.queue, self.offset = deque([batch]), sent
                 self.watch()
-        elif is_cut:
+        elif self in batch.cuts:
             batch.forget(self)
 
     def flush(self) -> None:
-        """Sends of what waits for it what the kernel takes now."""
+        """Sends as much of what waits for it as the kernel takes now."""
         while self.queue:
             batch = self.queue[0]
-            text = memoryview(self.part_of(batch))[self.offset :]
+            text = memoryview(batch.part_for(self, self.encode))[self.offset :]
             sent = self.send(text)
-            self.taken += sent
             if sent < len(text):
                 self.offset += sent
                 self.size -= sent
@@ -1044,26 +1037,22 @@ class Connection(Member):
             self.queue.popleft()
             self.offset = 0
             self.size -= sent + BATCH_COST
-            told, whispered = batch.forget(self)
-            self.unread_answers -= told
-            self.unread_whispers -= whispered
+            batch.forget(self)
         if not self.queue:
             self.queue = None
             self.watch()
 
-    def part_of(self, batch: Batch) -> bytes:
-        """Returns what it gets of a sealed batch."""
-        return batch.encoded_for(self, self.encode) if self.encode else batch.text_for(self)
-
     def send(self, data: bytes | memoryview) -> int:
         """Returns how many bytes were taken, 0 if none can be now."""
         try:
-            return self.sock.send(data)
+            sent = self.sock.send(data)
+            self.taken += sent
+            return sent
         except BlockingIOError:
             return 0
         except ConnectionError as error:
-            # The error that tells of a reset comes once, perhaps here. A peer that had closed in
-            # order, and resets what comes too late, makes another: BrokenPipeError.
+            # A reset is reported once, perhaps here. A peer that had closed in good order, and
+            # resets what comes too late, causes another error: BrokenPipeError.
             if isinstance(error, ConnectionResetError):
                 self.why = str(lost(error))
             self.stop_sending()
@@ -1091,20 +1080,16 @@ class Connection(Member):
             self.sock.shutdown(socket.SHUT_WR)
 
     def acknowledged(self) -> int:
-        """Returns how many bytes the peer's kernel has acknowledged since some time or other; where
-        the system doesn't tell, what our own has taken."""
-        if sys.platform == "linux":
-            info = self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_SIZE)
-            if len(info) == TCP_INFO_SIZE:
-                return int.from_bytes(info[-8:], sys.byteorder)
-        return self.taken
+        """Returns how many bytes the peer's system has acknowledged; where ours doesn't say, how
+        many that has taken."""
+        return self.taken - unacknowledged(self.sock)
 
     def drop_queue(self) -> None:
         """Gives up what it has yet to get."""
         for batch in self.queue or ():
             batch.forget(self)
         self.queue = None
-        self.offset = self.size = self.unread_answers = self.unread_whispers = 0
+        self.offset = self.size = 0
 
 
 # --- The turn of the loop ------------------------------------------------------------------------
@@ -1130,8 +1115,8 @@ class ChatServer:
     def run(self, signals: socket.socket) -> int:
         """Serves until there is something to read from `signals`; returns the exit status.
 
-        The selector holds with each socket its connection, with others what to call when they are
-        ready.
+        With a connection's socket the selector holds the connection; with any other, what to call
+        when it is ready.
         """
         with self.selector:
             self.door.open()
@@ -1144,7 +1129,7 @@ class ChatServer:
             return 0 if not self.membership.leaving else 1
 
     def on_signal(self, signals: socket.socket) -> None:
-        """Closes the room; a second signal ends the farewells too."""
+        """Has the loop close the room; a second signal cuts the farewells short."""
         for number in signals.recv(16):
             log.info("stopped by %s", signal.Signals(number).name)
             self.stop_signals += 1
@@ -1195,28 +1180,25 @@ class ChatServer:
         """Waits that many seconds at most, and sends what can be sent; returns who is ready at the
         door, and who can be read.
 
-        An event can be stale: what was served before it in this turn may have closed its socket.
+        An event can be stale: what was served before it in this turn may have closed its socket,
+        and then it isn't reading.
         """
-        knocking: set[Connection] = set()
-        readable: set[Connection] = set()
-        for conn in self.membership.pending:
-            if conn.reading:
-                (knocking if conn.state is State.DOOR else readable).add(conn)
-        ready_sockets = self.selector.select(timeout if timeout < math.inf else None)
+        came = {conn for conn in self.membership.pending if conn.reading}
+        others: list[Callable[[], None]] = []
+        ready = self.selector.select(timeout if timeout < math.inf else None)
         self.clock.wake(timeout)
-        for key, events in ready_sockets:
-            ready = key.data
-            if not isinstance(ready, Connection):
-                ready()
-                continue
-            if ready.state is State.DOOR:
-                knocking.add(ready)
+        for key, events in ready:
+            if not isinstance(key.data, Connection):
+                others.append(key.data)
                 continue
             if events & EVENT_WRITE:
-                self.membership.guard(self.flush, ready)
+                self.membership.guard(self.flush, key.data)
             if events & EVENT_READ:
-                readable.add(ready)
-        return list(knocking), readable
+                came.add(key.data)
+        for call in others:  # only now, as a newcomer may take somebody's place
+            call()
+        knocking = [conn for conn in came if conn.state is State.DOOR]
+        return knocking, came.difference(knocking)
 
     def read_all(self, readable: set[Connection]) -> None:
         """Reads from everyone who has something to say, each once, until the turn is full. Whoever
@@ -1243,15 +1225,17 @@ class ChatServer:
             conn.note_cost(now - before)
             costs.append((conn, now - before + TURN * (batch.size - size) / full))
             before = now
-        pending = self.membership.pending | readable
-        self.membership.pending = set(filter(self.membership.has_input, pending))
+        for conn in readable:
+            self.membership.note_input(conn)
 
     def timeout(self) -> float:
         """Returns how long the loop may sleep, in seconds: for ever, if nothing depends on time."""
         # Whoever was disconnected after the last delivery has left a cut: something to deliver.
         if self.room.batch.cuts or any(conn.reading for conn in self.membership.pending):
             return 0
-        return max(0.0, self.clock.next - self.clock.now()) if self.clock.next < math.inf else math.inf
+        if self.clock.next == math.inf:
+            return math.inf
+        return max(0.0, self.clock.next - self.clock.now())
 
     # From a connection
 
@@ -1292,9 +1276,9 @@ class ChatServer:
             self.membership.leave(conn)
 
     def hear_end(self, conn: Connection) -> None:
-        """The end of a member's stream: an unfinished last line counts, then it has left.
+        """The end of a member's stream: an unfinished last line is heard, then it leaves.
 
-        If something else ended it, that doesn't: its other half may have been lost on the way.
+        Not if the stream was cut off: the rest of that line may have been lost on the way.
         """
         last = conn.input.finish()
         if last and not conn.why:
@@ -1306,8 +1290,8 @@ class ChatServer:
 
     def deliver(self, batch: Batch) -> None:
         """Hands a turn's batch to everyone who is in the room, or has left it in that turn."""
-        # What is between the room and some alone, such as a private message, is for those who have
-        # cuts. The others aren't even looked at: for 8,000 of them that takes 0.5 ms.
+        # If nothing was said to all, only those with cuts get anything, such as a private message.
+        # The others aren't even looked at: for 8,000 of them that would take 0.5 ms.
         members = self.room.members
         if batch.text:
             for record in self.recorders:
@@ -1315,13 +1299,11 @@ class ChatServer:
             self.throttle.note_said(batch.size)
         else:
             members = members & batch.cuts.keys()
-        throttle = self.throttle
         for conn in list(members):
             try:
                 conn.write(batch)
-                is_over = conn.queue and conn.size > HIGH_WATER
-                if is_over and not (throttle.slow and conn in throttle.behind):
-                    throttle.note_behind(conn)
+                if conn.size > HIGH_WATER:
+                    self.throttle.note_behind(conn)
             except Gone as gone:  # as in guard(), which would cost each delivery a call
                 self.membership.disconnect(conn, str(gone))
             except Exception:
@@ -1331,7 +1313,7 @@ class ChatServer:
             self.membership.guard(self.membership.see_off, conn, batch)
 
     def flush(self, conn: Connection) -> None:
-        """Sends of a connection's queue what the kernel takes now."""
+        """Sends as much of a connection's queue as the kernel takes now."""
         conn.flush()
         if conn.state is State.LEAVING:
             self.membership.finish(conn)
@@ -1345,8 +1327,8 @@ OVERSLEPT = 1.0  # seconds that the loop can be late: more means that the proces
 
 
 class Clock:
-    """The server's own running time, in seconds. That in which the process was stopped (SIGSTOP, a
-    host that was suspended) doesn't count, as nobody could do anything about a deadline then."""
+    """The server's own running time, in seconds. Time for which the process was stopped (SIGSTOP,
+    a suspended host) doesn't count, as nobody could meet a deadline then."""
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self.monotonic = monotonic
@@ -1379,8 +1361,8 @@ class Membership:
     The order of the calls in it matters: the room hears first of whoever is a member no more; and
     the throttle, which lets others speak as it forgets somebody, before that one's socket is closed.
 
-    There are four words for going. Whoever leaves gets what was said before; who is dismissed is
-    told why before that; a stream is finished once everything is in it, and then waits for the
+    There are four words for going. Whoever leaves gets what was said before; whoever is dismissed
+    is told why first; a stream is finished once everything is in it, and then waits for the
     peer's own end; and somebody who is disconnected gets nothing more.
     """
 
@@ -1454,32 +1436,36 @@ class Membership:
         is_over = conn.over and conn.state is State.MEMBER
         return bool(conn.unheard or conn.pending or is_over)
 
+    def note_input(self, conn: Connection) -> None:
+        """Has the loop come back to somebody who has more to hear, without an event."""
+        if self.has_input(conn):
+            self.pending.add(conn)
+        else:
+            self.pending.discard(conn)
+
     # Out
 
-    def leave(self, conn: Connection, code: int = NORMAL) -> None:
-        """Somebody is a member no more, or can't be: it still gets what was said before, and after
-        the delivery the end."""
+    def leave(self, conn: Connection, code: int = NORMAL, how: str = "left") -> None:
+        """Somebody is no longer a member, or can't become one: it still gets what was said before,
+        and after the delivery its stream ends. `how` it left is for the others."""
         if conn in self.room.members:
-            self.room.leave(conn)
+            self.room.leave(conn, how)
         conn.code = code
         self.move(conn, State.LEAVING)
 
     def dismiss(self, conn: Connection, why: str, code: int = NORMAL) -> None:
         """Tells somebody why it can't come in, or can't stay, and ends its stream. A member still
         gets what was said before. Raises Gone."""
-        if conn.state is State.MEMBER:
-            self.room.tell(conn, why)
-            self.leave(conn, code)
-            return
         if not conn.can_talk():
             raise Gone("could not be told why")
-        batch = Batch()
-        if why:
-            batch.tell(conn, notice(why))
-        batch.seal()
-        conn.read_on(True)
+        is_new = conn.state is State.DOOR
+        if is_new:  # it gets this of the turn, and nothing else
+            conn.read_on(True)
+            self.room.batch.begin(conn, ())
+        self.room.tell(conn, why)
+        if is_new:
+            self.room.batch.end(conn)
         self.leave(conn, code)
-        self.see_off(conn, batch)
 
     def see_off(self, conn: Connection, batch: Batch) -> None:
         """Hands somebody who leaves the last batch of which it gets something. Raises Gone."""
@@ -1490,10 +1476,11 @@ class Membership:
         self.finish(conn)
 
     def finish(self, conn: Connection) -> None:
-        """Ends the stream to somebody who has left and has got everything.
+        """Ends the stream to somebody who has left and has got everything; can be called again.
 
         Then it waits for the peer to close too: to close with input unread sends a reset, and that
-        destroys what is still on its way to the peer (RFC 2525, section 2.17).
+        destroys what is still on its way to the peer (RFC 2525, section 2.17). Once all has got
+        there, that is only a little longer.
         """
         if conn.state is not State.LEAVING or conn in self.room.batch.leavers:
             return  # its last batch is yet to be delivered
@@ -1501,20 +1488,12 @@ class Membership:
             conn.end_stream()
         if conn.is_owed():
             return
-        if conn.reading:
-            self.linger(conn)
-        else:
+        if not conn.reading:
             self.move(conn, State.CLOSED)
-
-    def linger(self, conn: Connection) -> None:
-        """Waits only a little longer for the peer's own close, once everything has got to it."""
-        now = self.clock.now()
-        if conn.reachable:
-            conn.until = conn.deadline
         elif unacknowledged(conn.sock):
-            conn.until = min(conn.deadline, now + SHORT_TICK)
+            conn.until = min(conn.deadline, self.clock.now() + SHORT_TICK)
         else:
-            conn.until = conn.deadline = min(conn.deadline, now + LINGER)
+            conn.until = conn.deadline = min(conn.deadline, self.clock.now() + LINGER)
         self.clock.look_by(conn.until)
 
     def disconnect(self, conn: Connection, why: str) -> None:
@@ -1534,12 +1513,12 @@ class Membership:
             self.clock.look_by(conn.until)
 
     def meet_deadlines(self) -> None:
-        """Does what is due for members, and for who is leaving."""
+        """Does what is due for members, and for those who are leaving."""
         for conn in self.overdue(self.leaving):
             if self.clock.now() >= conn.deadline:
                 self.move(conn, State.CLOSED)
             else:
-                self.linger(conn)
+                self.guard(self.finish, conn)
         for conn in self.throttle.too_far_behind():
             self.disconnect(conn, "disconnected: too far behind")
         self.throttle.let_speak()
@@ -1590,7 +1569,7 @@ class Throttle:
 
     The room has a mark in time, up to which all that was said is paid for: at 8 KiB a second, PACE,
     a line of 64 bytes moves it on by 1/128 s. Each connection has one, and each host, which move by
-    twice that. One that lies ahead is loud: it has said more than half of PACE, after the first 8
+    twice that. Whoever's lies ahead is loud: it has said more than half of PACE, after the first 8
     KiB. The quiet may speak while the room's mark is up to 4 s ahead, CREDIT, and 8 s if their host
     is quiet, too; the loud when it isn't ahead, and else 1/8 of PACE all together, or many who are
     quiet would mute them. Of those who wait, those whose host's mark is lowest come first.
@@ -1605,8 +1584,8 @@ class Throttle:
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
         self.behind: dict[Connection, Lag] = {}
-        self.slow = False  # one of them is over HIGH_WATER, so everyone is slowed
-        self.waiting: dict[Connection, None] = {}  # aren't read from; the longest comes first
+        self.slow: Connection | None = None  # is over HIGH_WATER, so that everyone is slowed
+        self.waiting: dict[Connection, None] = {}  # aren't read from; oldest first
         self.next_look = math.inf  # at those who are behind, in seconds of the clock
         self.paid = 0.0  # the room's mark, in seconds of the clock
         self.loud_paid = 0.0  # the same of all who are loud, together
@@ -1615,8 +1594,8 @@ class Throttle:
 
     def charge_turn(self, costs: list[tuple[Connection, float]]) -> None:
         """A turn was too short for all who had something to say: whoever was read in it is charged
-        with its part of the turn, in seconds. Whoever is silent meanwhile falls behind the others
-        by a turn at most: that is what it may cost before it has to wait like them."""
+        with its part of the turn, in seconds. Whoever is silent meanwhile gains a turn at
+        most: that is what it may cost before it has to wait like the others."""
         for conn, cost in costs:
             begins = max(conn.cost, self.latest_cost - TURN)
             self.latest_cost = max(self.latest_cost, begins)
@@ -1652,8 +1631,8 @@ class Throttle:
         return self.marks.get(one, 0.0) > self.clock.now()
 
     def credit(self, conn: Connection, loud_paid: float) -> float:
-        """Returns how far ahead the room's mark may be for a member to speak, in seconds, when that
-        of the loud is there."""
+        """Returns how far ahead the room's mark may be for a member to speak, in seconds, if that
+        of the loud is at `loud_paid`."""
         if self.is_loud(conn):
             return 0.0 if loud_paid > self.clock.now() else 2 * CREDIT
         return CREDIT if self.is_loud(conn.host) else 2 * CREDIT
@@ -1670,7 +1649,7 @@ class Throttle:
                 self.loud_paid = min(self.loud_paid, now + LOUD_TIME)
 
     def join(self, conn: Connection) -> None:
-        """A newcomer is loud at first, or whoever comes anew each time would be quiet."""
+        """A newcomer is loud at first, or whoever keeps reconnecting would always be quiet."""
         conn.cost = self.latest_cost
         if self.slow:
             self.marks[conn] = self.clock.now() + LOUD_TIME
@@ -1678,11 +1657,11 @@ class Throttle:
     def note_said(self, size: int) -> None:
         """Notes how many bytes were said in a turn, by whomever."""
         if self.slow:
-            paid = max(self.paid, self.clock.now() - SHORT_TICK)  # as it is looked at so often
+            paid = max(self.paid, self.clock.now() - SHORT_TICK)  # the loop looks only this often
             self.paid = paid + (size + BATCH_COST) / PACE
 
     def let_speak(self) -> None:
-        """Lets those who wait speak again, as far as it is time."""
+        """Lets those who wait speak again, once it is their time."""
         if self.slow and self.waiting:
             now, mark = self.clock.now(), self.marks.get
             self.clock.look_by(now + SHORT_TICK)
@@ -1708,6 +1687,8 @@ class Throttle:
 
     def note_behind(self, conn: Connection) -> None:
         """A member is over HIGH_WATER, or has left too many answers unread."""
+        if self.slow and conn in self.behind:
+            return
         now = self.clock.now()
         if not self.behind:
             self.next_look = now + TICK
@@ -1715,7 +1696,7 @@ class Throttle:
         if conn not in self.behind:
             self.behind[conn] = Lag(conn, now)
         if conn.size > HIGH_WATER and not self.slow:
-            self.slow = True
+            self.slow = conn
             self.paid = now
             self.loud_paid = now
 
@@ -1724,19 +1705,24 @@ class Throttle:
         if not conn.queue:
             del self.behind[conn]
         self.settle()
-        if conn in self.waiting and self.has_read(conn) and not self.slow:
-            self.let_one_speak(conn)
+        if conn in self.waiting and self.has_read(conn):
+            if self.slow:
+                self.clock.look_by(self.clock.now() + SHORT_TICK)
+            else:
+                self.let_one_speak(conn)
 
     def settle(self) -> None:
         """Once nobody is over HIGH_WATER any more, everyone may speak freely."""
-        if self.slow and not any(conn.size > HIGH_WATER for conn in self.behind):
-            self.slow = False
+        if not self.slow or (self.slow in self.behind and self.slow.size > HIGH_WATER):
+            return
+        self.slow = next((conn for conn in self.behind if conn.size > HIGH_WATER), None)
+        if not self.slow:
             self.marks.clear()
             self.let_all_speak()
 
     def too_far_behind(self) -> list[Connection]:
-        """Returns who has taken too little, and is over HIGH_WATER or wants to speak; looks once a
-        second."""
+        """Returns who has taken too little, and is over HIGH_WATER or has too many unread
+        answers; looks once a second."""
         now = self.clock.now()
         too_long = []
         if now >= self.next_look:
@@ -1747,8 +1733,8 @@ class Throttle:
         return [conn for conn in too_long if conn.size > HIGH_WATER or not self.has_read(conn)]
 
     def forget(self, conn: Connection) -> None:
-        """Somebody is a member no more: whatever it has yet to get slows nobody, and its own end is
-        of interest."""
+        """Somebody is no longer a member: what it has yet to get slows nobody down, and it is read
+        again, for the end of its stream."""
         if conn in self.waiting:
             self.let_one_speak(conn)
         self.behind.pop(conn, None)
@@ -1767,7 +1753,7 @@ DOOR_SHARE = 0.003  # seconds of CPU, of a turn: a step of a handshake can be so
 DOOR_READ = 4 * 1024  # bytes that are read at once
 # So that guessing is slow: each wrong password costs its host a second, and all together a tenth.
 # Whoever is more than TRIES_AHEAD seconds ahead has to wait.
-WRONG_TIME = 1.0  # seconds until a wrong password is answered, and its host may try another
+WRONG_TIME = 1.0  # seconds until a wrong password is answered; what it costs its host
 WRONG_TIME_OF_ALL = 0.1  # seconds
 TRIES_AHEAD = 3.0  # seconds
 BAN_TIME = 600.0  # seconds for which whoever was removed can't come back
@@ -1785,10 +1771,10 @@ PIECE = re.compile(
     rf"\s*(?:([{NAME_LIKE}\s]{{1,{MAX_PIECE}}})|([^{NAME_LIKE}\0-\x7f][^{NAME_LIKE}!-~]*)|(.))"
 )
 
-# What a line may begin with and show nothing; then an asterisk and a blank, or like one by name.
+# What may invisibly begin a line; then an asterisk and a space. And names of signs like asterisks.
 START = re.compile(rf"((?:[^\w!-~]+|[{NO_LETTERS}]+)*)(\*(?:[^\w!-~]|[{NO_LETTERS}]))?")
 ASTERISK = re.compile("ASTERISK|POINTED .*STAR|STAR OPERATOR|SEXTILE|FLOWER PUNCTUATION")
-TURNING = re.compile("[\u202a-\u202e\u2066-\u2069]")  # what turns around a part of a line
+TURNING = re.compile("[\u202a-\u202e\u2066-\u2069]")  # what reverses part of a line
 
 
 def begins_like(line: str, looks: Container[str]) -> bool:
@@ -1821,8 +1807,8 @@ def begins_like_notice(line: str) -> bool:
 
 
 def check_voice(room: Room, member: Member, line: str) -> str:
-    """Returns a line without what turns a part of it around. Raises ValueError if somebody without
-    a name would seem to be another with it, or the room: why it isn't said."""
+    """Returns a line; if its speaker has no name, without what reverses a part of it. Raises
+    ValueError, which says why, if that one would look like somebody else with it, or the room."""
     if member.name:
         return line
     line = line if line.isascii() else TURNING.sub("", line)
@@ -1842,10 +1828,10 @@ def check_voice(room: Room, member: Member, line: str) -> str:
 
 
 def host_of(peer: str) -> str:
-    """Returns what stands for the host of a peer, as format_address() writes that: an IPv4 address,
-    or the network of 64 bits, in hexadecimal, that an IPv6 address is in, as the rest of that can
-    be chosen freely; but of a link-local one, whose network is everybody's, the whole address. This
-    machine is one host by either, and so is an IPv4 address that is written as an IPv6 one."""
+    """Returns what stands for the host of a peer, which is as format_address() writes it: an IPv4
+    address itself; of an IPv6 address its 64-bit network, in hexadecimal, as a host can choose the
+    rest freely, but the whole of a link-local one, as everybody is in that network. This machine is
+    the same host by either, and so is an IPv4 address that is written as an IPv6 one."""
     host = peer.rpartition(":")[0].strip("[]")
     if ":" not in host:
         return host
@@ -1859,8 +1845,8 @@ def host_of(peer: str) -> str:
 
 def loser_to(host: str, there: Iterable[Connection], now: float) -> Connection | None:
     """Returns who of those in a full place has to make room for a newcomer from a host: the newest
-    of the host that has most, if that has at least two more, or the oldest one of its own that has
-    never said a word. None if nobody has to."""
+    from the host that has most, if that has at least two more than its own; else the oldest from
+    its own that has long been there without a word. None if nobody has to."""
     hosts = Counter(conn.host for conn in there)
     most = max(hosts, key=hosts.__getitem__)
     if hosts[most] - hosts[host] >= 2:
@@ -1881,7 +1867,7 @@ class TimeIsUp(Gone):
 
 
 # What a newcomer goes through. It yields whether it waits for something to come, and goes on when
-# that can be; at conn.until, TimeIsUp is raised in it. It returns what came after all that had to.
+# it may have; at conn.until, TimeIsUp is raised in it. It returns what came beyond what it needs.
 Steps = Generator[bool, None, bytes]
 
 
@@ -1927,22 +1913,22 @@ class Door:
         random.shuffle(knocking)
         began = time.process_time()
         for conn in knocking:
-            if conn.state is State.DOOR:  # it may have had to make room meanwhile
-                self.membership.guard(self.step, conn)
+            if conn.state is State.DOOR and conn.reading:  # it may have had to make room
+                self.membership.guard(self.go_on, conn)
             if time.process_time() - began > DOOR_SHARE:
                 break
 
     def meet_deadlines(self) -> None:
         """Does what is due for newcomers, and accepts them where that had failed."""
         for conn in self.membership.overdue(self.membership.newcomers):
-            self.membership.guard(self.go_on, conn, TimeIsUp("was not let in"))
+            self.membership.guard(self.go_on, conn, True)
         self.acceptor.listen()
 
     # Places
 
     def admit(self, sock: socket.socket, peer: str) -> None:
-        """Lets a newcomer to the door, and on if there is nothing to do there. It gets no word if
-        there are that many connections already, the last of which are leaving. Raises OSError."""
+        """Lets a newcomer to the door, and in if there is nothing to do there. It is
+        turned away silently if all places are taken and no leaver gives one up. Raises OSError."""
         there = self.membership
         if len(there.room.members) + len(there.leaving) >= self.size + DOOR_SIZE:
             host, now = host_of(peer), self.clock.now()
@@ -1961,7 +1947,7 @@ class Door:
         self.go_on(conn)
 
     def make_room(self, there: Collection[Connection], size: int, conn: Connection) -> None:
-        """Finds a newcomer a place where there are so many, perhaps somebody else's until now.
+        """Finds a newcomer one of `size` places, perhaps by taking somebody else's.
         Raises Dismissed if there is none."""
         if len(there) < size:
             return
@@ -1978,28 +1964,19 @@ class Door:
 
     # The way of a newcomer
 
-    def step(self, conn: Connection) -> None:
-        """Goes on with a newcomer whose socket is ready. Raises Gone, and Dismissed."""
-        conn.flush()
-        if conn.reading:
-            self.go_on(conn)
-
-    def go_on(self, conn: Connection, problem: Gone | None = None) -> None:
-        """Takes the next step with a newcomer, after which it may come in, or raises a problem in
-        that step. Raises Gone, and Dismissed."""
+    def go_on(self, conn: Connection, is_late: bool = False) -> None:
+        """Takes the next step with a newcomer, for whom it may be too late; after that it may come
+        in. Raises Gone, and Dismissed."""
         membership = self.membership
         steps: Steps = membership.newcomers[conn]
         try:
-            conn.read_on(steps.throw(problem) if problem else next(steps))
+            conn.read_on(steps.throw(TimeIsUp("was not let in")) if is_late else next(steps))
             self.clock.look_by(conn.until)
         except StopIteration as last:
             self.make_room(membership.room.members, self.size, conn)
             membership.enter(conn, last.value)
         finally:
-            if membership.has_input(conn):
-                membership.pending.add(conn)
-            else:
-                membership.pending.discard(conn)
+            membership.note_input(conn)
 
     def visit(self, conn: Connection) -> Steps:
         """All of it, from top to bottom."""
@@ -2071,7 +2048,7 @@ class Door:
         self.all_tried = max(self.all_tried, now) + WRONG_TIME_OF_ALL
 
     def bar(self, host: str) -> None:
-        """Lets nobody in from a host, for BAN_TIME, nor whoever stands here already."""
+        """Lets nobody in from a host for BAN_TIME, not even those already at the door."""
         now = self.clock.now()
         self.barred = {one: until for one, until in self.barred.items() if until > now}
         self.barred[host] = now + BAN_TIME
@@ -2091,8 +2068,8 @@ class Door:
 
 # --- Operators -----------------------------------------------------------------------------------
 
-# What can be a mistyped /op, with an operator's password behind it, in a line that is to be said:
-# after a blank, a speaker's name, in capitals. And what such a line has in it, in either width.
+# A line that may be a mistyped /op with an operator's password after it: it follows a space or a
+# speaker's name, or is in capitals. And the slash that any such line has in it, of either width.
 MISTYPED_OP = re.compile(r"(?:[^:]*:)? */ ?op(?!\w)", re.IGNORECASE)
 SLASH = re.compile("[/\uff0f]")
 
@@ -2118,8 +2095,8 @@ class Operators:
         room.is_reserved = self.is_barred
 
     def is_barred(self, name: str) -> bool:
-        """Says whether nobody can take a name, as identity() has it, because its owner was
-        removed."""
+        """Says whether a name, by its identity(), is one that nobody can take because its owner
+        was removed."""
         return self.barred.get(name, 0.0) > self.door.clock.now()
 
     def check_password(self, member: Member, line: str) -> str:
@@ -2157,9 +2134,9 @@ class Operators:
         target = unnamed.get(argument) or self.room.names.get(identity(argument))
         if not argument:
             which = ", ".join(sorted(unnamed)[:MAX_WHO]) or "nobody"
-            self.room.tell(member, f"/kick NAME removes somebody; without a name are: {which}")
+            self.room.tell(member, f"/kick NAME removes somebody; these have no name: {which}")
         elif target is None:
-            self.room.tell(member, "nobody here has that name; /who lists them, /kick the others")
+            self.room.tell(member, "nobody here has that name; see /who, or /kick for the unnamed")
         elif target is member:
             self.room.tell(member, "to leave, say /quit")
         else:
@@ -2167,10 +2144,11 @@ class Operators:
 
     def remove(self, conn: Connection, by: Connection) -> None:
         """Removes somebody, who gets all that was said before. Its name and its host are kept out;
-        but not this machine, from which come all who come through a proxy."""
+        but not this machine: all who come through a proxy come from it."""
+        comes_from_here = conn.host == host_of(format_address(conn.sock.getsockname()))
         minutes = math.ceil(BAN_TIME / 60)
         self.room.tell(conn, f"you were removed by an operator; come back in {minutes} min")
-        self.room.leave(conn, "was removed")
+        self.membership.leave(conn, REFUSED, "was removed")
         if conn.name:
             now = self.door.clock.now()
             self.barred = {name: until for name, until in self.barred.items() if until > now}
@@ -2178,9 +2156,8 @@ class Operators:
         else:
             self.room.tell(by, f"{conn.peer} was removed")
         log.info("%s was removed by %s, members: %d", conn, by, len(self.room.members))
-        if conn.host != host_of(format_address(conn.sock.getsockname())):
+        if not comes_from_here:
             self.door.bar(conn.host)
-        self.membership.leave(conn, REFUSED)
 
 
 # === IV. Other ways to speak =====================================================================

@@ -287,6 +287,9 @@ def check_invariants(server: ChatServer) -> None:
     assert {one for one in registered if isinstance(one, Connection)} <= everyone
     for conn in everyone:
         check_connection(conn)
+        batches = [*(conn.queue or ()), room.batch]
+        assert conn.unread_answers == sum(batch.told.get(conn, 0) for batch in batches)
+        assert conn.unread_whispers == sum(batch.whispered.get(conn, 0) for batch in batches)
         assert conn.events == (registered[conn].events if conn in registered else 0)
         assert conn in server.membership.pending or not server.membership.has_input(conn)
     assert server.membership.pending <= everyone
@@ -296,7 +299,7 @@ def check_invariants(server: ChatServer) -> None:
     assert sum(room.looks.values()) == len(room.names)
     assert set(throttle.waiting) == {conn for conn in members if not conn.reading}
     over = {one for one in members if one.size > HIGH_WATER}
-    assert throttle.slow == bool(over)
+    assert throttle.slow in over if over else throttle.slow is None
     unread = {one for one in throttle.waiting if one.unread_answers > MAX_UNREAD}
     assert over | unread <= set(throttle.behind) <= {one for one in members if one.queue}
     assert {one for one in throttle.marks if isinstance(one, Connection)} <= members
@@ -318,11 +321,9 @@ def check_connection(conn: Connection) -> None:
     if isinstance(conn, TLSConnection):
         check_tls(conn)
     assert conn.encode == conn.input.encode
-    gets = [len(conn.part_of(batch)) for batch in queue]
+    gets = [len(batch.part_for(conn, conn.encode)) for batch in queue]
     assert 0 <= conn.offset < (gets[0] if gets else 1)
     assert conn.size == sum(gets) + BATCH_COST * len(gets) - conn.offset
-    assert conn.unread_answers == sum(batch.told.get(conn, 0) for batch in queue)
-    assert conn.unread_whispers == sum(batch.whispered.get(conn, 0) for batch in queue)
 
 
 def check_tls(conn: TLSConnection) -> None:

@@ -388,10 +388,10 @@ def test_browsers_share_a_frame() -> None:
     batch = chat_server.Batch()
     batch.say(b"hello\n", conns[2])
     batch.seal()
-    assert conns[0].part_of(batch) is conns[1].part_of(batch)
-    assert conns[0].part_of(batch) == b"\x81\x06hello\n"
+    assert batch.part_for(conns[0], conns[0].encode) is batch.part_for(conns[1], conns[1].encode)
+    assert batch.part_for(conns[0], conns[0].encode) == b"\x81\x06hello\n"
     conns[2].speak(chat_server.WebSocket(1000))
-    assert conns[2].part_of(batch) == b""
+    assert batch.part_for(conns[2], conns[2].encode) == b""
 
 
 # Operators

@@ -931,7 +931,7 @@ def test_taken_name_becomes_another(room: Server) -> None:
 @pytest.mark.parametrize(
     "name, why",
     [
-        ("a:b", "a name has letters and digits in it, and after the first also blanks and .-_'"),
+        ("a:b", "a name has letters and digits in it, and after the first also spaces and .-_'"),
         ("7 more", 'a name has nothing in it that only the room says, such as "more"'),
         ("x" * 31 + "_", "x" * 31 + "_ is taken"),
     ],

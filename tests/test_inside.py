@@ -76,14 +76,16 @@ def test_last_words_are_heard_after_many_questions_in_the_same_turn(inside: Insi
     conn, peer = inside.join()
     conn.speak(WebSocket(1000))
     server.room.take_name(conn, "John")
-    server.room.take_batch()
+    server.deliver(server.room.take_batch())
     last = masked(TEXT, b"last words")
     unfinished = bytes([last[0] & ~FIN]) + last[1:]
     peer.send(masked(TEXT, b"/help") * 6 + unfinished + masked(CLOSE, b""))
     said = b""
     while conn in server.room.members:
         server.read_all({conn})
-        said += server.room.take_batch().text
+        batch = server.room.take_batch()
+        said += batch.text
+        server.deliver(batch)
     assert said == b"John: last words\n* John left\n"
 
 
@@ -452,6 +454,7 @@ def test_full_room_ends_the_stream_cleanly_although_the_newcomer_has_spoken() ->
     newcomer.send(b"/name John\n")  # to close with this unread would be a reset
     server.admit(first, "first")
     server.admit(second, "second")
+    server.deliver(server.room.take_batch())
     assert newcomer.rest() == b"* the room is full\n"
 
 

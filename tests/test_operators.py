@@ -148,11 +148,11 @@ def test_a_host_is_the_same_by_its_address_in_either_form() -> None:
 def test_whoever_is_unnamed_is_removed_by_its_address(room: Server) -> None:
     ann = operator(room, "Ann")
     ann.send("/kick\n")
-    ann.expect("* /kick NAME removes somebody; without a name are: nobody\n")
+    ann.expect("* /kick NAME removes somebody; these have no name: nobody\n")
     other, one = room.join(), room.join(source="127.0.0.2")
     theirs, address = (format_address(peer.sock.getsockname()) for peer in (other, one))
     ann.send("/kick\n")
-    ann.expect(f"* /kick NAME removes somebody; without a name are: {theirs}, {address}\n")
+    ann.expect(f"* /kick NAME removes somebody; these have no name: {theirs}, {address}\n")
     ann.send(f"/kick {address}\n")
     one.expect(REMOVED)
     ann.expect(f"* {address} was removed\n")
@@ -187,8 +187,8 @@ def test_two_operators_and_one_who_leaves(room: Server) -> None:
 @pytest.mark.parametrize(
     "line, answer",
     [
-        ("/kick Nobody", "* nobody here has that name; /who lists them, /kick the others"),
-        ("/kick 127.0.0.1:1", "* nobody here has that name; /who lists them, /kick the others"),
+        ("/kick Nobody", "* nobody here has that name; see /who, or /kick for the unnamed"),
+        ("/kick 127.0.0.1:1", "* nobody here has that name; see /who, or /kick for the unnamed"),
         ("/kick ann", "* to leave, say /quit"),
         ("/op", "* the password goes with it, as in /op PASSWORD"),
         (f"/op {PASSWORD}", "* you are an operator"),

@@ -35,7 +35,6 @@ from chat_server import (
     State,
     Telnet,
     Throttle,
-    TimeIsUp,
     WebSocket,
     host_of,
     loser_to,
@@ -169,7 +168,6 @@ def test_what_waits_is_not_looked_at_when_more_comes(
     stuck: Stuck, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stuck.conn.write(said(b"first\n"))
-    monkeypatch.setattr(Batch, "text_for", None)  # without cuts, even that isn't called
     for _ in range(1000):
         stuck.conn.write(said(b"more\n"))
     assert stuck.sends == 1
@@ -706,11 +704,11 @@ class AtDoor:
         """Says something, which the door hears; returns the connection."""
         self.peer.send(data)
         select.select([self.conn.sock], [], [], DEADLINE)
-        self.door.step(self.conn)
+        self.door.serve([self.conn])
         return self.conn
 
     def time_is_up(self) -> None:
-        self.door.go_on(self.conn, TimeIsUp("was not let in"))
+        self.door.go_on(self.conn, True)
 
 
 @pytest.fixture
@@ -775,7 +773,7 @@ def test_whoever_ends_at_the_door_has_left_it(at_door: AtDoor) -> None:
     at_door.peer.half_close()
     select.select([at_door.conn.sock], [], [], DEADLINE)
     with pytest.raises(Gone, match="left the door"):
-        at_door.door.step(at_door.conn)
+        at_door.door.go_on(at_door.conn)
 
 
 def test_without_a_password_or_a_handshake_there_is_nothing_to_do_at_the_door() -> None:

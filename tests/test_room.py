@@ -67,7 +67,8 @@ class Hall:
         batch = self.room.take_batch()
         for member in self.got:
             if member in self.room.members or member in batch.leavers:
-                self.got[member] += batch.text_for(member)
+                self.got[member] += batch.part_for(member, None)
+                batch.forget(member)
 
     def heard(self, member: Member) -> list[str]:
         """Returns the lines that the member got since it was last asked."""
@@ -501,12 +502,15 @@ def test_text_without_cuts_is_shared_and_a_forgotten_member_takes_its_cuts_along
     hall.say(one, "hi\n/who\n")
     hall.say(two, "/msg Three: psst\n")
     batch = hall.room.take_batch()
-    assert batch.text_for(two) is batch.text
+    assert batch.part_for(two, None) is batch.text
     answer = len("* here: Two, Three and 1 unnamed\n") + TOLD_COST
-    assert batch.forget(one) == (answer, 0)
-    assert batch.forget(three) == (0, len("Two (private): psst\n") + TOLD_COST)
+    whisper = len("Two (private): psst\n") + TOLD_COST
+    assert (one.unread_answers, one.unread_whispers) == (answer, 0)
+    assert (three.unread_answers, three.unread_whispers) == (0, whisper)
+    for member in (one, three, three):
+        batch.forget(member)
+        assert (member.unread_answers, member.unread_whispers) == (0, 0)
     assert not batch.cuts and not batch.told and not batch.whispered
-    assert batch.forget(three) == (0, 0)
 
 
 def test_whoever_does_not_read_gets_no_more_private_messages(hall: Hall) -> None:
