@@ -89,14 +89,10 @@ from itertools import islice, product
 from selectors import EVENT_READ, EVENT_WRITE
 from typing import Any, Generator, NamedTuple, cast
 
-try:  # Windows has neither, and Debian's python3-minimal lacks the second
+try:  # Windows has none
     import fcntl
 except ImportError:
     fcntl = None  # type: ignore[assignment]
-try:
-    import resource
-except ImportError:
-    resource = None  # type: ignore[assignment]
 try:  # what only closed rooms need; Debian's python3-minimal lacks the first
     import hmac
 except ImportError:
@@ -3677,34 +3673,23 @@ def ending_signals() -> socket.socket:
 
 
 OTHER_DESCRIPTORS = 32 + 2 * DOOR_SIZE  # the listeners, files; who is no member yet, or no more
-# On Windows select() takes 512 sockets.
-MAX_CLIENTS = 512 - OTHER_DESCRIPTORS if sys.platform == "win32" else 10_000
+MAX_CLIENTS = 280 if sys.platform == "win32" else 10_000  # Windows can wait for 512 sockets
 
 
-def raise_descriptor_limit(clients: int) -> int:
-    """Raises the limit on open files, as far as the system allows, so that `clients` can connect.
-    Returns how many to serve at most: fewer on Windows, where select() takes no more."""
-    if sys.platform == "win32":
-        if clients > MAX_CLIENTS:
-            log.warning("on Windows at most %d clients can be served", MAX_CLIENTS)
-        return min(clients, MAX_CLIENTS)
-    if resource is None:
-        return clients
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = clients + OTHER_DESCRIPTORS
-    for limit in (needed, hard, 10_240):  # the last: macOS allows that, whatever it says is hard
-        if 0 <= soft < limit <= needed:  # an infinite limit is -1, or very large
-            with suppress(OSError, ValueError):
+def allow_descriptors(needed: int) -> None:
+    """Raises the limit on open files to what is needed, or as far as the system allows."""
+    with suppress(ImportError):  # Windows has no such limit
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if 0 <= soft < needed:  # an infinite limit is -1, or very large
+            limit = needed if hard < 0 else min(needed, hard)
+            with suppress(OSError, ValueError):  # macOS allows less than it says
                 resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
                 soft = limit
-                break
-    if 0 <= soft < needed:
-        log.warning(
-            "%d clients can need %d open files, and %d are allowed, enough for %d; "
-            "raise the limit with ulimit -n, or lower --max-clients",
-            *(clients, needed, soft, max(0, soft - OTHER_DESCRIPTORS)),
-        )
-    return clients
+        if 0 <= soft < needed:
+            advice = "raise the limit with ulimit -n, or lower --max-clients"
+            log.warning("%d files can be needed, and %d may be open; %s", needed, soft, advice)
 
 
 # --- The log -------------------------------------------------------------------------------------
@@ -3724,46 +3709,17 @@ def open_log(verbose: bool) -> None:
     logging.basicConfig(format=form, datefmt="%Y-%m-%dT%H:%M:%SZ", level=level)
 
 
-def printable(line: bytes) -> str:
-    """A line as it can be logged: control characters and broken UTF-8 shown as escapes like \\x1b,
-    so that no peer can play tricks with the terminal that shows the log."""
-    text = line.decode("utf-8", "backslashreplace").rstrip("\r")
-    if text.isprintable():
-        return text
-    return repr(text)[1:-1].replace("\\\\", "\\")  # 100 times as fast as to look at each letter
-
-
-def log_lines(speaker: str, chunk: bytes) -> None:
-    """Logs whole lines at level DEBUG, the first MAX_LOGGED of them."""
-    *lines, rest = chunk.split(b"\n", MAX_LOGGED)
+def log_said(text: bytes) -> None:
+    """Logs whole lines at level DEBUG, the first MAX_LOGGED of them. What can't be printed becomes
+    escapes like \\x1b, so that no member can play tricks with the terminal that shows the log."""
+    *lines, rest = text.decode().split("\n", MAX_LOGGED)
     for line in lines:
-        log.debug("%s: %s", speaker, printable(line))
+        log.debug("said: %s", line if line.isprintable() else repr(line)[1:-1].replace(r"\\", "\\"))
     if rest:
-        log.debug("%s: (%d more lines)", speaker, rest.count(b"\n"))
+        log.debug("said: (%d more lines)", rest.count("\n"))
 
 
 # --- Listening -----------------------------------------------------------------------------------
-
-# Each connection gets these, as far as the system has them. Keepalive: the kernel asks a silent
-# peer whether it is still there, so that one that was unplugged is gone after two minutes, or when
-# something was on its way to it, after the quarter of an hour for which TCP tries again. There is
-# no TCP_USER_TIMEOUT: it would also end a peer that is only suspended, and so has closed its window
-# but answers. With TCP_NOTSENT_LOWAT a socket is writable again when the kernel has little left to
-# send; without it, when a third of some megabytes is free, and till then slow looks like stuck.
-SOCKET_OPTIONS = [
-    (level, getattr(socket, name), value)
-    for level, name, value in (
-        (socket.IPPROTO_TCP, "TCP_NODELAY", 1),
-        (socket.SOL_SOCKET, "SO_OOBINLINE", 1),  # telnet sends a byte of Ctrl-C as urgent data
-        (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
-        (socket.IPPROTO_TCP, "TCP_KEEPIDLE", 60),  # seconds of silence before the first question
-        (socket.IPPROTO_TCP, "TCP_KEEPALIVE", 60),  # the same on macOS
-        (socket.IPPROTO_TCP, "TCP_KEEPINTVL", 15),  # seconds between questions
-        (socket.IPPROTO_TCP, "TCP_KEEPCNT", 4),  # questions without an answer
-        (socket.IPPROTO_TCP, "TCP_NOTSENT_LOWAT", 64 * 1024),  # bytes
-    )
-    if hasattr(socket, name)
-]
 
 # Names that stand for two addresses, whatever this host's resolver says: localhost (RFC 6761,
 # section 6.3), and every interface, of IPv6 and of IPv4.
@@ -3772,10 +3728,20 @@ SEVERAL = {"localhost": ("::1", "127.0.0.1"), "::": EVERY_INTERFACE, "*": EVERY_
 
 
 def set_options(sock: socket.socket) -> None:
-    """Gives a connection its options, or a listener those of its connections."""
+    """Sets what a connection needs, as far as the system has it. With keepalive the kernel asks a
+    silent peer whether it is still there: one that was unplugged is gone after two minutes, or if
+    something was on its way to it, after the quarter of an hour for which TCP tries again. There is
+    no TCP_USER_TIMEOUT: it would also end a peer that is only suspended, and so has closed its
+    window but answers. With TCP_NOTSENT_LOWAT a socket is writable again when the kernel has little
+    left to send; without it, when megabytes are free, and till then slow looks like stuck."""
+    options = {"TCP_KEEPIDLE": 60, "TCP_KEEPALIVE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
     with suppress(OSError):  # some systems refuse for a connection that was reset already
-        for level, option, value in SOCKET_OPTIONS:
-            sock.setsockopt(level, option, value)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)  # telnet's Ctrl-C is urgent data
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in {**options, "TCP_NOTSENT_LOWAT": 64 * 1024}.items():
+            if hasattr(socket, name):
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def find_addresses(host: str) -> list[tuple[int, Any]]:
@@ -3881,27 +3847,33 @@ class Acceptor:
         self.listeners = listeners
         self.admit = admit
         self.clock = clock
-        self.resting = [*listeners]  # not registered: where accept() failed, and all at first
+        self.listening = False  # the loop knows of the listeners
         self.newcomers_wait = False  # the last accept() failed
 
     def listen(self) -> None:
-        """Has the loop accept newcomers at all listeners, also at those that have rested."""
-        for listener in self.resting:
-            self.selector.register(listener, EVENT_READ, partial(self.accept, listener))
-        self.resting.clear()
+        """Has the loop accept newcomers, also after a rest."""
+        if not self.listening:
+            for listener in self.listeners:
+                self.selector.register(listener, EVENT_READ, partial(self.accept, listener))
+        self.listening = True
+
+    def rest(self) -> None:
+        """Leaves newcomers waiting."""
+        if self.listening:
+            for listener in self.listeners:
+                self.selector.unregister(listener)
+        self.listening = False
 
     def close(self) -> None:
         """Gives up the listeners: whoever connects from now on is refused."""
+        self.rest()
         for listener in self.listeners:
-            if listener not in self.resting:
-                self.selector.unregister(listener)
             listener.close()
-        self.resting.clear()
 
     def accept(self, listener: socket.socket) -> None:
         """Lets in those who wait at a listener, for as long as its share of a turn lasts: to find a
-        newcomer a place can take a look at everyone who has one. Where that fails, as when too many
-        files are open, the listener stays ready and the loop would spin: so it rests."""
+        newcomer a place can take a look at everyone who has one. If that fails, as when too many
+        files are open, they still wait and the loop would spin: so they rest."""
         over = time.process_time() + ACCEPT_SHARE / len(self.listeners)
         try:
             while time.process_time() < over:
@@ -3914,8 +3886,7 @@ class Acceptor:
             if not self.newcomers_wait:
                 log.warning("newcomers have to wait: %s", error.strerror)
             self.newcomers_wait = True
-            self.selector.unregister(listener)
-            self.resting.append(listener)
+            self.rest()
             self.clock.look_by(self.clock.now() + ACCEPT_REST)
 
     def hand_over(self, sock: socket.socket, peer: str) -> None:
@@ -3925,11 +3896,9 @@ class Acceptor:
             if sys.platform != "linux":  # on Linux those of the listener are inherited
                 set_options(sock)
             self.admit(sock, peer)
-        except OSError as error:
-            log.info("%s could not be admitted: %s", peer, error.strerror)
-            sock.close()
-        except Exception:
-            log.exception("%s could not be admitted", peer)
+        except Exception as error:
+            is_bug = not isinstance(error, OSError)
+            log.warning("%s could not be admitted: %s", peer, error, exc_info=is_bug)
             sock.close()
 
 
@@ -4444,6 +4413,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--tls-cert and --tls-key go together")
     if args.web_host and args.web is None:
         parser.error("--web-host goes with --web")
+    if sys.platform == "win32" and args.max_clients > MAX_CLIENTS:
+        parser.error(f"on Windows --max-clients can be {MAX_CLIENTS} at most")
     return args
 
 
@@ -4551,13 +4522,13 @@ def make_server(
     if transcript:
         server.recorders.append(transcript.write)
     if log.isEnabledFor(logging.DEBUG):
-        server.recorders.append(partial(log_lines, "said"))
+        server.recorders.append(log_said)
     return server
 
 
 def run(args: argparse.Namespace) -> int:
     """Serves until it is told to stop; returns the exit status. Raises Failure."""
-    max_clients = raise_descriptor_limit(args.max_clients)
+    allow_descriptors(args.max_clients + OTHER_DESCRIPTORS)
     transcript = Transcript(args.transcript) if args.transcript is not None else None
     password, operator = read_passwords(args)
     certificate = Certificate(args.tls_cert, args.tls_key) if args.tls_cert is not None else None
@@ -4572,7 +4543,7 @@ def run(args: argparse.Namespace) -> int:
     if transcript and args.history:
         room.history.add(transcript.messages(args.max_line))
     server = make_server(
-        [*listeners, *web], room, max_clients, transcript, password, certificate, operator, site
+        [*listeners, *web], room, args.max_clients, transcript, password, certificate, operator, site
     )
     signals = ending_signals()
     try:

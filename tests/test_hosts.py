@@ -719,8 +719,8 @@ def test_more_clients_than_the_system_has_descriptors_for(start: Callable[..., S
     room = start("chat_server.py", "--max-clients", "30", **options)
     assert "raise the limit" not in room.log()
     start("chat_server.py", "--max-clients", "31", **options).wait_for_log(
-        f"31 clients can need {others + 31} open files, and {others + 30} are allowed, enough for "
-        "30; raise the limit with ulimit -n, or lower --max-clients\n"
+        f"{others + 31} files can be needed, and {others + 30} may be open; "
+        "raise the limit with ulimit -n, or lower --max-clients\n"
     )
 
 

@@ -475,15 +475,22 @@ def test_failing_accept_is_logged_once_until_somebody_gets_in(
     acceptor = server.door.acceptor if room else server
     if room:
         server.door.open()
+
+    def all_rest() -> bool:
+        return not acceptor.listening if room else len(acceptor.resting) == 2
+
+    def all_are_in() -> bool:
+        return not acceptor.newcomers_wait and (room or not acceptor.resting)
+
     for _ in range(2):
         failing = True
         peers = [socket.create_connection(one.getsockname()) for one in listeners]
-        while len(acceptor.resting) < 2:
+        while not all_rest():
             server.turn()
         for _ in range(3):
             server.turn()
         failing = False
-        while acceptor.newcomers_wait or acceptor.resting:
+        while not all_are_in():
             server.turn()
         for one in peers:
             one.close()
