@@ -336,19 +336,14 @@ def ending_signals() -> socket.socket:
 
 
 def allow_descriptors(needed: int) -> None:
-    """Raises the limit on open files to what is needed, or as far as the system allows."""
-    with suppress(ImportError):  # Windows has no such limit
+    """Raises the limit on open files to what is needed, or as far as it can be."""
+    with suppress(ImportError, OSError, ValueError):  # Windows has no limit, nor this module
         import resource
 
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if 0 <= soft < needed:  # an infinite limit is -1, or very large
             limit = needed if hard < 0 else min(needed, hard)
-            with suppress(OSError, ValueError):  # macOS allows less than it says
-                resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
-                soft = limit
-        if 0 <= soft < needed:
-            advice = "raise the limit with ulimit -n, or lower --max-clients"
-            log.warning("%d files can be needed, and %d may be open; %s", needed, soft, advice)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
 # --- The command line ----------------------------------------------------------------------------

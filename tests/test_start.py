@@ -14,13 +14,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from support import DEADLINE, ROOT, Server, needs_ipv6
 
-import chat_server
 import echo_server
 
 SCRIPTS = ["echo_server.py", "chat_server.py", "chat_client.py"]
@@ -281,13 +278,6 @@ def test_password_file_without_a_password_is_one_clear_line(tmp_path: Path) -> N
 def test_authorities_without_a_file_are_no_open_door() -> None:
     done = run("chat_client.py", "--tls-ca", "")
     assert (done.returncode, done.stderr) == (1, "chat_client.py: --tls-ca is given no file\n")
-
-
-def test_who_can_connect() -> None:
-    listener: Any = SimpleNamespace(getsockname=lambda: ("192.0.2.7", 7007))
-    assert (
-        chat_server.who_can_connect([listener]) == "whoever can reach these addresses can connect"
-    )
 
 
 @pytest.mark.parametrize(
