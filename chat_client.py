@@ -2335,12 +2335,9 @@ def parse_known(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> 
     """Returns the options. Ends the process with status 2 if there is one that the parser doesn't
     know. Of that only the name is shown: its value may be a password, and standard error a log."""
     args, unknown = parser.parse_known_args(argv)
-    for word in unknown:
-        if word.startswith("-"):
-            name = word.partition("=")[0] if word.startswith("--") else word[:2]
-            parser.error(f"there is no option {name}")
     if unknown:
-        parser.error("too many arguments")
+        option = re.match("--[^=]*|-.", unknown[0])
+        parser.error(f"there is no option {option[0]}" if option else "too many arguments")
     return args
 
 

@@ -89,15 +89,11 @@ from itertools import islice, product
 from selectors import EVENT_READ, EVENT_WRITE
 from typing import Any, Generator, NamedTuple, cast
 
-try:  # Windows has neither fcntl nor resource, Debian's python3-minimal no resource
+try:  # Windows has none
     import fcntl
 except ImportError:
     fcntl = None  # type: ignore[assignment]
-try:
-    import resource
-except ImportError:
-    resource = None  # type: ignore[assignment]
-try:  # what only closed rooms need; Debian's python3-minimal lacks it
+try:  # only passwords need it; Debian's python3-minimal lacks it
     import hmac
 except ImportError:
     hmac = None  # type: ignore[assignment]
@@ -3645,40 +3641,21 @@ def ending_signals() -> socket.socket:
     return reader
 
 
-OTHER_DESCRIPTORS = 32 + 2 * DOOR_SIZE  # the listeners, files; who is no member yet, or no more
-# On Windows select() takes 512 sockets.
-MAX_CLIENTS = 512 - OTHER_DESCRIPTORS if sys.platform == "win32" else 10_000
+MAX_CLIENTS = 280 if sys.platform == "win32" else 10_000  # it can wait for 512 sockets
 
 
-def raise_descriptor_limit(clients: int) -> int:
-    """Raises the limit on open files, as far as the system allows, so that `clients` can connect.
-    Returns how many to serve at most: fewer on Windows, where select() takes no more."""
-    if sys.platform == "win32":
-        if clients > MAX_CLIENTS:
-            log.warning("on Windows at most %d clients can be served", MAX_CLIENTS)
-        return min(clients, MAX_CLIENTS)
-    if resource is None:
-        return clients
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = clients + OTHER_DESCRIPTORS
-    for limit in (needed, hard, 10_240):  # the last: macOS allows that, whatever it says is hard
-        if 0 <= soft < limit <= needed:  # an infinite limit is -1, or very large
-            with suppress(OSError, ValueError):
-                resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
-                soft = limit
-                break
-    if 0 <= soft < needed:
-        log.warning(
-            "%d clients can need %d open files, and %d are allowed, enough for %d; "
-            "raise the limit with ulimit -n, or lower --max-clients",
-            *(clients, needed, soft, max(0, soft - OTHER_DESCRIPTORS)),
-        )
-    return clients
+def allow_descriptors(needed: int) -> None:
+    """Raises the limit on open files to what is needed, or as far as it can be."""
+    with suppress(ImportError, OSError, ValueError):  # Windows has no limit, nor this module
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if 0 <= soft < needed:  # an infinite limit is -1, or very large
+            limit = needed if hard < 0 else min(needed, hard)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
 # --- The log -------------------------------------------------------------------------------------
-
-MAX_LOGGED = 100  # lines that are logged of what comes at once
 
 
 def open_log(verbose: bool) -> None:
@@ -3693,46 +3670,17 @@ def open_log(verbose: bool) -> None:
     logging.basicConfig(format=form, datefmt="%Y-%m-%dT%H:%M:%SZ", level=level)
 
 
-def printable(line: bytes) -> str:
-    """A line as it can be logged: control characters and broken UTF-8 shown as escapes like \\x1b,
-    so that no peer can play tricks with the terminal that shows the log."""
-    text = line.decode("utf-8", "backslashreplace").rstrip("\r")
-    if text.isprintable():
-        return text
-    return repr(text)[1:-1].replace("\\\\", "\\")  # 100 times as fast as to look at each letter
-
-
-def log_lines(speaker: str, chunk: bytes) -> None:
-    """Logs whole lines at level DEBUG, the first MAX_LOGGED of them."""
-    *lines, rest = chunk.split(b"\n", MAX_LOGGED)
+def log_said(text: bytes) -> None:
+    """Logs whole lines at level DEBUG, a hundred at most. What can't be printed becomes escapes like
+    \\x1b, so that no member can play tricks with the terminal that shows the log."""
+    *lines, rest = text.decode().split("\n", 100)
     for line in lines:
-        log.debug("%s: %s", speaker, printable(line))
+        log.debug("said: %s", line if line.isprintable() else repr(line)[1:-1].replace(r"\\", "\\"))
     if rest:
-        log.debug("%s: (%d more lines)", speaker, rest.count(b"\n"))
+        log.debug("said: (%d more lines)", rest.count("\n"))
 
 
 # --- Listening -----------------------------------------------------------------------------------
-
-# Each connection gets these, as far as the system has them. Keepalive: the kernel asks a silent
-# peer whether it is still there, so that one that was unplugged is gone after two minutes, or when
-# something was on its way to it, after the quarter of an hour for which TCP tries again. There is
-# no TCP_USER_TIMEOUT: it would also end a peer that is only suspended, and so has closed its window
-# but answers. With TCP_NOTSENT_LOWAT a socket is writable again when the kernel has little left to
-# send; without it, when a third of some megabytes is free, and till then slow looks like stuck.
-SOCKET_OPTIONS = [
-    (level, getattr(socket, name), value)
-    for level, name, value in (
-        (socket.IPPROTO_TCP, "TCP_NODELAY", 1),
-        (socket.SOL_SOCKET, "SO_OOBINLINE", 1),  # telnet sends a byte of Ctrl-C as urgent data
-        (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
-        (socket.IPPROTO_TCP, "TCP_KEEPIDLE", 60),  # seconds of silence before the first question
-        (socket.IPPROTO_TCP, "TCP_KEEPALIVE", 60),  # the same on macOS
-        (socket.IPPROTO_TCP, "TCP_KEEPINTVL", 15),  # seconds between questions
-        (socket.IPPROTO_TCP, "TCP_KEEPCNT", 4),  # questions without an answer
-        (socket.IPPROTO_TCP, "TCP_NOTSENT_LOWAT", 64 * 1024),  # bytes
-    )
-    if hasattr(socket, name)
-]
 
 # Names that stand for two addresses, whatever this host's resolver says: localhost (RFC 6761,
 # section 6.3), and every interface, of IPv6 and of IPv4.
@@ -3741,10 +3689,20 @@ SEVERAL = {"localhost": ("::1", "127.0.0.1"), "::": EVERY_INTERFACE, "*": EVERY_
 
 
 def set_options(sock: socket.socket) -> None:
-    """Gives a connection its options, or a listener those of its connections."""
+    """Sets what a connection needs, as far as the system has it. With keepalive the kernel asks a
+    silent peer whether it is still there: one that was unplugged is gone after two minutes, or if
+    something was on its way to it, after the quarter of an hour for which TCP tries again. There is
+    no TCP_USER_TIMEOUT: it would also end a peer that is only suspended, and so has closed its
+    window but answers. With TCP_NOTSENT_LOWAT a socket is writable again when the kernel has little
+    left to send; without it, when megabytes are free, and till then slow looks like stuck."""
+    options = {"TCP_KEEPIDLE": 60, "TCP_KEEPALIVE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
     with suppress(OSError):  # some systems refuse for a connection that was reset already
-        for level, option, value in SOCKET_OPTIONS:
-            sock.setsockopt(level, option, value)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)  # telnet's Ctrl-C is urgent data
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in {**options, "TCP_NOTSENT_LOWAT": 64 * 1024}.items():
+            if hasattr(socket, name):
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def find_addresses(host: str) -> list[tuple[int, Any]]:
@@ -3813,22 +3771,6 @@ def format_address(address: Any) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def who_can_connect(listeners: Sequence[socket.socket]) -> str:
-    """Returns a sentence for the user that says from where the listeners can be reached."""
-    hosts = [listener.getsockname()[0] for listener in listeners]
-    if all(map(is_local, hosts)):
-        return "only this machine can connect; --host :: lets the network in"
-    if set(hosts) & set(EVERY_INTERFACE):
-        return "whoever can reach this machine can connect"
-    return "whoever can reach these addresses can connect"
-
-
-def is_local(host: str) -> bool:
-    """Says whether an address is one by which a machine reaches only itself."""
-    return host == "::1" or host.startswith("127.")
-
-
-
 # --- Accepting -----------------------------------------------------------------------------------
 
 ACCEPT_SHARE = 0.003  # seconds of CPU, of a turn, for newcomers, so that a storm holds up nobody
@@ -3850,56 +3792,53 @@ class Acceptor:
         self.listeners = listeners
         self.admit = admit
         self.clock = clock
-        self.resting = [*listeners]  # not registered: where accept() failed, and all at first
+        self.listening = False  # the loop knows of the listeners
         self.newcomers_wait = False  # the last accept() failed
 
     def listen(self) -> None:
-        """Has the loop accept newcomers at all listeners, also at those that have rested."""
-        for listener in self.resting:
-            self.selector.register(listener, EVENT_READ, partial(self.accept, listener))
-        self.resting.clear()
+        """Has the loop accept newcomers, also after a rest."""
+        if not self.listening:
+            for listener in self.listeners:
+                self.selector.register(listener, EVENT_READ, partial(self.accept, listener))
+        self.listening = True
+
+    def rest(self) -> None:
+        """Leaves newcomers waiting."""
+        if self.listening:
+            for listener in self.listeners:
+                self.selector.unregister(listener)
+        self.listening = False
 
     def close(self) -> None:
         """Gives up the listeners: whoever connects from now on is refused."""
+        self.rest()
         for listener in self.listeners:
-            if listener not in self.resting:
-                self.selector.unregister(listener)
             listener.close()
-        self.resting.clear()
+        self.listeners = ()
 
     def accept(self, listener: socket.socket) -> None:
         """Lets in those who wait at a listener, for as long as its share of a turn lasts: to find a
-        newcomer a place can take a look at everyone who has one. Where that fails, as when too many
-        files are open, the listener stays ready and the loop would spin: so it rests."""
+        newcomer a place can take a look at everyone who has one. If that fails, as when too many
+        files are open, they still wait and the loop would spin: so they rest."""
         over = time.process_time() + ACCEPT_SHARE / len(self.listeners)
         try:
             while time.process_time() < over:
                 sock, address = listener.accept()
                 self.newcomers_wait = False
-                self.hand_over(sock, format_address(address))
+                sock.setblocking(False)
+                if sys.platform != "linux":  # on Linux those of the listener are inherited
+                    set_options(sock)
+                self.admit(sock, format_address(address))
         except (BlockingIOError, ConnectionAbortedError):  # no more, or one that has left already
             pass
         except OSError as error:
             if not self.newcomers_wait:
                 log.warning("newcomers have to wait: %s", error.strerror)
             self.newcomers_wait = True
-            self.selector.unregister(listener)
-            self.resting.append(listener)
+            self.rest()
             self.clock.look_by(self.clock.now() + ACCEPT_REST)
-
-    def hand_over(self, sock: socket.socket, peer: str) -> None:
-        """Makes a newcomer's socket what the loop needs, and admits it."""
-        try:
-            sock.setblocking(False)
-            if sys.platform != "linux":  # on Linux those of the listener are inherited
-                set_options(sock)
-            self.admit(sock, peer)
-        except OSError as error:
-            log.info("%s could not be admitted: %s", peer, error.strerror)
-            sock.close()
-        except Exception:
-            log.exception("%s could not be admitted", peer)
-            sock.close()
+        except Exception:  # a bug, which ends this connection alone
+            log.exception("a newcomer could not be admitted")
 
 
 # --- The transcript ------------------------------------------------------------------------------
@@ -3908,26 +3847,13 @@ MAX_REPLAYED = 256 * 1024  # bytes of a transcript that are looked at for what w
 GAP_END = 1.0  # seconds without a loss, until the log says what is missing in the transcript
 
 
-def open_private(path: str, flags: int) -> int:
-    """Opens a file that, if it is a new one, only its owner can read, and that never makes anyone
-    wait, if it is a pipe or a terminal. Returns the descriptor."""
-    for name in ("O_NONBLOCK", "O_NOCTTY"):  # Windows has neither
-        flags |= getattr(os, name, 0)
-    return os.open(path, flags, 0o600)
-
-
-# A line of the transcript, unless it is the room's own: its time, and exactly what was said.
-STAMPED = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ (?!\* )(.+)")
-# Ends a line that was written halfway: CANCEL, which nothing that is said has in it, means that the
-# rest is to be disregarded. With a newline alone it would look whole.
-TORN_END = b"\x18\n"
-
-
 def said_before(lines: bytes, longest: int) -> bytes:
     """Returns the messages, whole lines as they were said, that stand in a stretch of a transcript.
     Whatever can't have been said in a room, or by members with lines of up to `longest` bytes, name
     included, is passed over."""
-    found = (STAMPED.fullmatch(line) for line in lines.split(b"\n")[:-1])
+    # The time, and exactly what was said, unless it was by the room itself.
+    stamped = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ (?!\* )(.+)")
+    found = (stamped.fullmatch(line) for line in lines.split(b"\n")[:-1])
     said = (match[1] for match in found if match)
     return b"".join(one + b"\n" for one in said if len(one) <= longest and is_clean(one))
 
@@ -3947,101 +3873,85 @@ class Transcript:
             raise Failure(f"cannot write the transcript {path}: {error.strerror}") from error
 
     def open(self) -> None:
-        """Raises OSError.
+        """Opens the file, which if it is new only its owner can read. Raises OSError.
 
         It is opened for reading too. So a pipe needs no reader: it keeps what it has room for until
         there is one, and one that goes can come back.
         """
-        self.file = io.FileIO(self.path, "a+", opener=open_private)
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT
+        for name in ("O_NONBLOCK", "O_NOCTTY", "O_BINARY"):  # a pipe; a terminal; Windows
+            flags |= getattr(os, name, 0)
+        self.file = os.open(self.path, flags, 0o600)
         self.torn = False  # its last line was taken halfway
         with suppress(OSError):  # it is empty, or has no end
-            self.file.seek(-1, os.SEEK_END)
-            self.torn = self.file.read(1) != b"\n"  # the disk was full, the last time
+            os.lseek(self.file, -1, os.SEEK_END)
+            self.torn = os.read(self.file, 1) != b"\n"  # the disk was full, the last time
 
     def messages(self, max_line: int) -> bytes:
         """Returns the messages at its end, whole lines as they were said, for a history. `max_line`
-        is the room's. A pipe or a terminal has none."""
-        end = os.fstat(self.file.fileno())
-        if not stat.S_ISREG(end.st_mode):
-            return b""
-        start = max(0, end.st_size - MAX_REPLAYED)
+        is the room's. Raises OSError."""
         try:
-            self.file.seek(start)
-            tail = self.file.read(MAX_REPLAYED) or b""
-        except OSError as error:
-            log.warning("cannot read the transcript %s: %s", self.path, error.strerror)
+            start = max(0, os.lseek(self.file, 0, os.SEEK_END) - MAX_REPLAYED)
+        except OSError:  # a pipe or a terminal has none
             return b""
+        os.lseek(self.file, start, os.SEEK_SET)
+        tail = os.read(self.file, MAX_REPLAYED)
         if start:  # in the middle of a line, most likely
             tail = tail.partition(b"\n")[2]
         return said_before(tail, MAX_PREFIX + max_line)
 
     def write(self, text: bytes) -> None:
-        """Adds whole lines. Those that aren't taken at once are lost."""
+        """Adds whole lines. Those that aren't taken at once are lost, and told to the log: that they
+        begin to be, and some time after the last how many were."""
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ ", time.gmtime()).encode()
-        lost, why = text.count(b"\n"), ""
+        data = stamp + text[:-1].replace(b"\n", b"\n" + stamp) + b"\n"
+        why = ""
         try:
             self.follow()
-            data = TORN_END * self.torn + stamp + text[:-1].replace(b"\n", b"\n" + stamp) + b"\n"
+            # After half a line comes CANCEL, which nothing that is said has in it: the rest is to
+            # be disregarded. With a newline alone it would look whole.
+            data = b"\x18\n" * self.torn + data
             while data:
-                taken = os.write(self.file.fileno(), data)
+                taken = os.write(self.file, data)
                 self.torn = data[taken - 1 : taken] != b"\n"
                 data = data[taken:]
-                lost = min(lost, data.count(b"\n"))
-        except BlockingIOError:
-            why = "nobody is reading it"
         except OSError as error:
-            why = error.strerror or str(error)
-        self.note_lost(lost, why)
-
-    def note_lost(self, lost: int, why: str) -> None:
-        """Tells the log when lines begin to be lost, and some time after the last how many were."""
-        now = time.monotonic()
-        if lost:
+            why = "nobody is reading it" if error.errno == errno.EAGAIN else str(error.strerror)
+        if data:
             if not self.lost:
                 log.error("cannot write the transcript %s: %s", self.path, why)
-            self.lost += lost
-            self.lost_at = now
-        elif self.lost and now - self.lost_at > GAP_END:
+            self.lost += min(data.count(b"\n"), text.count(b"\n"))
+            self.lost_at = time.monotonic()
+        elif self.lost and time.monotonic() - self.lost_at > GAP_END:
             self.tell_lost()
 
     def tell_lost(self) -> None:
         """Tells the log how many lines are missing."""
-        if self.lost:
-            log.warning("lines missing in the transcript %s: %d", self.path, self.lost)
+        log.warning("lines missing in the transcript %s: %d", self.path, self.lost)
         self.lost = 0
 
     def follow(self) -> None:
         """Starts the file anew if somebody has moved it away or deleted it. Raises OSError."""
         with suppress(FileNotFoundError):
-            if os.path.samestat(os.stat(self.path), os.fstat(self.file.fileno())):
+            if os.path.samestat(os.stat(self.path), os.fstat(self.file)):
                 return
         old = self.file
         self.open()
-        old.close()
+        os.close(old)
         log.warning("the transcript %s had vanished and was started anew", self.path)
 
     def close(self) -> None:
-        self.tell_lost()
-        self.file.close()
+        if self.lost:
+            self.tell_lost()
+        os.close(self.file)
 
 
 # --- How to join ---------------------------------------------------------------------------------
 
-# Addresses that nobody has (RFC 5737, RFC 3849). The way to them is the way to the rest of the
-# world.
-ELSEWHERE: dict[int, str] = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}
 
-# What asks for an interface's flags, and its address: on Linux, and on macOS and the BSDs.
-SIOCGIFFLAGS = 0x8913 if sys.platform == "linux" else 0xC0206911
-SIOCGIFADDR = 0x8915 if sys.platform == "linux" else 0xC0206921
-IFF_WORKS = 0x41  # of the flags: it is up, and has a link
-IFF_POINTOPOINT = 0x10
-TEMPORARY = 0x01  # of the flags of an IPv6 address: it changes every day
-IF_INET6 = "/proc/net/if_inet6"  # where Linux lists these, see proc(5)
-
-# How the names of bridges, tunnels and the like begin: they lead into this machine, or far away,
-# but not to those who are in the same network.
-VIRTUAL = re.compile("br|cni|docker|lxc|lxd|podman|tailscale|tap|tun|utun|vbox|veth|vir|vm|wg|zt")
+def is_local(host: str) -> bool:
+    """Says whether an address is one by which a machine reaches only itself."""
+    return host == "::1" or host.startswith("127.")
 
 
 def hosts_for_others(listeners: Sequence[socket.socket]) -> list[str]:
@@ -4050,142 +3960,116 @@ def hosts_for_others(listeners: Sequence[socket.socket]) -> list[str]:
     listening = [listener.getsockname()[0] for listener in listeners]
     if all(map(is_local, listening)):
         return []
-    found: list[str] = []
-    for listener, host in zip(listeners, listening):
-        found += own_addresses(listener.family) if host in EVERY_INTERFACE else [host]
-    found = [host for host in dict.fromkeys(found) if not is_local(host)]
+    own = [one for one in own_addresses() if ("::" if ":" in one else "0.0.0.0") in listening]
     # A link-local one goes with an interface, which each host calls by a name of its own.
-    found = [host for host in found if not host.startswith("fe80:")]
+    useless = ("127.", "0.0.0.0", "::", "fe80:")
+    found = [host for host in dict.fromkeys([*listening, *own]) if not host.startswith(useless)]
     found.sort(key=lambda host: ":" in host)  # IPv4 first, which everyone has
     return found or [socket.gethostname()]
 
 
-def own_addresses(family: int) -> list[str]:
-    """Returns this machine's addresses, as far as the system tells: first the one from which it
-    reaches the rest of the world, if it does, then those of interfaces that work, bridges and
-    tunnels last."""
-    main: list[str] = []
-    with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as sock:
-        sock.connect((ELSEWHERE[family], 9))  # sends nothing
-        main.append(sock.getsockname()[0])
-    physical: list[str] = []
-    virtual: list[str] = []
-    down: list[str] = []
-    for name, address in interface_addresses(family):
-        flags = interface_flags(name)
-        if flags & IFF_WORKS != IFF_WORKS:
-            down.append(address)
-        elif flags & IFF_POINTOPOINT or VIRTUAL.match(name):
-            virtual.append(address)
-        else:
-            physical.append(address)
-    return [address for address in main + physical + virtual if address not in down]
+def own_addresses() -> list[str]:
+    """Returns this machine's addresses, as far as the system tells: first those from which it
+    reaches the rest of the world, then those of interfaces that work, bridges and tunnels last."""
+    places: dict[str, int] = {}
+    # Addresses that nobody has (RFC 5737, RFC 3849). The way there is the way to the world.
+    for family, nobody in (socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1"):
+        with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as sock:
+            sock.connect((nobody, 9))  # sends nothing
+            places[sock.getsockname()[0]] = 0
+    # What leads into this machine, or far away, but not to those who are in the same network.
+    virtual = "br|cni|docker|lxc|lxd|podman|tailscale|tap|tun|utun|vbox|veth|vir|vm|wg|zt"
+    for name, flags, address in interface_addresses():
+        if flags & 0x41 != 0x41:  # IFF_UP, and IFF_RUNNING: it has a link
+            places.pop(address, None)
+        else:  # 0x10 is IFF_POINTOPOINT
+            places.setdefault(address, 2 if flags & 0x10 or re.match(virtual, name) else 1)
+    return sorted(places, key=places.__getitem__)
 
 
-def interface_addresses(family: int) -> Iterator[tuple[str, str]]:
-    """Yields the names of interfaces, each with its address; IPv6 ones on Linux alone."""
-    if family == socket.AF_INET and fcntl:
+def interface_addresses() -> Iterator[tuple[str, int, str]]:
+    """Yields the name and the flags of each interface with each of its addresses, but for those
+    that change every day. Only on Linux: see netdevice(7), and proc(5)."""
+    if not (fcntl and sys.platform == "linux"):
+        return
+    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         for _, name in socket.if_nameindex():
+            request = os.fsencode(name).ljust(40, b"\0")  # a struct ifreq
+            flags = int.from_bytes(fcntl.ioctl(sock, 0x8913, request)[16:18], sys.byteorder)
             with suppress(OSError):  # it has none
-                yield name, socket.inet_ntoa(ask_interface(name, SIOCGIFADDR)[20:24])
-    elif os.path.exists(IF_INET6):
-        with open(IF_INET6) as lines:
-            for digits, _, _, _, flags, name in map(str.split, lines):
-                if not int(flags, 16) & TEMPORARY:
-                    yield name, socket.inet_ntop(family, bytes.fromhex(digits))
-
-
-def interface_flags(name: str) -> int:
-    """Returns an interface's flags, 0 if it is gone."""
-    with suppress(OSError):
-        return int.from_bytes(ask_interface(name, SIOCGIFFLAGS)[16:18], sys.byteorder)
-    return 0
-
-
-def ask_interface(name: str, request: int) -> bytes:
-    """Returns the struct ifreq with the answer to a request. Raises OSError."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        return fcntl.ioctl(sock, request, os.fsencode(name).ljust(40, b"\0"))
+                yield name, flags, socket.inet_ntoa(fcntl.ioctl(sock, 0x8915, request)[20:24])
+            with suppress(OSError), open("/proc/net/if_inet6") as lines:
+                for digits, _, _, _, kind, owner in map(str.split, lines):
+                    if owner == name and not int(kind, 16) & 1:  # IFA_F_TEMPORARY
+                        yield name, flags, socket.inet_ntop(socket.AF_INET6, bytes.fromhex(digits))
 
 
 def how_to_join(
-    listeners: Sequence[socket.socket], hosts: Sequence[str], tls: ssl.SSLContext | None, cert: str
+    listeners: Sequence[socket.socket], hosts: Sequence[str], certificate: Certificate | None
 ) -> tuple[str, list[str]]:
     """Returns a host at which those who can connect reach this one, and commands for joining that
-    work as they stand there, and where else they would. `hosts` are the --host options; `cert` is
-    the certificate's file. Logs a warning if clients will refuse that."""
+    work as they stand there, and where else they would. `hosts` are the --host options. Logs a
+    warning if clients will refuse the certificate."""
     others, port = hosts_for_others(listeners), listeners[0].getsockname()[1]
-    host = (others or hosts)[0]
-    if not tls:
-        lines = [f"join: python3 chat_client.py {host} {port}", f"or: nc {host} {port}"]
-        return host, lines + other_addresses(others[1:])
-    try:
-        host, kind = find_way_in(tls, cert, others or hosts, by_name=bool(others))
-        trust, *notes = how_to_trust(cert, kind, local=not others)
-        others = [other for other in others if other != host and works(tls, cert, kind, other)]
-    except OSError:  # it was in a pipe, from which it comes once
-        trust, *notes = "--tls-ca FILE", "FILE is the room's certificate"
-        others = others[1:]
-    lines = [f"join: python3 chat_client.py {host} {port} {trust}", *notes]
-    return host, lines + other_addresses(others)
+    found = others or hosts
+    if certificate:
+        found, (option, *notes) = how_to_trust(certificate, found, is_near=not others)
+        lines = [f"join: python3 chat_client.py {found[0]} {port} {option}", *notes]
+    else:
+        lines = [f"join: python3 chat_client.py {found[0]} {port}", f"or: nc {found[0]} {port}"]
+    more = [host for host in found[1:] if host in others]
+    if more:
+        lines.append(f"other addresses of this machine: {', '.join(more)}")
+    return found[0], lines
 
 
-def other_addresses(hosts: Sequence[str]) -> list[str]:
-    """Returns a line that names more hosts at which the room can be reached, if there are any."""
-    return [f"other addresses of this machine: {', '.join(hosts)}"] if hosts else []
-
-
-PARTIAL_CHAIN = 0x80000  # ssl.VERIFY_X509_PARTIAL_CHAIN, which older Pythons don't name
-
-# What clients can trust: whom their system trusts, or the file itself; or, if it came from the
-# right authority, each certificate in that.
-BY_SYSTEM, BY_FILE, BY_AUTHORITY = range(3)
-
-
-def find_way_in(
-    tls: ssl.SSLContext, cert: str, hosts: Sequence[str], by_name: bool
-) -> tuple[str, int]:
-    """Returns the first host that works, and what for, when we shake hands with ourselves as each
-    kind of client: one of `hosts` or, if clients can connect by names, another one that is in the
-    certificate. Logs a warning if none works."""
-    why, trusting = "", []
-    for kind in (BY_SYSTEM, BY_FILE, BY_AUTHORITY):
+def how_to_trust(
+    certificate: Certificate, hosts: Sequence[str], is_near: bool
+) -> tuple[Sequence[str], list[str]]:
+    """Shakes hands with ourselves as several kinds of client. Returns as which hosts the first that
+    trusts us takes us, names in the certificate included unless it is near, on this machine; and
+    what makes our own client one of that kind. Logs a warning if clients will refuse us."""
+    cert, tls = certificate.cert, certificate.context
+    if not os.path.isfile(cert):  # but a pipe, from which it comes once
+        return hosts[:1], ["--tls-ca FILE", "FILE is the room's certificate"]
+    for client, trust in kinds_of_client(cert, is_near):
         try:
-            names = try_handshake(tls, make_client(kind, cert))
+            names = try_handshake(tls, client)
         except ssl.SSLError as error:
-            why = getattr(error, "verify_message", str(error))
+            problem = f"{cert}: {getattr(error, 'verify_message', error)}; make or get a new one"
             continue
-        trusting.append(kind)
-        for host in [*hosts, *names] if by_name else hosts:
-            if works(tls, cert, kind, host):
-                return host, kind
-    if not trusting:
-        log.warning("clients will refuse %s: %s; make or get a new one", cert, why)
-        return hosts[0], BY_FILE
-    log.warning(
-        "clients will refuse %s as the certificate of %s; "
-        "make one with the names and addresses by which they connect",
-        *(cert, hosts[0]),
-    )
-    return hosts[0], trusting[0]
+        found: list[str] = []
+        for host in hosts if is_near else (*hosts, *names):
+            with suppress(ssl.SSLError, ValueError):  # ValueError: a host that none can be
+                try_handshake(tls, client, host)
+                found.append(host)
+        if found:
+            return found, trust
+        remedy = "make one with the names and addresses by which they connect"
+        problem = f"{cert} as the certificate of {hosts[0]}; {remedy}"
+        break
+    log.warning("clients will refuse %s", problem)
+    return hosts[:1], trust
 
 
-def make_client(kind: int, cert: str) -> ssl.SSLContext:
-    """Returns a client of that kind. Raises OSError if the file can't be read any more."""
-    client = ssl.create_default_context(cafile=None if kind == BY_SYSTEM else cert)
-    client.verify_flags &= ~PARTIAL_CHAIN
-    if kind == BY_AUTHORITY:
-        client.verify_flags |= PARTIAL_CHAIN
-    return client
-
-
-def works(tls: ssl.SSLContext, cert: str, kind: int, host: str) -> bool:
-    """Says whether a client of that kind takes us for a host."""
-    try:
-        try_handshake(tls, make_client(kind, cert), host)
-    except (ssl.SSLError, ValueError):  # ValueError: a host that none can be
-        return False
-    return True
+def kinds_of_client(cert: str, is_near: bool) -> Iterator[tuple[ssl.SSLContext, list[str]]]:
+    """Yields clients that trust whom their system does; or our certificate's file; or that as those
+    do who know the authority which signed it. With each comes what makes our own client one of its
+    kind: an option, and what has to be known for that."""
+    yield ssl.create_default_context(), ["--tls"]
+    client = ssl.create_default_context(cafile=cert)
+    partial_chain = 0x80000  # ssl.VERIFY_X509_PARTIAL_CHAIN, which older Pythons don't name
+    client.verify_flags &= ~partial_chain
+    file, note = shell_word(os.path.basename(cert)), "it isn't secret"
+    with open(cert, "rb") as pem:
+        if b"PRIVATE KEY-----" in pem.read():
+            file, note = "NEW.pem", f"that is {file} without the key"
+    if is_near:
+        yield client, [f"--tls-ca {shell_word(os.path.abspath(cert))}"]
+    else:
+        yield client, [f"--tls-ca {file}", f"copy {file} to that host first; {note}"]
+    client.verify_flags |= partial_chain
+    yield client, ["--tls-ca FILE", f"FILE is the certificate of the authority behind {cert}"]
 
 
 def try_handshake(tls: ssl.SSLContext, client: ssl.SSLContext, host: str = "") -> list[str]:
@@ -4205,22 +4089,6 @@ def try_handshake(tls: ssl.SSLContext, client: ssl.SSLContext, host: str = "") -
     return [name for name in names if name != "localhost" and "*" not in name]
 
 
-def how_to_trust(cert: str, kind: int, local: bool) -> list[str]:
-    """Returns the client's options for trusting our certificate, and what has to be known for that;
-    `local` if only this machine can connect."""
-    if kind == BY_SYSTEM:
-        return ["--tls"]
-    if kind == BY_AUTHORITY:
-        return ["--tls-ca FILE", f"FILE is the certificate of the authority behind {cert}"]
-    if local:
-        return [f"--tls-ca {shell_word(os.path.abspath(cert))}"]
-    file, note = shell_word(os.path.basename(cert)), "it isn't secret"
-    with open(cert, "rb") as pem:
-        if b"PRIVATE KEY-----" in pem.read():
-            file, note = "NEW.pem", f"that is {file} without the key"
-    return [f"--tls-ca {file}", f"copy {file} to that host first; {note}"]
-
-
 def shell_word(text: str) -> str:
     """Returns the text as a shell takes it for one word, as shlex.quote() does: Debian's
     python3-minimal lacks that."""
@@ -4234,9 +4102,6 @@ def shell_word(text: str) -> str:
 # What an address needs of ISO/IEC 18004: bytes, the lowest level of correction (L), under which
 # versions 1 to 5 are a single block, and mask 0.
 QR_SIZES = ((19, 7), (34, 10), (55, 15), (80, 20), (108, 26))  # codewords: data, and correction
-LIGHT_RINGS = {4: (2, 4), 2: (1,)}  # around the middle of a finder, and of an alignment pattern
-QR_FORMAT = 0b111011111000100  # level L and mask 0, with a correction of their own
-HALF_BLOCKS = " \u2584\u2580\u2588"  # neither half is drawn, the lower, the upper, both
 
 
 def multiply(a: int, b: int) -> int:
@@ -4272,11 +4137,11 @@ def qr_patterns(version: int, size: int) -> dict[tuple[int, int], bool]:
     for top, left, reach in eyes if version > 1 else eyes[:3]:
         for y, x in product(range(-reach, reach + 1), repeat=2):
             if 0 <= top + y < size and 0 <= left + x < size:
-                dark[top + y, left + x] = max(abs(y), abs(x)) not in LIGHT_RINGS[reach]
+                dark[top + y, left + x] = max(abs(y), abs(x)) not in (reach // 2, 4)
     near = [*((y, 8) for y in (*range(6), 7, 8)), *((8, x) for x in (7, *reversed(range(6))))]
     far = [*((8, size - 1 - at) for at in range(8)), *((size - 7 + at, 8) for at in range(7))]
-    for at, places in enumerate(zip(near, far)):
-        dark.update(dict.fromkeys(places, bool(QR_FORMAT >> at & 1)))
+    for at, places in enumerate(zip(near, far)):  # level L and mask 0, with their own correction
+        dark.update(dict.fromkeys(places, bool(0b111011111000100 >> at & 1)))
     dark[size - 8, 8] = True
     return dark
 
@@ -4295,19 +4160,9 @@ def qr_code(data: bytes) -> list[str]:
         for y, x in product(rows, (right, right - 1)):
             if (y, x) not in dark:
                 dark[y, x] = (next(bits, "0") == "1") != ((y + x) % 2 == 0)
-
-    def half_blocks(y: int, x: int) -> str:
-        return HALF_BLOCKS[2 * (not dark.get((y, x))) + (not dark.get((y + 1, x)))]
-
-    columns = range(-4, size + 4)
-    return ["".join(half_blocks(y, x) for x in columns) for y in range(-4, size + 4, 2)]
-
-
-def show_qr_code(url: str) -> None:
-    """Shows the code of an address on a terminal, so that nobody has to type it into a phone."""
-    if os.isatty(2):
-        for row in qr_code(url.encode()):
-            log.info("%s", row)
+    light = [[not dark.get((y, x)) for x in range(-4, size + 4)] for y in range(-4, size + 5)]
+    halves = (zip(*pair) for pair in zip(light[::2], light[1::2]))
+    return ["".join(" \u2584\u2580\u2588"[2 * upper + lower] for upper, lower in row) for row in halves]
 
 
 # --- The command line ----------------------------------------------------------------------------
@@ -4322,11 +4177,11 @@ def host_name(text: str) -> str:
 
 
 def own_host(text: str) -> str:
-    """Returns a host of this machine to listen on. Raises ArgumentTypeError, which argparse
-    shows."""
-    host, _, port = text.rpartition(":")
-    if port.isdecimal() and (":" not in host or host.endswith("]")) and host:
-        raise argparse.ArgumentTypeError(f"{text} has a port in it: --host {host} --port {port}")
+    """Returns a host of this machine to listen on. Raises ArgumentTypeError."""
+    found = re.fullmatch(r"(\[.+\]|[^:]+):([0-9]+)", text)
+    if found:
+        problem = f"has a port in it: --host {found[1]} --port {found[2]}"
+        raise argparse.ArgumentTypeError(f"{text} {problem}")
     return host_name(text)
 
 
@@ -4352,12 +4207,9 @@ def parse_known(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> 
     """Returns the options. Ends the process with status 2 if there is one that the parser doesn't
     know. Of that only the name is shown: its value may be a password, and standard error a log."""
     args, unknown = parser.parse_known_args(argv)
-    for word in unknown:
-        if word.startswith("-"):
-            name = word.partition("=")[0] if word.startswith("--") else word[:2]
-            parser.error(f"there is no option {name}")
     if unknown:
-        parser.error("too many arguments")
+        option = re.match("--[^=]*|-.", unknown[0])
+        parser.error(f"there is no option {option[0]}" if option else "too many arguments")
     return args
 
 
@@ -4368,51 +4220,45 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def server_parser(description: str, example: str) -> argparse.ArgumentParser:
-    """Returns a parser for the options that both servers have."""
-    parser = argparse.ArgumentParser(
-        description=description, epilog=f"example: {example}", allow_abbrev=False
-    )
+def make_parser() -> argparse.ArgumentParser:
+    """Returns what parses the options."""
+    about = "A chat room: what one member says goes to every other member."
+    example = "example: python3 chat_server.py --host :: (then: python3 chat_client.py HOST)"
+    parser = argparse.ArgumentParser(description=about, epilog=example, allow_abbrev=False)
     add = parser.add_argument
     host = "listen on this name or address, can be repeated; :: is every interface, IPv4 too"
     add("--host", type=own_host, action="append", help=f"{host} (default: localhost)")
     add("--port", type=port_number, default=PORT, help="0 takes a free one (default: %(default)s)")
+    web = f"let browsers in, too, on this port (default: none; without a number {WEB_PORT})"
+    add("--web", type=port_number, nargs="?", const=WEB_PORT, metavar="PORT", help=web)
+    name = "a further name by which browsers reach this host, can be repeated"
+    add("--web-host", type=web_host, action="append", default=[], metavar="NAME", help=name)
     crowd = "turn away more than N at once (default: %(default)s)"
     add("--max-clients", type=positive, default=MAX_CLIENTS, metavar="N", help=crowd)
+    long = "skip lines that are longer (default: %(default)s)"
+    add("--max-line", type=positive, default=MAX_LINE, metavar="BYTES", help=long)
+    add("--history", type=positive, default=0, metavar="N", help="newcomers get the last N messages")
+    add("--transcript", metavar="FILE", help="add every public line to FILE, with its time")
+    add("--password-file", metavar="FILE", help="ask for the password in FILE, or in CHAT_PASSWORD")
+    add("--operator-file", metavar="FILE", help="whoever knows the password in FILE can /kick")
+    add("--tls-cert", metavar="FILE", help="speak TLS, with this certificate")
+    add("--tls-key", metavar="FILE", help="and its private key")
     add("-v", "--verbose", action="store_true", help="log each message too")
     add("--version", action="version", version=f"%(prog)s {VERSION}")
     return parser
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Returns the options, and `prog`, the script's name. Wrong ones end the process, status 2."""
-    parser = server_parser(
-        "A chat room: what one member says goes to every other member.",
-        "python3 chat_server.py --host :: (then: python3 chat_client.py HOST)",
-    )
-    add = parser.add_argument
-    long = "skip lines that are longer (default: %(default)s)"
-    add("--max-line", type=positive, default=MAX_LINE, metavar="BYTES", help=long)
-    history = "give newcomers the last N messages (default: none)"
-    add("--history", type=positive, default=0, metavar="N", help=history)
-    add("--transcript", metavar="FILE", help="add every public line to FILE, with its time")
-    web = f"let browsers in, too, on this port (default: none; without a number {WEB_PORT})"
-    add("--web", type=port_number, nargs="?", const=WEB_PORT, metavar="PORT", help=web)
-    name = "a further name by which browsers reach this host, can be repeated"
-    add("--web-host", type=web_host, action="append", default=[], metavar="NAME", help=name)
-    password = "let in who gives the password in FILE, or in CHAT_PASSWORD in the environment"
-    add("--password-file", metavar="FILE", help=password)
-    operator = "let whoever says /op with the password in FILE remove others, with /kick NAME"
-    add("--operator-file", metavar="FILE", help=operator)
-    add("--tls-cert", metavar="FILE", help="speak TLS, with this certificate")
-    add("--tls-key", metavar="FILE", help="and its private key")
+    """Returns the options. Wrong ones end the process with status 2."""
+    parser = make_parser()
     args = parse_known(parser, argv)
     args.host = args.host or ["localhost"]  # as the option's default it would be added to
-    args.prog = parser.prog
     if (args.tls_cert is None) != (args.tls_key is None):
         parser.error("--tls-cert and --tls-key go together")
     if args.web_host and args.web is None:
         parser.error("--web-host goes with --web")
+    if sys.platform == "win32" and args.max_clients > MAX_CLIENTS:
+        parser.error(f"on Windows --max-clients can be {MAX_CLIENTS} at most")
     return args
 
 
@@ -4458,24 +4304,41 @@ def tell_where(
     args: argparse.Namespace,
     listeners: Sequence[socket.socket],
     web_listeners: Sequence[socket.socket],
-    tls: ssl.SSLContext | None,
+    certificate: Certificate | None,
 ) -> Site | None:
     """Logs where the room is and how to join it. Returns the site for browsers, if there is one."""
-    addresses = [format_address(listener.getsockname()) for listener in listeners]
-    log.info("listening on %s; %s", " and ".join(addresses), who_can_connect(listeners))
-    host, lines = how_to_join(listeners, args.host, tls, args.tls_cert)
+    addresses = [listener.getsockname() for listener in listeners]
+    who = "whoever can reach this machine can connect"
+    if all(is_local(address[0]) for address in addresses):
+        who = "only this machine can connect; --host :: lets the network in"
+    log.info("listening on %s; %s", " and ".join(map(format_address, addresses)), who)
+    host, lines = how_to_join(listeners, args.host, certificate)
     for line in lines:
         log.info("%s", line)
     if not web_listeners:
         return None
-    port, web_port = (socks[0].getsockname()[1] for socks in (listeners, web_listeners))
-    url = f"{'https' if tls else 'http'}://{format_address((host, web_port))}/"
+    web_port = web_listeners[0].getsockname()[1]
+    url = f"{'https' if certificate else 'http'}://{format_address((host, web_port))}/"
     log.info("or, in a browser: %s", url)
-    show_qr_code(url)
-    return Site([*args.host, *args.web_host], bool(tls), web_port, url, port)
+    for row in qr_code(url.encode()) if os.isatty(2) else ():  # so that a phone needs no typing
+        log.info("%s", row)
+    return Site([*args.host, *args.web_host], bool(certificate), web_port, url, addresses[0][1])
 
 
 # --- All together --------------------------------------------------------------------------------
+
+
+def prepare(site: Site | None, door: Door, conn: Connection) -> Steps:
+    """What a newcomer has to do before the password: TLS, a browser's request."""
+    plain = b""
+    if isinstance(conn, TLSConnection):
+        plain = yield from shake_hands(door, conn)
+    if site and conn.sock.getsockname()[1] == site.port:
+        door.allow_time(conn, DOOR_TIME)
+        yield from answer_request(door, conn, site, plain)
+    elif plain:
+        raise Dismissed("this room speaks TLS; use --tls")
+    return b""
 
 
 def make_server(
@@ -4488,31 +4351,17 @@ def make_server(
     operator: bytes = b"",
     site: Site | None = None,
 ) -> ChatServer:
-    """Puts all parts together. The room can have `size` members; with a certificate it speaks TLS;
-    a password that is empty is none; the site is there if there is a port for browsers."""
+    """Puts all parts together, for `size` members at most; a password that is empty is none."""
     selector = selectors.DefaultSelector()
     elsewhere = site.for_browsers if site else "this room takes lines of text; it has no page"
 
     def connect(sock: socket.socket, peer: str) -> Connection:
         given = (sock, peer, host_of(peer), selector, Telnet(room.max_line, elsewhere))
-        if certificate:
-            return TLSConnection(*given, certificate.current())
-        return Connection(*given)
-
-    def prepare(door: Door, conn: Connection) -> Steps:
-        plain = b""
-        if isinstance(conn, TLSConnection):
-            plain = yield from shake_hands(door, conn)
-        if site and conn.sock.getsockname()[1] == site.port:
-            door.allow_time(conn, DOOR_TIME)
-            yield from answer_request(door, conn, site, plain)
-        elif plain:
-            raise Dismissed("this room speaks TLS; use --tls")
-        return b""
+        return TLSConnection(*given, certificate.current()) if certificate else Connection(*given)
 
     room.checks.append(partial(check_voice, room))
     membership = Membership(room, Clock())
-    door = Door(membership, size, connect, prepare, password)
+    door = Door(membership, size, connect, partial(prepare, site), password)
     door.acceptor = Acceptor(selector, listeners, door.admit, membership.clock)
     if operator:
         Operators(door, operator)
@@ -4520,19 +4369,19 @@ def make_server(
     if transcript:
         server.recorders.append(transcript.write)
     if log.isEnabledFor(logging.DEBUG):
-        server.recorders.append(partial(log_lines, "said"))
+        server.recorders.append(log_said)
     return server
 
 
 def run(args: argparse.Namespace) -> int:
     """Serves until it is told to stop; returns the exit status. Raises Failure."""
-    max_clients = raise_descriptor_limit(args.max_clients)
+    allow_descriptors(args.max_clients + 2 * DOOR_SIZE + 32)  # who leaves; the listeners, files
     transcript = Transcript(args.transcript) if args.transcript is not None else None
     password, operator = read_passwords(args)
     certificate = Certificate(args.tls_cert, args.tls_key) if args.tls_cert is not None else None
     listeners = open_listeners(args.host, args.port)
     web = open_listeners(args.host, args.web, "--web") if args.web is not None else []
-    site = tell_where(args, listeners, web, certificate.context if certificate else None)
+    site = tell_where(args, listeners, web, certificate)
     if password:
         log.info("the client asks for the password; any other sends it as its first line")
     if (password or operator) and not certificate:
@@ -4541,7 +4390,7 @@ def run(args: argparse.Namespace) -> int:
     if transcript and args.history:
         room.history.add(transcript.messages(args.max_line))
     server = make_server(
-        [*listeners, *web], room, max_clients, transcript, password, certificate, operator, site
+        [*listeners, *web], room, args.max_clients, transcript, password, certificate, operator, site
     )
     signals = ending_signals()
     try:
@@ -4558,13 +4407,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     open_log(args.verbose)
     try:
         return run(args)
-    except Failure as error:
-        print(f"{args.prog}: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        if error.errno not in (errno.EMFILE, errno.ENFILE):
-            raise
-        print(f"{args.prog}: too few open files are allowed; see ulimit -n", file=sys.stderr)
+    except (Failure, OSError) as error:  # such as that too many files are open
+        print(f"{os.path.basename(sys.argv[0])}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:  # before the loop took over the signals
         return 0

@@ -335,12 +335,11 @@ def ending_signals() -> socket.socket:
     return reader
 
 
-def allow_descriptors(clients: int) -> None:
-    """Raises the limit on open files to what so many clients need, or as far as it can be."""
+def allow_descriptors(needed: int) -> None:
+    """Raises the limit on open files to what is needed, or as far as it can be."""
     with suppress(ImportError, OSError, ValueError):  # Windows has no limit, nor this module
         import resource
 
-        needed = clients + 32  # the listeners, files
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if 0 <= soft < needed:  # an infinite limit is -1, or very large
             limit = needed if hard < 0 else min(needed, hard)
@@ -376,7 +375,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     open_log(args.verbose)
     try:
-        allow_descriptors(args.max_clients)
+        allow_descriptors(args.max_clients + 32)  # and the listeners, files
         listeners = open_listeners(args.host, args.port)
         names = [listener.getsockname() for listener in listeners]
         who = "whoever can reach this machine can connect"

@@ -387,21 +387,37 @@ def test_tls_is_1_2_at_least_on_both_sides() -> None:
         assert context.minimum_version >= ssl.TLSVersion.TLSv1_2
 
 
+@pytest.mark.parametrize(
+    "failure, said",
+    [
+        (OSError(errno.ENOSPC, "No space left"), "newcomers have to wait: No space left"),
+        (RuntimeError("a bug"), "could not be admitted"),
+    ],
+)
 def test_admission_that_fails_ends_that_connection_alone(
-    caplog: pytest.LogCaptureFixture,
+    failure: Exception, said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO)
-    for failure in (OSError("reset meanwhile"), RuntimeError("a bug")):
+    failures = [failure]
+    admitted = []
 
-        def admit(sock: socket.socket, peer: str, failure: Exception = failure) -> None:
-            raise failure
+    def admit(sock: socket.socket, peer: str) -> None:
+        if failures:
+            raise failures.pop()
+        admitted.append(sock)
 
-        sock, peer = pair()
-        given = (selectors.DefaultSelector(), [], admit, chat_server.Clock())
-        chat_server.Acceptor(*given).hand_over(sock, "somebody")
-        assert peer.rest() == b""
-        assert sock.fileno() == -1
-    assert caplog.text.count("somebody could not be admitted") == 2
+    listeners = chat_server.open_listeners(["127.0.0.1"], 0)
+    with selectors.DefaultSelector() as selector:
+        acceptor = chat_server.Acceptor(selector, listeners, admit, chat_server.Clock())
+        for _ in range(2):
+            acceptor.listen()
+            peer = socket.create_connection(listeners[0].getsockname())
+            for key, _ in selector.select(DEADLINE):
+                key.data()
+            peer.close()
+        acceptor.close()
+    assert said in caplog.text
+    assert len(admitted) == 1
+    admitted[0].close()
 
 
 @pytest.mark.parametrize("module", [chat_server, echo_server])
@@ -477,15 +493,22 @@ def test_failing_accept_is_logged_once_until_somebody_gets_in(
     acceptor = server.door.acceptor if room else server
     if room:
         server.door.open()
+
+    def all_rest() -> bool:
+        return not acceptor.listening if room else len(acceptor.resting) == 2
+
+    def all_are_in() -> bool:
+        return not acceptor.newcomers_wait and (room or not acceptor.resting)
+
     for _ in range(2):
         failing = True
         peers = [socket.create_connection(one.getsockname()) for one in listeners]
-        while len(acceptor.resting) < 2:
+        while not all_rest():
             server.turn()
         for _ in range(3):
             server.turn()
         failing = False
-        while acceptor.newcomers_wait or acceptor.resting:
+        while not all_are_in():
             server.turn()
         for one in peers:
             one.close()

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from chat_server import HALF_BLOCKS, qr_code
 from support import ROOT, Server, Terminal
+
+from chat_server import qr_code
 
 URL = "http://192.0.2.7:7080/"
 # What another program makes of that with the same level, version and mask.
@@ -46,7 +47,7 @@ KNOWN = """
 
 def modules(rows: list[str]) -> list[list[bool]]:
     """Returns what is dark in the code that these half blocks show."""
-    halves = [[HALF_BLOCKS.index(char) for char in row] for row in rows]
+    halves = [[" \u2584\u2580\u2588".index(char) for char in row] for row in rows]
     return [[not half & bit for half in row] for row in halves for bit in (2, 1)]
 
 

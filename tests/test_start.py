@@ -14,13 +14,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from support import DEADLINE, ROOT, Server, needs_ipv6
 
-import chat_server
 import echo_server
 
 SCRIPTS = ["echo_server.py", "chat_server.py", "chat_client.py"]
@@ -230,7 +227,7 @@ def test_same_names_stand_for_the_same_lines() -> None:
                 definitions.setdefault(node.targets[0].id, {})[script] = text.partition("  #")[0]
     shared = {name: texts for name, texts in definitions.items() if len(texts) > 1}
     assert {"LineFramer", "LossyStream", "open_listeners"} <= set(shared)
-    own = {"main", "parse_args", "Connection", "SOCKET_OPTIONS", "MAX_CLIENTS", "log"}
+    own = {"main", "parse_args", "Connection", "MAX_CLIENTS", "log"}
     own |= {"LINGER", "MAX_LINE", "RECEIVE_SIZE", "set_options"}
     different = {name for name, texts in shared.items() if len(set(texts.values())) > 1}
     assert different <= own
@@ -281,13 +278,6 @@ def test_password_file_without_a_password_is_one_clear_line(tmp_path: Path) -> N
 def test_authorities_without_a_file_are_no_open_door() -> None:
     done = run("chat_client.py", "--tls-ca", "")
     assert (done.returncode, done.stderr) == (1, "chat_client.py: --tls-ca is given no file\n")
-
-
-def test_who_can_connect() -> None:
-    listener: Any = SimpleNamespace(getsockname=lambda: ("192.0.2.7", 7007))
-    assert (
-        chat_server.who_can_connect([listener]) == "whoever can reach these addresses can connect"
-    )
 
 
 @pytest.mark.parametrize(
