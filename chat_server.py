@@ -87,7 +87,7 @@ from contextlib import suppress
 from functools import partial
 from itertools import islice, product
 from selectors import EVENT_READ, EVENT_WRITE
-from typing import Any, Generator, NamedTuple, cast
+from typing import Any, Generator, cast
 
 try:  # Windows has neither, and Debian's python3-minimal lacks the second
     import fcntl
@@ -3308,11 +3308,9 @@ MAX_REQUEST = 32 * 1024  # bytes, most of them cookies: a browser sends those of
 
 # A request without a body (RFC 9112, RFC 9110), its whole syntax: nothing else gets any further.
 TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-FIELD = re.compile(rf"({TOKEN}):([\t -~\x80-\xff]*)\r?\n")
 REQUEST = re.compile(
-    rf"({TOKEN}) ([!-~]+) HTTP/1\.([0-9])\r?\n((?:{FIELD.pattern}){{0,100}})\r?\n"
+    rf"({TOKEN}) ([!-~]+) HTTP/1\.([0-9])\r?\n((?:{TOKEN}:[\t -~\x80-\xff]*\r?\n){{0,100}})\r?\n"
 )
-REQUEST_END = re.compile(rb"\n\r?\n")
 # The Host of a request, in lower case: an IPv6 address, an IPv4 address or a name, which may end
 # with a dot; and perhaps a port.
 AUTHORITY = re.compile(r"(\[[0-9a-f:.]+\]|[0-9a-z._-]+?)\.?(?::[0-9]*)?")
@@ -3320,11 +3318,7 @@ AUTHORITY = re.compile(r"(\[[0-9a-f:.]+\]|[0-9a-z._-]+?)\.?(?::[0-9]*)?")
 # without a dot, and those that nobody outside can have in the DNS (RFC 6762, RFC 6761, RFC 8375),
 # or that nobody uses there.
 LOCAL_NAME = re.compile(r"\[.+|[0-9.]+|[^.]+|.+\.(?:local|localhost|internal|home\.arpa|lan)")
-MAX_SHOWN = 100  # characters of an Origin, or a Host, that are shown
 
-WEBSOCKET_KEY = re.compile(r"[A-Za-z0-9+/]{22}==")  # 16 bytes in base64
-WEBSOCKET_ID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, section 1.3
-UPGRADE = ("Connection: Upgrade", "Upgrade: websocket")
 # RFC 6455 asks for SHA-1, but not for its strength: strict systems want to hear that.
 if sys.version_info >= (3, 9):
     sha1 = partial(hashlib.sha1, usedforsecurity=False)
@@ -3337,15 +3331,14 @@ def digest(text: str) -> str:
     return f"'sha256-{b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-# What the page may do. Not just to 'self': Safari before version 15.4 means no WebSocket by that.
-POLICY = (
-    f"default-src 'none'; script-src {digest(SCRIPT)}; style-src {digest(STYLE)}; img-src data:; "
-    "connect-src ws: wss:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
-    "require-trusted-types-for 'script'"
-)
 # What every response comes with: nobody guesses at its type, keeps it, is told of it, or embeds it.
+# The page may connect not just to 'self': Safari before version 15.4 means no WebSocket by that.
 HARDENING = (
-    f"Content-Security-Policy: {POLICY}",
+    (
+        f"Content-Security-Policy: default-src 'none'; script-src {digest(SCRIPT)}; "
+        f"style-src {digest(STYLE)}; img-src data:; connect-src ws: wss:; base-uri 'none'; "
+        "form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
+    ),
     "X-Content-Type-Options: nosniff",
     "Cache-Control: no-store",
     "Referrer-Policy: no-referrer",
@@ -3361,49 +3354,40 @@ class Refusal(Exception):
         self.status = status
         self.fields = fields  # what the response's header needs besides
 
-
-class HTTPRequest(NamedTuple):
-    """A request that is well formed."""
-
-    method: str
-    target: str  # the path, and the query if there is one
-    host: str  # a name or an address, perhaps with a port, in lower case
-    name: str  # the same without the port, and without the dot that may end it
-    fields: dict[str, str]  # by names in lower case; one that comes twice is "value, value"
-
-
-class Answer(NamedTuple):
-    """What a request comes to."""
-
-    data: bytes  # the whole response
-    why: str = ""  # why it was refused, for the log
-    upgraded: bool = False  # the connection is a WebSocket from here on
+    def response(self, request: bytes) -> bytes:
+        """Returns what is answered."""
+        return response(request, self.status, "plain", f"{self}\n", *self.fields)
 
 
 def is_http(data: bytes) -> bool:
     """Says whether a peer's first bytes are an HTTP request, or may become one."""
-    return bool(HTTP_REQUEST.match(data)) if b"\n" in data else data[:1].isalpha()
+    if b"\n" in data:
+        return HTTP_REQUEST.match(data) is not None
+    return not data or data[:1].isalpha()
 
 
-def parse_request(data: bytes) -> HTTPRequest:
-    """Returns the request that these bytes are. Raises Refusal."""
+def is_whole(request: bytes) -> bool:
+    """Says whether the end of a request has come, or it is too long already."""
+    return len(request) > MAX_REQUEST or b"\n\r\n" in request or b"\n\n" in request
+
+
+def parse_request(data: bytes) -> tuple[str, str, dict[str, str]]:
+    """Returns the method of a request, its target, and its fields, by names in lower case; one that
+    comes twice is "value, value". Raises Refusal."""
     if len(data) > MAX_REQUEST:
         raise Refusal("431 Request Header Fields Too Large", "This request is too long.")
     request = REQUEST.fullmatch(data.decode("latin-1"))
     if not request:
         raise Refusal("400 Bad Request", "This is not a proper request.")
-    method, target, minor_version, lines = request.group(1, 2, 3, 4)
+    method, target, minor_version, lines = request.groups()
     fields: dict[str, str] = {}
-    for name, value in FIELD.findall(lines):
-        name, value = name.lower(), value.strip(" \t")
+    for line in lines.split("\n")[:-1]:
+        name, _, value = line.partition(":")
+        name, value = name.lower(), value.strip(" \t\r")
         fields[name] = f"{fields[name]}, {value}" if name in fields else value
     if minor_version == "0":  # knows no Host and no Upgrade: what checks for us, but no browser
         fields = {"host": "localhost", **fields, "upgrade": ""}
-    host = fields.get("host", "").lower()
-    authority = AUTHORITY.fullmatch(host)
-    if not authority:
-        raise Refusal("400 Bad Request", "This request has no proper Host.")
-    return HTTPRequest(method, target, host, authority[1], fields)
+    return method, target, fields
 
 
 def upgrade(fields: dict[str, str]) -> bytes:
@@ -3413,32 +3397,31 @@ def upgrade(fields: dict[str, str]) -> bytes:
     is_upgrade = protocol.lower() == "websocket" and "upgrade" in connection.lower()
     if not is_upgrade or fields.get("sec-websocket-version") != "13":
         why = "This asks for no WebSocket of version 13; a proxy on the way may have changed it."
-        raise Refusal("426 Upgrade Required", why, *UPGRADE, "Sec-WebSocket-Version: 13")
+        needed = ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13")
+        raise Refusal("426 Upgrade Required", why, *needed)
     key = fields["sec-websocket-key"]
-    if not WEBSOCKET_KEY.fullmatch(key):
+    if not re.fullmatch("[A-Za-z0-9+/]{22}==", key):  # 16 bytes in base64
         raise Refusal("400 Bad Request", "This request has no proper Sec-WebSocket-Key.")
-    accept = b64encode(sha1((key + WEBSOCKET_ID).encode()).digest()).decode()
-    return head("101 Switching Protocols", *UPGRADE, f"Sec-WebSocket-Accept: {accept}")
-
-
-def head(status: str, *fields: str) -> bytes:
-    """Returns the head of a response with these fields."""
-    return "\r\n".join((f"HTTP/1.1 {status}", *fields, "\r\n")).encode()
+    accept = b64encode(sha1((key + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11").encode()).digest())
+    start = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    return f"{start}Sec-WebSocket-Accept: {accept.decode()}\r\n\r\n".encode()
 
 
 def response(request: bytes, status: str, kind: str, text: str, *fields: str) -> bytes:
     """Returns the response to a request: a text, or only its head if just that was asked for."""
     body = text.encode()
-    start = head(
-        status,
+    lines = (
+        f"HTTP/1.1 {status}",
         time.strftime("Date: %a, %d %b %Y %H:%M:%S GMT", time.gmtime()),
         "Connection: close",
         f"Content-Type: text/{kind}; charset=utf-8",
         f"Content-Length: {len(body)}",
         *HARDENING,
         *fields,
+        "\r\n",
     )
-    return start if request.startswith(b"HEAD ") else start + body
+    head = "\r\n".join(lines).encode()
+    return head if request.startswith(b"HEAD ") else head + body
 
 
 def name_in_url(host: str) -> str:
@@ -3475,40 +3458,35 @@ class Site:
         # Ports that are left out of an Origin. TLS may also end at a proxy.
         self.default_ports = {"https": ":443"} if secure else {"https": ":443", "http": ":80"}
 
-    def respond(self, data: bytes, encrypted: bool) -> Answer | None:
-        """Answers what has come, through TLS or not, once that is a whole request, or too long."""
-        if not (REQUEST_END.search(data) or len(data) > MAX_REQUEST):
-            return None
-        try:
-            request = parse_request(data)
-            self.check(request, encrypted)
-            if request.method == "GET" and "sec-websocket-key" in request.fields:
-                return Answer(upgrade(request.fields), upgraded=True)
-            return Answer(response(data, "200 OK", "html", PAGE))
-        except Refusal as refusal:
-            why = str(refusal)
-            return Answer(response(data, refusal.status, "plain", f"{why}\n", *refusal.fields), why)
-
-    def check(self, request: HTTPRequest, encrypted: bool) -> None:
-        """Raises Refusal unless it comes to us, from a page of ours, and asks for the page."""
-        method, target, host, name, fields = request
-        if self.secure and not encrypted:
-            place = f"Location: https://{host}/"
-            raise Refusal("307 Temporary Redirect", "This room is at https.", place)
-        if not (self.secure or name in self.hosts or LOCAL_NAME.fullmatch(name)):
-            shown = name[:MAX_SHOWN]
-            remedy = f"Whoever runs it can add that: --web-host {shown}"
-            why = f"This room does not go by the name {shown}. {remedy}"
-            raise Refusal("421 Misdirected Request", why)
-        origin = fields.get("origin")  # only programs don't say where from
-        if not (origin is None or self.is_ours(origin, host)):
-            why = f"This room is only for its own page, not for one of {origin!a:.{MAX_SHOWN}}."
-            raise Refusal("403 Forbidden", why)
+    def respond(self, data: bytes, encrypted: bool) -> bytes:
+        """Returns the answer to a whole request that came through TLS, or didn't: the page, or what
+        makes a WebSocket of the connection. Raises Refusal."""
+        method, target, fields = parse_request(data)
+        self.check(fields.get("host", "").lower(), fields.get("origin"), encrypted)
         if method not in ("GET", "HEAD"):
             why = "There is only a page to get here."
             raise Refusal("405 Method Not Allowed", why, "Allow: GET, HEAD")
         if target.partition("?")[0] != "/":
             raise Refusal("404 Not Found", "There is nothing here; the room is at /.")
+        if method == "GET" and "sec-websocket-key" in fields:
+            return upgrade(fields)
+        return response(data, "200 OK", "html", PAGE)
+
+    def check(self, host: str, origin: str | None, encrypted: bool) -> None:
+        """Raises Refusal unless a request comes to us, at this host, from a page of ours."""
+        authority = AUTHORITY.fullmatch(host)
+        if not authority:
+            raise Refusal("400 Bad Request", "This request has no proper Host.")
+        if self.secure and not encrypted:
+            place = f"Location: https://{host}/"
+            raise Refusal("307 Temporary Redirect", "This room is at https.", place)
+        name = authority[1]
+        if not (self.secure or name in self.hosts or LOCAL_NAME.fullmatch(name)):
+            why = f"This room does not go by the name {name:.100}. Whoever runs it can add that:"
+            raise Refusal("421 Misdirected Request", f"{why} --web-host {name:.100}")
+        if not (origin is None or self.is_ours(origin, host)):  # only programs don't say where from
+            why = f"This room is only for its own page, not for one of {origin!a:.100}."
+            raise Refusal("403 Forbidden", why)
 
     def is_ours(self, origin: str, host: str) -> bool:
         """Says whether a page of this origin is the one that this host sends."""
@@ -3520,28 +3498,23 @@ class Site:
 def answer_request(door: Door, conn: Connection, site: Site, request: bytes) -> Steps:
     """Answers a newcomer's request, of which something may have come. Only one for a WebSocket
     leads further."""
-    encrypted = isinstance(conn, TLSConnection) and conn.tls is not None
-    while True:
-        if request and not is_http(request):
-            raise Dismissed(site.for_others)
-        answer = site.respond(request, encrypted)
-        if answer:
-            break
+    while is_http(request) and not is_whole(request):
         try:
             request += yield from door.hear(conn, conn.receive_text)
-        except TimeIsUp:
-            if request:
-                raise
-            raise Dismissed(site.for_others) from None
         except Gone:
             if request:
                 raise
-            # A browser that had a connection to spare, or a load balancer's check.
-            raise Dismissed from None
-    conn.tell(answer.data, is_text=False)
-    if answer.why:
-        log.info("%s was refused: %s", conn, answer.why)
-    if not answer.upgraded:
+            # A check whether we are up, or somebody who waits for a word from us.
+            raise Dismissed(site.for_others) from None
+    if not is_http(request):
+        raise Dismissed(site.for_others)
+    try:
+        answer = site.respond(request, isinstance(conn, TLSConnection) and conn.tls is not None)
+    except Refusal as refusal:
+        log.info("%s was refused: %s", conn, refusal)
+        answer = refusal.response(request)
+    conn.tell(answer, is_text=False)
+    if not answer.startswith(b"HTTP/1.1 101 "):
         raise Dismissed
     conn.speak(WebSocket(conn.input.max_line))
     return b""
