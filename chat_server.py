@@ -2212,16 +2212,15 @@ OTHER_PROTOCOL = re.compile(
     rb"|\*\d+\n\$\d+\n|CAP LS[ \n]|(?:PASS|NICK) .+\n(?:NICK|USER) "
 )
 
-# Telnet's commands (RFC 854, RFC 1184): each begins with IAC, "interpret as command". A request has
-# an option behind it; a subnegotiation goes on to IAC SE, with IAC IAC for a byte 0xFF in it.
-IAC = b"\xff"
+# Telnet's commands (RFC 854, RFC 1184): each begins with IAC, a byte 0xFF. A request has an option
+# behind it; a subnegotiation goes on to IAC SE, with IAC IAC for a byte 0xFF in it.
 SUBNEGOTIATION = rb"\xfa[^\xff]*(?:\xff\xff[^\xff]*)*"
 TELNET = re.compile(
     rb"(\xff(?:[\xec-\xf9\xff]|[\xfb-\xfe](?:.|\Z)|\Z|%b(?:\xff\xf0|\xff?\Z)?))" % SUBNEGOTIATION,
     re.DOTALL,
 )
 UNFINISHED = re.compile(rb"\xff(?:[\xfb-\xfe]|%b(\xff?))?" % SUBNEGOTIATION, re.DOTALL)
-REFUSALS = {b"\xfd": b"\xff\xfc", b"\xfb": b"\xff\xfe"}  # of DO, IAC WONT; of WILL, IAC DONT
+REFUSALS = {b"\xff\xfd": b"\xff\xfc", b"\xff\xfb": b"\xff\xfe"}  # DO: WONT, WILL: DONT
 # What commands stand for in a text: a byte 0xFF, "erase character", "erase line". Others: nothing.
 TELNET_TEXT = {b"\xff\xff": b"\xff", b"\xff\xf7": b"\b", b"\xff\xf8": b"\x15"}
 
@@ -2247,7 +2246,7 @@ class Telnet(Lines):
         if self.in_first_line and not self.partial:
             data = self.begin(data)
         answers = b""
-        if IAC in data or b"\r" in data:
+        if b"\xff" in data or b"\r" in data:
             data, answers = self.take_out_telnet(data)
         if self.in_first_line:
             self.check_first_line(self.partial + data)
@@ -2289,8 +2288,8 @@ class Telnet(Lines):
         text = b"".join(pieces)
         if text.endswith(b"\r"):
             text, self.held = text[:-1], b"\r" + self.held
-        requests = dict.fromkeys(command for command in commands if command[1:2] in REFUSALS)
-        answers = [REFUSALS[one[1:2]] + one[2:] for one in requests if len(one) == 3]
+        requests = [one for one in dict.fromkeys(commands) if one[:2] in REFUSALS and one[2:]]
+        answers = [REFUSALS[one[:2]] + one[2:] for one in requests]
         return text.replace(b"\r\n", b"\n").replace(b"\r\0", b"\n"), b"".join(answers)
 
 
@@ -2426,13 +2425,11 @@ class WebSocket(Lines):
         if not second & 0x80:
             raise Dismissed(code=1002, note="sends a frame without a mask")
         if opcode >= CLOSE and not (first & FIN and second & 0x7F <= 125):
-            why = "sends a control frame in fragments, or one that is too long"
-            raise Dismissed(code=1002, note=why)
+            raise Dismissed(code=1002, note="sends a control frame in fragments, or too long a one")
         if opcode == BINARY:
             raise Dismissed(code=1003, note="sends binary frames")
         if opcode < CLOSE and (opcode == CONTINUATION) != self.in_message:
-            why = "begins a message inside another, or goes on with none"
-            raise Dismissed(code=1002, note=why)
+            raise Dismissed(code=1002, note="begins a message in another, or goes on with none")
 
     def end(self, code: int, why: str) -> None:
         """What comes from here on isn't heard any more."""
@@ -2606,10 +2603,11 @@ class TLSConnection(Connection):
         return self.decrypt(data) if data and self.tls else data
 
     def decrypt(self, data: bytes) -> bytes:
-        """Goes on with the handshake, with what came; after that, returns its text. Raises Gone."""
+        """Goes on with the handshake, with what came; after that, returns its text. That TLS fails
+        then is an end of the stream: what was said before is heard, but for an unfinished line.
+        Raises Gone."""
         assert self.tls
         pieces: list[bytes] = []
-        failure: ssl.SSLError | None = None
         self.incoming.write(data)
         try:
             if not self.ready:
@@ -2621,27 +2619,19 @@ class TLSConnection(Connection):
         except ssl.SSLWantReadError:  # the rest of a record has yet to come, or another
             pass
         except ssl.SSLError as error:
-            failure = error
+            # PyPy leaves it for the next connection to be blamed for, unless there is a new engine.
+            self.tls.context.wrap_bio(self.incoming, self.outgoing, True)
+            self.push(self.outgoing.read())  # an alert, which tells the peer why
+            if not self.ready:
+                raise lost(error) from error
+            self.over = True
+            self.why = str(lost(error))
+            self.torn = True
+            self.stop_sending()
         finally:
             self.incoming.read()
-            self.push(self.outgoing.read())  # an alert, too: it tells the peer why
-        if failure:
-            self.fail(failure)
+            self.push(self.outgoing.read())
         return b"".join(pieces)
-
-    def fail(self, error: ssl.SSLError) -> None:
-        """TLS has failed. That is an end of the stream: what was said before is heard, but for an
-        unfinished line. Raises Gone before the handshake is over."""
-        assert self.tls
-        # PyPy leaves the error where another connection would be taken to have it, until somebody
-        # makes a new engine.
-        self.tls.context.wrap_bio(self.incoming, self.outgoing, True)
-        if not self.ready:
-            raise lost(error) from error
-        self.over = True
-        self.why = str(lost(error))
-        self.torn = True
-        self.stop_sending()
 
     # To the peer
 
