@@ -2678,6 +2678,7 @@ class TLSConnection(Connection):
             with suppress(ssl.SSLError):  # it would wait for the peer's
                 self.tls.unwrap()
             self.push(self.outgoing.read())
+        self.pending = b""
         if not self.unsent:
             super().end_stream()
 
@@ -3309,12 +3310,6 @@ AUTHORITY = re.compile(r"(\[[0-9a-f:.]+\]|[0-9a-z._-]+?)\.?(?::[0-9]*)?")
 # or that nobody uses there.
 LOCAL_NAME = re.compile(r"\[.+|[0-9.]+|[^.]+|.+\.(?:local|localhost|internal|home\.arpa|lan)")
 
-# RFC 6455 asks for SHA-1, but not for its strength: strict systems want to hear that.
-if sys.version_info >= (3, 9):
-    sha1 = partial(hashlib.sha1, usedforsecurity=False)
-else:
-    sha1 = hashlib.sha1
-
 
 def digest(text: str) -> str:
     """Returns how a content security policy names a script or a style."""
@@ -3392,7 +3387,8 @@ def upgrade(fields: dict[str, str]) -> bytes:
     key = fields["sec-websocket-key"]
     if not re.fullmatch("[A-Za-z0-9+/]{22}==", key):  # 16 bytes in base64
         raise Refusal("400 Bad Request", "This request has no proper Sec-WebSocket-Key.")
-    accept = b64encode(sha1((key + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11").encode()).digest())
+    both = f"{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11".encode()
+    accept = b64encode(hashlib.sha1(both).digest())
     start = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
     return f"{start}Sec-WebSocket-Accept: {accept.decode()}\r\n\r\n".encode()
 

@@ -362,6 +362,20 @@ def test_what_comes_in_one_piece_with_the_handshake_is_heard(password: bytes) ->
         heard += client.hear()
 
 
+def test_what_came_with_the_handshake_of_whoever_is_kept_out_does_not_keep_the_loop_awake() -> None:
+    """Nobody hears it any more, and the rest of the stream is only drained."""
+    server = tls_room()
+    sock, peer = pair()
+    server.door.bar("192.0.2.1")
+    server.admit(sock, "192.0.2.1:7")
+    client = Client()
+    peer.send(last_step(client, server, peer) + client.say(b"hi\n"))
+    for _ in range(2):
+        server.turn()
+    assert len(server.membership.leaving) == 1
+    assert server.timeout() != 0
+
+
 @pytest.mark.parametrize("start", ["tls"], indirect=True)
 def test_whoever_breaks_tls_is_told_why(room: Server) -> None:
     """By an alert, which is what a client needs to say more than that it was cut off."""
