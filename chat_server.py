@@ -3339,10 +3339,6 @@ class Refusal(Exception):
         self.status = status
         self.fields = fields  # what the response's header needs besides
 
-    def response(self, request: bytes) -> bytes:
-        """Returns what is answered."""
-        return response(request, self.status, "plain", f"{self}\n", *self.fields)
-
 
 def is_http(data: bytes) -> bool:
     """Says whether a peer's first bytes are an HTTP request, or may become one."""
@@ -3498,7 +3494,7 @@ def answer_request(door: Door, conn: Connection, site: Site, request: bytes) -> 
         answer = site.respond(request, isinstance(conn, TLSConnection) and conn.tls is not None)
     except Refusal as refusal:
         log.info("%s was refused: %s", conn, refusal)
-        answer = refusal.response(request)
+        answer = response(request, refusal.status, "plain", f"{refusal}\n", *refusal.fields)
     conn.tell(answer, is_text=False)
     if not answer.startswith(b"HTTP/1.1 101 "):
         raise Dismissed

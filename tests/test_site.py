@@ -11,7 +11,17 @@ from typing import NamedTuple
 
 import pytest
 
-from chat_server import MAX_REQUEST, SCRIPT, STYLE, Refusal, Site, is_http, is_whole, web_host
+from chat_server import (
+    MAX_REQUEST,
+    SCRIPT,
+    STYLE,
+    Refusal,
+    Site,
+    is_http,
+    is_whole,
+    response,
+    web_host,
+)
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="  # RFC 6455, section 1.3
 ACCEPT = b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
@@ -52,7 +62,8 @@ def ask(request: bytes, *hosts: str, secure: bool = False, encrypted: bool | Non
     try:
         data = Site(hosts, secure).respond(request, secure if encrypted is None else encrypted)
     except Refusal as refusal:
-        data, why = refusal.response(request), str(refusal)
+        why = str(refusal)
+        data = response(request, refusal.status, "plain", f"{why}\n", *refusal.fields)
     start, fields, body = parse(data)
     status = int(start[len("HTTP/1.1 ") :][:3])
     assert re.fullmatch(rf"HTTP/1\.1 {status} [A-Z][A-Za-z ]+", start)
@@ -62,8 +73,8 @@ def ask(request: bytes, *hosts: str, secure: bool = False, encrypted: bool | Non
     return Asked(status, why, data)
 
 
-def parse(response: bytes) -> tuple[str, dict[str, str], bytes]:
-    lines, _, body = response.partition(b"\r\n\r\n")
+def parse(answer: bytes) -> tuple[str, dict[str, str], bytes]:
+    lines, _, body = answer.partition(b"\r\n\r\n")
     start, *rest = lines.decode("ascii").split("\r\n")
     fields = dict(line.split(": ", 1) for line in rest)
     assert len(fields) == len(rest) or fields["Connection"] == "Upgrade"
