@@ -87,7 +87,7 @@ from contextlib import suppress
 from functools import partial
 from itertools import islice, product
 from selectors import EVENT_READ, EVENT_WRITE
-from typing import Any, Generator, NamedTuple, cast
+from typing import Any, Generator, cast
 
 try:  # Windows has none
     import fcntl
@@ -2163,10 +2163,8 @@ class Operators:
 
 # --- Telnet, and what comes to the wrong port ----------------------------------------------------
 
-# How TLS begins (RFC 8446, sections 4 and 5.1), and no line of text does.
-CLIENT_HELLO = re.compile(rb"\x16\x03[\x00-\x04]..\x01", re.DOTALL)
-# First bytes that can still become that, or a byte order mark.
-UNDECIDED = re.compile(rb"\x16(?:\x03(?:[\x00-\x04].{0,2})?)?|\xef\xbb?", re.DOTALL)
+# How TLS begins, in any of its versions (RFC 8446, section 5.1), and no line of text does.
+TLS_HANDSHAKE = tuple(b"\x16\x03%c" % version for version in range(5))
 
 # The first line of an HTTP request (RFC 9112, section 3): a method; "/path", "*", a URL, or a host
 # with its port; a version. "PUT / there" is text. The path may go on to the end of what there is.
@@ -2180,19 +2178,17 @@ OTHER_PROTOCOL = re.compile(
     rb"|\*\d+\n\$\d+\n|CAP LS[ \n]|(?:PASS|NICK) .+\n(?:NICK|USER) "
 )
 
-# Telnet's commands (RFC 854, RFC 1184): each begins with IAC, "interpret as command". A request has
-# an option behind it; a subnegotiation goes on to IAC SE, with IAC IAC for a byte 0xFF in it.
-IAC = b"\xff"
-WILL, WONT, DO, DONT = b"\xfb", b"\xfc", b"\xfd", b"\xfe"
+# Telnet's commands (RFC 854, RFC 1184): each begins with IAC, a byte 0xFF. A request has an option
+# behind it; a subnegotiation goes on to IAC SE, with IAC IAC for a byte 0xFF in it.
 SUBNEGOTIATION = rb"\xfa[^\xff]*(?:\xff\xff[^\xff]*)*"
 TELNET = re.compile(
     rb"(\xff(?:[\xec-\xf9\xff]|[\xfb-\xfe](?:.|\Z)|\Z|%b(?:\xff\xf0|\xff?\Z)?))" % SUBNEGOTIATION,
     re.DOTALL,
 )
 UNFINISHED = re.compile(rb"\xff(?:[\xfb-\xfe]|%b(\xff?))?" % SUBNEGOTIATION, re.DOTALL)
-REFUSALS = {DO: IAC + WONT, WILL: IAC + DONT}
+REFUSALS = {b"\xff\xfd": b"\xff\xfc", b"\xff\xfb": b"\xff\xfe"}  # DO: WONT, WILL: DONT
 # What commands stand for in a text: a byte 0xFF, "erase character", "erase line". Others: nothing.
-TELNET_TEXT = {IAC + IAC: IAC, b"\xff\xf7": b"\b", b"\xff\xf8": b"\x15"}
+TELNET_TEXT = {b"\xff\xff": b"\xff", b"\xff\xf7": b"\b", b"\xff\xf8": b"\x15"}
 
 
 class Telnet(Lines):
@@ -2216,7 +2212,7 @@ class Telnet(Lines):
         if self.in_first_line and not self.partial:
             data = self.begin(data)
         answers = b""
-        if IAC in data or b"\r" in data:
+        if b"\xff" in data or b"\r" in data:
             data, answers = self.take_out_telnet(data)
         if self.in_first_line:
             self.check_first_line(self.partial + data)
@@ -2224,9 +2220,9 @@ class Telnet(Lines):
 
     def begin(self, data: bytes) -> bytes:
         """Returns the first bytes without a byte order mark, as Windows puts one before texts."""
-        if CLIENT_HELLO.match(data):
+        if data.startswith(TLS_HANDSHAKE):
             raise Gone("speaks TLS to a room that doesn't")
-        if UNDECIDED.fullmatch(data):
+        if any(start.startswith(data) for start in (BOM_UTF8, *TLS_HANDSHAKE)):  # it may become it
             self.held = data
             return b""
         return data[len(BOM_UTF8) :] if data.startswith(BOM_UTF8) else data
@@ -2237,11 +2233,10 @@ class Telnet(Lines):
         start = data[: self.max_line + 1]
         self.in_first_line = b"\n" not in start and len(start) <= self.max_line
         request = HTTP_REQUEST.match(start)
-        if request and (request[1] or not self.in_first_line):
-            note = "is a web browser, or something else that speaks HTTP"
+        is_request = request and (request[1] or not self.in_first_line)
+        if is_request or OTHER_PROTOCOL.match(start):
+            note = "is a web browser, or something else that speaks HTTP, SSH, IRC or the like"
             raise Dismissed(self.elsewhere, note=note)
-        if OTHER_PROTOCOL.match(start):
-            raise Dismissed(self.elsewhere, note="speaks HTTP, SSH, IRC or the like")
 
     def take_out_telnet(self, data: bytes) -> tuple[bytes, bytes]:
         """Returns the text, and answers that refuse all that telnet asks for (RFC 854).
@@ -2259,50 +2254,52 @@ class Telnet(Lines):
         text = b"".join(pieces)
         if text.endswith(b"\r"):
             text, self.held = text[:-1], b"\r" + self.held
-        requests = dict.fromkeys(command for command in commands if command[1:2] in REFUSALS)
-        answers = [REFUSALS[one[1:2]] + one[2:] for one in requests if len(one) == 3]
+        requests = [one for one in dict.fromkeys(commands) if one[:2] in REFUSALS and one[2:]]
+        answers = [REFUSALS[one[:2]] + one[2:] for one in requests]
         return text.replace(b"\r\n", b"\n").replace(b"\r\0", b"\n"), b"".join(answers)
 
 
 # --- WebSocket -----------------------------------------------------------------------------------
 
-# The first two bytes of a frame (RFC 6455, section 5.2).
-FIN, RESERVED, OPCODE = 0x80, 0x70, 0x0F
-MASKED, LENGTH = 0x80, 0x7F
+FIN = 0x80  # in the first byte of a frame that is its message's last (RFC 6455, section 5.2)
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
-OPCODES = {CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG}
-CONTROL = 0x8  # set in the opcode of a control frame: CLOSE, PING or PONG
-MAX_CONTROL = 125  # bytes of payload in one of these
-MASK_SIZE = 4  # bytes
-
-# Faults, and codes that a peer may send (section 7.4.1).
-PROTOCOL_ERROR, NOT_TEXT, NOT_UTF8 = 1002, 1003, 1007
-CODES = (range(1000, 1004), range(1007, 1015), range(3000, 5000))
 
 
-class Fault(Exception):
-    """What a peer sends has no place in a WebSocket. The text tells the log, `code` the peer."""
+def frame(opcode: int, payload: bytes) -> bytes:
+    """Returns a whole message, or a control frame, as a server sends it."""
+    size = len(payload)
+    if size < 126:
+        return bytes((FIN | opcode, size)) + payload
+    if size < 1 << 16:
+        return bytes((FIN | opcode, 126)) + size.to_bytes(2, "big") + payload
+    return bytes((FIN | opcode, 127)) + size.to_bytes(8, "big") + payload
 
-    def __init__(self, why: str, code: int = PROTOCOL_ERROR) -> None:
-        super().__init__(why)
-        self.code = code
+
+def unmask(data: bytes, mask: bytes) -> bytes:
+    """Returns the payload that was masked (RFC 6455, section 5.3). One large number is a hundred
+    times as fast as to look at each byte."""
+    key = (mask * (len(data) // 4 + 1))[: len(data)]
+    number = int.from_bytes(data, "little") ^ int.from_bytes(key, "little")
+    return number.to_bytes(len(data), "little")
 
 
 class WebSocket(Lines):
     """The lines that a browser sends, out of the frames in which they travel (RFC 6455).
 
     A payload goes on as it comes, each message with an LF at its end, so that besides an unfinished
-    line this holds at most one control frame and a few bytes.
+    line this holds at most one control frame and a few bytes. A peer that closes, or is at fault,
+    is Dismissed, with the code that answers it (section 7.4.1) and a note about the fault.
     """
 
     __slots__ = ("code", "held", "in_message", "left", "mask", "opcode", "over", "tail", "why")
     most = 64 * 1024  # frames without text are the dearest bytes that come
+    encode = staticmethod(partial(frame, TEXT))
 
     def __init__(self, max_line: int) -> None:
         super().__init__(max_line)
         self.over = False
         self.why = ""
-        self.code = NORMAL  # the answer to the peer's Close, or to its fault
+        self.code = 0  # the answer to the peer's Close, or to its fault
         self.held = b""  # the beginning of a header, or of a control frame
         self.opcode = CONTINUATION  # of the latest frame
         self.left = 0  # bytes of its payload that have yet to come
@@ -2320,13 +2317,20 @@ class WebSocket(Lines):
                 if opcode == PING:
                     pong = frame(PONG, payload)
                 elif opcode == CLOSE:
-                    self.close(payload)
-                    break
+                    raise Dismissed(code=closing_code(payload))
                 elif opcode != PONG:
                     pieces.append(payload)
-        except Fault as fault:
-            self.fail(fault)
-        return self.check_text(b"".join(pieces)), pong
+        except Dismissed as end:
+            self.end(end.code, end.note)
+        text = b"".join(pieces)
+        # No character goes on after the LF of its message, so that looking at many at once is fine.
+        try:
+            whole = utf_8_decode(text, "strict", False)[1]
+            self.tail = text[whole:]
+        except UnicodeDecodeError as error:
+            whole = error.start
+            self.end(1007, "sends text that is not UTF-8")
+        return text[:whole], pong
 
     def finish(self) -> bytes:
         """As with any stream; but what a fault has cut short isn't a line."""
@@ -2334,16 +2338,11 @@ class WebSocket(Lines):
 
     def farewell(self, code: int) -> bytes:
         """Returns the frame that ends it; if the peer was first, the answer to that."""
-        return frame(CLOSE, (self.code if self.over else code).to_bytes(2, "big"))
-
-    @staticmethod
-    def encode(text: bytes) -> bytes:
-        """Returns a text as one message."""
-        return frame(TEXT, text)
+        return frame(CLOSE, (self.code or code).to_bytes(2, "big"))
 
     def frames(self, data: bytes) -> Iterator[tuple[int, bytes]]:
         """Yields the opcodes and payloads of frames: of text as much as has come, and then LF where
-        a message ends. Raises Fault."""
+        a message ends. Raises Dismissed."""
         at, self.held = 0, b""
         while at < len(data):
             if not self.left:
@@ -2357,93 +2356,64 @@ class WebSocket(Lines):
             self.left -= len(payload)
             yield self.opcode, payload
             if self.left:
-                used = len(payload) % MASK_SIZE
+                used = len(payload) % 4
                 self.mask = self.mask[used:] + self.mask[:used]
-            elif not (self.opcode & CONTROL or self.in_message or payload.endswith(b"\n")):
+            elif self.opcode < CLOSE and not (self.in_message or payload.endswith(b"\n")):
                 yield self.opcode, b"\n"
 
     def begin_frame(self, data: bytes, at: int) -> int:
         """Reads the header at this place; returns where its payload begins, or 0 if it isn't whole,
-        or it is a control frame that isn't. Raises Fault."""
+        or it is a control frame that isn't. Raises Dismissed."""
         if len(data) < at + 2:
             return 0
         first, second = data[at], data[at + 1]
         self.check_header(first, second)
-        start, size = at + 2, second & LENGTH
-        if size > MAX_CONTROL:  # 126 or 127: the real one follows, in 2 or 8 bytes
+        start, size = at + 2, second & 0x7F
+        if size > 125:  # 126 or 127: the real one follows, in 2 or 8 bytes
             start += 2 if size == 126 else 8
             size = int.from_bytes(data[at + 2 : start], "big")
-        mask, start = start, start + MASK_SIZE
-        is_control = first & CONTROL
-        if len(data) < start + (size if is_control else 0):
+        start += 4  # the mask
+        opcode = first & 0x0F
+        if len(data) < start + (size if opcode >= CLOSE else 0):
             return 0
-        if not is_control:
+        if opcode < CLOSE:
             self.in_message = not first & FIN
-        self.opcode = first & OPCODE
+        self.opcode = opcode
         self.left = size
-        self.mask = data[mask:start]
+        self.mask = data[start - 4 : start]
         return start
 
     def check_header(self, first: int, second: int) -> None:
-        """Raises Fault if a frame can't begin with these two bytes."""
-        opcode = first & OPCODE
-        if first & RESERVED or opcode not in OPCODES:
-            raise Fault("uses an extension that was not agreed on")
-        if not second & MASKED:
-            raise Fault("sends a frame without a mask")
-        if opcode & CONTROL:
-            if not first & FIN or second & LENGTH > MAX_CONTROL:
-                raise Fault("sends a control frame in fragments, or one that is too long")
-        elif opcode == BINARY:
-            raise Fault("sends binary frames", NOT_TEXT)
-        elif (opcode == CONTINUATION) != self.in_message:
-            raise Fault("begins a message inside another, or goes on with none")
+        """Raises Dismissed if a frame can't begin with these two bytes."""
+        opcode = first & 0x0F
+        if first & 0x70 or opcode & 0x7 > BINARY:  # bits, and opcodes, for extensions
+            raise Dismissed(code=1002, note="uses an extension that was not agreed on")
+        if not second & 0x80:
+            raise Dismissed(code=1002, note="sends a frame without a mask")
+        if opcode >= CLOSE and not (first & FIN and second & 0x7F <= 125):
+            raise Dismissed(code=1002, note="sends a control frame in fragments, or too long a one")
+        if opcode == BINARY:
+            raise Dismissed(code=1003, note="sends binary frames")
+        if opcode < CLOSE and (opcode == CONTINUATION) != self.in_message:
+            raise Dismissed(code=1002, note="begins a message in another, or goes on with none")
 
-    def check_text(self, text: bytes) -> bytes:
-        """Returns the text up to an unfinished character, or what isn't UTF-8, which is a fault."""
-        # No character goes on after the LF of its message, so that looking at many at once is fine.
-        try:
-            whole = utf_8_decode(text, "strict", False)[1]
-        except UnicodeDecodeError as error:
-            self.fail(Fault("sends text that is not UTF-8", NOT_UTF8))
-            return text[: error.start]
-        self.tail = text[whole:]
-        return text[:whole]
-
-    def close(self, payload: bytes) -> None:
-        """The peer has closed: its own code is the answer. Raises Fault."""
-        code = int.from_bytes(payload[:2], "big") if payload else NORMAL
-        if not any(code in codes for codes in CODES):
-            raise Fault("gives a close code that does not exist")
-        try:
-            payload[2:].decode()
-        except UnicodeDecodeError as error:
-            raise Fault("gives a reason that is not UTF-8", NOT_UTF8) from error
-        self.over, self.code = True, code
-
-    def fail(self, fault: Fault) -> None:
-        """The peer is at fault."""
+    def end(self, code: int, why: str) -> None:
+        """What comes from here on isn't heard any more."""
         self.over = True
-        self.code = fault.code
-        self.why = str(fault)
+        self.code = code
+        self.why = why
 
 
-def unmask(data: bytes, mask: bytes) -> bytes:
-    """Returns the payload that was masked (RFC 6455, section 5.3). One large number is a hundred
-    times as fast as to look at each byte."""
-    key = (mask * (len(data) // MASK_SIZE + 1))[: len(data)]
-    number = int.from_bytes(data, "little") ^ int.from_bytes(key, "little")
-    return number.to_bytes(len(data), "little")
-
-
-def frame(opcode: int, payload: bytes) -> bytes:
-    """Returns a whole message, or a control frame, as a server sends it."""
-    size = len(payload)
-    if size < 126:
-        return bytes((FIN | opcode, size)) + payload
-    if size < 1 << 16:
-        return bytes((FIN | opcode, 126)) + size.to_bytes(2, "big") + payload
-    return bytes((FIN | opcode, 127)) + size.to_bytes(8, "big") + payload
+def closing_code(payload: bytes) -> int:
+    """Returns the code of a peer's Close, which is the answer, too. Raises Dismissed."""
+    code = int.from_bytes(payload[:2], "big") if payload else NORMAL
+    if not (1000 <= code < 1004 or 1007 <= code < 1015 or 3000 <= code < 5000):
+        raise Dismissed(code=1002, note="gives a close code that does not exist")
+    try:
+        payload[2:].decode()
+    except UnicodeDecodeError:
+        raise Dismissed(code=1007, note="gives a reason that is not UTF-8") from None
+    return code
 
 
 # --- TLS -----------------------------------------------------------------------------------------
@@ -2452,12 +2422,8 @@ TLS_RECORD = 16 * 1024  # bytes of text in a record at most: so much is encrypte
 # Bytes that are received at once: what has no text in it, such as orders to change keys, takes as
 # much time as a hundred times as many bytes of text.
 TLS_READ = 8 * 1024
-TLS_HANDSHAKE = 0x16  # the first byte from whoever speaks TLS
 MAX_UNSENT = 24 * 1024  # bytes that may wait encrypted: a record, and what TLS itself has to say
 HANDSHAKE_TIME = 3.0  # seconds: nobody has to type
-
-# OpenSSL's reasons for not taking a key with a certificate
-NOT_A_PAIR = ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED")
 
 
 def make_server_tls(cert: str, key: str) -> ssl.SSLContext:
@@ -2499,7 +2465,7 @@ def why_not_usable(error: OSError, cert: str, key: str) -> str:
         if f"{what.upper()}-----".encode() not in text:
             return f"there is no {what} in PEM format in {file}"
     reason = getattr(error, "reason", None)
-    if reason in NOT_A_PAIR:
+    if reason in ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED"):
         return f"the key in {key} does not belong to the first certificate in {cert}"
     if reason:
         return f"cannot use {cert} with {key}: {reason.lower().replace('_', ' ')}"
@@ -2566,7 +2532,7 @@ class TLSConnection(Connection):
     cost here at most, besides what it costs anywhere.
     """
 
-    __slots__ = ("context", "pending", "tls", "unsent")
+    __slots__ = ("pending", "ready", "tls", "unsent")
     incoming: Any = ssl and ssl.MemoryBIO()
     outgoing: Any = ssl and ssl.MemoryBIO()
 
@@ -2579,48 +2545,20 @@ class TLSConnection(Connection):
         lines: Lines,
         context: ssl.SSLContext,
     ) -> None:
-        self.context: ssl.SSLContext | None = context  # until hands are shaken
-        self.tls: ssl.SSLObject | None = None  # there is one from its first bytes on
+        self.tls: ssl.SSLObject | None = context.wrap_bio(self.incoming, self.outgoing, True)
+        self.ready = False  # it is known what the peer speaks, and hands are shaken
         self.pending = b""  # text that came in one piece with the handshake
         self.unsent = b""  # encrypted, but not taken by the kernel: it comes before the queue
         super().__init__(sock, peer, host, selector, lines)
 
+    def can_talk(self) -> bool:
+        return self.ready
+
     def close(self) -> None:
-        """Closes the socket and drops all that was waiting."""
         super().close()
         self.pending = b""
 
-    def step(self, action: Callable[..., Any], *given: Any) -> None:
-        """Has OpenSSL do something. What is to be sent then is sent, also if it fails: that tells
-        the peer why. Raises Gone."""
-        assert self.tls
-        try:
-            action(*given)
-        except ssl.SSLError as error:
-            # PyPy leaves the error where another connection would be taken to have it, until
-            # somebody makes a new engine.
-            self.tls.context.wrap_bio(self.incoming, self.outgoing, server_side=True)
-            raise lost(error) from error
-        finally:
-            output = self.outgoing.read()
-            if output:
-                self.put(output)
-
     # From the peer
-
-    def can_talk(self) -> bool:
-        """Says whether hands are shaken, so that text can be received and sent."""
-        return self.context is None
-
-    def shake_hands(self, data: bytes) -> None:
-        """Goes on with the handshake, with what came. Whoever doesn't begin one speaks no TLS: then
-        this is a connection like any other, and `tls` stays None. Raises Gone."""
-        if self.context and not self.tls:
-            if data[0] != TLS_HANDSHAKE:
-                self.context = None
-                return
-            self.tls = self.context.wrap_bio(self.incoming, self.outgoing, server_side=True)
-        self.pending = self.decrypt(data)
 
     def receive_text(self, limit: int) -> bytes:
         """Returns what was sent, decrypted: that can be a record more than `limit`."""
@@ -2631,55 +2569,49 @@ class TLSConnection(Connection):
         return self.decrypt(data) if data and self.tls else data
 
     def decrypt(self, data: bytes) -> bytes:
-        """Returns the text of what came. That TLS fails is an end of the stream: what was said
-        before is heard, but for an unfinished line. Raises Gone."""
-        pieces: list[bytes] = []
-        try:
-            self.incoming.write(data)
-            self.step(self.read, pieces)
-        except Gone as gone:
-            if not self.can_talk():
-                raise
-            self.over = True
-            self.why = str(gone)
-            self.stop_sending()
-        finally:
-            self.incoming.read()
-        return b"".join(pieces)
-
-    def read(self, pieces: list[bytes]) -> None:
-        """Adds the text of each record, after the handshake. Raises ssl.SSLError."""
+        """Goes on with the handshake, with what came; after that, returns its text. That TLS fails
+        then is an end of the stream: what was said before is heard, but for an unfinished line.
+        Raises Gone."""
         assert self.tls
+        pieces: list[bytes] = []
+        self.incoming.write(data)
         try:
-            if self.context:
+            if not self.ready:
                 self.tls.do_handshake()
-                self.context = None
+                self.ready = True
             while self.incoming.pending and not self.over:
                 pieces.append(self.tls.read(TLS_RECORD))
                 self.over = not pieces[-1]  # close_notify; the end of the TCP stream is yet to come
         except ssl.SSLWantReadError:  # the rest of a record has yet to come, or another
             pass
+        except ssl.SSLError as error:
+            # PyPy leaves it for the next connection to be blamed for, unless there is a new engine.
+            self.tls.context.wrap_bio(self.incoming, self.outgoing, True)
+            self.push(self.outgoing.read())  # an alert, which tells the peer why
+            if not self.ready:
+                raise lost(error) from error
+            self.over = True
+            self.why = str(lost(error))
+            self.stop_sending()
+        finally:
+            self.incoming.read()
+            self.push(self.outgoing.read())
+        return b"".join(pieces)
 
     # To the peer
 
-    def put(self, data: bytes) -> None:
+    def push(self, data: bytes) -> None:
         """Sends what is encrypted; what the kernel doesn't take has to wait. Raises Gone."""
-        if self.reachable and not self.unsent:
-            sent = super().send(data)
-            if sent == len(data):
-                return
-            data = data[sent:]
-        if self.reachable:
-            self.unsent += data
+        sent = super().send(data) if data and self.reachable and not self.unsent else 0
+        if sent < len(data) and self.reachable:
+            self.unsent += data[sent:]
             if len(self.unsent) > MAX_UNSENT:
                 raise Gone("makes TLS answer, and does not read the answers")
             self.watch()
 
     def flush(self) -> None:
-        """Sends of what waits for it what the kernel takes now."""
         waiting, self.unsent = self.unsent, b""
-        if waiting:
-            self.put(waiting)
+        self.push(waiting)
         if not self.unsent:
             super().flush()
 
@@ -2693,45 +2625,46 @@ class TLSConnection(Connection):
             return super().send(data)
         taken = 0
         while taken < len(data) and not self.unsent and self.reachable:
-            piece = data[taken : taken + TLS_RECORD]
-            self.step(self.tls.write, piece)
-            taken += len(piece)
+            try:
+                taken += self.tls.write(data[taken : taken + TLS_RECORD])
+            except ssl.SSLError as error:
+                raise lost(error) from error
+            finally:
+                self.push(self.outgoing.read())
         return taken if self.reachable else 0
 
     def is_owed(self) -> bool:
-        """Says whether something waits to be sent to it."""
         return bool(self.unsent or self.queue)
 
     def end_stream(self) -> None:
         """Tells the peer that nothing more will come, TLS's way first, by close_notify: if that has
         to wait, this has to be called again. What the peer sends can then only be drained."""
         if self.tls:
-            self.step(self.close_notify)
+            with suppress(ssl.SSLError):  # it would wait for the peer's
+                self.tls.unwrap()
+            self.push(self.outgoing.read())
+        self.pending = b""
         if not self.unsent:
             super().end_stream()
 
-    def close_notify(self) -> None:
-        """Says the end of what we say, without waiting for the peer's. Raises ssl.SSLError."""
-        assert self.tls
-        with suppress(ssl.SSLWantReadError):
-            self.tls.unwrap()
-
     def drop_queue(self) -> None:
-        """Gives up what it has yet to get."""
         super().drop_queue()
         self.unsent = b""
 
 
 def shake_hands(door: Door, conn: TLSConnection) -> Steps:
-    """Shakes hands with a newcomer. Returns the plain text that has come in place of that."""
+    """Shakes hands with a newcomer. Whoever doesn't begin that speaks no TLS: then this is a
+    connection like any other. Returns the plain text that has come in place of it."""
     door.allow_time(conn, HANDSHAKE_TIME)
     data = yield from door.hear(conn, conn.receive_bytes)
-    conn.shake_hands(data)
-    if not conn.tls:
+    if data[:1] != b"\x16":  # as in TLS_HANDSHAKE
         log.info("%s does not speak TLS", conn)
+        conn.tls = None
+        conn.ready = True
         return data
-    while not conn.can_talk():
-        conn.shake_hands((yield from door.hear(conn, conn.receive_bytes)))
+    conn.pending = conn.decrypt(data)
+    while not conn.ready:
+        conn.pending = conn.decrypt((yield from door.hear(conn, conn.receive_bytes)))
     return b""
 
 
@@ -3331,11 +3264,9 @@ MAX_REQUEST = 32 * 1024  # bytes, most of them cookies: a browser sends those of
 
 # A request without a body (RFC 9112, RFC 9110), its whole syntax: nothing else gets any further.
 TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-FIELD = re.compile(rf"({TOKEN}):([\t -~\x80-\xff]*)\r?\n")
 REQUEST = re.compile(
-    rf"({TOKEN}) ([!-~]+) HTTP/1\.([0-9])\r?\n((?:{FIELD.pattern}){{0,100}})\r?\n"
+    rf"({TOKEN}) ([!-~]+) HTTP/1\.([0-9])\r?\n((?:{TOKEN}:[\t -~\x80-\xff]*\r?\n){{0,100}})\r?\n"
 )
-REQUEST_END = re.compile(rb"\n\r?\n")
 # The Host of a request, in lower case: an IPv6 address, an IPv4 address or a name, which may end
 # with a dot; and perhaps a port.
 AUTHORITY = re.compile(r"(\[[0-9a-f:.]+\]|[0-9a-z._-]+?)\.?(?::[0-9]*)?")
@@ -3343,16 +3274,6 @@ AUTHORITY = re.compile(r"(\[[0-9a-f:.]+\]|[0-9a-z._-]+?)\.?(?::[0-9]*)?")
 # without a dot, and those that nobody outside can have in the DNS (RFC 6762, RFC 6761, RFC 8375),
 # or that nobody uses there.
 LOCAL_NAME = re.compile(r"\[.+|[0-9.]+|[^.]+|.+\.(?:local|localhost|internal|home\.arpa|lan)")
-MAX_SHOWN = 100  # characters of an Origin, or a Host, that are shown
-
-WEBSOCKET_KEY = re.compile(r"[A-Za-z0-9+/]{22}==")  # 16 bytes in base64
-WEBSOCKET_ID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, section 1.3
-UPGRADE = ("Connection: Upgrade", "Upgrade: websocket")
-# RFC 6455 asks for SHA-1, but not for its strength: strict systems want to hear that.
-if sys.version_info >= (3, 9):
-    sha1 = partial(hashlib.sha1, usedforsecurity=False)
-else:
-    sha1 = hashlib.sha1
 
 
 def digest(text: str) -> str:
@@ -3360,15 +3281,14 @@ def digest(text: str) -> str:
     return f"'sha256-{b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-# What the page may do. Not just to 'self': Safari before version 15.4 means no WebSocket by that.
-POLICY = (
-    f"default-src 'none'; script-src {digest(SCRIPT)}; style-src {digest(STYLE)}; img-src data:; "
-    "connect-src ws: wss:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
-    "require-trusted-types-for 'script'"
-)
 # What every response comes with: nobody guesses at its type, keeps it, is told of it, or embeds it.
+# The page may connect not just to 'self': Safari before version 15.4 means no WebSocket by that.
 HARDENING = (
-    f"Content-Security-Policy: {POLICY}",
+    (
+        f"Content-Security-Policy: default-src 'none'; script-src {digest(SCRIPT)}; "
+        f"style-src {digest(STYLE)}; img-src data:; connect-src ws: wss:; base-uri 'none'; "
+        "form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
+    ),
     "X-Content-Type-Options: nosniff",
     "Cache-Control: no-store",
     "Referrer-Policy: no-referrer",
@@ -3385,48 +3305,35 @@ class Refusal(Exception):
         self.fields = fields  # what the response's header needs besides
 
 
-class HTTPRequest(NamedTuple):
-    """A request that is well formed."""
-
-    method: str
-    target: str  # the path, and the query if there is one
-    host: str  # a name or an address, perhaps with a port, in lower case
-    name: str  # the same without the port, and without the dot that may end it
-    fields: dict[str, str]  # by names in lower case; one that comes twice is "value, value"
-
-
-class Answer(NamedTuple):
-    """What a request comes to."""
-
-    data: bytes  # the whole response
-    why: str = ""  # why it was refused, for the log
-    upgraded: bool = False  # the connection is a WebSocket from here on
-
-
 def is_http(data: bytes) -> bool:
     """Says whether a peer's first bytes are an HTTP request, or may become one."""
-    return bool(HTTP_REQUEST.match(data)) if b"\n" in data else data[:1].isalpha()
+    if b"\n" in data:
+        return HTTP_REQUEST.match(data) is not None
+    return not data or data[:1].isalpha()
 
 
-def parse_request(data: bytes) -> HTTPRequest:
-    """Returns the request that these bytes are. Raises Refusal."""
+def is_whole(request: bytes) -> bool:
+    """Says whether the end of a request has come, or it is too long already."""
+    return len(request) > MAX_REQUEST or b"\n\r\n" in request or b"\n\n" in request
+
+
+def parse_request(data: bytes) -> tuple[str, str, dict[str, str]]:
+    """Returns the method of a request, its target, and its fields, by names in lower case; one that
+    comes twice is "value, value". Raises Refusal."""
     if len(data) > MAX_REQUEST:
         raise Refusal("431 Request Header Fields Too Large", "This request is too long.")
     request = REQUEST.fullmatch(data.decode("latin-1"))
     if not request:
         raise Refusal("400 Bad Request", "This is not a proper request.")
-    method, target, minor_version, lines = request.group(1, 2, 3, 4)
+    method, target, minor_version, lines = request.groups()
     fields: dict[str, str] = {}
-    for name, value in FIELD.findall(lines):
-        name, value = name.lower(), value.strip(" \t")
+    for line in lines.split("\n")[:-1]:
+        name, _, value = line.partition(":")
+        name, value = name.lower(), value.strip(" \t\r")
         fields[name] = f"{fields[name]}, {value}" if name in fields else value
     if minor_version == "0":  # knows no Host and no Upgrade: what checks for us, but no browser
         fields = {"host": "localhost", **fields, "upgrade": ""}
-    host = fields.get("host", "").lower()
-    authority = AUTHORITY.fullmatch(host)
-    if not authority:
-        raise Refusal("400 Bad Request", "This request has no proper Host.")
-    return HTTPRequest(method, target, host, authority[1], fields)
+    return method, target, fields
 
 
 def upgrade(fields: dict[str, str]) -> bytes:
@@ -3436,32 +3343,32 @@ def upgrade(fields: dict[str, str]) -> bytes:
     is_upgrade = protocol.lower() == "websocket" and "upgrade" in connection.lower()
     if not is_upgrade or fields.get("sec-websocket-version") != "13":
         why = "This asks for no WebSocket of version 13; a proxy on the way may have changed it."
-        raise Refusal("426 Upgrade Required", why, *UPGRADE, "Sec-WebSocket-Version: 13")
+        needed = ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13")
+        raise Refusal("426 Upgrade Required", why, *needed)
     key = fields["sec-websocket-key"]
-    if not WEBSOCKET_KEY.fullmatch(key):
+    if not re.fullmatch("[A-Za-z0-9+/]{22}==", key):  # 16 bytes in base64
         raise Refusal("400 Bad Request", "This request has no proper Sec-WebSocket-Key.")
-    accept = b64encode(sha1((key + WEBSOCKET_ID).encode()).digest()).decode()
-    return head("101 Switching Protocols", *UPGRADE, f"Sec-WebSocket-Accept: {accept}")
-
-
-def head(status: str, *fields: str) -> bytes:
-    """Returns the head of a response with these fields."""
-    return "\r\n".join((f"HTTP/1.1 {status}", *fields, "\r\n")).encode()
+    both = f"{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11".encode()
+    accept = b64encode(hashlib.sha1(both).digest())
+    start = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    return f"{start}Sec-WebSocket-Accept: {accept.decode()}\r\n\r\n".encode()
 
 
 def response(request: bytes, status: str, kind: str, text: str, *fields: str) -> bytes:
     """Returns the response to a request: a text, or only its head if just that was asked for."""
     body = text.encode()
-    start = head(
-        status,
+    lines = (
+        f"HTTP/1.1 {status}",
         time.strftime("Date: %a, %d %b %Y %H:%M:%S GMT", time.gmtime()),
         "Connection: close",
         f"Content-Type: text/{kind}; charset=utf-8",
         f"Content-Length: {len(body)}",
         *HARDENING,
         *fields,
+        "\r\n",
     )
-    return start if request.startswith(b"HEAD ") else start + body
+    head = "\r\n".join(lines).encode()
+    return head if request.startswith(b"HEAD ") else head + body
 
 
 def name_in_url(host: str) -> str:
@@ -3498,40 +3405,35 @@ class Site:
         # Ports that are left out of an Origin. TLS may also end at a proxy.
         self.default_ports = {"https": ":443"} if secure else {"https": ":443", "http": ":80"}
 
-    def respond(self, data: bytes, encrypted: bool) -> Answer | None:
-        """Answers what has come, through TLS or not, once that is a whole request, or too long."""
-        if not (REQUEST_END.search(data) or len(data) > MAX_REQUEST):
-            return None
-        try:
-            request = parse_request(data)
-            self.check(request, encrypted)
-            if request.method == "GET" and "sec-websocket-key" in request.fields:
-                return Answer(upgrade(request.fields), upgraded=True)
-            return Answer(response(data, "200 OK", "html", PAGE))
-        except Refusal as refusal:
-            why = str(refusal)
-            return Answer(response(data, refusal.status, "plain", f"{why}\n", *refusal.fields), why)
-
-    def check(self, request: HTTPRequest, encrypted: bool) -> None:
-        """Raises Refusal unless it comes to us, from a page of ours, and asks for the page."""
-        method, target, host, name, fields = request
-        if self.secure and not encrypted:
-            place = f"Location: https://{host}/"
-            raise Refusal("307 Temporary Redirect", "This room is at https.", place)
-        if not (self.secure or name in self.hosts or LOCAL_NAME.fullmatch(name)):
-            shown = name[:MAX_SHOWN]
-            remedy = f"Whoever runs it can add that: --web-host {shown}"
-            why = f"This room does not go by the name {shown}. {remedy}"
-            raise Refusal("421 Misdirected Request", why)
-        origin = fields.get("origin")  # only programs don't say where from
-        if not (origin is None or self.is_ours(origin, host)):
-            why = f"This room is only for its own page, not for one of {origin!a:.{MAX_SHOWN}}."
-            raise Refusal("403 Forbidden", why)
+    def respond(self, data: bytes, encrypted: bool) -> bytes:
+        """Returns the answer to a whole request that came through TLS, or didn't: the page, or what
+        makes a WebSocket of the connection. Raises Refusal."""
+        method, target, fields = parse_request(data)
+        self.check(fields.get("host", "").lower(), fields.get("origin"), encrypted)
         if method not in ("GET", "HEAD"):
             why = "There is only a page to get here."
             raise Refusal("405 Method Not Allowed", why, "Allow: GET, HEAD")
         if target.partition("?")[0] != "/":
             raise Refusal("404 Not Found", "There is nothing here; the room is at /.")
+        if method == "GET" and "sec-websocket-key" in fields:
+            return upgrade(fields)
+        return response(data, "200 OK", "html", PAGE)
+
+    def check(self, host: str, origin: str | None, encrypted: bool) -> None:
+        """Raises Refusal unless a request comes to us, at this host, from a page of ours."""
+        authority = AUTHORITY.fullmatch(host)
+        if not authority:
+            raise Refusal("400 Bad Request", "This request has no proper Host.")
+        if self.secure and not encrypted:
+            place = f"Location: https://{host}/"
+            raise Refusal("307 Temporary Redirect", "This room is at https.", place)
+        name = authority[1]
+        if not (self.secure or name in self.hosts or LOCAL_NAME.fullmatch(name)):
+            why = f"This room does not go by the name {name:.100}. Whoever runs it can add that:"
+            raise Refusal("421 Misdirected Request", f"{why} --web-host {name:.100}")
+        if not (origin is None or self.is_ours(origin, host)):  # only programs don't say where from
+            why = f"This room is only for its own page, not for one of {origin!a:.100}."
+            raise Refusal("403 Forbidden", why)
 
     def is_ours(self, origin: str, host: str) -> bool:
         """Says whether a page of this origin is the one that this host sends."""
@@ -3543,28 +3445,23 @@ class Site:
 def answer_request(door: Door, conn: Connection, site: Site, request: bytes) -> Steps:
     """Answers a newcomer's request, of which something may have come. Only one for a WebSocket
     leads further."""
-    encrypted = isinstance(conn, TLSConnection) and conn.tls is not None
-    while True:
-        if request and not is_http(request):
-            raise Dismissed(site.for_others)
-        answer = site.respond(request, encrypted)
-        if answer:
-            break
+    while is_http(request) and not is_whole(request):
         try:
             request += yield from door.hear(conn, conn.receive_text)
-        except TimeIsUp:
-            if request:
-                raise
-            raise Dismissed(site.for_others) from None
         except Gone:
             if request:
                 raise
-            # A browser that had a connection to spare, or a load balancer's check.
-            raise Dismissed from None
-    conn.tell(answer.data, is_text=False)
-    if answer.why:
-        log.info("%s was refused: %s", conn, answer.why)
-    if not answer.upgraded:
+            # A check whether we are up, or somebody who waits for a word from us.
+            raise Dismissed(site.for_others) from None
+    if not is_http(request):
+        raise Dismissed(site.for_others)
+    try:
+        answer = site.respond(request, isinstance(conn, TLSConnection) and conn.tls is not None)
+    except Refusal as refusal:
+        log.info("%s was refused: %s", conn, refusal)
+        answer = response(request, refusal.status, "plain", f"{refusal}\n", *refusal.fields)
+    conn.tell(answer, is_text=False)
+    if not answer.startswith(b"HTTP/1.1 101 "):
         raise Dismissed
     conn.speak(WebSocket(conn.input.max_line))
     return b""

@@ -11,7 +11,17 @@ from typing import NamedTuple
 
 import pytest
 
-from chat_server import MAX_REQUEST, SCRIPT, STYLE, Site, is_http, web_host
+from chat_server import (
+    MAX_REQUEST,
+    SCRIPT,
+    STYLE,
+    Refusal,
+    Site,
+    is_http,
+    is_whole,
+    response,
+    web_host,
+)
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="  # RFC 6455, section 1.3
 ACCEPT = b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
@@ -47,20 +57,24 @@ class Asked(NamedTuple):
 
 def ask(request: bytes, *hosts: str, secure: bool = False, encrypted: bool | None = None) -> Asked:
     """Returns the answer, whose form is checked."""
-    answer = Site(hosts, secure).respond(request, secure if encrypted is None else encrypted)
-    assert answer
-    start, fields, body = parse(answer.data)
+    assert is_whole(request)
+    why = ""
+    try:
+        data = Site(hosts, secure).respond(request, secure if encrypted is None else encrypted)
+    except Refusal as refusal:
+        why = str(refusal)
+        data = response(request, refusal.status, "plain", f"{why}\n", *refusal.fields)
+    start, fields, body = parse(data)
     status = int(start[len("HTTP/1.1 ") :][:3])
     assert re.fullmatch(rf"HTTP/1\.1 {status} [A-Z][A-Za-z ]+", start)
-    assert answer.upgraded == (status == 101)
-    assert bool(answer.why) == (status not in (101, 200))
-    if not answer.upgraded:
-        check_page(fields, body, request.startswith(b"HEAD "), answer.why)
-    return Asked(status, answer.why, answer.data)
+    assert bool(why) == (status not in (101, 200))
+    if status != 101:
+        check_page(fields, body, request.startswith(b"HEAD "), why)
+    return Asked(status, why, data)
 
 
-def parse(response: bytes) -> tuple[str, dict[str, str], bytes]:
-    lines, _, body = response.partition(b"\r\n\r\n")
+def parse(answer: bytes) -> tuple[str, dict[str, str], bytes]:
+    lines, _, body = answer.partition(b"\r\n\r\n")
     start, *rest = lines.decode("ascii").split("\r\n")
     fields = dict(line.split(": ", 1) for line in rest)
     assert len(fields) == len(rest) or fields["Connection"] == "Upgrade"
@@ -405,11 +419,10 @@ def test_requests_that_are_not_taken(request_: bytes) -> None:
 
 
 def test_request_is_read_to_its_end_byte_by_byte() -> None:
-    site = Site([], False)
     for request in (upgrade(), upgrade().replace(b"\r\n", b"\n")):
         for end in range(1, len(request)):
             assert is_http(request[:end])
-            assert not site.respond(request[:end], encrypted=False)
+            assert not is_whole(request[:end])
         assert ask(request).status == 101
 
 
@@ -419,9 +432,8 @@ def test_request_is_read_to_its_end_byte_by_byte() -> None:
     ids=["in the path", "in a field", "after a blank line"],
 )
 def test_long_and_endless_request(start: bytes) -> None:
-    site = Site([], False)
     endless = start + b"x" * (MAX_REQUEST + 1 - len(start))
-    assert not site.respond(endless[:-1], encrypted=False)
+    assert not is_whole(endless[:-1])
     for request in (endless, endless + b"\r\n\r\n", endless * 2):
         answer = ask(request)
         assert answer.status == 431

@@ -111,7 +111,7 @@ class End:
             piece = data[at : at + TLS_READ]
             self.peer.send(piece)
             if not self.conn.can_talk():
-                self.conn.shake_hands(self.conn.receive_bytes(TLS_READ))
+                self.conn.pending = self.conn.decrypt(self.conn.receive_bytes(TLS_READ))
             else:
                 text += self.conn.receive_text(TLS_READ)
             check_tls(self.conn)
@@ -174,7 +174,7 @@ def test_text_right_behind_the_handshake_is_known_of() -> None:
         client.feed(room.sent())
         data = client.shake_hands()
     room.peer.send(data + client.say(b"eager\n"))
-    room.conn.shake_hands(room.conn.receive_bytes(1 << 16))
+    room.conn.pending = room.conn.decrypt(room.conn.receive_bytes(1 << 16))
     assert room.conn.can_talk()
     assert room.conn.pending
     assert room.conn.receive_text(100) == b"eager\n"
@@ -360,6 +360,20 @@ def test_what_comes_in_one_piece_with_the_handshake_is_heard(password: bytes) ->
     while not heard.endswith(WELCOME):
         client.feed(peer.sock.recv(1 << 16))
         heard += client.hear()
+
+
+def test_what_came_with_the_handshake_of_whoever_is_kept_out_does_not_keep_the_loop_awake() -> None:
+    """Nobody hears it any more, and the rest of the stream is only drained."""
+    server = tls_room()
+    sock, peer = pair()
+    server.door.bar("192.0.2.1")
+    server.admit(sock, "192.0.2.1:7")
+    client = Client()
+    peer.send(last_step(client, server, peer) + client.say(b"hi\n"))
+    for _ in range(2):
+        server.turn()
+    assert len(server.membership.leaving) == 1
+    assert server.timeout() != 0
 
 
 @pytest.mark.parametrize("start", ["tls"], indirect=True)
