@@ -465,7 +465,7 @@ class ChatProtocol:
     def submit(self, line: Line) -> None:
         """Takes a line from the user."""
         assert self.accepts_input
-        text = line.text.lstrip() if line.alone else line.text
+        text = line.text.lstrip()
         if line.command and self.phase is not Phase.IN_ROOM:
             self.refused = True
             why = "no chat room has answered; //TEXT says /TEXT"
@@ -622,6 +622,7 @@ PASTE_START, PASTE_END = "\x1b[200~", "\x1b[201~"  # what the terminal puts arou
 # What a terminal answers when somebody, perhaps long gone, asks it for something: ECMA-48's OSC and
 # DCS, and kitty's APC. Alt-] and the like begin in the same way, but no digit comes after them.
 ANSWER = r"\x1b(?:\][0-9]|P[0-9>!|+$]|_G)[^\x07\x1b]*"
+PASTED = re.compile(r"\x1b\[201~|\x1b|[^\x1b]+")  # a piece of it, or its end
 # One key: an escape sequence, a click of the mouse, Alt and a character, or a character; and one
 # that isn't complete yet.
 KEY = re.compile(
@@ -696,39 +697,26 @@ class Editor:
         if self.pasting and not data.strip(b"\x03"):  # Ctrl-C alone: is the end of it lost?
             data = PASTE_END.encode() + data
         self.unread += self.decoder.decode(data)
-        while self.unread:
-            if self.pasting:
-                self.take_pasted()
-                if self.pasting:  # more has to come
-                    break
-            elif self.unread.startswith(PASTE_START):
-                self.unread = self.unread[len(PASTE_START) :]
+        while self.unread and not UNFINISHED_KEY.fullmatch(self.unread):
+            match = (PASTED if self.pasting else KEY).match(self.unread)
+            assert match  # if nothing else, any character
+            key, self.unread = match.group(), self.unread[match.end() :]
+            if self.pasting and key == PASTE_END:
+                self.pasting = False
+                self.paste("".join(self.pasted))
+                self.pasted.clear()
+            elif self.pasting:
+                self.pasted.append(key)
+            elif key == PASTE_START:
                 self.pasting = True
-            elif UNFINISHED_KEY.fullmatch(self.unread):
-                break
             else:
-                match = KEY.match(self.unread)
-                assert match  # if nothing else, any character
-                self.unread = self.unread[match.end() :]
-                self.press(match.group())
+                self.press(key)
 
     def feed_silence(self) -> None:
         """Nothing has come for a while: what was begun has come to its end."""
         if self.pasting:
             self.feed(PASTE_END.encode())
         self.unread = ""
-
-    def take_pasted(self) -> None:
-        """Takes what is being pasted, up to its end; puts it into the line once that has come."""
-        text, end, rest = self.unread.partition(PASTE_END)
-        at = text.rfind("\x1b", 1 - len(PASTE_END))
-        if at >= 0 and not end and PASTE_END.startswith(text[at:]):  # the beginning of the end
-            text, rest = text[:at], text[at:]
-        self.pasted.append(text)
-        self.unread = rest
-        if end:
-            self.paste("".join(self.pasted))
-            self.pasted, self.pasting = [], False
 
     def press(self, key: str) -> None:
         """Does what one key is for."""
@@ -749,14 +737,21 @@ class Editor:
     def press_in_search(self, method: Callable[..., object], given: Sequence[Any]) -> bool:
         """Does what a key is for in a search; says whether that is all, and not its end."""
         assert self.sought is not None
-        if method is Editor.insert and given[0] != "\n":
+        start = 1  # counted from the end of the history
+        if method is Editor.search:  # again: for an earlier line
+            start += self.recalled
+        elif method is Editor.insert and given[0] != "\n":
             self.sought += given[0]
         elif method is Editor.delete and given[0] < 0:
             self.sought = self.sought[:-1]
         else:
-            self.sought = self.sought if method is Editor.search else None
+            self.sought = None
             return False
-        self.find(1)
+        sought = self.sought.casefold()
+        places = range(start, len(self.history) + 1)
+        found = (one for one in places if sought in self.history[-one].casefold())
+        if step := next(found, self.recalled) - self.recalled:
+            self.recall(step)
         return True
 
     def paste(self, text: str) -> None:
@@ -849,20 +844,8 @@ class Editor:
             self.replace(0, len(self.text), self.history[-place] if place else self.draft)
 
     def search(self) -> None:
-        """Searches the history for what is typed from now on; again, for an earlier line."""
-        if self.sought is None:
-            self.sought = ""
-        else:
-            self.find(self.recalled + 1)
-
-    def find(self, place: int) -> None:
-        """Shows the latest line, from a place in the history on, in which is what is sought."""
-        sought = (self.sought or "").casefold()
-        places = range(place, len(self.history) + 1)
-        found = (one for one in places if sought in self.history[-one].casefold())
-        step = next(found, self.recalled) - self.recalled
-        if step:
-            self.recall(step)
+        """Searches the history for what is typed from now on."""
+        self.sought = ""
 
     # Changes
 
@@ -1005,7 +988,7 @@ CLEAR_SCREEN = "\x1b[H\x1b[J"  # CUP, ED: to the top left, and clears everything
 ROW = "\x1b[?7l\r{}\x1b7{}\x1b[K\x1b8\x1b[?7h"
 CURSOR_IS = re.compile(rb"\x1b\[\d+;(\d+)R")  # the answer to DSR 6: row, column
 
-# Of the 256 colours (SGR 38;5), those that can be read on black and on white, one for each 30 degrees of hue.
+# Of the 256 colours, those that can be read on black and on white, one for each 30 degrees of hue.
 COLOURS = (160, 130, 100, 64, 28, 29, 30, 33, 63, 135, 164, 168)
 ADDRESS = re.compile(r"https?://[^\s<>\"]*[^\s<>\"'.,:;!?)\]]")
 
@@ -1254,13 +1237,13 @@ class Console:
             self.output.clear()
             raise Failure(self.why_closed) from None
 
-    def write_all(self) -> None:
-        """Writes the rest, however long that takes."""
+    def write_all(self, seconds: float = NEVER) -> None:
+        """Writes the rest, however long that takes, or for so many seconds."""
         self.end_row()
-        while self.output:
-            if not ONLY_SOCKETS:
-                is_ready(self.screen, EVENT_WRITE, None)
-            self.write()
+        deadline = time.monotonic() + seconds
+        while self.output and time.monotonic() < deadline:
+            if ONLY_SOCKETS or is_ready(self.screen, EVENT_WRITE, 0.1):
+                self.write()
 
     def close(self) -> None:
         """Gives back what was used, once all that was shown can be seen."""
@@ -1336,11 +1319,8 @@ class Terminal(Console):
             return
         self.output += f"{CLEAR_ROW}\x1b[?2004l".encode()  # it marks nothing any more
         self.cursor_column = 0
-        deadline = time.monotonic() + 1.0  # a terminal that is stopped is not waited for
         with suppress(OSError, Failure):
-            while self.output and time.monotonic() < deadline:
-                is_ready(self.screen, EVENT_WRITE, 0.1)
-                self.write()
+            self.write_all(1.0)  # one that is stopped is not waited for
         with suppress(termios.error):
             termios.tcsetattr(0, termios.TCSANOW, modes)
 
@@ -2276,7 +2256,7 @@ def raise_for_signal(number: int, _: Any) -> None:
     raise Terminated(number)
 
 
-def is_ready(file: int | socket.socket, events: int, seconds: float | None = 0) -> bool:
+def is_ready(file: int | socket.socket, events: int, seconds: float = 0) -> bool:
     """Says whether something can be read from or written to a file, within so many seconds."""
     with Selector() as selector:
         selector.register(file, events)
