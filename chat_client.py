@@ -1616,6 +1616,7 @@ class Client:
         self.host = host
         self.port = port
         self.tls = tls
+        self.sockets = ExitStack()  # closes that of the connection, and one that never became one
         self.delay: float = RETRY_DELAYS[0]  # seconds until the next try
         self.trouble = ""  # the last that the user was told; none while there is a connection
         self.noted = 0  # of the lines that wait to be sent, how many the user was told of
@@ -1626,15 +1627,16 @@ class Client:
         user leaves without a connection."""
         if not (self.protocol.is_echo or self.ask_name()):
             return
-        sock = self.connect()
-        while True:
-            try:
-                with sock:
+        with self.sockets:
+            sock = self.connect()
+            while True:
+                try:
                     Session(self, sock).run()
-                return
-            except Disconnected as failure:
-                self.tell_lost(failure)
-            sock = self.reconnect()
+                    return
+                except Disconnected as failure:
+                    self.sockets.close()
+                    self.tell_lost(failure)
+                sock = self.reconnect()
 
     def ask_name(self) -> bool:
         """Asks the user for a name, unless there is one; says whether there is, and not the end of
@@ -1750,8 +1752,10 @@ class Client:
         codes = []
         for family, kind, number, _, address in addresses:
             started = time.monotonic()
+            self.sockets.close()
             try:  # even a socket may be refused, such as one for IPv6 where that is switched off
-                sock = self.connect_to(address, socket.socket(family, kind, number))
+                sock = self.sockets.enter_context(socket.socket(family, kind, number))
+                self.connect_to(address, sock)
             except OSError as error:
                 codes.append(error.errno or 0)
             else:
@@ -1793,43 +1797,37 @@ class Client:
             raise Disconnected(why_no_address(found[0], self.host))
         return list(found[0])
 
-    def connect_to(self, address: Any, sock: socket.socket) -> socket.socket:
-        """Returns the socket, connected. Raises OSError, and what wait() raises."""
-        with ExitStack() as unless_connected:
-            unless_connected.callback(sock.close)
-            sock.setblocking(False)
-            for level, option, value in SOCKET_OPTIONS:
-                sock.setsockopt(level, option, value)
-            code = sock.connect_ex(address)
-            if code in (errno.EINPROGRESS, errno.EWOULDBLOCK):
-                code = errno.ETIMEDOUT
-                if self.wait(CONNECT_TIME, sock, EVENT_WRITE):
-                    code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            if code:
-                raise OSError(code, os.strerror(code))
-            unless_connected.pop_all()
-            return sock
+    def connect_to(self, address: Any, sock: socket.socket) -> None:
+        """Connects the socket. Raises OSError, and what wait() raises."""
+        sock.setblocking(False)
+        for level, option, value in SOCKET_OPTIONS:
+            sock.setsockopt(level, option, value)
+        code = sock.connect_ex(address)
+        if code in (errno.EINPROGRESS, errno.EWOULDBLOCK):
+            code = errno.ETIMEDOUT
+            if self.wait(CONNECT_TIME, sock, EVENT_WRITE):
+                code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            raise OSError(code, os.strerror(code))
 
     def shake_hands(self, plain: socket.socket, tls: ssl.SSLContext) -> socket.socket:
         """Returns the socket with TLS around it. Raises Failure if that can't be trusted."""
         host, deadline = self.host, time.monotonic() + CONNECT_TIME
         # No certificate has the scope of an address in it, or the dot that may end a full name.
         name = host.partition("%")[0].rstrip(".")
-        with ExitStack() as unless_done:
-            try:
-                sock = tls.wrap_socket(plain, server_hostname=name, do_handshake_on_connect=False)
-                unless_done.callback(sock.close)
-                while events := handshake_events(sock):
-                    if not self.wait(deadline - time.monotonic(), sock, events):
-                        raise Disconnected(f"{host} does not answer in TLS; does it speak it?")
-            except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
-                raise Disconnected(f"{host} closed the connection in the TLS handshake") from None
-            except ssl.SSLError as error:
-                raise Failure(why_no_tls(error, host)) from None
-            except OSError as error:
-                raise Disconnected(f"no TLS with {host}: {error.strerror}") from None
-            unless_done.pop_all()
+        try:
+            sock = tls.wrap_socket(plain, server_hostname=name, do_handshake_on_connect=False)
+            self.sockets.push(sock)
+            while events := handshake_events(sock):
+                if not self.wait(deadline - time.monotonic(), sock, events):
+                    raise Disconnected(f"{host} does not answer in TLS; does it speak it?")
             return sock
+        except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
+            raise Disconnected(f"{host} closed the connection in the TLS handshake") from None
+        except ssl.SSLError as error:
+            raise Failure(why_no_tls(error, host)) from None
+        except OSError as error:
+            raise Disconnected(f"no TLS with {host}: {error.strerror}") from None
 
     def reconnect(self) -> socket.socket:
         """Connects again, trying ever more rarely, once the password is known that the room wants.
