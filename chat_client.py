@@ -584,8 +584,6 @@ def fitting_start(text: str, columns: int) -> str:
 
 def fitting_end(text: str, columns: int) -> str:
     """Returns as much of the end of a text as fits into `columns`."""
-    if text.isascii():
-        return text[max(len(text) - max(columns, 0), 0) :]
     start = len(text) - len(fitting_start(text[::-1], columns))
     while 0 < start < len(text) and joins(text, start):
         start += 1
@@ -1105,9 +1103,9 @@ class Console:
         """Returns what to wait for: each file, the events there, 0 for none now, and the handler,
         which is given the events that have come."""
         typing = (self.input, EVENT_READ if self.wants_input() else 0, self.read)
-        writing = (self.screen, EVENT_WRITE if self.output else 0, self.write)
         signals = (self.signals, EVENT_READ, self.on_signal)
-        return [typing, signals] if ONLY_SOCKETS else [typing, writing, signals]
+        writing = (self.screen, EVENT_WRITE if self.output else 0, self.write)
+        return [typing, signals] if ONLY_SOCKETS else [typing, signals, writing]
 
     def on_signal(self, _: int) -> None:
         """Does what the signals want that have come."""
@@ -1704,14 +1702,6 @@ class Client:
                 key.data(ready)
         self.do_what_is_due()
 
-    def turn_alone(self, *more: tuple[Any, int, Callable[[int], object]]) -> None:
-        """Takes a turn while there is no session. A user who wants to leave is kept for a moment,
-        if there are lines to be sent."""
-        if self.console.interactive and self.console.wants_to_leave():
-            seconds = LINGER if self.console.unsent() else 0.0
-            self.timers.setdefault(self.leave, time.monotonic() + seconds)
-        self.turn(*more)
-
     def do_what_is_due(self) -> None:
         """Takes the actions whose time has come."""
         now = time.monotonic()
@@ -1722,14 +1712,19 @@ class Client:
 
     def wait(self, seconds: float, sock: socket.socket | None = None, events: int = 0) -> bool:
         """Lets some time pass while there is no session, or waits for events on a socket; says
-        whether they have come. Raises Failure or KeyboardInterrupt if the user leaves."""
+        whether they have come. Goes on until a password is known that the room wants. Raises
+        Failure or KeyboardInterrupt if the user leaves: at once, unless there are lines to send."""
+        console = self.console
         came: list[int] = []
         files = [(sock, events, came.append)] if sock else []
         self.timers[self.stop_waiting] = time.monotonic() + seconds
-        while not came and self.stop_waiting in self.timers:
+        while self.ask_password() or (not came and self.stop_waiting in self.timers):
+            if console.interactive and console.wants_to_leave():
+                longer = LINGER if console.unsent() else 0.0
+                self.timers.setdefault(self.leave, time.monotonic() + longer)
             if not files:
                 self.note_unsent()
-            self.turn_alone(*files)
+            self.turn(*files)
         self.timers.pop(self.stop_waiting, None)
         return bool(came)
 
@@ -1833,14 +1828,13 @@ class Client:
         """Connects again, trying ever more rarely, once the password is known that the room wants.
         Raises what wait() raises."""
         while True:
+            seconds = 0.0
             if not self.protocol.wants_password:
                 # So that, when a room starts again, not everyone comes at the same moment.
                 seconds = self.delay * random.uniform(0.5, 1.0)
                 self.delay = min(2 * self.delay, RETRY_DELAYS[1])
                 self.console.status = f"(trying again in {seconds:.1f} s) "
-                self.wait(seconds)
-            while self.ask_password():
-                self.turn_alone()
+            self.wait(seconds)
             try:
                 return self.connect()
             except Disconnected as failure:
