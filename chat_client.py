@@ -970,7 +970,6 @@ INDENT = "  "  # before the rows of a message after the first
 MAX_DRAWN = 1024  # bytes above the row that go to the terminal at once, if that's not one line
 MOMENT = 0.05  # seconds that a slow terminal may take for them
 MIN_PACE = 5000  # bytes a second that the slowest terminal takes, when it isn't stopped
-BUFFER_SIZE = 16 * 1024  # bytes that a system may hold for a terminal
 BELL_PAUSE = 5.0  # seconds from one bell to the next, at least
 MEASURE_TIME = 0.3  # seconds for the terminal to say where the cursor is
 
@@ -1490,7 +1489,7 @@ class Terminal(Console):
             (size, since), self.stuck = self.stuck, None
             if before < size:
                 self.pace = max(0.9 * size / (now - since + 0.001), MIN_PACE)
-                self.timers[self.rest] = now + BUFFER_SIZE / self.pace
+                self.timers[self.rest] = now + 16 * 1024 / self.pace  # a system may hold so much
 
 
 def open_console(plain: bool, timestamps: bool) -> Console:
@@ -1590,6 +1589,7 @@ SOCKET_OPTIONS = [
     if hasattr(socket, name)
 ]
 
+SIOCOUTQ = 0x5411 if sys.platform == "linux" else 0  # bytes that the peer has yet to acknowledge
 IN_DOUBT = "what you said last may not have arrived"
 
 
@@ -1864,10 +1864,9 @@ def handshake_events(sock: ssl.SSLSocket) -> int:
 def unacknowledged(sock: socket.socket) -> int:
     """Returns how many bytes that were sent, the end of the stream included, the other side's
     system hasn't confirmed to have; 0 where ours doesn't tell."""
-    if fcntl and sys.platform == "linux":
+    if fcntl and SIOCOUTQ:
         with suppress(OSError):
-            siocoutq = 0x5411
-            return int.from_bytes(fcntl.ioctl(sock, siocoutq, bytes(4)), sys.byteorder)
+            return int.from_bytes(fcntl.ioctl(sock, SIOCOUTQ, bytes(4)), sys.byteorder)
     return 0
 
 
