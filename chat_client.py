@@ -465,7 +465,7 @@ class ChatProtocol:
     def submit(self, line: Line) -> None:
         """Takes a line from the user."""
         assert self.accepts_input
-        text = line.text.lstrip() if line.alone else line.text
+        text = line.text.lstrip()
         if line.command and self.phase is not Phase.IN_ROOM:
             self.refused = True
             why = "no chat room has answered; //TEXT says /TEXT"
@@ -584,8 +584,6 @@ def fitting_start(text: str, columns: int) -> str:
 
 def fitting_end(text: str, columns: int) -> str:
     """Returns as much of the end of a text as fits into `columns`."""
-    if text.isascii():
-        return text[max(len(text) - max(columns, 0), 0) :]
     start = len(text) - len(fitting_start(text[::-1], columns))
     while 0 < start < len(text) and joins(text, start):
         start += 1
@@ -622,6 +620,7 @@ PASTE_START, PASTE_END = "\x1b[200~", "\x1b[201~"  # what the terminal puts arou
 # What a terminal answers when somebody, perhaps long gone, asks it for something: ECMA-48's OSC and
 # DCS, and kitty's APC. Alt-] and the like begin in the same way, but no digit comes after them.
 ANSWER = r"\x1b(?:\][0-9]|P[0-9>!|+$]|_G)[^\x07\x1b]*"
+PASTED = re.compile(r"\x1b\[201~|\x1b|[^\x1b]+")  # a piece of it, or its end
 # One key: an escape sequence, a click of the mouse, Alt and a character, or a character; and one
 # that isn't complete yet.
 KEY = re.compile(
@@ -696,39 +695,26 @@ class Editor:
         if self.pasting and not data.strip(b"\x03"):  # Ctrl-C alone: is the end of it lost?
             data = PASTE_END.encode() + data
         self.unread += self.decoder.decode(data)
-        while self.unread:
-            if self.pasting:
-                self.take_pasted()
-                if self.pasting:  # more has to come
-                    break
-            elif self.unread.startswith(PASTE_START):
-                self.unread = self.unread[len(PASTE_START) :]
+        while self.unread and not UNFINISHED_KEY.fullmatch(self.unread):
+            match = (PASTED if self.pasting else KEY).match(self.unread)
+            assert match  # if nothing else, any character
+            key, self.unread = match.group(), self.unread[match.end() :]
+            if self.pasting and key == PASTE_END:
+                self.pasting = False
+                self.paste("".join(self.pasted))
+                self.pasted.clear()
+            elif self.pasting:
+                self.pasted.append(key)
+            elif key == PASTE_START:
                 self.pasting = True
-            elif UNFINISHED_KEY.fullmatch(self.unread):
-                break
             else:
-                match = KEY.match(self.unread)
-                assert match  # if nothing else, any character
-                self.unread = self.unread[match.end() :]
-                self.press(match.group())
+                self.press(key)
 
     def feed_silence(self) -> None:
         """Nothing has come for a while: what was begun has come to its end."""
         if self.pasting:
             self.feed(PASTE_END.encode())
         self.unread = ""
-
-    def take_pasted(self) -> None:
-        """Takes what is being pasted, up to its end; puts it into the line once that has come."""
-        text, end, rest = self.unread.partition(PASTE_END)
-        at = text.rfind("\x1b", 1 - len(PASTE_END))
-        if at >= 0 and not end and PASTE_END.startswith(text[at:]):  # the beginning of the end
-            text, rest = text[:at], text[at:]
-        self.pasted.append(text)
-        self.unread = rest
-        if end:
-            self.paste("".join(self.pasted))
-            self.pasted, self.pasting = [], False
 
     def press(self, key: str) -> None:
         """Does what one key is for."""
@@ -749,14 +735,21 @@ class Editor:
     def press_in_search(self, method: Callable[..., object], given: Sequence[Any]) -> bool:
         """Does what a key is for in a search; says whether that is all, and not its end."""
         assert self.sought is not None
-        if method is Editor.insert and given[0] != "\n":
+        start = 1  # counted from the end of the history
+        if method is Editor.search:  # again: for an earlier line
+            start += self.recalled
+        elif method is Editor.insert and given[0] != "\n":
             self.sought += given[0]
         elif method is Editor.delete and given[0] < 0:
             self.sought = self.sought[:-1]
         else:
-            self.sought = self.sought if method is Editor.search else None
+            self.sought = None
             return False
-        self.find(1)
+        sought = self.sought.casefold()
+        places = range(start, len(self.history) + 1)
+        found = (one for one in places if sought in self.history[-one].casefold())
+        if step := next(found, self.recalled) - self.recalled:
+            self.recall(step)
         return True
 
     def paste(self, text: str) -> None:
@@ -849,20 +842,8 @@ class Editor:
             self.replace(0, len(self.text), self.history[-place] if place else self.draft)
 
     def search(self) -> None:
-        """Searches the history for what is typed from now on; again, for an earlier line."""
-        if self.sought is None:
-            self.sought = ""
-        else:
-            self.find(self.recalled + 1)
-
-    def find(self, place: int) -> None:
-        """Shows the latest line, from a place in the history on, in which is what is sought."""
-        sought = (self.sought or "").casefold()
-        places = range(place, len(self.history) + 1)
-        found = (one for one in places if sought in self.history[-one].casefold())
-        step = next(found, self.recalled) - self.recalled
-        if step:
-            self.recall(step)
+        """Searches the history for what is typed from now on."""
+        self.sought = ""
 
     # Changes
 
@@ -989,7 +970,6 @@ INDENT = "  "  # before the rows of a message after the first
 MAX_DRAWN = 1024  # bytes above the row that go to the terminal at once, if that's not one line
 MOMENT = 0.05  # seconds that a slow terminal may take for them
 MIN_PACE = 5000  # bytes a second that the slowest terminal takes, when it isn't stopped
-BUFFER_SIZE = 16 * 1024  # bytes that a system may hold for a terminal
 BELL_PAUSE = 5.0  # seconds from one bell to the next, at least
 MEASURE_TIME = 0.3  # seconds for the terminal to say where the cursor is
 
@@ -1005,7 +985,7 @@ CLEAR_SCREEN = "\x1b[H\x1b[J"  # CUP, ED: to the top left, and clears everything
 ROW = "\x1b[?7l\r{}\x1b7{}\x1b[K\x1b8\x1b[?7h"
 CURSOR_IS = re.compile(rb"\x1b\[\d+;(\d+)R")  # the answer to DSR 6: row, column
 
-# Of the 256 colours (SGR 38;5), those that can be read on black and on white, one for each 30 degrees of hue.
+# Of the 256 colours, those that can be read on black and on white, one for each 30 degrees of hue.
 COLOURS = (160, 130, 100, 64, 28, 29, 30, 33, 63, 135, 164, 168)
 ADDRESS = re.compile(r"https?://[^\s<>\"]*[^\s<>\"'.,:;!?)\]]")
 
@@ -1122,9 +1102,9 @@ class Console:
         """Returns what to wait for: each file, the events there, 0 for none now, and the handler,
         which is given the events that have come."""
         typing = (self.input, EVENT_READ if self.wants_input() else 0, self.read)
-        writing = (self.screen, EVENT_WRITE if self.output else 0, self.write)
         signals = (self.signals, EVENT_READ, self.on_signal)
-        return [typing, signals] if ONLY_SOCKETS else [typing, writing, signals]
+        writing = (self.screen, EVENT_WRITE if self.output else 0, self.write)
+        return [typing, signals] if ONLY_SOCKETS else [typing, signals, writing]
 
     def on_signal(self, _: int) -> None:
         """Does what the signals want that have come."""
@@ -1254,13 +1234,13 @@ class Console:
             self.output.clear()
             raise Failure(self.why_closed) from None
 
-    def write_all(self) -> None:
-        """Writes the rest, however long that takes."""
+    def write_all(self, seconds: float = NEVER) -> None:
+        """Writes the rest, however long that takes, or for so many seconds."""
         self.end_row()
-        while self.output:
-            if not ONLY_SOCKETS:
-                is_ready(self.screen, EVENT_WRITE, None)
-            self.write()
+        deadline = time.monotonic() + seconds
+        while self.output and time.monotonic() < deadline:
+            if ONLY_SOCKETS or is_ready(self.screen, EVENT_WRITE, 0.1):
+                self.write()
 
     def close(self) -> None:
         """Gives back what was used, once all that was shown can be seen."""
@@ -1336,11 +1316,8 @@ class Terminal(Console):
             return
         self.output += f"{CLEAR_ROW}\x1b[?2004l".encode()  # it marks nothing any more
         self.cursor_column = 0
-        deadline = time.monotonic() + 1.0  # a terminal that is stopped is not waited for
         with suppress(OSError, Failure):
-            while self.output and time.monotonic() < deadline:
-                is_ready(self.screen, EVENT_WRITE, 0.1)
-                self.write()
+            self.write_all(1.0)  # one that is stopped is not waited for
         with suppress(termios.error):
             termios.tcsetattr(0, termios.TCSANOW, modes)
 
@@ -1512,7 +1489,7 @@ class Terminal(Console):
             (size, since), self.stuck = self.stuck, None
             if before < size:
                 self.pace = max(0.9 * size / (now - since + 0.001), MIN_PACE)
-                self.timers[self.rest] = now + BUFFER_SIZE / self.pace
+                self.timers[self.rest] = now + 16 * 1024 / self.pace  # a system may hold so much
 
 
 def open_console(plain: bool, timestamps: bool) -> Console:
@@ -1612,6 +1589,7 @@ SOCKET_OPTIONS = [
     if hasattr(socket, name)
 ]
 
+SIOCOUTQ = 0x5411 if sys.platform == "linux" else 0  # bytes that the peer has yet to acknowledge
 IN_DOUBT = "what you said last may not have arrived"
 
 
@@ -1636,6 +1614,7 @@ class Client:
         self.host = host
         self.port = port
         self.tls = tls
+        self.sockets = ExitStack()  # closes that of the connection, and one that never became one
         self.delay: float = RETRY_DELAYS[0]  # seconds until the next try
         self.trouble = ""  # the last that the user was told; none while there is a connection
         self.noted = 0  # of the lines that wait to be sent, how many the user was told of
@@ -1646,15 +1625,16 @@ class Client:
         user leaves without a connection."""
         if not (self.protocol.is_echo or self.ask_name()):
             return
-        sock = self.connect()
-        while True:
-            try:
-                with sock:
+        with self.sockets:
+            sock = self.connect()
+            while True:
+                try:
                     Session(self, sock).run()
-                return
-            except Disconnected as failure:
-                self.tell_lost(failure)
-            sock = self.reconnect()
+                    return
+                except Disconnected as failure:
+                    self.sockets.close()
+                    self.tell_lost(failure)
+                sock = self.reconnect()
 
     def ask_name(self) -> bool:
         """Asks the user for a name, unless there is one; says whether there is, and not the end of
@@ -1722,14 +1702,6 @@ class Client:
                 key.data(ready)
         self.do_what_is_due()
 
-    def turn_alone(self, *more: tuple[Any, int, Callable[[int], object]]) -> None:
-        """Takes a turn while there is no session. A user who wants to leave is kept for a moment,
-        if there are lines to be sent."""
-        if self.console.interactive and self.console.wants_to_leave():
-            seconds = LINGER if self.console.unsent() else 0.0
-            self.timers.setdefault(self.leave, time.monotonic() + seconds)
-        self.turn(*more)
-
     def do_what_is_due(self) -> None:
         """Takes the actions whose time has come."""
         now = time.monotonic()
@@ -1740,14 +1712,19 @@ class Client:
 
     def wait(self, seconds: float, sock: socket.socket | None = None, events: int = 0) -> bool:
         """Lets some time pass while there is no session, or waits for events on a socket; says
-        whether they have come. Raises Failure or KeyboardInterrupt if the user leaves."""
+        whether they have come. Goes on until a password is known that the room wants. Raises
+        Failure or KeyboardInterrupt if the user leaves: at once, unless there are lines to send."""
+        console = self.console
         came: list[int] = []
         files = [(sock, events, came.append)] if sock else []
         self.timers[self.stop_waiting] = time.monotonic() + seconds
-        while not came and self.stop_waiting in self.timers:
+        while self.ask_password() or (not came and self.stop_waiting in self.timers):
+            if console.interactive and console.wants_to_leave():
+                longer = LINGER if console.unsent() else 0.0
+                self.timers.setdefault(self.leave, time.monotonic() + longer)
             if not files:
                 self.note_unsent()
-            self.turn_alone(*files)
+            self.turn(*files)
         self.timers.pop(self.stop_waiting, None)
         return bool(came)
 
@@ -1770,8 +1747,10 @@ class Client:
         codes = []
         for family, kind, number, _, address in addresses:
             started = time.monotonic()
+            self.sockets.close()
             try:  # even a socket may be refused, such as one for IPv6 where that is switched off
-                sock = self.connect_to(address, socket.socket(family, kind, number))
+                sock = self.sockets.enter_context(socket.socket(family, kind, number))
+                self.connect_to(address, sock)
             except OSError as error:
                 codes.append(error.errno or 0)
             else:
@@ -1813,56 +1792,49 @@ class Client:
             raise Disconnected(why_no_address(found[0], self.host))
         return list(found[0])
 
-    def connect_to(self, address: Any, sock: socket.socket) -> socket.socket:
-        """Returns the socket, connected. Raises OSError, and what wait() raises."""
-        with ExitStack() as unless_connected:
-            unless_connected.callback(sock.close)
-            sock.setblocking(False)
-            for level, option, value in SOCKET_OPTIONS:
-                sock.setsockopt(level, option, value)
-            code = sock.connect_ex(address)
-            if code in (errno.EINPROGRESS, errno.EWOULDBLOCK):
-                code = errno.ETIMEDOUT
-                if self.wait(CONNECT_TIME, sock, EVENT_WRITE):
-                    code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            if code:
-                raise OSError(code, os.strerror(code))
-            unless_connected.pop_all()
-            return sock
+    def connect_to(self, address: Any, sock: socket.socket) -> None:
+        """Connects the socket. Raises OSError, and what wait() raises."""
+        sock.setblocking(False)
+        for level, option, value in SOCKET_OPTIONS:
+            sock.setsockopt(level, option, value)
+        code = sock.connect_ex(address)
+        if code in (errno.EINPROGRESS, errno.EWOULDBLOCK):
+            code = errno.ETIMEDOUT
+            if self.wait(CONNECT_TIME, sock, EVENT_WRITE):
+                code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            raise OSError(code, os.strerror(code))
 
     def shake_hands(self, plain: socket.socket, tls: ssl.SSLContext) -> socket.socket:
         """Returns the socket with TLS around it. Raises Failure if that can't be trusted."""
         host, deadline = self.host, time.monotonic() + CONNECT_TIME
         # No certificate has the scope of an address in it, or the dot that may end a full name.
         name = host.partition("%")[0].rstrip(".")
-        with ExitStack() as unless_done:
-            try:
-                sock = tls.wrap_socket(plain, server_hostname=name, do_handshake_on_connect=False)
-                unless_done.callback(sock.close)
-                while events := handshake_events(sock):
-                    if not self.wait(deadline - time.monotonic(), sock, events):
-                        raise Disconnected(f"{host} does not answer in TLS; does it speak it?")
-            except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
-                raise Disconnected(f"{host} closed the connection in the TLS handshake") from None
-            except ssl.SSLError as error:
-                raise Failure(why_no_tls(error, host)) from None
-            except OSError as error:
-                raise Disconnected(f"no TLS with {host}: {error.strerror}") from None
-            unless_done.pop_all()
+        try:
+            sock = tls.wrap_socket(plain, server_hostname=name, do_handshake_on_connect=False)
+            self.sockets.push(sock)
+            while events := handshake_events(sock):
+                if not self.wait(deadline - time.monotonic(), sock, events):
+                    raise Disconnected(f"{host} does not answer in TLS; does it speak it?")
             return sock
+        except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
+            raise Disconnected(f"{host} closed the connection in the TLS handshake") from None
+        except ssl.SSLError as error:
+            raise Failure(why_no_tls(error, host)) from None
+        except OSError as error:
+            raise Disconnected(f"no TLS with {host}: {error.strerror}") from None
 
     def reconnect(self) -> socket.socket:
         """Connects again, trying ever more rarely, once the password is known that the room wants.
         Raises what wait() raises."""
         while True:
+            seconds = 0.0
             if not self.protocol.wants_password:
                 # So that, when a room starts again, not everyone comes at the same moment.
                 seconds = self.delay * random.uniform(0.5, 1.0)
                 self.delay = min(2 * self.delay, RETRY_DELAYS[1])
                 self.console.status = f"(trying again in {seconds:.1f} s) "
-                self.wait(seconds)
-            while self.ask_password():
-                self.turn_alone()
+            self.wait(seconds)
             try:
                 return self.connect()
             except Disconnected as failure:
@@ -1892,10 +1864,9 @@ def handshake_events(sock: ssl.SSLSocket) -> int:
 def unacknowledged(sock: socket.socket) -> int:
     """Returns how many bytes that were sent, the end of the stream included, the other side's
     system hasn't confirmed to have; 0 where ours doesn't tell."""
-    if fcntl and sys.platform == "linux":
+    if fcntl and SIOCOUTQ:
         with suppress(OSError):
-            siocoutq = 0x5411
-            return int.from_bytes(fcntl.ioctl(sock, siocoutq, bytes(4)), sys.byteorder)
+            return int.from_bytes(fcntl.ioctl(sock, SIOCOUTQ, bytes(4)), sys.byteorder)
     return 0
 
 
@@ -2276,7 +2247,7 @@ def raise_for_signal(number: int, _: Any) -> None:
     raise Terminated(number)
 
 
-def is_ready(file: int | socket.socket, events: int, seconds: float | None = 0) -> bool:
+def is_ready(file: int | socket.socket, events: int, seconds: float = 0) -> bool:
     """Says whether something can be read from or written to a file, within so many seconds."""
     with Selector() as selector:
         selector.register(file, events)
