@@ -3922,15 +3922,16 @@ class ChatServer:
         for conn in list(self.membership.door.waiting):
             self.membership.move(conn, State.CLOSED)
         self.throttle.let_all_speak()
-        over = self.clock.now() + LAST_CALL
-        while self.clock.now() < over and self.stop_signals == 1:
-            # What is left on its way comes when we have read, but not in the same moment.
+        now = self.clock.now()
+        over, quiet = now + LAST_CALL, now + SHORT_TICK
+        while self.clock.now() < min(over, quiet) and self.stop_signals == 1:
+            # What is left on its way comes when we have read, but not in the same moment; meanwhile
+            # others may only take what waits for them.
             _, readable = self.wait(0 if self.membership.pending else SHORT_TICK)
-            if not readable:
-                break
             self.read_all(readable)
             self.deliver(self.room.take_batch())
             self.look_at_clock()
+            quiet = self.clock.now() + SHORT_TICK if readable else quiet
 
     def close_room(self) -> None:
         """Says goodbye to everyone."""
