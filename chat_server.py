@@ -1871,7 +1871,7 @@ class Room:
                 return False
             return not NOTHING_SAID.search(chunk)
         # Without a name it may not pass for somebody who has one, nor with letters that look alike.
-        if not chunk.isascii() or (self.names and b":" in chunk):
+        if not chunk.isascii() or (b":" in chunk and (self.names or PRIVATE.encode() in chunk)):
             return False
         return not COMMAND_OR_NOTICE.search(lines)
 
@@ -1915,6 +1915,9 @@ class Room:
         if may_begin_so and begins_like(line, self.looks):
             why = "it begins like what somebody here says; say it differently"
             self.tell(member, f"not said, as {why}")
+            return
+        if line.partition(":")[0].endswith(PRIVATE):  # as if somebody had said it who has left
+            self.tell(member, "not said, as it would pass for a private message")
             return
         if line.strip():
             self.say(member, line.encode() + b"\n")
