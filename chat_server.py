@@ -585,7 +585,7 @@ class Room:
                 return False
             return not NOTHING_SAID.search(chunk)
         # Without a name it may not pass for somebody who has one: that is for the checks.
-        if not chunk.isascii() or (self.names and b":" in chunk):
+        if not chunk.isascii() or (b":" in chunk and (self.names or PRIVATE.encode() in chunk)):
             return False
         return not COMMAND_OR_NOTICE.search(lines)
 
@@ -1138,10 +1138,13 @@ class ChatServer:
         for conn in list(self.membership.newcomers):
             self.membership.move(conn, State.CLOSED)
         self.throttle.let_all_speak()
-        over = self.clock.now() + LAST_CALL
-        # What is left on its way comes when we have read, but not in the same moment.
-        while self.turn(SHORT_TICK) and self.clock.now() < over and self.stop_signals == 1:
-            pass
+        now = self.clock.now()
+        over, quiet = now + LAST_CALL, now + SHORT_TICK
+        while self.clock.now() < min(over, quiet) and self.stop_signals == 1:
+            # What is left on its way comes when we have read, but not in the same moment; meanwhile
+            # others may only take what waits for them.
+            if self.turn(SHORT_TICK):
+                quiet = self.clock.now() + SHORT_TICK
         members = list(self.room.members)
         self.room.close()
         for conn in members:
@@ -1817,6 +1820,8 @@ def check_voice(room: Room, member: Member, line: str) -> str:
     may_begin_so = room.names and (":" in line or not line.isascii())
     if may_begin_so and begins_like(line, room.looks):
         raise ValueError("not said, as it begins like what somebody here says; say it differently")
+    if line.partition(":")[0].endswith(PRIVATE):  # as if somebody had said it who has left
+        raise ValueError("not said, as it would pass for a private message")
     return line
 
 

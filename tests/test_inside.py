@@ -100,6 +100,29 @@ def test_closing_room_hears_what_waits_for_the_next_turn(inside: Inside) -> None
     server.close_room()
     two.expect("* John joined\n", *["John: waits\n"] * 5000, "* the room is closing\n")
 
+def test_last_call_goes_on_while_others_only_take_what_waits_for_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What has been said may come a moment after somebody can be written to."""
+    inside = Inside()
+    server = inside.server
+    (behind, reader), (_, talker), (_, listener) = (inside.join() for _ in range(3))
+    while not behind.queue:
+        inside.say(b"x\n" * 10_000)
+        talker.available()
+        listener.available()
+    flush = server.flush
+
+    def flush_first(conn: Connection) -> None:
+        flush(conn)
+        talker.send("late\n")
+
+    monkeypatch.setattr(server, "flush", flush_first)
+    reader.available()
+    server.stop_signals = 1
+    server.last_call()
+    assert listener.available().startswith(b"late\n")
+
 
 def test_exception_in_delivery_ends_one_connection_alone(
     inside: Inside, monkeypatch: pytest.MonkeyPatch

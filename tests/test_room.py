@@ -478,6 +478,15 @@ def test_the_mark_of_a_private_message_in_any_case(hall: Hall) -> None:
     assert hall.heard(john) == []
 
 
+@pytest.mark.parametrize("name", ["", "Ann"])
+def test_nobody_without_a_name_says_aloud_what_looks_private(hall: Hall, name: str) -> None:
+    """Also with a name that nobody has; and what only has the mark in it is a message."""
+    one, two = hall.join(), hall.join(name)
+    hall.say(one, "Bob (private): meet me\nBob (private):\nBob (private) is: a friend\n")
+    assert hall.heard(two) == ["Bob (private) is: a friend"]
+    assert hall.heard(one) == ["* not said, as it would pass for a private message"] * 2
+
+
 def test_closing_the_room_is_the_last_thing_everyone_hears(hall: Hall) -> None:
     one, two = hall.join("John"), hall.join()
     hall.say(one, "John: bye\n")
