@@ -606,7 +606,7 @@ body { height: 100vh; height: 100dvh;  /* without a phone's own bars, where that
   background: var(--back); color: var(--text); overflow-wrap: anywhere;
   font: 16px/1.4 system-ui, sans-serif; }  /* an iPhone zooms in on fields with smaller letters */
 h1 { font-size: 1em; }
-a { color: var(--strong); unicode-bidi: isolate; }
+a { color: var(--strong); direction: ltr; unicode-bidi: isolate; }
 #room h1, #state:not(:empty), li span, summary, input, textarea, button { padding: .6em .8em; }
 input, textarea, button, summary { min-height: 2.75em; }
 input, textarea, button { font: inherit; color: inherit; background: var(--back);
@@ -631,7 +631,7 @@ li button { background: none; border: 0; }
   border: solid var(--line); border-width: 1px 0; }
 /* The times have a column of their own: no part of a long message looks like another message.
    Nor are they copied with what was said. */
-#log p { padding: .15em .8em .15em 4em; white-space: pre-wrap; contain: layout style; }
+#log p { padding: .15em .8em .15em 4em; white-space: pre-wrap; }
 time { display: inline-block; width: 3.5em; margin-left: -3.5em; color: var(--dim);
   font-variant-numeric: tabular-nums; -webkit-user-select: none; user-select: none; }
 b { color: hsl(var(--hue), 70%, var(--ink)); cursor: pointer; }
@@ -643,7 +643,7 @@ b { color: hsl(var(--hue), 70%, var(--ink)); cursor: pointer; }
 .day, .notice, .hint { color: var(--dim); }
 .unread, em, #why { color: hsl(5, 70%, var(--ink)); }
 #again { margin: .4em .8em; }
-#jump { grid-row: 2; z-index: 1; place-self: end center; margin-bottom: .5em; }
+#jump { grid-row: 2; place-self: end center; margin-bottom: .5em; }
 #offline, #form { display: flex; align-items: center; justify-content: space-between; gap: .6em; }
 #form { padding: .5em .8em; }
 #box { flex: 1; min-width: 0; max-height: 30vh; resize: none; field-sizing: content; }
@@ -658,7 +658,7 @@ SCRIPT = r"""
 "use strict";
 const PLACE = location.host + location.pathname.replace(/\/$/, ""), TITLE = `Chat on ${PLACE}`;
 const MAX_ROWS = 5000, MAX_KEPT = 500;  // rows in all, and those that outlive a reload
-const PAUSE = 200;  // ms until rows that have come are added, many at once
+const PAUSE = 100;  // ms until rows that have come are added; more where there are many
 const MAX_PASTED = 20;  // lines that are sent without a question
 const MAX_WAIT = 30;  // seconds until the page tries to connect again
 // Seconds of silence after which the page asks whether the network lives, and after which, if an
@@ -832,7 +832,7 @@ function wake() {  // whoever was away, such as a phone, may have lost the conne
 function receive({ data }) {
   silence = 0;
   for (const line of data.split("\n").slice(0, -1)) if (socket) hear(line);
-  settling = settling || setTimeout(settle, PAUSE);
+  settling = settling || setTimeout(settle, PAUSE + log.childElementCount / 16);
 }
 
 function hear(line) {
