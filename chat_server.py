@@ -2685,12 +2685,10 @@ def shake_hands(door: Door, conn: TLSConnection) -> Steps:
 
 # The contrast is at least 4.5 wherever there is text, for a name of any hue too.
 STYLE = """
-:root { color-scheme: light dark; --back: #fff; --text: #1c1e21; --dim: #5a6068; --line: #c9ced6;
-  --strong: #0b57d0; --own: #eaf1fb; --private: #f3e8fd; --mention: #fff1c9; --alert: #fde2de;
-  --bad: #a5271d; --lightness: 25%; }
-@media (prefers-color-scheme: dark) { :root { --back: #15171a; --text: #e6e7e9; --dim: #a3a9b2;
-  --line: #42474f; --strong: #8ab4f8; --own: #1d2b40; --private: #33234a; --mention: #3d3312;
-  --alert: #56221d; --bad: #ffb4ab; --lightness: 78%; } }
+:root { color-scheme: light dark; --back: #fff; --text: #1c1e21; --dim: #565c64; --line: #c9ced6;
+  --strong: #0b57d0; --ink: 25%; --tint: 94%; }
+@media (prefers-color-scheme: dark) { :root { --back: #15171a; --text: #e6e7e9; --dim: #a9afb8;
+  --line: #42474f; --strong: #8ab4f8; --ink: 80%; --tint: 17%; } }
 * { box-sizing: border-box; margin: 0; }
 html { overscroll-behavior: none; }  /* or who pulls at the first message reloads the page */
 [hidden] { display: none !important; }
@@ -2700,68 +2698,69 @@ body { height: 100vh; height: 100dvh;  /* without a phone's own bars, where that
   background: var(--back); color: var(--text); overflow-wrap: anywhere;
   font: 16px/1.4 system-ui, sans-serif; }  /* an iPhone zooms in on fields with smaller letters */
 h1 { font-size: 1em; }
-a { color: var(--strong); }
-input, textarea, button, summary, li span { min-height: 2.75em; padding: .6em .8em; }
+a { color: var(--strong); direction: ltr; unicode-bidi: isolate; }
+#room h1, #state:not(:empty), li span, summary, input, textarea, button { padding: .6em .8em; }
+input, textarea, button, summary { min-height: 2.75em; }
 input, textarea, button { font: inherit; color: inherit; background: var(--back);
   border: 1px solid var(--dim); border-radius: .4em; }
 button { background: var(--strong); color: var(--back); overflow-wrap: normal; }
 :focus-visible { outline: 3px solid var(--strong); outline-offset: -2px; }
 ::placeholder { color: var(--dim); opacity: 1; }
-#door { display: grid; gap: 1em; max-width: 22em; margin: 0 auto; padding: 12vh 1em 1em; }
-label { display: grid; gap: .3em; }
+#door, label { display: grid; gap: .6em; }
+#door { max-width: 22em; margin: 0 auto; padding: 12vh 1em 1em; }
 #room { display: grid; grid: auto minmax(0, 1fr) auto auto / minmax(0, 1fr) auto; height: 100%;
   max-width: 60em; margin: 0 auto; }
 #room > * { grid-column: 1 / 3; }
-#room h1 { grid-area: 1 / 1; padding: .6em .8em; }
+#room h1 { grid-area: 1 / 1; }
 #who { grid-area: 1 / 2; position: relative; }
 summary { white-space: nowrap; cursor: pointer; }
-ul { position: absolute; z-index: 1; top: 100%; right: .5em; width: 16em; max-height: 60vh;
-  padding: 0; overflow: auto; list-style: none; background: var(--back);
-  border: 1px solid var(--dim); border-radius: .4em; }
+ul { position: absolute; z-index: 2; top: 100%; right: .5em; width: 16em; max-height: 60vh;
+  padding: 0; overflow: auto; list-style: none; border: 1px solid var(--dim);
+  background: var(--back); }
 li > * { display: block; width: 100%; text-align: start; color: var(--dim); }
 li button { background: none; border: 0; }
 #log { grid-row: 2; overflow-y: auto; overflow-anchor: none; padding: .4em 0;
   border: solid var(--line); border-width: 1px 0; }
 /* The times have a column of their own: no part of a long message looks like another message.
    Nor are they copied with what was said. */
-#log p { padding: .15em .8em .15em 4em; border-left: 4px solid transparent; white-space: pre-wrap; }
+#log p { padding: .15em .8em .15em 4em; white-space: pre-wrap; }
 time { display: inline-block; width: 3.5em; margin-left: -3.5em; color: var(--dim);
   font-variant-numeric: tabular-nums; -webkit-user-select: none; user-select: none; }
-b { color: hsl(var(--hue), 70%, var(--lightness)); cursor: pointer; }
-.own { background: var(--own); }
-#log .mention { background: var(--mention); border-color: var(--strong); }
-#log .private, #box.private { background: var(--private); border-color: var(--strong); }
+b { color: hsl(var(--hue), 70%, var(--ink)); cursor: pointer; }
+.own { background: hsl(215, 70%, var(--tint)); }
+#log .private, #box.private { background: hsl(275, 70%, var(--tint)); }
+.mention { background: hsl(46, 70%, var(--tint)); }
+#log .private, #log .mention { border-left: 4px solid var(--strong); padding-left: 3.75em; }
+.gap, #offline { background: hsl(8, 80%, var(--tint)); }
 .day, .notice, .hint { color: var(--dim); }
-.gap, #offline { background: var(--alert); }
-.unread, em { color: var(--bad); }
+.unread, em, #why { color: hsl(5, 70%, var(--ink)); }
+#again { margin: .4em .8em; }
 #jump { grid-row: 2; place-self: end center; margin-bottom: .5em; }
-#offline, #form { display: flex; align-items: center; justify-content: space-between; gap: .6em;
-  padding: .5em .8em; }
-#offline:not(.on) { padding: 0; }  /* always there, as a screen reader watches it */
-#box { flex: 1; min-width: 0; max-height: 30vh; resize: none; }
+#offline, #form { display: flex; align-items: center; justify-content: space-between; gap: .6em; }
+#form { padding: .5em .8em; }
+#box { flex: 1; min-width: 0; max-height: 30vh; resize: none; field-sizing: content; }
+@supports not (field-sizing: content) { #box { height: 4.25em; } }
 @media (min-width: 1000px) { #room { max-width: 76em; }
   #room > * { grid-column: 1; }
   #who { grid-area: 1 / 2 / 5; border-left: 1px solid var(--line); overflow: auto; }
   ul { position: static; max-height: none; border: 0; } }
-@media (forced-colors: active) { #log p:not(.private):not(.mention) { border-color: Canvas; } }
 """
 
 SCRIPT = r"""
 "use strict";
 const PLACE = location.host + location.pathname.replace(/\/$/, ""), TITLE = `Chat on ${PLACE}`;
 const MAX_ROWS = 5000, MAX_KEPT = 500;  // rows in all, and those that outlive a reload
-const MIN_PAUSE = 100, MAX_PAUSE = 400;  // ms until rows that have come are added
+const PAUSE = 100;  // ms until rows that have come are added; more where there are many
 const MAX_PASTED = 20;  // lines that are sent without a question
-const FIRST_WAIT = 1, MAX_WAIT = 30;  // seconds until the page tries to connect again
+const MAX_WAIT = 30;  // seconds until the page tries to connect again
 // Seconds of silence after which the page asks whether the network lives, and after which, if an
 // answer is due, a connection is lost. When its user is back, an answer may take PATIENCE.
 const ASK_AFTER = 12, LOST_AFTER = 18, PATIENCE = 5;
 const NEWS = /^(.+) (?:(joined)|left|was removed|is now (.+))$/;
-const NAME = /^\/(?:name|nick) /, WHO = /^\/(?:who|names)\b/, PING = /^\/ping\b/;
+const NAME = /^\/name /, PING = /^\/ping\b/;
 const NEVER_REFUSED = /^\/(?:help|who|names|ping|op|quit|exit)\b/;
 // A blank before it, or a full-width slash, makes no message of a command: it may be private.
-const COMMAND = /^\s*[/\uff0f](?![/\uff0f])(\S*)\s*/;
-const PRIVATE = /^\s*[/\uff0f]msg\b\s*([^:]*):?\s*/i, OP = /^\s*[/\uff0f]op/i;
+const COMMAND = /^\s*[/\uff0f](?![/\uff0f])\S*/, PRIVATE = /^\/msg\b\s*([^:]*):?\s*/;
 // A link ends before what ends a sentence, and before a bracket that isn't opened in it.
 const LINK = new RegExp("\\b(https?://(?:A|\\(A*\\))*(?:[\\w/#$%&*+=@~|\\p{L}\\p{N}-]|\\(A*\\)))"
   .replace(/A/g, "[!#-'*-;=?-~\\p{L}\\p{M}\\p{N}]"), "iu");
@@ -2774,20 +2773,26 @@ let mention = /$^/;  // finds the first of these in a text
 let names = new Set(), others = [];  // who is known to be here; how many more, in the room's words
 let ignored = new Map();  // names that the user has had enough of, by fold(name)
 let sent = [];  // lines that may not have arrived, each with the row that shows it, if any does
-let shown = [];  // rows of what was said
 let typed = [], recalled = 0;  // what the user has sent, and which of it Up has brought back
-let completions = [], start = 0;  // what Tab goes through, and where in the box that begins
-let password = "", socket = null, wait = FIRST_WAIT, retry = 0, settling = 0, lostAt = 0;
-// Whether the room has let us in; whether it knows our name; whether Enter waits for that.
-let inRoom = false, isReady = false, isDue = false;
-let silence = 0, pulse;  // seconds since anything was heard, and what counts them
-let day = "", unread = 0, isShifted = false, pause = MIN_PAUSE;
-// Whether the page stays at its last row; the place where it has put itself, and that row then.
-let following = true, place = 0, end = null;
+let completions = [];  // what Tab makes of the text before the cursor, the next one first
+let password = "", socket = null, wait = 1, lostAt = 0;
+let silence = 0, retry = 0;  // seconds since anything was heard, and after which to connect, if any
+// Whether the room has let us in; whether it has answered all that the page asks then; what others
+// said before that, which is its history; whether Enter waits for that.
+let inRoom = false, isReady = false, history = [], isDue = false;
+let day = "", unread = 0, listed = "", settling = 0, isShifted = false;
+let following = true, place = 0;  // whether the page stays at its end; where it has put itself
 
-function make(tag, className, ...content) {
-  const element = document.createElement(tag);
-  element.className = className;
+const fold = (name = "") => name.normalize("NFKC").toLowerCase();
+const clock = (time, size = 5) => new Date(time).toTimeString().slice(0, size);
+const asCommand = (text) => text.replace(COMMAND, (word) => fold(word.trim()));
+const link = (href) => make("a", { href, target: "_blank", rel: "noopener noreferrer" }, href);
+const fresh = document.createDocumentFragment();  // rows that the log gets when it settles
+const unreadLine = make("p", { className: "unread" }, make("span", {}, "\u2014 New \u2014"));
+const addRow = (className, ...content) => fresh.appendChild(make("p", { className }, ...content));
+
+function make(tag, properties, ...content) {
+  const element = Object.assign(document.createElement(tag), properties);
   element.append(...content);
   return element;
 }
@@ -2797,162 +2802,168 @@ function keep(storage, ...text) {  // or, without one, returns what is kept; a u
   try { return window[storage][act](`chat ${PLACE}`, ...text) || ""; } catch { return ""; }
 }
 
-const fresh = document.createDocumentFragment();  // rows that the log gets when it settles
-const unreadLine = make("p", "unread", make("span", "", "\u2014 New \u2014"));
-const fold = (name = "") => name.normalize("NFKC").toLowerCase();
-const clock = (time, size = 5) => new Date(time).toTimeString().slice(0, size);
-const link = (href) =>
-  Object.assign(make("a", "", href), { href, target: "_blank", rel: "noopener noreferrer" });
-const asLine = ({ speaker, text }) => (speaker ? `${speaker}: ${text}` : text);
-
 function inColor(name) {  // names that are alike, such as Lab 1 and Lab 2, are far apart in hue
   const number = [...name].reduce((sum, char) => (31 * sum + char.codePointAt(0)) % 2 ** 30, 0);
-  const element = make("b", "", make("bdi", "", name));  // a bdi's direction is its own affair
-  element.style.setProperty("--hue", (number * 137.508) % 360);
-  return element;
+  const style = `--hue: ${(number * 137.508) % 360}`;
+  return make("b", { style }, make("bdi", {}, name));  // a bdi's direction is its own affair
 }
 
 function show(kind, text, speaker = "", time = Date.now()) {
   const parts = text.split(LINK).map((part, at) => (at % 2 ? link(part) : part));
-  const words = make("span", "", make("bdi", "", ...parts)), date = new Date(time);
+  const words = make("span", {}, make("bdi", {}, ...parts)), date = new Date(time);
   const isNews = time && /^(?:said|private)/.test(kind) && (document.hidden || !following);
-  const row = { kind, text, speaker, time, words };
   if (speaker) words.prepend(inColor(speaker), /private/.test(kind) ? " (private): " : ": ");
   if (kind === "own private") words.prepend("to ");
   if (time && day !== date.toDateString())
-    fresh.append(make("p", "day", date.toLocaleDateString([], { dateStyle: "full" })));
+    addRow("day", date.toLocaleDateString([], { dateStyle: "full" }));
   if (time) day = date.toDateString();
   if (isNews && !unread) fresh.append(unreadLine);
   if (isNews) unread += 1;
-  fresh.append(make("p", kind, make("time", "", time ? clock(time) : ""), words));
-  if (/^(?:said|own|private)/.test(kind)) shown.push(row);
-  return row;
+  const row = addRow(kind, make("time", {}, time ? clock(time) : ""), words);
+  return Object.assign(row, { message: { kind, text, speaker, time } });
 }
 
-function mark(row, text = "") {
-  row.mark = text;
-  if (text) row.words.append(make("em", "", ` (${text})`));
+function mark(row, why) {
+  row.message.why = why;
+  if (why) row.lastChild.append(make("em", {}, ` (${why})`));
 }
 
 function settle(isAsked) {  // adds rows: measuring takes some ms, so once for many of them
-  const began = performance.now();
   clearTimeout(settling);
   settling = 0;
+  log.onscroll();  // or what the user has just done would be measured with the new rows
   log.append(fresh);
-  const { scrollTop: top, scrollHeight: height } = log;
-  const kept = log.childElementCount > MAX_ROWS ? MAX_ROWS - 500 : MAX_ROWS;  // each time, all move
-  while (log.childElementCount > kept) log.firstChild.remove();
-  if (height > log.scrollHeight) log.scrollTop = top - height + log.scrollHeight;
-  follow(isAsked);
-  shown = shown.slice(-MAX_ROWS);
+  const { scrollTop: top, scrollHeight: height } = log, isFull = log.childElementCount > MAX_ROWS;
+  while (isFull && log.childElementCount > MAX_ROWS - 500) log.firstChild.remove();
+  if (isFull) log.scrollTop = top - height + log.scrollHeight;
+  follow(isAsked || following);
   if (following && !document.hidden) unread = 0;
   page.jump.hidden = following;
   page.jump.textContent = unread ? `New messages: ${unread}` : "To the end";
   document.title = (unread ? `(${unread}) ` : "") + TITLE;
   showNames();
-  pause = Math.min(Math.max(MIN_PAUSE, 20 * (performance.now() - began)), MAX_PAUSE);
 }
 
 function follow(isAsked = following) {  // after rows or the page's size have changed
   following = isAsked;
   if (following) log.scrollTop = log.scrollHeight;
-  [place, end] = [log.scrollTop, log.lastChild];
+  place = log.scrollTop;
 }
 
 function showNames() {
+  const all = [...names, ...others, me].join();
   const count = others.reduce((sum, one) => sum + parseInt(one), names.size);
-  page.count.textContent = count ? `${count} here` : "Nobody yet";
-  box.placeholder = me ? `Message as ${me}` : "Message";
-  if (!page.who.open || page.list.contains(document.activeElement)) return;  // no focus is lost
+  page.count.textContent = count ? `${count} here` : "People";
+  box.placeholder = isReady && me ? `Message as ${me}` : "Message";
+  // No focus is lost, and no name goes away under a finger without need.
+  if (listed === all || page.list.contains(document.activeElement)) return;
+  listed = all;
   const sorted = [...names].sort(new Intl.Collator([], { numeric: true }).compare);
-  const items = sorted.map((name) => name === me ? make("span", "", inColor(name), " (you)")
-    : make("button", "", inColor(name)));
-  items.push(...others.map((count) => make("span", "", count)));
-  page.list.replaceChildren(...items.map((item) => make("li", "", item)));
+  const items = sorted.map((name) => name === me
+    ? make("span", {}, inColor(name), " (you)") : make("button", {}, inColor(name)));
+  items.push(...others.map((count) => make("span", {}, count)));
+  page.list.replaceChildren(...items.map((item) => make("li", {}, item)));
 }
 
 function report(text, canConnect = false) {
   (page.room.hidden ? page.why : page.state).textContent = text;
   page.again.hidden = !canConnect;
-  page.offline.className = text && "on";
 }
 
-function enter(isIn) {  // the room, or goes back to the door
+function enter(isIn, why = "") {  // the room, or goes back to the door
+  if (!isIn) hangUp("");
+  page.lock.hidden = !/password/.test(why);
   page.door.hidden = isIn;
   page.room.hidden = !isIn;
-  report("");
+  report(why);
   (isIn ? box : page.lock.hidden ? page.nick : page.secret).focus();
 }
 
-function turnAway(why) {
-  hangUp();
-  page.lock.hidden = !/password/.test(why);
-  enter(false);
-  report(why);
-}
-
-function hangUp() {
-  clearTimeout(retry);
-  clearInterval(pulse);
+function hangUp(why, canConnect) {
   if (socket) socket.onmessage = socket.onclose = null;
   if (socket) socket.close();
   for (const { row } of sent) if (row) mark(row, "perhaps not sent");
-  [socket, inRoom, isReady, retry] = [null, false, false, 0];
-  [me, names, others, sent] = ["", new Set(), [], []];
+  [socket, inRoom, isReady, silence, retry] = [null, false, false, 0, 0];
+  [me, names, others, sent, history] = ["", new Set(), [], [], []];
   showNames();
+  report(why, canConnect);
 }
 
 function connect() {
-  hangUp();
-  report("Connecting\u2026");
-  silence = 0;
-  pulse = setInterval(listen, 1000);
+  hangUp("Connecting\u2026");
   socket = new WebSocket((location.origin + location.pathname).replace("http", "ws"));
-  socket.onmessage = ({ data }) => receive(data.split("\n").slice(0, -1));
+  socket.onmessage = receive;
   socket.onclose = lose;
 }
 
 function lose({ code }) {
   if (inRoom) lostAt = Date.now() - 1000 * silence;
-  hangUp();
-  if (code === 1000) return report("You have left.", true);
-  if (code === 1008) return page.room.hidden || report("You were removed from the room.");
-  const seconds = wait * (0.5 + Math.random() / 2);  // not all pages in the same moment
-  wait = Math.min(2 * wait, MAX_WAIT);
-  retry = setTimeout(connect, 1000 * seconds);
+  if (code === 1000) return hangUp("You have left.", true);
+  if (code === 1008) return hangUp(page.why.textContent || "You were removed from the room.");
   const what = code === 1013 ? "The room is full." : "Not connected.";
-  report(`${what} Next try in ${Math.ceil(seconds)} s; what you type is kept.`, true);
+  const seconds = wait * (0.5 + Math.random() / 2);  // not all pages in the same moment
+  hangUp(`${what} Next try in ${Math.ceil(seconds)} s; what you type is kept.`, true);
+  [retry, wait] = [seconds, Math.min(2 * wait, MAX_WAIT)];
 }
 
 function listen() {  // each second, but not while a page sleeps: then it couldn't have heard
-  silence += 1;
   const isAwaited = !inRoom || sent.length;
-  if (isAwaited && silence >= LOST_AFTER) lose({ code: 1006 });  // without a close
+  silence += 1;
+  if (!socket && retry && silence >= retry) connect();
+  else if (socket && isAwaited && silence >= LOST_AFTER) lose({ code: 1006 });  // without a close
   else if (!isAwaited && silence >= ASK_AFTER) send(page.who.open ? "/who" : "/ping");
 }
 
 function wake() {  // whoever was away, such as a phone, may have lost the connection meanwhile
+  settle();
   if (retry) return connect();
   silence = Math.max(silence, LOST_AFTER - PATIENCE);
   if (inRoom) send("/ping");
 }
 
-function receive(lines) {
-  const wasIn = inRoom, history = [];
+function receive({ data }) {
   silence = 0;
-  for (const line of lines) {
-    if (wasIn || !inRoom || line.startsWith("* ")) hear(line);
-    else history.push(line);
-    if (!socket) return;
-  }
-  if (inRoom && !wasIn) catchUp(history.slice(-MAX_ROWS));
-  settling = settling || setTimeout(settle, pause);
+  for (const line of data.split("\n").slice(0, -1)) if (socket) hear(line);
+  settling = settling || setTimeout(settle, PAUSE + log.childElementCount / 16);
+}
+
+function hear(line) {
+  const [, speaker, isPrivate, text] = /^([^:]*?)( \(private\))?: (.*)$/s.exec(line) || [];
+  const kind = isPrivate ? "private" : mention.test(text || line) ? "said mention" : "said";
+  if (!inRoom) hearAtDoor(line);
+  else if (line.startsWith("* ")) hearNotice(line.slice(2));
+  else if (ignored.has(fold(speaker))) return;
+  else if (!isReady && !isPrivate) history.push(line);
+  else if (names.has(speaker)) show(kind, text, speaker);
+  else show(kind, line);  // such as "Note: buy milk" from somebody without a name
+}
+
+function hearAtDoor(line) {
+  if (line === "* password?" && password) return socket.send(password);
+  if (line === "* password?") return enter(false, "This room has a password.");
+  if (line === "* wrong password") return enter(false, "That is not the password.");
+  if (line.startsWith("* ")) return report(line.slice(2));
+  [inRoom, wait] = [true, 1];  // it's the welcome
+  if (!lostAt) show("notice", line);
+  if (wanted) send(`/name ${wanted}`);
+  send("/who");
+}
+
+function beKnown() {
+  isReady = true;
+  report("");
+  if (page.room.hidden) enter(true);
+  settle();
+  catchUp(history.slice(-MAX_ROWS));
+  if (isDue) speak();
 }
 
 function catchUp(history) {  // shows what of it hasn't been shown before a connection was lost
-  const lines = (kind) => shown.filter((row) => row.kind.startsWith(kind)).map(asLine);
-  const mine = new Set(lines("own")), missed = history.filter((line) => !mine.has(line));
-  const known = countKnown(missed, lines("said"));
+  const asLine = ({ speaker, text }) => (speaker ? `${speaker}: ${text}` : text);
+  const lines = (kind) => [...log.querySelectorAll(kind)].map((row) => asLine(row.message));
+  const mine = new Set(lines(".own:not(.private)"));
+  const missed = history.filter((line) => !mine.has(line));
+  const known = countKnown(missed, lines(".said"));
   const gap = `Not connected from ${clock(lostAt, 8)} to ${clock(Date.now(), 8)}`;
   if (lostAt) show("gap", known ? gap : `${gap}; messages may be missing`);
   lostAt = 0;
@@ -2961,58 +2972,29 @@ function catchUp(history) {  // shows what of it hasn't been shown before a conn
 }
 
 function countKnown(history, said) {  // up to where most of what was said last stands in it
-  let known = 0, most = 0;
-  for (let end = 1; end <= history.length; end++) {
-    const max = Math.min(end, said.length);
-    let size = 0;
-    while (size < max && history[end - 1 - size] === said[said.length - 1 - size]) size += 1;
-    if (size === max && size > most) [known, most] = [end, size];
-  }
-  return known;
-}
-
-function hear(line) {
-  const [, speaker, isPrivate, text] = /^([^:]*?)( \(private\))?: (.*)$/s.exec(line) || [];
-  const kind = isPrivate ? "private" : mention.test(text || line) ? "said mention" : "said";
-  if (line.startsWith("* ") && inRoom) hearNotice(line.slice(2));
-  else if (line === "* password?" && password) socket.send(password);
-  else if (line === "* password?") turnAway("This room has a password.");  // nobody waits for it
-  else if (line === "* wrong password") turnAway("That is not the password.");
-  else if (line.startsWith("* ")) report(line.slice(2));
-  else if (!inRoom) begin(line);  // the welcome
-  else if (ignored.has(fold(speaker))) return;
-  else if (names.has(speaker)) show(kind, text, speaker);
-  else show(kind, line);  // such as "Note: buy milk" from somebody without a name
-}
-
-function begin(welcome) {
-  [inRoom, wait] = [true, FIRST_WAIT];
-  if (!lostAt) show("notice", welcome);
-  if (wanted) send(`/name ${wanted}`);
-  send("/who");
-  if (!wanted) beKnown();
-}
-
-function beKnown() {
-  isReady = true;
-  report("");
-  if (page.room.hidden) enter(true);
-  if (isDue) speak();
+  const size = (end) => Math.min(end, said.length);
+  const isKnown = (end) => history.slice(end - size(end), end)
+    .every((line, at) => line === said[said.length - size(end) + at]);
+  const ends = history.map((_, at) => at + 1).filter((end) => said.length && isKnown(end));
+  return ends.sort((one, other) => size(other) - size(one))[0] || 0;
 }
 
 function hearNotice(text) {
   const [{ line = "", row } = {}] = sent;  // answers come in order, so this is what any is for
-  const [isNews, name, joined, now] = NEWS.exec(text) || [], asksName = NAME.test(line);
-  const [, ownName] = /^you are (.+)$/.exec(text) || [];
+  const [isNews, name, joined, now] = NEWS.exec(text) || [], asksName = !row && NAME.test(line);
+  const [, ownName] = /^you are (?!an operator$)(.+)$/.exec(text) || [];
   let isShown = true;  // but not the answer to what the page itself has asked
-  if (text === "pong") isShown = sent.shift() && row && PING.test(line);
-  else if (text === "bye") sent.shift();
+  if (/^(?:pong|bye)$/.test(text)) sent.shift();
+  if (text === "pong") isShown = row && PING.test(line);
   else if (isNews) hearNews(name, joined, now);
-  else if (asksName && ownName) isShown = takeName(ownName, row);
-  else if (asksName && !row) isShown = hearRefusal(line.slice(6), text);
-  else if (WHO.test(line) && text.startsWith("here: ")) isShown = hearNames(text.slice(6)) || row;
-  else if (row && !/^the room is closing$|^you were removed/.test(text)) refuse(line, row);
+  else if (ownName) isShown = takeName(ownName, row);
+  else if (text.startsWith("here: ")) isShown = hearNames(text.slice(6)) || row;
+  else if (asksName && me) isShown = false;  // ours was free again, and somebody else was faster
+  else if (asksName && text.endsWith(" is taken")) send(`${line}_`);
+  else if (asksName) return enter(false, text.replace(": /name NAME", ""));
+  else if (row && !/^(?:bye|the room is closing|you were removed.*)$/.test(text)) refuse(line, row);
   if (isShown) show("notice", text);
+  if (inRoom && !isReady && !sent.length) beKnown();
 }
 
 function hearNews(name, joined, now) {
@@ -3021,7 +3003,7 @@ function hearNews(name, joined, now) {
   if (joined) names.add(name);
   if (wasHere && now) names.add(now);
   if (now && ignored.delete(fold(name))) ignored.set(fold(now), now);
-  if (isFree && isReady && !joined) send(`/name ${wanted}`);
+  if (isFree && me && !joined) send(`/name ${wanted}`);
 }
 
 function hearNames(text) {
@@ -3034,20 +3016,11 @@ function takeName(name, row) {
   names.delete(me);
   names.add(me = name);
   if (row) remember(name);
-  if (!isReady) beKnown();
   return row || fold(name) !== fold(wanted);
 }
 
-function hearRefusal(name, text) {
-  const another = [...name].slice(0, 31).join("") + "_";
-  if (me) return false;  // our own name was free again, and somebody else was faster
-  if (text.endsWith(" is taken") && another !== name) send(`/name ${another}`);
-  else turnAway(text.replace(": /name NAME", ""));
-  return inRoom;
-}
-
 function refuse(line, row) {  // marks what the room didn't take, and gives it back
-  if (NEVER_REFUSED.test(line) || row.mark) return;
+  if (NEVER_REFUSED.test(line) || row.message.why) return;
   const at = box.value.length;
   mark(row, "not sent");
   box.setRangeText(at ? `\n${line}` : line, at, at, at ? "preserve" : "end");
@@ -3062,18 +3035,18 @@ function remember(name) {
 }
 
 function save() {  // for a reload, also by a phone that needed the memory
-  const rows = shown.slice(-MAX_KEPT).map(({ words, ...row }) => row);
-  const state = { name: wanted, password, rows, lostAt: lostAt || Date.now(), draft: box.value };
+  const rows = [...log.children, ...fresh.children].map((row) => row.message).filter(Boolean);
+  const state = { wanted, password, rows: rows.slice(-MAX_KEPT), draft: box.value };
   const isIn = !page.room.hidden && (socket || retry);
-  keep("sessionStorage", isIn ? JSON.stringify(state) : "");
+  keep("sessionStorage", isIn ? JSON.stringify({ ...state, lostAt: lostAt || Date.now() }) : "");
 }
 
-function restore({ name, rows, draft, ...state }) {
+function restore(state) {
   ({ password, lostAt } = state);
-  remember(name);
-  for (const row of rows) mark(show(row.kind, row.text, row.speaker, row.time), row.mark);
+  remember(state.wanted);
+  for (const row of state.rows) mark(show(row.kind, row.text, row.speaker, row.time), row.why);
   enter(true);
-  write(draft);
+  write(state.draft);
   connect();
 }
 
@@ -3092,26 +3065,24 @@ function speak() {
     page.say.innerText = label;
     return page.say.focus();
   }
-  const [isPrivate, to] = PRIVATE.exec(lines[0]) || [], alone = lines.length === 1;
-  if (isPrivate) lines.forEach((line, at) => command(at ? `/msg ${to}: ${line}` : line));
-  else if (alone && COMMAND.test(lines[0])) command(lines[0]);  // none in a paste
-  else for (const line of lines) {
-    const isEscaped = line.startsWith("//") && alone, text = isEscaped ? line.slice(1) : line;
-    send(text.startsWith("/") ? `/${text}` : text, show("own", text, me));
-  }
-  if (!OP.test(box.value)) typed.push(box.value);
+  const [isPrivate, to] = PRIVATE.exec(asCommand(lines[0])) || [];
+  lines.forEach((line, at) => {  // in a paste, nothing is a command but what makes it private
+    if (lines.length === 1 || (isPrivate && !at)) say(asCommand(line));
+    else say(isPrivate ? `/msg ${to}: ${line}` : line.replace(/^\//, "//"));
+  });
+  if (!/^\/op/.test(asCommand(box.value))) typed.push(box.value);
   recalled = typed.length;
   write("");
   settle(true);
 }
 
-function command(line) {
-  const [head, word] = COMMAND.exec(line), rest = line.slice(head.length);
-  const asked = `/${word.toLowerCase()} ${rest}`.trim(), [whole, to] = PRIVATE.exec(asked) || [];
-  if (asked === "/help") show("notice", "/ignore NAME: hide what NAME says, or show it again");
-  if (/^\/ignore\b/.test(asked)) show("notice", ignore(rest));
-  else if (to && asked !== whole) send(asked, show("own private", asked.slice(whole.length), to));
-  else send(asked, show("own command", asked.replace(/^(\/op\S*) .*/, "$1 \u2026")));
+function say(line) {
+  const [whole, to] = PRIVATE.exec(line) || [];
+  if (line === "/help") show("notice", "/ignore NAME: hide what NAME says, or show it again");
+  if (/^\/ignore\b/.test(line)) show("notice", ignore(line.slice(8).trim()));
+  else if (to && line !== whole) send(line, show("own private", line.slice(whole.length), to));
+  else if (!COMMAND.test(line)) send(line, show("own", line.replace(/^\/\//, "/"), me));
+  else send(line, show("own command", line.replace(/^(\/op\S*) .*/, "$1 \u2026")));
 }
 
 function ignore(name) {
@@ -3127,17 +3098,14 @@ function write(text) {
   box.focus();
 }
 
-function complete() {  // the name before the cursor; false if there is none
-  const words = box.value.slice(0, box.selectionEnd).split(" ");
-  for (; !completions.length && words.join(""); words.shift()) {
-    const part = words.join(" "), fits = (name) => fold(name).startsWith(fold(part));
-    start = box.selectionEnd - part.length;
-    const after = /^(?:\/msg )?$/.test(box.value.slice(0, start)) ? ": " : " ";
-    completions = [...names].filter(fits).map((name) => name + after);
-  }
+function complete() {  // the word before the cursor to a name; false if none begins so
+  const [, before, part] = /^(.*\s|)(\S+)$/s.exec(box.value.slice(0, box.selectionEnd)) || [];
+  const found = [...names].filter((name) => part && fold(name).startsWith(fold(part)));
+  const after = /^(?:\/msg )?$/.test(before) ? ": " : " ";
+  if (!completions.length) completions = found.map((name) => before + name + after);
   if (!completions.length) return false;
   const [next, ...later] = completions;
-  box.setRangeText(next, start, box.selectionEnd, "end");
+  box.setRangeText(next, 0, box.selectionEnd, "end");
   box.oninput();
   completions = [...later, next];
 }
@@ -3152,8 +3120,7 @@ function recall(key) {  // what was sent before, or after that; false if the use
 page.door.onsubmit = (event) => {
   event.preventDefault();
   remember(page.nick.value.trim());
-  if (!page.lock.hidden) password = page.secret.value;
-  page.secret.value = "";
+  [password, page.secret.value] = [page.secret.value || password, ""];
   connect();
 };
 page.say.onclick = speak;
@@ -3163,7 +3130,6 @@ box.onkeydown = (event) => {
   if (!act || isShifted || event.isComposing || event.keyCode === 229) return;
   if (act(event.key) !== false) event.preventDefault();
 };
-box.onkeyup = (event) => { isShifted = event.shiftKey; };
 box.onbeforeinput = (event) => {  // Enter, when what was being composed was left as it is
   if (event.inputType !== "insertLineBreak" || isShifted) return;
   event.preventDefault();
@@ -3172,60 +3138,44 @@ box.onbeforeinput = (event) => {  // Enter, when what was being composed was lef
 box.oninput = () => {
   [isDue, completions] = [false, []];
   page.say.innerText = "Send";
-  box.className = PRIVATE.test(box.value) ? "private" : "";
-  box.style.height = "auto";
-  box.style.height = `${box.scrollHeight + 2}px`;
-  follow();  // measuring has made the box small, and so the log large, for a moment
+  box.className = PRIVATE.test(asCommand(box.value)) ? "private" : "";
 };
 page.jump.onclick = () => {
   settle(true);
   log.focus();
 };
-log.onscroll = () => {  // not by the user if it ends where the page has put itself
-  const moved = log.scrollTop - place;
+log.onscroll = () => {  // not by the user if it is where the page has put itself
+  const { scrollTop, scrollHeight, clientHeight } = log, moved = scrollTop - place;
   if (Math.abs(moved) < 1) return;
-  place += moved;
-  // Rows that have come since then don't count. A browser moves a log that grows, too, but no
-  // further up than where its end is in sight.
-  const [was, is] = [end, log.lastChild].map((row) => row ? row.getBoundingClientRect().bottom : 0);
-  const below = log.scrollHeight - log.clientHeight - log.scrollTop - (is - was);
-  following = below < (moved < 0 ? 2 : 40);
-  if (following) settle();
+  following = scrollHeight - clientHeight - scrollTop < (moved < 0 ? 2 : 40);
+  place = scrollTop;
+  settle();
 };
 log.oncopy = (event) => {  // a message a line, where browsers copy paragraphs
   event.clipboardData.setData("text/plain", `${getSelection()}`.replace(/\n+/g, "\n"));
   event.preventDefault();
 };
 new ResizeObserver(() => follow()).observe(log);  // such as by a phone's keyboard
-page.who.ontoggle = () => {
-  showNames();
-  if (page.who.open && isReady) send("/who");  // the unnamed come in silence
-};
+page.who.ontoggle = () => page.who.open && isReady && send("/who");  // the unnamed come in silence
 page.again.onclick = connect;
 WIDE.onchange = () => { page.who.open = WIDE.matches; };
 document.onclick = ({ target }) => {  // whoever touches a name writes to that one alone
-  const name = (target.closest("#log b, #list button") || {}).innerText;
-  if (name && name !== me) write(`/msg ${name}: ${box.value.replace(PRIVATE, "")}`);
-  if (!target.closest("#count, #list span")) page.who.open = WIDE.matches;
+  const name = (target.closest("b, #list button") || {}).innerText;
+  if (name && name !== me) write(`/msg ${name}: ${asCommand(box.value).replace(PRIVATE, "")}`);
+  if (!target.closest("#count")) WIDE.onchange();
 };
-document.onkeydown = ({ key }) => {
-  if (key === "Escape") page.who.open = WIDE.matches;
-  if (key === "End" && document.activeElement === log) settle(true);
-};
+document.onkeydown = ({ key }) => { if (key === "Escape") WIDE.onchange(); };
 window.ononline = window.onpageshow = wake;
 window.onpagehide = save;
-document.onvisibilitychange = () => {
-  if (document.hidden) return save();
-  settle();
-  wake();
-};
+document.onvisibilitychange = () => (document.hidden ? save() : wake());
 
+const pulse = setInterval(listen, 1000), kept = keep("sessionStorage");
 for (const heading of document.querySelectorAll("h1")) heading.textContent = TITLE;
-page.who.open = WIDE.matches;
+WIDE.onchange();
 page.nick.value = keep("localStorage");
-show("hint", "Touch a name to write to that one alone; /help lists what else you can say.", "", 0);
-if (keep("sessionStorage")) restore(JSON.parse(keep("sessionStorage")));
-else page.nick.focus();
+page.nick.focus();
+if (kept) restore(JSON.parse(kept));
+else show("hint", "Touch a name to write to that one alone. /help lists what you can say.", "", 0);
 settle();
 """
 
