@@ -35,6 +35,10 @@ OPTIONS = [
     *("--disable-background-timer-throttling", "--disable-renderer-backgrounding"),
     "--disable-backgrounding-occluded-windows",
     "--pull-to-refresh=1",  # as on Android
+    # What only costs time: a window that nobody asked for, processes and pages kept for later.
+    *("--no-startup-window", "--disable-extensions"),
+    "--disable-features=BackForwardCache,SpareRendererForSitePerProcess,"
+    "ProactivelySwapBrowsingInstance",
 ]
 # Chromium reads commands at descriptor 3 and writes at 4; one socket does for both.
 LAUNCHER = """
@@ -57,7 +61,8 @@ addEventListener("unhandledrejection", (event) => faults.push(`${event.reason}`)
 
 
 class Browser:
-    """A Chromium process. Each page has a profile of its own, which nothing is left of."""
+    """A Chromium process, and its windows. They are used again, as each takes long to open: by a
+    page of another room, whose origin is another, so that nothing is left of the one before."""
 
     def __init__(self, folder: Path) -> None:
         command = next(filter(None, map(shutil.which, NAMES)), None)
@@ -77,6 +82,7 @@ class Browser:
         self.buffer = b""
         self.calls = 0
         self.pages: dict[str, Page] = {}  # by session
+        self.windows: list[str] = []  # that are free, each with a profile of its own
         try:
             self.call("Browser.getVersion")
         except (AssertionError, OSError) as error:  # as where a container lacks what it needs
@@ -111,12 +117,15 @@ class Browser:
         return json.loads(message)
 
     def new_page(self) -> Page:
-        context = self.call("Target.createBrowserContext")["browserContextId"]
-        target = self.call("Target.createTarget", url="about:blank", browserContextId=context)
-        page = Page(self, context, target["targetId"])
+        page = Page(self, self.windows.pop() if self.windows else self.new_window())
         self.pages[page.session] = page
         page.begin()
         return page
+
+    def new_window(self) -> str:
+        context = self.call("Target.createBrowserContext")["browserContextId"]
+        target = self.call("Target.createTarget", url="about:blank", browserContextId=context)
+        return str(target["targetId"])
 
     def kill(self) -> None:
         with self.sock:
@@ -125,11 +134,10 @@ class Browser:
 
 
 class Page:
-    """One page, in a window of its own."""
+    """One page, in a window of its own. What is set for it ends with its session."""
 
-    def __init__(self, browser: Browser, context: str, target: str) -> None:
+    def __init__(self, browser: Browser, target: str) -> None:
         self.browser = browser
-        self.context = context
         self.target = target
         attached = browser.call("Target.attachToTarget", targetId=target, flatten=True)
         self.session = attached["sessionId"]
@@ -249,5 +257,9 @@ class Page:
         return [*self.complaints, *self.value("faults")]
 
     def close(self) -> None:
+        """Leaves the window to the next page; one that was hidden is in sight again."""
+        self.call("Page.navigate", url="about:blank")
+        self.hide(False)
+        self.browser.call("Target.detachFromTarget", sessionId=self.session)
         del self.browser.pages[self.session]
-        self.browser.call("Target.disposeBrowserContext", browserContextId=self.context)
+        self.browser.windows.append(self.target)
