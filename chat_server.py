@@ -86,7 +86,7 @@ from collections.abc import (
 from contextlib import suppress
 from functools import partial
 from itertools import islice, product
-from selectors import EVENT_READ, EVENT_WRITE
+from selectors import EVENT_READ, EVENT_WRITE, BaseSelector
 from typing import Any, Generator, cast
 
 try:  # Windows has none
@@ -882,12 +882,7 @@ class Connection(Member):
     pending = b""  # text that came but has yet to be received; here, the kernel has all of that
 
     def __init__(
-        self,
-        sock: socket.socket,
-        peer: str,
-        host: str,
-        selector: selectors.BaseSelector,
-        lines: Lines,
+        self, sock: socket.socket, peer: str, host: str, selector: BaseSelector, lines: Lines
     ) -> None:
         """`sock` is a non-blocking socket, `peer` the address at its other end, as text, and `host`
         what stands for the host there."""
@@ -1094,9 +1089,7 @@ class Connection(Member):
 class ChatServer:
     """Moves bytes between the sockets and the room, until a signal ends it."""
 
-    def __init__(
-        self, selector: selectors.BaseSelector, membership: Membership, door: Door
-    ) -> None:
+    def __init__(self, selector: BaseSelector, membership: Membership, door: Door) -> None:
         self.selector = selector
         self.membership = membership
         self.door = door  # accepts newcomers, and has them enter the membership: part III
@@ -2546,7 +2539,7 @@ class TLSConnection(Connection):
         sock: socket.socket,
         peer: str,
         host: str,
-        selector: selectors.BaseSelector,
+        selector: BaseSelector,
         lines: Lines,
         context: ssl.SSLContext,
     ) -> None:
@@ -3635,7 +3628,7 @@ class Acceptor:
 
     def __init__(
         self,
-        selector: selectors.BaseSelector,
+        selector: BaseSelector,
         listeners: Sequence[socket.socket],
         admit: Callable[[socket.socket, str], None],
         clock: Clock,
