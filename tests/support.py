@@ -458,7 +458,7 @@ class FakeConsole(chat_client.Console):
 
     def __init__(self, *typed: str, attended: bool = True, ended: bool = False) -> None:
         super().__init__(chat_client.Painter(False, False))
-        signal.set_wakeup_fd(-1)
+        os.close(signal.set_wakeup_fd(-1))
         self.signals.close()
         self.attended = self.interactive = attended
         self.ended = ended
