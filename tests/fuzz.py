@@ -96,6 +96,7 @@ class Guest(Walker):
         self.address = "{}:{}".format(*self.sock.getsockname())
         self.fate = "stays"
         self.is_operator = False
+        self.has_stalled = False
         self.between_lines = True  # what it has sent ends with a newline
         self.unsent = b""
         if play.is_closed:
@@ -136,8 +137,10 @@ class Guest(Walker):
         return self.ended or bytes(self.received).count(b"* pong\n") == len(self.asked)
 
     def was_let_go(self) -> bool:
-        """Says whether it was too far behind."""
-        return f"{self.address} disconnected: too far behind" in self.play.room.log()
+        """Says whether it was too far behind, or didn't read for long while it was removed."""
+        log = self.play.room.log()
+        was_removed = self.has_stalled and f"{self.address} was removed by" in log
+        return was_removed or f"{self.address} disconnected: too far behind" in log
 
     def is_over(self) -> bool:
         return self.ended or self.closed
@@ -478,6 +481,7 @@ class Play:
 
     def stall(self, guest: Guest) -> None:
         guest.reading = not guest.reading
+        guest.has_stalled = True
 
     def leave(self, guest: Guest) -> None:
         self.chance.choice([Guest.quit, Guest.half_close, Guest.vanish])(guest)
