@@ -2256,7 +2256,7 @@ class Telnet(Lines):
         """Returns the first bytes without a byte order mark, as Windows puts one before texts."""
         if data.startswith(TLS_HANDSHAKE):
             raise Gone("speaks TLS to a room that doesn't")
-        if any(start.startswith(data) for start in (BOM_UTF8, *TLS_HANDSHAKE)):  # it may become it
+        if len(data) < 3 and any(start.startswith(data) for start in (BOM_UTF8, *TLS_HANDSHAKE)):
             self.held = data
             return b""
         return data[len(BOM_UTF8) :] if data.startswith(BOM_UTF8) else data
