@@ -2692,7 +2692,7 @@ def shake_hands(door: Door, conn: TLSConnection) -> Steps:
     connection like any other. Returns the plain text that has come in place of it."""
     door.allow_time(conn, HANDSHAKE_TIME)
     data = yield from door.hear(conn, conn.receive_bytes)
-    if data[:1] != b"\x16":  # as in TLS_HANDSHAKE
+    if data[:1] != b"\x16":  # as TLS_HANDSHAKE begins
         log.info("%s does not speak TLS", conn)
         conn.tls = None
         conn.ready = True
