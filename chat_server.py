@@ -2220,7 +2220,7 @@ class Telnet(Lines):
         """Returns the first bytes without a byte order mark, as Windows puts one before texts."""
         if data.startswith(TLS_HANDSHAKE):
             raise Gone("speaks TLS to a room that doesn't")
-        if any(start.startswith(data) for start in (BOM_UTF8, *TLS_HANDSHAKE)):  # it may become it
+        if len(data) < 3 and any(start.startswith(data) for start in (BOM_UTF8, *TLS_HANDSHAKE)):
             self.held = data
             return b""
         return data[len(BOM_UTF8) :] if data.startswith(BOM_UTF8) else data
@@ -2655,7 +2655,7 @@ def shake_hands(door: Door, conn: TLSConnection) -> Steps:
     connection like any other. Returns the plain text that has come in place of it."""
     door.allow_time(conn, HANDSHAKE_TIME)
     data = yield from door.hear(conn, conn.receive_bytes)
-    if data[:1] != b"\x16":  # as in TLS_HANDSHAKE
+    if data[:1] != b"\x16":  # as TLS_HANDSHAKE begins
         log.info("%s does not speak TLS", conn)
         conn.tls = None
         conn.ready = True
