@@ -174,9 +174,7 @@ def test_each_connection_gets_the_socket_options(
         sock.close()
 
 
-def test_one_turn_reads_at_most_its_share(
-    inside: Inside, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_turn_reads_at_most_its_share(inside: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat_server, "TURN_READ", 2000)
     members = [inside.join() for _ in range(5)]
     for conn, peer in members:
