@@ -2531,23 +2531,24 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def read_password(file: str | None) -> bytes:
     """Returns the password, the first line of the file or else of CHAT_PASSWORD in the environment;
     b"" if there is neither. Raises Failure."""
-    source = file or "CHAT_PASSWORD"
+    text = os.environ.get("CHAT_PASSWORD")
     try:
         if file is not None:
-            with open(file, "rb") as lines:
-                text = lines.readline()
-        elif source in os.environ:
-            text = os.fsencode(os.environ[source])
-        else:
-            return b""
+            with open(file, "rb") as data:
+                is_wide = data.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff")  # PowerShell's UTF-16
+                with io.TextIOWrapper(data, "utf-16" if is_wide else "utf-8-sig") as lines:
+                    text = lines.readline()
     except OSError as error:
         raise Failure(f"cannot read the password file {file}: {error.strerror}") from error
-    if text.startswith(BOM_UTF8):  # some editors on Windows put it there
-        text = text[len(BOM_UTF8) :]
-    password = text.partition(b"\n")[0].rstrip(b"\r")
-    if not password:  # nobody who sets a variable to nothing means an open room
-        raise Failure(f"there is no password in {source}; put one into its first line")
-    return password
+    except UnicodeError:
+        text = ""
+    if text is None:
+        return b""
+    password = text.partition("\n")[0].rstrip("\r")
+    if not password.strip() or re.search("[\0-\x08\x0b-\x1f\x7f-\x9f]", password):
+        problem = "its first line has to be one, and UTF-8 text"
+        raise Failure(f"there is no password in {file or 'CHAT_PASSWORD'}; {problem}")
+    return password.encode("utf-8", "surrogateescape")
 
 
 def make_client_tls(ca_file: str | None) -> ssl.SSLContext:
