@@ -3603,8 +3603,8 @@ def answer_request(door: Door, conn: Connection, site: Site, request: bytes) -> 
 
 # === VI. The process =============================================================================
 #
-# What every server needs that people start from a shell: the first two sections are, word for
-# word, in echo_server.py too, as far as that needs them. At the end everything is put together.
+# What every server needs that people start from a shell. Whatever is in echo_server.py too is there
+# word for word. At the end everything is put together.
 
 # --- Streams, the log, signals, descriptors ------------------------------------------------------
 
@@ -3673,8 +3673,8 @@ def open_log(verbose: bool) -> None:
 
 
 def log_said(text: bytes) -> None:
-    """Logs whole lines at level DEBUG, a hundred at most. What can't be printed becomes escapes like
-    \\x1b, so that no member can play tricks with the terminal that shows the log."""
+    """Logs whole lines at level DEBUG, a hundred at most. What can't be printed becomes escapes
+    like \\x1b, so that no member can play tricks with the terminal that shows the log."""
     *lines, rest = text.decode().split("\n", 100)
     for line in lines:
         log.debug("said: %s", line if line.isprintable() else repr(line)[1:-1].replace(r"\\", "\\"))
@@ -3705,8 +3705,9 @@ def allow_descriptors(needed: int) -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
-# --- Listening -----------------------------------------------------------------------------------
+# --- Listening, accepting ------------------------------------------------------------------------
 
+MAX_CLIENTS = 280 if sys.platform == "win32" else 10_000  # Windows can wait for 512 sockets
 # Names that stand for two addresses, whatever this host's resolver says: localhost (RFC 6761,
 # section 6.3), and every interface, of IPv6 and of IPv4.
 EVERY_INTERFACE = ("::", "0.0.0.0")
@@ -3795,12 +3796,6 @@ def format_address(address: Any) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-# --- Accepting -----------------------------------------------------------------------------------
-
-MAX_CLIENTS = 280 if sys.platform == "win32" else 10_000  # Windows can wait for 512 sockets
-ACCEPT_REST = 0.1  # seconds until the next try after accept() failed
-
-
 class Acceptor:
     """Accepts newcomers at the listeners; calls `admit` with each one's non-blocking socket, which
     is from then on its own, and the address of its peer, as text."""
@@ -3836,9 +3831,9 @@ class Acceptor:
         self.listeners = ()
 
     def accept(self, listener: socket.socket) -> None:
-        """Lets in those who wait at a listener, for its share of 3 ms of CPU, so that a storm holds
-        up nobody: to find a newcomer a place can take a look at everyone who has one. If that fails,
-        as when too many files are open, they still wait and the loop would spin: so they rest."""
+        """Lets in those who wait, for 3 ms of CPU at most: to find somebody a place can take a look
+        at everyone who has one. If that fails, as when too many files are open, they still wait,
+        and the loop would spin: so it doesn't look at the listeners for a tenth of a second."""
         over = time.process_time() + 0.003 / len(self.listeners)
         try:
             while time.process_time() < over:
@@ -3855,7 +3850,7 @@ class Acceptor:
                 log.warning("newcomers have to wait: %s", error.strerror)
             self.newcomers_wait = True
             self.listen(False)
-            self.clock.look_by(self.clock.now() + ACCEPT_REST)
+            self.clock.look_by(self.clock.now() + 0.1)
         except Exception:  # a bug, which ends this connection alone
             log.exception("a newcomer could not be admitted")
 
@@ -3866,9 +3861,8 @@ MAX_REPLAYED = 256 * 1024  # bytes of a transcript that are looked at for what w
 
 
 def said_before(lines: bytes, longest: int) -> bytes:
-    """Returns the messages, whole lines as they were said, that stand in a stretch of a transcript.
-    Whatever can't have been said in a room, or by members with lines of up to `longest` bytes, name
-    included, is passed over."""
+    """Returns the messages, as they were said, in a stretch of a transcript. What can't have been
+    said in a room, or in lines of up to `longest` bytes, name included, is passed over."""
     # The time, and exactly what was said, unless it was by the room itself.
     stamped = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ (?!\* )(.+)")
     found = (stamped.fullmatch(line) for line in lines.split(b"\n")[:-1])
@@ -3890,11 +3884,8 @@ class Transcript:
             raise Failure(f"cannot write the transcript {path}: {error.strerror}") from error
 
     def open(self) -> None:
-        """Opens the file, which if it is new only its owner can read. Raises OSError.
-
-        It is opened for reading too. So a pipe needs no reader: it keeps what it has room for until
-        there is one, and one that goes can come back.
-        """
+        """Opens the file, which if it is new only its owner can read. It can be read from here too,
+        so a pipe needs no reader, but keeps what it has room for. Raises OSError."""
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT
         for name in ("O_NONBLOCK", "O_NOCTTY", "O_BINARY"):  # a pipe; a terminal; Windows
             flags |= getattr(os, name, 0)
@@ -3912,13 +3903,12 @@ class Transcript:
             return b""
         start = os.lseek(self.file, max(0, end.st_size - MAX_REPLAYED), os.SEEK_SET)
         tail = os.read(self.file, MAX_REPLAYED)
-        if start:  # in the middle of a line, most likely
-            tail = tail.partition(b"\n")[2]
+        tail = tail.partition(b"\n")[2] if start else tail  # from within a line, most likely
         return said_before(tail, MAX_PREFIX + max_line)
 
     def write(self, text: bytes) -> None:
-        """Adds whole lines. Those that aren't taken at once are lost: the log is told when that begins,
-        and how many they were when it has ended."""
+        """Adds whole lines. Those that aren't taken at once are lost: the log is told when that
+        begins, and how many they were when it has ended."""
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ ", time.gmtime()).encode()
         data = stamp + text[:-1].replace(b"\n", b"\n" + stamp) + b"\n"
         try:
@@ -3962,18 +3952,16 @@ class Transcript:
 # --- How to join ---------------------------------------------------------------------------------
 
 
-def hosts_for_others(listeners: Sequence[socket.socket]) -> list[str]:
+def hosts_for_others(listening: Sequence[str]) -> list[str]:
     """Returns what other hosts can connect to, the likeliest to work first; nothing if only this
-    machine can connect."""
-    listening = [listener.getsockname()[0] for listener in listeners]
+    machine can connect to the addresses at which we listen."""
     if all(host == "::1" or host.startswith("127.") for host in listening):
         return []
     own = [one for one in own_addresses() if ("::" if ":" in one else "0.0.0.0") in listening]
     # A link-local one goes with an interface, which each host calls by a name of its own.
     useless = ("127.", "0.0.0.0", "::", "fe80:")
     found = [host for host in dict.fromkeys([*listening, *own]) if not host.startswith(useless)]
-    found.sort(key=lambda host: ":" in host)  # IPv4 first, which everyone has
-    return found or [socket.gethostname()]
+    return sorted(found, key=lambda host: ":" in host) or [socket.gethostname()]  # IPv4 comes first
 
 
 def own_addresses() -> list[str]:
@@ -3998,10 +3986,8 @@ def own_addresses() -> list[str]:
 def interface_addresses() -> Iterator[tuple[str, int, str]]:
     """Yields the name and the flags of each interface with each of its addresses, but for those
     that change every day. Only on Linux: see netdevice(7), and proc(5)."""
-    if not (fcntl and sys.platform == "linux"):
-        return
     with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        for _, name in socket.if_nameindex():
+        for _, name in socket.if_nameindex() if fcntl and sys.platform == "linux" else ():
             request = os.fsencode(name).ljust(40, b"\0")  # a struct ifreq
             flags = int.from_bytes(fcntl.ioctl(sock, 0x8913, request)[16:18], sys.byteorder)
             with suppress(OSError):  # it has none
@@ -4037,9 +4023,8 @@ def how_to_trust(
 
 
 def kinds_of_client(cert: str, is_near: bool) -> Iterator[tuple[ssl.SSLContext, list[str]]]:
-    """Yields clients that trust whom their system does; or our certificate's file; or that as those
-    do who know the authority which signed it. With each comes what makes our own client one of its
-    kind: an option, and what has to be known for that."""
+    """Yields clients that trust whom their system does, our certificate's file, or who signed that.
+    With each comes an option that makes ours one, and what has to be known for it."""
     yield ssl.create_default_context(), ["--tls"]
     client = ssl.create_default_context(cafile=cert)
     partial_chain = 0x80000  # ssl.VERIFY_X509_PARTIAL_CHAIN, which older Pythons don't name
@@ -4048,11 +4033,10 @@ def kinds_of_client(cert: str, is_near: bool) -> Iterator[tuple[ssl.SSLContext, 
     with open(cert, "rb") as pem:
         if b"PRIVATE KEY-----" in pem.read():
             file, note = "NEW.pem", f"that is {file} without the key"
-    if is_near:
-        yield client, [f"--tls-ca {shell_word(os.path.abspath(cert))}"]
-    else:
-        yield client, [f"--tls-ca {file}", f"copy {file} to that host first; {note}"]
-    client.verify_flags |= partial_chain
+    near = [f"--tls-ca {shell_word(os.path.abspath(cert))}"]
+    far = [f"--tls-ca {file}", f"copy {file} to that host first; {note}"]
+    yield client, near if is_near else far
+    client.verify_flags |= partial_chain  # each certificate in the file is trusted
     yield client, ["--tls-ca FILE", f"FILE is the certificate of the authority behind {cert}"]
 
 
@@ -4078,8 +4062,8 @@ def try_handshake(
 
 def shell_word(text: str) -> str:
     """Returns the text as a shell takes it for one word. Debian's small Python has no shlex."""
-    plain = re.fullmatch(r"[\w@%+=:,./-]+", text)
-    return text if plain else "'" + text.replace("'", "'\"'\"'") + "'"
+    is_plain = re.fullmatch(r"[\w@%+=:,./-]+", text)
+    return text if is_plain else "'" + text.replace("'", "'\"'\"'") + "'"
 
 
 def tell_where(
@@ -4088,7 +4072,7 @@ def tell_where(
     """Logs where the room is, who can connect, and how: commands that work as they stand there.
     Returns a host at which they reach it. `hosts` are the --host options."""
     addresses = [listener.getsockname() for listener in listeners]
-    others, port = hosts_for_others(listeners), addresses[0][1]
+    others, port = hosts_for_others([host for host, *_ in addresses]), addresses[0][1]
     who = "whoever can reach this machine can connect"
     if not others:
         who = "only this machine can connect; --host :: lets the network in"
@@ -4105,13 +4089,6 @@ def tell_where(
     for line in lines:
         log.info("%s", line)
     return found[0]
-
-
-# --- A QR code ------------------------------------------------------------------------------------
-
-# What an address needs of ISO/IEC 18004: bytes, the lowest level of correction (L), under which
-# versions 1 to 5 are a single block, and mask 0.
-QR_SIZES = ((19, 7), (34, 10), (55, 15), (80, 20), (108, 26))  # codewords: data, and correction
 
 
 def multiply(a: int, b: int) -> int:
@@ -4133,9 +4110,8 @@ def qr_codewords(data: bytes, room: int, extra: int) -> list[int]:
         generator, root = [a ^ multiply(b, root) for a, b in pairs], multiply(root, 2)
     rest = [*words, *[0] * extra]
     for at in range(room):
-        factor = rest[at]
-        for step, part in enumerate(generator):
-            rest[at + step] ^= multiply(part, factor)
+        reduced = [a ^ multiply(b, rest[at]) for a, b in zip(rest[at:], generator)]
+        rest[at : at + len(reduced)] = reduced
     return words + rest[room:]
 
 
@@ -4156,14 +4132,16 @@ def qr_patterns(version: int, size: int) -> dict[tuple[int, int], bool]:
 
 
 def qr_code(data: bytes) -> list[str]:
-    """Returns the code in rows of half blocks with the blank around it that scanners expect; none
-    if this is too long. What is light is drawn, as most terminals are dark."""
-    version = next((at for at, (room, _) in enumerate(QR_SIZES, 1) if len(data) + 2 <= room), 0)
+    """Returns the QR code (ISO/IEC 18004) in rows of half blocks with the blank around it that
+    scanners expect; none if this is too long. What is light is drawn: most terminals are dark. An
+    address needs bytes, level L, under which versions 1 to 5 are a single block, and mask 0."""
+    sizes = ((19, 7), (34, 10), (55, 15), (80, 20), (108, 26))  # codewords: data, and correction
+    version = next((at for at, (room, _) in enumerate(sizes, 1) if len(data) + 2 <= room), 0)
     if not version:
         return []
     size = 17 + 4 * version
     dark = qr_patterns(version, size)
-    bits = iter("".join(f"{word:08b}" for word in qr_codewords(data, *QR_SIZES[version - 1])))
+    bits = iter("".join(f"{word:08b}" for word in qr_codewords(data, *sizes[version - 1])))
     for turn, right in enumerate([*range(size - 1, 6, -2), 5, 3, 1]):
         rows = range(size) if turn % 2 else reversed(range(size))
         for y, x in product(rows, (right, right - 1)):
@@ -4179,8 +4157,7 @@ def qr_code(data: bytes) -> list[str]:
 
 
 def host_name(text: str) -> str:
-    """Returns a host without the brackets that an IPv6 address has where a port may follow it.
-    Raises ArgumentTypeError, which argparse shows."""
+    """Returns a host without the brackets around an IPv6 address. Raises ArgumentTypeError."""
     if not text:  # such as a variable of the shell that isn't set
         raise argparse.ArgumentTypeError("no host is given")
     return text[1:-1] if text[0] + text[-1] == "[]" else text
@@ -4188,8 +4165,7 @@ def host_name(text: str) -> str:
 
 def own_host(text: str) -> str:
     """Returns a host of this machine to listen on. Raises ArgumentTypeError."""
-    found = re.fullmatch(r"(\[.+\]|[^:]+):([0-9]+)", text)
-    if found:
+    if found := re.fullmatch(r"(\[.+\]|[^:]+):([0-9]+)", text):
         problem = f"has a port in it: --host {found[1]} --port {found[2]}"
         raise argparse.ArgumentTypeError(f"{text} {problem}")
     return host_name(text)
@@ -4246,7 +4222,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--max-clients", type=positive, default=MAX_CLIENTS, metavar="N", help=crowd)
     long = "skip lines that are longer (default: %(default)s)"
     add("--max-line", type=positive, default=MAX_LINE, metavar="BYTES", help=long)
-    add("--history", type=positive, default=0, metavar="N", help="newcomers get the last N messages")
+    add("--history", type=positive, default=0, metavar="N", help="give newcomers the last N")
     add("--transcript", metavar="FILE", help="add every public line to FILE, with its time")
     add("--password-file", metavar="FILE", help="ask for the password in FILE, or in CHAT_PASSWORD")
     add("--operator-file", metavar="FILE", help="whoever knows the password in FILE can /kick")
@@ -4278,17 +4254,16 @@ def read_password(file: str | None) -> bytes:
     try:
         if file is not None:
             with open(file, "rb") as data:
-                is_wide = data.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff")  # PowerShell's UTF-16
-                with io.TextIOWrapper(data, "utf-16" if is_wide else "utf-8-sig") as lines:
+                is_wide = data.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff")  # from PowerShell
+                encoding = "utf-16" if is_wide else "utf-8-sig"
+                with io.TextIOWrapper(data, encoding, "replace") as lines:
                     text = lines.readline()
     except OSError as error:
         raise Failure(f"cannot read the password file {file}: {error.strerror}") from error
-    except UnicodeError:
-        text = ""
     if text is None:
         return b""
     password = text.partition("\n")[0].rstrip("\r")
-    if not password.strip() or re.search("[\0-\x08\x0b-\x1f\x7f-\x9f]", password):
+    if not password.strip() or re.search("[\0-\x08\x0b-\x1f\x7f-\x9f\ufffd]", password):
         problem = "its first line has to be one, and UTF-8 text"
         raise Failure(f"there is no password in {file or 'CHAT_PASSWORD'}; {problem}")
     return password.encode("utf-8", "surrogateescape")
@@ -4355,8 +4330,7 @@ def make_server(
 
 
 def show_page(args: argparse.Namespace, host: str, port: int, web_port: int) -> Site:
-    """Logs the address of the page, on a terminal as a QR code too, so that phones need no typing.
-    Returns the site that is there."""
+    """Logs where the page is, on a terminal as a QR code too, for phones. Returns its site."""
     secure = args.tls_cert is not None
     url = f"{'https' if secure else 'http'}://{format_address((host, web_port))}/"
     log.info("or, in a browser: %s", url)
@@ -4374,8 +4348,8 @@ def run(args: argparse.Namespace) -> int:
     listeners = open_listeners(args.host, args.port)
     web = open_listeners(args.host, args.web, "--web") if args.web is not None else []
     host = tell_where(listeners, args.host, certificate)
-    port, *web_port = (one[0].getsockname()[1] for one in (listeners, web) if one)
-    site = show_page(args, host, port, *web_port) if web else None
+    ports = [one[0].getsockname()[1] for one in (listeners, web) if one]
+    site = show_page(args, host, *ports) if web else None
     if password:
         log.info("the client asks for the password; any other sends it as its first line")
     if (password or operator) and not certificate:
@@ -4383,9 +4357,8 @@ def run(args: argparse.Namespace) -> int:
     room = Room(args.history, args.max_line)
     if transcript and args.history:
         room.history.add(transcript.messages(args.max_line))
-    server = make_server(
-        [*listeners, *web], room, args.max_clients, transcript, password, certificate, operator, site
-    )
+    given = (transcript, password, certificate, operator, site)
+    server = make_server([*listeners, *web], room, args.max_clients, *given)
     signals = ending_signals()
     try:
         return server.run(signals)

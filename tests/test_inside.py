@@ -474,7 +474,7 @@ def test_full_room_ends_the_stream_cleanly_although_the_newcomer_has_spoken() ->
 def test_failing_accept_is_logged_once_until_somebody_gets_in(
     module: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "ACCEPT_REST", 0.01)
+    monkeypatch.setattr(echo_server, "ACCEPT_REST", 0.01)
     accept, failing = socket.socket.accept, True
 
     def fail(listener: socket.socket) -> Any:
