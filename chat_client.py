@@ -2440,8 +2440,7 @@ def feed_input(feeder: socket.socket) -> None:
 
 
 def host_name(text: str) -> str:
-    """Returns a host without the brackets that an IPv6 address has where a port may follow it.
-    Raises ArgumentTypeError, which argparse shows."""
+    """Returns a host without the brackets around an IPv6 address. Raises ArgumentTypeError."""
     if not text:  # such as a variable of the shell that isn't set
         raise argparse.ArgumentTypeError("no host is given")
     return text[1:-1] if text[0] + text[-1] == "[]" else text
@@ -2535,17 +2534,16 @@ def read_password(file: str | None) -> bytes:
     try:
         if file is not None:
             with open(file, "rb") as data:
-                is_wide = data.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff")  # PowerShell's UTF-16
-                with io.TextIOWrapper(data, "utf-16" if is_wide else "utf-8-sig") as lines:
+                is_wide = data.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff")  # from PowerShell
+                encoding = "utf-16" if is_wide else "utf-8-sig"
+                with io.TextIOWrapper(data, encoding, "replace") as lines:
                     text = lines.readline()
     except OSError as error:
         raise Failure(f"cannot read the password file {file}: {error.strerror}") from error
-    except UnicodeError:
-        text = ""
     if text is None:
         return b""
     password = text.partition("\n")[0].rstrip("\r")
-    if not password.strip() or re.search("[\0-\x08\x0b-\x1f\x7f-\x9f]", password):
+    if not password.strip() or re.search("[\0-\x08\x0b-\x1f\x7f-\x9f\ufffd]", password):
         problem = "its first line has to be one, and UTF-8 text"
         raise Failure(f"there is no password in {file or 'CHAT_PASSWORD'}; {problem}")
     return password.encode("utf-8", "surrogateescape")
