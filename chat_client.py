@@ -2288,8 +2288,7 @@ def open_input() -> int | socket.socket:
 
 
 def host_name(text: str) -> str:
-    """Returns a host without the brackets that an IPv6 address has where a port may follow it.
-    Raises ArgumentTypeError, which argparse shows."""
+    """Returns a host without the brackets around an IPv6 address. Raises ArgumentTypeError."""
     if not text:  # such as a variable of the shell that isn't set
         raise argparse.ArgumentTypeError("no host is given")
     return text[1:-1] if text[0] + text[-1] == "[]" else text
@@ -2379,23 +2378,23 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def read_password(file: str | None) -> bytes:
     """Returns the password, the first line of the file or else of CHAT_PASSWORD in the environment;
     b"" if there is neither. Raises Failure."""
-    source = file or "CHAT_PASSWORD"
+    text = os.environ.get("CHAT_PASSWORD")
     try:
         if file is not None:
-            with open(file, "rb") as lines:
-                text = lines.readline()
-        elif source in os.environ:
-            text = os.fsencode(os.environ[source])
-        else:
-            return b""
+            with open(file, "rb") as data:
+                is_wide = data.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff")  # from PowerShell
+                encoding = "utf-16" if is_wide else "utf-8-sig"
+                with io.TextIOWrapper(data, encoding, "replace") as lines:
+                    text = lines.readline()
     except OSError as error:
         raise Failure(f"cannot read the password file {file}: {error.strerror}") from error
-    if text.startswith(BOM_UTF8):  # some editors on Windows put it there
-        text = text[len(BOM_UTF8) :]
-    password = text.partition(b"\n")[0].rstrip(b"\r")
-    if not password:  # nobody who sets a variable to nothing means an open room
-        raise Failure(f"there is no password in {source}; put one into its first line")
-    return password
+    if text is None:
+        return b""
+    password = text.partition("\n")[0].rstrip("\r")
+    if not password.strip() or re.search("[\0-\x08\x0b-\x1f\x7f-\x9f\ufffd]", password):
+        problem = "its first line has to be one, and UTF-8 text"
+        raise Failure(f"there is no password in {file or 'CHAT_PASSWORD'}; {problem}")
+    return password.encode("utf-8", "surrogateescape")
 
 
 def make_client_tls(ca_file: str | None) -> ssl.SSLContext:

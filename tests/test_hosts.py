@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 from support import (
@@ -238,13 +239,10 @@ def test_servers_run_with_the_modules_of_python3_minimal(
     assert "no module hmac" in run_lame(tmp_path, python, *password).stderr
 
 
-def test_tls_with_a_library_that_lacks_a_name(
-    start: Callable[..., Server], tmp_path: Path
-) -> None:
+def test_tls_with_a_library_that_lacks_a_name(start: Callable[..., Server], tmp_path: Path) -> None:
     """LibreSSL and PyPy."""
     preparation = (
-        "import ssl\nis_missing = set().__contains__\n"
-        "vars(ssl).pop('OP_NO_RENEGOTIATION', None)\n"
+        "import ssl\nis_missing = set().__contains__\nvars(ssl).pop('OP_NO_RENEGOTIATION', None)\n"
     )
     room = start(lame(tmp_path, "chat_server.py", preparation), cwd=tmp_path, tls=True)
     ann, bob = room.join("Ann"), room.join()
@@ -504,9 +502,14 @@ ELSEWHERE = "192.0.2.77"
 
 
 def tls_hint(options: list[str], host: str) -> list[str]:
-    listener: Any = SimpleNamespace(getsockname=lambda: (host, 7007), family=socket.AF_INET)
-    certificate = chat_server.Certificate(options[1], options[3])
-    return chat_server.how_to_join([listener], ["localhost"], certificate)[1]
+    """Returns what is said about joining a room with a certificate, at an address."""
+    listener: Any = SimpleNamespace(getsockname=lambda: (host, 7007))
+    said: list[str] = []
+    with mock.patch.object(chat_server.log, "info", lambda text, *more: said.append(text % more)):
+        certificate = chat_server.Certificate(options[1], options[3])
+        chat_server.tell_where([listener], ["localhost"], certificate)
+    assert said[0].startswith(f"listening on {host}:7007; ")
+    return said[1:]
 
 
 @pytest.mark.parametrize(
@@ -530,7 +533,8 @@ def test_hint_has_a_host_for_which_the_certificate_is(
 def test_hint_warns_of_a_certificate_that_is_for_none(caplog: pytest.LogCaptureFixture) -> None:
     lines = tls_hint(TLS_OPTIONS, ELSEWHERE)
     assert lines[0] == f"join: python3 chat_client.py {ELSEWHERE} 7007 --tls-ca room.pem"
-    assert f"clients will refuse {TLS_OPTIONS[1]} as the certificate of {ELSEWHERE}" in caplog.text
+    why = f"IP address mismatch, certificate is not valid for '{ELSEWHERE}'; make or get one that"
+    assert f"clients will refuse {TLS_OPTIONS[1]}: {why}" in caplog.text
 
 
 def test_hint_for_this_machine_has_the_whole_path(caplog: pytest.LogCaptureFixture) -> None:

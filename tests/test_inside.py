@@ -198,9 +198,7 @@ def test_each_connection_gets_the_socket_options(
         sock.close()
 
 
-def test_one_turn_reads_at_most_its_share(
-    inside: Inside, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_turn_reads_at_most_its_share(inside: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat_server, "TURN_READ", 2000)
     members = [inside.join() for _ in range(5)]
     for conn, peer in members:
@@ -501,7 +499,7 @@ def test_full_room_ends_the_stream_cleanly_although_the_newcomer_has_spoken() ->
 def test_failing_accept_is_logged_once_until_somebody_gets_in(
     module: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "ACCEPT_REST", 0.01)
+    monkeypatch.setattr(echo_server, "ACCEPT_REST", 0.01)
     accept, failing = socket.socket.accept, True
 
     def fail(listener: socket.socket) -> Any:

@@ -307,9 +307,7 @@ def test_a_closed_terminal_ends_a_server_well(start: Callable[..., Server], scri
 
 @pytest.mark.parametrize("script", SERVERS)
 def test_with_nohup_a_closed_terminal_is_nothing(start: Callable[..., Server], script: str) -> None:
-    server = start(
-        script, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN) and None
-    )
+    server = start(script, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN) and None)
     server.process.send_signal(signal.SIGHUP)
     peer = server.join() if script == "chat_server.py" else server.connect()
     peer.send("/who\n")
