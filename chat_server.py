@@ -4036,7 +4036,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--max-clients", type=positive, default=MAX_CLIENTS, metavar="N", help=crowd)
     long = "skip lines that are longer (default: %(default)s)"
     add("--max-line", type=positive, default=MAX_LINE, metavar="BYTES", help=long)
-    add("--history", type=positive, default=0, metavar="N", help="give newcomers the last N")
+    add("--history", type=positive, default=0, metavar="N", help="give newcomers the last N lines")
     add("--transcript", metavar="FILE", help="add every public line to FILE, with its time")
     add("--password-file", metavar="FILE", help="ask for the password in FILE, or in CHAT_PASSWORD")
     add("--operator-file", metavar="FILE", help="whoever knows the password in FILE can /kick")
