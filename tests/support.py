@@ -5,8 +5,11 @@ Nothing here sleeps for a fixed time: everything waits for an event, and fails a
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import math
 import os
+import py_compile
 import random
 import re
 import select
@@ -18,6 +21,7 @@ import ssl
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -26,9 +30,9 @@ from typing import Any
 
 import pytest
 from browser import WebSocketPeer
+from starter import Forked
 
 import chat_client
-import math
 from chat_server import (
     BATCH_COST,
     HIGH_WATER,
@@ -44,12 +48,27 @@ from chat_server import (
 )
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def compiled(*names: str) -> Path:
+    """Returns a folder with the scripts as this Python has compiled them, under their own names; in
+    `modules`, to be imported. To compile a script anew takes most of a start."""
+    folder = Path(tempfile.mkdtemp(prefix="chat-tests-"))
+    atexit.register(shutil.rmtree, folder)
+    for name in names:
+        for copy in (f"{name}.py", f"modules/{name}.pyc"):
+            py_compile.compile(str(ROOT / f"{name}.py"), str(folder / copy), doraise=True)
+    return folder
+
+
 CERTS = ROOT / "tests" / "certs"
 TLS_OPTIONS = ["--tls-cert", str(CERTS / "room.pem"), "--tls-key", str(CERTS / "room.key")]
 TRUSTED = ["--tls-ca", str(CERTS / "room.pem")]
 DEADLINE = 60.0  # seconds; generous, because a loaded machine is no failure
 WELCOME = b"Welcome to the chatroom!\n"
-CLIENT = [sys.executable, str(ROOT / "chat_client.py")]
+COMPILED = compiled("chat_server", "chat_client", "echo_server")
+MODULES = COMPILED / "modules"
+CLIENT = [sys.executable, str(COMPILED / "chat_client.py")]
 PLAIN = [*CLIENT, "--plain"]
 PORTS: dict[int, socket.socket] = {}  # that free_port() has given out, and what marks them as ours
 
@@ -59,6 +78,15 @@ XTERM = {**os.environ, "TERM": "xterm-256color", "NO_COLOR": "", "TMUX": ""}
 # Which tests run over each kind of connection; see the fixture `start`.
 plain_and_tls = pytest.mark.parametrize("start", ["plain", "tls"], indirect=True)
 every_kind = pytest.mark.parametrize("start", ["plain", "tls", "web"], indirect=True)
+
+
+def path_of(script: str, python: str = sys.executable) -> str:
+    """Returns the path of a script for a Python: compiled, if we run on the same."""
+    return str((COMPILED if python == sys.executable else ROOT) / script)
+
+
+def can_fork(python: str = sys.executable) -> bool:
+    return python == sys.executable and sys.platform == "linux"
 
 
 def needs(command: str) -> str:
@@ -111,7 +139,7 @@ class Server:
         *options: str,
         log: Path,
         python: str = sys.executable,
-        cwd: Path = ROOT,
+        cwd: Path | None = None,
         tls: bool = False,
         web: bool = False,
         stderr: int | None = None,
@@ -123,24 +151,11 @@ class Server:
         self.web = web  # whoever joins has a browser
         self.log_file = log
         self.port = free_port() if port is None else port
-        command = [
-            *within,
-            python,
-            str(cwd / script),
-            "--port",
-            str(self.port),
-            *(TLS_OPTIONS if tls else ()),
-            *(["--web", str(free_port())] if web else ()),
-            *options,
-        ]
-        with open(log, "wb") as file:
-            self.process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stderr=file if stderr is None else stderr,
-                cwd=cwd,
-                **popen,
-            )
+        path = str(cwd / script) if cwd else path_of(script, python)
+        web_options = ["--web", str(free_port())] if web else []
+        command = [path, "--port", str(self.port), *(TLS_OPTIONS if tls else ()), *web_options]
+        command += options
+        self.process = self.run(command, python, cwd or ROOT, within, stderr, popen)
         try:
             if stderr is not None:
                 wait_until_listening(self.port)
@@ -151,6 +166,23 @@ class Server:
         except AssertionError:
             self.kill()
             raise
+
+    def run(
+        self,
+        command: list[str],
+        python: str,
+        cwd: Path,
+        within: Sequence[str],
+        stderr: int | None,
+        popen: dict[str, Any],
+    ) -> Any:
+        with open(self.log_file, "wb") as file, open(os.devnull, "r+b") as null:
+            log = file.fileno() if stderr is None else stderr
+            if can_fork(python) and not within and not popen:
+                return Forked(command, [null.fileno(), null.fileno(), log], cwd=str(cwd))
+            return subprocess.Popen(
+                [*within, python, *command], stdin=null, stderr=log, cwd=cwd, **popen
+            )
 
     def port_in_log(self, pattern: str) -> int:
         return int(self.wait_for_log(pattern).group(1))
@@ -263,7 +295,7 @@ def patched(
 ) -> Server:
     """Starts a room of which something was changed."""
     (tmp_path / "patched.py").write_text(
-        f"import sys\nsys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\nimport chat_server\n"
+        f"import sys\nsys.path[:0] = [{str(MODULES)!r}, {str(ROOT / 'tests')!r}]\nimport chat_server\n"
         f"{patch}\nsys.exit(chat_server.main())\n"
     )
     return start("patched.py", *options, cwd=tmp_path, **more)
@@ -431,8 +463,9 @@ def finish(
 
 def patched_client(patch: str, python: str = sys.executable) -> list[str]:
     """Returns the command of a client, before whose import something was changed."""
+    folder = MODULES if python == sys.executable else ROOT
     code = (
-        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nsys.argv[0] = 'chat_client.py'\n{patch}\n"
+        f"import sys\nsys.path.insert(0, {str(folder)!r})\nsys.argv[0] = 'chat_client.py'\n{patch}\n"
         "import chat_client\nchat_client.open_standard_streams()\nsys.exit(chat_client.main())"
     )
     return [python, "-c", code]

@@ -23,6 +23,7 @@ from support import (
     CLIENT,
     DEADLINE,
     JOINING,
+    MODULES,
     NOT_IN_MINIMAL,
     PLAIN,
     ROOT,
@@ -1151,7 +1152,7 @@ def test_thread_that_feeds_standard_input_where_only_sockets_can_be_waited_for(
         capture_output=True,
         check=False,
         text=True,
-        cwd=ROOT,
+        cwd=MODULES,
         timeout=DEADLINE,
     )
     assert done.stdout == "name: John\nWelcome to the chatroom!\nJohn: Hi\n"

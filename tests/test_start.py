@@ -18,7 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from support import DEADLINE, ROOT, Server, needs_ipv6
+from support import DEADLINE, ROOT, Server, needs_ipv6, path_of
 
 import chat_server
 import echo_server
@@ -31,7 +31,7 @@ def run(
     script: str, *options: str, python: str = sys.executable
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [python, str(ROOT / script), *options],
+        [python, path_of(script, python), *options],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         check=False,
@@ -167,7 +167,7 @@ def test_starts_again_at_once_on_the_same_port(start: Callable[..., Server], scr
     peer.line()
     first.stop(peers=[peer])  # the side that closes first keeps the address in TIME_WAIT
     second = subprocess.Popen(
-        [sys.executable, str(ROOT / script), "--port", str(first.port)], stderr=subprocess.PIPE
+        [sys.executable, path_of(script), "--port", str(first.port)], stderr=subprocess.PIPE
     )
     try:
         assert second.stderr and b"listening" in second.stderr.readline()
