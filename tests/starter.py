@@ -3,7 +3,7 @@ a short test costs.
 
 A process that has imported what the scripts import waits for orders at a socket. Each order forks;
 the child gets the standard streams, folder and arguments that it is to have, and runs the script.
-This file is both sides of that socket: `Forked` is what the tests have in place of a Popen.
+This file is both sides of that socket: `launch` is what the tests have in place of Popen.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import array
 import json
 import os
 import runpy
-import signal
 import socket
 import subprocess
 import sys
@@ -24,40 +23,56 @@ DEADLINE = 60.0
 STARTERS: dict[int, tuple[socket.socket, Any]] = {}  # of each process, as a worker has its own
 
 
-class Forked:
-    """A script that runs: what tests need of a Popen."""
+def launch(command: Sequence[Any], **more: Any) -> subprocess.Popen[Any]:
+    """Starts a command as Popen does; by forking, if that is one of our scripts and all that is asked
+    for matters to the script alone, not to the start of a Python."""
+    return (Forked if can_fork(command, **more) else subprocess.Popen)(command, **more)
 
-    def __init__(self, command: Sequence[str], streams: Sequence[int], **more: Any) -> None:
-        """Takes the script and its arguments, and the three standard streams; `more` is `cwd`, `env`
-        or `terminal`, if standard input is one that is to be the process's own."""
-        more.setdefault("env", dict(os.environ))
-        self.args = command
-        self.returncode: int | None = None
-        self.pid = int(ask({"command": list(command), **more}, streams))
 
-    def poll(self) -> int | None:
+def can_fork(command: Sequence[Any], **more: Any) -> bool:
+    known = {"stdin", "stdout", "stderr", "text", "cwd", "env"}
+    if sys.platform != "linux" or command[0] != sys.executable or set(more) - known:
+        return False
+    env = more.get("env") or os.environ
+    as_here = all(
+        env.get(name) == os.environ.get(name)
+        for name in {*env, *os.environ}
+        if name.startswith(("PYTHON", "LC_", "LANG"))
+    )
+    given = command[1:]
+    return as_here and all(isinstance(one, str) for one in given) and given[0].endswith(".py")
+
+
+class Forked(subprocess.Popen):  # type: ignore[type-arg]
+    """One that a starter forks. If standard input is a terminal, it is the process's own."""
+
+    def _execute_child(self, args: Any, *more: Any) -> None:
+        cwd, env = more[4:6]
+        # The child's end of each stream, and ours; -1 where there is none.
+        pairs = [(more[9], more[10]), (more[12], more[11]), (more[14], more[13])]
+        streams = [number if one == -1 else one for number, (one, _) in enumerate(pairs)]
+        order = {"command": args[1:], "cwd": str(cwd or os.getcwd()), "env": dict(env or os.environ)}
+        self.pid = ask(order, streams)
+        self._child_created = True
+        for theirs, ours in pairs:
+            if ours != -1:
+                os.close(theirs)
+        if hasattr(self, "_devnull"):
+            os.close(self._devnull)
+        self._closed_child_pipe_fds = True
+
+    def _internal_poll(self, *_: Any, **__: Any) -> int | None:
         if self.returncode is None:
             self.returncode = ask({"status": self.pid})
         return self.returncode
 
-    def wait(self, timeout: float = DEADLINE) -> int:
-        deadline = time.monotonic() + timeout
-        while self.poll() is None:
+    def _wait(self, timeout: float | None) -> int:
+        deadline = time.monotonic() + (DEADLINE if timeout is None else timeout)
+        while self._internal_poll() is None:
             if time.monotonic() > deadline:
-                raise subprocess.TimeoutExpired(str(self.args), timeout)
+                raise subprocess.TimeoutExpired(self.args, timeout or DEADLINE)
             time.sleep(0.002)
-        assert self.returncode is not None
-        return self.returncode
-
-    def send_signal(self, number: int) -> None:
-        if self.poll() is None:
-            os.kill(self.pid, number)
-
-    def terminate(self) -> None:
-        self.send_signal(signal.SIGTERM)
-
-    def kill(self) -> None:
-        self.send_signal(signal.SIGKILL)
+        return int(self.returncode)
 
 
 def ask(order: dict[str, Any], streams: Sequence[int] = ()) -> Any:
@@ -121,11 +136,10 @@ def take_streams(streams: Sequence[int]) -> None:
 
 
 def run(order: dict[str, Any]) -> None:
-    if "cwd" in order:
-        os.chdir(order["cwd"])
+    os.chdir(order["cwd"])
     os.environ.clear()
     os.environ.update(order["env"])
-    if order.get("terminal"):
+    if os.isatty(0):
         import fcntl
         import termios
 

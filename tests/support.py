@@ -30,7 +30,7 @@ from typing import Any
 
 import pytest
 from browser import WebSocketPeer
-from starter import Forked
+from starter import can_fork, launch
 
 import chat_client
 from chat_server import (
@@ -83,10 +83,6 @@ every_kind = pytest.mark.parametrize("start", ["plain", "tls", "web"], indirect=
 def path_of(script: str, python: str = sys.executable) -> str:
     """Returns the path of a script for a Python: compiled, if we run on the same."""
     return str((COMPILED if python == sys.executable else ROOT) / script)
-
-
-def can_fork(python: str = sys.executable) -> bool:
-    return python == sys.executable and sys.platform == "linux"
 
 
 def needs(command: str) -> str:
@@ -155,7 +151,7 @@ class Server:
         web_options = ["--web", str(free_port())] if web else []
         command = [path, "--port", str(self.port), *(TLS_OPTIONS if tls else ()), *web_options]
         command += options
-        self.process = self.run(command, python, cwd or ROOT, within, stderr, popen)
+        self.process = self.run([*within, python, *command], stderr, cwd=cwd or ROOT, **popen)
         try:
             if stderr is not None:
                 wait_until_listening(self.port)
@@ -167,22 +163,10 @@ class Server:
             self.kill()
             raise
 
-    def run(
-        self,
-        command: list[str],
-        python: str,
-        cwd: Path,
-        within: Sequence[str],
-        stderr: int | None,
-        popen: dict[str, Any],
-    ) -> Any:
+    def run(self, command: list[str], stderr: int | None, **popen: Any) -> Any:
         with open(self.log_file, "wb") as file, open(os.devnull, "r+b") as null:
             log = file.fileno() if stderr is None else stderr
-            if can_fork(python) and not within and not popen:
-                return Forked(command, [null.fileno(), null.fileno(), log], cwd=str(cwd))
-            return subprocess.Popen(
-                [*within, python, *command], stdin=null, stderr=log, cwd=cwd, **popen
-            )
+            return launch(command, stdin=null, stdout=null, stderr=log, **popen)
 
     def port_in_log(self, pattern: str) -> int:
         return int(self.wait_for_log(pattern).group(1))
@@ -454,11 +438,15 @@ def finish(
     command: Sequence[str | bytes], typed: str = "", **more: Any
 ) -> subprocess.CompletedProcess[str]:
     """Runs a command with what is typed in a pipe, until it ends."""
-    if "stdin" not in more:
-        more["input"] = typed
+    more.setdefault("stdin", subprocess.PIPE)
     if not {"stdout", "stderr"} & set(more):
-        more["capture_output"] = True
-    return subprocess.run(command, check=False, text=True, timeout=DEADLINE, **more)
+        more.update(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    with launch(command, text=True, **more) as process:
+        try:
+            shown, errors = process.communicate(typed or None, timeout=DEADLINE)
+        finally:
+            process.kill()
+    return subprocess.CompletedProcess(command, process.returncode, shown, errors)
 
 
 def patched_client(patch: str, python: str = sys.executable) -> list[str]:
@@ -720,15 +708,10 @@ class Terminal:
         pty = pytest.importorskip("pty")
         self.master, slave = pty.openpty()
         self.resize(*size)
-        self.process = subprocess.Popen(
-            command,
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            start_new_session=True,
-            preexec_fn=take_terminal,  # noqa: PLW1509
-            **popen,
-        )
+        streams = {"stdin": slave, "stdout": slave, "stderr": slave, **popen}
+        if not can_fork(command, **streams):
+            streams.update(start_new_session=True, preexec_fn=take_terminal)
+        self.process = launch(command, **streams)
         os.close(slave)
         self.shown = ""
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from starter import launch
 from support import DEADLINE, MODULES, Peer, Server, eventually, patched, path_of
 
 if sys.platform == "win32":
@@ -245,15 +246,16 @@ def test_no_script_waits_for_a_reader_to_say_why_it_ends(log: StoppedLog) -> Non
         runs += [([script, "--help"], 0) for script in SCRIPTS]
         runs.append((["chat_client.py", "--tls-ca", "none"], 1))
         for command, status in runs:
-            done = subprocess.run(
+            process = launch(
                 [sys.executable, path_of(command[0]), *command[1:]],
                 stdin=subprocess.DEVNULL,
                 stdout=log.writer,
                 stderr=log.writer,
-                check=False,
-                timeout=DEADLINE,
             )
-            assert (command, done.returncode) == (command, status)
+            try:
+                assert (command, process.wait(DEADLINE)) == (command, status)
+            finally:
+                process.kill()
 
 
 # The transcript

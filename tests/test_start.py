@@ -18,7 +18,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from support import DEADLINE, ROOT, Server, needs_ipv6, path_of
+from starter import launch
+from support import DEADLINE, ROOT, Server, finish, needs_ipv6, path_of
 
 import chat_server
 import echo_server
@@ -30,14 +31,7 @@ SERVERS = SCRIPTS[:2]
 def run(
     script: str, *options: str, python: str = sys.executable
 ) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [python, path_of(script, python), *options],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        check=False,
-        text=True,
-        timeout=DEADLINE,
-    )
+    return finish([python, path_of(script, python), *options], stdin=subprocess.DEVNULL)
 
 
 @lru_cache(maxsize=None)
@@ -166,7 +160,7 @@ def test_starts_again_at_once_on_the_same_port(start: Callable[..., Server], scr
     peer.send(b"hi\n")
     peer.line()
     first.stop(peers=[peer])  # the side that closes first keeps the address in TIME_WAIT
-    second = subprocess.Popen(
+    second = launch(
         [sys.executable, path_of(script), "--port", str(first.port)], stderr=subprocess.PIPE
     )
     try:

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from starter import launch
 from support import (
     CLIENT,
     MODULES,
@@ -277,7 +278,7 @@ def test_server_that_was_away_gets_what_was_typed_meanwhile_once(
     window.type("are you there?")
     window.keys("Enter")
     eventually(lambda: "* not sent yet: are you there?" in window.lines())
-    again = subprocess.Popen(
+    again = launch(
         [sys.executable, path_of("chat_server.py"), "--port", str(room.port)],
         stderr=subprocess.DEVNULL,
     )
