@@ -9,18 +9,42 @@ This file is both sides of that socket: `launch` is what the tests have in place
 from __future__ import annotations
 
 import array
+import atexit
+import gc
 import json
 import os
-import runpy
+import pkgutil
+import py_compile
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+import types
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).resolve().parent.parent
 DEADLINE = 60.0
 STARTERS: dict[int, tuple[socket.socket, Any]] = {}  # of each process, as a worker has its own
+CODES: dict[str, Any] = {}  # the scripts' code, in a starter
+
+
+def compiled(*names: str) -> Path:
+    """Returns a folder with the scripts as this Python has compiled them, under their own names; in
+    `modules`, to be imported. To compile a script anew takes most of a start."""
+    folder = Path(tempfile.mkdtemp(prefix="chat-tests-"))
+    atexit.register(shutil.rmtree, folder)
+    for name in names:
+        for copy in (f"{name}.py", f"modules/{name}.pyc"):
+            py_compile.compile(str(ROOT / f"{name}.py"), str(folder / copy), doraise=True)
+    return folder
+
+
+if __name__ != "__main__":
+    COMPILED = compiled("chat_server", "chat_client", "echo_server")
 
 
 def launch(command: Sequence[Any], **more: Any) -> subprocess.Popen[Any]:
@@ -79,7 +103,7 @@ def ask(order: dict[str, Any], streams: Sequence[int] = ()) -> Any:
     """Gives this process's starter an order; returns its answer."""
     if os.getpid() not in STARTERS:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        command = [sys.executable, __file__, str(theirs.fileno())]
+        command = [sys.executable, __file__, str(theirs.fileno()), str(COMPILED)]
         STARTERS[os.getpid()] = ours, subprocess.Popen(command, pass_fds=[theirs.fileno()])
         theirs.close()
     sock, _ = STARTERS[os.getpid()]
@@ -91,11 +115,22 @@ def ask(order: dict[str, Any], streams: Sequence[int] = ()) -> Any:
 # The other side
 
 
-def import_all() -> None:
-    """Imports what the scripts do."""
-    import argparse, base64, contextlib, enum, errno, fcntl, functools, getpass, hashlib, hmac  # noqa
-    import ipaddress, itertools, logging, random, re, resource, select, selectors, ssl, stat  # noqa
-    import string, termios, threading, tty, typing, unicodedata, urllib.parse  # noqa
+def prepare(folder: Path) -> None:
+    """Imports what the scripts do, and compiles their regular expressions, by running all but their
+    `main`."""
+    for path in folder.glob("*.py"):
+        CODES[str(path)] = code_of(str(path))
+        exec(CODES[str(path)], {"__name__": path.stem})
+    import getpass  # noqa: F401  # which some import later
+
+    gc.freeze()  # or each child would copy all to see that it is in use
+
+
+def code_of(path: str) -> Any:
+    """Returns what is to run, of a file that may have been compiled."""
+    with open(path, "rb") as file:
+        code = pkgutil.read_code(file)
+    return code or compile(Path(path).read_bytes(), path, "exec")
 
 
 def serve(orders: socket.socket) -> dict[str, Any] | None:
@@ -147,11 +182,14 @@ def run(order: dict[str, Any]) -> None:
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
     sys.argv = order["command"]
     sys.path[0] = os.path.dirname(sys.argv[0])
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    main = types.ModuleType("__main__")
+    main.__file__ = sys.argv[0]
+    sys.modules["__main__"] = main
+    exec(CODES.get(sys.argv[0]) or code_of(sys.argv[0]), vars(main))
 
 
 if __name__ == "__main__":
-    import_all()
+    prepare(Path(sys.argv[2]))
     asked = serve(socket.socket(fileno=int(sys.argv[1])))
     if asked:
         run(asked)

@@ -5,11 +5,9 @@ Nothing here sleeps for a fixed time: everything waits for an event, and fails a
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import math
 import os
-import py_compile
 import random
 import re
 import select
@@ -21,7 +19,6 @@ import ssl
 import struct
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -30,7 +27,7 @@ from typing import Any
 
 import pytest
 from browser import WebSocketPeer
-from starter import can_fork, launch
+from starter import COMPILED, ROOT, can_fork, launch
 
 import chat_client
 from chat_server import (
@@ -47,26 +44,11 @@ from chat_server import (
     identity,
 )
 
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def compiled(*names: str) -> Path:
-    """Returns a folder with the scripts as this Python has compiled them, under their own names; in
-    `modules`, to be imported. To compile a script anew takes most of a start."""
-    folder = Path(tempfile.mkdtemp(prefix="chat-tests-"))
-    atexit.register(shutil.rmtree, folder)
-    for name in names:
-        for copy in (f"{name}.py", f"modules/{name}.pyc"):
-            py_compile.compile(str(ROOT / f"{name}.py"), str(folder / copy), doraise=True)
-    return folder
-
-
 CERTS = ROOT / "tests" / "certs"
 TLS_OPTIONS = ["--tls-cert", str(CERTS / "room.pem"), "--tls-key", str(CERTS / "room.key")]
 TRUSTED = ["--tls-ca", str(CERTS / "room.pem")]
 DEADLINE = 60.0  # seconds; generous, because a loaded machine is no failure
 WELCOME = b"Welcome to the chatroom!\n"
-COMPILED = compiled("chat_server", "chat_client", "echo_server")
 MODULES = COMPILED / "modules"
 CLIENT = [sys.executable, str(COMPILED / "chat_client.py")]
 PLAIN = [*CLIENT, "--plain"]
