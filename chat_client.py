@@ -1862,8 +1862,8 @@ def handshake_events(sock: ssl.SSLSocket) -> int:
 
 
 def unacknowledged(sock: socket.socket) -> int:
-    """Returns how many bytes that were sent, the end of the stream included, the other side's
-    system hasn't confirmed to have; 0 where ours doesn't tell."""
+    """Returns how many of the bytes sent, the end of the stream included, the peer's system has
+    yet to acknowledge; 0 where ours doesn't say."""
     if fcntl and SIOCOUTQ:
         with suppress(OSError):
             return int.from_bytes(fcntl.ioctl(sock, SIOCOUTQ, bytes(4)), sys.byteorder)

@@ -28,6 +28,7 @@ from unittest import mock
 
 import pytest
 from browser import WebSocketPeer
+from starter import COMPILED, ROOT, can_fork, launch
 
 import chat_client
 from chat_server import (
@@ -45,13 +46,13 @@ from chat_server import (
     make_server,
 )
 
-ROOT = Path(__file__).resolve().parent.parent
 CERTS = ROOT / "tests" / "certs"
 TLS_OPTIONS = ["--tls-cert", str(CERTS / "room.pem"), "--tls-key", str(CERTS / "room.key")]
 TRUSTED = ["--tls-ca", str(CERTS / "room.pem")]
 DEADLINE = 60.0  # seconds; generous, because a loaded machine is no failure
 WELCOME = b"Welcome to the chatroom!\n"
-CLIENT = [sys.executable, str(ROOT / "chat_client.py")]
+MODULES = COMPILED / "modules"
+CLIENT = [sys.executable, str(COMPILED / "chat_client.py")]
 PLAIN = [*CLIENT, "--plain"]
 PORTS: dict[int, socket.socket] = {}  # that free_port() has given out, and what marks them as ours
 
@@ -61,6 +62,11 @@ XTERM = {**os.environ, "TERM": "xterm-256color", "NO_COLOR": "", "TMUX": ""}
 # Which tests run over each kind of connection; see the fixture `start`.
 plain_and_tls = pytest.mark.parametrize("start", ["plain", "tls"], indirect=True)
 every_kind = pytest.mark.parametrize("start", ["plain", "tls", "web"], indirect=True)
+
+
+def path_of(script: str, python: str = sys.executable) -> str:
+    """Returns the path of a script for a Python: compiled, if we run on the same."""
+    return str((COMPILED if python == sys.executable else ROOT) / script)
 
 
 def needs(command: str) -> str:
@@ -113,7 +119,7 @@ class Server:
         *options: str,
         log: Path,
         python: str = sys.executable,
-        cwd: Path = ROOT,
+        cwd: Path | None = None,
         tls: bool = False,
         web: bool = False,
         stderr: int | None = None,
@@ -126,24 +132,11 @@ class Server:
         self.context = trusting(CERTS / "room.pem")  # of those who speak TLS with it
         self.log_file = log
         self.port = free_port() if port is None else port
-        command = [
-            *within,
-            python,
-            str(cwd / script),
-            "--port",
-            str(self.port),
-            *(TLS_OPTIONS if tls else ()),
-            *(["--web", str(free_port())] if web else ()),
-            *options,
-        ]
-        with open(log, "wb") as file:
-            self.process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stderr=file if stderr is None else stderr,
-                cwd=cwd,
-                **popen,
-            )
+        path = str(cwd / script) if cwd else path_of(script, python)
+        web_options = ["--web", str(free_port())] if web else []
+        command = [path, "--port", str(self.port), *(TLS_OPTIONS if tls else ()), *web_options]
+        command += options
+        self.process = self.run([*within, python, *command], stderr, cwd=cwd or ROOT, **popen)
         try:
             if stderr is not None:
                 wait_until_listening(self.port)
@@ -154,6 +147,11 @@ class Server:
         except AssertionError:
             self.kill()
             raise
+
+    def run(self, command: list[str], stderr: int | None, **popen: Any) -> Any:
+        with open(self.log_file, "wb") as file, open(os.devnull, "r+b") as null:
+            log = file.fileno() if stderr is None else stderr
+            return launch(command, stdin=null, stdout=null, stderr=log, **popen)
 
     def port_in_log(self, pattern: str) -> int:
         return int(self.wait_for_log(pattern).group(1))
@@ -266,7 +264,7 @@ def patched(
 ) -> Server:
     """Starts a room of which something was changed."""
     (tmp_path / "patched.py").write_text(
-        f"import sys\nsys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\nimport chat_server\n"
+        f"import sys\nsys.path[:0] = [{str(MODULES)!r}, {str(ROOT / 'tests')!r}]\nimport chat_server\n"
         f"{patch}\nsys.exit(chat_server.main())\n"
     )
     return start("patched.py", *options, cwd=tmp_path, **more)
@@ -437,17 +435,22 @@ def finish(
     command: Sequence[str | bytes], typed: str = "", **more: Any
 ) -> subprocess.CompletedProcess[str]:
     """Runs a command with what is typed in a pipe, until it ends."""
-    if "stdin" not in more:
-        more["input"] = typed
+    more.setdefault("stdin", subprocess.PIPE)
     if not {"stdout", "stderr"} & set(more):
-        more["capture_output"] = True
-    return subprocess.run(command, check=False, text=True, timeout=DEADLINE, **more)
+        more.update(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    with launch(command, text=True, **more) as process:
+        try:
+            shown, errors = process.communicate(typed or None, timeout=DEADLINE)
+        finally:
+            process.kill()
+    return subprocess.CompletedProcess(command, process.returncode, shown, errors)
 
 
 def patched_client(patch: str, python: str = sys.executable) -> list[str]:
     """Returns the command of a client, before whose import something was changed."""
+    folder = MODULES if python == sys.executable else ROOT
     code = (
-        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nsys.argv[0] = 'chat_client.py'\n{patch}\n"
+        f"import sys\nsys.path.insert(0, {str(folder)!r})\nsys.argv[0] = 'chat_client.py'\n{patch}\n"
         "import chat_client\nchat_client.open_standard_streams()\nsys.exit(chat_client.main())"
     )
     return [python, "-c", code]
@@ -703,15 +706,10 @@ class Terminal:
         pty = pytest.importorskip("pty")
         self.master, slave = pty.openpty()
         self.resize(*size)
-        self.process = subprocess.Popen(
-            command,
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            start_new_session=True,
-            preexec_fn=take_terminal,  # noqa: PLW1509
-            **popen,
-        )
+        streams = {"stdin": slave, "stdout": slave, "stderr": slave, **popen}
+        if not can_fork(command, **streams):
+            streams.update(start_new_session=True, preexec_fn=take_terminal)
+        self.process = launch(command, **streams)
         os.close(slave)
         self.shown = ""
 

@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support import DEADLINE, ROOT, Peer, Server, eventually
+from starter import launch
+from support import DEADLINE, MODULES, Peer, Server, eventually, path_of
 
 if sys.platform == "win32":
     pytest.skip("needs what only Unix has", allow_module_level=True)
@@ -202,7 +203,7 @@ def test_a_stream_takes_what_there_is_room_for_and_counts_the_rest(
         "print(out.lost)"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=log.writer, cwd=ROOT
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=log.writer, cwd=MODULES
     ) as process:
         try:
             shown, _ = process.communicate(timeout=DEADLINE)
@@ -245,16 +246,16 @@ def test_no_script_waits_for_a_reader_to_say_why_it_ends(log: StoppedLog) -> Non
         runs += [([script, "--help"], 0) for script in SCRIPTS]
         runs.append((["chat_client.py", "--tls-ca", "none"], 1))
         for command, status in runs:
-            done = subprocess.run(
-                [sys.executable, *command],
+            process = launch(
+                [sys.executable, path_of(command[0]), *command[1:]],
                 stdin=subprocess.DEVNULL,
                 stdout=log.writer,
                 stderr=log.writer,
-                cwd=ROOT,
-                check=False,
-                timeout=DEADLINE,
             )
-            assert (command, done.returncode) == (command, status)
+            try:
+                assert (command, process.wait(DEADLINE)) == (command, status)
+            finally:
+                process.kill()
 
 
 # The transcript

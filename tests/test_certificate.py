@@ -13,7 +13,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import CERTS, DEADLINE, ROOT, WELCOME, Peer, Server, eventually, finish, needs, patched
+from support import (
+    CERTS,
+    DEADLINE,
+    MODULES,
+    WELCOME,
+    Peer,
+    Server,
+    eventually,
+    finish,
+    needs,
+    patched,
+)
 
 from chat_server import Certificate
 
@@ -200,7 +211,7 @@ def test_a_new_key_with_a_pass_phrase_asks_nobody(room: Server, files: tuple[Pat
 
 def test_a_pipe_in_place_of_a_certificate_is_not_waited_for(files: tuple[Path, Path]) -> None:
     code = (
-        f"import os, sys; sys.path.insert(0, {str(ROOT)!r}); import chat_server\n"
+        f"import os, sys; sys.path.insert(0, {str(MODULES)!r}); import chat_server\n"
         "certificate = chat_server.Certificate(*sys.argv[1:])\n"
         "os.unlink(sys.argv[1]); os.mkfifo(sys.argv[1])\n"
         "assert certificate.current() is certificate.current()"

@@ -19,10 +19,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from starter import launch
 from support import (
     CLIENT,
     DEADLINE,
     JOINING,
+    MODULES,
     NOT_IN_MINIMAL,
     PLAIN,
     ROOT,
@@ -836,7 +838,7 @@ def test_room_that_never_says_who_we_are_is_not_waited_for_for_ever() -> None:
 
 def test_an_unfinished_line_is_shown_after_a_silence(listener: Listener) -> None:
     command = [*CLIENT, "127.0.0.1", str(listener.port), "--name", "J"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    with launch(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         server = listener.accept()
         server.send("What do you want?")
         assert process.stdout and process.stdin
@@ -877,7 +879,7 @@ def test_walk_through_in_a_pipe(room: Server) -> None:
 
 def test_a_server_that_drips_does_not_keep_the_user(listener: Listener) -> None:
     command = [*CLIENT, "127.0.0.1", str(listener.port), "--name", "J"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
+    with launch(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
         assert process.stdin
         process.stdin.write(b"hi\nexit\n")
         process.stdin.close()
@@ -1151,7 +1153,7 @@ def test_thread_that_feeds_standard_input_where_only_sockets_can_be_waited_for(
         capture_output=True,
         check=False,
         text=True,
-        cwd=ROOT,
+        cwd=MODULES,
         timeout=DEADLINE,
     )
     assert done.stdout == "name: John\nWelcome to the chatroom!\nJohn: Hi\n"
@@ -1164,7 +1166,7 @@ def test_closed_standard_output_is_one_clear_line(listener: Listener, closed: st
     read_end, write_end = os.pipe()
     if closed == "before":
         os.close(read_end)
-    process = subprocess.Popen(
+    process = launch(
         [*CLIENT, "127.0.0.1", str(listener.port), "--name", "J"],
         stdin=subprocess.PIPE,
         stdout=write_end,
@@ -1510,7 +1512,7 @@ def test_nothing_that_python_warns_of(
 
 @pytest.mark.parametrize("how", ["close", "reset"])
 def test_lost_connection_is_one_clear_line(listener: Listener, how: str) -> None:
-    process = subprocess.Popen(
+    process = launch(
         [*CLIENT, "127.0.0.1", str(listener.port), "--name", "J"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -1538,7 +1540,7 @@ def test_full_room_is_shown(start: Callable[..., Server]) -> None:
 
 
 def test_a_flood_from_the_server_into_a_slow_pipe_stays_within_bounds(listener: Listener) -> None:
-    process = subprocess.Popen(
+    process = launch(
         [*CLIENT, "127.0.0.1", str(listener.port), "--name", "J"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -1563,7 +1565,7 @@ def test_a_flood_from_the_server_into_a_slow_pipe_stays_within_bounds(listener: 
 
 
 def test_input_faster_than_the_server_stays_within_bounds(listener: Listener) -> None:
-    process = subprocess.Popen(
+    process = launch(
         [*CLIENT, "127.0.0.1", str(listener.port), "--name", "J"],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
@@ -1615,7 +1617,7 @@ def test_too_long_lines_are_left_out_and_the_user_told(listener: Listener) -> No
 
 
 def test_unread_output_does_not_keep_the_user_from_talking(listener: Listener) -> None:
-    process = subprocess.Popen(
+    process = launch(
         [*CLIENT, "127.0.0.1", str(listener.port), "--name", "J"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import DEADLINE, ROOT, WELCOME, Server, eventually, needs_ipv6
+from support import DEADLINE, MODULES, WELCOME, Server, eventually, needs_ipv6
 
 
 def test_any_bytes_come_back_with_or_without_newlines(echo: Server) -> None:
@@ -264,7 +264,7 @@ def test_newcomers_are_let_in_when_the_system_has_descriptors_again(
     """Nobody leaves meanwhile, and nothing else wakes the server."""
     module = script[:-3]
     (tmp_path / "patched.py").write_text(
-        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport errno, socket, {module}\n"
+        f"import sys\nsys.path.insert(0, {str(MODULES)!r})\nimport errno, socket, {module}\n"
         "accept, failures = socket.socket.accept, [0] * 3\n"
         "def fail_first(self):\n"
         "    if not failures:\n"

@@ -32,6 +32,7 @@ from support import (
     free_port,
     needs,
     needs_ipv6,
+    path_of,
     wait_until_listening,
 )
 from test_start import SCRIPTS, SERVERS, different_pythons, pythons, run
@@ -54,7 +55,7 @@ NO_ERROR = ["2>&-", "2>/dev/full", "2> >(:)", "<&- >&- 2>&-"]
 def in_shell(streams: str, python: str, script: str, *options: str) -> subprocess.Popen[bytes]:
     """Starts a script with its standard streams redirected, as bash has it."""
     return subprocess.Popen(
-        [needs("bash"), "-c", f'exec "$@" {streams}', "bash", python, str(ROOT / script), *options],
+        [needs("bash"), "-c", f'exec "$@" {streams}', "bash", python, path_of(script, python), *options],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -100,7 +101,7 @@ def test_servers_serve_when_their_terminal_is_gone(script: str) -> None:
     pty = pytest.importorskip("pty")
     master, slave = pty.openpty()
     port = free_port()
-    command = [sys.executable, str(ROOT / script), "--port", str(port)]
+    command = [sys.executable, path_of(script), "--port", str(port)]
     process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=BUFFERED)
     try:
         os.close(slave)
@@ -651,7 +652,7 @@ def test_bad_certificates(
 def test_pass_phrase_is_not_asked_for_on_the_terminal(
     pem_folder: Path, terminal: Callable[..., Any]
 ) -> None:
-    command = [sys.executable, str(ROOT / "chat_server.py"), "--tls-cert", "room.pem"]
+    command = [sys.executable, path_of("chat_server.py"), "--tls-cert", "room.pem"]
     window = terminal(*command, "--tls-key", "locked.key", cwd=pem_folder)
     shown = window.rest()
     assert shown.startswith("chat_server.py: the key in locked.key has a pass phrase")
@@ -686,7 +687,7 @@ def test_few_descriptors_are_no_traceback(script: str) -> None:
         lower = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (limit, limit))
         port = free_port()
         process = subprocess.Popen(
-            [sys.executable, str(ROOT / script), "--port", str(port)],
+            [sys.executable, path_of(script), "--port", str(port)],
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             preexec_fn=lower,  # noqa: PLW1509

@@ -307,9 +307,9 @@ def test_promise_10_only_sockets_make_it_wait(start: Callable[..., Server], tmp_
         ann.send(f"{number} {'x' * 200}\n")
         bob.expect(f"Ann: {number} {'x' * 200}\n")
     assert os.get_blocking(writer), "whoever shares it relies on that"
+    log = os.read(reader, 1 << 20).decode()
     pipe = os.open(transcript, os.O_RDONLY | os.O_NONBLOCK)
     os.read(pipe, 1 << 20)
-    log = ""
 
     def is_told() -> bool:
         nonlocal log

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import ROOT, Server, Terminal
+from support import Server, Terminal, path_of
 
 from chat_server import qr_code
 
@@ -86,7 +86,7 @@ def test_what_is_too_long_has_no_code() -> None:
 
 def test_a_terminal_shows_the_address(terminal: Callable[..., Terminal], tmp_path: Path) -> None:
     options = "--host", "127.0.0.1", "--port", "0", "--web", "0"
-    screen = terminal(sys.executable, str(ROOT / "chat_server.py"), *options)
+    screen = terminal(sys.executable, path_of("chat_server.py"), *options)
     screen.expect("in a browser: ")
     url = screen.expect("\n")
     size = len(qr_code(url.encode())[0])

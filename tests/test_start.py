@@ -16,7 +16,8 @@ from functools import lru_cache
 from pathlib import Path
 
 import pytest
-from support import DEADLINE, ROOT, Server, needs_ipv6
+from starter import launch
+from support import DEADLINE, ROOT, Server, finish, needs_ipv6, path_of
 
 import echo_server
 
@@ -27,14 +28,7 @@ SERVERS = SCRIPTS[:2]
 def run(
     script: str, *options: str, python: str = sys.executable
 ) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [python, str(ROOT / script), *options],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        check=False,
-        text=True,
-        timeout=DEADLINE,
-    )
+    return finish([python, path_of(script, python), *options], stdin=subprocess.DEVNULL)
 
 
 @lru_cache(maxsize=None)
@@ -163,8 +157,8 @@ def test_starts_again_at_once_on_the_same_port(start: Callable[..., Server], scr
     peer.send(b"hi\n")
     peer.line()
     first.stop(peers=[peer])  # the side that closes first keeps the address in TIME_WAIT
-    second = subprocess.Popen(
-        [sys.executable, str(ROOT / script), "--port", str(first.port)], stderr=subprocess.PIPE
+    second = launch(
+        [sys.executable, path_of(script), "--port", str(first.port)], stderr=subprocess.PIPE
     )
     try:
         assert second.stderr and b"listening" in second.stderr.readline()

@@ -15,9 +15,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from starter import launch
 from support import (
     CLIENT,
-    ROOT,
+    MODULES,
     WELCOME,
     XTERM,
     Listener,
@@ -31,6 +32,7 @@ from support import (
     in_terminal,
     modes,
     patched_client,
+    path_of,
 )
 
 import chat_client
@@ -276,8 +278,8 @@ def test_server_that_was_away_gets_what_was_typed_meanwhile_once(
     window.type("are you there?")
     window.keys("Enter")
     eventually(lambda: "* not sent yet: are you there?" in window.lines())
-    again = subprocess.Popen(
-        [sys.executable, str(ROOT / "chat_server.py"), "--port", str(room.port)],
+    again = launch(
+        [sys.executable, path_of("chat_server.py"), "--port", str(room.port)],
         stderr=subprocess.DEVNULL,
     )
     try:
@@ -429,7 +431,7 @@ def test_terminal_is_given_back_as_it_was(
 def test_terminal_is_given_back_after_an_exception(terminal: Callable[..., Terminal]) -> None:
     code = "import chat_client as c; c.Client.run = lambda *_: 1 / 0; c.main([])"
     command = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)}"
-    window = terminal("sh", "-c", f"{command}; echo status $?; read wait", env=XTERM, cwd=ROOT)
+    window = terminal("sh", "-c", f"{command}; echo status $?; read wait", env=XTERM, cwd=MODULES)
     before = modes(window)
     window.expect("ZeroDivisionError")
     window.expect("status 1")

@@ -1,0 +1,195 @@
+"""Starts the scripts by forking, as to start a Python and to import its library takes most of what
+a short test costs.
+
+A process that has imported what the scripts import waits for orders at a socket. Each order forks;
+the child gets the standard streams, folder and arguments that it is to have, and runs the script.
+This file is both sides of that socket: `launch` is what the tests have in place of Popen.
+"""
+
+from __future__ import annotations
+
+import array
+import atexit
+import gc
+import json
+import os
+import pkgutil
+import py_compile
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import types
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+DEADLINE = 60.0
+STARTERS: dict[int, tuple[socket.socket, Any]] = {}  # of each process, as a worker has its own
+CODES: dict[str, Any] = {}  # the scripts' code, in a starter
+
+
+def compiled(*names: str) -> Path:
+    """Returns a folder with the scripts as this Python has compiled them, under their own names; in
+    `modules`, to be imported. To compile a script anew takes most of a start."""
+    folder = Path(tempfile.mkdtemp(prefix="chat-tests-"))
+    atexit.register(shutil.rmtree, folder)
+    for name in names:
+        for copy in (f"{name}.py", f"modules/{name}.pyc"):
+            py_compile.compile(str(ROOT / f"{name}.py"), str(folder / copy), doraise=True)
+    return folder
+
+
+if __name__ != "__main__":
+    COMPILED = compiled("chat_server", "chat_client", "echo_server")
+
+
+def launch(command: Sequence[Any], **more: Any) -> subprocess.Popen[Any]:
+    """Starts a command as Popen does; by forking, if that is one of our scripts and all that is asked
+    for matters to the script alone, not to the start of a Python."""
+    return (Forked if can_fork(command, **more) else subprocess.Popen)(command, **more)
+
+
+def can_fork(command: Sequence[Any], **more: Any) -> bool:
+    known = {"stdin", "stdout", "stderr", "text", "cwd", "env"}
+    if sys.platform != "linux" or command[0] != sys.executable or set(more) - known:
+        return False
+    env = more.get("env") or os.environ
+    as_here = all(
+        env.get(name) == os.environ.get(name)
+        for name in {*env, *os.environ}
+        if name.startswith(("PYTHON", "LC_", "LANG"))
+    )
+    given = command[1:]
+    return as_here and all(isinstance(one, str) for one in given) and given[0].endswith(".py")
+
+
+class Forked(subprocess.Popen):  # type: ignore[type-arg]
+    """One that a starter forks. If standard input is a terminal, it is the process's own."""
+
+    def _execute_child(self, args: Any, *more: Any) -> None:
+        cwd, env = more[4:6]
+        # The child's end of each stream, and ours; -1 where there is none.
+        pairs = [(more[9], more[10]), (more[12], more[11]), (more[14], more[13])]
+        streams = [number if one == -1 else one for number, (one, _) in enumerate(pairs)]
+        order = {"command": args[1:], "cwd": str(cwd or os.getcwd()), "env": dict(env or os.environ)}
+        self.pid = ask(order, streams)
+        self._child_created = True
+        for theirs, ours in pairs:
+            if ours != -1:
+                os.close(theirs)
+        if hasattr(self, "_devnull"):
+            os.close(self._devnull)
+        self._closed_child_pipe_fds = True
+
+    def _internal_poll(self, *_: Any, **__: Any) -> int | None:
+        if self.returncode is None:
+            self.returncode = ask({"status": self.pid})
+        return self.returncode
+
+    def _wait(self, timeout: float | None) -> int:
+        deadline = time.monotonic() + (DEADLINE if timeout is None else timeout)
+        while self._internal_poll() is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired(self.args, timeout or DEADLINE)
+            time.sleep(0.002)
+        return int(self.returncode)
+
+
+def ask(order: dict[str, Any], streams: Sequence[int] = ()) -> Any:
+    """Gives this process's starter an order; returns its answer."""
+    if os.getpid() not in STARTERS:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        command = [sys.executable, __file__, str(theirs.fileno()), str(COMPILED)]
+        STARTERS[os.getpid()] = ours, subprocess.Popen(command, pass_fds=[theirs.fileno()])
+        theirs.close()
+    sock, _ = STARTERS[os.getpid()]
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", streams))] if streams else []
+    sock.sendmsg([json.dumps(order).encode()], rights)
+    return json.loads(sock.recv(100))
+
+
+# The other side
+
+
+def prepare(folder: Path) -> None:
+    """Imports what the scripts do, and compiles their regular expressions, by running all but their
+    `main`."""
+    for path in folder.glob("*.py"):
+        CODES[str(path)] = code_of(str(path))
+        exec(CODES[str(path)], {"__name__": path.stem})
+    import getpass  # noqa: F401  # which some import later
+
+    gc.freeze()  # or each child would copy all to see that it is in use
+
+
+def code_of(path: str) -> Any:
+    """Returns what is to run, of a file that may have been compiled."""
+    with open(path, "rb") as file:
+        code = pkgutil.read_code(file)
+    return code or compile(Path(path).read_bytes(), path, "exec")
+
+
+def serve(orders: socket.socket) -> dict[str, Any] | None:
+    """Answers orders; in a child, returns the one that it is for."""
+    size = array.array("i").itemsize
+    while True:
+        data, rights, _, _ = orders.recvmsg(1 << 20, socket.CMSG_SPACE(3 * size))
+        if not data:
+            return None
+        order = json.loads(data)
+        if "status" in order:
+            pid, status = os.waitpid(order["status"], os.WNOHANG)
+            answer = None if not pid else status_of(status)
+        else:
+            streams = array.array("i", rights[0][2])
+            answer = os.fork()
+            if not answer:
+                orders.close()
+                take_streams(streams)
+                return order
+            for one in streams:
+                os.close(one)
+        orders.send(json.dumps(answer).encode())
+
+
+def status_of(status: int) -> int:
+    return -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+
+
+def take_streams(streams: Sequence[int]) -> None:
+    """Makes these the standard streams, as they are at the start of a Python."""
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    sys.stdin = open(0, closefd=False)
+    sys.stdout = open(1, "w", buffering=1 if os.isatty(1) else -1, closefd=False)
+    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)
+
+
+def run(order: dict[str, Any]) -> None:
+    os.chdir(order["cwd"])
+    os.environ.clear()
+    os.environ.update(order["env"])
+    if os.isatty(0):
+        import fcntl
+        import termios
+
+        os.setsid()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    sys.argv = order["command"]
+    sys.path[0] = os.path.dirname(sys.argv[0])
+    main = types.ModuleType("__main__")
+    main.__file__ = sys.argv[0]
+    sys.modules["__main__"] = main
+    exec(CODES.get(sys.argv[0]) or code_of(sys.argv[0]), vars(main))
+
+
+if __name__ == "__main__":
+    prepare(Path(sys.argv[2]))
+    asked = serve(socket.socket(fileno=int(sys.argv[1])))
+    if asked:
+        run(asked)
