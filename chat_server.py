@@ -202,8 +202,8 @@ class Lines(LineFramer):
     """
 
     __slots__ = ()
-    most = 256 * 1024  # bytes that are read at once, at most
-    over = False  # the peer has closed, or is at fault: what comes isn't heard any more
+    max_read = 256 * 1024  # bytes that are read at once, at most
+    ended = False  # the peer has closed, or is at fault: what comes isn't heard any more
     why = ""  # the fault, for the log
     encode: Callable[[bytes], bytes] | None = None  # turns text into what travels to the peer
 
@@ -842,7 +842,7 @@ def unacknowledged(sock: socket.socket) -> int:
     return 0
 
 
-def lost(error: OSError) -> Gone:
+def broken(error: OSError) -> Gone:
     """Returns what an error on a connection's socket means."""
     return Gone(f"lost: {error.strerror or error}")
 
@@ -863,9 +863,9 @@ class Connection(Member):
         "events",
         "host",
         "input",
-        "most",
+        "read_size",
         "offset",
-        "over",
+        "ended",
         "peer",
         "queue",
         "reading",
@@ -898,12 +898,12 @@ class Connection(Member):
         self.selector = selector
         self.events = 0  # for which it is registered with the selector
         self.code = NORMAL  # why its stream ends
-        self.speak(lines)
+        self.use(lines)
         self.unheard = b""  # whole lines that wait for the next turn
-        self.cost = 0.0  # of the turns' time, what it has had: as Throttle.charge_turn counts it
-        self.most = FIRST_READ  # bytes that are read at once
+        self.cost = 0.0  # of the turns' time, what it has had: as Throttle.charge_time counts it
+        self.read_size = FIRST_READ  # bytes that are read at once
         self.reading = True  # its input is of interest, and has not ended
-        self.over = False  # what it has to say has ended, or what comes isn't heard any more
+        self.ended = False  # what it has to say has ended, or what comes isn't heard any more
         self.why = ""  # what ended it, for the log, if it wasn't its own end
         self.queue: deque[Batch] | None = None  # made when something has to wait
         self.offset = 0  # bytes already sent of its part of the first batch in the queue
@@ -916,7 +916,7 @@ class Connection(Member):
 
     def watch(self) -> None:
         """Registers for exactly those events for which it can be served now."""
-        events = (EVENT_READ if self.reading else 0) | (EVENT_WRITE if self.is_owed() else 0)
+        events = (EVENT_READ if self.reading else 0) | (EVENT_WRITE if self.wants_write() else 0)
         if events == self.events:
             return
         if not events:
@@ -942,18 +942,18 @@ class Connection(Member):
         return True
 
     def receive(self, limit: int) -> bytes:
-        """Returns text of about `limit` bytes at most, none if there is none now; once `over`,
+        """Returns text of about `limit` bytes at most, none if there is none now; once `ended`,
         no more can come. What is around the text may need an answer, and gets it."""
-        data = self.receive_text(min(limit, self.most))
+        data = self.receive_text(min(limit, self.read_size))
         if not data:
             return data
         text, answers = self.input.sift(data)
         if answers:
             if self.unread_answers > MAX_UNREAD:  # all that is its own doing
                 raise Gone("asks, and does not read the answers")
-            self.tell(answers, is_text=False)
-        if self.input.over:
-            self.over, self.why = True, self.input.why
+            self.tell_now(answers, is_text=False)
+        if self.input.ended:
+            self.ended, self.why = True, self.input.why
         return text
 
     def receive_bytes(self, limit: int) -> bytes:
@@ -963,9 +963,9 @@ class Connection(Member):
         except BlockingIOError:  # readiness is a hint, not a promise
             return b""
         except OSError as error:
-            raise lost(error) from error
+            raise broken(error) from error
         if not data:
-            self.over = True
+            self.ended = True
             self.read_on(False)
         return data
 
@@ -974,23 +974,23 @@ class Connection(Member):
     def note_cost(self, seconds: float) -> None:
         """One read took that much of the process's time: the next may be smaller, or larger."""
         if seconds > TURN / 4:
-            self.most = max(MIN_READ, self.most // 2)
+            self.read_size = max(MIN_READ, self.read_size // 2)
         elif seconds < TURN / 16:
-            self.most = min(2 * self.most, self.input.most)
+            self.read_size = min(2 * self.read_size, self.input.max_read)
 
     def read_on(self, reading: bool) -> None:
         """Reads from it from now on, or doesn't: TCP then slows its peer down."""
         self.reading = reading
         self.watch()
 
-    def speak(self, lines: Lines) -> None:
+    def use(self, lines: Lines) -> None:
         """From here on, what comes goes through `lines`, and what it gets travels as they say."""
         self.input = lines
         self.encode = lines.encode
 
     # To the peer
 
-    def tell(self, data: bytes, is_text: bool = True) -> None:
+    def tell_now(self, data: bytes, is_text: bool = True) -> None:
         """Sends whole lines, or what goes out as it is, after all that it has yet to get. This
         overtakes what the room tells it in this turn, which waits for the turn's end."""
         batch = Batch(is_text)
@@ -1045,11 +1045,11 @@ class Connection(Member):
             # A reset is reported once, perhaps here. A peer that had closed in good order, and
             # resets what comes too late, causes another error: BrokenPipeError.
             if isinstance(error, ConnectionResetError):
-                self.why = str(lost(error))
+                self.why = str(broken(error))
             self.stop_sending()
             return 0
         except OSError as error:
-            raise lost(error) from error
+            raise broken(error) from error
 
     def stop_sending(self) -> None:
         """The peer has gone; what it said before may still wait to be read, and then its end. Raises
@@ -1060,7 +1060,7 @@ class Connection(Member):
         self.drop_queue()
         self.watch()
 
-    def is_owed(self) -> bool:
+    def wants_write(self) -> bool:
         """Says whether something waits to be sent to it."""
         return bool(self.queue)
 
@@ -1123,7 +1123,7 @@ class ChatServer:
             log.info("stopped by %s", signal.Signals(number).name)
             self.stop_signals += 1
         if self.stop_signals == 1:
-            self.membership.over_at = self.clock.now() + FAREWELL
+            self.membership.closes_at = self.clock.now() + FAREWELL
 
     def close_room(self) -> None:
         """Lets nobody in any more, hears what had arrived before, and says goodbye to everyone."""
@@ -1175,7 +1175,7 @@ class ChatServer:
         An event can be stale: what was served before it in this turn may have closed its socket,
         and then it isn't reading.
         """
-        came = {conn for conn in self.membership.pending if conn.reading}
+        came = {conn for conn in self.membership.has_more if conn.reading}
         others: list[Callable[[], None]] = []
         ready = self.selector.select(timeout if timeout < math.inf else None)
         self.clock.wake(timeout)
@@ -1207,7 +1207,7 @@ class ChatServer:
         began = before = time.process_time()  # CPU: others on this machine are nobody's fault here
         for conn in sorted(readable, key=lambda conn: conn.cost):
             if batch.size >= full or before - began >= TURN:
-                self.throttle.charge_turn(costs)
+                self.throttle.charge_time(costs)
                 break
             if not conn.reading:
                 continue
@@ -1223,7 +1223,7 @@ class ChatServer:
     def timeout(self) -> float:
         """Returns how long the loop may sleep, in seconds: for ever, if nothing depends on time."""
         # Whoever was disconnected after the last delivery has left a cut: something to deliver.
-        if self.room.batch.cuts or any(conn.reading for conn in self.membership.pending):
+        if self.room.batch.cuts or any(conn.reading for conn in self.membership.has_more):
             return 0
         if self.clock.next == math.inf:
             return math.inf
@@ -1253,10 +1253,10 @@ class ChatServer:
                 self.membership.frame(conn, data)
         if conn.unheard:
             self.hear(conn, limit, until)
-        if conn.over and not conn.unheard and conn in self.room.members:
+        if conn.ended and not conn.unheard and conn in self.room.members:
             self.hear_end(conn)
         if conn in self.room.members:
-            self.throttle.charge(conn, max(received, self.room.batch.size - said))
+            self.throttle.charge_bytes(conn, max(received, self.room.batch.size - said))
 
     def hear(self, conn: Connection, limit: int, until: float) -> None:
         """Lets the room hear whole lines, of `limit` bytes or a line more, until that time."""
@@ -1364,8 +1364,8 @@ class Membership:
         self.throttle = Throttle(clock)
         self.newcomers: dict[Connection, Any] = {}  # and where each is on its way through the door
         self.leaving: set[Connection] = set()
-        self.over_at = math.inf  # when the last farewell is, once the room closes
-        self.pending: set[Connection] = set()  # have input that the selector doesn't know of
+        self.closes_at = math.inf  # when the last farewell is, once the room closes
+        self.has_more: set[Connection] = set()  # have input that the selector doesn't know of
 
     def move(self, conn: Connection, state: State) -> None:
         """Changes a connection's state, and all that depends on it."""
@@ -1385,10 +1385,10 @@ class Membership:
         if state is State.LEAVING:
             self.leaving.add(conn)
             conn.unheard = b""
-            conn.until = conn.deadline = min(now + FAREWELL, self.over_at)
+            conn.until = conn.deadline = min(now + FAREWELL, self.closes_at)
             self.clock.look_by(conn.until)
         elif state is State.CLOSED:
-            self.pending.discard(conn)
+            self.has_more.discard(conn)
             conn.close()
 
     def guard(self, action: Callable[..., None], conn: Connection, *more: Any) -> None:
@@ -1425,15 +1425,15 @@ class Membership:
     def has_input(self, conn: Connection) -> bool:
         """Says whether there is something to hear that the selector doesn't know of; also the end,
         if it came together with what let a member in."""
-        is_over = conn.over and conn.state is State.MEMBER
-        return bool(conn.unheard or conn.pending or is_over)
+        has_ended = conn.ended and conn.state is State.MEMBER
+        return bool(conn.unheard or conn.pending or has_ended)
 
     def note_input(self, conn: Connection) -> None:
         """Has the loop come back to somebody who has more to hear, without an event."""
         if self.has_input(conn):
-            self.pending.add(conn)
+            self.has_more.add(conn)
         else:
-            self.pending.discard(conn)
+            self.has_more.discard(conn)
 
     # Out
 
@@ -1464,7 +1464,7 @@ class Membership:
         conn.write(batch)
         farewell = conn.input.farewell(conn.code)
         if farewell:
-            conn.tell(farewell, is_text=False)
+            conn.tell_now(farewell, is_text=False)
         self.finish(conn)
 
     def finish(self, conn: Connection) -> None:
@@ -1476,9 +1476,9 @@ class Membership:
         """
         if conn.state is not State.LEAVING or conn in self.room.batch.leavers:
             return  # its last batch is yet to be delivered
-        if conn.reachable and not conn.is_owed():
+        if conn.reachable and not conn.wants_write():
             conn.end_stream()
-        if conn.is_owed():
+        if conn.wants_write():
             return
         if not conn.reading:
             self.move(conn, State.CLOSED)
@@ -1537,11 +1537,11 @@ class Lag:
     last, or of what it had acknowledged when it fell behind: 2 × 132 KiB at most.
     """
 
-    __slots__ = ("acknowledged", "owed", "since", "step")
+    __slots__ = ("acknowledged", "shortfall", "since", "step")
 
     def __init__(self, conn: Connection, now: float) -> None:
         self.acknowledged = conn.acknowledged()  # what it took while it wasn't behind earns nothing
-        self.owed = 0.0  # bytes
+        self.shortfall = 0.0  # bytes
         self.since = now  # when that was counted last
         self.step = min(self.acknowledged, STEP)
 
@@ -1549,10 +1549,10 @@ class Lag:
         """Counts what it has taken since the last time; says whether it owes too much."""
         acknowledged = conn.acknowledged()
         taken = acknowledged - self.acknowledged
-        self.owed = max(0.0, self.owed + PACE * (now - self.since) - taken)
+        self.shortfall = max(0.0, self.shortfall + PACE * (now - self.since) - taken)
         self.acknowledged, self.since = acknowledged, now
         self.step = min(taken, STEP) or self.step
-        return self.owed > max(PATIENCE * PACE, 2 * self.step)
+        return self.shortfall > max(PATIENCE * PACE, 2 * self.step)
 
 
 class Throttle:
@@ -1579,12 +1579,12 @@ class Throttle:
         self.slow: Connection | None = None  # is over HIGH_WATER, so that everyone is slowed
         self.waiting: dict[Connection, None] = {}  # aren't read from; oldest first
         self.next_look = math.inf  # at those who are behind, in seconds of the clock
-        self.paid = 0.0  # the room's mark, in seconds of the clock
-        self.loud_paid = 0.0  # the same of all who are loud, together
+        self.mark = 0.0  # the room's mark, in seconds of the clock
+        self.loud_mark = 0.0  # the same of all who are loud, together
         self.marks: dict[Connection | str, float] = {}  # of connections and hosts
-        self.latest_cost = 0.0  # the cost of whoever was read last: see charge_turn
+        self.latest_cost = 0.0  # the cost of whoever was read last: see charge_time
 
-    def charge_turn(self, costs: list[tuple[Connection, float]]) -> None:
+    def charge_time(self, costs: list[tuple[Connection, float]]) -> None:
         """A turn was too short for all who had something to say: whoever was read in it is charged
         with its part of the turn, in seconds. Whoever is silent meanwhile gains a turn at
         most: that is what it may cost before it has to wait like the others."""
@@ -1599,8 +1599,8 @@ class Throttle:
         """Returns how much of `limit` a member may say now; if that is nothing, it has to wait.
         `said` are the bytes that were said in this turn so far. Raises Gone."""
         if self.slow:
-            ahead = self.paid + said / PACE - self.clock.now()
-            limit = min(limit, MIN_READ) if ahead <= self.credit(conn, self.loud_paid) else 0
+            ahead = self.mark + said / PACE - self.clock.now()
+            limit = min(limit, MIN_READ) if ahead <= self.credit(conn, self.loud_mark) else 0
         if limit and self.has_read(conn):
             return limit
         if not conn.reachable:  # its end doesn't wait for what it may not say yet
@@ -1622,14 +1622,14 @@ class Throttle:
     def is_loud(self, one: Connection | str) -> bool:
         return self.marks.get(one, 0.0) > self.clock.now()
 
-    def credit(self, conn: Connection, loud_paid: float) -> float:
+    def credit(self, conn: Connection, loud_mark: float) -> float:
         """Returns how far ahead the room's mark may be for a member to speak, in seconds, if that
-        of the loud is at `loud_paid`."""
+        of the loud is at `loud_mark`."""
         if self.is_loud(conn):
-            return 0.0 if loud_paid > self.clock.now() else 2 * CREDIT
+            return 0.0 if loud_mark > self.clock.now() else 2 * CREDIT
         return CREDIT if self.is_loud(conn.host) else 2 * CREDIT
 
-    def charge(self, conn: Connection, size: int) -> None:
+    def charge_bytes(self, conn: Connection, size: int) -> None:
         """Notes how many bytes a member has sent, or what came of them."""
         if self.slow:
             now = self.clock.now()
@@ -1637,8 +1637,8 @@ class Throttle:
                 mark = max(self.marks.get(one, 0.0), now - ALLOWANCE) + 2 * size / PACE
                 self.marks[one] = min(mark, now + LOUD_TIME)
             if self.is_loud(conn):
-                self.loud_paid = max(self.loud_paid, now) + LOUD_COST * size / PACE
-                self.loud_paid = min(self.loud_paid, now + LOUD_TIME)
+                self.loud_mark = max(self.loud_mark, now) + LOUD_COST * size / PACE
+                self.loud_mark = min(self.loud_mark, now + LOUD_TIME)
 
     def join(self, conn: Connection) -> None:
         """A newcomer is loud at first, or whoever keeps reconnecting would always be quiet."""
@@ -1649,23 +1649,23 @@ class Throttle:
     def note_said(self, size: int) -> None:
         """Notes how many bytes were said in a turn, by whomever."""
         if self.slow:
-            paid = max(self.paid, self.clock.now() - SHORT_TICK)  # the loop looks only this often
-            self.paid = paid + (size + BATCH_COST) / PACE
+            paid = max(self.mark, self.clock.now() - SHORT_TICK)  # the loop looks only this often
+            self.mark = paid + (size + BATCH_COST) / PACE
 
     def let_speak(self) -> None:
         """Lets those who wait speak again, once it is their time."""
         if self.slow and self.waiting:
             now, mark = self.clock.now(), self.marks.get
             self.clock.look_by(now + SHORT_TICK)
-            ahead, loud_paid = self.paid - now, self.loud_paid
+            ahead, loud_mark = self.mark - now, self.loud_mark
             # Whoever has yet to read its answers would use up a turn, and the loop would spin.
             may_speak = list(filter(self.has_read, self.waiting)) if ahead <= 2 * CREDIT else []
             for conn in sorted(may_speak, key=lambda one: (mark(one.host, 0.0), mark(one, 0.0))):
-                if ahead <= self.credit(conn, loud_paid):
+                if ahead <= self.credit(conn, loud_mark):
                     self.let_one_speak(conn)
                     ahead += MIN_READ / PACE
                     if self.is_loud(conn):
-                        loud_paid = max(loud_paid, now) + LOUD_COST * MIN_READ / PACE
+                        loud_mark = max(loud_mark, now) + LOUD_COST * MIN_READ / PACE
 
     def let_one_speak(self, conn: Connection) -> None:
         del self.waiting[conn]
@@ -1689,8 +1689,8 @@ class Throttle:
             self.behind[conn] = Lag(conn, now)
         if conn.size > HIGH_WATER and not self.slow:
             self.slow = conn
-            self.paid = now
-            self.loud_paid = now
+            self.mark = now
+            self.loud_mark = now
 
     def note_taken(self, conn: Connection) -> None:
         """Somebody who was behind has taken something."""
@@ -1998,18 +1998,18 @@ class Door:
         while True:
             yield True
             data = receive(DOOR_READ)
-            if data or conn.input.over:
+            if data or conn.input.ended:
                 return data
-            if conn.over:
+            if conn.ended:
                 raise Gone(conn.why or "left the door")
 
     def take_password(self, conn: Connection) -> Steps:
         """Asks for the password, and returns what came after it."""
-        conn.tell(notice("password?"))
+        conn.tell_now(notice("password?"))
         given, rest, too_long = b"", b"", 0
         while not given and not too_long:
             first, newline, rest = (yield from self.hear(conn, conn.receive)).partition(b"\n")
-            if not newline and conn.input.over:
+            if not newline and conn.input.ended:
                 raise Dismissed
             given, too_long = conn.input.feed(first + newline)
         while not self.may_try(conn.host):
@@ -2289,13 +2289,13 @@ class WebSocket(Lines):
     is Dismissed, with the code that answers it (section 7.4.1) and a note about the fault.
     """
 
-    __slots__ = ("code", "held", "in_message", "left", "mask", "opcode", "over", "tail", "why")
-    most = 64 * 1024  # frames without text are the dearest bytes that come
+    __slots__ = ("code", "held", "in_message", "left", "mask", "opcode", "ended", "tail", "why")
+    max_read = 64 * 1024  # frames without text are the dearest bytes that come
     encode = staticmethod(partial(frame, TEXT))
 
     def __init__(self, max_line: int) -> None:
         super().__init__(max_line)
-        self.over = False
+        self.ended = False
         self.why = ""
         self.code = 0  # the answer to the peer's Close, or to its fault
         self.held = b""  # the beginning of a header, or of a control frame
@@ -2307,7 +2307,7 @@ class WebSocket(Lines):
 
     def sift(self, data: bytes) -> tuple[bytes, bytes]:
         """As with any Lines; the answer is one to the last ping."""
-        if self.over:
+        if self.ended:
             return b"", b""
         pieces, pong = [self.tail], b""
         try:
@@ -2397,7 +2397,7 @@ class WebSocket(Lines):
 
     def end(self, code: int, why: str) -> None:
         """What comes from here on isn't heard any more."""
-        self.over = True
+        self.ended = True
         self.code = code
         self.why = why
 
@@ -2577,9 +2577,9 @@ class TLSConnection(Connection):
             if not self.ready:
                 self.tls.do_handshake()
                 self.ready = True
-            while self.incoming.pending and not self.over:
+            while self.incoming.pending and not self.ended:
                 pieces.append(self.tls.read(TLS_RECORD))
-                self.over = not pieces[-1]  # close_notify; the end of the TCP stream is yet to come
+                self.ended = not pieces[-1]  # close_notify; the end of the TCP stream is yet to come
         except ssl.SSLWantReadError:  # the rest of a record has yet to come, or another
             pass
         except ssl.SSLError as error:
@@ -2587,9 +2587,9 @@ class TLSConnection(Connection):
             self.tls.context.wrap_bio(self.incoming, self.outgoing, True)
             self.push(self.outgoing.read())  # an alert, which tells the peer why
             if not self.ready:
-                raise lost(error) from error
-            self.over = True
-            self.why = str(lost(error))
+                raise broken(error) from error
+            self.ended = True
+            self.why = str(broken(error))
             self.stop_sending()
         finally:
             self.incoming.read()
@@ -2626,12 +2626,12 @@ class TLSConnection(Connection):
             try:
                 taken += self.tls.write(data[taken : taken + TLS_RECORD])
             except ssl.SSLError as error:
-                raise lost(error) from error
+                raise broken(error) from error
             finally:
                 self.push(self.outgoing.read())
         return taken if self.reachable else 0
 
-    def is_owed(self) -> bool:
+    def wants_write(self) -> bool:
         return bool(self.unsent or self.queue)
 
     def end_stream(self) -> None:
@@ -3408,10 +3408,10 @@ def answer_request(door: Door, conn: Connection, site: Site, request: bytes) -> 
     except Refusal as refusal:
         log.info("%s was refused: %s", conn, refusal)
         answer = response(request, refusal.status, "plain", f"{refusal}\n", *refusal.fields)
-    conn.tell(answer, is_text=False)
+    conn.tell_now(answer, is_text=False)
     if not answer.startswith(b"HTTP/1.1 101 "):
         raise Dismissed
-    conn.speak(WebSocket(conn.input.max_line))
+    conn.use(WebSocket(conn.input.max_line))
     return b""
 
 

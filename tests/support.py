@@ -289,8 +289,8 @@ def check_invariants(server: ChatServer) -> None:
         assert conn.unread_answers == sum(batch.told.get(conn, 0) for batch in batches)
         assert conn.unread_whispers == sum(batch.whispered.get(conn, 0) for batch in batches)
         assert conn.events == (registered[conn].events if conn in registered else 0)
-        assert conn in server.membership.pending or not server.membership.has_input(conn)
-    assert server.membership.pending <= everyone
+        assert conn in server.membership.has_more or not server.membership.has_input(conn)
+    assert server.membership.has_more <= everyone
     for key, owner in room.names.items():
         assert owner in room.members and key == identity(owner.name)
     assert len(room.names) == sum(1 for conn in members if conn.name)
@@ -304,13 +304,13 @@ def check_invariants(server: ChatServer) -> None:
     assert throttle.slow or not (throttle.marks or set(throttle.waiting) - unread)
     for conn in leaving - set(room.batch.leavers):  # those will be seen off with that batch
         assert not conn.unheard
-        assert conn.is_owed() or (conn.reading and not conn.reachable), "should be closed by now"
+        assert conn.wants_write() or (conn.reading and not conn.reachable), "should be closed by now"
 
 
 def check_connection(conn: Connection) -> None:
     """What holds of one that is open."""
     assert conn.sock.fileno() != -1
-    owed = conn.is_owed()
+    owed = conn.wants_write()
     assert conn.events == (1 if conn.reading else 0) | (2 if owed else 0)  # EVENT_READ, EVENT_WRITE
     queue = conn.queue or ()
     assert conn.queue is None or queue, "an empty queue is none"
@@ -328,7 +328,7 @@ def check_tls(conn: TLSConnection) -> None:
     """What holds of one besides that, if it speaks TLS."""
     assert not conn.incoming.pending and not conn.outgoing.pending
     assert len(conn.unsent) <= MAX_UNSENT
-    assert conn.is_owed() == bool(conn.unsent or conn.queue)
+    assert conn.wants_write() == bool(conn.unsent or conn.queue)
     assert not conn.tls or conn.unsent or not conn.queue
     assert conn.tls or not conn.unsent
     assert not conn.pending or conn.can_talk()

@@ -68,7 +68,7 @@ def test_many_who_say_little_say_no_more_than_a_slow_reader_can_read() -> None:
     throttle = inside.server.throttle
     (quiet, _peer), _ = inside.join(), inside.join()
     throttle.slow = True
-    throttle.paid = throttle.clock.now() + 3 * CREDIT
+    throttle.mark = throttle.clock.now() + 3 * CREDIT
     assert throttle.allow(quiet, 1000, 0) == 0
     assert quiet in throttle.waiting
 
@@ -86,7 +86,7 @@ def test_few_answers_wait_for_whoever_does_not_read(
     server = inside.server
     conn, peer = inside.join()
     if question[:1] == b"\x89":
-        conn.speak(chat_server.WebSocket(8192))
+        conn.use(chat_server.WebSocket(8192))
     monkeypatch.setattr(Connection, "send", lambda conn, data: 0)
     while conn not in server.throttle.waiting:
         peer.send(question)

@@ -384,13 +384,13 @@ def test_browsers_share_a_frame() -> None:
     inside = Inside()
     conns = [inside.join()[0] for _ in range(3)]
     for conn in conns[:2]:
-        conn.speak(chat_server.WebSocket(1000))
+        conn.use(chat_server.WebSocket(1000))
     batch = chat_server.Batch()
     batch.say(b"hello\n", conns[2])
     batch.seal()
     assert batch.part_for(conns[0], conns[0].encode) is batch.part_for(conns[1], conns[1].encode)
     assert batch.part_for(conns[0], conns[0].encode) == b"\x81\x06hello\n"
-    conns[2].speak(chat_server.WebSocket(1000))
+    conns[2].use(chat_server.WebSocket(1000))
     assert batch.part_for(conns[2], conns[2].encode) == b""
 
 

@@ -33,7 +33,7 @@ def test_what_came_before_sending_failed_is_heard_but_no_torn_line(inside: Insid
     conn, peer = inside.join()
     peer.send(b"last words\ntorn")
     peer.reset()
-    conn.tell(b"too late\n")
+    conn.tell_now(b"too late\n")
     for _ in range(3):
         if conn in server.room.members:
             server.read_all({conn})
@@ -48,7 +48,7 @@ def test_last_words_are_heard_although_something_was_said_after_the_close(inside
     peer.close()
     server.read_all({conn})
     for _ in range(3):  # the first is answered with the reset
-        conn.tell(b"too late\n")
+        conn.tell_now(b"too late\n")
     server.read_all({conn})
     assert server.room.take_batch().text == b"bye\n"
 
@@ -63,7 +63,7 @@ def test_last_words_through_tls_are_heard_unless_the_stream_was_cut(in_order: bo
     else:
         peer.reset()
     for _ in range(3):  # the first is answered with a reset
-        conn.tell(b"too late\n")
+        conn.tell_now(b"too late\n")
     while conn in server.room.members:
         server.read_all({conn})
     assert server.room.take_batch().text == (b"bye\n" if in_order else b"")
@@ -73,7 +73,7 @@ def test_last_words_are_heard_after_many_questions_in_the_same_turn(inside: Insi
     """There a browser's own close can come, too, in the middle of a message."""
     server = inside.server
     conn, peer = inside.join()
-    conn.speak(WebSocket(1000))
+    conn.use(WebSocket(1000))
     server.room.take_name(conn, "John")
     server.deliver(server.room.take_batch())
     last = masked(TEXT, b"last words")
@@ -94,7 +94,7 @@ def test_closing_room_hears_what_waits_for_the_next_turn(inside: Inside) -> None
     one.unheard = b"/name John\n"
     server.membership.guard(server.hear, one, 99, math.inf)
     one.unheard = b"waits\n" * 5000  # more than one turn would hear
-    server.membership.pending.add(one)
+    server.membership.has_more.add(one)
     server.stop_signals = 1
     server.close_room()
     two.expect("* John joined\n", *["John: waits\n"] * 5000, "* the room is closing\n")
@@ -236,8 +236,8 @@ def test_whoever_was_silent_has_no_more_credit_than_a_turn(
     throttle = inside.server.throttle
     (silent, _), (talker, _) = inside.join(), inside.join()
     for _ in range(100):
-        throttle.charge_turn([(talker, chat_server.TURN)])
-    throttle.charge_turn([(silent, 0.0)])
+        throttle.charge_time([(talker, chat_server.TURN)])
+    throttle.charge_time([(silent, 0.0)])
     assert silent.cost == throttle.latest_cost - chat_server.TURN
     newcomer, _ = inside.join()
     assert newcomer.cost == throttle.latest_cost, "no credit at all"
@@ -247,10 +247,10 @@ def test_whatever_takes_long_is_read_in_small_pieces(inside: Inside) -> None:
     conn, _ = inside.join()
     for _ in range(20):
         conn.note_cost(0.0001)
-    assert conn.most == chat_server.TURN_READ
+    assert conn.read_size == chat_server.TURN_READ
     for _ in range(20):
         conn.note_cost(chat_server.TURN * 2)
-    assert conn.most == chat_server.MIN_READ
+    assert conn.read_size == chat_server.MIN_READ
 
 
 def test_lines_of_many_that_end_at_once_are_delivered_over_several_turns(inside: Inside) -> None:

@@ -116,7 +116,7 @@ def test_telnet_is_answered_between_two_lines_at_its_own_cost(stuck: Stuck) -> N
     before = conn.size
     peer.send(b"\xff\xfd\x06")
     select.select([conn.sock], [], [], DEADLINE)
-    assert (conn.receive(100), conn.over) == (b"", False)
+    assert (conn.receive(100), conn.ended) == (b"", False)
     conn.write(said(b"next\n"))
     check_connection(conn)
     assert conn.unread_answers == TOLD_COST + len(b"\xff\xfc\x06")
@@ -196,7 +196,7 @@ def test_a_fault_of_the_peer_has_a_type_of_its_own() -> None:
     with pytest.raises(Gone, match="lost: Connection reset"):
         conn.receive(100)
     silent, _peer = connection()
-    assert (silent.receive(100), silent.over) == (b"", False)
+    assert (silent.receive(100), silent.ended) == (b"", False)
 
 
 def test_a_connection_whose_peer_has_gone_is_not_sent_to_again() -> None:
@@ -206,7 +206,7 @@ def test_a_connection_whose_peer_has_gone_is_not_sent_to_again() -> None:
     conn.write(said(b"hi\n"))
     assert not conn.reachable
     assert conn.reading
-    assert (conn.receive(100), conn.over) == (b"", True)
+    assert (conn.receive(100), conn.ended) == (b"", True)
     assert conn.why == "lost: Connection reset by peer"
 
 
@@ -287,7 +287,7 @@ class Hall:
             return 0
         allowed = self.throttle.allow(one, size, 0)
         if allowed:
-            self.throttle.charge(one, allowed)
+            self.throttle.charge_bytes(one, allowed)
             self.throttle.note_said(allowed)
             self.said[one] += allowed
         return allowed
@@ -315,7 +315,7 @@ def test_nobody_is_slowed_while_nobody_is_behind(fake: FakeTime) -> None:
     one: Any = Someone(HIGH_WATER)
     for _ in range(100):
         assert throttle.allow(one, 10_000, 0) == 10_000
-        throttle.charge(one, 10_000)
+        throttle.charge_bytes(one, 10_000)
     assert not throttle.behind
 
 
@@ -323,7 +323,7 @@ def test_nobody_is_slowed_while_nobody_is_behind(fake: FakeTime) -> None:
 def test_however_many_flood_they_say_what_one_can_read(slowed: Hall, flooders: int) -> None:
     crowd = [Someone() for _ in range(flooders)]
     for one in crowd:
-        slowed.throttle.charge(one, 100_000)  # they did so before too
+        slowed.throttle.charge_bytes(one, 100_000)  # they did so before too
     first = slowed.flood(crowd, 10)
     assert first <= 11 * PACE + MIN_READ
     then = slowed.flood(crowd, 100)
@@ -342,7 +342,7 @@ def test_silence_is_no_way_around_that(slowed: Hall) -> None:
     for minute in range(2):
         slowed.flood([], 60 * minute)
         for one in crowd:
-            slowed.throttle.charge(one, 100_000)
+            slowed.throttle.charge_bytes(one, 100_000)
         said = slowed.flood(crowd, 1)
     assert said <= 2 * PACE + MIN_READ
 
@@ -370,7 +370,7 @@ def test_whoever_talks_is_heard_at_once_beside_a_flood(
     crowd = [Someone() for _ in range(500)]
     talker = Someone()
     for one in crowd:
-        slowed.throttle.charge(one, 100_000)
+        slowed.throttle.charge_bytes(one, 100_000)
     for _ in range(lines):
         slowed.flood(crowd, pause)
         assert slowed.say(talker, size) == size
@@ -378,9 +378,9 @@ def test_whoever_talks_is_heard_at_once_beside_a_flood(
 
 def test_the_first_eight_kilobytes_are_not_loud(slowed: Hall) -> None:
     one: Any = Someone()
-    slowed.throttle.charge(one, int(ALLOWANCE * PACE / 2))
+    slowed.throttle.charge_bytes(one, int(ALLOWANCE * PACE / 2))
     assert not slowed.throttle.is_loud(one)
-    slowed.throttle.charge(one, 1)
+    slowed.throttle.charge_bytes(one, 1)
     assert slowed.throttle.is_loud(one)
 
 
@@ -389,7 +389,7 @@ def test_many_who_are_quiet_do_not_mute_a_newcomer(slowed: Hall) -> None:
     throttle = slowed.throttle
     newcomer: Any = Someone()
     throttle.join(newcomer)
-    throttle.paid = throttle.clock.now() + CREDIT / 2
+    throttle.mark = throttle.clock.now() + CREDIT / 2
     for _ in range(100):
         slowed.flood([newcomer], 0.05, 100)
         throttle.note_said(int(0.05 * PACE) - BATCH_COST)
@@ -426,7 +426,7 @@ def test_a_host_with_many_connections_has_no_more_than_another(slowed: Hall) -> 
 
 def test_long_lines_of_the_loud_do_not_delay_whoever_talks(slowed: Hall) -> None:
     loud, talker = Someone(), Someone()
-    slowed.throttle.charge(loud, 100_000)
+    slowed.throttle.charge_bytes(loud, 100_000)
     for _ in range(20):
         slowed.flood([loud], 1)
         slowed.throttle.note_said(8192)  # the end of a long line
@@ -436,7 +436,7 @@ def test_long_lines_of_the_loud_do_not_delay_whoever_talks(slowed: Hall) -> None
 def test_the_loud_take_turns(slowed: Hall) -> None:
     crowd = [Someone() for _ in range(40)]
     for one in crowd:
-        slowed.throttle.charge(one, 100_000)
+        slowed.throttle.charge_bytes(one, 100_000)
     slowed.flood(crowd, 60)
     shares = [slowed.said[one] for one in crowd]
     assert min(shares) > max(shares) / 3
@@ -447,14 +447,14 @@ def test_turns_go_by_hosts(slowed: Hall) -> None:
     crowd, single = [Someone() for _ in range(60)], Someone()
     single.host = "192.0.2.2"
     for one in (*crowd, single):
-        slowed.throttle.charge(one, 100_000)
+        slowed.throttle.charge_bytes(one, 100_000)
     slowed.flood([*crowd, single], 60)
     assert slowed.said[single] > sum(slowed.said[one] for one in crowd) / 3
 
 
 def test_whoever_was_loud_is_not_for_ever(slowed: Hall) -> None:
     one = Someone()
-    slowed.throttle.charge(one, 10**9)
+    slowed.throttle.charge_bytes(one, 10**9)
     slowed.throttle.note_said(100)
     assert slowed.say(one, 100) == 0
     slowed.flood([], 60)
@@ -470,7 +470,7 @@ def test_everyone_speaks_freely_after_the_last_has_caught_up(slowed: Hall) -> No
         for slow in crowd:
             throttle.note_behind(slow)
         throttle.forget(slowed.slow)
-        throttle.charge(one, 100_000)  # type: ignore[arg-type]
+        throttle.charge_bytes(one, 100_000)  # type: ignore[arg-type]
         throttle.note_said(100)
         assert slowed.say(one, 1) == 0
         for slow in crowd:
@@ -748,8 +748,8 @@ def test_password_is_compared_in_constant_time(
 
 def test_nothing_that_comes_has_a_wrong_password_answered_before_its_time(at_door: AtDoor) -> None:
     conn = at_door.say(b"guess\n")
-    conn.speak(WebSocket(1000))
-    conn.input.over = True  # a browser that closes at once
+    conn.use(WebSocket(1000))
+    conn.input.ended = True  # a browser that closes at once
     assert at_door.say(b"more\n").state is State.DOOR
     with pytest.raises(Dismissed, match="wrong password"):
         at_door.time_is_up()

@@ -159,7 +159,7 @@ def test_all_that_came_is_decrypted_at_once(version: str) -> None:
     room = introduced(client)
     room.peer.send(client.say(*[b"line\n"] * 200))
     assert room.conn.receive_text(TLS_READ) == b"line\n" * 200
-    assert (room.conn.receive_text(TLS_READ), room.conn.over) == (b"", False)
+    assert (room.conn.receive_text(TLS_READ), room.conn.ended) == (b"", False)
     record = client.say(b"z" * TLS_RECORD)
     assert room.take(record[:-1]) == b""
     assert room.take(record[-1:]) == b"z" * TLS_RECORD
@@ -187,7 +187,7 @@ def test_the_end_comes_after_the_text_before_it(version: str) -> None:
     client = Client(version)
     room = introduced(client)
     assert room.take(client.say(b"bye") + client.end() + b"more") == b"bye"
-    assert (room.conn.over, room.conn.why) == (True, "")
+    assert (room.conn.ended, room.conn.why) == (True, "")
     assert room.conn.reading
     room.conn.end_stream()
     client.feed(room.sent())
@@ -204,7 +204,7 @@ def test_half_a_record_is_nothing_yet(version: str) -> None:
     record = client.say(b"torn\n")
     half = len(record) // 2
     for piece in (record[:half], record[half:-1]):
-        assert (room.take(piece), room.conn.over) == (b"", False)
+        assert (room.take(piece), room.conn.ended) == (b"", False)
     assert room.take(record[-1:]) == b"torn\n"
 
 
@@ -215,12 +215,12 @@ def test_garbage_ends_it_after_the_text_before_it(version: str, garbage: bytes) 
     room = introduced(client)
     later = client.say(b"last words\n") + garbage, client.say(b"too late\n")
     assert room.take(later[0]) == b"last words\n"
-    assert (room.conn.over, room.conn.reachable) == (True, False)
+    assert (room.conn.ended, room.conn.reachable) == (True, False)
     assert room.conn.why.startswith("lost: ")
     client.feed(room.sent())
     with pytest.raises(ssl.SSLError, match="(?i)alert"):
         client.hear()
-    room.conn.tell(b"never in the clear\n")
+    room.conn.tell_now(b"never in the clear\n")
     assert room.take(later[1]) == b""
     assert room.peer.rest() == b""
 
@@ -230,7 +230,7 @@ def test_garbage_is_known_for_it_at_once() -> None:
     for garbage in (b"\x16\x03\x01\xff\xff", b"\x00\x03\x03\x00\x10", b"GET / HTTP/1.1"):
         room = introduced(Client())
         assert room.take(garbage) == b""
-        assert room.conn.over
+        assert room.conn.ended
 
 
 @pytest.mark.parametrize("full", [False, True])
@@ -244,7 +244,7 @@ def test_nothing_is_sent_in_the_clear_after_the_end(
         room.conn.end_stream()
         assert room.conn.reachable == full
         for _ in range(3):
-            room.conn.tell(b"never in the clear\n")
+            room.conn.tell_now(b"never in the clear\n")
             room.conn.flush()
         kernel[0] = 1000
         with suppress(Gone):
@@ -298,7 +298,7 @@ class Chatter:
         self.heard += self.room.take(self.on_its_way + b"garbage" * self.breaks)
         assert self.heard == self.said
         assert self.client.hear() == self.told
-        assert self.room.conn.over == self.breaks
+        assert self.room.conn.ended == self.breaks
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -471,7 +471,7 @@ def test_stuck_member_has_at_most_a_record_beside_its_queue(
         received.extend(peer.available())
         server.flush(conn)
         check_invariants(server)
-        return not conn.is_owed()
+        return not conn.wants_write()
 
     eventually(read_some)
     assert received + peer.read(len(said) - len(received)) == said
@@ -516,7 +516,7 @@ def test_farewell_is_whole_although_the_kernel_is_full(
         else:
             server.close_room()
         turns = 0
-        while conn.is_owed() and conn.sock.fileno() != -1:
+        while conn.wants_write() and conn.sock.fileno() != -1:
             room[0] = step
             server.turn()
             turns += 1

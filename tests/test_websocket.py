@@ -65,7 +65,7 @@ def said(*texts: str) -> bytes:
 def test_each_message_is_a_line_however_it_comes() -> None:
     for heard in in_all_ways(said("one", LETTERS, "x" * 130)):
         assert heard.lines == f"one\n{LETTERS}\n{'x' * 130}\n".encode()
-        assert (heard.answers, heard.socket.over, heard.socket.finish()) == ([], False, b"")
+        assert (heard.answers, heard.socket.ended, heard.socket.finish()) == ([], False, b"")
 
 
 @pytest.mark.parametrize("size", [0, 1, 125, 126, 127, 65535, 65536, 70000])
@@ -110,7 +110,7 @@ def test_what_is_too_long_is_skipped_and_holds_no_memory() -> None:
     heard.take(said("fine") + b"\x01\xff" + (1 << 62).to_bytes(8, "big") + b"\0\0\0\0")
     for _ in range(100):
         heard.take(b"x" * 1000)
-    assert (heard.lines, heard.too_long, heard.socket.over) == (b"fine\n", 1, False)
+    assert (heard.lines, heard.too_long, heard.socket.ended) == (b"fine\n", 1, False)
     heard = Heard(max_line=10)
     heard.take(masked(TEXT, b"x" * 9, False))
     for _ in range(100):
@@ -143,13 +143,13 @@ def test_close_is_answered_with_its_own_code(code: int) -> None:
     close = masked(CLOSE, code.to_bytes(2, "big") + "gréat".encode())
     for heard in in_all_ways(said("a") + close + said("not heard")):
         assert heard.lines == b"a\n"
-        assert (heard.socket.over, heard.socket.code, heard.socket.why) == (True, code, "")
+        assert (heard.socket.ended, heard.socket.code, heard.socket.why) == (True, code, "")
         assert heard.socket.farewell(1001) == b"\x88\x02" + code.to_bytes(2, "big")
 
 
 def test_close_without_a_code_is_a_normal_one() -> None:
     heard = hear(masked(CLOSE, b"") + said("not heard"))
-    assert (heard.lines, heard.socket.over, heard.socket.why) == (b"", True, "")
+    assert (heard.lines, heard.socket.ended, heard.socket.why) == (b"", True, "")
     assert heard.socket.code == 1000
 
 
@@ -208,7 +208,7 @@ def test_each_fault_has_its_code_and_drops_only_what_is_not_whole(fault: str) ->
     stream, code, why = FAULTS[fault]
     for heard in in_all_ways(said("one", "two") + stream + said("not heard") + masked(PING, b"")):
         assert heard.lines == b"one\ntwo\n"
-        assert (heard.socket.over, heard.socket.code) == (True, code)
+        assert (heard.socket.ended, heard.socket.code) == (True, code)
         assert why in heard.socket.why
         assert heard.socket.finish() == b""
 
@@ -252,12 +252,12 @@ def test_text_is_refused_at_the_first_byte_that_cannot_be_right(bad: bytes) -> N
     text = LETTERS.encode() + bad
     header = b"\x01\xff" + (1 << 40).to_bytes(8, "big") + bytes(4)
     heard = hear(header + text[:-1])
-    assert not heard.socket.over
+    assert not heard.socket.ended
     heard.take(text[-1:])
-    assert (heard.socket.over, heard.socket.code) == (True, 1007)
+    assert (heard.socket.ended, heard.socket.code) == (True, 1007)
     fragments = b"".join(masked(CONTINUATION, bytes([byte]), False) for byte in text)
     heard = hear(masked(TEXT, b"", False) + fragments)
-    assert (heard.socket.over, heard.socket.code) == (True, 1007)
+    assert (heard.socket.ended, heard.socket.code) == (True, 1007)
 
 
 # Any stream
@@ -298,7 +298,7 @@ def test_any_messages_in_any_fragments_and_pieces_give_their_lines(seed: int) ->
         sizes.append(chance.choice([1, 2, 3, 50, 500]))
     heard = hear(stream + said("not heard"), sizes)
     assert heard.lines == lines
-    assert (heard.socket.over, heard.socket.code) == (True, code)
+    assert (heard.socket.ended, heard.socket.code) == (True, code)
     answered = iter(pings)
     assert all(answer[2:] in answered for answer in heard.answers), "not in their order"
     everything = hear(stream, [1] * len(stream))
@@ -309,6 +309,6 @@ def test_any_messages_in_any_fragments_and_pieces_give_their_lines(seed: int) ->
 def test_input_has_the_same_members_as_a_websocket() -> None:
     one, other = Telnet(1000), WebSocket(1000)
     assert not hasattr(one, "__dict__") and not hasattr(other, "__dict__")
-    assert (one.over, other.over) == (False, False)
+    assert (one.ended, other.ended) == (False, False)
     assert (one.encode, one.farewell(1000)) == (None, b"")
-    assert one.most > other.most
+    assert one.max_read > other.max_read
