@@ -28,8 +28,8 @@ One thread, one selectors loop, non-blocking sockets. A turn of the loop goes li
     2. go on with newcomers, for a few ms at most: TLS, a browser's request, the password
     3. read from each member once, and put what was said into one batch, in the order of reading
     4. hand the whole batch to each member; whoever spoke gets it without its own lines
-    5. what a socket doesn't take now waits in its member's queue: while one is too long, read from
-       everyone more slowly, and TCP slows the senders
+    5. what a socket doesn't take now waits in its member's queue: while one is too long, read more
+       slowly from those who talk most, and TCP slows them down
 
 So a turn costs one send a member, however many messages it carries, and nothing is copied for those
 who only listen. In a quiet room a line goes out in the turn in which it came; under load the
@@ -121,9 +121,9 @@ class State(enum.Enum):
                                                                       has closed; or time is up
     CLOSED    nothing       no                            none
 
-    From each of the first three an error leads to CLOSED at once, and so does being too far behind;
-    but what somebody said before sending to it failed is heard first. Inside /quit, a member has
-    left the room a moment before it is LEAVING.
+    From each of the first three, being too far behind leads to CLOSED at once, and so does an error
+    in receiving; after one in sending, a member is read to its end first. Inside /quit, a member
+    has left the room a moment before it is LEAVING.
     """
 
     DOOR = enum.auto()
@@ -294,15 +294,15 @@ class Member:
 
     def __init__(self) -> None:
         self.name = ""  # none taken
-        self.is_operator = False  # may remove others
+        self.is_operator = False  # may remove others: part III
         self.prefix = b""  # what each of its messages begins with once it has a name: b"John: "
         self.reachable = True  # it can still be sent to
-        self.silent = True  # has not said a word yet
+        self.silent = True  # nothing has been heard from it: part III
         # What was for it alone and it hasn't taken yet, as in a batch's `told` and `whispered`: the
         # answers to what it said, and what others said to it. Only the first are its own doing.
         self.unread_answers = 0
         self.unread_whispers = 0
-        self.warned = False  # it was told that only the room begins a line as the room does
+        self.warned = False  # it was told that only the room begins a line so: part III
 
 
 class Batch:
@@ -336,7 +336,7 @@ class Batch:
         # Bytes for one member alone, and what these cost besides: answers, and what others said.
         self.told: dict[Member, int] = {}
         self.whispered: dict[Member, int] = {}
-        self.leavers: list[Any] = []  # have left in this turn, and get what came before
+        self.leavers: list[Any] = []  # have left in this turn, and get what came before if they can
         self.text = b""  # all that was said, once the batch is sealed
         self.encoded = b""  # the same, encoded, once somebody needed that
 
@@ -385,7 +385,7 @@ class Batch:
 
     def part_for(self, member: Member, encode: Callable[[bytes], bytes] | None) -> bytes:
         """Returns what a member gets, as `encode` makes it: the text with its cuts made. All who
-        have none share the same bytes, as there is only one way to encode."""
+        have none share the same bytes: those who need encoding at all need the same."""
         if member in self.cuts:
             pieces: list[bytes] = []
             at = 0
@@ -457,7 +457,7 @@ WELCOME = "Welcome to the chatroom!"
 PRIVATE = " (private)"
 MAX_WHO = 200  # names in an answer to /who
 LOOK_AT = 256  # bytes, or a line more, that are heard between two looks at the clock
-MAX_UNREAD = 8 * 1024  # bytes of unread answers, beyond which whoever asked for them isn't heard
+MAX_UNREAD = 8 * 1024  # bytes of unread answers, beyond which their asker isn't heard at all
 MAX_WHISPERED = 4 * 1024  # bytes of unread private messages, beyond which one more is refused
 
 # The start of a line that has to be looked at, if its speaker has no name; and the end of one that
@@ -499,8 +499,8 @@ class Room:
             "/quit": self.quit,
         }
         self.help_lines = b"".join(map(notice, HELP))  # the same bytes for all who ask
-        # Each takes a line that somebody is to say, and returns it as that one may say it, or raises
-        # ValueError: why not. They see each line that isn't plain; none is with a suspect in it.
+        # What part III checks. Each takes a line that isn't plain, and returns it as its member may
+        # say it, or raises ValueError: why not. No chunk with one of the suspects in it is plain.
         self.checks: list[Callable[[Member, str], str]] = []
         self.suspects: list[bytes] = []
 
@@ -558,7 +558,7 @@ class Room:
         while at < len(chunk):
             end = chunk.find(b"\n", at + LOOK_AT) + 1 or len(chunk)
             for line in chunk[at:end].split(b"\n")[:-1]:
-                has_much_to_read = member.unread_answers > MAX_UNREAD // 2
+                has_much_to_read = member.unread_answers > MAX_UNREAD // 2  # room for one more
                 if at and (has_much_to_read or self.batch.size >= full):
                     return chunk[at:]
                 at += len(line) + 1
@@ -570,9 +570,9 @@ class Room:
         return chunk[at:]
 
     def is_plain(self, member: Member, chunk: bytes) -> bool:
-        """Says whether all lines of a chunk can be relayed as they are, without a look at each. Those
-        of a member with a name are if it is there already, as our client and a flood have it; what
-        people type into nc isn't, and goes line by line.
+        """Says whether all lines of a chunk can be relayed as they are, without a look at each:
+        those of a named member if its name is there already, as our client and a flood have it.
+        What people type into nc goes line by line.
 
         A few calls that run in C over the whole chunk: about 0.1 ms for 64 KiB, less than a tenth
         of what it takes to deliver that to a hundred members.
@@ -722,10 +722,10 @@ NOTICE_WORDS = re.compile(
 
 def compatible(text: str) -> str:
     """Returns the beginning of a text, long enough for a name, in its compatible form (NFKC)."""
-    letters = unicodedata.normalize("NFKC", text[:MAX_NAME])
-    if len(letters) < MAX_NAME_SOURCE:  # else they are long already: one can become 18, slowly
-        letters = unicodedata.normalize("NFKC", text[:MAX_NAME_SOURCE])
-    return letters[:MAX_NAME_SOURCE]
+    form = unicodedata.normalize("NFKC", text[:MAX_NAME])
+    if len(form) < MAX_NAME_SOURCE:  # else they are long already: one can become 18, slowly
+        form = unicodedata.normalize("NFKC", text[:MAX_NAME_SOURCE])
+    return form[:MAX_NAME_SOURCE]
 
 
 def unaccented(text: str) -> str:
@@ -860,14 +860,14 @@ class Connection(Member):
         "cost",
         "deadline",
         "encode",
+        "ended",
         "events",
         "host",
         "input",
-        "read_size",
         "offset",
-        "ended",
         "peer",
         "queue",
+        "read_size",
         "reading",
         "selector",
         "since",
@@ -991,8 +991,8 @@ class Connection(Member):
     # To the peer
 
     def tell_now(self, data: bytes, is_text: bool = True) -> None:
-        """Sends whole lines, or what goes out as it is, after all that it has yet to get. This
-        overtakes what the room tells it in this turn, which waits for the turn's end."""
+        """Sends whole lines, or what goes out as it is: after what is in its queue, but before this
+        turn's batch, which waits for the turn's end."""
         batch = Batch(is_text)
         batch.tell(self, data)
         batch.seal()
@@ -1052,8 +1052,8 @@ class Connection(Member):
             raise broken(error) from error
 
     def stop_sending(self) -> None:
-        """The peer has gone; what it said before may still wait to be read, and then its end. Raises
-        Gone if it isn't read from now, as it waits to speak: it would keep its name until then."""
+        """The peer has gone; what it said before may still wait to be read, and then its end.
+        Raises Gone if it isn't read from now, as it waits to speak: it would keep its name."""
         if not self.reading:
             raise Gone("lost")
         Connection.end_stream(self)  # not a subclass's, which might send something
@@ -1091,10 +1091,10 @@ class ChatServer:
 
     def __init__(self, selector: BaseSelector, membership: Membership, door: Door) -> None:
         self.selector = selector
-        self.membership = membership
+        self.membership = membership  # who is where: below
         self.door = door  # accepts newcomers, and has them enter the membership: part III
         self.room = membership.room
-        self.throttle = membership.throttle
+        self.throttle = membership.throttle  # who may say how much: below
         self.clock = membership.clock
         self.recorders: list[Callable[[bytes], None]] = []  # get what is said, whole lines
         self.stop_signals = 0
@@ -1169,8 +1169,8 @@ class ChatServer:
             self.membership.meet_deadlines()
 
     def wait(self, timeout: float) -> tuple[list[Connection], set[Connection]]:
-        """Waits that many seconds at most, and sends what can be sent; returns who is ready at the
-        door, and who can be read.
+        """Waits that many seconds at most, sends what can be sent, and has newcomers accepted;
+        returns who is ready at the door, and who can be read.
 
         An event can be stale: what was served before it in this turn may have closed its socket,
         and then it isn't reading.
@@ -1187,7 +1187,7 @@ class ChatServer:
                 self.membership.guard(self.flush, key.data)
             if events & EVENT_READ:
                 came.add(key.data)
-        for call in others:  # only now, as a newcomer may take somebody's place
+        for call in others:  # only now, as whoever is accepted may cost somebody else its place
             call()
         knocking = [conn for conn in came if conn.state is State.DOOR]
         return knocking, came.difference(knocking)
@@ -1350,12 +1350,13 @@ class Clock:
 class Membership:
     """Who is at the door, in the room, or leaving: moves connections from one state to the next.
 
-    The order of the calls in it matters: the room hears first of whoever is a member no more; and
-    the throttle, which lets others speak as it forgets somebody, before that one's socket is closed.
+    The order of the calls in it matters: when somebody is no longer a member, the room is the first
+    to know; and the throttle, which then lets others speak, before that one's socket is closed.
 
     There are four words for going. Whoever leaves gets what was said before; whoever is dismissed
     is told why first; a stream is finished once everything is in it, and then waits for the
-    peer's own end; and somebody who is disconnected gets nothing more.
+    peer's own end; and somebody who is disconnected gets nothing more. So it goes: leave, see_off
+    at the delivery, finish, once or more often, and CLOSED.
     """
 
     def __init__(self, room: Room, clock: Clock) -> None:
@@ -1497,7 +1498,7 @@ class Membership:
         log.info("%s %s, members: %d", conn, why, len(self.room.members))
 
     def overdue(self, conns: Iterable[Connection]) -> Iterator[Connection]:
-        """Yields those who can't be left alone any longer; has the loop look again by their times."""
+        """Yields those who can't be left alone any longer; has the loop come back for the rest."""
         now = self.clock.now()
         for conn in list(conns):
             if conn.state is not State.CLOSED and now >= conn.until:
@@ -1557,14 +1558,15 @@ class Lag:
 
 class Throttle:
     """How much may each say? All it wants; but while a queue is over HIGH_WATER, which is when the
-    room is `slow`, all together no more than the one who is behind can read.
+    room is `slow`, all together no more than PACE, which anybody who stays has to manage to read.
 
-    The room has a mark in time, up to which all that was said is paid for: at 8 KiB a second, PACE,
-    a line of 64 bytes moves it on by 1/128 s. Each connection has one, and each host, which move by
-    twice that. Whoever's lies ahead is loud: it has said more than half of PACE, after the first 8
-    KiB. The quiet may speak while the room's mark is up to 4 s ahead, CREDIT, and 8 s if their host
-    is quiet, too; the loud when it isn't ahead, and else 1/8 of PACE all together, or many who are
-    quiet would mute them. Of those who wait, those whose host's mark is lowest come first.
+    The room has a mark: when somebody who reads at PACE, 8 KiB a second, would have read all that
+    was said so far. A line of 64 bytes moves it on by 1/128 s. Each connection has one too, and
+    each host, which move by twice that. Whoever's own lies ahead of the clock is loud: it has said
+    more than half of PACE, after the first 8 KiB. The quiet may speak while the room's mark is up
+    to 4 s ahead, CREDIT, and 8 s if their host is quiet, too; the loud when it isn't ahead, and
+    otherwise 1/8 of PACE all together, so that many who are quiet don't mute them. Of those who
+    wait, the lowest mark of a host comes first.
 
     500 connections from one host flood, and one from another; Ann, at a third, says a line now and
     then. Soon all 501 are loud. Some 13 times a second the room's mark is reached, and one of them
@@ -1577,9 +1579,11 @@ class Throttle:
         self.clock = clock
         self.behind: dict[Connection, Lag] = {}
         self.slow: Connection | None = None  # is over HIGH_WATER, so that everyone is slowed
-        self.waiting: dict[Connection, None] = {}  # aren't read from; oldest first
+        # Aren't read from; oldest first. `allow` puts them in; while the room is slow, `let_speak`
+        # takes them out, else `note_taken`, `settle` and `forget` do.
+        self.waiting: dict[Connection, None] = {}
         self.next_look = math.inf  # at those who are behind, in seconds of the clock
-        self.mark = 0.0  # the room's mark, in seconds of the clock
+        self.mark = 0.0  # the room's, in seconds of the clock
         self.loud_mark = 0.0  # the same of all who are loud, together
         self.marks: dict[Connection | str, float] = {}  # of connections and hosts
         self.latest_cost = 0.0  # the cost of whoever was read last: see charge_time
@@ -1608,7 +1612,7 @@ class Throttle:
         if not self.has_read(conn):
             self.note_behind(conn)
         elif self.is_loud(conn):
-            self.marks[conn] = math.inf  # for as long as it waits
+            self.marks[conn] = math.inf  # until charge_bytes() when it has spoken again
         self.waiting[conn] = None
         conn.read_on(False)
         self.clock.look_by(self.clock.now() + SHORT_TICK)
@@ -2198,7 +2202,7 @@ class Telnet(Lines):
     __slots__ = ("elsewhere", "held", "in_first_line")
 
     def __init__(self, max_line: int, elsewhere: str = "") -> None:
-        """`elsewhere` is what somebody is told who speaks another protocol."""
+        """`elsewhere` is what whoever speaks another protocol is told."""
         super().__init__(max_line)
         self.elsewhere = elsewhere
         self.held = b""  # the beginning of something that may turn out not to be text
@@ -2289,7 +2293,7 @@ class WebSocket(Lines):
     is Dismissed, with the code that answers it (section 7.4.1) and a note about the fault.
     """
 
-    __slots__ = ("code", "held", "in_message", "left", "mask", "opcode", "ended", "tail", "why")
+    __slots__ = ("code", "ended", "held", "in_message", "left", "mask", "opcode", "tail", "why")
     max_read = 64 * 1024  # frames without text are the dearest bytes that come
     encode = staticmethod(partial(frame, TEXT))
 
@@ -2360,8 +2364,8 @@ class WebSocket(Lines):
                 yield self.opcode, b"\n"
 
     def begin_frame(self, data: bytes, at: int) -> int:
-        """Reads the header at this place; returns where its payload begins, or 0 if it isn't whole,
-        or it is a control frame that isn't. Raises Dismissed."""
+        """Reads the header at this place; returns where its payload begins, or 0 if the header,
+        or a control frame, isn't whole yet. Raises Dismissed."""
         if len(data) < at + 2:
             return 0
         first, second = data[at], data[at + 1]
@@ -2490,8 +2494,8 @@ class Certificate:
         self.why_old = ""  # why newer ones couldn't be loaded, as it was logged last
 
     def look(self) -> list[tuple[int, ...]] | None:
-        """Returns what is different after the files have changed; None if one is no file, such as a
-        pipe: that gives what is in it once, and makes its reader wait."""
+        """Returns what is different after the files have changed; None if one isn't a plain
+        file but, say, a pipe: that can be read only once, and makes its reader wait."""
         found: list[tuple[int, ...]] = []
         for path in (self.cert, self.key):
             state: tuple[int, ...] = ()  # it has vanished
@@ -2504,7 +2508,7 @@ class Certificate:
         return found
 
     def current(self) -> ssl.SSLContext:
-        """Returns the context for a newcomer. Why it isn't that of the files is logged once."""
+        """Returns the context for a newcomer. If the files can't be loaded, logs why, once."""
         found = self.look()
         if found is None or found == self.loaded:
             return self.context
@@ -2515,7 +2519,7 @@ class Certificate:
         except Failure as failure:
             if str(failure) != self.why_old:
                 self.why_old = str(failure)
-                log.warning("the certificate stays the old one: %s", failure)
+                log.warning("the old certificate stays in use: %s", failure)
         return self.context
 
 
@@ -2526,8 +2530,8 @@ class TLSConnection(Connection):
     memory that it once needed, so all connections share these two. They are empty after each step:
     what came is decrypted to its end, and what is to be sent goes to the kernel, or to `unsent`.
 
-    What came of a record that isn't whole yet is kept by OpenSSL, in 17 KB: so much a slow line can
-    cost here at most, besides what it costs anywhere.
+    OpenSSL keeps what came of an unfinished record, in 17 KB: that is the most that a slow line can
+    cost here, besides what it costs anywhere.
     """
 
     __slots__ = ("pending", "ready", "tls", "unsent")
@@ -2579,7 +2583,7 @@ class TLSConnection(Connection):
                 self.ready = True
             while self.incoming.pending and not self.ended:
                 pieces.append(self.tls.read(TLS_RECORD))
-                self.ended = not pieces[-1]  # close_notify; the end of the TCP stream is yet to come
+                self.ended = not pieces[-1]  # close_notify; the end of TCP's stream is yet to come
         except ssl.SSLWantReadError:  # the rest of a record has yet to come, or another
             pass
         except ssl.SSLError as error:
@@ -3229,7 +3233,7 @@ def digest(text: str) -> str:
     return f"'sha256-{b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-# What every response comes with: nobody guesses at its type, keeps it, is told of it, or embeds it.
+# With these, nobody guesses a response's type, stores it, is told its address, or embeds it.
 # The page may connect not just to 'self': Safari before version 15.4 means no WebSocket by that.
 HARDENING = (
     (
@@ -3279,7 +3283,7 @@ def parse_request(data: bytes) -> tuple[str, str, dict[str, str]]:
         name, _, value = line.partition(":")
         name, value = name.lower(), value.strip(" \t\r")
         fields[name] = f"{fields[name]}, {value}" if name in fields else value
-    if minor_version == "0":  # knows no Host and no Upgrade: what checks for us, but no browser
+    if minor_version == "0":  # has no Host and no Upgrade; health checks use it, browsers don't
         fields = {"host": "localhost", **fields, "upgrade": ""}
     return method, target, fields
 
@@ -3290,7 +3294,7 @@ def upgrade(fields: dict[str, str]) -> bytes:
     protocol, connection = fields.get("upgrade", ""), fields.get("connection", "")
     is_upgrade = protocol.lower() == "websocket" and "upgrade" in connection.lower()
     if not is_upgrade or fields.get("sec-websocket-version") != "13":
-        why = "This asks for no WebSocket of version 13; a proxy on the way may have changed it."
+        why = "This does not ask for WebSocket version 13; a proxy on the way may have changed it."
         needed = ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13")
         raise Refusal("426 Upgrade Required", why, *needed)
     key = fields["sec-websocket-key"]
@@ -3330,8 +3334,8 @@ class Site:
     """The page, and what of HTTP is around it (RFC 9112). No I/O.
 
     A web page from anywhere can have a browser ask us for something. Two checks see to it that only
-    our own page gets to the room: the page's Origin must be where it asks; and that, the Host, must
-    be a name that is ours, because a name of somebody else can lead to our address too.
+    our own page gets to the room: the page's Origin must match the Host that it asks; and that Host
+    must be one of our names, because somebody else's name can lead to our address too.
     """
 
     def __init__(
@@ -3342,8 +3346,8 @@ class Site:
         url: str = "",
         room_port: int = PORT,
     ) -> None:
-        """`hosts` are names that Host may have besides those that can't be anybody else's; under
-        TLS (`secure`), the certificate decides on that, and it may be any. Browsers come to `port`,
+        """`hosts` are names that Host may be, besides those that can't be anybody else's; under TLS
+        (`secure`) it may be any, as the certificate decides. Browsers come to `port`,
         most of them by `url`, others find the room at `room_port`."""
         self.port = port
         self.for_browsers = f"for browsers, the room is at {url}"  # who have come to the other port
@@ -3379,7 +3383,8 @@ class Site:
         if not (self.secure or name in self.hosts or LOCAL_NAME.fullmatch(name)):
             why = f"This room does not go by the name {name:.100}. Whoever runs it can add that:"
             raise Refusal("421 Misdirected Request", f"{why} --web-host {name:.100}")
-        if not (origin is None or self.is_ours(origin, host)):  # only programs don't say where from
+        # In a WebSocket's request only programs leave it out.
+        if not (origin is None or self.is_ours(origin, host)):
             why = f"This room is only for its own page, not for one of {origin!a:.100}."
             raise Refusal("403 Forbidden", why)
 
@@ -4165,7 +4170,7 @@ def run(args: argparse.Namespace) -> int:
     ports = [one[0].getsockname()[1] for one in (listeners, web) if one]
     site = show_page(args, host, *ports) if web else None
     if password:
-        log.info("the client asks for the password; any other sends it as its first line")
+        log.info("chat_client.py asks for the password; other clients send it as their first line")
     if (password or operator) and not certificate:
         log.warning("the password travels in the clear; --tls-cert and --tls-key change that")
     room = Room(args.history, args.max_line)

@@ -28,7 +28,7 @@ from support import (
 
 from chat_server import Certificate
 
-STAYS = "the certificate stays the old one: "
+STAYS = "the old certificate stays in use: "
 
 
 def replace(source: str, file: Path) -> None:
