@@ -99,6 +99,7 @@ def test_closing_room_hears_what_waits_for_the_next_turn(inside: Inside) -> None
     server.close_room()
     two.expect("* John joined\n", *["John: waits\n"] * 5000, "* the room is closing\n")
 
+
 def test_last_call_goes_on_while_others_only_take_what_waits_for_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -119,7 +120,7 @@ def test_last_call_goes_on_while_others_only_take_what_waits_for_them(
     monkeypatch.setattr(server, "flush", flush_first)
     reader.available()
     server.stop_signals = 1
-    server.last_call()
+    server.close_room()
     assert listener.available().startswith(b"late\n")
 
 
