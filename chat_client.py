@@ -807,7 +807,7 @@ class Editor:
     def forget_secret(self) -> None:
         """Nobody asks for it any more. What was typed of it stays one: nobody may see it."""
         self.answer = None
-        if not self.begun:
+        if self.secret and not self.begun:
             self.secret = ""
             self.drop()
 

@@ -241,6 +241,17 @@ def test_tab_history_and_redraw(room: Server, window: Window) -> None:
     assert [line for line in window.lines() if line] == [line for line in before if line]
 
 
+@pytest.mark.parametrize("key", ["C-u", "C-c", "C-w"])
+def test_a_line_that_was_emptied_can_be_had_back(room: Server, window: Window, key: str) -> None:
+    enter(window, room)
+    window.type("hello")
+    window.expect("John: hello")
+    window.keys(key)
+    window.expect("John:")
+    window.keys("C-_")
+    window.expect("John: hello")
+
+
 def test_hostile_server_gets_only_text_onto_the_screen(listener: Listener, window: Window) -> None:
     window.run(*CLIENT, "127.0.0.1", str(listener.port), "--name", "John")
     server = listener.accept()
