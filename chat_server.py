@@ -2682,24 +2682,23 @@ def shake_hands(door: Door, conn: TLSConnection) -> Steps:
 
 # The contrast is at least 4.5 wherever there is text, for a name of any hue too.
 STYLE = """
-:root { color-scheme: light dark; --dim: #565c64; --strong: #0b57d0; --ink: 25%; --tint: 94%;
-  overscroll-behavior: none; }  /* or who pulls at the first message reloads the page */
+:root { color-scheme: light dark; --back: #fff; --dim: #565c64; --strong: #0b57d0; --ink: 25%;
+  --tint: 94%; overscroll-behavior: none; }  /* or a pull at the first message is a reload */
 @media (prefers-color-scheme: dark) {
-  :root { --dim: #a9afb8; --strong: #8ab4f8; --ink: 80%; --tint: 17%; } }
+  :root { --back: #15171a; --dim: #a9afb8; --strong: #8ab4f8; --ink: 80%; --tint: 17%; } }
 * { box-sizing: border-box; margin: 0; }
 [hidden] { display: none !important; }
 body { height: 100vh; height: 100dvh;  /* without a phone's own bars, where that is known */
-  background: Canvas; color: CanvasText; overflow-wrap: anywhere;
+  background: var(--back); overflow-wrap: anywhere;
   font: 16px/1.4 system-ui, sans-serif; }  /* an iPhone zooms in on fields with smaller letters */
 h1 { font-size: 1em; }
 a { color: var(--strong); direction: ltr; unicode-bidi: isolate; }
-#room h1, #state:not(:empty), li span, summary, input, textarea, button { padding: .6em .8em; }
-input, textarea, button, summary { min-height: 2.75em; }
-input, textarea, button { font: inherit; color: inherit; background: Canvas;
+#room h1, #state:not(:empty), li span, summary, input, textarea, button { padding: .6em .8em;
+  min-height: 2.75em; }
+input, textarea, button { font: inherit; color: inherit; background: var(--back);
   border: 1px solid var(--dim); border-radius: .4em; }
-button { background: var(--strong); color: Canvas; overflow-wrap: normal; }
+button { background: var(--strong); color: var(--back); overflow-wrap: normal; }
 :focus-visible { outline: 3px solid var(--strong); outline-offset: -2px; }
-::placeholder { color: var(--dim); opacity: 1; }
 #door, label { display: grid; gap: .6em; }
 #door { max-width: 22em; margin: 0 auto; padding: 12vh 1em 1em; }
 #room { display: grid; grid: auto minmax(0, 1fr) auto auto / minmax(0, 1fr) auto; height: 100%;
@@ -2707,13 +2706,12 @@ button { background: var(--strong); color: Canvas; overflow-wrap: normal; }
 #room > * { grid-column: 1 / 3; }
 #room h1 { grid-area: 1 / 1; }
 #who { grid-area: 1 / 2; position: relative; }
-summary { white-space: nowrap; cursor: pointer; }
 ul { position: absolute; z-index: 2; top: 100%; right: .5em; width: 16em; max-height: 60vh;
-  padding: 0; overflow: auto; list-style: none; border: 1px solid var(--dim); background: Canvas; }
+  padding: 0; overflow: auto; list-style: none; background: var(--back); border: 1px solid; }
 li > * { display: block; width: 100%; text-align: start; color: var(--dim); }
 li button { background: none; border: 0; }
 /* A column in reverse is scrolled from its end, and so stays there whatever its size. */
-#view { grid-row: 2; display: flex; flex-direction: column-reverse; overflow: hidden auto;
+#view { grid-row: 2; display: flex; flex-direction: column-reverse; overflow-y: auto;
   overflow-anchor: none; border: solid #8886; border-width: 1px 0; }
 #log { margin-bottom: auto; padding: .4em 0; }
 /* The times are a column, so that no part of a long message looks like another message. */
@@ -2726,10 +2724,10 @@ b { color: hsl(var(--hue), 70%, var(--ink)); cursor: pointer; }
 .mention { background: hsl(46, 70%, var(--tint)); }
 #log .private, #log .mention { border-left: 4px solid var(--strong); padding-left: 3.75em; }
 .gap, #offline { background: hsl(8, 80%, var(--tint)); }
-.notice, .hint { color: var(--dim); }
+.notice, .hint, ::placeholder { color: var(--dim); opacity: 1; }
 .unread, em, #why { color: hsl(5, 70%, var(--ink)); }
-#again { margin: .4em .8em; }
-#jump { grid-row: 2; place-self: end center; margin-bottom: .5em; }
+#again, #jump { margin: .4em .8em; }
+#jump { grid-row: 2; place-self: end center; }
 #offline, #form { display: flex; align-items: center; justify-content: space-between; gap: .6em; }
 #form { padding: .5em .8em; }
 #box { flex: 1; min-width: 0; max-height: 30vh; resize: none; field-sizing: content; }
@@ -2744,10 +2742,9 @@ const PLACE = location.host + location.pathname.replace(/\/$/, ""), TITLE = `Cha
 const MAX_ROWS = 5000, MAX_KEPT = 500;  // rows in all, and those that outlive a reload
 const PAUSE = 100;  // ms until rows that have come are added; more where there are many
 const MAX_PASTED = 20;  // lines that are sent without a question
-const MAX_WAIT = 30;  // seconds until the page tries to connect again
 // Seconds of silence after which the page asks whether the network lives, and after which, if an
-// answer is due, a connection is lost. When its user is back, an answer may take PATIENCE.
-const ASK_AFTER = 12, LOST_AFTER = 18, PATIENCE = 5;
+// answer is due, it is lost; what an answer may take when the user is back; the most between tries.
+const ASK_AFTER = 12, LOST_AFTER = 18, PATIENCE = 5, MAX_WAIT = 30;
 const NEWS = /^(.+) (?:(joined)|left|was removed|is now (.+))$/;
 const NAME = /^\/name /, PING = /^\/ping\b/;
 const NEVER_REFUSED = /^\/(?:help|who|names|ping|op|quit|exit)\b/;
@@ -2764,14 +2761,13 @@ let wanted = "", me = "";  // the name that the user wants, and that by which th
 let names = new Set(), others = [];  // who is known to be here; how many more, in the room's words
 let ignored = new Map();  // names that the user has had enough of, by fold(name)
 let sent = [];  // lines that may not have arrived, each with the row that shows it, if any does
-let typed = [];  // what the user has sent, each text once
+let typed = [""];  // what the user has sent, each text once, and last what Down ends at
 let password = "", socket = null, wait = 1, lostAt = 0;
 let silence = 0, retry = 0;  // seconds since anything was heard, and after which to connect, if any
-// Whether the room has let us in; whether it has answered all that the page asks then; what others
-// said before that, which is its history; whether Enter waits for that.
+// Whether the room has let us in, and has answered all that the page asks then; its history, which
+// is what others said before that; whether Enter waits for that.
 let inRoom = false, isReady = false, history = [], isDue = false;
-let unread = 0, listed = "", settling = 0, isShifted = false;
-let following = true;  // whether the page stays at its end
+let following = true, unread = 0, listed = "", settling = 0, isShifted = false;
 
 const fold = (name = "") => name.normalize("NFKC").toLowerCase();
 const clock = (size = 5, time = Date.now()) => new Date(time).toTimeString().slice(0, size);
@@ -2819,8 +2815,7 @@ function settle(isAsked) {  // adds rows: measuring takes some ms, so once for m
   const height = log.offsetHeight;
   log.append(fresh);
   view.scrollTop = following ? 0 : view.scrollTop + height - log.offsetHeight;
-  const isFull = log.childElementCount > MAX_ROWS;
-  while (isFull && log.childElementCount > MAX_ROWS - 500) log.firstChild.remove();
+  while (log.childElementCount > MAX_ROWS) log.firstChild.remove();
   if (following && !document.hidden) unread = 0;
   page.jump.hidden = following;
   page.jump.textContent = unread ? `New messages: ${unread}` : "To the end";
@@ -2971,8 +2966,7 @@ function hearNotice(text) {
 function hearNews(name, joined, now) {
   const isFree = fold(name) === fold(wanted) && ![fold(me), fold(now)].includes(fold(wanted));
   const wasHere = names.delete(name);
-  if (joined) names.add(name);
-  if (wasHere && now) names.add(now);
+  if (joined || (wasHere && now)) names.add(now || name);
   if (now && ignored.delete(fold(name))) ignored.set(fold(now), now);
   if (isFree && me && !joined) send(`/name ${wanted}`);
 }
@@ -2998,20 +2992,12 @@ function refuse(line, row) {  // marks what the room didn't take, and gives it b
 
 function save() {  // for a reload, also by a phone that needed the memory
   settle();
-  const rows = [...log.querySelectorAll("p:not(.unread)")].slice(-MAX_KEPT)
+  const rows = [...log.querySelectorAll("p:not(.unread):not(.hint)")].slice(-MAX_KEPT)
     .map((row) => [row.className, row.lastChild.textContent, "", row.firstChild.textContent]);
   const state = { wanted, password, rows, draft: box.value, lostAt: lostAt || Date.now() };
   const isIn = !page.room.hidden && (socket || retry);
   keep("sessionStorage", isIn ? JSON.stringify(state) : "");
   keep("localStorage", wanted);
-}
-
-function restore(state) {
-  ({ wanted, password, lostAt } = state);
-  for (const row of state.rows) show(...row);
-  enter(true);
-  write(state.draft);
-  connect();
 }
 
 function send(line, row) {
@@ -3035,14 +3021,13 @@ function speak() {
     else say(isPrivate ? `/msg ${to}: ${line}` : line.replace(/^\//, "//"));
   });
   typed = typed.filter((text) => text !== box.value);
-  if (!/^\/op/.test(asCommand(box.value))) typed.push(box.value);
+  if (!/^\/op/.test(asCommand(box.value))) typed.splice(-1, 0, box.value);
   write("");
   settle(true);
 }
 
 function say(line) {
   const [whole, to] = PRIVATE.exec(line) || [];
-  if (line === "/help") show("notice", "/ignore NAME: hide what NAME says, or show it again");
   if (/^\/ignore\b/.test(line)) show("notice", ignore(line.slice(8).trim()));
   else if (to && line !== whole) send(line, show("own private", line.slice(whole.length), to));
   else if (!COMMAND.test(line)) send(line, show("own", line.replace(/^\/\//, "/"), me));
@@ -3070,8 +3055,7 @@ function complete() {  // the word before the cursor to a name; false if none be
 }
 
 function recall(key) {  // what was sent before, or after that; false if the user has typed
-  const all = [...typed, ""], at = all.indexOf(box.value);
-  const text = all[key === "ArrowUp" ? at - 1 : at + 1];
+  const at = typed.indexOf(box.value), text = typed[key === "ArrowUp" ? at - 1 : at + 1];
   if (at < 0 || text === undefined) return false;
   write(text);
 }
@@ -3121,19 +3105,23 @@ window.ononline = window.onpageshow = wake;
 window.onpagehide = save;
 document.onvisibilitychange = () => (document.hidden ? save() : wake());
 
-const pulse = setInterval(listen, 1000), kept = keep("sessionStorage");
+const pulse = setInterval(listen, 1000), kept = JSON.parse(keep("sessionStorage") || "null");
 for (const heading of document.querySelectorAll("h1")) heading.textContent = TITLE;
 WIDE.onchange();
 page.nick.value = wanted = keep("localStorage");
 page.nick.focus();
-if (kept) restore(JSON.parse(kept));
-else show("hint", "Touch a name to write to that one alone. /help lists what you can say.", "", "");
+if (kept) {
+  ({ wanted, password, lostAt } = kept);
+  for (const row of kept.rows) show(...row);
+  enter(true);
+  write(kept.draft);
+  connect();
+}
 settle();
 """
 
 PAGE = f"""<!doctype html>
 <html lang="en">
-<meta charset="utf-8">
 <meta name="viewport" content="width=device-width, interactive-widget=resizes-content">
 <title>Chat</title>
 <link rel="icon" href="data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg'
@@ -3142,8 +3130,7 @@ PAGE = f"""<!doctype html>
 <form id="door">
   <h1></h1>
   <p id="why" role="alert"></p>
-  <label>Your name, if you want one
-    <input id="nick" maxlength="32" autocomplete="nickname"></label>
+  <label>Your name (optional)<input id="nick" maxlength="32" autocomplete="nickname"></label>
   <label id="lock" hidden>The room's password
     <input id="secret" type="password" autocomplete="current-password"></label>
   <button>Join</button>
@@ -3152,7 +3139,8 @@ PAGE = f"""<!doctype html>
 <main id="room" hidden>
   <h1></h1>
   <details id="who"><summary id="count"></summary><ul id="list"></ul></details>
-  <div id="view" role="log" aria-label="Messages" tabindex="0"><div id="log"></div></div>
+  <div id="view" role="log" aria-label="Messages" tabindex="0"><div id="log">
+    <p class="hint">Touch a name to whisper; /ignore NAME hides it, /help says more.</p></div></div>
   <button id="jump" hidden></button>
   <div id="offline"><p id="state" role="status"></p>
     <button id="again" hidden>Connect now</button></div>
