@@ -2682,64 +2682,57 @@ def shake_hands(door: Door, conn: TLSConnection) -> Steps:
 
 # The contrast is at least 4.5 wherever there is text, for a name of any hue too.
 STYLE = """
-:root { color-scheme: light dark; --back: #fff; --text: #1c1e21; --dim: #565c64; --line: #c9ced6;
-  --strong: #0b57d0; --ink: 25%; --tint: 94%; }
-@media (prefers-color-scheme: dark) { :root { --back: #15171a; --text: #e6e7e9; --dim: #a9afb8;
-  --line: #42474f; --strong: #8ab4f8; --ink: 80%; --tint: 17%; } }
+:root { color-scheme: light dark; --back: #fff; --dim: #565c64; --strong: #0b57d0; --ink: 25%;
+  --tint: 94%; overscroll-behavior: none; }  /* or a pull at the first message is a reload */
+@media (prefers-color-scheme: dark) {
+  :root { --back: #15171a; --dim: #a9afb8; --strong: #8ab4f8; --ink: 80%; --tint: 17%; } }
 * { box-sizing: border-box; margin: 0; }
-html { overscroll-behavior: none; }  /* or who pulls at the first message reloads the page */
 [hidden] { display: none !important; }
 body { height: 100vh; height: 100dvh;  /* without a phone's own bars, where that is known */
-  padding: env(safe-area-inset-top) env(safe-area-inset-right) env(safe-area-inset-bottom)
-    env(safe-area-inset-left);
-  background: var(--back); color: var(--text); overflow-wrap: anywhere;
+  background: var(--back); overflow-wrap: anywhere;
   font: 16px/1.4 system-ui, sans-serif; }  /* an iPhone zooms in on fields with smaller letters */
 h1 { font-size: 1em; }
 a { color: var(--strong); direction: ltr; unicode-bidi: isolate; }
-#room h1, #state:not(:empty), li span, summary, input, textarea, button { padding: .6em .8em; }
-input, textarea, button, summary { min-height: 2.75em; }
+#room h1, #state:not(:empty), li span, summary, input, textarea, button { padding: .6em .8em;
+  min-height: 2.75em; }
 input, textarea, button { font: inherit; color: inherit; background: var(--back);
   border: 1px solid var(--dim); border-radius: .4em; }
 button { background: var(--strong); color: var(--back); overflow-wrap: normal; }
 :focus-visible { outline: 3px solid var(--strong); outline-offset: -2px; }
-::placeholder { color: var(--dim); opacity: 1; }
 #door, label { display: grid; gap: .6em; }
 #door { max-width: 22em; margin: 0 auto; padding: 12vh 1em 1em; }
 #room { display: grid; grid: auto minmax(0, 1fr) auto auto / minmax(0, 1fr) auto; height: 100%;
-  max-width: 60em; margin: 0 auto; }
+  max-width: 76em; margin: 0 auto; }
 #room > * { grid-column: 1 / 3; }
 #room h1 { grid-area: 1 / 1; }
 #who { grid-area: 1 / 2; position: relative; }
-summary { white-space: nowrap; cursor: pointer; }
 ul { position: absolute; z-index: 2; top: 100%; right: .5em; width: 16em; max-height: 60vh;
-  padding: 0; overflow: auto; list-style: none; border: 1px solid var(--dim);
-  background: var(--back); }
+  padding: 0; overflow: auto; list-style: none; background: var(--back); border: 1px solid; }
 li > * { display: block; width: 100%; text-align: start; color: var(--dim); }
 li button { background: none; border: 0; }
-#log { grid-row: 2; overflow-y: auto; overflow-anchor: none; padding: .4em 0;
-  border: solid var(--line); border-width: 1px 0; }
-/* The times have a column of their own: no part of a long message looks like another message.
-   Nor are they copied with what was said. */
+/* A column in reverse is scrolled from its end, and so stays there whatever its size. */
+#view { grid-row: 2; display: flex; flex-direction: column-reverse; overflow-y: auto;
+  overflow-anchor: none; border: solid #8886; border-width: 1px 0; }
+#log { margin-bottom: auto; padding: .4em 0; }
+/* The times are a column, so that no part of a long message looks like another message. */
 #log p { padding: .15em .8em .15em 4em; white-space: pre-wrap; }
 time { display: inline-block; width: 3.5em; margin-left: -3.5em; color: var(--dim);
-  font-variant-numeric: tabular-nums; -webkit-user-select: none; user-select: none; }
+  -webkit-user-select: none; user-select: none; }
 b { color: hsl(var(--hue), 70%, var(--ink)); cursor: pointer; }
 .own { background: hsl(215, 70%, var(--tint)); }
-#log .private, #box.private { background: hsl(275, 70%, var(--tint)); }
+#log .private { background: hsl(275, 70%, var(--tint)); }
 .mention { background: hsl(46, 70%, var(--tint)); }
 #log .private, #log .mention { border-left: 4px solid var(--strong); padding-left: 3.75em; }
 .gap, #offline { background: hsl(8, 80%, var(--tint)); }
-.day, .notice, .hint { color: var(--dim); }
+.notice, .hint, ::placeholder { color: var(--dim); opacity: 1; }
 .unread, em, #why { color: hsl(5, 70%, var(--ink)); }
-#again { margin: .4em .8em; }
-#jump { grid-row: 2; place-self: end center; margin-bottom: .5em; }
+#again, #jump { margin: .4em .8em; }
+#jump { grid-row: 2; place-self: end center; }
 #offline, #form { display: flex; align-items: center; justify-content: space-between; gap: .6em; }
 #form { padding: .5em .8em; }
 #box { flex: 1; min-width: 0; max-height: 30vh; resize: none; field-sizing: content; }
-@supports not (field-sizing: content) { #box { height: 4.25em; } }
-@media (min-width: 1000px) { #room { max-width: 76em; }
-  #room > * { grid-column: 1; }
-  #who { grid-area: 1 / 2 / 5; border-left: 1px solid var(--line); overflow: auto; }
+@media (min-width: 1000px) { #room > * { grid-column: 1; }
+  #who { grid-area: 1 / 2 / 5; border-left: 1px solid #8886; overflow: auto; }
   ul { position: static; max-height: none; border: 0; } }
 """
 
@@ -2749,10 +2742,9 @@ const PLACE = location.host + location.pathname.replace(/\/$/, ""), TITLE = `Cha
 const MAX_ROWS = 5000, MAX_KEPT = 500;  // rows in all, and those that outlive a reload
 const PAUSE = 100;  // ms until rows that have come are added; more where there are many
 const MAX_PASTED = 20;  // lines that are sent without a question
-const MAX_WAIT = 30;  // seconds until the page tries to connect again
 // Seconds of silence after which the page asks whether the network lives, and after which, if an
-// answer is due, a connection is lost. When its user is back, an answer may take PATIENCE.
-const ASK_AFTER = 12, LOST_AFTER = 18, PATIENCE = 5;
+// answer is due, it is lost; what an answer may take when the user is back; the most between tries.
+const ASK_AFTER = 12, LOST_AFTER = 18, PATIENCE = 5, MAX_WAIT = 30;
 const NEWS = /^(.+) (?:(joined)|left|was removed|is now (.+))$/;
 const NAME = /^\/name /, PING = /^\/ping\b/;
 const NEVER_REFUSED = /^\/(?:help|who|names|ping|op|quit|exit)\b/;
@@ -2764,29 +2756,29 @@ const LINK = new RegExp("\\b(https?://(?:A|\\(A*\\))*(?:[\\w/#$%&*+=@~|\\p{L}\\p
 const WIDE = matchMedia("(min-width: 1000px)");  // as in the style
 const page = {};
 for (const element of document.querySelectorAll("[id]")) page[element.id] = element;
-const { log, box } = page;
+const { view, log, box } = page;
 let wanted = "", me = "";  // the name that the user wants, and that by which the room knows us
-let mention = /$^/;  // finds the first of these in a text
 let names = new Set(), others = [];  // who is known to be here; how many more, in the room's words
 let ignored = new Map();  // names that the user has had enough of, by fold(name)
 let sent = [];  // lines that may not have arrived, each with the row that shows it, if any does
-let typed = [], recalled = 0;  // what the user has sent, and which of it Up has brought back
-let completions = [];  // what Tab makes of the text before the cursor, the next one first
+let typed = [""];  // what the user has sent, each text once, and last what Down ends at
 let password = "", socket = null, wait = 1, lostAt = 0;
 let silence = 0, retry = 0;  // seconds since anything was heard, and after which to connect, if any
-// Whether the room has let us in; whether it has answered all that the page asks then; what others
-// said before that, which is its history; whether Enter waits for that.
+// Whether the room has let us in, and has answered all that the page asks then; its history, which
+// is what others said before that; whether Enter waits for that.
 let inRoom = false, isReady = false, history = [], isDue = false;
-let day = "", unread = 0, listed = "", settling = 0, isShifted = false;
-let following = true, place = 0;  // whether the page stays at its end; where it has put itself
+let following = true, unread = 0, listed = "", settling = 0, isShifted = false;
 
 const fold = (name = "") => name.normalize("NFKC").toLowerCase();
-const clock = (time, size = 5) => new Date(time).toTimeString().slice(0, size);
+const clock = (size = 5, time = Date.now()) => new Date(time).toTimeString().slice(0, size);
 const asCommand = (text) => text.replace(COMMAND, (word) => fold(word.trim()));
 const link = (href) => make("a", { href, target: "_blank", rel: "noopener noreferrer" }, href);
+// The words of a text, with a blank around each; in some alphabets every letter is one.
+const words = (text) => ` ${(fold(text).match(/\p{Lo}|[\p{Ll}\p{N}]+/gu) || []).join(" ")} `;
+const isMention = (text) => wanted && words(text).includes(words(wanted));
+const mark = (row, why) => row.lastChild.append(make("em", {}, ` (${why})`));
 const fresh = document.createDocumentFragment();  // rows that the log gets when it settles
 const unreadLine = make("p", { className: "unread" }, make("span", {}, "\u2014 New \u2014"));
-const addRow = (className, ...content) => fresh.appendChild(make("p", { className }, ...content));
 
 function make(tag, properties, ...content) {
   const element = Object.assign(document.createElement(tag), properties);
@@ -2805,46 +2797,30 @@ function inColor(name) {  // names that are alike, such as Lab 1 and Lab 2, are 
   return make("b", { style }, make("bdi", {}, name));  // a bdi's direction is its own affair
 }
 
-function show(kind, text, speaker = "", time = Date.now()) {
+function show(kind, text, speaker = "", hour = clock()) {
   const parts = text.split(LINK).map((part, at) => (at % 2 ? link(part) : part));
-  const words = make("span", {}, make("bdi", {}, ...parts)), date = new Date(time);
-  const isNews = time && /^(?:said|private)/.test(kind) && (document.hidden || !following);
+  const words = make("span", {}, make("bdi", {}, ...parts));
+  const isNews = hour && /^(?:said|private)/.test(kind) && (document.hidden || !following);
   if (speaker) words.prepend(inColor(speaker), /private/.test(kind) ? " (private): " : ": ");
-  if (kind === "own private") words.prepend("to ");
-  if (time && day !== date.toDateString())
-    addRow("day", date.toLocaleDateString([], { dateStyle: "full" }));
-  if (time) day = date.toDateString();
+  if (speaker && kind === "own private") words.prepend("to ");
   if (isNews && !unread) fresh.append(unreadLine);
   if (isNews) unread += 1;
-  const row = addRow(kind, make("time", {}, time ? clock(time) : ""), words);
-  return Object.assign(row, { message: { kind, text, speaker, time } });
-}
-
-function mark(row, why) {
-  row.message.why = why;
-  if (why) row.lastChild.append(make("em", {}, ` (${why})`));
+  return fresh.appendChild(make("p", { className: kind }, make("time", {}, hour), words));
 }
 
 function settle(isAsked) {  // adds rows: measuring takes some ms, so once for many of them
-  clearTimeout(settling);
   settling = 0;
-  log.onscroll();  // or what the user has just done would be measured with the new rows
+  view.onscroll();  // or what the user has just done would be measured with the new rows
+  following = isAsked || following;
+  const height = log.offsetHeight;
   log.append(fresh);
-  const { scrollTop: top, scrollHeight: height } = log, isFull = log.childElementCount > MAX_ROWS;
-  while (isFull && log.childElementCount > MAX_ROWS - 500) log.firstChild.remove();
-  if (isFull) log.scrollTop = top - height + log.scrollHeight;
-  follow(isAsked || following);
+  view.scrollTop = following ? 0 : view.scrollTop + height - log.offsetHeight;
+  while (log.childElementCount > MAX_ROWS) log.firstChild.remove();
   if (following && !document.hidden) unread = 0;
   page.jump.hidden = following;
   page.jump.textContent = unread ? `New messages: ${unread}` : "To the end";
   document.title = (unread ? `(${unread}) ` : "") + TITLE;
   showNames();
-}
-
-function follow(isAsked = following) {  // after rows or the page's size have changed
-  following = isAsked;
-  if (following) log.scrollTop = log.scrollHeight;
-  place = log.scrollTop;
 }
 
 function showNames() {
@@ -2926,7 +2902,7 @@ function receive({ data }) {
 
 function hear(line) {
   const [, speaker, isPrivate, text] = /^([^:]*?)( \(private\))?: (.*)$/s.exec(line) || [];
-  const kind = isPrivate ? "private" : mention.test(text || line) ? "said mention" : "said";
+  const kind = isPrivate ? "private" : isMention(text || line) ? "said mention" : "said";
   if (!inRoom) hearAtDoor(line);
   else if (line.startsWith("* ")) hearNotice(line.slice(2));
   else if (ignored.has(fold(speaker))) return;
@@ -2956,24 +2932,17 @@ function beKnown() {
 }
 
 function catchUp(history) {  // shows what of it hasn't been shown before a connection was lost
-  const asLine = ({ speaker, text }) => (speaker ? `${speaker}: ${text}` : text);
-  const lines = (kind) => [...log.querySelectorAll(kind)].map((row) => asLine(row.message));
-  const mine = new Set(lines(".own:not(.private)"));
-  const missed = history.filter((line) => !mine.has(line));
-  const known = countKnown(missed, lines(".said"));
-  const gap = `Not connected from ${clock(lostAt, 8)} to ${clock(Date.now(), 8)}`;
-  if (lostAt) show("gap", known ? gap : `${gap}; messages may be missing`);
+  const lines = (kind) => [...log.querySelectorAll(kind)].map((row) => row.lastChild.textContent);
+  const asText = (lines) => `\n${lines.join("\n")}\n`;
+  const own = new Set(lines(".own:not(.private)"));
+  const all = asText(history.filter((line) => !own.has(line)));
+  const last = asText(lines(".said").slice(-3)), at = all.lastIndexOf(last);
+  const missed = at < 0 ? all : all.slice(at + last.length);
+  const gap = `Not connected from ${clock(8, lostAt)} to ${clock(8)}`;
+  if (lostAt) show("gap", at < 0 ? `${gap}; messages may be missing` : gap);
   lostAt = 0;
   // They get no time, which nobody knows, and no color: others may have had these names then.
-  for (const line of missed.slice(known)) show("said", line, "", 0);
-}
-
-function countKnown(history, said) {  // up to where most of what was said last stands in it
-  const size = (end) => Math.min(end, said.length);
-  const isKnown = (end) => history.slice(end - size(end), end)
-    .every((line, at) => line === said[said.length - size(end) + at]);
-  const ends = history.map((_, at) => at + 1).filter((end) => said.length && isKnown(end));
-  return ends.sort((one, other) => size(other) - size(one))[0] || 0;
+  for (const line of missed.split("\n").filter(Boolean)) show("said", line, "", "");
 }
 
 function hearNotice(text) {
@@ -2997,8 +2966,7 @@ function hearNotice(text) {
 function hearNews(name, joined, now) {
   const isFree = fold(name) === fold(wanted) && ![fold(me), fold(now)].includes(fold(wanted));
   const wasHere = names.delete(name);
-  if (joined) names.add(name);
-  if (wasHere && now) names.add(now);
+  if (joined || (wasHere && now)) names.add(now || name);
   if (now && ignored.delete(fold(name))) ignored.set(fold(now), now);
   if (isFree && me && !joined) send(`/name ${wanted}`);
 }
@@ -3012,39 +2980,24 @@ function hearNames(text) {
 function takeName(name, row) {
   names.delete(me);
   names.add(me = name);
-  if (row) remember(name);
+  if (row) wanted = name;
   return row || fold(name) !== fold(wanted);
 }
 
 function refuse(line, row) {  // marks what the room didn't take, and gives it back
-  if (NEVER_REFUSED.test(line) || row.message.why) return;
-  const at = box.value.length;
+  if (NEVER_REFUSED.test(line) || row.querySelector("em")) return;
   mark(row, "not sent");
-  box.setRangeText(at ? `\n${line}` : line, at, at, at ? "preserve" : "end");
-  box.oninput();
-}
-
-function remember(name) {
-  const asText = name.replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&"), letter = "\\p{Lu}\\p{Ll}\\p{N}";
-  wanted = name;
-  mention = name ? new RegExp(`(?:^|[^${letter}])${asText}(?![${letter}])`, "iu") : /$^/;
-  keep("localStorage", name);
+  write([line, box.value].filter(Boolean).join("\n"));
 }
 
 function save() {  // for a reload, also by a phone that needed the memory
-  const rows = [...log.children, ...fresh.children].map((row) => row.message).filter(Boolean);
-  const state = { wanted, password, rows: rows.slice(-MAX_KEPT), draft: box.value };
+  settle();
+  const rows = [...log.querySelectorAll("p:not(.unread):not(.hint)")].slice(-MAX_KEPT)
+    .map((row) => [row.className, row.lastChild.textContent, "", row.firstChild.textContent]);
+  const state = { wanted, password, rows, draft: box.value, lostAt: lostAt || Date.now() };
   const isIn = !page.room.hidden && (socket || retry);
-  keep("sessionStorage", isIn ? JSON.stringify({ ...state, lostAt: lostAt || Date.now() }) : "");
-}
-
-function restore(state) {
-  ({ password, lostAt } = state);
-  remember(state.wanted);
-  for (const row of state.rows) mark(show(row.kind, row.text, row.speaker, row.time), row.why);
-  enter(true);
-  write(state.draft);
-  connect();
+  keep("sessionStorage", isIn ? JSON.stringify(state) : "");
+  keep("localStorage", wanted);
 }
 
 function send(line, row) {
@@ -3067,15 +3020,14 @@ function speak() {
     if (lines.length === 1 || (isPrivate && !at)) say(asCommand(line));
     else say(isPrivate ? `/msg ${to}: ${line}` : line.replace(/^\//, "//"));
   });
-  if (!/^\/op/.test(asCommand(box.value))) typed.push(box.value);
-  recalled = typed.length;
+  typed = typed.filter((text) => text !== box.value);
+  if (!/^\/op/.test(asCommand(box.value))) typed.splice(-1, 0, box.value);
   write("");
   settle(true);
 }
 
 function say(line) {
   const [whole, to] = PRIVATE.exec(line) || [];
-  if (line === "/help") show("notice", "/ignore NAME: hide what NAME says, or show it again");
   if (/^\/ignore\b/.test(line)) show("notice", ignore(line.slice(8).trim()));
   else if (to && line !== whole) send(line, show("own private", line.slice(whole.length), to));
   else if (!COMMAND.test(line)) send(line, show("own", line.replace(/^\/\//, "/"), me));
@@ -3083,10 +3035,8 @@ function say(line) {
 }
 
 function ignore(name) {
-  if (!name) return `ignored: ${[...ignored.values()].join(", ") || "nobody"}`;
-  if (ignored.delete(fold(name))) return `what ${name} says is shown again`;
-  ignored.set(fold(name), name);
-  return `what ${name} says is hidden; /ignore ${name} shows it again`;
+  if (name && !ignored.delete(fold(name))) ignored.set(fold(name), name);
+  return `ignored: ${[...ignored.values()].join(", ") || "nobody"}`;
 }
 
 function write(text) {
@@ -3097,26 +3047,22 @@ function write(text) {
 
 function complete() {  // the word before the cursor to a name; false if none begins so
   const [, before, part] = /^(.*\s|)(\S+)$/s.exec(box.value.slice(0, box.selectionEnd)) || [];
-  const found = [...names].filter((name) => part && fold(name).startsWith(fold(part)));
+  const name = [...names].find((name) => part && fold(name).startsWith(fold(part)));
   const after = /^(?:\/msg )?$/.test(before) ? ": " : " ";
-  if (!completions.length) completions = found.map((name) => before + name + after);
-  if (!completions.length) return false;
-  const [next, ...later] = completions;
-  box.setRangeText(next, 0, box.selectionEnd, "end");
+  if (!name) return false;
+  box.setRangeText(before + name + after, 0, box.selectionEnd, "end");
   box.oninput();
-  completions = [...later, next];
 }
 
 function recall(key) {  // what was sent before, or after that; false if the user has typed
-  const next = key === "ArrowUp" ? recalled - 1 : recalled + 1;
-  if (box.value !== (typed[recalled] || "") || next < 0 || next > typed.length) return false;
-  recalled = next;
-  write(typed[next] || "");
+  const at = typed.indexOf(box.value), text = typed[key === "ArrowUp" ? at - 1 : at + 1];
+  if (at < 0 || text === undefined) return false;
+  write(text);
 }
 
 page.door.onsubmit = (event) => {
   event.preventDefault();
-  remember(page.nick.value.trim());
+  wanted = page.nick.value.trim();
   [password, page.secret.value] = [page.secret.value || password, ""];
   connect();
 };
@@ -3133,26 +3079,19 @@ box.onbeforeinput = (event) => {  // Enter, when what was being composed was lef
   speak();
 };
 box.oninput = () => {
-  [isDue, completions] = [false, []];
+  isDue = false;
   page.say.innerText = "Send";
-  box.className = PRIVATE.test(asCommand(box.value)) ? "private" : "";
 };
-page.jump.onclick = () => {
-  settle(true);
-  log.focus();
-};
-log.onscroll = () => {  // not by the user if it is where the page has put itself
-  const { scrollTop, scrollHeight, clientHeight } = log, moved = scrollTop - place;
-  if (Math.abs(moved) < 1) return;
-  following = scrollHeight - clientHeight - scrollTop < (moved < 0 ? 2 : 40);
-  place = scrollTop;
+page.jump.onclick = () => settle(true);
+view.onscroll = () => {  // to or from the end, which is where scrollTop is 0: see the style
+  if (following === view.scrollTop > -2) return;
+  following = !following;
   settle();
 };
 log.oncopy = (event) => {  // a message a line, where browsers copy paragraphs
   event.clipboardData.setData("text/plain", `${getSelection()}`.replace(/\n+/g, "\n"));
   event.preventDefault();
 };
-new ResizeObserver(() => follow()).observe(log);  // such as by a phone's keyboard
 page.who.ontoggle = () => page.who.open && isReady && send("/who");  // the unnamed come in silence
 page.again.onclick = connect;
 WIDE.onchange = () => { page.who.open = WIDE.matches; };
@@ -3166,21 +3105,24 @@ window.ononline = window.onpageshow = wake;
 window.onpagehide = save;
 document.onvisibilitychange = () => (document.hidden ? save() : wake());
 
-const pulse = setInterval(listen, 1000), kept = keep("sessionStorage");
+const pulse = setInterval(listen, 1000), kept = JSON.parse(keep("sessionStorage") || "null");
 for (const heading of document.querySelectorAll("h1")) heading.textContent = TITLE;
 WIDE.onchange();
-page.nick.value = keep("localStorage");
+page.nick.value = wanted = keep("localStorage");
 page.nick.focus();
-if (kept) restore(JSON.parse(kept));
-else show("hint", "Touch a name to write to that one alone. /help lists what you can say.", "", 0);
+if (kept) {
+  ({ wanted, password, lostAt } = kept);
+  for (const row of kept.rows) show(...row);
+  enter(true);
+  write(kept.draft);
+  connect();
+}
 settle();
 """
 
 PAGE = f"""<!doctype html>
 <html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1, viewport-fit=cover,
-  interactive-widget=resizes-content">
+<meta name="viewport" content="width=device-width, interactive-widget=resizes-content">
 <title>Chat</title>
 <link rel="icon" href="data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg'
   viewBox='0 0 16 16'><path fill='%230b57d0' d='M1 2h14v9H8l-4 4v-4H1z'/></svg>">
@@ -3188,8 +3130,7 @@ PAGE = f"""<!doctype html>
 <form id="door">
   <h1></h1>
   <p id="why" role="alert"></p>
-  <label>Your name, if you want one
-    <input id="nick" maxlength="32" autocomplete="nickname"></label>
+  <label>Your name (optional)<input id="nick" maxlength="32" autocomplete="nickname"></label>
   <label id="lock" hidden>The room's password
     <input id="secret" type="password" autocomplete="current-password"></label>
   <button>Join</button>
@@ -3198,11 +3139,12 @@ PAGE = f"""<!doctype html>
 <main id="room" hidden>
   <h1></h1>
   <details id="who"><summary id="count"></summary><ul id="list"></ul></details>
-  <div id="log" role="log" aria-live="polite" aria-label="Messages" tabindex="0"></div>
+  <div id="view" role="log" aria-label="Messages" tabindex="0"><div id="log">
+    <p class="hint">Touch a name to whisper; /ignore NAME hides it, /help says more.</p></div></div>
   <button id="jump" hidden></button>
   <div id="offline"><p id="state" role="status"></p>
     <button id="again" hidden>Connect now</button></div>
-  <div id="form"><textarea id="box" rows="1" dir="auto" aria-label="Message"
+  <div id="form"><textarea id="box" rows="2" dir="auto" aria-label="Message"
     enterkeyhint="send"></textarea><button id="say">Send</button></div>
 </main>
 <script>{SCRIPT}</script>
