@@ -66,7 +66,8 @@ every_kind = pytest.mark.parametrize("start", ["plain", "tls", "web"], indirect=
 
 def path_of(script: str, python: str = sys.executable) -> str:
     """Returns the path of a script for a Python: compiled, if we run on the same."""
-    return str((COMPILED if python == sys.executable else ROOT) / script)
+    ours = os.path.realpath(python) == os.path.realpath(sys.executable)
+    return str((COMPILED if ours else ROOT) / script)
 
 
 def needs(command: str) -> str:

@@ -1453,7 +1453,7 @@ def other_pythons() -> list[Any]:
 
 
 @pytest.mark.parametrize("command", other_pythons())
-@plain_and_tls
+@pytest.mark.parametrize("start", ["tls"], indirect=True)
 def test_other_pythons_in_a_closed_room(
     start: Callable[..., Server],
     tmp_path: Path,
@@ -1476,8 +1476,12 @@ def test_other_pythons_in_a_closed_room(
     assert window.wait() == 0
 
 
-@pytest.mark.parametrize("options", [None, ["--plain"], []], ids=["pipe", "plain", "editor"])
-@plain_and_tls
+@pytest.mark.parametrize(
+    "start, options",
+    [("plain", []), ("tls", ["--plain"]), ("tls", None)],
+    ids=["editor", "plain", "pipe"],
+    indirect=["start"],
+)
 def test_nothing_that_python_warns_of(
     start: Callable[..., Server],
     tmp_path: Path,
