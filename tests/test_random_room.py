@@ -177,12 +177,7 @@ class Play:
 
 @pytest.mark.parametrize(
     "start, seed",
-    [
-        *(("plain", seed) for seed in range(3)),
-        *(("tls", seed) for seed in range(20, 22)),
-        *(("web", seed) for seed in range(30, 32)),
-        ("tls web", 40),
-    ],
+    [("plain", 0), ("plain", 1), ("tls", 20), ("web", 30), ("tls web", 40)],
     indirect=["start"],
 )
 def test_everyone_gets_what_others_say_once_whole_and_in_one_order(
