@@ -16,6 +16,7 @@ import os
 import pkgutil
 import py_compile
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -75,7 +76,11 @@ class Forked(subprocess.Popen):  # type: ignore[type-arg]
         # The child's end of each stream, and ours; -1 where there is none.
         pairs = [(more[9], more[10]), (more[12], more[11]), (more[14], more[13])]
         streams = [number if one == -1 else one for number, (one, _) in enumerate(pairs)]
-        order = {"command": args[1:], "cwd": str(cwd or os.getcwd()), "env": dict(env or os.environ)}
+        order = {
+            "command": args[1:],
+            "cwd": str(cwd or os.getcwd()),
+            "env": dict(env or os.environ),
+        }
         self.pid = ask(order, streams)
         self._child_created = True
         for theirs, ours in pairs:
@@ -136,6 +141,7 @@ def code_of(path: str) -> Any:
 def serve(orders: socket.socket) -> dict[str, Any] | None:
     """Answers orders; in a child, returns the one that it is for."""
     size = array.array("i").itemsize
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # we end with the tests
     while True:
         data, rights, _, _ = orders.recvmsg(1 << 20, socket.CMSG_SPACE(3 * size))
         if not data:
@@ -149,6 +155,7 @@ def serve(orders: socket.socket) -> dict[str, Any] | None:
             answer = os.fork()
             if not answer:
                 orders.close()
+                signal.signal(signal.SIGINT, signal.default_int_handler)
                 take_streams(streams)
                 return order
             for one in streams:

@@ -45,7 +45,6 @@ from support import (
     john_in_a_room,
     needs,
     patched_client,
-    plain_and_tls,
     unconnected,
     unread,
 )
