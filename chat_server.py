@@ -2691,10 +2691,8 @@ STYLE = """
 body { height: 100vh; height: 100dvh;  /* without a phone's own bars, where that is known */
   background: var(--back); overflow-wrap: anywhere;
   font: 16px/1.4 system-ui, sans-serif; }  /* an iPhone zooms in on fields with smaller letters */
-h1 { font-size: 1em; }
 a { color: var(--strong); direction: ltr; unicode-bidi: isolate; }
-#room h1, #state:not(:empty), li span, summary, input, textarea, button { padding: .6em .8em;
-  min-height: 2.75em; }
+#room h1, #state:not(:empty), li span, summary, input, textarea, button { padding: .7em .8em; }
 input, textarea, button { font: inherit; color: inherit; background: var(--back);
   border: 1px solid var(--dim); border-radius: .4em; }
 button { background: var(--strong); color: var(--back); overflow-wrap: normal; }
@@ -2704,7 +2702,7 @@ button { background: var(--strong); color: var(--back); overflow-wrap: normal; }
 #room { display: grid; grid: auto minmax(0, 1fr) auto auto / minmax(0, 1fr) auto; height: 100%;
   max-width: 76em; margin: 0 auto; }
 #room > * { grid-column: 1 / 3; }
-#room h1 { grid-area: 1 / 1; }
+#room h1 { grid-area: 1 / 1; font-size: 1em; }
 #who { grid-area: 1 / 2; position: relative; }
 ul { position: absolute; z-index: 2; top: 100%; right: .5em; width: 16em; max-height: 60vh;
   padding: 0; overflow: auto; list-style: none; background: var(--back); border: 1px solid; }
@@ -2726,10 +2724,9 @@ b { color: hsl(var(--hue), 70%, var(--ink)); cursor: pointer; }
 .gap, #offline { background: hsl(8, 80%, var(--tint)); }
 .notice, .hint, ::placeholder { color: var(--dim); opacity: 1; }
 .unread, em, #why { color: hsl(5, 70%, var(--ink)); }
-#again, #jump { margin: .4em .8em; }
+#again, #jump, #form { margin: .4em .8em; }
 #jump { grid-row: 2; place-self: end center; }
 #offline, #form { display: flex; align-items: center; justify-content: space-between; gap: .6em; }
-#form { padding: .5em .8em; }
 #box { flex: 1; min-width: 0; max-height: 30vh; resize: none; field-sizing: content; }
 @media (min-width: 1000px) { #room > * { grid-column: 1; }
   #who { grid-area: 1 / 2 / 5; border-left: 1px solid #8886; overflow: auto; }
@@ -2754,8 +2751,7 @@ const COMMAND = /^\s*[/\uff0f](?![/\uff0f])\S*/, PRIVATE = /^\/msg\b\s*([^:]*):?
 const LINK = new RegExp("\\b(https?://(?:A|\\(A*\\))*(?:[\\w/#$%&*+=@~|\\p{L}\\p{N}-]|\\(A*\\)))"
   .replace(/A/g, "[!#-'*-;=?-~\\p{L}\\p{M}\\p{N}]"), "iu");
 const WIDE = matchMedia("(min-width: 1000px)");  // as in the style
-const page = {};
-for (const element of document.querySelectorAll("[id]")) page[element.id] = element;
+const page = Object.fromEntries([...document.querySelectorAll("[id]")].map((one) => [one.id, one]));
 const { view, log, box } = page;
 let wanted = "", me = "";  // the name that the user wants, and that by which the room knows us
 let names = new Set(), others = [];  // who is known to be here; how many more, in the room's words
@@ -3011,10 +3007,9 @@ function speak() {
   const label = lines.length > MAX_PASTED ? `Send ${lines.length} lines` : "Send";
   isDue = !isReady;  // then it is sent later, unless it is changed meanwhile
   if (isDue || !lines.length) return;
-  if (page.say.innerText !== label) {  // a question, which Enter answers
-    page.say.innerText = label;
-    return page.say.focus();
-  }
+  const isMeant = page.say.innerText === label;  // or it's a question, which Enter answers
+  page.say.innerText = label;
+  if (!isMeant) return page.say.focus();
   const [isPrivate, to] = PRIVATE.exec(asCommand(lines[0])) || [];
   lines.forEach((line, at) => {  // in a paste, nothing is a command but what makes it private
     if (lines.length === 1 || (isPrivate && !at)) say(asCommand(line));
@@ -3051,7 +3046,6 @@ function complete() {  // the word before the cursor to a name; false if none be
   const after = /^(?:\/msg )?$/.test(before) ? ": " : " ";
   if (!name) return false;
   box.setRangeText(before + name + after, 0, box.selectionEnd, "end");
-  box.oninput();
 }
 
 function recall(key) {  // what was sent before, or after that; false if the user has typed
