@@ -19,6 +19,8 @@ import pytest
 from starter import launch
 from support import DEADLINE, MODULES, Peer, Server, eventually, path_of
 
+from chat_server import Transcript
+
 if sys.platform == "win32":
     pytest.skip("needs what only Unix has", allow_module_level=True)
 
@@ -416,3 +418,15 @@ def test_transcript_that_ends_within_a_line_goes_on_in_a_new_one(
         room.join("Ann")
         assert file.read_bytes().startswith(before + end + b"20")
         assert room.stop() == 0
+
+
+def test_transcript_that_is_started_anew_costs_no_descriptor(tmp_path: Path) -> None:
+    file = tmp_path / "transcript"
+    transcript = Transcript(str(file))
+    old = transcript.file
+    file.unlink()
+    transcript.write(b"a\n")
+    assert file.read_bytes().endswith(b" a\n")
+    with pytest.raises(OSError):
+        os.fstat(old)
+    transcript.close()

@@ -309,6 +309,17 @@ def test_request_byte_by_byte_and_never_whole(start: Callable[..., Server]) -> N
     assert endless.line().startswith(b"HTTP/1.1 431 ")
 
 
+@web
+def test_half_a_request_is_not_answered_and_the_log_says_what_became_of_it(
+    start: Callable[..., Server],
+) -> None:
+    room = start("chat_server.py")
+    peer = visit(room, b"GET / HTTP/1.1\r\nHost: loc")
+    peer.half_close()
+    assert peer.rest() == b""
+    room.wait_for_log("left the door")
+
+
 @web_and_tls
 def test_whoever_speaks_no_http_is_told_the_port(start: Callable[..., Server]) -> None:
     room = start("chat_server.py")

@@ -26,6 +26,7 @@ from support import (
     patched,
 )
 
+import chat_server
 from chat_server import Certificate
 
 STAYS = "the old certificate stays in use: "
@@ -165,6 +166,24 @@ def test_files_that_could_not_be_loaded_are_tried_again(
     assert [STAYS in record.message for record in caplog.records].count(True) == 1
     last = certificate.current()
     assert certificate.current() is last
+
+
+def test_files_that_change_while_they_are_loaded_are_loaded_again(
+    files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = chat_server.make_server_tls
+
+    def load_and_replace(cert: str, key: str) -> ssl.SSLContext:
+        context = load(cert, key)
+        replace("other.pem", files[0])
+        replace("other.key", files[1])
+        return context
+
+    with monkeypatch.context() as patch:
+        patch.setattr(chat_server, "make_server_tls", load_and_replace)
+        certificate = Certificate(*map(str, files))
+    first = certificate.context
+    assert certificate.current() is not first
 
 
 def test_each_reason_for_the_old_one_is_logged_once(

@@ -277,6 +277,15 @@ def test_signals_in_the_middle_of_everything_leave_no_traceback(
         assert "Traceback" not in room.log()
 
 
+def test_a_signal_after_the_end_leaves_no_trace(
+    start: Callable[..., Server], tmp_path: Path
+) -> None:
+    late = "import atexit, signal\natexit.register(signal.raise_signal, signal.SIGTERM)"
+    room = patched(start, tmp_path, late)
+    assert room.stop() == 0
+    assert room.log().splitlines()[-1].endswith("stopped by SIGTERM")
+
+
 def test_verbose_log_shows_what_is_said(start: Callable[..., Server]) -> None:
     room = start("chat_server.py", "-v")
     one, two = room.join("John"), room.join()

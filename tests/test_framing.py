@@ -91,3 +91,11 @@ def test_logged_lines_show_only_what_can_be_printed(caplog: pytest.LogCaptureFix
         assert caplog.messages.pop() == f"peer: {shown}"
         caplog.clear()
         assert shown.isprintable()
+
+
+def test_an_endless_line_that_is_logged_costs_no_memory() -> None:
+    no_socket: Any = None
+    client = echo_server.Connection(no_socket, "peer")
+    for _ in range(3):
+        client.log_lines(b"x" * 10 * echo_server.MAX_LOGGED_LINE)
+    assert len(client.read_buffer) == echo_server.MAX_LOGGED_LINE

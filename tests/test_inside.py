@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from browser import CLOSE, TEXT, masked
-from support import CERTS, DEADLINE, Inside, Peer, checked_server, pair, tls_member
+from support import CERTS, DEADLINE, Inside, Peer, checked_server, eventually, pair, tls_member
 
 import chat_client
 import chat_server
@@ -98,6 +98,22 @@ def test_closing_room_hears_what_waits_for_the_next_turn(inside: Inside) -> None
     server.stop_signals = 1
     server.close_room()
     two.expect("* John joined\n", *["John: waits\n"] * 5000, "* the room is closing\n")
+
+
+def test_closing_room_hears_all_of_whoever_had_to_wait_for_somebody_behind(inside: Inside) -> None:
+    server = inside.server
+    _behind, (loud, talker), (_, listener) = (inside.join() for _ in range(3))
+    while not server.throttle.slow:
+        inside.say(b"x\n" * 10_000)
+        talker.available()
+        listener.available()
+    while loud not in server.throttle.waiting:
+        talker.send(b"y\n" * 1000)
+        server.turn()
+    talker.send(b"z\n" * 5000 + b"last words\n")
+    server.stop_signals = 1
+    server.close_room()
+    assert listener.available().endswith(b"z\nlast words\n* the room is closing\n")
 
 
 def test_last_call_goes_on_while_others_only_take_what_waits_for_them(
@@ -326,6 +342,24 @@ def test_whoever_asks_and_does_not_read_is_not_heard_and_noted(
     assert not conn.reading
 
 
+def test_whoever_has_gone_while_it_waits_to_speak_leaves_at_once(inside: Inside) -> None:
+    """And not only when it could speak again: it would keep its name until then."""
+    server = inside.server
+    (_, other), (loud, talker) = inside.join(), inside.join()
+    _behind = inside.join()
+    while not server.throttle.slow:
+        inside.say(b"x\n" * 10_000)
+        other.available()
+        talker.available()
+    while loud not in server.throttle.waiting:
+        talker.send(b"y\n" * 1000)
+        server.turn()
+    talker.reset()
+    assert not loud.queue
+    inside.say(b"x\n")
+    assert loud not in server.room.members
+
+
 def echo_client() -> tuple[echo_server.EchoServer, echo_server.Connection, Peer]:
     """Returns an echo server that doesn't run, with one client, and that one's peer."""
     server = echo_server.EchoServer([], 9)
@@ -395,11 +429,24 @@ def test_whoever_has_left_is_closed_after_its_own_close(inside: Inside) -> None:
     server.deliver(server.room.take_batch())
     assert peer.rest() == b"* bye\n"
     assert conn in server.membership.leaving
+    eventually(lambda: not chat_server.unacknowledged(conn.sock))
+    server.membership.finish(conn)
+    assert conn.deadline - server.clock.now() < 1, "its place is soon free without that"
     peer.close()
     select.select([conn.sock], [], [], DEADLINE)
     server.read_all({conn})
     assert conn not in server.membership.leaving
     assert conn.sock.fileno() == -1
+
+
+@pytest.mark.parametrize("through_tls", [False, True])
+def test_nothing_is_kept_of_whoever_is_disconnected(through_tls: bool) -> None:
+    inside = Inside()
+    server, conn, _peer = tls_member() if through_tls else (inside.server, *inside.join())
+    setattr(conn, "pending" if through_tls else "unheard", b"hi\n")
+    server.membership.disconnect(conn, "lost")
+    server.read_all({conn})  # it was ready, too
+    assert not server.membership.has_more
 
 
 def test_tls_is_1_2_at_least_on_both_sides() -> None:
@@ -494,6 +541,31 @@ def test_full_room_ends_the_stream_cleanly_although_the_newcomer_has_spoken() ->
     server.admit(second, "second")
     server.deliver(server.room.take_batch())
     assert newcomer.rest() == b"* the room is full\n"
+
+
+@pytest.mark.parametrize("module", [chat_server, echo_server])
+def test_a_newcomer_that_has_left_already_makes_nobody_wait(
+    module: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accept, aborted = socket.socket.accept, [errno.ECONNABORTED]
+
+    def abort_first(listener: socket.socket) -> Any:
+        if aborted:
+            raise OSError(aborted.pop(), "Software caused connection abort")
+        return accept(listener)
+
+    monkeypatch.setattr(socket.socket, "accept", abort_first)
+    (listener,) = module.open_listeners(["127.0.0.1"], 0)
+    room = module is chat_server
+    server = checked_server([listener]) if room else module.EchoServer([listener], 9)
+    if room:
+        server.door.open()
+    with socket.create_connection(listener.getsockname()):
+        for _ in range(2):
+            server.turn()
+        assert len(server.room.members if room else server.clients) == 1
+    assert "have to wait" not in caplog.text
+    listener.close()
 
 
 @pytest.mark.parametrize("module", [chat_server, echo_server])

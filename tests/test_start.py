@@ -151,6 +151,15 @@ def test_log_says_who_can_connect_and_how(start: Callable[..., Server], script: 
 
 
 @pytest.mark.parametrize("script", SERVERS)
+def test_one_address_of_this_machine_alone_does_not_keep_others_out(
+    start: Callable[..., Server], script: str
+) -> None:
+    needs_ipv6()
+    server = start(script, "--host", "::1", "--host", "0.0.0.0")
+    assert "whoever can reach this machine can connect" in server.log()
+
+
+@pytest.mark.parametrize("script", SERVERS)
 def test_starts_again_at_once_on_the_same_port(start: Callable[..., Server], script: str) -> None:
     first = start(script)
     peer = first.connect()
