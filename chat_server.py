@@ -551,6 +551,8 @@ class Room:
         come to `limit` bytes, that is all.
         """
         member.silent = False
+        if not chunk.strip(b" \t\n"):  # Enter in nc, perhaps a million times
+            return b""
         if self.is_plain(member, chunk):
             self.say(member, chunk)
             return b""
@@ -1426,8 +1428,9 @@ class Membership:
     def has_input(self, conn: Connection) -> bool:
         """Says whether there is something to hear that the selector doesn't know of; also the end,
         if it came together with what let a member in."""
-        has_ended = conn.ended and conn.state is State.MEMBER
-        return bool(conn.unheard or conn.pending or has_ended)
+        if conn.state is State.MEMBER:
+            return bool(conn.unheard or conn.pending or conn.ended)
+        return conn.state is State.DOOR and bool(conn.pending)
 
     def note_input(self, conn: Connection) -> None:
         """Has the loop come back to somebody who has more to hear, without an event."""
@@ -2334,10 +2337,6 @@ class WebSocket(Lines):
             self.end(1007, "sends text that is not UTF-8")
         return text[:whole], pong
 
-    def finish(self) -> bytes:
-        """As with any stream; but what a fault has cut short isn't a line."""
-        return b"" if self.why else super().finish()
-
     def farewell(self, code: int) -> bytes:
         """Returns the frame that ends it; if the peer was first, the answer to that."""
         return frame(CLOSE, (self.code or code).to_bytes(2, "big"))
@@ -2556,10 +2555,6 @@ class TLSConnection(Connection):
     def can_talk(self) -> bool:
         return self.ready
 
-    def close(self) -> None:
-        super().close()
-        self.pending = b""
-
     # From the peer
 
     def receive_text(self, limit: int) -> bytes:
@@ -2645,7 +2640,6 @@ class TLSConnection(Connection):
             with suppress(ssl.SSLError):  # it would wait for the peer's
                 self.tls.unwrap()
             self.push(self.outgoing.read())
-        self.pending = b""
         if not self.unsent:
             super().end_stream()
 
@@ -2708,10 +2702,7 @@ ul { position: absolute; z-index: 2; top: 100%; right: .5em; width: 16em; max-he
   padding: 0; overflow: auto; list-style: none; background: var(--back); border: 1px solid; }
 li > * { display: block; width: 100%; text-align: start; color: var(--dim); }
 li button { background: none; border: 0; }
-/* A column in reverse is scrolled from its end, and so stays there whatever its size. */
-#view { grid-row: 2; display: flex; flex-direction: column-reverse; overflow-y: auto;
-  overflow-anchor: none; border: solid #8886; border-width: 1px 0; }
-#log { margin-bottom: auto; padding: .4em 0; }
+#log { grid-row: 2; overflow-y: auto; overflow-anchor: none; border-block: 1px solid #8886; }
 /* The times are a column, so that no part of a long message looks like another message. */
 #log p { padding: .15em .8em .15em 4em; white-space: pre-wrap; }
 time { display: inline-block; width: 3.5em; margin-left: -3.5em; color: var(--dim);
@@ -2752,7 +2743,7 @@ const LINK = new RegExp("\\b(https?://(?:A|\\(A*\\))*(?:[\\w/#$%&*+=@~|\\p{L}\\p
   .replace(/A/g, "[!#-'*-;=?-~\\p{L}\\p{M}\\p{N}]"), "iu");
 const WIDE = matchMedia("(min-width: 1000px)");  // as in the style
 const page = Object.fromEntries([...document.querySelectorAll("[id]")].map((one) => [one.id, one]));
-const { view, log, box } = page;
+const { log, box } = page;
 let wanted = "", me = "";  // the name that the user wants, and that by which the room knows us
 let names = new Set(), others = [];  // who is known to be here; how many more, in the room's words
 let ignored = new Map();  // names that the user has had enough of, by fold(name)
@@ -2760,10 +2751,10 @@ let sent = [];  // lines that may not have arrived, each with the row that shows
 let typed = [""];  // what the user has sent, each text once, and last what Down ends at
 let password = "", socket = null, wait = 1, lostAt = 0;
 let silence = 0, retry = 0;  // seconds since anything was heard, and after which to connect, if any
-// Whether the room has let us in, and has answered all that the page asks then; its history, which
-// is what others said before that; whether Enter waits for that.
+// Whether we are in; and whether all that the page asks then is answered; what others said before.
 let inRoom = false, isReady = false, history = [], isDue = false;
-let following = true, unread = 0, listed = "", settling = 0, isShifted = false;
+// Whether the page stays at its end, and where it has put itself.
+let following = true, place = 0, unread = 0, listed = "", settling = 0, isShifted = false;
 
 const fold = (name = "") => name.normalize("NFKC").toLowerCase();
 const clock = (size = 5, time = Date.now()) => new Date(time).toTimeString().slice(0, size);
@@ -2806,17 +2797,23 @@ function show(kind, text, speaker = "", hour = clock()) {
 
 function settle(isAsked) {  // adds rows: measuring takes some ms, so once for many of them
   settling = 0;
-  view.onscroll();  // or what the user has just done would be measured with the new rows
-  following = isAsked || following;
-  const height = log.offsetHeight;
+  log.onscroll();  // or what the user has just done would be measured with the new rows
   log.append(fresh);
-  view.scrollTop = following ? 0 : view.scrollTop + height - log.offsetHeight;
+  const isFull = log.childElementCount > MAX_ROWS, height = isFull && log.scrollHeight;
   while (log.childElementCount > MAX_ROWS) log.firstChild.remove();
+  if (isFull) log.scrollTop += log.scrollHeight - height;
+  follow(isAsked || following);
   if (following && !document.hidden) unread = 0;
   page.jump.hidden = following;
   page.jump.textContent = unread ? `New messages: ${unread}` : "To the end";
   document.title = (unread ? `(${unread}) ` : "") + TITLE;
   showNames();
+}
+
+function follow(isAsked = following) {  // after rows or the page's size have changed
+  following = isAsked;
+  if (following) log.scrollTop = log.scrollHeight;
+  place = log.scrollTop;
 }
 
 function showNames() {
@@ -3060,7 +3057,6 @@ page.door.onsubmit = (event) => {
   [password, page.secret.value] = [page.secret.value || password, ""];
   connect();
 };
-page.say.onclick = speak;
 box.onkeydown = (event) => {
   const act = { Enter: speak, Tab: complete, ArrowUp: recall, ArrowDown: recall }[event.key];
   isShifted = event.shiftKey;
@@ -3076,18 +3072,20 @@ box.oninput = () => {
   isDue = false;
   page.say.innerText = "Send";
 };
-page.jump.onclick = () => settle(true);
-view.onscroll = () => {  // to or from the end, which is where scrollTop is 0: see the style
-  if (following === view.scrollTop > -2) return;
-  following = !following;
+[page.say.onclick, page.again.onclick, page.jump.onclick] = [speak, connect, () => settle(true)];
+log.onscroll = () => {  // not by the user if it is where the page has put itself
+  const moved = log.scrollTop - place;
+  if (Math.abs(moved) < 1) return;
+  place += moved;
+  following = log.scrollHeight - log.clientHeight - place < (moved < 0 ? 2 : 40);
   settle();
 };
+new ResizeObserver(() => follow()).observe(log);  // such as by a phone's keyboard
 log.oncopy = (event) => {  // a message a line, where browsers copy paragraphs
   event.clipboardData.setData("text/plain", `${getSelection()}`.replace(/\n+/g, "\n"));
   event.preventDefault();
 };
 page.who.ontoggle = () => page.who.open && isReady && send("/who");  // the unnamed come in silence
-page.again.onclick = connect;
 WIDE.onchange = () => { page.who.open = WIDE.matches; };
 document.onclick = ({ target }) => {  // whoever touches a name writes to that one alone
   const name = (target.closest("b, #list button") || {}).innerText;
@@ -3127,14 +3125,13 @@ PAGE = f"""<!doctype html>
   <label>Your name (optional)<input id="nick" maxlength="32" autocomplete="nickname"></label>
   <label id="lock" hidden>The room's password
     <input id="secret" type="password" autocomplete="current-password"></label>
-  <button>Join</button>
-  <noscript>Without JavaScript this page can't do anything.</noscript>
+  <button>Join</button><noscript>Without JavaScript this page can't do anything.</noscript>
 </form>
 <main id="room" hidden>
   <h1></h1>
   <details id="who"><summary id="count"></summary><ul id="list"></ul></details>
-  <div id="view" role="log" aria-label="Messages" tabindex="0"><div id="log">
-    <p class="hint">Touch a name to whisper; /ignore NAME hides it, /help says more.</p></div></div>
+  <div id="log" role="log" aria-label="Messages" tabindex="0"><p class="hint">Touch a name to write
+    to that one alone; /ignore NAME hides it, /help says more.</p></div>
   <button id="jump" hidden></button>
   <div id="offline"><p id="state" role="status"></p>
     <button id="again" hidden>Connect now</button></div>
