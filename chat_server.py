@@ -1770,7 +1770,8 @@ PIECE = re.compile(
 # What may invisibly begin a line; then an asterisk and a space. And names of signs like asterisks.
 START = re.compile(rf"((?:[^\w!-~]+|[{NO_LETTERS}]+)*)(\*(?:[^\w!-~]|[{NO_LETTERS}]))?")
 ASTERISK = re.compile("ASTERISK|POINTED .*STAR|STAR OPERATOR|SEXTILE|FLOWER PUNCTUATION")
-TURNING = re.compile("[\u202a-\u202e\u2066-\u2069]")  # what reverses part of a line
+# What reverses part of a line; a mark does so to digits and signs, or to Hebrew and Arabic letters.
+TURNING = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 def begins_like(line: str, looks: Container[str]) -> bool:
