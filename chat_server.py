@@ -1751,10 +1751,10 @@ DOOR_TIME = 10.0  # seconds for the password, and for a browser's request
 DOOR_SHARE = 0.003  # seconds of CPU, of a turn: a step of a handshake can be some ms of arithmetic
 DOOR_READ = 4 * 1024  # bytes that are read at once
 # So that guessing is slow: each wrong password costs its host a second, and all together a tenth.
-# Whoever is more than TRIES_AHEAD seconds ahead has to wait.
+# Whoever is more than TRIES_AHEAD seconds ahead has to wait: a host that was wrong three times.
 WRONG_TIME = 1.0  # seconds until a wrong password is answered; what it costs its host
 WRONG_TIME_OF_ALL = 0.1  # seconds
-TRIES_AHEAD = 3.0  # seconds
+TRIES_AHEAD = 2.0  # seconds
 BAN_TIME = 600.0  # seconds for which whoever was removed can't come back
 SILENCE = 10.0  # seconds after which one that never said a word has no claim to its place
 
@@ -1773,7 +1773,8 @@ PIECE = re.compile(
 # What may invisibly begin a line; then an asterisk and a space. And names of signs like asterisks.
 START = re.compile(rf"((?:[^\w!-~]+|[{NO_LETTERS}]+)*)(\*(?:[^\w!-~]|[{NO_LETTERS}]))?")
 ASTERISK = re.compile("ASTERISK|POINTED .*STAR|STAR OPERATOR|SEXTILE|FLOWER PUNCTUATION")
-TURNING = re.compile("[\u202a-\u202e\u2066-\u2069]")  # what reverses part of a line
+# What reverses part of a line; a mark does so to digits and signs, or to Hebrew and Arabic letters.
+TURNING = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 def begins_like(line: str, looks: Container[str]) -> bool:
@@ -2039,7 +2040,7 @@ class Door:
     def may_try(self, host: str) -> bool:
         """Says whether a password from this host may be looked at now."""
         ahead = max(self.tried.get(host, 0.0), self.all_tried) - self.clock.now()
-        return ahead < TRIES_AHEAD
+        return ahead <= TRIES_AHEAD
 
     def note_wrong(self, host: str) -> None:
         """A password from this host was wrong."""

@@ -651,6 +651,16 @@ class Guesses:
         return count
 
 
+def test_one_host_tries_three_passwords_at_once() -> None:
+    guesses = Guesses()
+    tries = 0
+    while guesses.door.may_try("a"):
+        guesses.door.note_wrong("a")
+        guesses.now += 0.01  # they come in over some time
+        tries += 1
+    assert tries == 3
+
+
 def test_one_host_tries_a_password_a_second() -> None:
     assert 60 <= Guesses().allowed(["a"], 60) <= 64
 

@@ -497,8 +497,6 @@ def test_combined_tricks(seed: int) -> None:
         "\u0633\u0644\u0627\u0645: \u0645\u06cc\u200c\u0631\u0648\u0645",
         "\u0e2a\u0e27\u0e31\u0e2a\u0e14\u0e35: \u0e04\u0e23\u0e31\u0e1a",
         "e\u0301: decomposed too",
-        "\u05e9\u05dc\u05d5\u05dd \u200fx",
-        "\u200f hi",
         "\u00a1Hola!",
     ],
 )
@@ -514,6 +512,16 @@ def test_nothing_turns_a_part_of_a_line_around(hall: Hall) -> None:
     one, two = hall.join(), hall.join()
     hall.say(one, "\u202e:nnA\nA\u202eih :nn\n\u202e\n")
     assert hall.heard(two) == [":nnA", "Aih :nn"]
+
+
+@pytest.mark.parametrize("mark", ["\u061c", "\u200e", "\u200f"])
+def test_no_mark_makes_it_look_as_if_somebody_else_had_said_it(hall: Hall, mark: str) -> None:
+    hall.join("12")
+    hall.join("\u05d0\u05d1")
+    one, two = hall.join(), hall.join()
+    hall.say(one, f"{mark} :12{mark}hi\n")  # seen as "12: hi" behind some marks
+    hall.say(one, mark.join("\u05d2 :\u05d1\u05d0") + "\n")  # and this as its reverse
+    assert hall.heard(two) == [" :12hi", "\u05d2 :\u05d1\u05d0"]
 
 
 @pytest.mark.parametrize(
