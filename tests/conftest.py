@@ -26,7 +26,8 @@ def forget_where_we_were_started() -> None:
             signal.signal(number, lambda *_: None)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    for name in ("CHAT_PASSWORD", "COLUMNS", "JOURNAL_STREAM", "LINES", "NO_COLOR"):
+    ours = ("CHAT_PASSWORD", "CHAT_TEST_SCRIPTS")
+    for name in (*ours, "COLUMNS", "JOURNAL_STREAM", "LINES", "NO_COLOR"):
         os.environ.pop(name, None)
 
 

@@ -35,12 +35,18 @@ CODES: dict[str, Any] = {}  # the scripts' code, in a starter
 
 def compiled(*names: str) -> Path:
     """Returns a folder with the scripts as this Python has compiled them, under their own names; in
-    `modules`, to be imported. To compile a script anew takes most of a start."""
+    `modules`, to be imported. To compile a script anew takes most of a start.
+
+    A server that imports what the tests share finds the folder by the environment.
+    """
+    if "CHAT_TEST_SCRIPTS" in os.environ:
+        return Path(os.environ["CHAT_TEST_SCRIPTS"])
     folder = Path(tempfile.mkdtemp(prefix="chat-tests-"))
     atexit.register(shutil.rmtree, folder)
     for name in names:
         for copy in (f"{name}.py", f"modules/{name}.pyc"):
             py_compile.compile(str(ROOT / f"{name}.py"), str(folder / copy), doraise=True)
+    os.environ["CHAT_TEST_SCRIPTS"] = str(folder)
     return folder
 
 
@@ -49,8 +55,8 @@ if __name__ != "__main__":
 
 
 def launch(command: Sequence[Any], **more: Any) -> subprocess.Popen[Any]:
-    """Starts a command as Popen does; by forking, if that is one of our scripts and all that is asked
-    for matters to the script alone, not to the start of a Python."""
+    """Starts a command as Popen does; by forking, if that is a script and all that is asked for
+    matters to the script alone, not to the start of a Python."""
     return (Forked if can_fork(command, **more) else subprocess.Popen)(command, **more)
 
 
