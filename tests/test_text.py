@@ -638,12 +638,17 @@ def heard_before(until: float, chunk: bytes) -> int:
     return chunk.count(b"\n") - room.hear(member, chunk, math.inf, until).count(b"\n")
 
 
-@pytest.mark.parametrize("line", ["", "* x", " ", "x\b", "/ping", "/msg", "\ufdfa: x", "\u0301x"])
+@pytest.mark.parametrize("line", ["* x", "x\b", "/ping", "/msg", "\ufdfa: x", "\u0301x"])
 def test_what_is_heard_line_by_line_is_heard_as_long_as_there_is_time(line: str) -> None:
     chunk = f"{line}\n".encode() * 1000
     some = heard_before(0.0, chunk)  # that time has passed, in seconds of the process's CPU
     assert 0 < some <= LOOK_AT // len(f"{line}\n".encode()) + 1
     assert heard_before(math.inf, chunk) in (1000, MAX_UNREAD // 2 // TOLD_COST + 1, 8, 7)
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\t"])
+def test_blank_lines_are_nothing_however_many_they_are(blank: str) -> None:
+    assert heard_before(0.0, f"{blank}\n".encode() * 1000) == 1000
 
 
 def test_no_more_letters_are_compared_than_a_name_can_have(
