@@ -1772,6 +1772,8 @@ def test_a_silent_name_server_does_not_freeze_the_keys(
     window.expect("name: ")
     window.type("J\r")
     window.expect("J\n")
+    tasks = Path(f"/proc/{window.process.pid}/task")
+    eventually(lambda: not tasks.exists() or len(list(tasks.iterdir())) > 1, "a lookup")
     window.type("hi")
     window.expect("hi")
     window.type("\x15\x03")
