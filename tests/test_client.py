@@ -236,6 +236,13 @@ def test_commands_pass_through_and_two_slashes_are_meant_as_one() -> None:
     assert chat.outgoing == b"/who\nJohn: /shrug\n"
 
 
+def test_a_name_that_was_forgotten_is_for_the_room_to_ask_for() -> None:
+    chat = john_in_a_room()
+    chat.submit(Line("/name "))
+    assert chat.outgoing == b"/name \n"
+    assert chat.accepts_input, "there is no name to wait for"
+
+
 def test_a_new_name_is_followed() -> None:
     chat = john_in_a_room()
     chat.submit(Line("/name Jim"))
@@ -292,9 +299,19 @@ def test_each_address_of_a_host_is_tried(monkeypatch: pytest.MonkeyPatch) -> Non
         addresses = [
             (socket.AF_INET, socket.SOCK_STREAM, 0, "", one.getsockname()) for one in (dead, alive)
         ]
+        tried: list[socket.socket] = []
+        connect_to = client.connect_to
+
+        def note_and_connect(address: Any, sock: socket.socket) -> None:
+            tried.append(sock)
+            connect_to(address, sock)
+
         monkeypatch.setattr(client, "look_up", lambda: addresses)
+        monkeypatch.setattr(client, "connect_to", note_and_connect)
         with client.connect() as sock:
             assert sock.getpeername() == alive.getsockname()
+            first, second = tried
+            assert (first.fileno(), second) == (-1, sock), "one that failed costs no descriptor"
 
 
 def test_end_of_input_waits_for_the_server_and_who_leaves_does_not_for_long() -> None:
@@ -306,6 +323,29 @@ def test_end_of_input_waits_for_the_server_and_who_leaves_does_not_for_long() ->
             session.end_stream()
             assert theirs.recv(1) == b""
             assert (session.go in session.timers) is leaves
+
+
+def test_the_own_name_is_not_completed() -> None:
+    chat = john_in_a_room()
+    for line in ("* here: Joe, John", "John: said in another window", "Jon: hi"):
+        chat.hear(line)
+    assert chat.candidates("Jo") == ["Jon", "Joe"]
+
+
+def test_what_is_due_can_be_dropped_by_what_was_due_before_it() -> None:
+    client = Client(FakeConsole(), ChatProtocol("J"))
+    done = []
+
+    def first() -> None:
+        done.append("first")
+        del client.timers[second]
+
+    def second() -> None:
+        done.append("second")
+
+    client.timers.update({first: 0.0, second: 0.0})
+    client.do_what_is_due()
+    assert (done, client.timers) == (["first"], {})
 
 
 def test_names_that_are_remembered_have_a_limit() -> None:
@@ -372,6 +412,13 @@ def test_the_wanted_name_is_taken_back_when_it_is_free() -> None:
         assert (chat.name, chat.accepts_input, chat.to_show[-1]) == ("John", True, "* you are John")
         chat.hear(freed)
         assert chat.outgoing.count(b"/name") == 3
+
+
+def test_the_name_of_somebody_who_was_removed_is_not_free() -> None:
+    chat = ChatProtocol("John")
+    for line in (chat_client.WELCOME, "* John is taken", "* you are John_", "* John was removed"):
+        chat.hear(line)
+    assert chat.outgoing == b"/name John\n/who\n/ping\n/name John_\n"
 
 
 def test_no_name_is_asked_for_before_the_last_question_is_answered() -> None:
@@ -1672,6 +1719,19 @@ def test_whoever_has_left_is_not_connected_again() -> None:
     with session.sock, pytest.raises(Failure) as caught:
         session.raise_failure()
     assert not isinstance(caught.value, Disconnected)
+
+
+def test_lines_that_wait_are_told_anew_after_each_connection() -> None:
+    console = FakeConsole("one", "two")
+    client = Client(console, john_in_a_room())
+    client.note_unsent()
+    client.note_unsent()
+    assert console.shown == ["* not sent yet: one", "* not sent yet: two"]
+    Session(client, Sipping()).forward_typed()  # type: ignore[arg-type]
+    console.shown.clear()
+    console.typed.append(Line("three"))
+    client.note_unsent()
+    assert console.shown == ["* not sent yet: three"]
 
 
 def test_tries_to_connect_again_are_ever_rarer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -343,6 +343,12 @@ def test_a_secret_can_not_be_brought_back() -> None:
         assert shown(typed(f"secret\r{keys}", editor)) == "|"
 
 
+def test_the_password_of_an_operator_is_not_in_the_history() -> None:
+    editor = typed("hi\r/op secret\r /OP  secret\r")
+    assert list(editor.history) == ["hi"]
+    assert finished(editor) == ["hi", "/op secret", " /OP  secret"]
+
+
 def test_keys_that_end_the_question_for_a_secret() -> None:
     editor = Editor()
     editor.ask_secret("password: ")

@@ -99,3 +99,15 @@ def test_an_endless_line_that_is_logged_costs_no_memory() -> None:
     for _ in range(3):
         client.log_lines(b"x" * 10 * echo_server.MAX_LOGGED_LINE)
     assert len(client.read_buffer) == echo_server.MAX_LOGGED_LINE
+
+
+def test_a_hundred_lines_are_logged_of_what_comes_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    no_socket: Any = None
+    for log_lines in (chat_server.log_said, echo_server.Connection(no_socket, "peer").log_lines):
+        caplog.clear()
+        log_lines(b"x\n" * 100)
+        assert len(caplog.messages) == 100
+        log_lines(b"x\n" * 150)
+        assert len(caplog.messages) == 201
+        assert caplog.messages[-1].endswith(": (50 more lines)")

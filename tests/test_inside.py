@@ -439,6 +439,22 @@ def test_whoever_has_left_is_closed_after_its_own_close(inside: Inside) -> None:
     assert conn.sock.fileno() == -1
 
 
+def test_everyone_speaks_freely_once_whoever_was_behind_has_read(inside: Inside) -> None:
+    server = inside.server
+    (behind, reader), (loud, talker) = inside.join(), inside.join()
+    while not server.throttle.slow:
+        inside.say(b"x\n" * 10_000)
+        talker.available()
+    while loud not in server.throttle.waiting:
+        talker.send(b"y\n" * 1000)
+        server.turn()
+    while behind.queue:
+        reader.available()
+        server.turn(0.01)
+    assert not server.throttle.behind
+    assert loud.reading
+
+
 @pytest.mark.parametrize("through_tls", [False, True])
 def test_nothing_is_kept_of_whoever_is_disconnected(through_tls: bool) -> None:
     inside = Inside()

@@ -779,6 +779,22 @@ def test_a_password_that_comes_too_early_waits(at_door: AtDoor) -> None:
     assert conn.input.partial == b"more"
 
 
+def test_whoever_is_kept_out_by_now_does_not_get_in_with_the_password(at_door: AtDoor) -> None:
+    at_door.door.bar(at_door.conn.host)
+    assert at_door.say(b"secret\n").state is State.LEAVING
+
+
+def test_whoever_is_dismissed_is_read_to_its_end(at_door: AtDoor) -> None:
+    """A close before that would be a reset, which destroys what it is told."""
+    membership = at_door.server.membership
+    conn = at_door.say(b"guess\n")
+    at_door.peer.send(b"another guess\n")
+    membership.guard(at_door.door.go_on, conn, True)
+    at_door.server.deliver(membership.room.take_batch())
+    assert conn in membership.leaving and conn.reading
+    assert at_door.peer.rest() == b"* wrong password\n"
+
+
 def test_whoever_ends_at_the_door_has_left_it(at_door: AtDoor) -> None:
     at_door.peer.half_close()
     select.select([at_door.conn.sock], [], [], DEADLINE)

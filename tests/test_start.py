@@ -236,10 +236,13 @@ def test_same_names_stand_for_the_same_lines() -> None:
     assert different <= own
 
 
+@pytest.mark.parametrize("is_enough", [True, False])
 @pytest.mark.parametrize("script", ["chat_server.py", "echo_server.py"])
-def test_descriptor_limit_is_raised(start: Callable[..., Server], script: str) -> None:
+def test_descriptor_limit_is_raised(
+    start: Callable[..., Server], script: str, is_enough: bool
+) -> None:
     resource = pytest.importorskip("resource")
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1] if is_enough else 200
     server = start(
         script, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
     )
