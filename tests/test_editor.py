@@ -495,6 +495,13 @@ def test_each_piece_of_an_address_leads_to_the_whole(colours: bool, stamps: bool
         assert "\x1b]8" not in painter.paint(line, 40)
 
 
+def test_pieces_of_two_addresses_in_one_row_lead_to_their_own() -> None:
+    one, other = "https://a.example/" + "x" * 26, "http://b.example/" + "y" * 30
+    rows = Painter(False, False).paint(f"Ann: {one} {other}", 40).split("\n")
+    link = re.compile(r"\x1b\]8;id=\d+;([^\x1b]*)\x1b\\([^\x1b]*)\x1b\]8;;\x1b\\")
+    assert link.findall(rows[1]) == [(one, "x" * 10), (other, "http://b.example/" + "y" * 9)]
+
+
 def test_timestamps_are_hours_and_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
     afternoon = (2024, 2, 1, 14, 3, 59, 3, 32, -1)
     clock = SimpleNamespace(strftime=lambda form: time.strftime(form, afternoon))

@@ -439,6 +439,18 @@ def test_whoever_has_left_is_closed_after_its_own_close(inside: Inside) -> None:
     assert conn.sock.fileno() == -1
 
 
+def test_whoever_is_dismissed_is_told_why_although_its_own_end_has_come(inside: Inside) -> None:
+    """In the same turn: it is no longer a member, and its last batch is yet to be delivered."""
+    server = inside.server
+    conn, peer = inside.join()
+    peer.half_close()
+    select.select([conn.sock], [], [], DEADLINE)
+    server.membership.dismiss(conn, "the room is full")
+    server.read_all({conn})
+    server.deliver(server.room.take_batch())
+    assert peer.rest() == b"* the room is full\n"
+
+
 def test_everyone_speaks_freely_once_whoever_was_behind_has_read(inside: Inside) -> None:
     server = inside.server
     (behind, reader), (loud, talker) = inside.join(), inside.join()

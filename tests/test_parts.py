@@ -21,6 +21,7 @@ from chat_server import (
     BATCH_COST,
     CREDIT,
     HIGH_WATER,
+    LOUD_TIME,
     MAX_UNREAD,
     MIN_READ,
     PACE,
@@ -460,6 +461,8 @@ def test_whoever_was_loud_is_not_for_ever(slowed: Hall) -> None:
     slowed.flood([], 60)
     assert slowed.say(one, 100) == 100
     assert slowed.say(one, 100) == 100
+    slowed.flood([], LOUD_TIME + 1)
+    assert not slowed.throttle.is_loud(one)  # type: ignore[arg-type]
 
 
 def test_everyone_speaks_freely_after_the_last_has_caught_up(slowed: Hall) -> None:

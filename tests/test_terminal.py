@@ -31,6 +31,7 @@ from support import (
     eventually,
     in_terminal,
     modes,
+    needs,
     patched_client,
     path_of,
 )
@@ -222,6 +223,22 @@ def test_a_client_that_is_suspended_can_be_ended(room: Server, window: Window) -
     ann.expect("* John joined\n", "* John left\n")
     window.run("wait; echo over")
     window.expect("over", "$")
+
+
+def test_a_client_that_somebody_else_has_stopped_leaves_the_shell_its_terminal(
+    room: Server, window: Window
+) -> None:
+    """It could not give it back, and would be stopped anew if it tried."""
+    ann = room.join("Ann")
+    enter(window, room)
+    ann.expect("* John joined\n")
+    shell = window.command("display-message", "-p", "#{pane_pid}").strip()
+    client = int(subprocess.check_output([needs("pgrep"), "-P", shell]))
+    os.kill(client, signal.SIGSTOP)
+    window.wait_for("Stopped")
+    window.run("kill", "%1")
+    ann.expect("* John left\n")
+    eventually(lambda: not Path(f"/proc/{client}").exists(), "it has ended")
 
 
 def test_tab_history_and_redraw(room: Server, window: Window) -> None:
