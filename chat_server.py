@@ -350,7 +350,7 @@ class Batch:
 
     def tell(self, member: Member, data: bytes, by_another: bool = False) -> None:
         """Puts whole lines at the end, for one member alone: an answer to what it said, or what
-        another says to it. Not if it has gone: it would wait for ever to have read them.
+        another says to it. Not if it has gone: that could only delay its own end.
         """
         if not member.reachable:
             return
@@ -1178,19 +1178,16 @@ class ChatServer:
         and then it isn't reading.
         """
         came = {conn for conn in self.membership.has_more if conn.reading}
-        others: list[Callable[[], None]] = []
         ready = self.selector.select(timeout if timeout < math.inf else None)
         self.clock.wake(timeout)
         for key, events in ready:
             if not isinstance(key.data, Connection):
-                others.append(key.data)
+                key.data()
                 continue
             if events & EVENT_WRITE:
                 self.membership.guard(self.flush, key.data)
             if events & EVENT_READ:
                 came.add(key.data)
-        for call in others:  # only now, as whoever is accepted may cost somebody else its place
-            call()
         knocking = [conn for conn in came if conn.state is State.DOOR]
         return knocking, came.difference(knocking)
 
@@ -2610,8 +2607,7 @@ class TLSConnection(Connection):
     def flush(self) -> None:
         waiting, self.unsent = self.unsent, b""
         self.push(waiting)
-        if not self.unsent:
-            super().flush()
+        super().flush()
 
     def send(self, data: bytes | memoryview) -> int:
         """Returns how many bytes were taken, 0 if none can be now.
