@@ -1195,8 +1195,9 @@ class ChatServer:
         """Reads from everyone who has something to say, each once, until the turn is full. Whoever
         is left over for the next turn is still ready then, or still in hand.
 
-        Whoever has cost least comes first, so that a flood doesn't keep others from being heard.
-        Only in a turn that leaves somebody over does anything cost.
+        Whoever's host has cost least comes first, and of a host, who has: so a flood doesn't keep
+        others from being heard, from however many connections it comes. Only in a turn that leaves
+        somebody over does anything cost.
         """
         crowd = len(self.room.members) or 1
         full = min(TURN_READ, TURN_DELIVERY // crowd)
@@ -1204,7 +1205,8 @@ class ChatServer:
         batch = self.room.batch
         costs: list[tuple[Connection, float]] = []
         began = before = time.process_time()  # CPU: others on this machine are nobody's fault here
-        for conn in sorted(readable, key=lambda conn: conn.cost):
+        host_costs = self.throttle.host_costs
+        for conn in sorted(readable, key=lambda conn: (host_costs.get(conn.host, 0.0), conn.cost)):
             if batch.size >= full or before - began >= TURN:
                 self.throttle.charge_time(costs)
                 break
@@ -1587,15 +1589,23 @@ class Throttle:
         self.loud_mark = 0.0  # the same of all who are loud, together
         self.marks: dict[Connection | str, float] = {}  # of connections and hosts
         self.latest_cost = 0.0  # the cost of whoever was read last: see charge_time
+        self.host_costs: dict[str, float] = {}  # the same of hosts that have more than the least
+        self.latest_host_cost = 0.0
 
     def charge_time(self, costs: list[tuple[Connection, float]]) -> None:
         """A turn was too short for all who had something to say: whoever was read in it is charged
         with its part of the turn, in seconds. Whoever is silent meanwhile gains a turn at
         most: that is what it may cost before it has to wait like the others."""
+        hosts = self.host_costs
         for conn, cost in costs:
             begins = max(conn.cost, self.latest_cost - TURN)
             self.latest_cost = max(self.latest_cost, begins)
             conn.cost = begins + cost
+            begins = max(hosts.get(conn.host, 0.0), self.latest_host_cost - TURN)
+            self.latest_host_cost = max(self.latest_host_cost, begins)
+            hosts[conn.host] = begins + cost
+        least = self.latest_host_cost - TURN
+        self.host_costs = {host: cost for host, cost in hosts.items() if cost > least}
 
     # Who may speak
 

@@ -260,6 +260,26 @@ def test_whoever_was_silent_has_no_more_credit_than_a_turn(
     assert newcomer.cost == throttle.latest_cost, "no credit at all"
 
 
+def test_one_host_is_as_dear_as_all_its_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever talks more than each of a hundred that flood is heard before all of them."""
+    server = checked_server()
+    for number in range(101):
+        sock, _peer = pair()
+        server.admit(sock, f"192.0.2.{'7' if number else '1'}:{number}")
+    (talker,) = (conn for conn in server.room.members if conn.host == "192.0.2.1")
+    others = server.room.members - {talker}
+    for _ in range(5):
+        server.throttle.charge_time([(conn, 0.001) for conn in others] + [(talker, 0.005)])
+    assert all(conn.cost < talker.cost for conn in others)
+    read: list[Connection] = []
+    monkeypatch.setattr(server, "read", lambda conn, *_: read.append(conn))
+    server.read_all(set(server.room.members))
+    assert read[0] is talker
+    for _ in range(2):
+        server.throttle.charge_time([(talker, 1000.0)])
+    assert set(server.throttle.host_costs) == {"192.0.2.1"}, "others are as cheap as newcomers"
+
+
 def test_whatever_takes_long_is_read_in_small_pieces(inside: Inside) -> None:
     conn, _ = inside.join()
     for _ in range(20):
