@@ -1,6 +1,5 @@
-"""Runs the tests in several processes, because most of their time goes into waiting for others: on
-two cores that takes 80 s instead of 150. pytest alone has no means for it, and is the only package
-here.
+"""Runs the tests in several processes, because much of their time goes into waiting for others.
+pytest alone has no means for it, and is the only package here.
 
 What pytest is to do at the first failure, or with a debugger, it does in one process as always.
 """
