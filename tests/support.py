@@ -873,7 +873,7 @@ class Window:
         self.columns = columns
         environment = {**os.environ, "LC_ALL": "C.UTF-8", "NO_COLOR": ""}
         size = ["-x", str(columns), "-y", str(rows)]
-        shell = ["bash", "--norc", "--noprofile"]
+        shell = ["exec", "bash", "--norc", "--noprofile"]  # in place of the user's own
         subprocess.run(
             [*self.tmux, "new-session", "-d", *size, shlex.join(shell)], env=environment, check=True
         )
