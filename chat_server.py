@@ -1003,7 +1003,9 @@ class Connection(Member):
     def write(self, batch: Batch) -> None:
         """Hands what it gets of a sealed batch to the kernel, if nothing is ahead of that in the
         queue; what the kernel doesn't take has to wait there."""
-        text = batch.part_for(self, self.encode)
+        text = batch.text  # without a call, for almost everyone
+        if self.encode or self in batch.cuts:
+            text = batch.part_for(self, self.encode)
         sent = self.send(text) if text and self.reachable and not self.queue else 0
         if sent < len(text) and self.reachable:
             self.size += len(text) - sent + BATCH_COST
