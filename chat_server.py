@@ -1152,8 +1152,8 @@ class ChatServer:
         """Waits for sockets to be ready, `longest` seconds at most; hears what came, delivers it.
         Returns whether anybody could be read.
 
-        A turn flushes before it reads, reads each connection once, and delivers once. So whoever
-        leaves in it has its last batch before anything else can end its stream.
+        A turn flushes before it reads, reads each connection once, and delivers once. Whoever
+        leaves in it isn't finished before it has that batch: Membership.finish sees to that.
         """
         knocking, readable = self.wait(min(self.timeout(), longest))
         if knocking:
@@ -1198,8 +1198,8 @@ class ChatServer:
         is left over for the next turn is still ready then, or still in hand.
 
         Whoever's host has cost least comes first, and of a host, who has: so a flood doesn't keep
-        others from being heard, from however many connections it comes. Only in a turn that leaves
-        somebody over does anything cost.
+        others from being heard, from however many connections it comes. What they have cost is that
+        of turns that left somebody over: in others there was time for all.
         """
         crowd = len(self.room.members) or 1
         full = min(TURN_READ, TURN_DELIVERY // crowd)
@@ -1808,7 +1808,7 @@ def begins_like(line: str, looks: Container[str]) -> bool:
 
 
 def begins_like_notice(line: str) -> bool:
-    """Says whether a line may seem to begin with an asterisk and a blank."""
+    """Says whether a line may seem to begin with an asterisk and a space."""
     start = START.match(line)
     assert start
     likely = set(start[1][:-1])
