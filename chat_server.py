@@ -40,14 +40,14 @@ Standard library only, Python 3.8 or later. Copy this file anywhere and run it.
 The file is in the order in which a reader needs it. The first two parts are all of a chat but the
 way in, and you may stop there; whoever wants just the loop starts at ChatServer.turn.
 
-    I    The room               framing lines, names, batches, the history    knows no sockets
+    I    The room               framing lines, batches, what a line means     knows no sockets
     II   The loop               connections, the turn of the loop, who is     knows no TLS, telnet,
                                 a member, who may say how much                browsers or passwords
-    III  The door               voices, the way of a newcomer, hosts,         doesn't know what
-                                passwords, operators                          travels on the wire
+    III  The door               names, voices, the way of a newcomer,         doesn't know what
+                                hosts, passwords, operators                   travels on the wire
     IV   Other ways to speak    telnet, WebSocket, TLS and its certificate    knows no room
     V    Browsers               the page, HTTP                                knows no room
-    VI   The process            the log, the transcript, listening, how to    knows them all
+    VI   The process            the log, listening, the history, how to       knows them all
                                 join, the command line
 """
 
@@ -224,8 +224,8 @@ class Lines(LineFramer):
 CONTROLS = bytes(c for c in (*range(32), 127) if c not in b"\t\n")
 C1_CONTROL = re.compile(rb"\xc2[\x80-\x9f]")
 LINE_SEPARATOR = re.compile(rb"\xe2\x80[\xa8\xa9]")  # U+2028, U+2029: a new line on some screens
-ERASERS = "\b\x7f\x15"  # Backspace and Delete take back a character, Ctrl-U the line
-CLEANING = dict.fromkeys(c for c in (*CONTROLS, *range(0x80, 0xA0)) if chr(c) not in ERASERS)
+ERASERS = b"\b\x7f\x15"  # Backspace and Delete take back a character, Ctrl-U the line
+CLEANING = dict.fromkeys(c for c in (*CONTROLS, *range(0x80, 0xA0)) if c not in ERASERS)
 CLEANING.update({0x2028: " ", 0x2029: " "})
 
 
@@ -252,14 +252,10 @@ def is_clean(lines: bytes) -> bool:
 def take_back(text: str) -> str:
     """Carries out the Backspaces, Deletes and Ctrl-Us in a text: a terminal that sends each key at
     once sends these like any other."""
-    if not any(eraser in text for eraser in ERASERS):
-        return text
     kept: list[str] = []
-    for char in text:
-        if char not in ERASERS:
+    for char in text.rpartition("\x15")[2]:
+        if char not in "\b\x7f":
             kept.append(char)
-        elif char == "\x15":
-            kept.clear()
         elif kept:
             kept.pop()
     return "".join(kept)
@@ -271,10 +267,8 @@ def notice(text: str) -> bytes:
     return f"* {text}\n".encode()
 
 
-# --- Members, batches, the history ---------------------------------------------------------------
+# --- Members and batches -------------------------------------------------------------------------
 
-MAX_HISTORY = 128 * 1024  # bytes that a newcomer gets of what was said before
-HISTORY_BLOCK = 4 * 1024  # bytes, or a line more, that newcomers share as a whole
 TOLD_COST = 512  # bytes counted on top for each thing for one member alone, as nobody shares it
 
 
@@ -315,18 +309,6 @@ class Batch:
     A batch lives for as long as somebody has yet to get some of it. What a member gets is put
     together when it is sent, so that a thousand who wait hold a thousand references and no bytes.
     """
-
-    __slots__ = (
-        "cuts",
-        "encoded",
-        "is_text",
-        "leavers",
-        "parts",
-        "size",
-        "text",
-        "told",
-        "whispered",
-    )
 
     def __init__(self, is_text: bool = True) -> None:
         self.is_text = is_text  # else it goes out as it is, and isn't encoded
@@ -406,51 +388,6 @@ class Batch:
         member.unread_whispers -= self.whispered.pop(member, 0)
 
 
-class History:
-    """The last messages, for newcomers: at most `count`, and at most MAX_HISTORY bytes.
-
-    It keeps them in blocks of some kilobytes, each of whole lines, and newcomers get references to
-    these: they share them, however many come and however slowly they read.
-    """
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self.blocks: deque[tuple[bytes, int]] = deque()  # and how many lines are in each
-        self.size = 0  # bytes in the blocks
-        self.lines = 0  # in the blocks: more than `count` by less than a block
-
-    def add(self, chunk: bytes) -> None:
-        """Takes whole lines, or none."""
-        if not (self.count and chunk):
-            return
-        while chunk:
-            block = b""
-            if self.blocks and len(self.blocks[-1][0]) < HISTORY_BLOCK:
-                block, lines = self.blocks.pop()
-                self.lines -= lines
-            end = chunk.find(b"\n", min(HISTORY_BLOCK, len(chunk)) - 1) + 1
-            block, chunk = block + chunk[:end], chunk[end:]
-            lines = block.count(b"\n")
-            self.blocks.append((block, lines))
-            self.size += end
-            self.lines += lines
-        block, lines = self.blocks[0]
-        while self.lines - lines >= self.count or self.size - len(block) >= MAX_HISTORY:
-            self.blocks.popleft()  # there is enough without it
-            self.size -= len(block)
-            self.lines -= lines
-            block, lines = self.blocks[0]
-
-    def pieces(self) -> list[bytes]:
-        """Returns the messages, whole lines, in pieces that all newcomers share."""
-        pieces = [block for block, _ in self.blocks]
-        if pieces:  # some lines of the first block may be too many
-            first = pieces[0].split(b"\n", max(0, self.lines - self.count))[-1]
-            surplus = self.size - len(pieces[0]) + len(first) - MAX_HISTORY
-            pieces[0] = first[first.find(b"\n", surplus - 1) + 1 :] if surplus > 0 else first
-        return pieces
-
-
 # --- The room itself -----------------------------------------------------------------------------
 
 WELCOME = "Welcome to the chatroom!"
@@ -481,14 +418,14 @@ class Room:
     """Who is here and what a line means. It knows no sockets: it hears lines, and what members get
     to see of it is put into `batch`, which the server takes at the end of each turn."""
 
-    def __init__(self, history: int = 0, max_line: int = MAX_LINE) -> None:
+    def __init__(self, max_line: int = MAX_LINE) -> None:
         self.max_line = max_line  # bytes of what is said in a line, without its end
         self.members: set[Any] = set()  # each a Member; in a server, a Connection
         self.names: dict[str, Member] = {}  # the owners, by identity(name)
         self.looks: Counter[str] = Counter()  # of the names: how many have each
         # Says whether a name is one that nobody can take, by its identity().
         self.is_reserved: Callable[[str], bool] = lambda key: False
-        self.history = History(history)
+        self.history: History | None = None  # what newcomers get of what was said before: part VI
         self.batch = Batch()
         self.commands: dict[str, Callable[[Member, str], None]] = {
             "/name": self.take_name,
@@ -513,24 +450,18 @@ class Room:
     def join(self, member: Member) -> None:
         """Lets somebody in, who first gets the welcome and the history."""
         self.members.add(member)
-        self.batch.begin(member, [f"{WELCOME}\n".encode(), *self.history.pieces()])
+        before = self.history.pieces() if self.history else ()
+        self.batch.begin(member, [f"{WELCOME}\n".encode(), *before])
 
     def leave(self, member: Member, how: str = "left") -> None:
-        """Lets a member go; of this turn it still gets what came before."""
+        """Lets a member go; of this turn it still gets what came before. The others are told how it
+        left, unless that is empty."""
         self.members.remove(member)
         self.batch.end(member)
         if member.name:
             self.give_back(member.name)
-            self.announce(f"{member.name} {how}")
-
-    def close(self) -> None:
-        """Tells everyone that the room is closing, and lets them go."""
-        self.announce("the room is closing")
-        for member in self.members:
-            self.batch.end(member)
-        self.members.clear()
-        self.names.clear()
-        self.looks.clear()
+            if how:
+                self.announce(f"{member.name} {how}")
 
     def announce(self, text: str, but: Member | None = None) -> None:
         """The room itself says something to all but one. That isn't kept in the history."""
@@ -624,7 +555,8 @@ class Room:
     def say(self, member: Member, chunk: bytes) -> None:
         """Says whole lines, clean, to all but their author."""
         self.batch.say(chunk, member)
-        self.history.add(chunk)
+        if self.history:
+            self.history.add(chunk)
 
     # Commands: each takes the member and what follows the command's word
 
@@ -698,92 +630,6 @@ class Room:
         self.tell(member, "pong")
 
 
-# --- Names ---------------------------------------------------------------------------------------
-
-MAX_NAME = 32  # characters
-MAX_PREFIX = 4 * MAX_NAME + 2  # bytes of a name and what stands between it and a message
-MAX_NAME_SOURCE = 5 * MAX_NAME  # characters that a name is made from: NFKC joins some, and is slow
-
-# What may stand between the letters of a name, and counts for nothing: spaces, dots, hyphens, any
-# apostrophe; in Persian or Mongolian words, say, also joiners, and what selects a letter's form.
-PUNCTUATION = "-.'\u2018\u2019\u02bb\u02bc"
-JOINERS = "\u17b4\u17b5\u180b-\u180f\u200c\u200d"
-BETWEEN = re.compile(rf"[{PUNCTUATION} ]|(?<=[^\0-\x7f])[{JOINERS}]")
-# Some letters show nothing, or look like a colon: modifiers of others, parts of a Korean syllable
-# that has no beginning, fillers. They don't count as letters here.
-NO_LETTERS = "\u02b9-\u02df\u02e5-\u02ff\u0640\u115f-\u11ff\u3164\ua4f8-\ua4ff\ud7b0-\ud7ff\uffa0"
-LETTERS = re.compile(rf"([^\W{NO_LETTERS}]+)|([^{PUNCTUATION}{JOINERS}\s\0-\x7f])")
-ACCENTS = re.compile("[\u0300-\u036f\u3099\u309a]+")
-CJK = ("BOPOMOFO", "CJK", "HANGUL", "HIRAGANA", "IDEOGRAPHIC", "KATAKANA")  # how their names begin
-NOTICE_WORDS = re.compile(
-    # Also "to", as clients show their user's own private messages as "to Ann (private): ".
-    r"^to\b|\b(?:an operator|and|is now|is taken|joined|left|more|the room|unnamed|was removed)\b"
-    r"|\byou\b"
-)
-
-
-def compatible(text: str) -> str:
-    """Returns the beginning of a text, long enough for a name, in its compatible form (NFKC)."""
-    form = unicodedata.normalize("NFKC", text[:MAX_NAME])
-    if len(form) < MAX_NAME_SOURCE:  # else they are long already: one can become 18, slowly
-        form = unicodedata.normalize("NFKC", text[:MAX_NAME_SOURCE])
-    return form[:MAX_NAME_SOURCE]
-
-
-def unaccented(text: str) -> str:
-    """Returns a short text in lower case, in its compatible form, without accents."""
-    apart = unicodedata.normalize("NFKD", text)
-    return unicodedata.normalize("NFC", ACCENTS.sub("", apart).casefold())
-
-
-def alphabet(char: str) -> str:
-    """Returns the alphabet of a letter or a mark: LATIN, GREEK, CYRILLIC, ..."""
-    name = unicodedata.name(char, "")
-    return "CJK" if name.startswith(CJK) else name.partition(" ")[0]
-
-
-def own_mark(char: str, before: str) -> str:
-    """Returns the character if it is a mark of the same alphabet as the letter before it, and that
-    alphabet needs marks: any from U+0780 on, such as Dhivehi, Hindi and Thai, except CJK."""
-    if not char or before[-1:] < "\u0780" or unicodedata.category(char) not in ("Mc", "Mn"):
-        return ""
-    return char if alphabet(char) == alphabet(before[-1]) != "CJK" else ""
-
-
-def letters(text: str) -> str:
-    """Returns what counts of a name: letters, digits, `_`, and marks that these need."""
-    found = ""
-    for some, other in LETTERS.findall(text):
-        found += some or own_mark(other, found)
-    return found
-
-
-def identity(name: str) -> str:
-    """Returns what all ways to write a name have in common: John, JOHN, or in fullwidth letters."""
-    return letters(compatible(compatible(name).casefold()))
-
-
-def look(name: str) -> str:
-    """Returns what a name has in common with all that differ from it in accents alone."""
-    return letters(unaccented(name))
-
-
-def valid_name(text: str) -> str:
-    """Returns the name as the room writes it. Raises ValueError: what a name has to be."""
-    name = compatible(text).strip()
-    if not 1 <= len(name) <= MAX_NAME:
-        raise ValueError(f"has 1 to {MAX_NAME} characters")
-    found = letters(name)
-    if found != BETWEEN.sub("", name) or name[0] in f"_{PUNCTUATION}":
-        raise ValueError("has letters and digits in it, and after the first also spaces and .-_'")
-    if len({alphabet(char) for char in found if char.isalpha()} - {"CJK"}) > 1:
-        raise ValueError("does not mix alphabets, as some of their letters look alike")
-    said = NOTICE_WORDS.search(" ".join(re.findall(r"[^\W_]+", name.casefold())))
-    if said:
-        raise ValueError(f'has nothing in it that only the room says, such as "{said[0]}"')
-    return name
-
-
 # === II. The loop ================================================================================
 #
 # Sockets, and the turn that moves bytes between them and the room; then its policies: who is a
@@ -824,15 +670,9 @@ SIOCOUTQ = 0x5411 if sys.platform == "linux" else 0  # bytes that the peer has y
 class Gone(Exception):
     """A connection is of no further use, by its peer's doing; the text says why, for the log."""
 
-
-class Dismissed(Exception):
-    """Somebody isn't let in, or can't stay. The text says why, to that one; there is none if it has
-    got what it came for. Its program is told the code, the log the note."""
-
-    def __init__(self, why: str = "", code: int = NORMAL, note: str = "") -> None:
-        super().__init__(why)
-        self.code = code
-        self.note = note
+    def see_to(self, membership: Membership, conn: Connection) -> None:
+        """Does what follows from it: part III knows a gentler way."""
+        membership.disconnect(conn, str(self))
 
 
 def unacknowledged(sock: socket.socket) -> int:
@@ -866,6 +706,7 @@ class Connection(Member):
         "events",
         "host",
         "input",
+        "mark",
         "offset",
         "peer",
         "queue",
@@ -903,6 +744,7 @@ class Connection(Member):
         self.use(lines)
         self.unheard = b""  # whole lines that wait for the next turn
         self.cost = 0.0  # of the turns' time, what it has had: as Throttle.charge_time counts it
+        self.mark = 0.0  # it is loud until then, in seconds of the server's clock: see Throttle
         self.read_size = FIRST_READ  # bytes that are read at once
         self.reading = True  # its input is of interest, and has not ended
         self.ended = False  # what it has to say has ended, or what comes isn't heard any more
@@ -1142,10 +984,9 @@ class ChatServer:
             # others may only take what waits for them.
             if self.turn(SHORT_TICK):
                 quiet = self.clock.now() + SHORT_TICK
-        members = list(self.room.members)
-        self.room.close()
-        for conn in members:
-            self.membership.leave(conn, GOING_AWAY)
+        self.room.announce("the room is closing")
+        for conn in list(self.room.members):
+            self.membership.leave(conn, GOING_AWAY, "")
         self.deliver(self.room.take_batch())
 
     def turn(self, longest: float = math.inf) -> bool:
@@ -1356,10 +1197,10 @@ class Membership:
     The order of the calls in it matters: when somebody is no longer a member, the room is the first
     to know; and the throttle, which then lets others speak, before that one's socket is closed.
 
-    There are four words for going. Whoever leaves gets what was said before; whoever is dismissed
-    is told why first; a stream is finished once everything is in it, and then waits for the
-    peer's own end; and somebody who is disconnected gets nothing more. So it goes: leave, see_off
-    at the delivery, finish, once or more often, and CLOSED.
+    There are three words for going. Whoever leaves gets what was said before; a stream is finished
+    once everything is in it, and then waits for the peer's own end; and somebody who is
+    disconnected gets nothing more. So it goes: leave, see_off at the delivery, finish, once or more
+    often, and CLOSED.
     """
 
     def __init__(self, room: Room, clock: Clock) -> None:
@@ -1399,12 +1240,8 @@ class Membership:
         """Does something for a connection. Whatever goes wrong with it ends that one alone."""
         try:
             action(conn, *more)
-        except Dismissed as dismissed:
-            self.guard(self.dismiss, conn, str(dismissed), dismissed.code)
-            if dismissed.note:
-                log.info("%s %s, members: %d", conn, dismissed.note, len(self.room.members))
         except Gone as gone:
-            self.disconnect(conn, str(gone))
+            gone.see_to(self, conn)
         except Exception:
             log.exception("%s made the server stumble", conn)
             self.disconnect(conn, "closed")
@@ -1449,20 +1286,6 @@ class Membership:
             self.room.leave(conn, how)
         conn.code = code
         self.move(conn, State.LEAVING)
-
-    def dismiss(self, conn: Connection, why: str, code: int = NORMAL) -> None:
-        """Tells somebody why it can't come in, or can't stay, and ends its stream. A member still
-        gets what was said before. Raises Gone."""
-        if not conn.can_talk():
-            raise Gone("could not be told why")
-        is_new = conn.state is State.DOOR
-        if is_new:  # it gets this of the turn, and nothing else
-            conn.read_on(True)
-            self.room.batch.begin(conn, ())
-        self.room.tell(conn, why)
-        if is_new:
-            self.room.batch.end(conn)
-        self.leave(conn, code)
 
     def see_off(self, conn: Connection, batch: Batch) -> None:
         """Hands somebody who leaves the last batch of which it gets something. Raises Gone."""
@@ -1516,8 +1339,9 @@ class Membership:
                 self.move(conn, State.CLOSED)
             else:
                 self.guard(self.finish, conn)
-        for conn in self.throttle.too_far_behind():
-            self.disconnect(conn, "disconnected: too far behind")
+        for conn in self.overdue(self.throttle.behind):
+            if self.throttle.is_too_far_behind(conn):
+                self.disconnect(conn, "disconnected: too far behind")
         self.throttle.let_speak()
 
 
@@ -1530,7 +1354,6 @@ ALLOWANCE = 2.0  # that somebody may say at once, and still be quiet: 8 KiB, at 
 CREDIT = 4.0  # that the quiet may say before they are paid for; twice that if their host is quiet
 LOUD_TIME = 10.0  # after which somebody who was loud is quiet, at the latest
 LOUD_COST = 8  # the loud may say 1/8 of PACE although the room's mark is ahead
-MARK_TIME = 60.0  # for which it is known whose turn it was last
 
 
 class Lag:
@@ -1586,10 +1409,9 @@ class Throttle:
         # Aren't read from; oldest first. `allow` puts them in; while the room is slow, `let_speak`
         # takes them out, else `note_taken`, `settle` and `forget` do.
         self.waiting: dict[Connection, None] = {}
-        self.next_look = math.inf  # at those who are behind, in seconds of the clock
         self.mark = 0.0  # the room's, in seconds of the clock
         self.loud_mark = 0.0  # the same of all who are loud, together
-        self.marks: dict[Connection | str, float] = {}  # of connections and hosts
+        self.host_marks: dict[str, float] = {}
         self.latest_cost = 0.0  # the cost of whoever was read last: see charge_time
         self.host_costs: dict[str, float] = {}  # the same of hosts that have more than the least
         self.latest_host_cost = 0.0
@@ -1623,8 +1445,8 @@ class Throttle:
             raise Gone("lost")
         if not self.has_read(conn):
             self.note_behind(conn)
-        elif self.is_loud(conn):
-            self.marks[conn] = math.inf  # until charge_bytes() when it has spoken again
+        elif conn.mark > self.clock.now():
+            conn.mark = math.inf  # it isn't quiet because it had to wait
         self.waiting[conn] = None
         conn.read_on(False)
         self.clock.look_by(self.clock.now() + SHORT_TICK)
@@ -1635,32 +1457,34 @@ class Throttle:
         """Says whether it has read the answers to what it said; else it isn't heard."""
         return conn.unread_answers <= MAX_UNREAD
 
-    def is_loud(self, one: Connection | str) -> bool:
-        return self.marks.get(one, 0.0) > self.clock.now()
-
     def credit(self, conn: Connection, loud_mark: float) -> float:
         """Returns how far ahead the room's mark may be for a member to speak, in seconds, if that
         of the loud is at `loud_mark`."""
-        if self.is_loud(conn):
-            return 0.0 if loud_mark > self.clock.now() else 2 * CREDIT
-        return CREDIT if self.is_loud(conn.host) else 2 * CREDIT
+        now = self.clock.now()
+        if conn.mark > now:
+            return 0.0 if loud_mark > now else 2 * CREDIT
+        return CREDIT if self.host_marks.get(conn.host, 0.0) > now else 2 * CREDIT
 
     def charge_bytes(self, conn: Connection, size: int) -> None:
         """Notes how many bytes a member has sent, or what came of them."""
         if self.slow:
-            now = self.clock.now()
-            for one in (conn, conn.host):
-                mark = max(self.marks.get(one, 0.0), now - ALLOWANCE) + 2 * size / PACE
-                self.marks[one] = min(mark, now + LOUD_TIME)
-            if self.is_loud(conn):
+            now, host_mark = self.clock.now(), self.host_marks.get(conn.host, 0.0)
+            conn.mark = self.moved_on(conn.mark, now, size)
+            self.host_marks[conn.host] = self.moved_on(host_mark, now, size)
+            if conn.mark > now:
                 self.loud_mark = max(self.loud_mark, now) + LOUD_COST * size / PACE
                 self.loud_mark = min(self.loud_mark, now + LOUD_TIME)
+
+    @staticmethod
+    def moved_on(mark: float, now: float, size: int) -> float:
+        """Returns a mark of somebody who has sent `size` bytes."""
+        return min(max(mark, now - ALLOWANCE) + 2 * size / PACE, now + LOUD_TIME)
 
     def join(self, conn: Connection) -> None:
         """A newcomer is loud at first, or whoever keeps reconnecting would always be quiet."""
         conn.cost = self.latest_cost
         if self.slow:
-            self.marks[conn] = self.clock.now() + LOUD_TIME
+            conn.mark = self.clock.now() + LOUD_TIME
 
     def note_said(self, size: int) -> None:
         """Notes how many bytes were said in a turn, by whomever."""
@@ -1671,20 +1495,23 @@ class Throttle:
     def let_speak(self) -> None:
         """Lets those who wait speak again, once it is their time."""
         if self.slow and self.waiting:
-            now, mark = self.clock.now(), self.marks.get
+            now = self.clock.now()
             self.clock.look_by(now + SHORT_TICK)
+            marks = {host: mark for host, mark in self.host_marks.items() if mark > now - LOUD_TIME}
+            self.host_marks = marks
             ahead, loud_mark = self.mark - now, self.loud_mark
             # Whoever has yet to read its answers would use up a turn, and the loop would spin.
             may_speak = list(filter(self.has_read, self.waiting)) if ahead <= 2 * CREDIT else []
-            for conn in sorted(may_speak, key=lambda one: (mark(one.host, 0.0), mark(one, 0.0))):
+            for conn in sorted(may_speak, key=lambda one: (marks.get(one.host, 0.0), one.mark)):
                 if ahead <= self.credit(conn, loud_mark):
-                    self.let_one_speak(conn)
                     ahead += MIN_READ / PACE
-                    if self.is_loud(conn):
+                    if conn.mark > now:
                         loud_mark = max(loud_mark, now) + LOUD_COST * MIN_READ / PACE
+                    self.let_one_speak(conn)
 
     def let_one_speak(self, conn: Connection) -> None:
         del self.waiting[conn]
+        conn.mark = min(conn.mark, self.clock.now() + LOUD_TIME)
         conn.read_on(True)
 
     def let_all_speak(self) -> None:
@@ -1698,11 +1525,10 @@ class Throttle:
         if self.slow and conn in self.behind:
             return
         now = self.clock.now()
-        if not self.behind:
-            self.next_look = now + TICK
-            self.clock.look_by(self.next_look)
         if conn not in self.behind:
             self.behind[conn] = Lag(conn, now)
+            conn.until = now + TICK
+            self.clock.look_by(conn.until)
         if conn.size > HIGH_WATER and not self.slow:
             self.slow = conn
             self.mark = now
@@ -1712,6 +1538,7 @@ class Throttle:
         """Somebody who was behind has taken something."""
         if not conn.queue:
             del self.behind[conn]
+            conn.until = math.inf
         self.settle()
         if conn in self.waiting and self.has_read(conn):
             if self.slow:
@@ -1725,20 +1552,16 @@ class Throttle:
             return
         self.slow = next((conn for conn in self.behind if conn.size > HIGH_WATER), None)
         if not self.slow:
-            self.marks.clear()
+            self.host_marks.clear()
             self.let_all_speak()
 
-    def too_far_behind(self) -> list[Connection]:
-        """Returns who has taken too little, and is over HIGH_WATER or has too many unread
-        answers; looks once a second."""
+    def is_too_far_behind(self, conn: Connection) -> bool:
+        """Says whether somebody who is behind has taken too little, and is over HIGH_WATER or has
+        too many unread answers. It is looked at again after a second."""
         now = self.clock.now()
-        too_long = []
-        if now >= self.next_look:
-            self.next_look = now + TICK if self.behind else math.inf
-            self.marks = {one: mark for one, mark in self.marks.items() if mark > now - MARK_TIME}
-            too_long = [conn for conn, lag in self.behind.items() if lag.is_too_long(conn, now)]
-        self.clock.look_by(self.next_look)
-        return [conn for conn in too_long if conn.size > HIGH_WATER or not self.has_read(conn)]
+        conn.until = now + TICK
+        too_long = self.behind[conn].is_too_long(conn, now)
+        return too_long and (conn.size > HIGH_WATER or not self.has_read(conn))
 
     def forget(self, conn: Connection) -> None:
         """Somebody is no longer a member: what it has yet to get slows nobody down, and it is read
@@ -1746,7 +1569,6 @@ class Throttle:
         if conn in self.waiting:
             self.let_one_speak(conn)
         self.behind.pop(conn, None)
-        self.marks.pop(conn, None)
         self.settle()
 
 
@@ -1766,6 +1588,92 @@ WRONG_TIME_OF_ALL = 0.1  # seconds
 TRIES_AHEAD = 2.0  # seconds
 BAN_TIME = 600.0  # seconds for which whoever was removed can't come back
 SILENCE = 10.0  # seconds after which one that never said a word has no claim to its place
+
+
+# --- Names ---------------------------------------------------------------------------------------
+
+MAX_NAME = 32  # characters
+MAX_PREFIX = 4 * MAX_NAME + 2  # bytes of a name and what stands between it and a message
+MAX_NAME_SOURCE = 5 * MAX_NAME  # characters that a name is made from: NFKC joins some, and is slow
+
+# What may stand between the letters of a name, and counts for nothing: spaces, dots, hyphens, any
+# apostrophe; in Persian or Mongolian words, say, also joiners, and what selects a letter's form.
+PUNCTUATION = "-.'\u2018\u2019\u02bb\u02bc"
+JOINERS = "\u17b4\u17b5\u180b-\u180f\u200c\u200d"
+BETWEEN = re.compile(rf"[{PUNCTUATION} ]|(?<=[^\0-\x7f])[{JOINERS}]")
+# Some letters show nothing, or look like a colon: modifiers of others, parts of a Korean syllable
+# that has no beginning, fillers. They don't count as letters here.
+NO_LETTERS = "\u02b9-\u02df\u02e5-\u02ff\u0640\u115f-\u11ff\u3164\ua4f8-\ua4ff\ud7b0-\ud7ff\uffa0"
+LETTERS = re.compile(rf"([^\W{NO_LETTERS}]+)|([^{PUNCTUATION}{JOINERS}\s\0-\x7f])")
+ACCENTS = re.compile("[\u0300-\u036f\u3099\u309a]+")
+CJK = ("BOPOMOFO", "CJK", "HANGUL", "HIRAGANA", "IDEOGRAPHIC", "KATAKANA")  # how their names begin
+NOTICE_WORDS = re.compile(
+    # Also "to", as clients show their user's own private messages as "to Ann (private): ".
+    r"^to\b|\b(?:an operator|and|is now|is taken|joined|left|more|the room|unnamed|was removed)\b"
+    r"|\byou\b"
+)
+
+
+def compatible(text: str) -> str:
+    """Returns the beginning of a text, long enough for a name, in its compatible form (NFKC)."""
+    form = unicodedata.normalize("NFKC", text[:MAX_NAME])
+    if len(form) < MAX_NAME_SOURCE:  # else they are long already: one can become 18, slowly
+        form = unicodedata.normalize("NFKC", text[:MAX_NAME_SOURCE])
+    return form[:MAX_NAME_SOURCE]
+
+
+def unaccented(text: str) -> str:
+    """Returns a short text in lower case, in its compatible form, without accents."""
+    apart = unicodedata.normalize("NFKD", text)
+    return unicodedata.normalize("NFC", ACCENTS.sub("", apart).casefold())
+
+
+def alphabet(char: str) -> str:
+    """Returns the alphabet of a letter or a mark: LATIN, GREEK, CYRILLIC, ..."""
+    name = unicodedata.name(char, "")
+    return "CJK" if name.startswith(CJK) else name.partition(" ")[0]
+
+
+def own_mark(char: str, before: str) -> str:
+    """Returns the character if it is a mark of the same alphabet as the letter before it, and that
+    alphabet needs marks: any from U+0780 on, such as Dhivehi, Hindi and Thai, except CJK."""
+    if not char or before[-1:] < "\u0780" or unicodedata.category(char) not in ("Mc", "Mn"):
+        return ""
+    return char if alphabet(char) == alphabet(before[-1]) != "CJK" else ""
+
+
+def letters(text: str) -> str:
+    """Returns what counts of a name: letters, digits, `_`, and marks that these need."""
+    found = ""
+    for some, other in LETTERS.findall(text):
+        found += some or own_mark(other, found)
+    return found
+
+
+def identity(name: str) -> str:
+    """Returns what all ways to write a name have in common: John, JOHN, or in fullwidth letters."""
+    return letters(compatible(compatible(name).casefold()))
+
+
+def look(name: str) -> str:
+    """Returns what a name has in common with all that differ from it in accents alone."""
+    return letters(unaccented(name))
+
+
+def valid_name(text: str) -> str:
+    """Returns the name as the room writes it. Raises ValueError: what a name has to be."""
+    name = compatible(text).strip()
+    if not 1 <= len(name) <= MAX_NAME:
+        raise ValueError(f"has 1 to {MAX_NAME} characters")
+    found = letters(name)
+    if found != BETWEEN.sub("", name) or name[0] in f"_{PUNCTUATION}":
+        raise ValueError("has letters and digits in it, and after the first also spaces and .-_'")
+    if len({alphabet(char) for char in found if char.isalpha()} - {"CJK"}) > 1:
+        raise ValueError("does not mix alphabets, as some of their letters look alike")
+    said = NOTICE_WORDS.search(" ".join(re.findall(r"[^\W_]+", name.casefold())))
+    if said:
+        raise ValueError(f'has nothing in it that only the room says, such as "{said[0]}"')
+    return name
 
 
 # --- Nobody speaks for another -------------------------------------------------------------------
@@ -1873,6 +1781,33 @@ def typed(line: bytes) -> bytes:
     return take_back(text).encode("utf-8", "surrogateescape")
 
 
+class Dismissed(Gone):
+    """Somebody isn't let in, or can't stay. The text says why, to that one; there is none if it has
+    got what it came for. Its program is told the code, the log the note."""
+
+    def __init__(self, why: str = "", code: int = NORMAL, note: str = "") -> None:
+        super().__init__(why)
+        self.code = code
+        self.note = note
+
+    def see_to(self, membership: Membership, conn: Connection) -> None:
+        """Tells it why, and ends its stream. A member still gets what was said before."""
+        if not conn.can_talk():
+            membership.disconnect(conn, "could not be told why")
+            return
+        room = membership.room
+        is_new = conn.state is State.DOOR
+        if is_new:  # it gets this of the turn, and nothing else
+            conn.read_on(True)
+            room.batch.begin(conn, ())
+        room.tell(conn, str(self))
+        if is_new:
+            room.batch.end(conn)
+        membership.leave(conn, self.code)
+        if self.note:
+            log.info("%s %s, members: %d", conn, self.note, len(room.members))
+
+
 class TimeIsUp(Gone):
     """Nothing has come for as long as a newcomer may wait."""
 
@@ -1970,8 +1905,7 @@ class Door:
             self.membership.disconnect(loser, "had to make room at the door")
             return
         why = "the room is full, and your place goes to somebody else"
-        self.membership.guard(self.membership.dismiss, loser, why, TRY_LATER)
-        log.info("%s had to make room, members: %d", loser, len(self.membership.room.members))
+        Dismissed(why, TRY_LATER, "had to make room").see_to(self.membership, loser)
 
     # The way of a newcomer
 
@@ -3616,6 +3550,54 @@ class Acceptor:
             log.exception("a newcomer could not be admitted")
 
 
+# --- The history ---------------------------------------------------------------------------------
+
+MAX_HISTORY = 128 * 1024  # bytes that a newcomer gets of what was said before
+HISTORY_BLOCK = 4 * 1024  # bytes, or a line more, that newcomers share as a whole
+
+
+class History:
+    """The last messages, for newcomers: at most `count`, and at most MAX_HISTORY bytes.
+
+    It keeps them in blocks of some kilobytes, each of whole lines, and newcomers get references to
+    these: they share them, however many come and however slowly they read.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.blocks: deque[bytes] = deque()
+        self.size = 0  # bytes in the blocks
+        self.lines = 0  # in the blocks: more than `count` by less than a block
+
+    def add(self, chunk: bytes) -> None:
+        """Takes whole lines, or none."""
+        while chunk:
+            end = chunk.find(b"\n", min(HISTORY_BLOCK, len(chunk)) - 1) + 1
+            block, chunk = chunk[:end], chunk[end:]
+            self.size += end
+            self.lines += block.count(b"\n")
+            if self.blocks and len(self.blocks[-1]) < HISTORY_BLOCK:
+                block = self.blocks.pop() + block
+            self.blocks.append(block)
+        while self.blocks:
+            block = self.blocks[0]
+            lines = block.count(b"\n")
+            if self.lines - lines < self.count and self.size - len(block) < MAX_HISTORY:
+                break
+            self.blocks.popleft()  # there is enough without it
+            self.size -= len(block)
+            self.lines -= lines
+
+    def pieces(self) -> list[bytes]:
+        """Returns the messages, whole lines, in pieces that all newcomers share."""
+        pieces = list(self.blocks)
+        if pieces:  # some lines of the first block may be too many
+            first = pieces[0].split(b"\n", max(0, self.lines - self.count))[-1]
+            surplus = self.size - len(pieces[0]) + len(first) - MAX_HISTORY
+            pieces[0] = first[first.find(b"\n", surplus - 1) + 1 :] if surplus > 0 else first
+        return pieces
+
+
 # --- The transcript ------------------------------------------------------------------------------
 
 MAX_REPLAYED = 256 * 1024  # bytes of a transcript that are looked at for what was said before
@@ -4115,9 +4097,11 @@ def run(args: argparse.Namespace) -> int:
         log.info("chat_client.py asks for the password; other clients send it as their first line")
     if (password or operator) and not certificate:
         log.warning("the password travels in the clear; --tls-cert and --tls-key change that")
-    room = Room(args.history, args.max_line)
-    if transcript and args.history:
-        room.history.add(transcript.messages(args.max_line))
+    room = Room(args.max_line)
+    if args.history:
+        room.history = History(args.history)
+        if transcript:
+            room.history.add(transcript.messages(args.max_line))
     given = (transcript, password, certificate, operator, site)
     server = make_server([*listeners, *web], room, args.max_clients, *given)
     signals = ending_signals()

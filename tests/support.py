@@ -279,9 +279,9 @@ def check_invariants(server: ChatServer) -> None:
     everyone = door | members | leaving
     for state, those in ((State.DOOR, door), (State.MEMBER, members), (State.LEAVING, leaving)):
         assert all(conn.state is state for conn in those)
-    assert all(conn.until == math.inf for conn in members)
-    assert all(server.clock.next <= conn.until <= conn.deadline for conn in door | leaving)
-    assert not throttle.behind or server.clock.next <= throttle.next_look
+    assert all(conn.until == math.inf for conn in members - throttle.behind.keys())
+    waits = door | leaving | throttle.behind.keys()
+    assert all(server.clock.next <= conn.until <= conn.deadline for conn in waits)
     registered = {key.data: key for key in server.selector.get_map().values()}
     assert {one for one in registered if isinstance(one, Connection)} <= everyone
     for conn in everyone:
@@ -301,8 +301,8 @@ def check_invariants(server: ChatServer) -> None:
     assert throttle.slow in over if over else throttle.slow is None
     unread = {one for one in throttle.waiting if one.unread_answers > MAX_UNREAD}
     assert over | unread <= set(throttle.behind) <= {one for one in members if one.queue}
-    assert {one for one in throttle.marks if isinstance(one, Connection)} <= members
-    assert throttle.slow or not (throttle.marks or set(throttle.waiting) - unread)
+    assert throttle.slow or not (throttle.host_marks or set(throttle.waiting) - unread)
+    assert all(one in throttle.waiting for one in members if one.mark == math.inf)
     for conn in leaving - set(room.batch.leavers):  # those will be seen off with that batch
         assert not conn.unheard
         assert conn.wants_write() or (conn.reading and not conn.reachable), "should be closed by now"

@@ -39,6 +39,8 @@ class Door:
 
 
 PATIENCE, STEP, TICK, PACE = 0.5, 0, 0.25, 65536
+valid_name = str.strip
+identity = look = str.casefold
 
 
 def main():

@@ -20,7 +20,7 @@ from support import CERTS, DEADLINE, Inside, Peer, checked_server, eventually, p
 import chat_client
 import chat_server
 import echo_server
-from chat_server import FIN, Batch, Connection, WebSocket
+from chat_server import FIN, Batch, Connection, Dismissed, WebSocket
 
 
 @pytest.fixture
@@ -465,7 +465,7 @@ def test_whoever_is_dismissed_is_told_why_although_its_own_end_has_come(inside: 
     conn, peer = inside.join()
     peer.half_close()
     select.select([conn.sock], [], [], DEADLINE)
-    server.membership.dismiss(conn, "the room is full")
+    Dismissed("the room is full").see_to(server.membership, conn)
     server.read_all({conn})
     server.deliver(server.room.take_batch())
     assert peer.rest() == b"* the room is full\n"

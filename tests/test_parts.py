@@ -256,6 +256,8 @@ class Someone:
     since = 0.0
     silent = False
     reachable = True
+    until = math.inf
+    mark = 0.0
 
     def __init__(self, size: int = 0, unread: int = 0) -> None:
         self.size = size
@@ -300,7 +302,7 @@ class Hall:
             self.fake.pass_by(0.05)
             if self.fake.time >= self.next_tick:
                 self.next_tick = self.fake.time + 1
-                self.throttle.too_far_behind()
+                self.throttle.is_too_far_behind(self.slow)
             self.throttle.let_speak()
             said += sum(self.say(one, size) for one in flooders)
         return said
@@ -380,9 +382,9 @@ def test_whoever_talks_is_heard_at_once_beside_a_flood(
 def test_the_first_eight_kilobytes_are_not_loud(slowed: Hall) -> None:
     one: Any = Someone()
     slowed.throttle.charge_bytes(one, int(ALLOWANCE * PACE / 2))
-    assert not slowed.throttle.is_loud(one)
+    assert one.mark <= slowed.fake.clock.now()
     slowed.throttle.charge_bytes(one, 1)
-    assert slowed.throttle.is_loud(one)
+    assert one.mark > slowed.fake.clock.now()
 
 
 def test_many_who_are_quiet_do_not_mute_a_newcomer(slowed: Hall) -> None:
@@ -462,7 +464,7 @@ def test_whoever_was_loud_is_not_for_ever(slowed: Hall) -> None:
     assert slowed.say(one, 100) == 100
     assert slowed.say(one, 100) == 100
     slowed.flood([], LOUD_TIME + 1)
-    assert not slowed.throttle.is_loud(one)  # type: ignore[arg-type]
+    assert one.mark <= slowed.fake.clock.now()  # type: ignore[arg-type]
 
 
 def test_everyone_speaks_freely_after_the_last_has_caught_up(slowed: Hall) -> None:
@@ -481,7 +483,7 @@ def test_everyone_speaks_freely_after_the_last_has_caught_up(slowed: Hall) -> No
             slow.size, slow.queue = 0, None
             throttle.note_taken(slow) if caught_up else throttle.forget(slow)
         assert one.reading
-        assert not (throttle.behind or throttle.slow or throttle.waiting or throttle.marks)
+        assert not (throttle.behind or throttle.slow or throttle.waiting or throttle.host_marks)
 
 
 def test_what_was_said_while_another_was_behind_is_forgotten(slowed: Hall) -> None:
@@ -508,7 +510,8 @@ def test_whoever_does_not_read_its_answers_is_slowed_alone(fake: FakeTime) -> No
 
 
 def overdue(slowed: Hall) -> bool:
-    return slowed.throttle.too_far_behind() == [slowed.slow]
+    throttle = slowed.throttle
+    return slowed.slow in throttle.behind and throttle.is_too_far_behind(slowed.slow)
 
 
 def test_patience_does_not_begin_anew(slowed: Hall) -> None:
