@@ -209,7 +209,7 @@ class Lines(LineFramer):
 
     def sift(self, data: bytes) -> tuple[bytes, bytes]:
         """Takes the bytes that came; returns the text among them, in which lines end with LF, and
-        what is to be answered. Raises Gone or Dismissed if the peer doesn't mean to send text."""
+        what is to be answered. Raises Gone if the peer doesn't mean to send text."""
         return data, b""
 
     def farewell(self, code: int) -> bytes:
