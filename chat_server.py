@@ -743,7 +743,7 @@ class Connection(Member):
         self.code = NORMAL  # why its stream ends
         self.use(lines)
         self.unheard = b""  # whole lines that wait for the next turn
-        self.cost = 0.0  # of the turns' time, what it has had: as Throttle.charge_time counts it
+        self.cost = 0.0  # of the turns' time, what it has had: as Costs counts it
         self.mark = 0.0  # it is loud until then, in seconds of the server's clock: see Throttle
         self.read_size = FIRST_READ  # bytes that are read at once
         self.reading = True  # its input is of interest, and has not ended
@@ -1038,9 +1038,7 @@ class ChatServer:
         """Reads from everyone who has something to say, each once, until the turn is full. Whoever
         is left over for the next turn is still ready then, or still in hand.
 
-        Whoever's host has cost least comes first, and of a host, who has: so a flood doesn't keep
-        others from being heard, from however many connections it comes. What they have cost is that
-        of turns that left somebody over: in others there was time for all.
+        Whoever has cost least comes first, so that a flood doesn't keep others from being heard.
         """
         crowd = len(self.room.members) or 1
         full = min(TURN_READ, TURN_DELIVERY // crowd)
@@ -1048,10 +1046,9 @@ class ChatServer:
         batch = self.room.batch
         costs: list[tuple[Connection, float]] = []
         began = before = time.process_time()  # CPU: others on this machine are nobody's fault here
-        host_costs = self.throttle.host_costs
-        for conn in sorted(readable, key=lambda conn: (host_costs.get(conn.host, 0.0), conn.cost)):
+        for conn in sorted(readable, key=self.membership.costs.of):
             if batch.size >= full or before - began >= TURN:
-                self.throttle.charge_time(costs)
+                self.membership.costs.charge(costs)
                 break
             if not conn.reading:
                 continue
@@ -1206,6 +1203,7 @@ class Membership:
     def __init__(self, room: Room, clock: Clock) -> None:
         self.room = room
         self.clock = clock
+        self.costs = Costs()
         self.throttle = Throttle(clock)
         self.newcomers: dict[Connection, Any] = {}  # and where each is on its way through the door
         self.leaving: set[Connection] = set()
@@ -1252,6 +1250,7 @@ class Membership:
         """Makes a member of somebody at the door. `rest` is what it has sent already."""
         self.move(conn, State.MEMBER)
         self.room.join(conn)
+        conn.cost = self.costs.latest  # with less, it would help to reconnect
         self.throttle.join(conn)
         conn.read_on(True)
         log.info("%s connected, members: %d", conn, len(self.room.members))
@@ -1345,6 +1344,38 @@ class Membership:
         self.throttle.let_speak()
 
 
+# --- Who is read first ---------------------------------------------------------------------------
+
+
+class Costs:
+    """What each has cost of the turns that were too short for all who had something to say, in
+    seconds of CPU. Whoever's host has cost least is read first, and of a host, whoever has: a flood
+    gains nothing by many connections. Whoever is silent falls behind the others by a turn at most,
+    and that is what it may cost before it has to wait like them.
+    """
+
+    def __init__(self) -> None:
+        self.latest = 0.0  # the cost of whoever was read last
+        self.hosts: dict[str, float] = {}  # those that have more than the least; others have that
+        self.latest_host = 0.0
+
+    def of(self, conn: Connection) -> tuple[float, float]:
+        """Returns what connections are to be sorted by."""
+        return self.hosts.get(conn.host, 0.0), conn.cost
+
+    def charge(self, costs: list[tuple[Connection, float]]) -> None:
+        """Notes what each of those who were read in such a turn has cost."""
+        for conn, cost in costs:
+            begins = max(conn.cost, self.latest - TURN)
+            self.latest = max(self.latest, begins)
+            conn.cost = begins + cost
+            begins = max(self.hosts.get(conn.host, 0.0), self.latest_host - TURN)
+            self.latest_host = max(self.latest_host, begins)
+            self.hosts[conn.host] = begins + cost
+        least = self.latest_host - TURN
+        self.hosts = {host: cost for host, cost in self.hosts.items() if cost > least}
+
+
 # --- Who may say how much ------------------------------------------------------------------------
 
 PATIENCE = 5.0  # seconds of PACE that somebody may owe, at least
@@ -1412,24 +1443,6 @@ class Throttle:
         self.mark = 0.0  # the room's, in seconds of the clock
         self.loud_mark = 0.0  # the same of all who are loud, together
         self.host_marks: dict[str, float] = {}
-        self.latest_cost = 0.0  # the cost of whoever was read last: see charge_time
-        self.host_costs: dict[str, float] = {}  # the same of hosts that have more than the least
-        self.latest_host_cost = 0.0
-
-    def charge_time(self, costs: list[tuple[Connection, float]]) -> None:
-        """A turn was too short for all who had something to say: whoever was read in it is charged
-        with its part of the turn, in seconds. Whoever is silent meanwhile gains a turn at
-        most: that is what it may cost before it has to wait like the others."""
-        hosts = self.host_costs
-        for conn, cost in costs:
-            begins = max(conn.cost, self.latest_cost - TURN)
-            self.latest_cost = max(self.latest_cost, begins)
-            conn.cost = begins + cost
-            begins = max(hosts.get(conn.host, 0.0), self.latest_host_cost - TURN)
-            self.latest_host_cost = max(self.latest_host_cost, begins)
-            hosts[conn.host] = begins + cost
-        least = self.latest_host_cost - TURN
-        self.host_costs = {host: cost for host, cost in hosts.items() if cost > least}
 
     # Who may speak
 
@@ -1469,20 +1482,15 @@ class Throttle:
         """Notes how many bytes a member has sent, or what came of them."""
         if self.slow:
             now, host_mark = self.clock.now(), self.host_marks.get(conn.host, 0.0)
-            conn.mark = self.moved_on(conn.mark, now, size)
-            self.host_marks[conn.host] = self.moved_on(host_mark, now, size)
+            least, paid, most = now - ALLOWANCE, 2 * size / PACE, now + LOUD_TIME
+            conn.mark = min(max(conn.mark, least) + paid, most)
+            self.host_marks[conn.host] = min(max(host_mark, least) + paid, most)
             if conn.mark > now:
                 self.loud_mark = max(self.loud_mark, now) + LOUD_COST * size / PACE
                 self.loud_mark = min(self.loud_mark, now + LOUD_TIME)
 
-    @staticmethod
-    def moved_on(mark: float, now: float, size: int) -> float:
-        """Returns a mark of somebody who has sent `size` bytes."""
-        return min(max(mark, now - ALLOWANCE) + 2 * size / PACE, now + LOUD_TIME)
-
     def join(self, conn: Connection) -> None:
         """A newcomer is loud at first, or whoever keeps reconnecting would always be quiet."""
-        conn.cost = self.latest_cost
         if self.slow:
             conn.mark = self.clock.now() + LOUD_TIME
 

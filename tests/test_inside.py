@@ -250,14 +250,14 @@ def test_a_turn_that_has_time_for_all_costs_nothing(inside: Inside) -> None:
 def test_whoever_was_silent_has_no_more_credit_than_a_turn(
     inside: Inside, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    throttle = inside.server.throttle
+    costs = inside.server.membership.costs
     (silent, _), (talker, _) = inside.join(), inside.join()
     for _ in range(100):
-        throttle.charge_time([(talker, chat_server.TURN)])
-    throttle.charge_time([(silent, 0.0)])
-    assert silent.cost == throttle.latest_cost - chat_server.TURN
+        costs.charge([(talker, chat_server.TURN)])
+    costs.charge([(silent, 0.0)])
+    assert silent.cost == costs.latest - chat_server.TURN
     newcomer, _ = inside.join()
-    assert newcomer.cost == throttle.latest_cost, "no credit at all"
+    assert newcomer.cost == costs.latest, "no credit at all"
 
 
 def test_one_host_is_as_dear_as_all_its_connections(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,15 +269,15 @@ def test_one_host_is_as_dear_as_all_its_connections(monkeypatch: pytest.MonkeyPa
     (talker,) = (conn for conn in server.room.members if conn.host == "192.0.2.1")
     others = server.room.members - {talker}
     for _ in range(5):
-        server.throttle.charge_time([(conn, 0.001) for conn in others] + [(talker, 0.005)])
+        server.membership.costs.charge([(conn, 0.001) for conn in others] + [(talker, 0.005)])
     assert all(conn.cost < talker.cost for conn in others)
     read: list[Connection] = []
     monkeypatch.setattr(server, "read", lambda conn, *_: read.append(conn))
     server.read_all(set(server.room.members))
     assert read[0] is talker
     for _ in range(2):
-        server.throttle.charge_time([(talker, 1000.0)])
-    assert set(server.throttle.host_costs) == {"192.0.2.1"}, "others are as cheap as newcomers"
+        server.membership.costs.charge([(talker, 1000.0)])
+    assert set(server.membership.costs.hosts) == {"192.0.2.1"}, "others are as cheap as newcomers"
 
 
 def test_whatever_takes_long_is_read_in_small_pieces(inside: Inside) -> None:
