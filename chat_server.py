@@ -38,7 +38,8 @@ batches grow by themselves.
 Standard library only, Python 3.8 or later. Copy this file anywhere and run it.
 
 The file is in the order in which a reader needs it. The first two parts are all of a chat but the
-way in, and you may stop there; whoever wants just the loop starts at ChatServer.turn.
+way in, and what a name may be, and you may stop there; whoever wants just the loop starts at
+ChatServer.turn.
 
     I    The room               framing lines, batches, what a line means     knows no sockets
     II   The loop               connections, the turn of the loop, who is     knows no TLS, telnet,
@@ -47,8 +48,8 @@ way in, and you may stop there; whoever wants just the loop starts at ChatServer
                                 hosts, passwords, operators                   travels on the wire
     IV   Other ways to speak    telnet, WebSocket, TLS and its certificate    knows no room
     V    Browsers               the page, HTTP                                knows no room
-    VI   The process            the log, listening, the history, how to       knows them all
-                                join, the command line
+    VI   The process            the log, listening, the history and the       knows them all
+                                transcript, how to join, the command line
 """
 
 from __future__ import annotations
@@ -121,9 +122,9 @@ class State(enum.Enum):
                                                                       has closed; or time is up
     CLOSED    nothing       no                            none
 
-    From each of the first three, being too far behind leads to CLOSED at once, and so does an error
-    in receiving; after one in sending, a member is read to its end first. Inside /quit, a member
-    has left the room a moment before it is LEAVING.
+    From each of the first three, an error leads to CLOSED at once, and for a member so does being
+    too far behind. But if it is found in sending that a member has gone, that one is read to its
+    end first. Inside /quit, a member has left the room a moment before it is LEAVING.
     """
 
     DOOR = enum.auto()
@@ -454,8 +455,7 @@ class Room:
         self.batch.begin(member, [f"{WELCOME}\n".encode(), *before])
 
     def leave(self, member: Member, how: str = "left") -> None:
-        """Lets a member go; of this turn it still gets what came before. The others are told how it
-        left, unless that is empty."""
+        """Lets a member go, which still gets what came before; the others are told `how`, if at all."""
         self.members.remove(member)
         self.batch.end(member)
         if member.name:
@@ -472,14 +472,14 @@ class Room:
         if text:
             self.batch.tell(member, notice(text))
 
-    def hear(self, member: Member, chunk: bytes, limit: float, until: float) -> bytes:
+    def hear(self, member: Member, chunk: bytes, limit: float, cpu_until: float) -> bytes:
         """Takes whole lines, at least one; returns those that have to wait for the next turn: none
         if the member has left.
 
-        Short lines can take long: `/who` in a crowd. So those that aren't plain are heard `until`
-        then, in seconds of the process's CPU, some of them at least; and no more of them than have
-        answers for which there is memory. With a name added they can be long, too: once they have
-        come to `limit` bytes, that is all.
+        Short lines can take long: `/who` in a crowd. So those that aren't plain are heard until the
+        process has used that much CPU, some of them at least; and no more of them than have answers
+        for which there is memory. With a name added they can be long, too: once they have come to
+        `limit` bytes, that is all.
         """
         member.silent = False
         if not chunk.strip(b" \t\n"):  # Enter in nc, perhaps a million times
@@ -498,7 +498,7 @@ class Room:
                 self.hear_line(member, clean(line))
                 if member not in self.members:  # it said /quit
                     return b""
-            if time.process_time() > until:
+            if time.process_time() > cpu_until:
                 break
         return chunk[at:]
 
@@ -659,7 +659,7 @@ LAST_CALL = 1.0  # seconds in which a room that closes hears what had arrived be
 FAREWELL = 5.0  # seconds for whoever leaves to get what was said before, and for the room to close
 LINGER = 0.5  # seconds that we wait for its own close, once it has got all that
 
-NORMAL, GOING_AWAY, REFUSED, TRY_LATER = 1000, 1001, 1008, 1013  # why a stream ends (RFC 6455)
+NORMAL, GOING_AWAY = 1000, 1001  # why a stream ends (RFC 6455, section 7.4.1)
 
 
 # --- Connections ---------------------------------------------------------------------------------
@@ -720,9 +720,11 @@ class Connection(Member):
         "taken",
         "unheard",
         "until",
+        "was_full",
         "why",
     )
     pending = b""  # text that came but has yet to be received; here, the kernel has all of that
+    ready = True  # text can be received and sent
 
     def __init__(
         self, sock: socket.socket, peer: str, host: str, selector: BaseSelector, lines: Lines
@@ -737,15 +739,16 @@ class Connection(Member):
         # Times, in seconds of the server's clock.
         self.since = 0.0  # when it came into this state
         self.until = math.inf  # it can be left alone until then, if nothing comes
-        self.deadline = math.inf  # it can't stay in this state for longer
+        self.deadline = math.inf  # it can't go on for longer with what it is at
         self.selector = selector
         self.events = 0  # for which it is registered with the selector
         self.code = NORMAL  # why its stream ends
         self.use(lines)
         self.unheard = b""  # whole lines that wait for the next turn
-        self.cost = 0.0  # of the turns' time, what it has had: as Costs counts it
+        self.cost = 0.0  # of the turns' time, as Costs counts it
         self.mark = 0.0  # it is loud until then, in seconds of the server's clock: see Throttle
         self.read_size = FIRST_READ  # bytes that are read at once
+        self.was_full = False  # the last read was as large as that
         self.reading = True  # its input is of interest, and has not ended
         self.ended = False  # what it has to say has ended, or what comes isn't heard any more
         self.why = ""  # what ended it, for the log, if it wasn't its own end
@@ -781,14 +784,11 @@ class Connection(Member):
 
     # From the peer
 
-    def can_talk(self) -> bool:
-        """Says whether text can be received and sent yet."""
-        return True
-
     def receive(self, limit: int) -> bytes:
         """Returns text of about `limit` bytes at most, none if there is none now; once `ended`,
         no more can come. What is around the text may need an answer, and gets it."""
         data = self.receive_text(min(limit, self.read_size))
+        self.was_full = len(data) >= self.read_size
         if not data:
             return data
         text, answers = self.input.sift(data)
@@ -815,12 +815,13 @@ class Connection(Member):
 
     receive_text = receive_bytes  # the same, where nothing is around the text
 
-    def note_cost(self, seconds: float) -> None:
+    def fit_read_size(self, seconds: float) -> None:
         """One read took that much of the process's time: the next may be smaller, or larger."""
         if seconds > TURN / 4:
             self.read_size = max(MIN_READ, self.read_size // 2)
-        elif seconds < TURN / 16:
+        elif self.was_full and seconds < TURN / 16:
             self.read_size = min(2 * self.read_size, self.input.max_read)
+        self.was_full = False
 
     def read_on(self, reading: bool) -> None:
         """Reads from it from now on, or doesn't: TCP then slows its peer down."""
@@ -875,9 +876,8 @@ class Connection(Member):
             self.offset = 0
             self.size -= sent + BATCH_COST
             batch.forget(self)
-        if not self.queue:
-            self.queue = None
-            self.watch()
+        self.queue = None
+        self.watch()
 
     def send(self, data: bytes | memoryview) -> int:
         """Returns how many bytes were taken, 0 if none can be now."""
@@ -968,8 +968,6 @@ class ChatServer:
         for number in signals.recv(16):
             log.info("stopped by %s", signal.Signals(number).name)
             self.stop_signals += 1
-        if self.stop_signals == 1:
-            self.membership.closes_at = self.clock.now() + FAREWELL
 
     def close_room(self) -> None:
         """Lets nobody in any more, hears what had arrived before, and says goodbye to everyone."""
@@ -978,6 +976,7 @@ class ChatServer:
             self.membership.move(conn, State.CLOSED)
         self.throttle.let_all_speak()
         now = self.clock.now()
+        self.membership.closes_at = now + FAREWELL
         over, quiet = now + LAST_CALL, now + SHORT_TICK
         while self.clock.now() < min(over, quiet) and self.stop_signals == 1:
             # What is left on its way comes when we have read, but not in the same moment; meanwhile
@@ -1006,9 +1005,12 @@ class ChatServer:
         return bool(readable)
 
     def look_at_clock(self) -> None:
-        """Does what is due: nothing, most of the time, and then without a look at the clock."""
+        """Does what is due. It is the turn's end, so that what has come in time is heard before."""
         clock = self.clock
-        if clock.next < math.inf and clock.now() >= clock.next:
+        if clock.next == math.inf:
+            return
+        clock.wake(0.0)  # the process may have been stopped in this turn
+        if clock.now() >= clock.next:
             clock.next = math.inf
             self.door.meet_deadlines()
             self.membership.meet_deadlines()
@@ -1017,8 +1019,8 @@ class ChatServer:
         """Waits that many seconds at most, sends what can be sent, and has newcomers accepted;
         returns who is ready at the door, and who can be read.
 
-        An event can be stale: what was served before it in this turn may have closed its socket,
-        and then it isn't reading.
+        An event can be stale: what was served before it in this turn may have closed its socket.
+        Then it has no queue to be flushed, and isn't reading.
         """
         came = {conn for conn in self.membership.has_more if conn.reading}
         ready = self.selector.select(timeout if timeout < math.inf else None)
@@ -1055,7 +1057,7 @@ class ChatServer:
             size = batch.size
             self.membership.guard(self.read, conn, share, began + TURN)
             now = time.process_time()
-            conn.note_cost(now - before)
+            conn.fit_read_size(now - before)
             costs.append((conn, now - before + TURN * (batch.size - size) / full))
             before = now
         for conn in readable:
@@ -1068,13 +1070,13 @@ class ChatServer:
             return 0
         if self.clock.next == math.inf:
             return math.inf
-        return max(0.0, self.clock.next - self.clock.now())
+        return max(0.0, min(self.clock.next - self.clock.now(), TICK))
 
     # From a connection
 
-    def read(self, conn: Connection, limit: int, until: float) -> None:
+    def read(self, conn: Connection, limit: int, cpu_until: float) -> None:
         """Receives once, if the member may speak now, and lets the room hear the whole lines, until
-        that time, in seconds of the process's CPU. Raises Gone."""
+        the process has used that much CPU. Raises Gone."""
         if conn.state is State.LEAVING:
             conn.receive_bytes(limit)
             if not conn.reading:  # only its end is of interest
@@ -1093,17 +1095,17 @@ class ChatServer:
                 limit += len(conn.input.partial)  # the beginning of a line was charged before
                 self.membership.frame(conn, data)
         if conn.unheard:
-            self.hear(conn, limit, until)
+            self.hear(conn, limit, cpu_until)
         if conn.ended and not conn.unheard and conn in self.room.members:
             self.hear_end(conn)
         if conn in self.room.members:
             self.throttle.charge_bytes(conn, max(received, self.room.batch.size - said))
 
-    def hear(self, conn: Connection, limit: int, until: float) -> None:
-        """Lets the room hear whole lines, of `limit` bytes or a line more, until that time."""
+    def hear(self, conn: Connection, limit: int, cpu_until: float) -> None:
+        """Lets the room hear whole lines, of `limit` bytes or a line more, as read() says."""
         end = conn.unheard.find(b"\n", min(limit, len(conn.unheard)) - 1) + 1
         due, later = conn.unheard[:end], conn.unheard[end:]
-        conn.unheard = self.room.hear(conn, due, limit, until) + later
+        conn.unheard = self.room.hear(conn, due, limit, cpu_until) + later
         if conn not in self.room.members:
             log.info("%s quit, members: %d", conn, len(self.room.members))
             self.membership.leave(conn)
@@ -1137,7 +1139,7 @@ class ChatServer:
                 conn.write(batch)
                 if conn.size > HIGH_WATER:
                     self.throttle.note_behind(conn)
-            except Gone as gone:  # as in guard(), which would cost each delivery a call
+            except Gone as gone:  # much as in guard(), which would cost each delivery a call
                 self.membership.disconnect(conn, str(gone))
             except Exception:
                 log.exception("%s made the server stumble", conn)
@@ -1161,7 +1163,7 @@ OVERSLEPT = 1.0  # seconds that the loop can be late: more means that the proces
 
 class Clock:
     """The server's own running time, in seconds. Time for which the process was stopped (SIGSTOP,
-    a suspended host) doesn't count, as nobody could meet a deadline then."""
+    a suspended host) doesn't count, but for a second: nobody could meet a deadline then."""
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self.monotonic = monotonic
@@ -1192,7 +1194,7 @@ class Membership:
     """Who is at the door, in the room, or leaving: moves connections from one state to the next.
 
     The order of the calls in it matters: when somebody is no longer a member, the room is the first
-    to know; and the throttle, which then lets others speak, before that one's socket is closed.
+    to know; and the throttle before the socket is closed, as it may have it read from once more.
 
     There are three words for going. Whoever leaves gets what was said before; a stream is finished
     once everything is in it, and then waits for the peer's own end; and somebody who is
@@ -1257,7 +1259,7 @@ class Membership:
         self.frame(conn, rest)
 
     def frame(self, conn: Connection, data: bytes) -> None:
-        """Frames what a member has sent: its whole lines are then in `unheard`."""
+        """Frames what a member has sent: its whole lines are then in `unheard`, which is empty."""
         conn.unheard, too_long = conn.input.feed(data)
         if too_long:
             self.room.refuse_long_line(conn)
@@ -1279,8 +1281,8 @@ class Membership:
     # Out
 
     def leave(self, conn: Connection, code: int = NORMAL, how: str = "left") -> None:
-        """Somebody is no longer a member, or can't become one: it still gets what was said before,
-        and after the delivery its stream ends. `how` it left is for the others."""
+        """Somebody is no longer a member, or can't become one. A member still gets what was said
+        before; after the delivery its stream ends. `how` it left is for the others."""
         if conn in self.room.members:
             self.room.leave(conn, how)
         conn.code = code
@@ -1319,12 +1321,14 @@ class Membership:
         """Closes a connection that is of no further use, whatever state it is in."""
         if conn in self.room.members:
             self.room.leave(conn)
+        if conn.state is not State.LEAVING:  # else the log knows already
+            log.info("%s %s, members: %d", conn, why, len(self.room.members))
         if conn.state is not State.CLOSED:
             self.move(conn, State.CLOSED)
-        log.info("%s %s, members: %d", conn, why, len(self.room.members))
 
     def overdue(self, conns: Iterable[Connection]) -> Iterator[Connection]:
-        """Yields those who can't be left alone any longer; has the loop come back for the rest."""
+        """Yields those who can't be left alone any longer; has the loop come back for the rest, and
+        for these if they are given more time. So all have to be taken."""
         now = self.clock.now()
         for conn in list(conns):
             if conn.state is not State.CLOSED and now >= conn.until:
@@ -1349,13 +1353,13 @@ class Membership:
 
 class Costs:
     """What each has cost of the turns that were too short for all who had something to say, in
-    seconds of CPU. Whoever's host has cost least is read first, and of a host, whoever has: a flood
+    seconds: of CPU, or of a turn that is full. Whoever's host has cost least is read first, and of a host, whoever has: a flood
     gains nothing by many connections. Whoever is silent falls behind the others by a turn at most,
     and that is what it may cost before it has to wait like them.
     """
 
     def __init__(self) -> None:
-        self.latest = 0.0  # the cost of whoever was read last
+        self.latest = 0.0  # the highest cost at which anybody was read
         self.hosts: dict[str, float] = {}  # those that have more than the least; others have that
         self.latest_host = 0.0
 
@@ -1560,7 +1564,6 @@ class Throttle:
             return
         self.slow = next((conn for conn in self.behind if conn.size > HIGH_WATER), None)
         if not self.slow:
-            self.host_marks.clear()
             self.let_all_speak()
 
     def is_too_far_behind(self, conn: Connection) -> bool:
@@ -1595,6 +1598,7 @@ WRONG_TIME = 1.0  # seconds until a wrong password is answered; what it costs it
 WRONG_TIME_OF_ALL = 0.1  # seconds
 TRIES_AHEAD = 2.0  # seconds
 BAN_TIME = 600.0  # seconds for which whoever was removed can't come back
+REFUSED, TRY_LATER = 1008, 1013  # why a stream ends, besides NORMAL and GOING_AWAY
 SILENCE = 10.0  # seconds after which one that never said a word has no claim to its place
 
 
@@ -1800,7 +1804,7 @@ class Dismissed(Gone):
 
     def see_to(self, membership: Membership, conn: Connection) -> None:
         """Tells it why, and ends its stream. A member still gets what was said before."""
-        if not conn.can_talk():
+        if not conn.ready:
             membership.disconnect(conn, "could not be told why")
             return
         room = membership.room
@@ -1894,7 +1898,7 @@ class Door:
         there.guard(self.arrive, self.connect(sock, peer))
 
     def arrive(self, conn: Connection) -> None:
-        """Begins a newcomer's way. Raises Gone, and Dismissed."""
+        """Begins a newcomer's way. Raises Gone."""
         self.make_room(self.membership.newcomers, DOOR_SIZE, conn)
         conn.since = self.clock.now()
         self.membership.newcomers[conn] = self.visit(conn)
@@ -1919,7 +1923,7 @@ class Door:
 
     def go_on(self, conn: Connection, is_late: bool = False) -> None:
         """Takes the next step with a newcomer, for whom it may be too late; after that it may come
-        in. Raises Gone, and Dismissed."""
+        in. Raises Gone."""
         membership = self.membership
         steps: Steps = membership.newcomers[conn]
         try:
@@ -2371,11 +2375,12 @@ def closing_code(payload: bytes) -> int:
 
 # --- TLS -----------------------------------------------------------------------------------------
 
-TLS_RECORD = 16 * 1024  # bytes of text in a record at most: so much is encrypted at once
+TLS_RECORD = 16 * 1024  # bytes of text in a record at most
+TLS_PIECE = 8 * 1024  # bytes that are encrypted at once: what isn't sent of them has to be kept
 # Bytes that are received at once: what has no text in it, such as orders to change keys, takes as
 # much time as a hundred times as many bytes of text.
 TLS_READ = 8 * 1024
-MAX_UNSENT = 24 * 1024  # bytes that may wait encrypted: a record, and what TLS itself has to say
+MAX_UNSENT = 16 * 1024  # bytes that may wait encrypted: a piece, and what TLS itself has to say
 HANDSHAKE_TIME = 3.0  # seconds: nobody has to type
 
 
@@ -2504,9 +2509,6 @@ class TLSConnection(Connection):
         self.unsent = b""  # encrypted, but not taken by the kernel: it comes before the queue
         super().__init__(sock, peer, host, selector, lines)
 
-    def can_talk(self) -> bool:
-        return self.ready
-
     # From the peer
 
     def receive_text(self, limit: int) -> bytes:
@@ -2566,7 +2568,7 @@ class TLSConnection(Connection):
     def send(self, data: bytes | memoryview) -> int:
         """Returns how many bytes were taken, 0 if none can be now.
 
-        Nothing is encrypted before the kernel has taken all that was: so at most a record waits
+        Nothing is encrypted before the kernel has taken all that was: so at most a piece waits
         outside of the queue.
         """
         if not self.tls:
@@ -2574,7 +2576,7 @@ class TLSConnection(Connection):
         taken = 0
         while taken < len(data) and not self.unsent and self.reachable:
             try:
-                taken += self.tls.write(data[taken : taken + TLS_RECORD])
+                taken += self.tls.write(data[taken : taken + TLS_PIECE])
             except ssl.SSLError as error:
                 raise broken(error) from error
             finally:
@@ -3306,8 +3308,8 @@ def answer_request(door: Door, conn: Connection, site: Site, request: bytes) -> 
 
 # === VI. The process =============================================================================
 #
-# What every server needs that people start from a shell. Whatever is in echo_server.py too is there
-# word for word. At the end everything is put together.
+# What a server needs that people start from a shell, and what a room keeps. Whatever is in
+# echo_server.py too is there word for word. At the end everything is put together.
 
 # --- Streams, the log, signals, descriptors ------------------------------------------------------
 
@@ -3536,7 +3538,8 @@ class Acceptor:
     def accept(self, listener: socket.socket) -> None:
         """Lets in those who wait, for 3 ms of CPU at most: to find somebody a place can take a look
         at everyone who has one. If that fails, as when too many files are open, they still wait,
-        and the loop would spin: so it doesn't look at the listeners for a tenth of a second."""
+        and the loop would spin: so it doesn't look at the listeners until something else is due, or
+        for a tenth of a second."""
         over = time.process_time() + 0.003 / len(self.listeners)
         try:
             while time.process_time() < over:

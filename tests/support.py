@@ -301,7 +301,7 @@ def check_invariants(server: ChatServer) -> None:
     assert throttle.slow in over if over else throttle.slow is None
     unread = {one for one in throttle.waiting if one.unread_answers > MAX_UNREAD}
     assert over | unread <= set(throttle.behind) <= {one for one in members if one.queue}
-    assert throttle.slow or not (throttle.host_marks or set(throttle.waiting) - unread)
+    assert throttle.slow or not set(throttle.waiting) - unread
     assert all(one in throttle.waiting for one in members if one.mark == math.inf)
     for conn in leaving - set(room.batch.leavers):  # those will be seen off with that batch
         assert not conn.unheard
@@ -316,7 +316,7 @@ def check_connection(conn: Connection) -> None:
     queue = conn.queue or ()
     assert conn.queue is None or queue, "an empty queue is none"
     assert not owed or conn.reachable
-    assert not queue or conn.can_talk()
+    assert not queue or conn.ready
     if isinstance(conn, TLSConnection):
         check_tls(conn)
     assert conn.encode == conn.input.encode
@@ -332,7 +332,7 @@ def check_tls(conn: TLSConnection) -> None:
     assert conn.wants_write() == bool(conn.unsent or conn.queue)
     assert not conn.tls or conn.unsent or not conn.queue
     assert conn.tls or not conn.unsent
-    assert not conn.pending or conn.can_talk()
+    assert not conn.pending or conn.ready
 
 
 class CheckedServer(ChatServer):

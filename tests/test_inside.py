@@ -283,10 +283,11 @@ def test_one_host_is_as_dear_as_all_its_connections(monkeypatch: pytest.MonkeyPa
 def test_whatever_takes_long_is_read_in_small_pieces(inside: Inside) -> None:
     conn, _ = inside.join()
     for _ in range(20):
-        conn.note_cost(0.0001)
+        conn.was_full = True
+        conn.fit_read_size(0.0001)
     assert conn.read_size == chat_server.TURN_READ
     for _ in range(20):
-        conn.note_cost(chat_server.TURN * 2)
+        conn.fit_read_size(chat_server.TURN * 2)
     assert conn.read_size == chat_server.MIN_READ
 
 

@@ -37,6 +37,7 @@ from chat_server import (
     MAX_LINE,
     MAX_UNSENT,
     TLS_READ,
+    TLS_PIECE,
     TLS_RECORD,
     Connection,
     Gone,
@@ -110,7 +111,7 @@ class End:
         for at in range(0, len(data), TLS_READ):
             piece = data[at : at + TLS_READ]
             self.peer.send(piece)
-            if not self.conn.can_talk():
+            if not self.conn.ready:
                 self.conn.pending = self.conn.decrypt(self.conn.receive_bytes(TLS_READ))
             else:
                 text += self.conn.receive_text(TLS_READ)
@@ -130,10 +131,10 @@ class End:
 def introduced(client: Client | KeyChanger, step: int = 1 << 20) -> End:
     """Returns the room's end after the handshake, whose bytes come in pieces."""
     room = End()
-    while not room.conn.can_talk():
+    while not room.conn.ready:
         data = client.shake_hands()
         for at in range(0, len(data), step):
-            assert not room.conn.can_talk()
+            assert not room.conn.ready
             assert room.take(data[at : at + step]) == b""
         client.feed(room.sent())
     client.shake_hands()
@@ -175,7 +176,7 @@ def test_text_right_behind_the_handshake_is_known_of() -> None:
         data = client.shake_hands()
     room.peer.send(data + client.say(b"eager\n"))
     room.conn.pending = room.conn.decrypt(room.conn.receive_bytes(1 << 16))
-    assert room.conn.can_talk()
+    assert room.conn.ready
     assert room.conn.pending
     assert room.conn.receive_text(100) == b"eager\n"
     assert not room.conn.pending
@@ -453,7 +454,7 @@ def test_stuck_member_has_at_most_a_record_beside_its_queue(
     server, conn, peer = tls_member()
     assert not conn.unsent
     said = fill(server, conn, HIGH_WATER // 2)
-    assert 0 < len(conn.unsent) <= TLS_RECORD + 100 < MAX_UNSENT < 2 * TLS_RECORD
+    assert 0 < len(conn.unsent) <= TLS_PIECE + 100 < MAX_UNSENT <= 2 * TLS_PIECE
     assert conn.queue
     waiting = conn.unsent
     for _ in range(3):
