@@ -455,7 +455,7 @@ class Room:
         self.batch.begin(member, [f"{WELCOME}\n".encode(), *before])
 
     def leave(self, member: Member, how: str = "left") -> None:
-        """Lets a member go, which still gets what came before; the others are told `how`, if at all."""
+        """Lets a member go, which still gets what came before; others are told `how`, if at all."""
         self.members.remove(member)
         self.batch.end(member)
         if member.name:
@@ -1353,9 +1353,9 @@ class Membership:
 
 class Costs:
     """What each has cost of the turns that were too short for all who had something to say, in
-    seconds: of CPU, or of a turn that is full. Whoever's host has cost least is read first, and of a host, whoever has: a flood
-    gains nothing by many connections. Whoever is silent falls behind the others by a turn at most,
-    and that is what it may cost before it has to wait like them.
+    seconds: of CPU, or of a turn that was full. Whoever's host has cost least is read first, and of
+    a host, whoever has: a flood gains nothing by many connections. Whoever is silent falls behind
+    the others by a turn at most, and that is what it may cost before it has to wait like them.
     """
 
     def __init__(self) -> None:
