@@ -98,7 +98,7 @@ ENDING_SIGNALS = [
 
 
 class LineFramer:
-    """Cuts a stream of bytes into whole lines, in whatever pieces the stream comes.
+    """Cuts a stream of bytes into whole lines, whatever pieces the stream comes in.
 
     It holds at most `max_line` bytes of a line that isn't finished yet. A longer line is skipped to
     its end, so that one that never ends costs no memory.
@@ -1862,8 +1862,8 @@ def handshake_events(sock: ssl.SSLSocket) -> int:
 
 
 def unacknowledged(sock: socket.socket) -> int:
-    """Returns how many of the bytes sent, the end of the stream included, the peer's system has
-    yet to acknowledge; 0 where ours doesn't say."""
+    """Returns how much of what was sent, including the end of the stream, has not been acknowledged
+    by the peer's system yet, in bytes; 0 where ours doesn't say."""
     if fcntl and SIOCOUTQ:
         with suppress(OSError):
             return int.from_bytes(fcntl.ioctl(sock, SIOCOUTQ, bytes(4)), sys.byteorder)
@@ -2186,7 +2186,7 @@ class Terminated(Exception):
 class LossyStream(io.TextIOBase):
     """Standard output or error that never waits for its reader: lines that aren't taken at once are
     lost, and the next that can be written comes after one that says how many. The descriptor has to
-    stay a blocking one, as the shell has it too: so each write is small, and made only if there is
+    stay a blocking one, as the shell shares it: so each write is small, and made only if there is
     room. Python's own stream would wait, and in the end make the exit status 120."""
 
     def __init__(self, descriptor: int) -> None:
@@ -2210,7 +2210,7 @@ class LossyStream(io.TextIOBase):
         except OSError as error:
             self.why = str(error.strerror)
         missing, lines = data.count(b"\n"), text.count("\n")
-        self.lost = missing if missing <= lines else self.lost + lines  # else the gap is untold
+        self.lost = missing if missing <= lines else self.lost + lines  # else the gap is unreported
         return len(text)
 
 

@@ -28,17 +28,17 @@ One thread, one selectors loop, non-blocking sockets. A turn of the loop goes li
     2. go on with newcomers, for a few ms at most: TLS, a browser's request, the password
     3. read from each member once, and put what was said into one batch, in the order of reading
     4. hand the whole batch to each member; whoever spoke gets it without its own lines
-    5. what a socket doesn't take now waits in its member's queue: while one is too long, read more
-       slowly from those who talk most, and TCP slows them down
+    5. what a socket doesn't take now waits in its member's queue: while any queue is too long, read
+       more slowly from those who talk most, and TCP slows them down
 
-So a turn costs one send a member, however many messages it carries, and nothing is copied for those
-who only listen. In a quiet room a line goes out in the turn in which it came; under load the
+So a turn costs one send per member, however many messages it carries, and nothing is copied for
+those who only listen. In a quiet room a line goes out in the turn in which it came; under load the
 batches grow by themselves.
 
 Standard library only, Python 3.8 or later. Copy this file anywhere and run it.
 
-The file is in the order in which a reader needs it. The first two parts are all of a chat but the
-way in, and what a name may be, and you may stop there; whoever wants just the loop starts at
+The file is in the order in which a reader needs it. The first two parts are a whole chat, except
+for the way in and what a name may be, and you may stop there; if you want just the loop, start at
 ChatServer.turn.
 
     I    The room               framing lines, batches, what a line means     knows no sockets
@@ -111,7 +111,7 @@ log = logging.getLogger("chat")
 
 
 class State(enum.Enum):
-    """Where a connection is, and what it can be there. Membership.move alone changes it.
+    """Where a connection is, and what holds for it there. Only Membership.move changes it.
 
     state     is in         `reading`                     its queue   when it moves on
 
@@ -122,9 +122,10 @@ class State(enum.Enum):
                                                                       has closed; or time is up
     CLOSED    nothing       no                            none
 
-    From each of the first three, an error leads to CLOSED at once, and for a member so does being
-    too far behind. But if it is found in sending that a member has gone, that one is read to its
-    end first. Inside /quit, a member has left the room a moment before it is LEAVING.
+    From each of the first three, an error leads straight to CLOSED, and for a member so does
+    falling too far behind. But one that is found to have gone when something is sent to it is read
+    to the end of its stream first. During /quit, a member has left the room a moment before it is
+    LEAVING.
     """
 
     DOOR = enum.auto()
@@ -145,7 +146,7 @@ MAX_LINE = 8 * 1024  # bytes of a line without its newline; --max-line
 
 
 class LineFramer:
-    """Cuts a stream of bytes into whole lines, in whatever pieces the stream comes.
+    """Cuts a stream of bytes into whole lines, whatever pieces the stream comes in.
 
     It holds at most `max_line` bytes of a line that isn't finished yet. A longer line is skipped to
     its end, so that one that never ends costs no memory.
@@ -270,7 +271,7 @@ def notice(text: str) -> bytes:
 
 # --- Members and batches -------------------------------------------------------------------------
 
-TOLD_COST = 512  # bytes counted on top for each thing for one member alone, as nobody shares it
+TOLD_COST = 512  # extra bytes counted for each thing for one member alone, as nobody shares it
 
 
 class Member:
@@ -293,8 +294,8 @@ class Member:
         self.prefix = b""  # what each of its messages begins with once it has a name: b"John: "
         self.reachable = True  # it can still be sent to
         self.silent = True  # nothing has been heard from it: part III
-        # What was for it alone and it hasn't taken yet, as in a batch's `told` and `whispered`: the
-        # answers to what it said, and what others said to it. Only the first are its own doing.
+        # What was for it alone and hasn't been taken yet, as in a batch's `told` and `whispered`:
+        # answers to what it said, and what others said to it. Only the answers are its own doing.
         self.unread_answers = 0
         self.unread_whispers = 0
         self.warned = False  # it was told that only the room begins a line so: part III
@@ -316,7 +317,7 @@ class Batch:
         self.parts: list[bytes] = []
         self.size = 0  # bytes of the parts
         self.cuts: dict[Any, list[tuple[int, int, bytes]]] = {}  # by members
-        # Bytes for one member alone, and what these cost besides: answers, and what others said.
+        # Bytes for one member alone, plus TOLD_COST for each thing: answers; what others said.
         self.told: dict[Member, int] = {}
         self.whispered: dict[Member, int] = {}
         self.leavers: list[Any] = []  # have left in this turn, and get what came before if they can
@@ -333,7 +334,7 @@ class Batch:
 
     def tell(self, member: Member, data: bytes, by_another: bool = False) -> None:
         """Puts whole lines at the end, for one member alone: an answer to what it said, or what
-        another says to it. Not if it has gone: that could only delay its own end.
+        another says to it. Does nothing if it has gone: that could only delay its own end.
         """
         if not member.reachable:
             return
@@ -358,7 +359,7 @@ class Batch:
         self.leavers.append(member)
 
     def cut(self, member: Member, start: int, end: int, instead: bytes) -> None:
-        """Gives one member something else in place of a stretch; later ones lie further on."""
+        """Gives one member something else in place of a stretch; later cuts lie further on."""
         self.cuts.setdefault(member, []).append((start, end, instead))
 
     def seal(self) -> None:
@@ -367,8 +368,8 @@ class Batch:
         self.parts = []
 
     def part_for(self, member: Member, encode: Callable[[bytes], bytes] | None) -> bytes:
-        """Returns what a member gets, as `encode` makes it: the text with its cuts made. All who
-        have none share the same bytes: those who need encoding at all need the same."""
+        """Returns what a member gets, encoded by `encode`: the text with its cuts made. All without
+        cuts share the same bytes: those who need encoding at all need the same encoding."""
         if member in self.cuts:
             pieces: list[bytes] = []
             at = 0
@@ -438,7 +439,7 @@ class Room:
         }
         self.help_lines = b"".join(map(notice, HELP))  # the same bytes for all who ask
         # What part III checks. Each takes a line that isn't plain, and returns it as its member may
-        # say it, or raises ValueError: why not. No chunk with one of the suspects in it is plain.
+        # say it, or raises ValueError, which says why. No chunk with a suspect in it is plain.
         self.checks: list[Callable[[Member, str], str]] = []
         self.suspects: list[bytes] = []
 
@@ -476,10 +477,10 @@ class Room:
         """Takes whole lines, at least one; returns those that have to wait for the next turn: none
         if the member has left.
 
-        Short lines can take long: `/who` in a crowd. So those that aren't plain are heard until the
-        process has used that much CPU, some of them at least; and no more of them than have answers
-        for which there is memory. With a name added they can be long, too: once they have come to
-        `limit` bytes, that is all.
+        Short lines can take a long time: `/who` in a crowd. So lines that aren't plain are heard
+        only until the process has used that much CPU, but always some of them; and only as long as
+        there is memory for the answers. With a name added they can be long, too: once they have
+        come to `limit` bytes, the rest has to wait.
         """
         member.silent = False
         if not chunk.strip(b" \t\n"):  # Enter in nc, perhaps a million times
@@ -504,7 +505,7 @@ class Room:
 
     def is_plain(self, member: Member, chunk: bytes) -> bool:
         """Says whether all lines of a chunk can be relayed as they are, without a look at each:
-        those of a named member if its name is there already, as our client and a flood have it.
+        those of a named member if each has its name already, as from our client or in a flood.
         What people type into nc goes line by line.
 
         A few calls that run in C over the whole chunk: about 0.1 ms for 64 KiB, less than a tenth
@@ -517,7 +518,7 @@ class Room:
             if lines.count(b"\n" + member.prefix) != chunk.count(b"\n"):
                 return False
             return not NOTHING_SAID.search(chunk)
-        # Without a name it may not pass for somebody who has one: that is for the checks.
+        # One without a name mustn't pass for somebody who has one: that is for the checks.
         if not chunk.isascii() or (b":" in chunk and (self.names or PRIVATE.encode() in chunk)):
             return False
         return not COMMAND_OR_NOTICE.search(lines)
@@ -645,19 +646,19 @@ TURN_DELIVERY = 32 * 1024 * 1024  # bytes that are delivered, to all members tog
 MIN_READ = 512  # bytes: the least share that a connection gets, of a turn or of PACE
 FIRST_READ = 32 * 1024  # bytes read at once from a connection until their cost is known
 
-# For a member that reads more slowly than the others talk, batches wait in a queue. While one queue
-# is over HIGH_WATER, all members together may say PACE, the least that each has to be able to read;
-# no human notices. A member that takes less is stuck, and is disconnected.
+# For a member that reads more slowly than the others talk, batches wait in a queue. While any queue
+# is over HIGH_WATER, all members together may say only PACE, the least that each has to be able to
+# read; no human notices. A member that takes less is stuck, and is disconnected.
 HIGH_WATER = 256 * 1024  # bytes
 PACE = 8 * 1024  # bytes a second
 HARD_LIMIT = 4 * 1024 * 1024  # bytes in a queue, however steadily it is read
-BATCH_COST = 128  # bytes that count for a batch in a queue, or a turn: short ones aren't free
+BATCH_COST = 128  # bytes added for each batch in a queue, or each turn: short ones aren't free
 
 TICK = 1.0  # seconds between looks at what depends on time
 SHORT_TICK = 0.05  # seconds: the same for those who wait to speak, and for those who are leaving
-LAST_CALL = 1.0  # seconds in which a room that closes hears what had arrived before
+LAST_CALL = 1.0  # seconds for a closing room to hear what had arrived before
 FAREWELL = 5.0  # seconds for whoever leaves to get what was said before, and for the room to close
-LINGER = 0.5  # seconds that we wait for its own close, once it has got all that
+LINGER = 0.5  # seconds to wait for a leaver to close too, once it has got all that
 
 NORMAL, GOING_AWAY = 1000, 1001  # why a stream ends (RFC 6455, section 7.4.1)
 
@@ -676,8 +677,8 @@ class Gone(Exception):
 
 
 def unacknowledged(sock: socket.socket) -> int:
-    """Returns how many of the bytes sent, the end of the stream included, the peer's system has
-    yet to acknowledge; 0 where ours doesn't say."""
+    """Returns how much of what was sent, including the end of the stream, has not been acknowledged
+    by the peer's system yet, in bytes; 0 where ours doesn't say."""
     if fcntl and SIOCOUTQ:
         with suppress(OSError):
             return int.from_bytes(fcntl.ioctl(sock, SIOCOUTQ, bytes(4)), sys.byteorder)
@@ -693,8 +694,8 @@ class Connection(Member):
     """Somebody's connection: one socket, and all of its reading, writing and registering. Whatever
     receives or sends raises Gone when the peer's doing has put an end to it.
 
-    It is the room's member as well, so that neither has to be looked up by the other. What a stream
-    may be wrapped in is for a subclass, in part IV.
+    It is also the room's Member, so that neither has to be looked up from the other. What a stream
+    may be wrapped in is left to a subclass, in part IV.
     """
 
     __slots__ = (
@@ -829,7 +830,7 @@ class Connection(Member):
         self.watch()
 
     def use(self, lines: Lines) -> None:
-        """From here on, what comes goes through `lines`, and what it gets travels as they say."""
+        """From here on, what comes goes through `lines`, and what it gets is encoded by them."""
         self.input = lines
         self.encode = lines.encode
 
@@ -898,8 +899,8 @@ class Connection(Member):
             raise broken(error) from error
 
     def stop_sending(self) -> None:
-        """The peer has gone; what it said before may still wait to be read, and then its end.
-        Raises Gone if it isn't read from now, as it waits to speak: it would keep its name."""
+        """The peer has gone; what it said before may still have to be read, and then its end.
+        Raises Gone if it isn't being read, as it waits to speak: else it would keep its name."""
         if not self.reading:
             raise Gone("lost")
         Connection.end_stream(self)  # not a subclass's, which might send something
@@ -918,7 +919,7 @@ class Connection(Member):
 
     def acknowledged(self) -> int:
         """Returns how many bytes the peer's system has acknowledged; where ours doesn't say, how
-        many that has taken."""
+        many our own has taken."""
         return self.taken - unacknowledged(self.sock)
 
     def drop_queue(self) -> None:
@@ -979,8 +980,8 @@ class ChatServer:
         self.membership.closes_at = now + FAREWELL
         over, quiet = now + LAST_CALL, now + SHORT_TICK
         while self.clock.now() < min(over, quiet) and self.stop_signals == 1:
-            # What is left on its way comes when we have read, but not in the same moment; meanwhile
-            # others may only take what waits for them.
+            # What is still on its way comes a moment after we have read; until then, a turn may
+            # only send others what waits for them.
             if self.turn(SHORT_TICK):
                 quiet = self.clock.now() + SHORT_TICK
         self.room.announce("the room is closing")
@@ -993,7 +994,7 @@ class ChatServer:
         Returns whether anybody could be read.
 
         A turn flushes before it reads, reads each connection once, and delivers once. Whoever
-        leaves in it isn't finished before it has that batch: Membership.finish sees to that.
+        leaves in a turn isn't finished before it has that turn's batch: see Membership.finish.
         """
         knocking, readable = self.wait(min(self.timeout(), longest))
         if knocking:
@@ -1038,7 +1039,7 @@ class ChatServer:
 
     def read_all(self, readable: set[Connection]) -> None:
         """Reads from everyone who has something to say, each once, until the turn is full. Whoever
-        is left over for the next turn is still ready then, or still in hand.
+        is left over for the next turn is still ready then, or still in `has_more`.
 
         Whoever has cost least comes first, so that a flood doesn't keep others from being heard.
         """
@@ -1111,9 +1112,9 @@ class ChatServer:
             self.membership.leave(conn)
 
     def hear_end(self, conn: Connection) -> None:
-        """The end of a member's stream: an unfinished last line is heard, then it leaves.
+        """The end of a member's stream: an unfinished last line is heard, then the member leaves.
 
-        Not if the stream was cut off: the rest of that line may have been lost on the way.
+        If the stream was cut off, that line isn't heard: its end may have been lost on the way.
         """
         last = conn.input.finish()
         if last and not conn.why:
@@ -1193,13 +1194,13 @@ class Clock:
 class Membership:
     """Who is at the door, in the room, or leaving: moves connections from one state to the next.
 
-    The order of the calls in it matters: when somebody is no longer a member, the room is the first
-    to know; and the throttle before the socket is closed, as it may have it read from once more.
+    The order of its calls matters: when somebody is no longer a member, the room is told first; and
+    the throttle before the socket is closed, as it may register that once more.
 
     There are three words for going. Whoever leaves gets what was said before; a stream is finished
-    once everything is in it, and then waits for the peer's own end; and somebody who is
-    disconnected gets nothing more. So it goes: leave, see_off at the delivery, finish, once or more
-    often, and CLOSED.
+    once everything is in it, and then we wait for the peer to end its own; and whoever is
+    disconnected gets nothing more. So the usual order is: leave; see_off, at the delivery; finish,
+    once or more; CLOSED.
     """
 
     def __init__(self, room: Room, clock: Clock) -> None:
@@ -1209,7 +1210,7 @@ class Membership:
         self.throttle = Throttle(clock)
         self.newcomers: dict[Connection, Any] = {}  # and where each is on its way through the door
         self.leaving: set[Connection] = set()
-        self.closes_at = math.inf  # when the last farewell is, once the room closes
+        self.closes_at = math.inf  # when the farewells have to be over, once the room closes
         self.has_more: set[Connection] = set()  # have input that the selector doesn't know of
 
     def move(self, conn: Connection, state: State) -> None:
@@ -1265,8 +1266,8 @@ class Membership:
             self.room.refuse_long_line(conn)
 
     def has_input(self, conn: Connection) -> bool:
-        """Says whether there is something to hear that the selector doesn't know of; also the end,
-        if it came together with what let a member in."""
+        """Says whether there is something to hear that the selector doesn't know of; the end counts
+        too, if it came together with what let a member in."""
         if conn.state is State.MEMBER:
             return bool(conn.unheard or conn.pending or conn.ended)
         return conn.state is State.DOOR and bool(conn.pending)
@@ -1282,14 +1283,14 @@ class Membership:
 
     def leave(self, conn: Connection, code: int = NORMAL, how: str = "left") -> None:
         """Somebody is no longer a member, or can't become one. A member still gets what was said
-        before; after the delivery its stream ends. `how` it left is for the others."""
+        before; after the delivery its stream ends. The others are told `how` it left."""
         if conn in self.room.members:
             self.room.leave(conn, how)
         conn.code = code
         self.move(conn, State.LEAVING)
 
     def see_off(self, conn: Connection, batch: Batch) -> None:
-        """Hands somebody who leaves the last batch of which it gets something. Raises Gone."""
+        """Hands a leaver the last batch that has something for it. Raises Gone."""
         conn.write(batch)
         farewell = conn.input.farewell(conn.code)
         if farewell:
@@ -1299,9 +1300,9 @@ class Membership:
     def finish(self, conn: Connection) -> None:
         """Ends the stream to somebody who has left and has got everything; can be called again.
 
-        Then it waits for the peer to close too: to close with input unread sends a reset, and that
-        destroys what is still on its way to the peer (RFC 2525, section 2.17). Once all has got
-        there, that is only a little longer.
+        Then it waits for the peer to close too: closing with unread input sends a reset, and that
+        destroys what is still on its way to the peer (RFC 2525, section 2.17). Once everything has
+        got there, it waits only a little longer.
         """
         if conn.state is not State.LEAVING or conn in self.room.batch.leavers:
             return  # its last batch is yet to be delivered
@@ -1392,12 +1393,12 @@ LOUD_COST = 8  # the loud may say 1/8 of PACE although the room's mark is ahead
 
 
 class Lag:
-    """What somebody who is behind owes: PACE for as long as it has been so, less what it has taken.
+    """What somebody who is behind owes: PACE for all that time, less what it has taken since.
 
-    There is one until it has caught up entirely: whoever is under HIGH_WATER for a moment gets no
-    patience anew. A peer's kernel acknowledges in steps, when a good part of its buffer is free
-    again: until then, somebody who reads looks stuck. Steps can double, so it may owe two of the
-    last, or of what it had acknowledged when it fell behind: 2 × 132 KiB at most.
+    It lasts until that member has caught up entirely: being under HIGH_WATER for a moment earns no
+    new patience. A peer's kernel acknowledges in steps, when a good part of its buffer is free
+    again: until then, somebody who reads looks stuck. A step can be twice the last, so it may owe
+    that much, or twice what it had acknowledged when it fell behind: 2 × 132 KiB at most.
     """
 
     __slots__ = ("acknowledged", "shortfall", "since", "step")
@@ -1419,12 +1420,12 @@ class Lag:
 
 
 class Throttle:
-    """How much may each say? All it wants; but while a queue is over HIGH_WATER, which is when the
-    room is `slow`, all together no more than PACE, which anybody who stays has to manage to read.
+    """How much may each say? All it wants; but while a queue is over HIGH_WATER (the room is then
+    `slow`), all together may say only PACE, as much as anybody who stays has to be able to read.
 
-    The room has a mark: when somebody who reads at PACE, 8 KiB a second, would have read all that
-    was said so far. A line of 64 bytes moves it on by 1/128 s. Each connection has one too, and
-    each host, which move by twice that. Whoever's own lies ahead of the clock is loud: it has said
+    The room has a mark: the time when somebody who reads at PACE, 8 KiB a second, would have read
+    all that was said so far. A line of 64 bytes moves it on by 1/128 s. Each connection and each
+    host has one too, moving by twice that. Whoever's own is ahead of the clock is loud: it has said
     more than half of PACE, after the first 8 KiB. The quiet may speak while the room's mark is up
     to 4 s ahead, CREDIT, and 8 s if their host is quiet, too; the loud when it isn't ahead, and
     otherwise 1/8 of PACE all together, so that many who are quiet don't mute them. Of those who
@@ -1452,7 +1453,7 @@ class Throttle:
 
     def allow(self, conn: Connection, limit: int, said: int) -> int:
         """Returns how much of `limit` a member may say now; if that is nothing, it has to wait.
-        `said` are the bytes that were said in this turn so far. Raises Gone."""
+        `said` is how many bytes have been said in this turn so far. Raises Gone."""
         if self.slow:
             ahead = self.mark + said / PACE - self.clock.now()
             limit = min(limit, MIN_READ) if ahead <= self.credit(conn, self.loud_mark) else 0
@@ -1483,7 +1484,7 @@ class Throttle:
         return CREDIT if self.host_marks.get(conn.host, 0.0) > now else 2 * CREDIT
 
     def charge_bytes(self, conn: Connection, size: int) -> None:
-        """Notes how many bytes a member has sent, or what came of them."""
+        """Notes how many bytes a member has sent, or how many came of them, if those are more."""
         if self.slow:
             now, host_mark = self.clock.now(), self.host_marks.get(conn.host, 0.0)
             least, paid, most = now - ALLOWANCE, 2 * size / PACE, now + LOUD_TIME
@@ -1585,15 +1586,15 @@ class Throttle:
 
 # === III. The door ===============================================================================
 #
-# Who gets in, and who has to go; who may be taken for whom. A newcomer's way is a generator, into
-# which parts IV and V bring their steps. It knows nothing of what travels on the wire.
+# Who gets in, and who has to go; and that nobody passes for anybody else. A newcomer's way is a
+# generator, to which parts IV and V add their steps. It knows nothing of what travels on the wire.
 
 DOOR_SIZE = 100  # newcomers at the door at once
 DOOR_TIME = 10.0  # seconds for the password, and for a browser's request
 DOOR_SHARE = 0.003  # seconds of CPU, of a turn: a step of a handshake can be some ms of arithmetic
 DOOR_READ = 4 * 1024  # bytes that are read at once
-# So that guessing is slow: each wrong password costs its host a second, and all together a tenth.
-# Whoever is more than TRIES_AHEAD seconds ahead has to wait: a host that was wrong three times.
+# To make guessing slow, each wrong password costs its host a second, and all together a tenth.
+# Whoever is more than TRIES_AHEAD seconds ahead has to wait: a host with three wrong passwords.
 WRONG_TIME = 1.0  # seconds until a wrong password is answered; what it costs its host
 WRONG_TIME_OF_ALL = 0.1  # seconds
 TRIES_AHEAD = 2.0  # seconds
@@ -1736,8 +1737,8 @@ def begins_like_notice(line: str) -> bool:
 
 
 def check_voice(room: Room, member: Member, line: str) -> str:
-    """Returns a line; if its speaker has no name, without what reverses a part of it. Raises
-    ValueError, which says why, if that one would look like somebody else with it, or the room."""
+    """Returns the line; if its speaker has no name, without what reverses part of it. Raises
+    ValueError, which says why, if the line would make them look like somebody else, or the room."""
     if member.name:
         return line
     line = line if line.isascii() else TURNING.sub("", line)
@@ -1759,10 +1760,10 @@ def check_voice(room: Room, member: Member, line: str) -> str:
 
 
 def host_of(peer: str) -> str:
-    """Returns what stands for the host of a peer, which is as format_address() writes it: an IPv4
-    address itself; of an IPv6 address its 64-bit network, in hexadecimal, as a host can choose the
-    rest freely, but the whole of a link-local one, as everybody is in that network. This machine is
-    the same host by either, and so is an IPv4 address that is written as an IPv6 one."""
+    """Returns what stands for a peer's host, given its address as format_address() writes it: an
+    IPv4 address as it is; for IPv6, in hexadecimal, the 64-bit network, as a host can choose the
+    rest freely, or the whole of a link-local address, as everybody is in that network. This machine
+    is the same host by IPv4 and IPv6, as is an IPv4 address that is written as an IPv6 one."""
     host = peer.rpartition(":")[0].strip("[]")
     if ":" not in host:
         return host
@@ -1775,9 +1776,9 @@ def host_of(peer: str) -> str:
 
 
 def loser_to(host: str, there: Iterable[Connection], now: float) -> Connection | None:
-    """Returns who of those in a full place has to make room for a newcomer from a host: the newest
-    from the host that has most, if that has at least two more than its own; else the oldest from
-    its own that has long been there without a word. None if nobody has to."""
+    """Returns who in a full place has to make room for a newcomer from `host`: the newest from the
+    host that has most, if that has at least two more than `host`; else the oldest from `host` that
+    has been there for long without a word. None if nobody has to."""
     hosts = Counter(conn.host for conn in there)
     most = max(hosts, key=hosts.__getitem__)
     if hosts[most] - hosts[host] >= 2:
@@ -1794,8 +1795,8 @@ def typed(line: bytes) -> bytes:
 
 
 class Dismissed(Gone):
-    """Somebody isn't let in, or can't stay. The text says why, to that one; there is none if it has
-    got what it came for. Its program is told the code, the log the note."""
+    """Somebody isn't let in, or can't stay. The text tells them why, and is empty if they have got
+    what they came for. The code is for their program, and the note for the log."""
 
     def __init__(self, why: str = "", code: int = NORMAL, note: str = "") -> None:
         super().__init__(why)
@@ -1824,8 +1825,8 @@ class TimeIsUp(Gone):
     """Nothing has come for as long as a newcomer may wait."""
 
 
-# What a newcomer goes through. It yields whether it waits for something to come, and goes on when
-# it may have; at conn.until, TimeIsUp is raised in it. It returns what came beyond what it needs.
+# The steps a newcomer goes through. The generator yields whether it is waiting for input, and goes
+# on when some may have come; at conn.until, TimeIsUp is raised in it. It returns surplus input.
 Steps = Generator[bool, None, bytes]
 
 
@@ -1922,8 +1923,8 @@ class Door:
     # The way of a newcomer
 
     def go_on(self, conn: Connection, is_late: bool = False) -> None:
-        """Takes the next step with a newcomer, for whom it may be too late; after that it may come
-        in. Raises Gone."""
+        """Takes a newcomer's next step, or tells its generator that time is up; after the last step
+        it comes in, if there is a place. Raises Gone."""
         membership = self.membership
         steps: Steps = membership.newcomers[conn]
         try:
@@ -2025,8 +2026,8 @@ class Door:
 
 # --- Operators -----------------------------------------------------------------------------------
 
-# A line that may be a mistyped /op with an operator's password after it: it follows a space or a
-# speaker's name, or is in capitals. And the slash that any such line has in it, of either width.
+# A line that may be a mistyped /op with an operator's password after it: the /op follows a space or
+# a speaker's name, or is in capitals. And the slash in any such line, of either width.
 MISTYPED_OP = re.compile(r"(?:[^:]*:)? */ ?op(?!\w)", re.IGNORECASE)
 SLASH = re.compile("[/\uff0f]")
 
@@ -2036,7 +2037,7 @@ class Operators:
 
     What they say are commands of the room. A wrong password counts as a wrong try at the door, and
     one that comes too early isn't looked at. The answer comes at once: if it had to wait, so would
-    all that its sender says next, and the end of that one's stream.
+    all that its sender says next, and the end of the sender's stream.
     """
 
     def __init__(self, door: Door, password: bytes) -> None:
@@ -2100,8 +2101,8 @@ class Operators:
             self.remove(cast("Connection", target), cast("Connection", member))
 
     def remove(self, conn: Connection, by: Connection) -> None:
-        """Removes somebody, who gets all that was said before. Its name and its host are kept out;
-        but not this machine: all who come through a proxy come from it."""
+        """Removes somebody, who gets all that was said before. Its name and its host are kept out,
+        unless that host is this machine: all who come through a proxy come from it."""
         comes_from_here = conn.host == host_of(format_address(conn.sock.getsockname()))
         minutes = math.ceil(BAN_TIME / 60)
         self.room.tell(conn, f"you were removed by an operator; come back in {minutes} min")
@@ -2520,8 +2521,8 @@ class TLSConnection(Connection):
         return self.decrypt(data) if data and self.tls else data
 
     def decrypt(self, data: bytes) -> bytes:
-        """Goes on with the handshake, with what came; after that, returns its text. That TLS fails
-        then is an end of the stream: what was said before is heard, but for an unfinished line.
+        """Continues the handshake with what came; once it is done, returns the text. If TLS fails
+        after that, the stream has ended: what was said before is heard, except an unfinished line.
         Raises Gone."""
         assert self.tls
         pieces: list[bytes] = []
@@ -2602,8 +2603,8 @@ class TLSConnection(Connection):
 
 
 def shake_hands(door: Door, conn: TLSConnection) -> Steps:
-    """Shakes hands with a newcomer. Whoever doesn't begin that speaks no TLS: then this is a
-    connection like any other. Returns the plain text that has come in place of it."""
+    """Shakes hands with a newcomer. One that doesn't begin a handshake speaks no TLS: then this is
+    a connection like any other. Returns the plain text that has come instead."""
     door.allow_time(conn, HANDSHAKE_TIME)
     data = yield from door.hear(conn, conn.receive_bytes)
     if data[:1] != b"\x16":  # as TLS_HANDSHAKE begins
@@ -3084,7 +3085,7 @@ PAGE = f"""<!doctype html>
   <h1></h1>
   <details id="who"><summary id="count"></summary><ul id="list"></ul></details>
   <div id="log" role="log" aria-label="Messages" tabindex="0"><p class="hint">Touch a name to write
-    to that one alone; /ignore NAME hides it, /help says more.</p></div>
+    to them alone; /ignore NAME hides what they say, /help says more.</p></div>
   <button id="jump" hidden></button>
   <div id="offline"><p id="state" role="status"></p>
     <button id="again" hidden>Connect now</button></div>
@@ -3327,7 +3328,7 @@ def lacking(module: str, purpose: str) -> Failure:
 class LossyStream(io.TextIOBase):
     """Standard output or error that never waits for its reader: lines that aren't taken at once are
     lost, and the next that can be written comes after one that says how many. The descriptor has to
-    stay a blocking one, as the shell has it too: so each write is small, and made only if there is
+    stay a blocking one, as the shell shares it: so each write is small, and made only if there is
     room. Python's own stream would wait, and in the end make the exit status 120."""
 
     def __init__(self, descriptor: int) -> None:
@@ -3351,7 +3352,7 @@ class LossyStream(io.TextIOBase):
         except OSError as error:
             self.why = str(error.strerror)
         missing, lines = data.count(b"\n"), text.count("\n")
-        self.lost = missing if missing <= lines else self.lost + lines  # else the gap is untold
+        self.lost = missing if missing <= lines else self.lost + lines  # else the gap is unreported
         return len(text)
 
 
@@ -3424,7 +3425,7 @@ def set_options(sock: socket.socket) -> None:
     silent peer whether it is still there: one that was unplugged is gone after two minutes, or when
     TCP has tried to send for a quarter of an hour. (TCP_USER_TIMEOUT would also end a peer that is
     only suspended.) With TCP_NOTSENT_LOWAT a socket is writable again when the kernel has little
-    left to send; without it, when megabytes are free, and till then slow looks like stuck."""
+    left to send; without it, only when megabytes are free; till then a slow peer looks stuck."""
     options = {"TCP_KEEPIDLE": 60, "TCP_KEEPALIVE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
     with suppress(OSError):  # some systems refuse for a connection that was reset already
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -3502,8 +3503,8 @@ def format_address(address: Any) -> str:
 
 
 class Acceptor:
-    """Accepts newcomers at the listeners; calls `admit` with each one's non-blocking socket, which
-    is from then on its own, and the address of its peer, as text."""
+    """Accepts newcomers at the listeners; calls `admit`, which from then on owns the socket, with
+    each one's non-blocking socket and the address of its peer, as text."""
 
     def __init__(
         self,
@@ -3536,8 +3537,8 @@ class Acceptor:
         self.listeners = ()
 
     def accept(self, listener: socket.socket) -> None:
-        """Lets in those who wait, for 3 ms of CPU at most: to find somebody a place can take a look
-        at everyone who has one. If that fails, as when too many files are open, they still wait,
+        """Accepts those who wait, for 3 ms of CPU at most: finding one a place can mean looking at
+        everyone who has one. If accepting fails, as when too many files are open, they still wait,
         and the loop would spin: so it doesn't look at the listeners until something else is due, or
         for a tenth of a second."""
         over = time.process_time() + 0.003 / len(self.listeners)
@@ -3638,8 +3639,8 @@ class Transcript:
             raise Failure(f"cannot write the transcript {path}: {error.strerror}") from error
 
     def open(self) -> None:
-        """Opens the file, which if it is new only its owner can read. It can be read from here too,
-        so a pipe needs no reader, but keeps what it has room for. Raises OSError."""
+        """Opens the file; if it is new, only its owner can read it. It is open for reading too, so
+        a pipe needs no reader, but keeps what it has room for. Raises OSError."""
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT
         for name in ("O_NONBLOCK", "O_NOCTTY", "O_BINARY"):  # a pipe; a terminal; Windows
             flags |= getattr(os, name, 0)
@@ -3667,8 +3668,8 @@ class Transcript:
         data = stamp + text[:-1].replace(b"\n", b"\n" + stamp) + b"\n"
         try:
             self.follow()
-            # After half a line comes CANCEL, which nothing that is said has in it: the rest is to
-            # be disregarded. With a newline alone it would look whole.
+            # After half a line comes CANCEL, which nothing that is said contains: disregard that
+            # half. With a newline alone it would look whole.
             data = b"\x18\n" * self.torn + data
             while data:
                 taken = os.write(self.file, data)
@@ -3755,9 +3756,10 @@ def interface_addresses() -> Iterator[tuple[str, int, str]]:
 def how_to_trust(
     certificate: Certificate, hosts: Sequence[str], is_near: bool
 ) -> tuple[Sequence[str], list[str]]:
-    """Shakes hands with ourselves as several kinds of client. Returns as which hosts the first that
-    trusts us takes us, names in the certificate included unless it is near, on this machine; and
-    what makes our own client one of that kind. Logs a warning if clients will refuse us."""
+    """Shakes hands with ourselves as several kinds of client. Returns the hosts for which the first
+    client that trusts us accepts us, including names in the certificate unless it is near, on this
+    machine; and what makes our own client one of that kind. Warns in the log if clients will refuse
+    us."""
     cert, tls = certificate.cert, certificate.context
     if not os.path.isfile(cert):  # but a pipe, from which it comes once
         return hosts[:1], ["--tls-ca FILE", "FILE is the room's certificate"]
@@ -3777,8 +3779,8 @@ def how_to_trust(
 
 
 def kinds_of_client(cert: str, is_near: bool) -> Iterator[tuple[ssl.SSLContext, list[str]]]:
-    """Yields clients that trust whom their system does, our certificate's file, or who signed that.
-    With each comes an option that makes ours one, and what has to be known for it."""
+    """Yields clients that trust what their system trusts, our certificate's file, or its signer.
+    With each comes the option that makes our own client one, and what to know about that option."""
     yield ssl.create_default_context(), ["--tls"]
     client = ssl.create_default_context(cafile=cert)
     partial_chain = 0x80000  # ssl.VERIFY_X509_PARTIAL_CHAIN, which older Pythons don't name
@@ -3797,8 +3799,8 @@ def kinds_of_client(cert: str, is_near: bool) -> Iterator[tuple[ssl.SSLContext, 
 def try_handshake(
     tls: ssl.SSLContext, client: ssl.SSLContext, host: str = ""
 ) -> tuple[str, list[str]]:
-    """Has a client shake hands with us, in memory, as a host if one is given. Returns why it won't,
-    and if it will, what other hosts the certificate names."""
+    """Has a client shake hands with us, in memory; if `host` is given, it has to be ours. Returns
+    why the client refuses, and if it doesn't, what other hosts the certificate names."""
     client.check_hostname = bool(host)
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
     try:

@@ -273,7 +273,7 @@ class Failure(Exception):
 class LossyStream(io.TextIOBase):
     """Standard output or error that never waits for its reader: lines that aren't taken at once are
     lost, and the next that can be written comes after one that says how many. The descriptor has to
-    stay a blocking one, as the shell has it too: so each write is small, and made only if there is
+    stay a blocking one, as the shell shares it: so each write is small, and made only if there is
     room. Python's own stream would wait, and in the end make the exit status 120."""
 
     def __init__(self, descriptor: int) -> None:
@@ -297,7 +297,7 @@ class LossyStream(io.TextIOBase):
         except OSError as error:
             self.why = str(error.strerror)
         missing, lines = data.count(b"\n"), text.count("\n")
-        self.lost = missing if missing <= lines else self.lost + lines  # else the gap is untold
+        self.lost = missing if missing <= lines else self.lost + lines  # else the gap is unreported
         return len(text)
 
 
