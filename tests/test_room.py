@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import re
+import unicodedata
 from functools import partial
 from typing import Any
 
@@ -180,7 +181,9 @@ def test_lines_that_come_together_mean_what_they_mean_one_by_one(name: str) -> N
         for line in raw:
             one_by_one.room.hear_line(halls[1][1], clean(line))
         for first, second in zip(halls[0][1:], halls[1][1:]):
-            assert at_once.heard(first) == one_by_one.heard(second), raw
+            heard = at_once.heard(first)
+            assert heard == one_by_one.heard(second), raw
+            assert not {"", name and "John:"} & {line.rstrip() for line in heard}, "are nothing"
     histories = [b"".join(hall.room.history.pieces()) for hall, *_ in halls]
     assert histories[0] == histories[1] != b""
 
@@ -193,17 +196,6 @@ def test_the_text_that_goes_out_counts(name: str) -> None:
     prefix = f"{name}: " if name else ""
     assert hall.heard(two) == [prefix + "x" * 30, prefix + "\ufffd" * 10]
     assert hall.heard(one) == ["* too long: a line has at most 30 bytes"]
-
-
-@pytest.mark.parametrize("name", ["", "Bob"])
-def test_an_empty_line_is_nothing(name: str) -> None:
-    hall = Hall(history=10)
-    bob, ann = hall.join(name), hall.join()
-    for chunk in (b"\n", b"\n\n", b" \n\t \n", b"\x07\n", b"\r\n", b"x\b\n", b"//\b\b\n"):
-        hall.say(bob, chunk)
-        hall.say(bob, b"Bob: \nBob:   \n" if name else b"\n")
-    assert hall.heard(ann) == hall.heard(bob) == []
-    assert hall.room.history.pieces() == []
 
 
 # Who gets what of a turn
@@ -345,12 +337,12 @@ def test_names_with_the_same_letters_are_the_same(
         *(f"Ann{colon} yes" for colon in COLONS),
         *(f"{asterisk} Ann" for asterisk in ASTERISKS),
         *("\u0301Ann", "\u11a8Ann", "A\u11a8nn", "\u202eAnn", "a\u200bb", "An\u200cn", "A\u2028nn"),
-        *("A\ufe0fnn", "Jo\u034fhn"),
-        *("\u0410nn", "Ann \u03b1", "\u0430\u03b1", "Ann (priv\u0430te)", "\u0430 (private)"),
+        *("A\ufe0fnn", "Jo\u034fhn", "Ann (priv\u0430te)"),
+        *("\u0410nn", "Ann \u03b1", "\u0430\u03b1"),  # two alphabets
         # what only the room says
         *("Ann joined", "LEFT", "Ann is now Q", "Ann was removed by Bob", "Ann left. Eve"),
-        *("2 unnamed", "7 more", "A and B", "you were removed", "\uff59\uff4f\uff55 are here"),
-        *("left-Eve", "is_now", "is  now", "X is taken", "the room", "An Operator", "to Ann"),
+        *("2 unnamed", "7 more", "you were removed", "\uff59\uff4f\uff55 are here", "left-Eve"),
+        *("is_now", "is  now", "X is taken", "An Operator", "to Ann"),
     ],
 )
 def test_a_name_is_what_it_looks_like(name: str) -> None:
@@ -368,13 +360,11 @@ def test_a_name_is_what_it_looks_like(name: str) -> None:
         *("Okina\u02bb", "Andy Moreno", "Dr. Who-Is", "x" * MAX_NAME),
     ],
 )
-def test_names_in_any_alphabet(name: str) -> None:
+def test_names_in_any_alphabet_in_their_compatible_form(name: str) -> None:
     assert valid_name(f" {name} ") == name
-
-
-def test_names_are_kept_in_their_compatible_form() -> None:
-    assert valid_name("\uff2a\uff4f\uff48\uff4e") == "John"
-    assert valid_name("Zo\u0065\u0308") == "Zo\u00eb"
+    assert valid_name(unicodedata.normalize("NFD", name)) == name
+    wide = "".join(chr(ord(char) + 0xFEE0) if "!" <= char <= "~" else char for char in name)
+    assert valid_name(wide) == name
 
 
 def test_names_that_differ_in_accents_alone_come_and_go(hall: Hall) -> None:
@@ -570,30 +560,27 @@ SOME_WORDS = "Ann Bob 2 3 by room here closing bye pong wrong password nobody no
 SOME_WORDS += f" a name Lab-3 X. are is to operator full {' '.join(WORDS)}"
 
 
-def test_a_notice_is_read_in_one_way() -> None:
+def test_a_notice_is_read_in_one_way(hall: Hall) -> None:
     chance = random.Random(1)
-    hall = Hall()
-    watcher, unnamed, one = hall.join("Watcher"), hall.join(), hall.join()
-    name = ""
+    watcher, unnamed = hall.join("Watcher"), hall.join()
     for _ in range(500):
-        wanted = " ".join(chance.choices(SOME_WORDS.split(), k=chance.choice([1, 1, 2, 3, 4])))
-        hall.say(one, f"/name {wanted}\n")
-        (answer,), said = hall.heard(one), hall.heard(watcher)
-        if answer.startswith("* a name "):
-            assert said == [] and readings(answer) == [(EXPLANATION, ())]
-            continue
-        assert readings(answer) == [("* you are NAME", (wanted,))]
-        if wanted != name:
+        words = (chance.choices(SOME_WORDS.split(), k=chance.choice([1, 1, 2, 3])) for _ in "12")
+        one, name = hall.join(), ""
+        for wanted in map(" ".join, words):
+            hall.say(one, f"/name {wanted}\n")
+            (answer,), said = hall.heard(one), hall.heard(watcher)
+            if answer.startswith("* a name "):
+                assert said == [] and readings(answer) == [(EXPLANATION, ())]
+                continue
+            assert readings(answer) == [("* you are NAME", (wanted,))]
             news = ("* NAME is now NAME", (name, wanted)) if name else ("* NAME joined", (wanted,))
-            assert [readings(line) for line in said] == [[news]]
-        name = wanted
-        hall.say(unnamed, f"/name {name}\n/who\n")
-        *_, taken, here = hall.heard(unnamed)
-        assert readings(taken) == [("* NAME is taken", (name,))]
-        assert readings(here) == [("* here: NAMES and N unnamed", ("Watcher", name))]
+            assert [readings(line) for line in said] == ([[news]] if name != wanted else [])
+            name = wanted
+            hall.say(unnamed, f"/name {name}\n/who\n")
+            *_, taken, here = hall.heard(unnamed)
+            assert readings(taken) == [("* NAME is taken", (name,))]
+            assert readings(here) == [("* here: NAMES and N unnamed", ("Watcher", name))]
         how = chance.choice(["left", "was removed"])
-        if chance.random() < 0.5:
-            hall.room.leave(one, how)
-            (line,) = hall.heard(watcher)
-            assert readings(line) == [(f"* NAME {how}", (name,))]
-            one, name = hall.join(), ""
+        hall.room.leave(one, how)
+        said = hall.heard(watcher)
+        assert [readings(line) for line in said] == ([[(f"* NAME {how}", (name,))]] if name else [])
