@@ -22,7 +22,6 @@ from chat_server import (
     SILENCE,
     Connection,
     Dismissed,
-    Gone,
     State,
     WebSocket,
     host_of,
@@ -417,13 +416,6 @@ def test_whoever_is_dismissed_is_read_to_its_end(at_door: AtDoor) -> None:
     at_door.server.deliver(membership.room.take_batch())
     assert conn in membership.leaving and conn.reading
     assert at_door.peer.rest() == b"* wrong password\n"
-
-
-def test_whoever_ends_at_the_door_has_left_it(at_door: AtDoor) -> None:
-    at_door.peer.half_close()
-    select.select([at_door.conn.sock], [], [], DEADLINE)
-    with pytest.raises(Gone, match="left the door"):
-        at_door.door.go_on(at_door.conn)
 
 
 def test_the_door_takes_no_more_than_its_share_of_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,10 +93,9 @@ def test_an_endless_line_that_is_logged_costs_no_memory() -> None:
     assert len(conn.read_buffer) == echo_server.MAX_LOGGED_LINE
 
 
-def test_newcomers_who_cannot_be_accepted_wait_and_one_that_has_left_makes_nobody_wait(
+def test_each_shortage_is_logged_once_and_whoever_has_left_already_is_none(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each shortage is logged once."""
     monkeypatch.setattr(echo_server, "ACCEPT_REST", 0.01)
     accept, failing = socket.socket.accept, [errno.ECONNABORTED]
 
@@ -108,13 +107,12 @@ def test_newcomers_who_cannot_be_accepted_wait_and_one_that_has_left_makes_nobod
     monkeypatch.setattr(socket.socket, "accept", fail)
     listeners = echo_server.open_listeners(["127.0.0.1"], 0)
     server = echo_server.EchoServer(listeners, 9)
+    peers = []
     for shortages, count in enumerate((1, 3, 2)):
-        peer = socket.create_connection(listeners[0].getsockname())
-        while not server.clients:
+        peers.append(socket.create_connection(listeners[0].getsockname()))
+        while len(server.clients) < len(peers):
             server.turn()
         assert caplog.text.count("newcomers have to wait") == shortages
-        peer.close()
-        while server.clients:
-            server.turn()
         failing = [errno.EMFILE] * count
-    listeners[0].close()
+    for sock in (*listeners, *peers):
+        sock.close()

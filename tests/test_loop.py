@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import select
 import selectors
 import signal
-import time
+import socket
+import tracemalloc
 from collections import Counter
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,7 +23,6 @@ from support import (
     eventually,
     every_kind,
     pair,
-    patched,
     tls_member,
 )
 
@@ -81,12 +78,10 @@ class Stuck:
     def __init__(self) -> None:
         self.conn, self.peer = connection()
         self.open = 0  # bytes that the kernel takes
-        self.sends = 0
         self.sent = b""
 
     def send(self, data: Any) -> int:
         taken = bytes(data[: self.open])
-        self.sends += 1
         self.open -= len(taken)
         self.sent += taken
         return len(taken)
@@ -142,18 +137,19 @@ def test_answers_to_telnet_go_between_two_lines_and_have_a_limit(stuck: Stuck) -
     assert re.fullmatch(rb"partly sent\n(\xff\xfc\x06)+next\n", stuck.sent)
 
 
-def test_a_batch_is_one_send_and_none_where_it_has_to_wait_or_is_empty(stuck: Stuck) -> None:
-    stuck.open = 3
-    stuck.conn.write(said(b"hi\n"))
-    assert (stuck.sends, stuck.sent, stuck.conn.queue) == (1, b"hi\n", None)
-    own = Batch()
-    own.say(b"mine\n", stuck.conn)
-    own.seal()
-    stuck.conn.write(own)
-    assert stuck.sends == 1, "there was nothing to send"
-    for _ in range(1000):
-        stuck.conn.write(said(b"more\n"))
-    assert stuck.sends == 2
+def test_queues_share_what_they_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Connection, "send", lambda conn, data: 0)
+    conns = [connection()[0] for _ in range(50)]
+    tracemalloc.start()
+    try:
+        for number in range(100):
+            batch = said(b"%d " % number + b"x" * 5000 + b"\n")
+            for conn in conns:
+                conn.write(batch)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 100 * 5100 + 50 * 3000
 
 
 def test_what_waits_is_dropped_with_its_connection(stuck: Stuck) -> None:
@@ -451,7 +447,7 @@ def test_nobody_stays_after_its_end_for_what_it_had_to_say(question: str, is_slo
     server.turn()
     for ghost in ghosts:
         ghost.reset()
-    for _ in range(100):
+    for _ in range(1000):
         inside.say(b"somebody talks\n")
         bob.available()
         server.turn()
@@ -482,6 +478,28 @@ def test_whoever_has_left_is_closed_after_its_own_close(inside: Inside) -> None:
     assert conn.sock.fileno() == -1
 
 
+def test_whoever_leaves_and_reads_slowly_has_the_whole_farewell_for_it(inside: Inside) -> None:
+    """Also if it is still sending, and the kernel has taken everything for it."""
+    server = inside.server
+    conn, peer = inside.join()
+    peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    inside.say(b"x" * 150_000 + b"\n")
+    peer.send(b"/quit\n")
+    while conn in server.room.members:
+        server.turn()
+    now = server.clock.now()
+    server.clock.monotonic = lambda: now
+    for _ in range(9):
+        peer.send(b"still sending\n")
+        now += 0.5
+        server.turn(0.01)
+        assert conn in server.membership.leaving
+    assert not conn.queue and chat_server.unacknowledged(conn.sock)
+    now += 1.0
+    server.turn(0.01)
+    assert conn.state is State.CLOSED
+
+
 def test_whoever_is_dismissed_is_told_why_although_its_own_end_has_come(inside: Inside) -> None:
     """In the same turn: it is no longer a member, and its last batch is yet to be delivered."""
     server = inside.server
@@ -507,17 +525,6 @@ def test_nothing_is_kept_of_whoever_is_disconnected(through_tls: bool) -> None:
 # Who may say how much
 
 
-class FakeTime:
-    """A clock that the tests move."""
-
-    def __init__(self) -> None:
-        self.time = 1000.0
-        self.clock = Clock(lambda: self.time)
-
-    def pass_by(self, seconds: float) -> None:
-        self.time += seconds
-
-
 class Someone:
     """What the throttle knows of a connection."""
 
@@ -539,16 +546,19 @@ class Someone:
         self.reading = reading
 
 
-class Slowed(FakeTime):
+class Slowed:
     """A throttle, somebody who is behind, and others who want to say as much as they may."""
 
     def __init__(self) -> None:
-        super().__init__()
+        self.time = 1000.0
         self.said: Counter[Someone] = Counter()
         self.next_tick = self.time
-        self.throttle = Throttle(self.clock)
+        self.throttle = Throttle(Clock(lambda: self.time))
         self.slow: Any = Someone(HIGH_WATER + 1)
         self.throttle.note_behind(self.slow)
+
+    def pass_by(self, seconds: float) -> None:
+        self.time += seconds
 
     def talkers(self, count: int, loud: bool = False) -> list[Any]:
         crowd: list[Any] = [Someone() for _ in range(count)]
@@ -579,8 +589,19 @@ class Slowed(FakeTime):
             said += sum(self.say(one, size) for one in flooders)
         return said
 
-    def is_overdue(self) -> bool:
-        return self.throttle.too_far_behind() == [self.slow]
+    def stays(self, seconds: float, taken: int) -> bool:
+        """Says whether whoever is behind may stay until it takes something, after some time. It
+        isn't over the mark for a moment now and then, by which it gains nothing."""
+        until = self.time + seconds
+        while self.time < until:
+            self.pass_by(max(0.001, min(0.5, until - self.time)))
+            if self.throttle.too_far_behind():
+                return False
+            for self.slow.size in (HIGH_WATER, HIGH_WATER + 1):
+                self.throttle.note_taken(self.slow)
+            self.throttle.note_behind(self.slow)
+        self.slow.taken += taken
+        return True
 
 
 @pytest.fixture
@@ -716,19 +737,6 @@ def test_everyone_speaks_freely_after_the_last_has_caught_up_or_left(
     assert slowed.say(one, 100) == 100, "what was said before is forgotten"
 
 
-def test_whoever_does_not_read_its_answers_is_slowed_alone() -> None:
-    throttle = Throttle(FakeTime().clock)
-    one: Any = Someone(MAX_UNREAD + 100, MAX_UNREAD + 1)
-    other: Any = Someone()
-    assert throttle.allow(one, 1000, 0) == 0
-    assert throttle.allow(other, 1000, 0) == 1000
-    assert list(throttle.behind) == [one]
-    one.size = one.unread_answers = 0
-    one.queue = None
-    throttle.note_taken(one)
-    assert one.reading and not throttle.behind
-
-
 # Who is too far behind
 
 
@@ -738,63 +746,38 @@ def test_whoever_takes_its_pace_stays_in_whatever_steps(
     slowed: Slowed, segment: int, rate: int, stays: bool
 ) -> None:
     """A kernel can tell of what was read in steps of 128 KiB."""
-    slow: Any = Someone(HIGH_WATER + 1)
-    slow.taken = 3 * segment
-    slowed.throttle.forget(slowed.slow)
-    slowed.slow = slow
-    slowed.throttle.note_behind(slow)
-    stayed = True
-    for steps in (2, 1, 2, 1, 2, 2, *[1] * (100 if segment < 2000 else 0)):
-        until = slowed.time + steps * segment / (rate * 1024)
-        while slowed.time < until:
-            slowed.pass_by(max(0.001, min(0.5, until - slowed.time)))
-            stayed = stayed and not slowed.is_overdue()
-        slow.taken += steps * segment
-    assert stayed == stays
-    for _ in range(2):
-        slowed.pass_by(200)
-        gone = slowed.is_overdue()
-    assert gone
+    throttle = slowed.throttle
+    throttle.forget(slowed.slow)
+    slowed.slow.taken = 3 * segment
+    throttle.note_behind(slowed.slow)
+    steps = [2, 1, 2, 1, 2, 2, *[1] * (100 if segment < 2000 else 0)]
+    rates = (slowed.stays(n * segment / (rate * 1024), n * segment) for n in steps)
+    assert all(rates) == stays
+    assert not slowed.stays(40, 0), "there is an end to that"
 
 
-def test_whoever_was_behind_a_moment_ago_has_still_the_time_that_it_has_earned(
-    slowed: Slowed,
+@pytest.mark.parametrize(
+    "steps, seconds",
+    [
+        ([(4, 0)], 2),
+        ([(4, 2 * 65_483), (16, 0)], 20),  # a step of a kernel earns time
+        ([(1, 10 * PACE)] * 3600, 35),  # but an hour of reading fast doesn't
+        ([(1, 10**9)], 35),  # nor does much at once
+    ],
+    ids=["silence", "a step", "an hour", "a burst"],
+)
+@pytest.mark.parametrize("before", [0, 10**9], ids=["", "having read before"])
+def test_time_is_not_earned_in_advance(
+    slowed: Slowed, steps: list[tuple[float, int]], seconds: float, before: int
 ) -> None:
     slow = slowed.slow
-    slowed.pass_by(4)
-    slow.taken += 2 * 65_483
-    assert not slowed.is_overdue()
-    slow.size = HIGH_WATER
-    slowed.throttle.note_taken(slow)  # so the others speak freely, and at once it is behind again
-    slow.size = HIGH_WATER + 1
-    slowed.throttle.note_behind(slow)
-    slowed.pass_by(16)
-    assert not slowed.is_overdue()
-    slowed.pass_by(20)
-    assert slowed.is_overdue(), "but no more than that"
-
-
-@pytest.mark.parametrize("how", ["fast", "at once", "before"])
-def test_time_is_not_earned_in_advance(slowed: Slowed, how: str) -> None:
-    """By an hour of reading ten times as fast as has to be; nor by what is taken at once, or was
-    while it wasn't behind."""
-    slow = slowed.slow
-    for _ in range(3600 if how == "fast" else 0):
-        slowed.pass_by(1)
-        slow.taken += 10 * PACE
-        assert not slowed.is_overdue()
-    if how == "before":
-        slow.size, slow.queue = 0, None
-        slowed.throttle.note_taken(slow)
-    if how != "fast":
-        slow.taken += 10**9
-        assert not slowed.is_overdue()
+    slow.size, slow.queue = 0, None
+    slowed.throttle.note_taken(slow)
+    slow.taken += before
     slow.size, slow.queue = HIGH_WATER + 1, True
     slowed.throttle.note_behind(slow)
-    for _ in range(35):
-        slowed.pass_by(1)
-        gone = slowed.is_overdue()
-    assert gone
+    assert all(slowed.stays(*step) for step in steps)
+    assert not slowed.stays(seconds if not before else 35, 0)
 
 
 # Over sockets
@@ -837,98 +820,13 @@ def test_a_conversation(room: Server) -> None:
     room.join("Ann")  # that is free again
 
 
-def fill_backlog(one: Peer) -> str:
-    """Says more than the kernels hold for a slow reader, but less than its high-water mark."""
-    text = ("x" * 1000 + "\n") * 200
-    one.send(f"{text}/who\n")
-    one.expect("* here: 2 unnamed\n")  # so all of it has been heard
-    return text
-
-
-@every_kind
-@pytest.mark.parametrize("end", ["", "/quit\n", "signal"])
-def test_whoever_leaves_gets_all_that_was_said_before(room: Server, end: str) -> None:
-    one, slow = room.join(), room.join(receive_buffer=4096)
-    text = fill_backlog(one)
-    if end == "signal":
-        room.process.send_signal(signal.SIGTERM)
-        one.expect("* the room is closing\n")
-        with pytest.raises(ConnectionRefusedError):
-            room.connect()
-    elif end:
-        slow.send(end)
-        room.wait_for_log("quit")
-    slow.half_close()
-    goodbye = {"": "", "/quit\n": "* bye\n", "signal": "* the room is closing\n"}
-    assert slow.rest() == (text + goodbye[end]).encode()
-    if end == "signal":
-        one.close()
-        slow.close()
-        assert room.process.wait(DEADLINE) == 0
-
-
 def test_second_signal_ends_it_at_once(room: Server) -> None:
     one, _stuck = room.join(), room.join(receive_buffer=4096)
-    fill_backlog(one)
+    one.send(("x" * 1000 + "\n") * 200 + "/who\n")  # more than the kernels take
+    one.expect("* here: 2 unnamed\n")
     room.process.send_signal(signal.SIGTERM)
     one.expect("* the room is closing\n")
+    with pytest.raises(ConnectionRefusedError):
+        room.connect()
     room.process.send_signal(signal.SIGTERM)
     assert room.process.wait(DEADLINE) == 1
-
-
-def test_whoever_leaves_while_still_sending_gets_all_that_was_on_its_way(
-    start: Callable[..., Server], tmp_path: Path
-) -> None:
-    room = patched(start, tmp_path, "chat_server.LINGER = 0.25")
-    leaver, talker = room.join(receive_buffer=8192), room.join("Talker")
-    leaver.expect("* Talker joined\n")
-    for number in range(100):
-        talker.send(f"{number:0990}\n")
-    talker.send("/who\n")
-    talker.expect("* here: Talker and 1 unnamed\n")
-    leaver.send("/quit\n")
-    received, more = b"", b"."
-    while more and not received.endswith(b"* bye\n"):
-        more = leaver.sock.recv(2000)
-        received += more
-        if len(received) < 70_000:
-            time.sleep(0.01)  # it is slow: more than LINGER passes while there is much on its way
-        with contextlib.suppress(OSError):  # by the end nothing is taken any more
-            leaver.send("still sending\n")
-    assert received.count(b"Talker: ") == 100
-    assert received.endswith(b"* bye\n")
-
-
-@pytest.mark.parametrize("load", ["talk", "private", "history"])
-def test_stuck_members_share_what_they_have_yet_to_get(
-    start: Callable[..., Server], load: str
-) -> None:
-    """In ordinary talk, nobody comes over the mark. 300 queues of their own would be 60 MiB."""
-    room = start("chat_server.py", *(["--history", "1000"] if load == "history" else []))
-    talker, ear = room.join("Talker"), room.join("Ear")
-    talker.expect("* Ear joined\n")
-    if load == "history":
-        talker.send(f"Talker: {0:0700}\n" * 200)
-        ear.expect(*[f"Talker: {0:0700}\n"] * 200)
-    before = room.memory()
-    stuck = []
-    for number in range(300):
-        stuck.append(room.dial(receive_buffer=2048))
-        if load == "private":
-            stuck[-1].sendall(f"/name s{number}\n".encode())
-        elif load == "history":  # so that each newcomer has another
-            talker.send(f"Talker: {number:0700}\n")
-    room.wait_for_log("members: 302\n")
-    for number in range(220 if load == "talk" else 0):
-        talker.send(f"Talker: {number:0991}\n")
-        ear.expect(f"Talker: {number:0991}\n")
-    if load == "private":
-        talker.available()
-        whispers = "".join(f"/msg s{number}: {number:07900}\n" for number in range(300))
-        for _ in range(5):
-            talker.send(f"{whispers}/help\n")
-            talker.read_until(f"* {chat_server.HELP[-1]}\n")
-    assert room.memory() - before < 12 * 1024 * 1024
-    assert "disconnected: " not in room.log()
-    for sock in stuck:
-        sock.close()
