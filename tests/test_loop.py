@@ -56,6 +56,14 @@ def wait_for_input(conn: Connection) -> None:
     select.select([conn.sock], [], [], DEADLINE)
 
 
+def fall_behind(inside: Inside, stuck: Connection, *readers: Peer) -> None:
+    """Has the room talk until somebody who doesn't read is over the mark."""
+    while stuck not in inside.server.throttle.behind:
+        inside.say(b"x\n" * 10_000)
+        for peer in readers:
+            peer.available()
+
+
 # Connections
 
 
@@ -320,9 +328,7 @@ def test_time_in_which_the_server_was_stopped_does_not_count(
 
     monkeypatch.setattr(server.selector, "select", sleep)
     (stuck, _peer), (_, other) = inside.join(), inside.join()
-    while stuck not in server.throttle.behind:
-        inside.say(b"x\n" * 10_000)
-        other.available()
+    fall_behind(inside, stuck, other)
     for _ in range(5):
         server.turn()
         assert stuck in server.room.members
@@ -342,16 +348,10 @@ class Slow(Inside):
         super().__init__()
         (self.behind, self.reader), (self.loud, self.talker) = self.join(), self.join()
         _, self.listener = self.join()
-        self.fall_behind()
+        fall_behind(self, self.behind, self.talker, self.listener)
         while self.loud not in self.server.throttle.waiting:
             self.talker.send(b"y\n" * 1000)
             self.server.turn()
-
-    def fall_behind(self) -> None:
-        while not self.server.throttle.slow:
-            self.say(b"x\n" * 10_000)
-            self.talker.available()
-            self.listener.available()
 
 
 def test_everyone_speaks_freely_once_whoever_was_behind_has_read() -> None:
@@ -387,8 +387,7 @@ def test_loop_sleeps_while_somebody_behind_asks_and_does_not_read(inside: Inside
     """Its questions wait until it has read. Read from before that, it would wake each turn."""
     server = inside.server
     conn, peer = inside.join()
-    while conn not in server.throttle.behind:
-        inside.say(b"x\n" * 10_000)
+    fall_behind(inside, conn)
     peer.send(b"/help\n" * 1000)
     while conn.unread_answers <= MAX_UNREAD:
         server.turn()
@@ -436,9 +435,8 @@ def test_nobody_stays_after_its_end_for_what_it_had_to_say(question: str, is_slo
     _, bob = inside.join()
     bob.send("/name Bob\n")
     server.turn()
-    while is_slow and stuck not in server.throttle.behind:
-        inside.say(b"x\n" * 10_000)
-        bob.available()
+    if is_slow:
+        fall_behind(inside, stuck, bob)
     ghosts = []
     for sock, ghost in (pair() for _ in range(3)):
         server.admit(sock, "peer")

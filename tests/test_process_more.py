@@ -40,28 +40,22 @@ def history_of(room: Server) -> list[str]:
 # The transcript
 
 
-def test_transcript_has_every_public_line_with_its_time(
+def test_what_is_said_is_in_the_transcript_with_its_time_and_in_the_log_with_v(
     start: Callable[..., Server], tmp_path: Path
 ) -> None:
     file = tmp_path / "transcript"
-    file.write_text("before\n")
     elsewhere = {**os.environ, "TZ": "XYZ-9"}  # where the local time is far from UTC
     room = start("chat_server.py", "-v", "--transcript", str(file), env=elsewhere)
     one, two = room.join("John"), room.join()
     one.send("a\n/msg John: secret\nb\n")
     two.expect("John: a\n", "John: b\n")
-    one.close()
-    two.expect("* John left\n")
-    two.close()
-    room.stop()
-    first, *lines = file.read_text().splitlines()
-    assert first == "before"
-    said = ["* John joined", "John: a", "John: b", "* John left", "* the room is closing"]
-    assert [line.split(" ", 1)[1] for line in lines] == said
-    for line in lines:
-        said_at = time.strptime(line.split(" ")[0], "%Y-%m-%dT%H:%M:%SZ")
-        assert abs(calendar.timegm(said_at) - time.time()) < 3600
-        assert f"said: {line.split(' ', 1)[1]}\n" in room.log()
+    room.stop(peers=[one, two])
+    stamps, said = zip(*(line.split(" ", 1) for line in file.read_text().splitlines()))
+    assert said == ("* John joined", "John: a", "John: b", "* the room is closing")
+    for stamp, line in zip(stamps, said):
+        said_at = calendar.timegm(time.strptime(stamp, "%Y-%m-%dT%H:%M:%SZ"))
+        assert abs(said_at - time.time()) < 3600
+        assert f"said: {line}\n" in room.log()
 
 
 def test_transcript_whose_folder_is_moved_away_and_back(
@@ -178,42 +172,42 @@ def test_what_is_no_file_has_no_history(tmp_path: Path, caplog: pytest.LogCaptur
 # Newcomers
 
 
+OPTIONS = {"SO_OOBINLINE": 1, "SO_KEEPALIVE": 1, "TCP_NODELAY": 1, "TCP_KEEPIDLE": 60}
+OPTIONS.update(TCP_KEEPINTVL=15, TCP_KEEPCNT=4)
+OPTIONS.update(TCP_USER_TIMEOUT=0)  # would end a peer that is only suspended, too
+ROOM_OPTIONS = {"TCP_NOTSENT_LOWAT": 64 * 1024}
+
+
 @pytest.mark.parametrize("platform", [sys.platform, "elsewhere"])
 @pytest.mark.parametrize("module", [chat_server, echo_server])
 def test_each_connection_gets_the_socket_options(
     module: Any, platform: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From its listener, which has them before anybody can connect, or, where that isn't sure, one
+    """Also whoever connects at the first moment: from its listener, or, where that isn't sure, one
     by one."""
+    listen, peers = socket.socket.listen, []
+
+    def listen_and_connect(sock: socket.socket, *backlog: int) -> None:
+        listen(sock, *backlog)
+        peers.append(socket.create_connection(sock.getsockname()))
+
+    monkeypatch.setattr(socket.socket, "listen", listen_and_connect)
     if platform == sys.platform:
         (listener,) = module.open_listeners(["127.0.0.1"], 0)
     else:
         listener = socket.create_server(("127.0.0.1", 0))
         listener.setblocking(False)
         monkeypatch.setattr(module, "sys", SimpleNamespace(platform=platform, intern=sys.intern))
-    server: Any = (
-        checked_server([listener]) if module is chat_server else module.EchoServer([listener], 9)
-    )
-    if module is chat_server:
-        server.door.open()
-    expected = [
-        (socket.IPPROTO_TCP, "TCP_NODELAY", None),
-        (socket.SOL_SOCKET, "SO_OOBINLINE", None),
-        (socket.SOL_SOCKET, "SO_KEEPALIVE", None),
-        (socket.IPPROTO_TCP, "TCP_KEEPIDLE", 60),
-        (socket.IPPROTO_TCP, "TCP_KEEPINTVL", 15),
-        (socket.IPPROTO_TCP, "TCP_KEEPCNT", 4),
-        (socket.IPPROTO_TCP, "TCP_USER_TIMEOUT", 0),  # would end a peer that is suspended, too
-    ]
-    if module is chat_server:
-        expected.append((socket.IPPROTO_TCP, "TCP_NOTSENT_LOWAT", 64 * 1024))
-    with listener, socket.create_connection(listener.getsockname()):
-        server.turn()
-        (conn,) = server.room.members if module is chat_server else server.clients
-        for level, name, value in expected:
+    is_room = module is chat_server
+    server: Any = checked_server([listener]) if is_room else module.EchoServer([], 9)
+    with listener, peers[0]:
+        (server.door.acceptor if is_room else server).accept(listener)
+        (conn,) = server.room.members if is_room else server.clients
+        for name, value in {**OPTIONS, **(ROOM_OPTIONS if is_room else {})}.items():
+            level = socket.SOL_SOCKET if name.startswith("SO_") else socket.IPPROTO_TCP
             if hasattr(socket, name):
                 got = conn.sock.getsockopt(level, getattr(socket, name))
-                assert got == value or (value is None and got), name
+                assert got == value or (value == 1 and got), name
         assert not conn.sock.getblocking()
 
 

@@ -172,7 +172,7 @@ def test_lines_that_come_together_mean_what_they_mean_one_by_one(name: str) -> N
     chance = random.Random(name)
     at_once, one_by_one = Hall(history=9), Hall(history=9)
     halls = [(hall, hall.join(name), hall.join("Ann")) for hall in (at_once, one_by_one)]
-    for _ in range(3000):
+    for _ in range(1500):
         lines = ["".join(chance.choices(SAID, k=chance.randrange(4))) for _ in range(3)]
         if chance.random() < 0.7:
             lines = [f"{name}: {line}" if name else line for line in lines]
