@@ -18,7 +18,6 @@ from test_room import ASTERISKS, COLONS, TAKEN, Hall
 
 import chat_server
 from chat_server import (
-    BAN_TIME,
     SILENCE,
     Connection,
     Dismissed,
@@ -303,23 +302,6 @@ def test_all_hosts_together_try_ten_a_second() -> None:
     assert guesses.door.may_try("b"), "which was never wrong"
     assert 200 <= guesses.allowed([str(number) for number in range(300)], 20) <= 240
     assert len(guesses.door.tried) < 100
-
-
-def test_a_host_is_barred_for_a_while() -> None:
-    guesses = Guesses()
-    conn: Any = SimpleNamespace(host="host")
-    guesses.door.bar(conn.host)
-    guesses.door.note_wrong(conn.host)
-    guesses.now += BAN_TIME - 1
-    guesses.door.note_wrong("other")
-    with pytest.raises(Dismissed, match="come back in 1 min"):
-        guesses.door.check_host(conn)
-    guesses.now += 1
-    guesses.door.check_host(conn)
-    guesses.door.note_wrong("other")
-    assert list(guesses.door.tried) == ["other"]
-    guesses.door.bar("another")
-    assert list(guesses.door.barred) == ["another"]
 
 
 # The way through the door

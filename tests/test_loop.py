@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import select
 import selectors
 import signal
 import socket
-import tracemalloc
 from collections import Counter
 from typing import Any
 
@@ -128,36 +126,14 @@ def test_queue_gives_each_its_part_of_each_batch_in_order(stuck: Stuck, step: in
     assert (conn.size, conn.unread_answers, list(batch.cuts)) == (0, 0, [other])
 
 
-def test_answers_to_telnet_go_between_two_lines_and_have_a_limit(stuck: Stuck) -> None:
-    conn, peer = stuck.conn, stuck.peer
-    stuck.open = 4
-    conn.write(said(b"partly sent\n"))
+def test_whoever_asks_and_does_not_read_is_disconnected(stuck: Stuck) -> None:
     with pytest.raises(Gone, match="does not read the answers"):
         while True:
-            peer.send(b"\xff\xfd\x06")
-            wait_for_input(conn)
-            conn.receive(100)
-            check_connection(conn)
-    assert MAX_UNREAD < conn.unread_answers < MAX_UNREAD + 2 * TOLD_COST
-    conn.write(said(b"next\n"))
-    stuck.open = 1000
-    conn.flush()
-    assert re.fullmatch(rb"partly sent\n(\xff\xfc\x06)+next\n", stuck.sent)
-
-
-def test_queues_share_what_they_hold(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Connection, "send", lambda conn, data: 0)
-    conns = [connection()[0] for _ in range(50)]
-    tracemalloc.start()
-    try:
-        for number in range(100):
-            batch = said(b"%d " % number + b"x" * 5000 + b"\n")
-            for conn in conns:
-                conn.write(batch)
-        held, _ = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert held < 100 * 5100 + 50 * 3000
+            stuck.peer.send(b"\xff\xfd\x06")
+            wait_for_input(stuck.conn)
+            stuck.conn.receive(100)
+            check_connection(stuck.conn)
+    assert MAX_UNREAD < stuck.conn.unread_answers < MAX_UNREAD + 2 * TOLD_COST
 
 
 def test_what_waits_is_dropped_with_its_connection(stuck: Stuck) -> None:
@@ -317,7 +293,7 @@ def test_time_in_which_the_server_was_stopped_does_not_count(
 ) -> None:
     server = inside.server
     now = server.clock.monotonic()
-    asleep = 1000.0  # seconds, the next time
+    asleep = 20.0  # seconds, each time
     server.clock.monotonic = lambda: now
     select_now = server.selector.select
 
