@@ -1917,8 +1917,8 @@ class Door:
         if loser.state is State.DOOR:
             self.membership.disconnect(loser, "had to make room at the door")
             return
-        why = "the room is full, and your place goes to somebody else"
-        Dismissed(why, TRY_LATER, "had to make room").see_to(self.membership, loser)
+        why, note = "the room is full, and your place goes to somebody else", "had to make room"
+        Dismissed(why, TRY_LATER, note).see_to(self.membership, loser)
 
     # The way of a newcomer
 

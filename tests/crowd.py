@@ -7,7 +7,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterable
 
-from support import DEADLINE, Server
+from support import DEADLINE, WELCOME, Server
 
 
 class Walker:
@@ -81,3 +81,18 @@ def pump(walkers: Iterable[Walker], until: Callable[[], bool], wait: float = 0.0
                 registered[walker] = wants
             for key, events in selector.select(wait):
                 key.data.move(events)
+
+
+def numbered(name: str, count: int, size: int = 64) -> bytes:
+    """Returns lines that say who sent them and which one each is."""
+    lines = (f"{name} {number} ".encode().ljust(size - 1, b".") + b"\n" for number in range(count))
+    return b"".join(lines)
+
+
+def walkers(room: Server, count: int, receive_buffer: int = 0) -> list[Walker]:
+    """Returns `count` members that have got their welcome."""
+    members = [Walker(room, receive_buffer) for _ in range(count)]
+    pump(members, lambda: all(len(member.received) >= len(WELCOME) for member in members))
+    for member in members:
+        del member.received[: len(WELCOME)]
+    return members

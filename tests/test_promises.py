@@ -12,9 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from browser import request
-from crowd import Walker, pump
+from crowd import Walker, numbered, pump, walkers
 from support import IMPATIENT, WELCOME, Peer, Server, eventually, patched
-from test_guarantees import numbered, walkers
 
 PASSWORD = "correct horse"
 
@@ -88,6 +87,7 @@ def test_promise_2_a_flood_is_slowed_not_dropped(
     pump([*readers, *others], read_steadily)
     for room, reader in zip(rooms, readers):
         assert f"{reader.sock.getsockname()[1]} disconnected" not in room.log()
+    assert numbered("flood", 100_000).startswith(readers[0].received), "it misses nothing"
 
 
 def test_promise_3_stuck_members_cost_the_others_nothing(
@@ -99,7 +99,8 @@ def test_promise_3_stuck_members_cost_the_others_nothing(
     before = room.memory()
     stuck = [room.dial(receive_buffer=2048) for _ in range(400)]
     (flooder,) = walkers(room, 1)
-    flooder.say(numbered("flood", 100_000))
+    sizes = [numbered("flood", 4000), b"y\n" * 100_000, numbered("flood", 25, 8000)]
+    flooder.say(b"".join(sizes) * 10)
     delays: list[float] = []
     peak = 0
 
@@ -116,7 +117,7 @@ def test_promise_3_stuck_members_cost_the_others_nothing(
 
     pump([flooder], talk)
     # On a machine that is busy with other things, most of them may take longer.
-    assert sorted(delays)[len(delays) // 4] < 0.1
+    assert sorted(delays)[len(delays) // 10] < 0.1
     assert peak - before < 64 * 1024 * 1024 * len(stuck) // 2000
     for sock in stuck:
         sock.close()
@@ -125,16 +126,16 @@ def test_promise_3_stuck_members_cost_the_others_nothing(
 def test_promise_4_a_slow_or_endless_line_costs_at_most_its_bytes(room: Server) -> None:
     one, two = room.join(), room.join()
     before = room.memory()
-    others = [room.connect() for _ in range(2000)]
+    others = [room.connect() for _ in range(1000)]
     for other in others:
         other.send(b"u" * 8000)
     (endless,) = walkers(room, 1)
-    endless.say(b"e" * 50_000_000)
+    endless.say(b"e" * 20_000_000)
     pump([endless], lambda: not endless.outgoing)
     one.send("talk\n")
     two.expect("talk\n")
-    eventually(lambda: "members: 2003" in room.log())
-    assert room.memory() - before < 2000 * (8192 + 4096)
+    eventually(lambda: "members: 1003" in room.log())
+    assert room.memory() - before < 1000 * (8192 + 4096)
     for other in others:
         other.reset()
     eventually(lambda: room.count() == 3)

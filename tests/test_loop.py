@@ -1,0 +1,856 @@
+"""Part II, the loop: connections, its turns, who is a member, and who may say how much."""
+
+from __future__ import annotations
+
+import math
+import select
+import selectors
+import signal
+import socket
+from collections import Counter
+from typing import Any
+
+import pytest
+from browser import PING, masked
+from support import (
+    DEADLINE,
+    Inside,
+    Peer,
+    Server,
+    check_connection,
+    checked_server,
+    eventually,
+    every_kind,
+    pair,
+    tls_member,
+)
+
+import chat_server
+from chat_server import (
+    ALLOWANCE,
+    BATCH_COST,
+    CREDIT,
+    HIGH_WATER,
+    LOUD_TIME,
+    MAX_UNREAD,
+    MIN_READ,
+    PACE,
+    TOLD_COST,
+    Batch,
+    Clock,
+    Connection,
+    Dismissed,
+    Gone,
+    State,
+    Telnet,
+    Throttle,
+)
+
+
+@pytest.fixture
+def inside() -> Inside:
+    return Inside()
+
+
+def wait_for_input(conn: Connection) -> None:
+    select.select([conn.sock], [], [], DEADLINE)
+
+
+def fall_behind(inside: Inside, stuck: Connection, *readers: Peer) -> None:
+    """Has the room talk until somebody who doesn't read is over the mark."""
+    while stuck not in inside.server.throttle.behind:
+        inside.say(b"x\n" * 10_000)
+        for peer in readers:
+            peer.available()
+
+
+# Connections
+
+
+def connection() -> tuple[Connection, Peer]:
+    sock, peer = pair()
+    return Connection(sock, "peer", "host", selectors.DefaultSelector(), Telnet(8192)), peer
+
+
+def said(text: bytes) -> Batch:
+    """Returns a sealed batch in which this was said."""
+    batch = Batch()
+    batch.say(text, None)
+    batch.seal()
+    return batch
+
+
+class Stuck:
+    """A connection to a peer that doesn't read until it is told to."""
+
+    def __init__(self) -> None:
+        self.conn, self.peer = connection()
+        self.open = 0  # bytes that the kernel takes
+        self.sent = b""
+
+    def send(self, data: Any) -> int:
+        taken = bytes(data[: self.open])
+        self.open -= len(taken)
+        self.sent += taken
+        return len(taken)
+
+
+@pytest.fixture
+def stuck(monkeypatch: pytest.MonkeyPatch) -> Stuck:
+    one = Stuck()
+    monkeypatch.setattr(Connection, "send", lambda conn, data: one.send(data))
+    return one
+
+
+@pytest.mark.parametrize("step", [1, 3, 7, 1000])
+def test_queue_gives_each_its_part_of_each_batch_in_order(stuck: Stuck, step: int) -> None:
+    conn, other = stuck.conn, connection()[0]
+    batch = Batch()
+    batch.say(b"one\n", None)
+    batch.say(b"own\n", conn)
+    batch.tell(conn, b"answer\n")
+    batch.tell(other, b"for another\n")
+    batch.say(b"two\n", None)
+    batch.seal()
+    silent = Batch()
+    silent.say(b"own\n", conn)  # nothing of this is for it
+    silent.seal()
+    for one in (batch, silent, said(b"three\n")):
+        conn.write(one)
+        check_connection(conn)
+    assert conn.unread_answers == TOLD_COST + len(b"answer\n")
+    assert not silent.cuts
+    while conn.queue:
+        stuck.open = step
+        conn.flush()
+        check_connection(conn)
+    assert stuck.sent == b"one\nanswer\ntwo\nthree\n"
+    assert (conn.size, conn.unread_answers, list(batch.cuts)) == (0, 0, [other])
+
+
+def test_whoever_asks_and_does_not_read_is_disconnected(stuck: Stuck) -> None:
+    with pytest.raises(Gone, match="does not read the answers"):
+        while True:
+            stuck.peer.send(b"\xff\xfd\x06")
+            wait_for_input(stuck.conn)
+            stuck.conn.receive(100)
+            check_connection(stuck.conn)
+    assert MAX_UNREAD < stuck.conn.unread_answers < MAX_UNREAD + 2 * TOLD_COST
+
+
+def test_what_waits_is_dropped_with_its_connection(stuck: Stuck) -> None:
+    batch = Batch()
+    batch.tell(stuck.conn, b"answer\n")
+    batch.seal()
+    for end in (stuck.conn.stop_sending, stuck.conn.close):
+        stuck.conn.write(batch)
+        end()
+        assert not batch.cuts and not batch.told
+        assert (stuck.conn.queue, stuck.conn.size, stuck.conn.unread_answers) == (None, 0, 0)
+
+
+def test_a_queue_has_a_hard_limit(stuck: Stuck, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_server, "HARD_LIMIT", 1000)
+    stuck.conn.write(said(b"x" * 800))
+    with pytest.raises(Gone, match="queue is full"):
+        stuck.conn.write(said(b"x" * 800))
+
+
+def test_whoever_has_gone_is_noticed_in_reading_or_in_sending() -> None:
+    silent, _peer = connection()
+    assert (silent.receive(100), silent.ended) == (b"", False)
+    conn, peer = connection()
+    peer.reset()
+    wait_for_input(conn)
+    with pytest.raises(Gone, match="lost: Connection reset"):
+        conn.receive(100)
+    conn, peer = connection()
+    peer.reset()
+    conn.write(said(b"hi\n"))
+    conn.write(said(b"hi\n"))
+    assert not conn.reachable
+    assert conn.reading, "what it has said may still wait"
+    assert (conn.receive(100), conn.ended) == (b"", True)
+    assert conn.why == "lost: Connection reset by peer"
+
+
+@pytest.mark.parametrize("through_tls", [False, True])
+@pytest.mark.parametrize("in_order", [True, False])
+def test_last_words_are_heard_unless_the_stream_was_cut(through_tls: bool, in_order: bool) -> None:
+    """Whoever has closed answers with a reset to what comes then: its own stream was whole. Of one
+    that was reset a line without its end is torn. OpenSSL tells neither; the error that the kernel
+    keeps does."""
+    inside = Inside()
+    server, conn, peer = tls_member() if through_tls else (inside.server, *inside.join())
+    peer.send(b"whole\nbye")
+    (peer.close if in_order else peer.reset)()
+    for _ in range(3):  # the first is answered with a reset
+        conn.tell_now(b"too late\n")
+    while conn in server.room.members:
+        server.read_all({conn})
+    assert server.room.take_batch().text == (b"whole\nbye\n" if in_order else b"whole\n")
+
+
+# A turn
+
+
+def test_a_turn_is_bounded_by_what_it_reads_and_by_what_it_delivers(
+    inside: Inside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members = [inside.join() for _ in range(5)]
+    for limit, name in ((2000, "TURN_READ"), (2000 * 5, "TURN_DELIVERY")):
+        with monkeypatch.context() as patch:
+            patch.setattr(chat_server, name, limit)
+            for conn, peer in members:
+                peer.send(b"y\n" * 10_000)
+                wait_for_input(conn)
+            inside.server.read_all({conn for conn, _ in members})
+            assert 0 < inside.server.room.batch.size <= 2 * 2000
+            inside.server.room.take_batch()
+
+
+def test_whoever_has_cost_least_is_heard_first(
+    inside: Inside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A turn has time for one here, and that one comes last in the next."""
+    monkeypatch.setattr(chat_server, "TURN", 1e-9)
+    members = [inside.join() for _ in range(3)]
+    heard = []
+    for _ in range(3):
+        for number, (conn, peer) in enumerate(members):
+            peer.send(f"{number}\n")
+            wait_for_input(conn)
+        inside.server.read_all({conn for conn, _ in members})
+        heard.append(inside.server.room.take_batch().text[:1])
+    assert sorted(heard) == [b"0", b"1", b"2"]
+
+
+def test_a_turn_costs_if_it_was_too_short_and_silence_earns_one_turn(inside: Inside) -> None:
+    costs = inside.server.membership.costs
+    (silent, peer), (talker, _) = inside.join(), inside.join()
+    peer.send("hi\n")
+    inside.server.turn()
+    assert silent.cost == 0, "there was time for all"
+    for _ in range(100):
+        costs.charge([(talker, chat_server.TURN)])
+    costs.charge([(silent, 0.0)])
+    assert silent.cost == costs.latest - chat_server.TURN
+    newcomer, _ = inside.join()
+    assert newcomer.cost == costs.latest, "no credit at all"
+
+
+def test_one_host_is_as_dear_as_all_its_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever talks more than each of a hundred that flood is heard before all of them."""
+    server = checked_server()
+    for number in range(101):
+        sock, _peer = pair()
+        server.admit(sock, f"192.0.2.{'7' if number else '1'}:{number}")
+    (talker,) = (conn for conn in server.room.members if conn.host == "192.0.2.1")
+    others = server.room.members - {talker}
+    for _ in range(5):
+        server.membership.costs.charge([(conn, 0.001) for conn in others] + [(talker, 0.005)])
+    read: list[Connection] = []
+    monkeypatch.setattr(server, "read", lambda conn, *_: read.append(conn))
+    server.read_all(set(server.room.members))
+    assert read[0] is talker
+    for _ in range(2):
+        server.membership.costs.charge([(talker, 1000.0)])
+    assert set(server.membership.costs.hosts) == {"192.0.2.1"}, "others are as cheap as newcomers"
+
+
+def test_whatever_takes_long_is_read_in_small_pieces(inside: Inside) -> None:
+    conn, _ = inside.join()
+    cheap, dear = 0.0001, 2 * chat_server.TURN
+    conn.fit_read_size(cheap)
+    assert conn.read_size == chat_server.FIRST_READ, "a few bytes prove nothing"
+    for seconds, size in ((cheap, chat_server.TURN_READ), (dear, MIN_READ)):
+        for _ in range(20):
+            conn.was_full = True
+            conn.fit_read_size(seconds)
+        assert conn.read_size == size
+
+
+@pytest.mark.parametrize("where", ["write", "read"])
+def test_a_bug_ends_one_connection_alone(
+    inside: Inside, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, where: str
+) -> None:
+    """In a delivery, or in hearing what it says."""
+    (first, peer), (_, other) = inside.join(), inside.join()
+    work: Any = getattr(Connection if where == "write" else inside.server, where)
+
+    def stumble(conn: Connection, *given: Any) -> None:
+        if conn is first:
+            raise RuntimeError("a bug")
+        work(conn, *given)
+
+    monkeypatch.setattr(Connection if where == "write" else inside.server, where, stumble)
+    peer.send(b"hi\n")
+    wait_for_input(first)
+    inside.server.turn()
+    other.available()
+    inside.say(b"* hi\n")
+    assert first.state is State.CLOSED
+    assert "RuntimeError: a bug" in caplog.text
+    other.expect("* hi\n")
+
+
+def test_time_in_which_the_server_was_stopped_does_not_count(
+    inside: Inside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = inside.server
+    now = server.clock.monotonic()
+    asleep = 20.0  # seconds, each time
+    server.clock.monotonic = lambda: now
+    select_now = server.selector.select
+
+    def sleep(timeout: float | None) -> Any:
+        nonlocal now
+        now += asleep
+        return select_now(0)
+
+    monkeypatch.setattr(server.selector, "select", sleep)
+    (stuck, _peer), (_, other) = inside.join(), inside.join()
+    fall_behind(inside, stuck, other)
+    for _ in range(5):
+        server.turn()
+        assert stuck in server.room.members
+    asleep = 1.0  # as long as the loop had wanted
+    for _ in range(60):
+        server.turn()
+    assert stuck not in server.room.members
+
+
+# Whoever doesn't read
+
+
+class Slow(Inside):
+    """A room in which one member is behind, one was loud and has to wait, and another listens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        (self.behind, self.reader), (self.loud, self.talker) = self.join(), self.join()
+        _, self.listener = self.join()
+        fall_behind(self, self.behind, self.talker, self.listener)
+        while self.loud not in self.server.throttle.waiting:
+            self.talker.send(b"y\n" * 1000)
+            self.server.turn()
+
+
+def test_everyone_speaks_freely_once_whoever_was_behind_has_read() -> None:
+    slow = Slow()
+    while slow.behind.queue:
+        slow.reader.available()
+        slow.server.turn(0.01)
+    assert not slow.server.throttle.behind
+    assert slow.loud.reading
+
+
+def test_whoever_has_gone_while_it_waits_to_speak_leaves_at_once() -> None:
+    """And not only when it could speak again: it would keep its name until then."""
+    slow = Slow()
+    slow.talker.reset()
+    assert not slow.loud.queue
+    slow.say(b"x\n")
+    assert slow.loud not in slow.server.room.members
+
+
+def test_closing_room_hears_all_of_whoever_had_to_wait() -> None:
+    """And everything that one turn would not hear, as long as something comes."""
+    slow = Slow()
+    slow.talker.send("/name John\n" + "z\n" * 5000 + "last words\n")
+    slow.server.stop_signals = 1
+    slow.server.close_room()
+    heard = slow.listener.available()
+    assert heard.endswith(b"John: z\nJohn: last words\n* the room is closing\n")
+    assert heard.count(b"John: z\n") == 5000
+
+
+def test_loop_sleeps_while_somebody_behind_asks_and_does_not_read(inside: Inside) -> None:
+    """Its questions wait until it has read. Read from before that, it would wake each turn."""
+    server = inside.server
+    conn, peer = inside.join()
+    fall_behind(inside, conn)
+    peer.send(b"/help\n" * 1000)
+    while conn.unread_answers <= MAX_UNREAD:
+        server.turn()
+    server.turn()  # finds out
+    for _ in range(3):
+        server.turn()
+        assert conn in server.throttle.waiting
+
+
+@pytest.mark.parametrize(
+    "question",
+    [b"/who\n", b"\xff\xfd\x06", masked(PING, b"")],
+    ids=["command", "telnet", "ping"],
+)
+def test_few_answers_wait_for_whoever_does_not_read(
+    inside: Inside, monkeypatch: pytest.MonkeyPatch, question: bytes
+) -> None:
+    """Each in a turn of its own is a batch of its own, which takes memory."""
+    server = inside.server
+    conn, peer = inside.join()
+    if question[:1] == b"\x89":
+        conn.use(chat_server.WebSocket(8192))
+    monkeypatch.setattr(Connection, "send", lambda conn, data: 0)
+    while conn not in server.throttle.waiting:
+        peer.send(question)
+        wait_for_input(conn)
+        server.read_all({conn})
+        server.deliver(server.room.take_batch())
+    assert not (conn.reading or server.throttle.slow), "it waits alone"
+    assert 0 < len(conn.queue or ()) < 20
+    now = server.clock.now()
+    server.clock.monotonic = lambda: now
+    for _ in range(35):
+        now += 1
+        server.look_at_clock()
+    assert conn not in server.room.members
+
+
+@pytest.mark.parametrize("question", ["/op x\n", "/help\n", "said\n", "/msg Bob: psst\n"])
+@pytest.mark.parametrize("is_slow", [False, True], ids=["", "while somebody is behind"])
+def test_nobody_stays_after_its_end_for_what_it_had_to_say(question: str, is_slow: bool) -> None:
+    inside = Inside(operator=b"secret")
+    server = inside.server
+    stuck, _peer = inside.join()
+    _, bob = inside.join()
+    bob.send("/name Bob\n")
+    server.turn()
+    if is_slow:
+        fall_behind(inside, stuck, bob)
+    ghosts = []
+    for sock, ghost in (pair() for _ in range(3)):
+        server.admit(sock, "peer")
+        ghost.send(question * 10_000)
+        ghosts.append(ghost)
+    server.turn()
+    for ghost in ghosts:
+        ghost.reset()
+    for _ in range(1000):
+        inside.say(b"somebody talks\n")
+        bob.available()
+        server.turn()
+        if len(server.room.members) == 2:
+            break
+    assert len(server.room.members) == 2
+
+
+# Whoever leaves
+
+
+def test_whoever_has_left_is_closed_after_its_own_close(inside: Inside) -> None:
+    """Not before: input that comes in between would make a reset of the close."""
+    server = inside.server
+    conn, peer = inside.join()
+    peer.send(b"/quit\nnot heard\n")
+    while conn in server.room.members:
+        server.turn()
+    assert peer.rest() == b"* bye\n"
+    assert conn in server.membership.leaving
+    eventually(lambda: not chat_server.unacknowledged(conn.sock))
+    server.membership.finish(conn)
+    assert conn.deadline - server.clock.now() < 1, "its place is soon free without that"
+    peer.close()
+    wait_for_input(conn)
+    server.turn()
+    assert conn not in server.membership.leaving
+    assert conn.sock.fileno() == -1
+
+
+def test_whoever_leaves_and_reads_slowly_has_the_whole_farewell_for_it(inside: Inside) -> None:
+    """Also if it is still sending, and the kernel has taken everything for it."""
+    server = inside.server
+    conn, peer = inside.join()
+    peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    inside.say(b"x" * 150_000 + b"\n")
+    peer.send(b"/quit\n")
+    while conn in server.room.members:
+        server.turn()
+    now = server.clock.now()
+    server.clock.monotonic = lambda: now
+    for _ in range(9):
+        peer.send(b"still sending\n")
+        now += 0.5
+        server.turn(0.01)
+        assert conn in server.membership.leaving
+    assert not conn.queue and chat_server.unacknowledged(conn.sock)
+    now += 1.0
+    server.turn(0.01)
+    assert conn.state is State.CLOSED
+
+
+def test_whoever_is_dismissed_is_told_why_although_its_own_end_has_come(inside: Inside) -> None:
+    """In the same turn: it is no longer a member, and its last batch is yet to be delivered."""
+    server = inside.server
+    conn, peer = inside.join()
+    peer.half_close()
+    wait_for_input(conn)
+    Dismissed("the room is full").see_to(server.membership, conn)
+    server.read_all({conn})
+    server.deliver(server.room.take_batch())
+    assert peer.rest() == b"* the room is full\n"
+
+
+@pytest.mark.parametrize("through_tls", [False, True])
+def test_nothing_is_kept_of_whoever_is_disconnected(through_tls: bool) -> None:
+    inside = Inside()
+    server, conn, _peer = tls_member() if through_tls else (inside.server, *inside.join())
+    setattr(conn, "pending" if through_tls else "unheard", b"hi\n")
+    server.membership.disconnect(conn, "lost")
+    server.read_all({conn})  # it was ready, too
+    assert not server.membership.has_more
+
+
+@pytest.mark.parametrize("stopped", ["asleep", "in a turn"])
+def test_a_deadline_moves_by_the_time_for_which_the_process_was_stopped(
+    inside: Inside, monkeypatch: pytest.MonkeyPatch, stopped: str
+) -> None:
+    server, clock = inside.server, inside.server.clock
+    now = clock.woken_at
+    due: list[float] = []
+
+    def stop(*_: object) -> list[Any]:
+        nonlocal now
+        now += 3600
+        return []
+
+    monkeypatch.setattr(clock, "monotonic", lambda: now)
+    monkeypatch.setattr(server.door, "meet_deadlines", lambda: due.append(clock.now()))
+    with monkeypatch.context() as patch:
+        at = (server, "deliver") if stopped == "in a turn" else (server.selector, "select")
+        patch.setattr(*at, stop)
+        clock.look_by(clock.now() + 9.7)
+        server.turn()
+    assert not due
+    for _ in range(11):
+        now += 0.9
+        server.turn(0)
+    assert due
+
+
+def test_the_log_says_once_that_somebody_left(
+    inside: Inside, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    conn, peer = inside.join()
+    peer.send("/quit\n")
+    wait_for_input(conn)
+    inside.server.turn()
+    peer.reset()
+    wait_for_input(conn)
+    inside.server.turn()
+    assert conn.state is State.CLOSED
+    assert [line for line in caplog.messages if "members: 0" in line] == [f"{conn} quit, members: 0"]
+
+
+# Who may say how much
+
+
+class Someone:
+    """What the throttle knows of a connection."""
+
+    reachable = True
+    silent = False
+
+    def __init__(self, size: int = 0, unread: int = 0, host: str = "192.0.2.1") -> None:
+        self.size = size
+        self.unread_answers = unread
+        self.host = host
+        self.mark = 0.0
+        self.until = math.inf
+        self.queue = True
+        self.reading = True
+        self.taken = 0
+
+    def acknowledged(self) -> int:
+        return self.taken
+
+    def read_on(self, reading: bool) -> None:
+        self.reading = reading
+
+
+class Slowed:
+    """A throttle, somebody who is behind, and others who want to say as much as they may."""
+
+    def __init__(self) -> None:
+        self.time = 1000.0
+        self.said: Counter[Someone] = Counter()
+        self.next_tick = self.time
+        self.throttle = Throttle(Clock(lambda: self.time))
+        self.slow: Any = Someone(HIGH_WATER + 1)
+        self.throttle.note_behind(self.slow)
+
+    def pass_by(self, seconds: float) -> None:
+        self.time += seconds
+
+    def talkers(self, count: int, loud: bool = False) -> list[Any]:
+        crowd: list[Any] = [Someone() for _ in range(count)]
+        for one in crowd if loud else ():
+            self.throttle.charge_bytes(one, 100_000)
+        return crowd
+
+    def say(self, one: Any, size: int) -> int:
+        """Wants to say so much, and says what it may."""
+        if not one.reading:
+            return 0
+        allowed = self.throttle.allow(one, size, 0)
+        if allowed:
+            self.throttle.charge_bytes(one, allowed)
+            self.throttle.note_said(allowed)
+            self.said[one] += allowed
+        return allowed
+
+    def flood(self, flooders: list[Any], seconds: float, size: int = 10_000) -> int:
+        """Returns how much they say in all."""
+        said = 0
+        for _ in range(int(seconds / 0.05)):
+            self.pass_by(0.05)
+            if self.time >= self.next_tick:
+                self.next_tick = self.time + 1
+                self.throttle.is_too_far_behind(self.slow)
+            self.throttle.let_speak()
+            said += sum(self.say(one, size) for one in flooders)
+        return said
+
+    def stays(self, seconds: float, taken: int) -> bool:
+        """Says whether whoever is behind may stay until it takes something, after some time. It
+        isn't over the mark for a moment now and then, by which it gains nothing."""
+        until = self.time + seconds
+        while self.time < until:
+            self.pass_by(max(0.001, min(0.5, until - self.time)))
+            if self.throttle.is_too_far_behind(self.slow):
+                return False
+            for self.slow.size in (HIGH_WATER, HIGH_WATER + 1):
+                self.throttle.note_taken(self.slow)
+            self.throttle.note_behind(self.slow)
+        self.slow.taken += taken
+        return True
+
+
+@pytest.fixture
+def slowed() -> Slowed:
+    return Slowed()
+
+
+@pytest.mark.parametrize("flooders", [1, 100])
+def test_however_many_flood_they_say_what_one_can_read(slowed: Slowed, flooders: int) -> None:
+    crowd = slowed.talkers(flooders, loud=True)
+    assert slowed.flood(crowd, 10) <= 11 * PACE + MIN_READ
+    assert 0.7 * 40 * PACE < slowed.flood(crowd, 40) <= 41 * PACE
+
+
+def test_many_who_each_say_little_are_no_way_around_that(slowed: Slowed) -> None:
+    said = slowed.flood(slowed.talkers(100), 60, 100)
+    assert said <= (61 + 2 * CREDIT) * PACE + 100 * MIN_READ
+
+
+def test_silence_is_no_way_around_that(slowed: Slowed) -> None:
+    """What wasn't said in a minute can't be said in the next second."""
+    for minute in range(2):
+        slowed.flood([], 60 * minute)
+        said = slowed.flood(slowed.talkers(100, loud=True), 1)
+    assert said <= 2 * PACE + MIN_READ
+
+
+def test_newcomers_are_no_way_around_that(slowed: Slowed) -> None:
+    said = 0
+    for _ in range(1000):
+        newcomers = slowed.talkers(20)
+        for one in newcomers:
+            slowed.throttle.join(one)
+        said += slowed.flood(newcomers, 0.05)
+        for one in newcomers:
+            slowed.throttle.forget(one)
+    assert said <= 51 * PACE + 2 * 20 * MIN_READ
+
+
+@pytest.mark.parametrize(
+    "pause, size, lines, tail",
+    [(1, 200, 20, 8192), (0.05, 150, 400, 0)],  # twenty lines a second, each with what it costs
+    ids=["now and then", "a lot"],
+)
+def test_whoever_talks_is_heard_at_once_beside_a_flood(
+    slowed: Slowed, pause: float, size: int, lines: int, tail: int
+) -> None:
+    """Also when the flood's lines are long."""
+    crowd, talker = slowed.talkers(100, loud=True), Someone()
+    for _ in range(lines):
+        slowed.flood(crowd, pause)
+        slowed.throttle.note_said(tail)  # the rest of a line
+        assert slowed.say(talker, size) == size
+
+
+def test_whoever_has_said_little_is_quiet_and_whoever_was_loud_becomes_so(slowed: Slowed) -> None:
+    one: Any = Someone()
+    slowed.throttle.charge_bytes(one, int(ALLOWANCE * PACE / 2))
+    assert one.mark <= slowed.time
+    slowed.throttle.charge_bytes(one, 10**9)
+    assert one.mark > slowed.time
+    slowed.throttle.note_said(100)
+    assert slowed.say(one, 100) == 0
+    slowed.flood([], LOUD_TIME + 1)
+    assert slowed.say(one, 100) == 100
+    slowed.flood([], LOUD_TIME + 1)
+    assert one.mark <= slowed.time
+
+
+def test_many_who_are_quiet_do_not_mute_a_newcomer(slowed: Slowed) -> None:
+    """They say all that may be said, never so much that they would have to wait."""
+    throttle = slowed.throttle
+    newcomer: Any = Someone()
+    throttle.join(newcomer)
+    throttle.mark = throttle.clock.now() + CREDIT / 2
+    for _ in range(100):
+        slowed.flood([newcomer], 0.05, 100)
+        throttle.note_said(int(0.05 * PACE) - BATCH_COST)
+    assert slowed.said[newcomer] >= 20 * 100
+
+
+def test_whoever_has_been_silent_comes_before_many_hosts(slowed: Slowed) -> None:
+    """Each of them speaks seldom, so that none is loud."""
+    crowd: list[Any] = [Someone(host=f"198.51.100.{number % 50}") for number in range(200)]
+    talker = Someone()
+    slowed.flood(crowd, 30, MIN_READ)
+    for _ in range(3):
+        said = slowed.said[talker]
+        slowed.flood([*crowd, talker], 1, 100)
+        assert slowed.said[talker] > said
+        slowed.flood(crowd, 15, MIN_READ)
+
+
+def test_a_host_with_many_connections_has_no_more_than_another(slowed: Slowed) -> None:
+    """Each says little, all together too much; somebody from another host is heard all the same."""
+    crowd, talker = slowed.talkers(100), Someone(host="192.0.2.2")
+    heard = 0
+    for _ in range(40):
+        slowed.flood(crowd, 0.5, 200)
+        heard += slowed.say(talker, 100) == 100
+        if not talker.reading:
+            slowed.throttle.let_one_speak(talker)  # type: ignore[arg-type]
+    assert heard >= 38
+
+
+def test_the_loud_take_turns_and_these_go_by_hosts(slowed: Slowed) -> None:
+    crowd = slowed.talkers(21, loud=True)
+    crowd[0].host = "192.0.2.2"
+    slowed.flood(crowd, 120)
+    single, *shares = (slowed.said[one] for one in crowd)
+    assert min(shares) > max(shares) / 3
+    assert single > sum(shares) / 3
+
+
+@pytest.mark.parametrize("caught_up", [True, False])
+def test_everyone_speaks_freely_after_the_last_has_caught_up_or_left(
+    slowed: Slowed, caught_up: bool
+) -> None:
+    throttle = slowed.throttle
+    second: Any = Someone(HIGH_WATER + 1)
+    throttle.note_behind(second)
+    throttle.note_said(int(10 * CREDIT * PACE))
+    (one,) = slowed.talkers(1, loud=True)
+    assert slowed.say(one, 1) == 0
+    for slow in (slowed.slow, second):
+        assert not one.reading
+        slow.size, slow.queue = 0, None
+        throttle.note_taken(slow) if caught_up else throttle.forget(slow)
+    assert one.reading
+    assert not (throttle.behind or throttle.slow or throttle.waiting)
+    slow.size, slow.queue = HIGH_WATER + 1, True
+    throttle.note_behind(slow)
+    assert slowed.say(one, 100) == 100, "what was said before is forgotten"
+
+
+# Who is too far behind
+
+
+@pytest.mark.parametrize("rate, stays", [(8, True), (20, True), (3, False)])
+@pytest.mark.parametrize("segment", [1448, 65_536])
+def test_whoever_takes_its_pace_stays_in_whatever_steps(
+    slowed: Slowed, segment: int, rate: int, stays: bool
+) -> None:
+    """A kernel can tell of what was read in steps of 128 KiB."""
+    throttle = slowed.throttle
+    throttle.forget(slowed.slow)
+    slowed.slow.taken = 3 * segment
+    throttle.note_behind(slowed.slow)
+    steps = [2, 1, 2, 1, 2, 2, *[1] * (100 if segment < 2000 else 0)]
+    rates = (slowed.stays(n * segment / (rate * 1024), n * segment) for n in steps)
+    assert all(rates) == stays
+    assert not slowed.stays(40, 0), "there is an end to that"
+
+
+@pytest.mark.parametrize(
+    "steps, seconds",
+    [
+        ([(4, 0)], 2),
+        ([(4, 2 * 65_483), (16, 0)], 20),  # a step of a kernel earns time
+        ([(1, 10 * PACE)] * 3600, 35),  # but an hour of reading fast doesn't
+        ([(1, 10**9)], 35),  # nor does much at once
+    ],
+    ids=["silence", "a step", "an hour", "a burst"],
+)
+@pytest.mark.parametrize("before", [0, 10**9], ids=["", "having read before"])
+def test_time_is_not_earned_in_advance(
+    slowed: Slowed, steps: list[tuple[float, int]], seconds: float, before: int
+) -> None:
+    slow = slowed.slow
+    slow.size, slow.queue = 0, None
+    slowed.throttle.note_taken(slow)
+    slow.taken += before
+    slow.size, slow.queue = HIGH_WATER + 1, True
+    slowed.throttle.note_behind(slow)
+    assert all(slowed.stays(*step) for step in steps)
+    assert not slowed.stays(seconds if not before else 35, 0)
+
+
+# Over sockets
+
+
+@every_kind
+def test_a_conversation(room: Server) -> None:
+    """In pieces, in one piece, with all that members do."""
+    ann, john, third = room.join("Ann"), room.join("John"), room.join()
+    ann.expect("* John joined\n")
+    for byte in "John: Grüße 😀\r\n".encode():
+        john.send(bytes([byte]))
+    for peer in (ann, third):
+        peer.expect("John: Grüße 😀\n")
+    john.send("/nonsense\n/who\n" * 500 + "done\n")
+    for _ in range(500):
+        assert john.line().startswith(b"* no such command")
+        john.expect("* here: Ann, John and 1 unnamed\n")
+    ann.expect("John: done\n")
+    third.send("".join(f"{number}\n" for number in range(1000)))
+    numbers = [f"{number}\n" for number in range(1000)]
+    ann.expect(*numbers)
+    john.expect(*numbers)
+    third.send("x" * 8192 + "\n" + "y" * 8193 + "\n")
+    third.read_until("* too long: a line has at most 8192 bytes\n")
+    third.send("z" * 100_000)
+    third.expect("* too long: a line has at most 8192 bytes\n")
+    third.send("\nshort\n")
+    for peer in (ann, john):
+        peer.expect("x" * 8192 + "\n", "short\n")
+    john.send("/msg Ann: psst\n/name Jim\nx\n/quit\n")
+    ann.expect("John (private): psst\n", "* John is now Jim\n", "Jim: x\n", "* Jim left\n")
+    john.expect("* you are Jim\n", "* bye\n")
+    assert john.rest() == b""
+    ann.send("the last line\nhas no end")
+    ann.half_close()
+    third.expect("* John is now Jim\n", "Jim: x\n", "* Jim left\n")
+    third.expect("Ann: the last line\n", "Ann: has no end\n", "* Ann left\n")
+    assert ann.rest() == b""
+    room.join("Ann")  # that is free again
+
+
+def test_second_signal_ends_it_at_once(room: Server) -> None:
+    one, _stuck = room.join(), room.join(receive_buffer=4096)
+    one.send(("x" * 1000 + "\n") * 200 + "/who\n")  # more than the kernels take
+    one.expect("* here: 2 unnamed\n")
+    room.process.send_signal(signal.SIGTERM)
+    one.expect("* the room is closing\n")
+    with pytest.raises(ConnectionRefusedError):
+        room.connect()
+    room.process.send_signal(signal.SIGTERM)
+    assert room.process.wait(DEADLINE) == 1
