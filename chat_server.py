@@ -456,7 +456,7 @@ class Room:
         self.batch.begin(member, [f"{WELCOME}\n".encode(), *before])
 
     def leave(self, member: Member, how: str = "left") -> None:
-        """Lets a member go, which still gets what came before; others are told `how`, if at all."""
+        """Lets a member go; it still gets what came before. Others are told `how`, if at all."""
         self.members.remove(member)
         self.batch.end(member)
         if member.name:
@@ -1020,8 +1020,8 @@ class ChatServer:
         """Waits that many seconds at most, sends what can be sent, and has newcomers accepted;
         returns who is ready at the door, and who can be read.
 
-        An event can be stale: what was served before it in this turn may have closed its socket.
-        Then it has no queue to be flushed, and isn't reading.
+        An event can be stale: something served earlier in this turn may have closed its socket.
+        The connection then has no queue to be flushed, and isn't reading.
         """
         came = {conn for conn in self.membership.has_more if conn.reading}
         ready = self.selector.select(timeout if timeout < math.inf else None)
@@ -1195,7 +1195,7 @@ class Membership:
     """Who is at the door, in the room, or leaving: moves connections from one state to the next.
 
     The order of its calls matters: when somebody is no longer a member, the room is told first; and
-    the throttle before the socket is closed, as it may register that once more.
+    the throttle before the socket is closed, as it may register the socket once more.
 
     There are three words for going. Whoever leaves gets what was said before; a stream is finished
     once everything is in it, and then we wait for the peer to end its own; and whoever is
@@ -1353,10 +1353,10 @@ class Membership:
 
 
 class Costs:
-    """What each has cost of the turns that were too short for all who had something to say, in
-    seconds: of CPU, or of a turn that was full. Whoever's host has cost least is read first, and of
-    a host, whoever has: a flood gains nothing by many connections. Whoever is silent falls behind
-    the others by a turn at most, and that is what it may cost before it has to wait like them.
+    """What each has cost in turns that were too short for all who had something to say, in seconds:
+    of CPU, or of a turn that was full. Whoever's host has cost least is read first, and within a
+    host, whoever has cost least: so a flood gains nothing from many connections. Somebody silent
+    falls at most a turn behind the others, and may cost that much before it has to wait like them.
     """
 
     def __init__(self) -> None:
