@@ -108,6 +108,25 @@ def test_whoever_knows_the_password_is_a_member_and_what_is_sent_behind_it_count
     bob.expect("* you are Bob\n")
 
 
+def test_the_password_may_come_with_corrections_and_what_is_around_a_text(closed: Server) -> None:
+    for given in (
+        b"\xff\xfb\x1f\xff\xfd\x01\xff\xfa\x1f\0\x50\0\n\xff\xf0correct horse\r\0",  # telnet's
+        b"correct hoX\brse\r\n",
+        b"wrong\x15correct horse\n",
+        b"\xef\xbb\xbfcorrect horse\n",
+    ):
+        for size in (1, 7, 100):
+            peer = closed.connect()
+            for at in range(0, len(given), size):
+                peer.send(given[at : at + size])
+            peer.send(b"/who\r\0/quit\n")
+            heard = peer.rest()
+            assert heard.endswith(WELCOME + b"* here: 1 unnamed\n* bye\n"), heard
+    browser = closed.connect()
+    browser.send(f"POST / HTTP/1.1\r\n\r\n{PASSWORD}\n")
+    assert WELCOME not in browser.rest()
+
+
 def test_a_stranger_has_one_try_hears_nothing_and_counts_for_nobody(
     start: Callable[..., Server], tmp_path: Path, password: list[str]
 ) -> None:
