@@ -27,11 +27,11 @@ from support import (
     needs_ipv6,
     pair,
     patched,
+    run,
     tls_room,
     typed,
     unconnected,
 )
-from test_start import run
 
 import chat_client
 import chat_server

@@ -39,11 +39,11 @@ from support import (
     needs,
     pair,
     patched_client,
+    run,
     tls_member,
     tls_room,
     trusting,
 )
-from test_start import run
 
 import chat_server
 from chat_server import (
