@@ -7,6 +7,7 @@ import hmac
 import os
 import re
 import select
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def password(tmp_path: Path) -> list[str]:
 
 @pytest.fixture
 def operators(tmp_path: Path) -> list[str]:
-    (tmp_path / "operators").write_text(f" {OPERATORS} \r\nsecond line\n")
+    (tmp_path / "operators").write_text(f"{OPERATORS}\nsecond line\n")
     return ["--operator-file", str(tmp_path / "operators")]
 
 
@@ -229,6 +230,15 @@ def test_password_files(
         module.read_password(str(file))
     assert str(failure.value).startswith(f"{given} {file}")
     assert "\n" not in str(failure.value)
+
+
+def test_the_operators_password_fits_a_line_and_is_as_it_is_heard_in_one(tmp_path: Path) -> None:
+    args = Namespace(password_file=None, operator_file=str(tmp_path / "file"), max_line=20)
+    (tmp_path / "file").write_text(f" {'x' * 16} \n")
+    assert chat_server.read_passwords(args) == (b"", b"x" * 16)
+    (tmp_path / "file").write_text("x" * 17)
+    with pytest.raises(chat_server.Failure, match="the password is longer than a line may be"):
+        chat_server.read_passwords(args)
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,7 @@ from chat_server import (
     Certificate,
     Connection,
     Gone,
+    Site,
     State,
     TLSConnection,
     WebSocket,
@@ -393,6 +394,8 @@ class Visitor:
 
     def __init__(self, version: str = "TLSv1_3", **options: Any) -> None:
         self.server = tls_room(**options)
+        now = self.server.clock.now()
+        self.server.clock.monotonic = lambda: now  # no time passes
         self.said: list[bytes] = []  # of which the room has heard
         self.server.recorders.append(self.said.append)
         sock, self.peer = pair()
@@ -567,6 +570,21 @@ def slow_kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     with monkeypatch.context() as patch:
         patch.setattr(Connection, "send", send_some)
         yield room
+
+
+def test_end_that_came_with_a_request_is_seen_although_the_kernel_is_full(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    site = Site([], True)
+    one = Visitor(site=site)
+    site.port = one.conn.sock.getsockname()[1]
+    one.send(one.shake_hands())
+    with slow_kernel(monkeypatch):
+        one.send(one.say(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n") + one.end())
+        assert one.conn.state is State.LEAVING
+        one.peer.half_close()
+        one.server.turn()
+        assert not one.conn.reading
 
 
 @pytest.mark.parametrize("waiting, taken", [(b"", 1000), (b"", 0), (b"last words\n", 1000)])
