@@ -730,10 +730,11 @@ def test_whoever_breaks_tls_is_told_why_and_nobody_else_notices(
     """By an alert, which is what a client needs to say more than that it was cut off. OpenSSL has
     one place for errors, and PyPy leaves them there."""
     room = start("chat_server.py", tls=True, python=needs(python))
-    ann, bob, breaker = room.join("Ann"), room.join(), room.join()
+    ann, bob = room.join("Ann"), room.join()
     newcomer = Peer(socket.create_connection(("127.0.0.1", room.port), DEADLINE))
     newcomer.send(b"\x16\x03\x01\x00\x05hello")
     assert newcomer.rest()[:2] == ALERT
+    breaker = room.join()  # whose handshake begins where that one's has failed
     ann.send("hi\n")
     bob.expect("Ann: hi\n")
     socket.socket.sendall(breaker.sock, b"\x17\x03\x03\x00\x30" + b"x" * 48)
