@@ -1,4 +1,4 @@
-"""The four steps of the challenge, to the letter, with the real telnet, nc and ncat."""
+"""The four steps of the challenge, to the letter, and the tools that it names."""
 
 from __future__ import annotations
 
@@ -85,11 +85,17 @@ def test_step_4_two_clients_in_the_room(room: Server, terminal: Callable[..., Te
     other.expect("John: Same!\n* John left\n")
 
 
-@pytest.mark.parametrize("tool", ["nc", "ncat"])
-def test_netcat_is_a_full_member(room: Server, tool: str) -> None:
+@pytest.mark.parametrize("tool", ["nc", "ncat", "openssl s_client -quiet -connect"])
+def test_common_tools_are_full_members(start: Callable[..., Server], tool: str) -> None:
+    room = start("chat_server.py", tls="-connect" in tool)
     john = room.join("John")
+    program, *options = tool.split()
+    place = [f"localhost:{room.port}"] if options else ["localhost", str(room.port)]
     process = subprocess.Popen(
-        [needs(tool), "localhost", str(room.port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [needs(program), *options, *place],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
     )
     assert process.stdin and process.stdout
     assert process.stdout.readline() == b"Welcome to the chatroom!\n"
@@ -102,20 +108,6 @@ def test_netcat_is_a_full_member(room: Server, tool: str) -> None:
     process.stdin.close()
     assert process.stdout.read() == b"* bye\n"
     process.wait(DEADLINE)
-
-
-def test_telnet_is_a_full_member(room: Server, terminal: Callable[..., Terminal]) -> None:
-    john = room.join("John")
-    window = terminal(needs("telnet"), "localhost", str(room.port))
-    window.expect("Welcome to the chatroom!\n")
-    window.type("hello\n")
-    john.expect("hello\n")
-    window.type("/name Tel\n")
-    window.expect("* you are Tel\n")
-    john.expect("* Tel joined\n")
-    window.type("/quit\n")
-    window.expect("* bye\n")
-    window.expect("Connection closed by foreign host.")
 
 
 def test_client_with_a_broker_that_is_not_ours(terminal: Callable[..., Terminal]) -> None:
@@ -136,26 +128,3 @@ def test_client_with_a_broker_that_is_not_ours(terminal: Callable[..., Terminal]
     finally:
         broker.kill()
         broker.wait()
-
-
-def test_client_with_an_echo_server_that_is_not_ours(terminal: Callable[..., Terminal]) -> None:
-    port = free_port()
-    server = subprocess.Popen(
-        [needs("ncat"), "-k", "-l", "127.0.0.1", str(port), "-e", needs("cat")]
-    )
-    try:
-        wait_until_listening(port)
-        window = terminal(*PLAIN, "127.0.0.1", str(port), "--echo")
-        window.expect("send: ")
-        window.type("test\n")
-        window.expect("test\nrecv: test\nsend: ")
-        window.type("quit\n")
-        assert window.wait() == 0
-        window = terminal(*PLAIN, "127.0.0.1", str(port), "--name", "John")
-        window.type("Hi\n")
-        window.expect("Hi\nJohn: Hi\nJohn: Hi\n")
-        window.type("exit\n")
-        assert window.wait() == 0
-    finally:
-        server.kill()
-        server.wait()

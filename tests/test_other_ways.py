@@ -1,0 +1,923 @@
+"""Other ways to speak: telnet and what comes to the wrong port, WebSocket, TLS and its
+certificate."""
+
+from __future__ import annotations
+
+import os
+import random
+import select
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browser import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, masked
+from openssl import KeyChanger
+from support import (
+    CERTS,
+    DEADLINE,
+    MODULES,
+    WELCOME,
+    Listener,
+    Peer,
+    Server,
+    Terminal,
+    check_invariants,
+    client,
+    end_stream,
+    eventually,
+    finish,
+    needs,
+    pair,
+    patched_client,
+    tls_member,
+    tls_room,
+    trusting,
+)
+
+import chat_server
+from chat_server import (
+    HIGH_WATER,
+    MAX_UNSENT,
+    TLS_PIECE,
+    TLS_RECORD,
+    Certificate,
+    Connection,
+    Gone,
+    Site,
+    State,
+    TLSConnection,
+    WebSocket,
+)
+
+tls = pytest.mark.parametrize("start", ["tls"], indirect=True)
+
+
+# Telnet
+
+
+@pytest.mark.parametrize("mode", ["line", "character"])
+def test_telnet_hears_and_is_heard_after_any_key(
+    room: Server, terminal: Callable[..., Terminal], mode: str
+) -> None:
+    john = room.join("John")
+
+    def is_heard(window: Terminal, keys: str, said: str) -> bool:
+        """Telnet drops what is typed while it changes the terminal's mode, and suspends itself at
+        Ctrl-Z, sooner or later."""
+        window.process.send_signal(signal.SIGCONT)
+        window.type(keys)
+        select.select([john.sock], [], [], 1)
+        return said.encode() in john.available()
+
+    for number, keys in enumerate(["\x03", "\x1c", "\x1a", "Ü\n", "ă\n", "本\n", "\x03\x03\x1c"]):
+        window = terminal(needs("telnet"), "127.0.0.1", str(room.port))
+        window.expect("Welcome to the chatroom!\n")
+        window.type(f"/name Tel{number}\n")
+        window.expect(f"* you are Tel{number}\n")
+        if mode == "character":
+            window.type("\x1d")
+            window.expect("telnet> ")
+            window.type("mode character\n")
+        eventually(partial(is_heard, window, "\nready\n", f"Tel{number}: ready\n"))
+        window.type(keys)
+        eventually(partial(is_heard, window, "\nhelloo\x7f\n", f"Tel{number}: hello\n"))
+        john.send("can you see me?\n")
+        window.expect("John: can you see me?\n")
+
+
+@pytest.mark.parametrize(
+    "command, keys",
+    [
+        ("busybox telnet {host} {port}", {"\x03\n": "\n"}),
+        ("busybox telnet {host} {port}", {"\x1d\n": "exit telnet", "c\n": "\n"}),
+        ("plink -telnet -P {port} {host}", {}),
+        ("plink -raw -P {port} {host}", {}),
+    ],
+)
+def test_other_programs_hear_and_are_heard(
+    room: Server, terminal: Callable[..., Terminal], command: str, keys: dict[str, str]
+) -> None:
+    john = room.join("John")
+    program, *options = command.format(host="127.0.0.1", port=room.port).split()
+    window = terminal(needs(program), *options)
+    window.expect("Welcome to the chatroom!\n")
+    for pressed, shown in keys.items():
+        window.type(pressed)
+        window.expect(shown)
+    window.type("/name Tel\n")
+    john.expect("* Tel joined\n")
+    window.type("Ü 本 helloo\x7f\n")
+    john.read_until("Tel: Ü 本 hello\n")
+    john.send("can you see me?\n")
+    window.expect("John: can you see me?\n")
+
+
+def test_requests_are_refused_between_two_lines_and_urgent_bytes_are_like_others(
+    room: Server,
+) -> None:
+    one, two = room.join(), room.join()
+    one.send(b"\xff\xf4\xff\xfd\x06he\xff\xfb\x18llo\r\0/who\r\0")
+    two.expect("hello\n")
+    assert one.read(6) == b"\xff\xfc\x06\xff\xfe\x18"
+    one.expect("* here: 2 unnamed\n")
+    one.send(b"\xff\xf4\xff")
+    one.sock.send(b"\xf2", socket.MSG_OOB)  # the end of telnet's Synch
+    one.send(b"hello\n")
+    two.expect("hello\n")
+
+
+# What comes to the wrong port
+
+FORM = b" HTTP/1.1\r\nHost: localhost\r\nCookie: SECRET\r\n\r\n/name Boss\nrun this\n"
+STRANGERS = [  # what they send, and the bytes of it that come at once
+    (b"POST /" + FORM, 1),
+    (b"GET /" + b"x" * 9000 + FORM, 100_000),
+    (b"SSH-2.0-OpenSSH_9.6\r\n", 100),
+    (b"PASS hunter2\r\nNICK bob\r\nUSER bob 0 * :Bob\r\n", 100),
+]
+
+
+def test_nobody_hears_what_is_meant_for_another_server(room: Server) -> None:
+    """Any web page can have a browser send that."""
+    ann, bob = room.join(), room.join()
+    for count, (data, size) in enumerate(STRANGERS, 1):
+        stranger = room.connect()
+        stranger.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with suppress(OSError):  # it is sent as far as it is taken
+            for at in range(0, len(data), size):
+                stranger.send(data[at : at + size])
+            heard = stranger.rest()
+            assert heard.endswith(b"* this room takes lines of text; it has no page\n")
+        room.wait_for_log(f"(?s)(speaks HTTP, SSH, IRC or the like.*){{{count}}}")
+    bob.send("after\n/who\n")
+    ann.expect("after\n")
+    bob.expect("* here: 2 unnamed\n")
+    assert not any(word in room.log() for word in ("Boss", "SECRET", "hunter2"))
+
+
+def test_whoever_has_sent_one_letter_hears_what_others_say(room: Server) -> None:
+    slow, ann = room.join(), room.join("Ann")
+    slow.expect("* Ann joined\n")
+    for letter in ("G", "E", "T", " "):
+        slow.send(letter)
+        ann.send("hi\n")
+        slow.expect("Ann: hi\n")
+    slow.send("/x me some coffee\n")
+    ann.expect("GET /x me some coffee\n")
+
+
+# WebSocket, without I/O
+
+LETTERS = "aé本😀z"  # of 1, 2, 3, 4 bytes
+
+
+class Heard:
+    """What a WebSocket makes of a stream that comes in pieces."""
+
+    def __init__(self, max_line: int = 1000) -> None:
+        self.socket = WebSocket(max_line)
+        self.lines = b""
+        self.answers: list[bytes] = []
+        self.too_long = 0
+
+    def take(self, data: bytes) -> None:
+        text, answer = self.socket.sift(data)
+        chunk, too_long = self.socket.feed(text)
+        self.lines += chunk
+        self.too_long += too_long
+        if answer:
+            self.answers.append(answer)
+        kept = self.socket
+        assert len(kept.held) <= 6 + 125
+        assert len(kept.tail) <= 3
+        assert len(kept.partial) <= kept.max_line
+
+    def end(self) -> tuple[bool, int]:
+        return self.socket.ended, self.socket.code
+
+
+def hear(stream: bytes, sizes: Sequence[int] = (), max_line: int = 1000) -> Heard:
+    """Has a stream heard in pieces of these sizes, the rest at once."""
+    heard = Heard(max_line)
+    for size in sizes:
+        heard.take(stream[:size])
+        stream = stream[size:]
+    heard.take(stream)
+    return heard
+
+
+def in_all_ways(stream: bytes) -> list[Heard]:
+    """Has a stream heard at once, byte by byte, and in two pieces that meet anywhere."""
+    cuts = range(1, len(stream))
+    return [hear(stream), hear(stream, [1] * len(stream)), *(hear(stream, [cut]) for cut in cuts)]
+
+
+def said(*texts: str) -> bytes:
+    return b"".join(masked(TEXT, text.encode()) for text in texts)
+
+
+EMPTY = masked(TEXT, b"", False) + masked(CONTINUATION, b"", False) + masked(CONTINUATION, b"")
+
+
+@pytest.mark.parametrize(
+    "stream, lines, last",
+    [
+        (said("one", LETTERS, "x" * 130), f"one\n{LETTERS}\n{'x' * 130}\n", ""),
+        (said("", "a", "") + EMPTY + said("b"), "\na\n\n\nb\n", ""),
+        (said("a\nb\nü\n", "c"), "a\nb\nü\nc\n", ""),
+        (said("a") + masked(TEXT, "b\nthr本".encode(), False), "a\nb\n", "thr本\n"),
+    ],
+    ids=["messages", "empty ones", "of several lines", "unfinished"],
+)
+def test_each_message_is_a_line_however_it_comes(stream: bytes, lines: str, last: str) -> None:
+    for heard in in_all_ways(stream + masked(CLOSE, b"")):
+        assert (heard.lines, heard.answers) == (lines.encode(), [])
+        assert heard.socket.finish() == last.encode()
+
+
+def test_what_is_too_long_is_skipped_and_holds_no_memory() -> None:
+    heard = Heard(max_line=10)
+    heard.take(said("fine") + b"\x01\xff" + (1 << 62).to_bytes(8, "big") + b"\0\0\0\0")
+    for _ in range(100):
+        heard.take(b"x" * 1000)
+    assert (heard.lines, heard.too_long, heard.socket.ended) == (b"fine\n", 1, False)
+    heard = Heard(max_line=10)
+    heard.take(masked(TEXT, b"x" * 9, False))
+    for _ in range(100):
+        heard.take(masked(CONTINUATION, b"y", False))
+    heard.take(masked(CONTINUATION, b"") + said("0123456789", "0123456789x", "fine"))
+    assert (heard.lines, heard.too_long) == (b"0123456789\nfine\n", 2)
+
+
+def test_of_many_pings_the_last_is_answered() -> None:
+    pings = b"".join(masked(PING, b"%d" % number) for number in range(1000))
+    assert hear(pings + said("x")).answers == [b"\x8a\x03999"]
+
+
+@pytest.mark.parametrize(
+    "code", [0, *range(1000, 1004), *range(1007, 1015), 3000, 4999], ids=lambda code: code or "none"
+)
+def test_close_is_answered_with_its_own_code(code: int) -> None:
+    """One without a code is a normal one."""
+    close = masked(CLOSE, code.to_bytes(2, "big") + "gréat".encode() if code else b"")
+    for heard in in_all_ways(said("a") + close + said("not heard") + UNMASKED):
+        assert (heard.lines, heard.socket.why) == (b"a\n", "")
+        assert heard.end() == (True, code or 1000)
+        assert heard.socket.farewell(1001) == b"\x88\x02" + (code or 1000).to_bytes(2, "big")
+
+
+@pytest.mark.parametrize(
+    "size, header",
+    [
+        (0, b"\x81\0"),
+        (125, b"\x81\x7d"),
+        (126, b"\x81\x7e\0\x7e"),
+        (65535, b"\x81\x7e\xff\xff"),
+        (65536, b"\x81\x7f\0\0\0\0\0\1\0\0"),
+    ],
+)
+def test_payload_of_any_size(size: int, header: bytes) -> None:
+    text = b"0123456789" * (size // 10) + b"x" * (size % 10)
+    assert WebSocket.encode(text) == header + text
+    assert hear(masked(TEXT, text), max_line=70000).lines == text + b"\n"
+
+
+UNMASKED = b"\x81\x03abc"
+ZEROS = b"\0\0\0\0"  # a mask that changes nothing
+NOT_UTF_8 = "sends text that is not UTF-8"
+FAULTS = {
+    "no mask": (UNMASKED, 1002, "sends a frame without a mask"),
+    "no mask, ping": (b"\x89\x00", 1002, "sends a frame without a mask"),
+    **{
+        f"RSV {bit:#x}": (bytes([0x81 | bit]) + b"\x80" + ZEROS, 1002, "uses an extension")
+        for bit in (0x40, 0x20, 0x10)
+    },
+    **{
+        f"opcode {opcode}": (masked(opcode, b""), 1002, "uses an extension")
+        for opcode in (3, 4, 5, 6, 7, 11, 12, 13, 14, 15)
+    },
+    "ping of 126": (masked(PING, b"x" * 126), 1002, "too long"),
+    "close of 65536": (b"\x88\xff" + (1 << 16).to_bytes(8, "big"), 1002, "too long"),
+    **{
+        f"fragment of {opcode}": (masked(opcode, b"", False), 1002, "a control frame in fragments")
+        for opcode in (CLOSE, PING, PONG)
+    },
+    "continuation": (masked(CONTINUATION, b"x"), 1002, "goes on with none"),
+    "first continuation": (masked(CONTINUATION, b"x", False), 1002, "goes on with none"),
+    "text in another": (masked(TEXT, b"x", False) + masked(TEXT, b"y"), 1002, "in another"),
+    "binary": (masked(BINARY, b"x"), 1003, "sends binary frames"),
+    "binary fragment": (masked(BINARY, b"", False), 1003, "sends binary frames"),
+    "close of 1 byte": (masked(CLOSE, b"\x03"), 1002, "a close code that does not exist"),
+    **{
+        f"close {code}": (masked(CLOSE, code.to_bytes(2, "big")), 1002, "a close code")
+        for code in (0, 999, 1004, 1005, 1006, 1015, 1016, 2000, 2999, 5000, 65535)
+    },
+    "reason": (masked(CLOSE, b"\x03\xe8\xff"), 1007, "gives a reason that is not UTF-8"),
+    "half a reason": (masked(CLOSE, b"\x03\xe8\xc3"), 1007, "gives a reason that is not UTF-8"),
+    "bad text": (masked(TEXT, b"\xff") + UNMASKED, 1007, NOT_UTF_8),
+    "bad text, close": (masked(TEXT, b"\xff") + masked(CLOSE, b"\x03\xe8"), 1007, NOT_UTF_8),
+    "half a character": (masked(TEXT, b"x\xe6\x9c") + masked(TEXT, b"\xac"), 1007, NOT_UTF_8),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_fault_has_its_code_and_drops_only_what_is_not_whole(fault: str) -> None:
+    stream, code, why = FAULTS[fault]
+    for heard in in_all_ways(said("one", "two") + stream + said("not heard") + masked(PING, b"")):
+        assert heard.lines == b"one\ntwo\n"
+        assert heard.end() == (True, code)
+        assert why in heard.socket.why  # for which an unfinished line is none
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        *(b"\x80", b"\xbf", b"\xc0", b"\xc1", b"\xf5", b"\xff", b"\xc3(", b"\xe6\x9c(", b"\xe6("),
+        b"\xed\xa0\x80",  # a surrogate, for which Python waits to see all of it
+        *(b"\xe0\x80", b"\xe0\x9f", b"\xf0\x80", b"\xf0\x8f", b"\xf4\x90"),
+        *(b"\xf0\x9f(", b"\xf0\x9f\x98("),
+    ],
+)
+def test_text_is_refused_at_the_first_byte_that_cannot_be_right(bad: bytes) -> None:
+    text = LETTERS.encode() + bad
+    heard = hear(b"\x01\xff" + (1 << 40).to_bytes(8, "big") + ZEROS + text[:-1])
+    assert not heard.socket.ended
+    heard.take(text[-1:])
+    assert heard.end() == (True, 1007)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_any_messages_in_any_fragments_and_pieces_give_their_lines(seed: int) -> None:
+    chance = random.Random(seed)
+    stream, lines, pings = b"", b"", []
+    for _ in range(chance.randrange(1, 10)):
+        letters = chance.choices("ab \té本😀\x00\x1b", k=chance.choice([0, 1, 5, 130]))
+        text = "".join(letters).encode()
+        cuts = sorted(chance.randrange(len(text) + 1) for _ in range(chance.choice([0, 0, 1, 3])))
+        for number, (start, end) in enumerate(zip([0, *cuts], [*cuts, len(text)])):
+            if chance.random() < 0.3:
+                pings.append(b"%d" % chance.getrandbits(99))
+                stream += masked(PING, pings[-1]) + masked(PONG, b"unasked")
+            key = chance.getrandbits(32).to_bytes(4, "big")
+            opcode = CONTINUATION if number else TEXT
+            stream += masked(opcode, text[start:end], number == len(cuts), key)
+        lines += text + b"\n"
+    unfinished = masked(TEXT, b"x", False) + UNMASKED
+    ends = [(stream, code) for stream, code, _ in FAULTS.values()]
+    end, code = chance.choice([(masked(CLOSE, b""), 1000), (unfinished, 1002), *ends])
+    sizes = chance.choices([1, 2, 3, 50, 500], k=len(stream))
+    heard = hear(stream + end + said("not heard"), sizes)
+    assert (heard.lines, heard.end()) == (lines, (True, code))
+    answered = iter(pings)
+    assert all(answer[2:] in answered for answer in heard.answers), "not in their order"
+    everything = hear(stream, [1] * len(stream))
+    assert everything.lines == lines
+    assert everything.answers == [b"\x8a" + bytes([len(ping)]) + ping for ping in pings]
+
+
+# TLS in a room that doesn't run
+
+ALERT = b"\x15\x03"  # the first bytes of one that isn't encrypted
+versions = pytest.mark.parametrize("version", ["TLSv1_2", "TLSv1_3"])
+
+
+class Visitor:
+    """Somebody who speaks TLS to a room that doesn't run, and whose bytes can be seen."""
+
+    def __init__(self, version: str = "TLSv1_3", **options: Any) -> None:
+        self.server = tls_room(**options)
+        now = self.server.clock.now()
+        self.server.clock.monotonic = lambda: now  # no time passes
+        self.said: list[bytes] = []  # of which the room has heard
+        self.server.recorders.append(self.said.append)
+        sock, self.peer = pair()
+        self.peer.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.server.admit(sock, "192.0.2.1:7")
+        (conn,) = self.server.membership.newcomers
+        assert isinstance(conn, TLSConnection)
+        self.conn = conn
+        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        context = trusting(CERTS / "room.pem")
+        context.set_ciphers("DEFAULT:@SECLEVEL=0")  # for old versions
+        context.minimum_version = context.maximum_version = ssl.TLSVersion[version]
+        self.ssl = context.wrap_bio(self.incoming, self.outgoing, server_hostname="localhost")
+
+    def send(self, data: bytes, step: int = 1 << 20) -> None:
+        """Sends bytes in pieces, each of which the room takes before the next."""
+        for at in range(0, len(data), step):
+            self.peer.send(data[at : at + step])
+            timeout = DEADLINE
+            while self.conn.reading and select.select([self.conn.sock], [], [], timeout)[0]:
+                self.server.turn()
+                timeout = 0
+
+    def shake_hands(self, step: int = 1 << 20) -> bytes:
+        """Returns the last step, which is not yet sent."""
+        while True:
+            with suppress(ssl.SSLWantReadError):
+                self.ssl.do_handshake()
+                return self.outgoing.read()
+            self.send(self.outgoing.read(), step)
+            self.incoming.write(self.peer.available())
+
+    def join(self, step: int = 1 << 20) -> Visitor:
+        self.send(self.shake_hands(step), step)
+        assert self.hear() == WELCOME
+        return self
+
+    def say(self, *texts: bytes) -> bytes:
+        """Returns what to send, a record for each text."""
+        for text in texts:
+            self.ssl.write(text)
+        return self.outgoing.read()
+
+    def end(self) -> bytes:
+        with pytest.raises(ssl.SSLWantReadError):
+            self.ssl.unwrap()
+        return self.outgoing.read()
+
+    def hear(self) -> bytes:
+        """Returns all the text that has come. Raises ssl.SSLError."""
+        if not self.incoming.pending:
+            select.select([self.peer.sock], [], [], DEADLINE)
+        self.incoming.write(self.peer.available())
+        pieces = [b""]
+        with suppress(ssl.SSLWantReadError, ssl.SSLZeroReturnError):
+            while len(pieces) == 1 or pieces[-1]:  # an empty one is the end
+                pieces.append(self.ssl.read(1 << 20))
+        return b"".join(pieces)
+
+
+@versions
+def test_text_comes_through_one_byte_at_a_time(version: str) -> None:
+    one = Visitor(version).join(step=1)
+    one.send(one.say(b"hello\n", b"x" * 500, b"\n/ping\n"), step=1)
+    assert b"".join(one.said) == b"hello\n" + b"x" * 500 + b"\n"
+    assert one.hear() == b"* pong\n"
+
+
+@versions
+def test_all_that_came_is_decrypted_at_once(version: str) -> None:
+    one = Visitor(version).join()
+    one.peer.send(one.say(*[b"line\n"] * 200))
+    one.server.turn()
+    assert one.said == [b"line\n" * 200]
+    record = one.say(b"%s\n" % (b"z" * 5000) * 3)
+    one.send(record[:-1])
+    assert len(one.said) == 1
+    one.send(record[-1:])
+    assert one.said[1].count(b"z") == 15_000
+
+
+@versions
+def test_the_end_comes_after_the_text_before_it(version: str) -> None:
+    """TLS's own end: what comes after it isn't looked at, but the stream goes on to its end."""
+    one = Visitor(version).join()
+    one.send(one.say(b"bye") + one.end() + b"more")
+    assert one.said == [b"bye\n"]
+    assert one.conn.state is State.LEAVING and one.conn.reading
+    one.incoming.write(one.peer.sock.recv(1000))
+    one.ssl.unwrap()  # it has seen our end
+    one.peer.close()
+    while one.server.membership.leaving:
+        one.server.turn()
+
+
+@pytest.mark.parametrize(
+    "version, garbage",
+    [
+        ("TLSv1_2", b"\x17\x03\x03\0\x30" + b"x" * 48),
+        ("TLSv1_3", b"\x17\x03\x03\0\x30" + b"x" * 48),
+        ("TLSv1_2", b"GET / HTTP/1.1"),  # found out before there is as much as a record
+        ("TLSv1_3", b"\x16\x03\x01\xff\xff"),
+        ("TLSv1_3", b"\x00\x03\x03\x00\x10"),
+    ],
+)
+def test_garbage_ends_it_after_the_text_before_it(version: str, garbage: bytes) -> None:
+    one = Visitor(version).join()
+    later = one.say(b"last words\ntorn") + garbage, one.say(b"too late\n")
+    for data in later:
+        one.send(data)
+    assert one.said == [b"last words\n"]
+    assert one.conn.why.startswith("lost: ")
+    with pytest.raises(ssl.SSLError, match="(?i)alert"):
+        one.hear()
+    one.conn.tell_now(b"never in the clear\n")
+    one.peer.expect_nothing()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("version", ["TLSv1", "TLSv1_1"])
+def test_old_versions_are_refused(version: str) -> None:
+    one = Visitor(version)
+    with pytest.raises(ssl.SSLError, match="(?i)alert"):
+        one.shake_hands()
+    assert one.conn.state is State.CLOSED
+
+
+@versions
+def test_nobody_gets_a_ticket(version: str) -> None:
+    """With it a client could resume its session; and whoever has the key, read that."""
+    session = Visitor(version).join().ssl.session
+    assert not (session and session.has_ticket)
+
+
+@pytest.mark.parametrize("password", [b"", b"secret"])
+def test_what_comes_in_one_piece_with_the_handshake_is_heard(password: bytes) -> None:
+    """Nothing more comes after it, so that no socket is ready any more."""
+    one = Visitor(password=password)
+    text = one.shake_hands() + one.say(*[password + b"\n"] * bool(password), b"hi\n")
+    one.peer.send(text + one.end())
+    one.server.turn()
+    while one.conn.state is not State.LEAVING:
+        assert one.server.timeout() == 0
+        one.server.turn()
+    assert one.said == [b"hi\n"]
+    heard = one.hear()
+    while not heard.endswith(WELCOME):
+        heard += one.hear()
+
+
+def test_what_came_with_the_handshake_of_whoever_is_kept_out_does_not_keep_the_loop_awake() -> None:
+    """Nobody hears it any more, and the rest of the stream is only drained."""
+    one = Visitor()
+    one.server.door.barred[one.conn.host] = one.server.clock.now() + DEADLINE
+    one.send(one.shake_hands() + one.say(b"hi\n"))
+    assert one.conn.state is State.LEAVING
+    one.server.turn()  # in which it is told why
+    assert one.server.timeout() != 0
+
+
+@contextmanager
+def slow_kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """A kernel that takes as many bytes as are put into the list, and then none."""
+    room = [0]
+    send = Connection.send
+
+    def send_some(conn: Connection, data: bytes) -> int:
+        taken = send(conn, data[: room[0]]) if room[0] else 0
+        room[0] -= taken
+        return taken
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Connection, "send", send_some)
+        yield room
+
+
+def test_end_that_came_with_a_request_is_seen_although_the_kernel_is_full(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    site = Site([], True)
+    one = Visitor(site=site)
+    site.port = one.conn.sock.getsockname()[1]
+    one.send(one.shake_hands())
+    with slow_kernel(monkeypatch):
+        one.send(one.say(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n") + one.end())
+        assert one.conn.state is State.LEAVING
+        one.peer.half_close()
+        one.server.turn()
+        assert not one.conn.reading
+
+
+@pytest.mark.parametrize("waiting, taken", [(b"", 1000), (b"", 0), (b"last words\n", 1000)])
+def test_nothing_is_sent_in_the_clear_after_the_end(
+    monkeypatch: pytest.MonkeyPatch, waiting: bytes, taken: int
+) -> None:
+    """Which comes after all that waits, and waits itself while the kernel takes nothing."""
+    one = Visitor().join()
+    with slow_kernel(monkeypatch) as kernel, suppress(Gone):
+        one.conn.send(waiting)
+        kernel[0] = taken
+        one.conn.end_stream()
+        assert one.conn.reachable == bool(waiting or not taken)
+        for _ in range(3):
+            one.conn.tell_now(b"never in the clear\n")
+            one.conn.flush()
+        kernel[0] = 1000
+        one.conn.flush()
+    assert one.hear() == waiting
+    assert not one.incoming.pending
+
+
+def test_text_that_cannot_be_encrypted_is_not_taken_for_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As in the middle of a new handshake, where the library can't refuse that."""
+
+    def wait(engine: ssl.SSLObject, data: bytes) -> int:
+        raise ssl.SSLWantReadError
+
+    one = Visitor().join()
+    monkeypatch.setattr(ssl.SSLObject, "write", wait)
+    with pytest.raises(Gone, match="lost: "):
+        one.conn.send(b"hi\n")
+
+
+def test_whoever_makes_tls_answer_and_does_not_read_is_let_go(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As by orders to change keys."""
+    caplog.set_level("INFO")
+    server, changer = tls_room(), KeyChanger()
+    sock, peer = pair()
+    server.admit(sock, "peer")
+    while not server.room.members:
+        data = changer.shake_hands()
+        if data:
+            peer.send(data)
+        if data or changer.is_ready():
+            server.turn()
+        if not changer.is_ready():
+            changer.feed(peer.sock.recv(1 << 16))
+    (conn,) = server.room.members
+    assert isinstance(conn, TLSConnection)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    peer.sock.setblocking(False)
+    orders = memoryview(b"")
+    for _ in range(2000):
+        if conn not in server.room.members:
+            break
+        orders = orders or memoryview(changer.change_keys(500, answered=True))
+        with suppress(BlockingIOError, ConnectionError):
+            orders = orders[peer.sock.send(orders) :]
+        server.turn()
+        assert len(conn.unsent) <= MAX_UNSENT
+    assert "makes TLS answer, and does not read the answers" in caplog.text
+
+
+def test_stuck_member_has_at_most_a_record_beside_its_queue(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server, conn, peer = tls_member()
+    said, waiting = b"", b""
+    while conn.size < HIGH_WATER // 2:
+        chunk = b"%d %s\n" % (len(said), b"x" * 20_000)
+        said += chunk
+        server.room.batch.say(chunk, None)
+        server.deliver(server.room.take_batch())
+        assert not waiting or conn.unsent == waiting, "nothing more is encrypted"
+        waiting = conn.unsent
+    assert 0 < len(waiting) <= TLS_PIECE + 100 < MAX_UNSENT <= 2 * TLS_PIECE
+    peer.send(b"hi\n")
+    select.select([conn.sock], [], [], DEADLINE)
+    with slow_kernel(monkeypatch) as kernel:
+        kernel[0] = 1000
+        assert conn.receive_text(100) == b"hi\n"
+        assert kernel[0] == 1000, "and nothing is sent, as there is nothing new"
+    received = bytearray()
+
+    def read_some() -> bool:
+        received.extend(peer.available())
+        server.flush(conn)
+        return not conn.wants_write()
+
+    eventually(read_some)
+    assert received + peer.read(len(said) - len(received)) == said
+    assert (conn.size, conn.queue) == (0, None)
+    check_invariants(server)
+
+
+@pytest.mark.parametrize("closes_first", [False, True])
+@pytest.mark.parametrize("step", [7, 700])
+def test_farewell_is_whole_although_the_kernel_is_full(
+    monkeypatch: pytest.MonkeyPatch, step: int, closes_first: bool
+) -> None:
+    """All that was said comes, then close_notify, which raises no SSLEOFError."""
+    server, conn, peer = tls_member()
+    peer.sock.suppress_ragged_eofs = False
+    with slow_kernel(monkeypatch) as room:
+        server.room.batch.say(b"first\n", None)
+        server.deliver(server.room.take_batch())
+        assert conn.unsent and not conn.queue
+        server.room.batch.say(b"second\n", None)
+        server.deliver(server.room.take_batch())
+        assert conn.queue
+        if closes_first:
+            end_stream(peer.sock)
+            while conn in server.room.members:
+                server.turn()
+        else:
+            server.close_room()
+        turns = 0
+        while conn.wants_write() and conn.sock.fileno() != -1:
+            room[0] = step
+            server.turn()
+            turns += 1
+    assert turns > (10 if step == 7 else 0)
+    said = b"first\nsecond\n" + (b"" if closes_first else b"* the room is closing\n")
+    assert peer.rest() == said
+    peer.close()
+    while conn in server.membership.leaving:
+        server.turn()
+
+
+# TLS on real sockets
+
+
+@pytest.mark.parametrize("python", [sys.executable, "pypy3"])
+def test_whoever_breaks_tls_is_told_why_and_nobody_else_notices(
+    start: Callable[..., Server], python: str
+) -> None:
+    """By an alert, which is what a client needs to say more than that it was cut off. OpenSSL has
+    one place for errors, and PyPy leaves them there."""
+    room = start("chat_server.py", tls=True, python=needs(python))
+    ann, bob = room.join("Ann"), room.join()
+    newcomer = Peer(socket.create_connection(("127.0.0.1", room.port), DEADLINE))
+    newcomer.send(b"\x16\x03\x01\x00\x05hello")
+    assert newcomer.rest()[:2] == ALERT
+    breaker = room.join()  # whose handshake begins where that one's has failed
+    ann.send("hi\n")
+    bob.expect("Ann: hi\n")
+    socket.socket.sendall(breaker.sock, b"\x17\x03\x03\x00\x30" + b"x" * 48)
+    with pytest.raises(ssl.SSLError, match="(?i)alert"):
+        breaker.rest()
+    room.wait_for_log("lost: .*members: 2")
+    bob.send("hi\n")
+    ann.expect("hi\n")
+
+
+@tls
+def test_plain_text_is_answered_in_plain_text_and_not_reset(room: Server) -> None:
+    """However much of it there is, and whatever it is."""
+    for text in (b"hi\n", b"GET / HTTP/1.1\r\n\r\n", b"\xff\xfd\x03\xff\xfb\x18", b"x\n" * 5000):
+        peer = Peer(socket.create_connection(("127.0.0.1", room.port), DEADLINE))
+        peer.send(text)
+        assert peer.rest() == b"* this room speaks TLS; use --tls\n"
+    assert room.log().count("does not speak TLS") == 4
+
+
+@tls
+def test_no_group_but_a_curve_is_agreed_on(room: Server) -> None:
+    """With ffdhe8192 a client can have a server compute for 100 ms, and needn't compute itself."""
+    command = [needs("openssl"), "s_client", "-connect", f"127.0.0.1:{room.port}", "-groups"]
+    for groups, agreed in (("ffdhe8192:ffdhe2048", False), ("ffdhe8192:P-256", True)):
+        done = subprocess.run(
+            [*command, groups], input=b"", capture_output=True, check=False, timeout=DEADLINE
+        )
+        assert (b"BEGIN CERTIFICATE" in done.stdout) == agreed
+
+
+# TLS, and the client
+
+
+@pytest.mark.parametrize(
+    "has_tls, options, message",
+    [
+        (True, [], "not let in: this room speaks TLS; use --tls"),
+        (False, ["--tls"], "localhost does not speak TLS there; leave out --tls"),
+    ],
+)
+def test_client_where_one_side_alone_speaks_tls(
+    start: Callable[..., Server], has_tls: bool, options: list[str], message: str
+) -> None:
+    room = start("chat_server.py", tls=has_tls)
+    ann = room.join("Ann")
+    done = client("localhost", room.port, "--name", "J", *options, typed="hi\n")
+    assert (done.stderr, done.returncode) == (f"chat_client.py: {message}\n", 1)
+    room.wait_for_log("does not speak TLS" if has_tls else "speaks TLS to a room that doesn't")
+    ann.send("/who\n")
+    ann.expect("* here: Ann\n")
+
+
+@pytest.mark.parametrize(
+    "silent, message",
+    [
+        (False, "127.0.0.1 closed the connection in the TLS handshake"),
+        (True, "127.0.0.1 does not answer in TLS; does it speak it?"),
+    ],
+)
+def test_tls_client_where_nobody_speaks(listener: Listener, silent: bool, message: str) -> None:
+    def hang_up(peer: Peer) -> None:
+        peer.sock.recv(65536)  # all that comes, or to close would be a reset
+        if silent:
+            peer.rest()
+        peer.close()
+
+    hasty = patched_client(f"import chat_client; chat_client.CONNECT_TIME = {1 if silent else 20}")
+    listener.serve(hang_up)
+    done = finish([*hasty, "127.0.0.1", str(listener.port), "--name", "J", "--tls"], "hi\n")
+    assert (done.stderr, done.returncode) == (f"chat_client.py: {message}\n", 1)
+
+
+@pytest.mark.parametrize(
+    "certificate, authority, message",
+    [
+        ("room", None, "from an unknown authority; if it is a private one, give it with --tls-ca"),
+        ("room", "other", "from an unknown authority"),
+        ("other", "other", "is not for localhost"),
+        ("expired", "expired", "has expired"),
+    ],
+)
+def test_client_says_what_is_wrong_with_a_certificate(
+    start: Callable[..., Server], certificate: str, authority: str | None, message: str
+) -> None:
+    files = ["--tls-cert", f"{CERTS / certificate}.pem", "--tls-key", f"{CERTS / certificate}.key"]
+    room = start("chat_server.py", *files)
+    trust = ["--tls-ca", f"{CERTS / authority}.pem"] if authority else ["--tls"]
+    done = client("localhost", room.port, "--name", "J", *trust, typed="hi\n")
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "connected" not in room.log()
+
+
+# A certificate that is renewed on disk
+
+STAYS = "the old certificate stays in use: "
+
+
+def replace(source: str, file: Path) -> None:
+    """Puts one of the tests' files in the place of another, as a whole."""
+    new = file.with_name("new")
+    shutil.copyfile(CERTS / source, new)
+    os.replace(new, file)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    """The room's certificate and its key, to be replaced."""
+    cert, key = tmp_path / "cert", tmp_path / "key"
+    replace("room.pem", cert)
+    replace("room.key", key)
+    return cert, key
+
+
+def test_newcomers_get_the_new_certificate_and_nobody_is_cut_off(
+    start: Callable[..., Server], files: tuple[Path, Path]
+) -> None:
+    cert, key = files
+    room = start("chat_server.py", "--tls-cert", str(cert), "--tls-key", str(key))
+    room.tls = True
+    ann = room.join("Ann")
+    replace("other.pem", cert)
+    bob = room.join("Bob")  # the key has yet to be replaced
+    replace("other.key", key)
+    room.context = trusting(CERTS / "other.pem")
+    room.context.check_hostname = False
+    carol = room.join()
+    carol.send("hi\n")
+    ann.expect("* Bob joined\n", "hi\n")
+    bob.expect("hi\n")
+    assert room.log().count(f"newcomers get the new certificate in {cert}") == 1
+
+
+def test_each_reason_for_the_old_one_is_logged_once(
+    files: tuple[Path, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    """And a change can come so soon after the last that the time of the file doesn't show it."""
+    cert, key = files
+    whole = cert.read_bytes()
+    certificate = Certificate(*map(str, files))
+    old = certificate.current()
+    reasons = ["cannot read", "does not belong to", "there is no certificate in PEM format"]
+    for content in (None, (CERTS / "other.pem").read_bytes(), b"x" * len(whole)):
+        cert.write_bytes(content) if content else cert.unlink()
+        for _ in range(3):
+            assert certificate.current() is old
+    for record, reason in zip(caplog.records, reasons):
+        assert record.getMessage().startswith(STAYS) and reason in record.getMessage()
+    assert len(caplog.records) == len(reasons)
+    time_of_change = cert.stat().st_mtime_ns
+    cert.write_bytes(whole)
+    os.utime(cert, ns=(time_of_change, time_of_change))
+    new = certificate.current()
+    assert new is not old
+    assert certificate.current() is new
+
+
+def test_files_that_change_while_they_are_loaded_are_loaded_again(
+    files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = chat_server.make_server_tls
+
+    def load_and_replace(cert: str, key: str) -> ssl.SSLContext:
+        context = load(cert, key)
+        replace("other.pem", files[0])
+        replace("other.key", files[1])
+        return context
+
+    with monkeypatch.context() as patch:
+        patch.setattr(chat_server, "make_server_tls", load_and_replace)
+        certificate = Certificate(*map(str, files))
+    first = certificate.context
+    assert certificate.current() is not first
+
+
+def test_a_pipe_in_place_of_a_certificate_is_not_waited_for(files: tuple[Path, Path]) -> None:
+    code = (
+        f"import os, sys; sys.path.insert(0, {str(MODULES)!r}); import chat_server\n"
+        "certificate = chat_server.Certificate(*sys.argv[1:])\n"
+        "os.unlink(sys.argv[1]); os.mkfifo(sys.argv[1])\n"
+        "assert certificate.current() is certificate.current()"
+    )
+    assert finish([sys.executable, "-c", code, *map(str, files)]).returncode == 0
