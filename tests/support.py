@@ -54,6 +54,8 @@ WELCOME = b"Welcome to the chatroom!\n"
 MODULES = COMPILED / "modules"
 CLIENT = [sys.executable, str(COMPILED / "chat_client.py")]
 PLAIN = [*CLIENT, "--plain"]
+SCRIPTS = ["echo_server.py", "chat_server.py", "chat_client.py"]
+SERVERS = SCRIPTS[:2]
 PORTS: dict[int, socket.socket] = {}  # that free_port() has given out, and what marks them as ours
 
 NOT_IN_MINIMAL = ["bz2", "fcntl", "getpass", "hmac", "readline", "resource", "termios", "zlib"]
@@ -445,6 +447,11 @@ def finish(
         finally:
             process.kill()
     return subprocess.CompletedProcess(command, process.returncode, shown, errors)
+
+
+def run(script: str, *options: str, **more: Any) -> subprocess.CompletedProcess[str]:
+    """Runs a script without input, until it ends."""
+    return finish([sys.executable, path_of(script), *options], stdin=subprocess.DEVNULL, **more)
 
 
 def patched_client(patch: str, python: str = sys.executable) -> list[str]:

@@ -33,9 +33,9 @@ from support import (
     needs,
     patched,
     patched_client,
+    run,
     trusting,
 )
-from test_start import run
 
 import chat_server
 

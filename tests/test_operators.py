@@ -27,10 +27,10 @@ from support import (
     needs_ipv6,
     patched,
     plain_and_tls,
+    run,
     typed,
     unconnected,
 )
-from test_start import run
 
 import chat_client
 import chat_server
