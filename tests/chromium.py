@@ -258,8 +258,8 @@ class Page:
 
     def close(self) -> None:
         """Leaves the window to the next page; one that was hidden is in sight again."""
-        self.call("Page.navigate", url="about:blank")
         self.hide(False)
+        self.call("Page.navigate", url="about:blank")
         self.browser.call("Target.detachFromTarget", sessionId=self.session)
         del self.browser.pages[self.session]
         self.browser.windows.append(self.target)
