@@ -414,9 +414,11 @@ def test_a_log_that_is_stopped_stops_nobody_and_says_then_what_is_missing(
     start: Callable[..., Server], log: StoppedLog, script: str
 ) -> None:
     log.stop()
-    server = start(script, "-v", stderr=log.writer)
-    serves(server, script)
+    first, server = (start(script, "-v", stderr=log.writer) for _ in range(2))
+    for one in first, server:
+        serves(one, script)
     assert os.get_blocking(log.writer)  # whoever shares it relies on that
+    assert first.stop() == 0
     log.go_on()
     text = ""
 
@@ -432,8 +434,6 @@ def test_a_log_that_is_stopped_stops_nobody_and_says_then_what_is_missing(
     assert found and int(found[1]) > 3, text
     assert re.fullmatch(STAMP + ".+", lines[1])
     assert text.count("lost here") == 1
-    log.stop()
-    assert server.stop() == 0
 
 
 @pytest.mark.parametrize("log", ["terminal", "pipe", "socket"], indirect=True)
