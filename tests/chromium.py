@@ -5,7 +5,6 @@ https://chromedevtools.github.io/devtools-protocol/ describes what `call` can be
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import select
@@ -247,10 +246,6 @@ class Page:
 
     def trust_any_certificate(self) -> None:
         self.call("Security.setIgnoreCertificateErrors", ignore=True)
-
-    def screenshot(self, file: Path) -> None:
-        answer = self.call("Page.captureScreenshot", format="png")
-        file.write_bytes(base64.b64decode(answer["data"]))
 
     def faults(self) -> list[str]:
         """Returns what the page has done against its policy, and its errors."""

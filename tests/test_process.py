@@ -124,35 +124,28 @@ def test_help_has_every_option_and_an_example(script: str) -> None:
 
 
 @lru_cache(maxsize=None)
-def found_pythons() -> dict[str, tuple[str, str]]:
+def pythons() -> dict[str, str]:
     """Returns the interpreters that CI collected, and those of the usual names on PATH, from old to
-    new; with the implementation and the version of each."""
+    new; with the implementation of each."""
     named = [shutil.which(f"python3.{minor}") for minor in range(8, 16)]
     listed = os.environ.get("CHAT_TEST_PYTHONS", "").split(os.pathsep)
-    what = "sys.implementation.name, '%d.%02d' % sys.version_info[:2]"
-    program = f"import os, sys; print({what}, os.path.realpath(sys.executable))"
-    found = {}
+    program = (
+        "import os, sys; print(sys.implementation.name, '%d.%02d' % sys.version_info[:2],"
+        "os.path.realpath(sys.executable), sep='|')"
+    )
+    found = set()
     for path in filter(None, [*listed, *named, sys.executable]):
-        # Some are in another user's folder.
-        with contextlib.suppress(OSError, subprocess.CalledProcessError):
-            command = [path, "-c", program]
-            said = subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True)
-            implementation, version, python = said.rstrip("\n").split(" ", 2)
-            found[python] = (implementation, version)
-    return dict(sorted(found.items(), key=lambda item: (item[1], item[0])))
-
-
-def pythons() -> list[str]:
-    """Returns every interpreter that can be found."""
-    return list(found_pythons())
+        with contextlib.suppress(OSError):  # such as in another user's folder
+            found.add(finish([path, "-c", program], stdin=subprocess.DEVNULL).stdout.rstrip("\n"))
+    lines = (line.split("|") for line in sorted(found) if line)
+    return {python: implementation for implementation, _, python in lines}
 
 
 def different_pythons() -> list[str]:
     """Returns the oldest and the newest interpreter of each implementation."""
-    found = found_pythons()
-    newest = {implementation: python for python, (implementation, _) in found.items()}
-    oldest = {implementation: python for python, (implementation, _) in reversed(found.items())}
-    return [python for python in found if python in (*newest.values(), *oldest.values())]
+    newest = {implementation: python for python, implementation in pythons().items()}
+    oldest = {implementation: python for python, implementation in reversed(pythons().items())}
+    return [one for one in pythons() if one in (*newest.values(), *oldest.values())]
 
 
 @pytest.mark.parametrize("tls", [False, True])
@@ -241,19 +234,16 @@ def test_servers_run_with_the_modules_of_python3_minimal(
     python = "/usr/bin/python3"
     if not shutil.which("dpkg") or not os.access(python, os.X_OK):
         pytest.skip("needs Debian's Python")
-    version = "import sys; print('%d.%d' % sys.version_info[:2])"
-    version = subprocess.check_output([python, "-c", version], text=True).strip()
-    listed = subprocess.run(
-        ["dpkg", "-L", f"libpython{version}-minimal"], capture_output=True, check=False, text=True
-    )
-    folder = f"/usr/lib/python{version}/"
-    files = [line[len(folder) :] for line in listed.stdout.split() if line.startswith(folder)]
+    where = "import os; print(os.path.dirname(os.__file__))"
+    folder = finish([python, "-c", where], stdin=subprocess.DEVNULL).stdout.strip()
+    package = f"lib{os.path.basename(folder)}-minimal"
+    listed = finish(["dpkg", "-L", package], stdin=subprocess.DEVNULL).stdout.split()
+    files = [line[len(folder) + 1 :] for line in listed if line.startswith(f"{folder}/")]
     if not files:
         pytest.skip("needs Debian's python3-minimal")
     has = {file.replace("lib-dynload/", "").split("/")[0].split(".")[0] for file in files}
     preparation = (
-        f"here = {sorted(has)!r}\n"
-        "is_missing = lambda name: name.split('.')[0] not in here and "
+        f"is_missing = lambda name: name.split('.')[0] not in {sorted(has)!r} and "
         "name not in (*sys.builtin_module_names, '__main__')\n"
     )
     for script in SERVERS:
@@ -310,13 +300,16 @@ def check_and_end(process: subprocess.Popen[bytes], port: int) -> None:
 
 
 @pytest.mark.parametrize("python", different_pythons())
-@pytest.mark.parametrize("streams", ["2>/dev/full", "2> >(:)", ">&- 2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(
+    "streams", [">/dev/full 2>/dev/full", "> >(:) 2> >(:)", "2>&-", "<&- >&- 2>&-"]
+)
 def test_standard_streams_never_change_what_is_done_or_the_exit_status(
     python: str, streams: str
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         ending = [(in_shell(streams, python, SCRIPTS[2], "--no-such-option"), 2)]
+        ending += [(in_shell(streams, python, SCRIPTS[0], "--help"), 0)]
         ending += [(in_shell(streams, python, script, "--port", port), 1) for script in SERVERS]
         ports = [free_port() for _ in SERVERS]
         serving = [
@@ -328,12 +321,6 @@ def test_standard_streams_never_change_what_is_done_or_the_exit_status(
             assert (process.args, process.returncode) == (process.args, status)
     for process, own_port in serving:
         check_and_end(process, own_port)
-
-
-@pytest.mark.parametrize("streams", [">/dev/full", "> >(:)"])
-def test_help_that_nobody_gets_is_no_traceback(streams: str) -> None:
-    process = in_shell(streams, sys.executable, "echo_server.py", "--help")
-    assert (process.communicate(timeout=DEADLINE)[1], process.returncode) == (b"", 0)
 
 
 def test_a_server_serves_when_its_terminal_is_gone() -> None:
@@ -474,6 +461,20 @@ def test_lines_of_a_log_that_is_read_now_and_then_are_whole_or_counted(
     assert 0 <= len(whole) + sum(lost) - 300 - ends <= len(lost)
 
 
+@pytest.mark.parametrize("log", ["terminal", "pipe"], indirect=True)
+def test_a_stream_takes_what_there_is_room_for_and_counts_the_rest(log: StoppedLog) -> None:
+    program = (
+        "import echo_server\n"
+        "out = echo_server.LossyStream(2)\n"
+        "for n in range(3000):\n"
+        "    out.write('x' * n + '\\n')\n"
+        "print(out.lost)"
+    )
+    command = [sys.executable, "-c", program]
+    done = finish(command, stdin=None, stdout=subprocess.PIPE, stderr=log.writer, cwd=MODULES)
+    assert 0 < int(done.stdout) < 2950, "since the last that a busy terminal has taken meanwhile"
+
+
 @all_logs
 def test_no_script_waits_for_a_reader_to_say_why_it_ends(log: StoppedLog) -> None:
     log.stop()
@@ -520,7 +521,7 @@ def test_the_log_has_the_time_in_utc_unless_the_journal_has_it(
     journal = f"{files[0].stat().st_dev}:{files[0].stat().st_ino}"
     env = {**os.environ, "JOURNAL_STREAM": journal, "TZ": "Etc/GMT+7"}
     before = time.time()
-    first, second = (start("echo_server.py", env=env) for _ in files)
+    first, second = (start("echo_server.py", env=env, within=["env"]) for _ in files)
     assert first.log().startswith("listening on ")
     assert re.match(STAMP + "listening on ", second.log())
     calendar = time.strptime(second.log().split(" ")[0], "%Y-%m-%dT%H:%M:%SZ")
@@ -530,28 +531,23 @@ def test_the_log_has_the_time_in_utc_unless_the_journal_has_it(
 # Signals, descriptors
 
 
-@pytest.mark.parametrize(
-    "open_socket",
-    [
-        echo_server.ending_signals,
-        lambda: chat_client.open_signal_socket(signal.SIGINT, signal.SIGTERM, signal.SIGHUP),
-    ],
-)
-def test_signals_that_end_a_script_arrive(open_socket: Callable[[], socket.socket]) -> None:
+def test_signals_that_end_a_script_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
+    complaints: list[Any] = []  # which are tracebacks on standard error
+    monkeypatch.setattr(sys, "unraisablehook", complaints.append)
     numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
-    former = [signal.getsignal(number) for number in numbers]
-    try:
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)
-        with open_socket() as signals:
+    former = {number: signal.getsignal(number) for number in numbers}
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    for begin in echo_server.ending_signals, partial(chat_client.open_signal_socket, *numbers):
+        with begin() as signals:
             for number in numbers:
                 os.kill(os.getpid(), number)
-                assert eventually(lambda: signals.recv(9)) == bytes([number])
-            for _ in range(3000):  # more than it holds, which is no traceback on standard error
+                assert eventually(partial(signals.recv, 9)) == bytes([number])
+            for _ in range(3000):  # more than it holds
                 signal.raise_signal(signal.SIGTERM)
             os.close(signal.set_wakeup_fd(-1))
-    finally:
-        for number, handler in zip(numbers, former):
-            signal.signal(number, handler)
+            assert not complaints
+    for number, handler in former.items():
+        signal.signal(number, handler)
 
 
 @both_servers
@@ -567,6 +563,7 @@ def test_with_nohup_a_closed_terminal_is_nothing(start: Callable[..., Server]) -
     server = start("echo_server.py", preexec_fn=lambda: ignore() and None)
     server.process.send_signal(signal.SIGHUP)
     assert server.stop(peers=serves(server, "echo_server.py")) == 0
+    assert "SIGHUP" not in server.log()
 
 
 @pytest.mark.parametrize("script, hard", [("echo_server.py", 1000), ("chat_server.py", 200)])
