@@ -5,7 +5,6 @@ https://chromedevtools.github.io/devtools-protocol/ describes what `call` can be
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import select
@@ -248,18 +247,14 @@ class Page:
     def trust_any_certificate(self) -> None:
         self.call("Security.setIgnoreCertificateErrors", ignore=True)
 
-    def screenshot(self, file: Path) -> None:
-        answer = self.call("Page.captureScreenshot", format="png")
-        file.write_bytes(base64.b64decode(answer["data"]))
-
     def faults(self) -> list[str]:
         """Returns what the page has done against its policy, and its errors."""
         return [*self.complaints, *self.value("faults")]
 
     def close(self) -> None:
         """Leaves the window to the next page; one that was hidden is in sight again."""
-        self.call("Page.navigate", url="about:blank")
         self.hide(False)
+        self.call("Page.navigate", url="about:blank")
         self.browser.call("Target.detachFromTarget", sessionId=self.session)
         del self.browser.pages[self.session]
         self.browser.windows.append(self.target)

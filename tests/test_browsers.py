@@ -1,32 +1,370 @@
-"""Browsers among the others: the page, the WebSocket, and what each port tells a stranger."""
+"""Browsers: what of HTTP is around the page, without I/O, and browsers among the others in a room.
+The page itself is in test_page.py."""
 
 from __future__ import annotations
 
 import re
 import socket
+from argparse import ArgumentTypeError
+from base64 import b64encode
 from collections.abc import Callable
+from hashlib import sha256
+from itertools import product
 from pathlib import Path
 
 import pytest
-from browser import BINARY, CLOSE, PING, PONG, TEXT, masked, request
+from browser import ACCEPT, BINARY, CLOSE, CONTINUATION, KEY, PING, TEXT, masked, request
 from crowd import Walker, pump
-from support import (
-    CERTS,
-    DEADLINE,
-    IMPATIENT,
-    WELCOME,
-    Inside,
-    Peer,
-    Server,
-    client,
-    patched,
-    trusting,
-)
+from support import CERTS, DEADLINE, WELCOME, Inside, Peer, Server, client, patched, trusting
 
 import chat_server
+from chat_server import MAX_REQUEST, Refusal, Site, is_http, is_whole, response, web_host
+
+UPGRADE = {
+    "Host": "localhost:7080",
+    "Origin": "http://localhost:7080",
+    "Upgrade": "websocket",
+    "Connection": "keep-alive, Upgrade",
+    "Sec-WebSocket-Key": KEY,
+    "Sec-WebSocket-Version": "13",
+}
+
+
+def head(first: str, **fields: str) -> bytes:
+    """Returns a request's head; Sec_Fetch_Site stands for Sec-Fetch-Site."""
+    lines = [f"{name.replace('_', '-')}: {value}" for name, value in fields.items()]
+    return "\r\n".join([first, *lines, "", ""]).encode("latin-1")
+
+
+def get(**fields: str) -> bytes:
+    return head("GET / HTTP/1.1", **fields)
+
+
+def upgrade(first: str = "GET / HTTP/1.1", **changed: str) -> bytes:
+    """Returns the head of a WebSocket's request; a field that is changed to nothing is left out."""
+    fields = {**UPGRADE, **{name.replace("_", "-"): value for name, value in changed.items()}}
+    return head(first, **{name: value for name, value in fields.items() if value})
+
+
+class Answer:
+    """What a request came to; its form is checked."""
+
+    def __init__(self, asked: bytes, hosts: tuple[str, ...], secure: bool, encrypted: bool) -> None:
+        self.why = ""  # it was refused
+        try:
+            data = Site(hosts, secure).respond(asked, encrypted)
+        except Refusal as refusal:
+            self.why = str(refusal)
+            text = f"{self.why}\n"
+            data = response(asked, refusal.status, "plain", text, *refusal.fields)
+        lines, _, self.body = data.partition(b"\r\n\r\n")
+        self.start, *rest = lines.decode("ascii").split("\r\n")
+        self.fields = dict(line.split(": ", 1) for line in rest)
+        self.status = int(self.start[len("HTTP/1.1 ") :][:3])
+        assert re.fullmatch(rf"HTTP/1\.1 {self.status} [A-Z][A-Za-z ]+", self.start)
+        assert bool(self.why) == (self.status not in (101, 200))
+        if self.status != 101:
+            self.check(asked.startswith(b"HEAD "))
+
+    def check(self, is_head: bool) -> None:
+        """Checks the page, or the sentence that says why there is none."""
+        kind = "plain" if self.why else "html"
+        assert self.fields["Content-Type"] == f"text/{kind}; charset=utf-8"
+        assert re.fullmatch(r"\w{3}, \d\d \w{3} \d{4} \d\d:\d\d:\d\d GMT", self.fields["Date"])
+        assert self.fields["Connection"] in ("close", "Upgrade")
+        assert self.fields["X-Content-Type-Options"] == "nosniff"
+        assert self.fields["Cache-Control"] == "no-store"
+        assert self.fields["Referrer-Policy"] == "no-referrer"
+        policy = self.fields["Content-Security-Policy"].split("; ")
+        for part in ("default-src", "base-uri", "form-action", "frame-ancestors"):
+            assert f"{part} 'none'" in policy
+        assert len(self.body) == (0 if is_head else int(self.fields["Content-Length"]))
+        if self.why:
+            assert is_head or self.body.decode() == f"{self.why}\n"
+            assert len(self.why) < 200 and re.fullmatch("[A-Z][ -~]+[a-z./]", self.why)
+        elif not is_head:
+            assert self.body.lower().startswith(b"<!doctype html>\n")
+            inside = re.findall(r"<(script|style)>(.*?)</", self.body.decode(), re.DOTALL)
+            assert len(inside) == 2
+            for kind, text in inside:
+                digest = b64encode(sha256(text.encode()).digest()).decode()
+                assert f"{kind}-src 'sha256-{digest}'" in policy
+
+
+def ask(asked: bytes, *hosts: str, secure: bool = False, encrypted: bool | None = None) -> Answer:
+    assert is_whole(asked)
+    return Answer(asked, hosts, secure, secure if encrypted is None else encrypted)
+
+
+@pytest.mark.parametrize("secure", [False, True])
+@pytest.mark.parametrize(
+    "first, status",
+    [
+        *((f"GET {target} HTTP/1.1", 200) for target in ("/", "/?", "/?name=John")),
+        *(("GET / HTTP/1.0", 200), ("GET / HTTP/1.2", 200), ("GET /nothing HTTP/1.1", 404)),
+        *((f"GET {one} HTTP/1.1", 404) for one in ("/index.html", "//", "/%2e", "*", "x")),
+        ("GET http://localhost/ HTTP/1.1", 404),
+        *((f"{one} / HTTP/1.1", 405) for one in ("POST", "PUT", "OPTIONS", "get", "X!")),
+        *(("OPTIONS * HTTP/1.1", 405), ("CONNECT localhost:80 HTTP/1.1", 405)),
+    ],
+)
+def test_only_one_place_has_something_to_get(first: str, status: int, secure: bool) -> None:
+    answer = ask(head(first, Host="localhost:7080"), secure=secure)
+    assert (answer.status, answer.fields["Connection"]) == (status, "close")
+    assert answer.fields.get("Allow") == ("GET, HEAD" if status == 405 else None)
+    only_head = ask(head(first.replace("GET", "HEAD"), Host="localhost:7080"), secure=secure)
+    assert only_head.status == status
+    assert only_head.fields["Content-Length"] == answer.fields["Content-Length"]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        b"GET / HTTP/1.1\nhOST:localhost\n\n",
+        b"GET / HTTP/1.1\r\nHost:\t localhost \t\r\nX:\r\nY: \xfc\r\nContent-Length: 0\r\n\r\n",
+        get(Host="localhost", Cookie="; ".join(f"{one}={'x' * 3000}" for one in range(8))),
+    ],
+)
+def test_what_others_write_differently_is_taken(asked: bytes) -> None:
+    assert ask(asked).status == 200
+
+
+@pytest.mark.parametrize("secure", [False, True])
+def test_what_checks_whether_we_are_up_need_not_know_our_name(secure: bool) -> None:
+    for method, status in ("GET", 200), ("HEAD", 200), ("OPTIONS", 405):
+        assert ask(head(f"{method} / HTTP/1.0", User_Agent="x"), secure=secure).status == status
+    for version in "123":
+        assert ask(head(f"GET / HTTP/1.{version}"), secure=secure).status == 400
+    assert ask(head("GET / HTTP/1.0", Host="evil.example")).status == 421
+    assert ask(head("GET / HTTP/1.0", Origin="http://evil.example"), secure=secure).status == 403
+    for host in ("", "localhost:7080"):
+        assert ask(upgrade("GET / HTTP/1.0", Host=host, Origin=""), secure=secure).status == 426
+
+
+# Host and Origin
+
+
+@pytest.mark.parametrize(
+    "given, name",
+    [
+        *(("chat.example.org", "chat.example.org"), ("Chat.Example.org.", "chat.example.org")),
+        *(("https://chat.example.org/", "chat.example.org"), ("HTTP://PC:7080", "pc")),
+        *(("https://chat.example.org/chat/?a", "chat.example.org"), ("pc.local:8443", "pc.local")),
+        *(("pc/", "pc"), ("my_pc", "my_pc"), ("bücher.example:80", "xn--bcher-kva.example")),
+        *(("192.0.2.1:80", "192.0.2.1"), ("[::1]:7080", "[::1]"), ("2001:DB8::1", "[2001:db8::1]")),
+    ],
+)
+def test_names_that_can_be_given(given: str, name: str) -> None:
+    assert web_host(given) == name
+    for host in (name, f"{name}:7080"):
+        assert ask(get(Host=host), web_host(given)).status == 200
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *("", "*", "*.example.org", ".example.org", "chat..example.org", ".", "/", "https://"),
+        *("a b", "a,b", "a.example,b.example", "me@a.example", "a.example:x", "a:b:c:z"),
+        *("ü..example", "a\nb", "chat.example.org\x1b[31m"),
+    ],
+)
+def test_names_that_are_none(given: str) -> None:
+    with pytest.raises(ArgumentTypeError, match="not the name of a host") as error:
+        web_host(given)
+    assert str(error.value).isprintable()
+
+
+OURS = [
+    *("127.0.0.1", "127.0.0.1:7080", "192.0.2.1", "[::1]", "[::1]:7080", "[2001:DB8::1]:80"),
+    *("localhost", "LocalHost.:7080", "pc", "my_pc:7080", "pc.local", "pc.localhost:1", "a.b.lan"),
+    *("pc.internal", "pc.home.arpa", "PC.Local.", "chat.example.org", "CHAT.example.ORG.:7080"),
+    *("xn--bcher-kva.example", "x.LAN", "localhost:", "[::FFFF:192.0.2.1]:7080"),
+    *("pc7.example.org", "pc7.Example.org.:7080"),
+]
+OTHERS = [
+    *("evil.example", "evil.example:7080", "localhost.evil.example", "127.0.0.1.evil.example"),
+    *("evillocal.com", "chat.example.org.evil.example", "x.chat.example.org", "example.org"),
+    *("evil.example..", "1.2.3.x", "a.locallan", "a.lan.b", "pc8.example.org"),
+]
+NONE = ["", ":7080", "a b", "a/b", "a@b", "a,b", "[::1", "[x]", "a:b", "ü", "a:1:2"]
+
+
+@pytest.mark.parametrize(
+    "status, host",
+    [*product([200], OURS), *product([421], OTHERS), *product([400], NONE)],
+)
+def test_no_name_that_may_be_somebody_elses_leads_to_us(
+    monkeypatch: pytest.MonkeyPatch, status: int, host: str
+) -> None:
+    """Under TLS the certificate decides."""
+    monkeypatch.setattr(socket, "gethostname", lambda: "Pc7.example.org")
+    names = "Chat.Example.org.", "bücher.example", "no..host.ü"
+    answer = ask(get(Host=host), *names)
+    assert answer.status == status
+    opened = get(**{**UPGRADE, "Host": host, "Origin": f"http://{host}"})
+    assert ask(opened, *names).status == (101 if status == 200 else status)
+    if status == 421:
+        name = host.partition(":")[0].rstrip(".")
+        assert name in answer.why and f"--web-host {name}" in answer.why
+    assert ask(get(Host=host), secure=True).status == (400 if status == 400 else 200)
+    assert ask(head("GET / HTTP/1.0", Host=host), *names).status == status
+
+
+def test_exactly_one_host() -> None:
+    assert ask(b"GET / HTTP/1.1\r\n\r\n").status == 400
+    for other in ("localhost", "evil.example", ""):
+        asked = f"GET / HTTP/1.1\r\nHost: localhost\r\nX: y\r\nhost: {other}\r\n\r\n".encode()
+        assert ask(asked).status == 400
+
+
+@pytest.mark.parametrize(
+    "host, origin",
+    [
+        *(("localhost:7080", "http://localhost:7080"), ("LOCALHOST:7080", "http://LocalHost:7080")),
+        *(("localhost", "http://localhost"), ("localhost:80", "http://localhost")),
+        ("[::1]:7080", "http://[::1]:7080"),
+        ("chat.example.org", "https://chat.example.org"),  # TLS ends at a proxy
+        ("chat.example.org:443", "https://chat.example.org"),
+    ],
+)
+def test_pages_of_ours(host: str, origin: str) -> None:
+    assert ask(upgrade(Host=host, Origin=origin), "chat.example.org").status == 101
+    assert ask(get(Host=host, Origin=origin), "chat.example.org").status == 200
+    is_ours = origin.startswith("https:")  # if TLS is spoken, not in the clear
+    opened = ask(upgrade(Host=host, Origin=origin), secure=True)
+    assert opened.status == (101 if is_ours else 403)
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        *("http://evil.example", "http://localhost", "http://localhost:7081"),
+        *("http://127.0.0.1:7080", "http://:7080", "http://<script>&amp;", "\xff" * 500),
+        *("https://localhost", "null", "NULL", "file://", "ws://localhost:7080", "localhost:7080"),
+        *("http://localhost:7080/", "http://localhost:7080@evil.example", "http://"),
+        *("http://localhost:7080.evil.example", "http://evil.example http://localhost:7080"),
+        *("http://localhost:7080, http://localhost:7080", "", "chrome-extension://abc"),
+    ],
+)
+def test_pages_of_others(origin: str) -> None:
+    for first in "GET", "POST":
+        for fields in UPGRADE, {"Host": "localhost:7080"}:
+            answer = ask(head(f"{first} / HTTP/1.1", **{**fields, "Origin": origin}))
+            assert answer.status == 403
+            assert answer.why.startswith("This room is only for its own page, not for one of ")
+
+
+# The WebSocket
+
+
+@pytest.mark.parametrize(
+    "status, changed",
+    [
+        *((101, {"Origin": one}) for one in ("http://localhost:7080", "")),
+        *((101, {"Upgrade": "WebSocket"}), (101, {"Connection": "upgrade"})),
+        *((101, {"Connection": "Upgrade , keep-alive"}), (101, {"Sec_Fetch_Site": "same-origin"})),
+        (101, {"Sec_WebSocket_Extensions": "permessage-deflate; client_max_window_bits"}),
+        *((101, {"Sec_WebSocket_Protocol": "chat"}), (101, {"Cookie": "x" * 24_000})),
+        *((426, {"Sec_WebSocket_Version": one}) for one in ("", "8")),
+        *((426, {"Upgrade": one}) for one in ("", "websockets")),
+        *((426, {"Connection": one}) for one in ("", "keep-alive")),
+        *((400, {"Sec_WebSocket_Key": one}) for one in (KEY[:-2], f"{KEY[:-3]}E=", KEY[:-4])),
+        *((400, {"Sec_WebSocket_Key": f"{KEY}, {KEY}"}), (404, {"first": "GET /chat HTTP/1.1"})),
+        *((405, {"first": "POST / HTTP/1.1"}), (200, {"first": "HEAD / HTTP/1.1"})),
+        (200, {"Sec_WebSocket_Key": ""}),
+    ],
+)
+def test_upgrade(status: int, changed: dict[str, str]) -> None:
+    answer = ask(upgrade(**changed))
+    assert answer.status == status
+    if status == 426:
+        assert answer.fields["Upgrade"] == "websocket"
+        assert answer.fields["Sec-WebSocket-Version"] == "13"
+    elif status == 101:
+        assert answer.start == "HTTP/1.1 101 Switching Protocols"
+        expected = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Accept": ACCEPT}
+        assert (answer.fields, answer.body) == (expected, b"")
+
+
+# What isn't HTTP
+
+HOST = "Host: localhost\r\n"
+PROPER = f"GET / HTTP/1.1\r\n{HOST}"
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        *(f"{PROPER}{line}\r\n\r\n" for line in ("X: a\r\n b", "X", ": x", "X\xfc: a", "X : a")),
+        *(f"{PROPER}X: a{char}b\r\n\r\n" for char in "\r\0\x7f"),
+        *(f"{PROPER}\r\n{rest}" for rest in ("x", "\r\n", "\x81\x80\0\0\0\0")),
+        f"{PROPER}Content-Length: 1\r\n\r\nx",
+        f"{PROPER}Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        *(f"GET {path} HTTP/1.1\r\n{HOST}\r\n" for path in ("/\rx", "/\xfc", " /", "/ /")),
+        *(f"GET / {version}\r\n{HOST}\r\n" for version in ("HTTP/2.0", "http/1.1", "HTTP/1.10")),
+        *(f"{first}\r\n{HOST}\r\n" for first in ("GET /", "GET / HTTP/1.1 ", " GET / HTTP/1.1")),
+        *(f"G(T / HTTP/1.1\r\n{HOST}\r\n", f"\r\n{PROPER}\r\n", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
+        *(f"GET / HTTP/1.1\r\n {HOST}{HOST}\r\n", "GET / HTTP/1.1\r\n" + "a:\n" * 101 + "\r\n"),
+    ],
+)
+def test_requests_that_are_not_taken(asked: str) -> None:
+    answer = ask(asked.encode("latin-1"))
+    assert (answer.status, answer.why) == (400, "This is not a proper request.")
+
+
+def test_request_is_read_to_its_end_byte_by_byte() -> None:
+    for asked in (upgrade(), upgrade().replace(b"\r\n", b"\n")):
+        for end in range(1, len(asked)):
+            assert is_http(asked[:end])
+            assert not is_whole(asked[:end])
+        assert ask(asked).status == 101
+
+
+def test_a_request_has_a_size_and_a_hundred_fields_at_most() -> None:
+    rest = MAX_REQUEST - len(upgrade()) - len("X: \r\n")
+    assert ask(upgrade(X="x" * rest)).status == 101
+    assert ask(upgrade(X="x" * (rest + 1))).status == 431
+    for start in b"GET /", b"GET / HTTP/1.1\r\nHost: localhost\r\nX: ", b"\r\n":
+        endless = start + b"x" * (MAX_REQUEST + 1 - len(start))
+        assert not is_whole(endless[:-1])
+        assert ask(endless).status == ask(endless * 2).status == 431
+    assert ask(upgrade()[:-2] + b"a:\n" * (100 - len(UPGRADE)) + b"\r\n").status == 101
+
+
+@pytest.mark.parametrize(
+    "data", [b"G", b"GET ", b"GET /", b"GET / H", b"GET / HTTP/1.1\r", b"PROPFIND",
+             b"POST http://x/ HTTP/1.1\r\n", b"OPTIONS * HTTP/1.0\n", b"PRI * HTTP/2.0\r\n",
+             b"CONNECT x:80 HTTP/1.1\r\nx", b"hello", b"hello there", b"GET /" + b"x" * 9999,
+             b"hello there you", b"GET /\xfc HTTP/1.1\n"]
+)  # fmt: skip
+def test_what_may_become_http(data: bytes) -> None:
+    assert is_http(data)
+
+
+@pytest.mark.parametrize(
+    "data", [b"/name", b"hello\n", b"hello there\n", b"GET /\n", b"\r\n", b"GET / http/1.1\n",
+             b"\x16\x03\x01", b"\xff\xfd", b"* hi", b"GET / there\r\n", b"John: hi\n",
+             b"I LOVE HTTP/2\n", b"SSH-2.0-x\r\n"]
+)  # fmt: skip
+def test_what_is_not_http(data: bytes) -> None:
+    assert not is_http(data)
+
+
+def test_request_in_the_clear_is_sent_over_to_https() -> None:
+    for target in ("/", "/a?b=c&d", "//evil.example/", "http://other.example/", "*"):
+        asked = head(f"GET {target} HTTP/1.1", Host="Chat.example.org:7080")
+        answer = ask(asked, "chat.example.org", secure=True, encrypted=False)
+        assert answer.start == "HTTP/1.1 307 Temporary Redirect"
+        assert answer.fields["Location"] == "https://chat.example.org:7080/"
+    for bad in (b"hello\r\n\r\n", get(Host="a b")):
+        answer = ask(bad, secure=True, encrypted=False)
+        assert answer.status == 400
+        assert "Location" not in answer.fields
+
+
+# Browsers among the others
 
 PASSWORD = "let me in"
-
 web = pytest.mark.parametrize("start", ["web"], indirect=True)
 web_and_tls = pytest.mark.parametrize("start", ["web", "tls web"], indirect=True)
 
@@ -41,10 +379,6 @@ def visit(room: Server, data: bytes = b"", port: int = 0) -> Peer:
     return peer
 
 
-def get(room: Server, head: str = "Host: localhost", path: str = "/") -> bytes:
-    return visit(room, f"GET {path} HTTP/1.1\r\n{head}\r\n\r\n".encode()).rest()
-
-
 def closing_code(peer: Peer) -> int | None:
     """Returns the code with which the server ends a browser's stream, once it has."""
     peer.rest()
@@ -52,99 +386,48 @@ def closing_code(peer: Peer) -> int | None:
     return code
 
 
-# Talk
-
-
 @web_and_tls
 def test_browsers_and_others_talk(start: Callable[..., Server]) -> None:
-    room = start("chat_server.py")
-    john = room.join("John", web=False)
-    mary = room.join("Mary")
+    room = start("chat_server.py", "--history", "2")
+    john, mary = room.join("John", web=False), room.join("Mary")
     john.expect("* Mary joined\n")
     mary.send("Hi!\nIt's \u672c.\n")
-    john.expect("Mary: Hi!\n", "Mary: It's \u672c.\n")
+    frames = masked(TEXT, b""), masked(TEXT, b"one\r\n\ntwo"), masked(PING, b"ping")
+    mary.sock.sock.sendall(b"".join(frames))
+    john.expect("Mary: Hi!\n", "Mary: It's \u672c.\n", "Mary: one\n", "Mary: two\n")
     john.send("Hello\n")
     mary.expect("John: Hello\n")
     mary.send("/who\n")
     mary.expect("* here: John, Mary\n")
+    assert mary.sock.pongs == [b"ping"]
+    late = room.connect()
+    late.expect(WELCOME, "Mary: two\n", "John: Hello\n")
     mary.send("/quit\n")
     mary.expect("* bye\n")
     assert closing_code(mary) == 1000
     john.expect("* Mary left\n")
 
 
-@web
-def test_one_message_can_have_several_lines_or_none(start: Callable[..., Server]) -> None:
-    room = start("chat_server.py")
-    john, mary = room.join("John", web=False), room.join("Mary")
-    john.expect("* Mary joined\n")
-    mary.sock.sock.sendall(
-        masked(TEXT, b"") + masked(TEXT, b"one\r\ntwo\n\nthree") + masked(TEXT, b"four\n")
-    )
-    john.expect("Mary: one\n", "Mary: two\n", "Mary: three\n", "Mary: four\n")
-
-
-@web
-def test_history_comes_in_the_first_frame(start: Callable[..., Server]) -> None:
-    room = start("chat_server.py", "--history", "3")
-    john, watcher = room.join("John", web=False), room.join()
-    john.send("".join(f"{n}\n" for n in range(5)))
-    watcher.read_until("John: 4\n")
-    room.join().expect("John: 2\n", "John: 3\n", "John: 4\n")
-
-
 @web_and_tls
 def test_password(start: Callable[..., Server], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where nothing comes after it, so that the socket isn't ready any more."""
     monkeypatch.setenv("CHAT_PASSWORD", PASSWORD)
     room = start("chat_server.py")
-    peer = room.connect()
-    peer.expect("* password?\n")
-    peer.send("wrong\n")
-    peer.expect("* wrong password\n")
-    assert closing_code(peer) == 1008
-    peer = room.connect()
-    peer.send(f"{PASSWORD}\n/name Mary\n")
-    peer.expect("* password?\n", WELCOME, "* you are Mary\n")
-    leaver = room.connect()
-    leaver.expect("* password?\n")
-    leaver.sock.sock.sendall(masked(TEXT, b"unfinished", False) + masked(CLOSE, b"\x03\xe8"))
-    assert closing_code(leaver) == 1000
+    whole, asked = masked(TEXT, PASSWORD.encode()), masked(TEXT, f"{PASSWORD}\n/who".encode())
+    close = masked(CLOSE, (1000).to_bytes(2, "big"))
+    for last, code, inside in (
+        (whole + close, 1000, [WELCOME.decode()]),
+        (asked + close, 1000, [WELCOME.decode(), "* here: 1 unnamed\n"]),
+        (whole + masked(BINARY, b"x") + close, 1003, [WELCOME.decode()]),
+        (masked(TEXT, b"let", final=False) + close, 1000, []),
+        (masked(TEXT, b"wrong"), 1008, ["* wrong password\n"]),
+    ):
+        peer = room.connect()
+        peer.expect("* password?\n")
+        peer.sock.sock.sendall(last)
+        peer.expect(*inside)
+        assert closing_code(peer) == code
     assert room.log().count("wrong password") == 1
-
-
-@web_and_tls
-@pytest.mark.parametrize(
-    "last, code, inside",
-    [
-        (masked(TEXT, PASSWORD.encode()), 1000, [WELCOME.decode()]),
-        (
-            masked(TEXT, f"{PASSWORD}\n/who".encode()),
-            1000,
-            [WELCOME.decode(), "* here: 1 unnamed\n"],
-        ),
-        (masked(TEXT, PASSWORD.encode()) + masked(BINARY, b"x"), 1003, [WELCOME.decode()]),
-        (masked(TEXT, b"let", final=False), 1000, []),
-    ],
-    ids=["alone", "with a line", "with a fault", "in part"],
-)
-def test_close_together_with_the_password_is_answered_at_once(
-    start: Callable[..., Server],
-    monkeypatch: pytest.MonkeyPatch,
-    last: bytes,
-    code: int,
-    inside: list[str],
-) -> None:
-    """Nothing more comes after it, so that the socket isn't ready any more."""
-    monkeypatch.setenv("CHAT_PASSWORD", PASSWORD)
-    room = start("chat_server.py")
-    peer = room.connect()
-    peer.expect("* password?\n")
-    peer.sock.sock.sendall(last + masked(CLOSE, (1000).to_bytes(2, "big")))
-    peer.expect(*inside)
-    assert closing_code(peer) == code
-
-
-# The end
 
 
 @web_and_tls
@@ -161,71 +444,32 @@ def test_closing_codes(start: Callable[..., Server]) -> None:
     assert room.process.wait(DEADLINE) == 0
 
 
-FAULTS = {
-    1002: "sends a frame without a mask",
-    1003: "sends binary frames",
-    1007: "sends text that is not UTF-8",
-}
-
-
-@web
-@pytest.mark.parametrize(
-    "fault, code",
-    [
-        (masked(BINARY, b"x"), 1003),
-        (masked(TEXT, b"\xff"), 1007),
-        (b"\x81\x01x", 1002),  # not masked
-        (masked(CLOSE, (4321).to_bytes(2, "big") + b"tired"), 4321),
-    ],
-)
-def test_a_fault_or_a_close_ends_the_membership(
-    start: Callable[..., Server], fault: bytes, code: int
-) -> None:
-    """What came before is heard, and nothing after it."""
-    room = start("chat_server.py")
-    john, mary = room.join("John", web=False), room.join("Mary")
-    john.expect("* Mary joined\n")
-    mary.sock.sock.sendall(masked(TEXT, b"before") + fault + masked(TEXT, b"after"))
-    john.expect("Mary: before\n", "* Mary left\n")
-    assert closing_code(mary) == code
-    why = FAULTS.get(code, "left")
-    room.wait_for_log(rf"Mary at \S+ {why}, members: 1\n")
-    john.expect_nothing()
-
-
 @web_and_tls
-def test_unfinished_message_is_a_line_at_a_close_and_not_at_a_fault(
-    start: Callable[..., Server],
-) -> None:
+def test_a_fault_or_a_close_ends_the_membership(start: Callable[..., Server]) -> None:
+    """What came before is heard, and nothing after it: an unfinished line only at a close."""
     room = start("chat_server.py")
-    john, mary, eve = room.join("John", web=False), room.join(), room.join()
-    mary.send_and_half_close(b"that's it")
-    john.expect("that's it\n")
-    eve.send(b"that's")
-    eve.sock.sock.sendall(masked(BINARY, b"x"))
-    assert closing_code(eve) == 1003
-    john.send("over\n")
-    john.expect_nothing()
+    john = room.join("John", web=False)
+    for fault, code, why in (
+        (masked(BINARY, b"x"), 1003, "sends binary frames"),
+        (masked(CONTINUATION, b"\xff"), 1007, "sends text that is not UTF-8"),
+        (b"\x81\x01x", 1002, "sends a frame without a mask"),
+        (masked(CLOSE, (4321).to_bytes(2, "big") + b"tired"), 4321, "left"),
+    ):
+        mary = room.join("Mary")
+        mary.sock.sock.sendall(masked(TEXT, b"before") + masked(TEXT, b"half", final=False))
+        mary.sock.sock.sendall(fault + masked(TEXT, b"after"))
+        half = ["Mary: half\n"] if code == 4321 else []
+        john.expect("* Mary joined\n", "Mary: before\n", *half, "* Mary left\n")
+        assert closing_code(mary) == code
+        room.wait_for_log(rf"Mary at \S+ {why}, members: 1\n")
+        john.expect_nothing()
 
 
 @web
-def test_pings_are_answered_between_frames(start: Callable[..., Server]) -> None:
-    room = start("chat_server.py")
-    mary = room.join()
-    mary.sock.sock.sendall(masked(PING, b"are you there?"))
-    mary.send("/who\n")
-    mary.expect("* here: 1 unnamed\n")
-    assert mary.sock.pongs == [b"are you there?"]
-
-
-@web
-@pytest.mark.parametrize("piece", [masked(PONG, b""), masked(PING, b"?"), masked(TEXT, b"")])
-def test_small_frames_by_the_thousand_cost_the_others_nothing(
-    start: Callable[..., Server], piece: bytes
-) -> None:
+def test_small_frames_by_the_thousand_cost_the_others_nothing(start: Callable[..., Server]) -> None:
     room = start("chat_server.py")
     flooder = Walker(room)
-    flooder.sock.outgoing = piece * 20_000
+    flooder.sock.outgoing = masked(PING, b"?") * 20_000
     mary, john = room.join("Mary"), room.join("John", web=False)
     mary.expect("* John joined\n")
     for n in range(20):
@@ -239,173 +483,18 @@ def test_small_frames_by_the_thousand_cost_the_others_nothing(
     mary.expect("done\n")
 
 
-# What is not a member
-
-
-@web_and_tls
-def test_page(start: Callable[..., Server]) -> None:
-    room = start("chat_server.py")
-    head, _, page = get(room).partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 200 OK\r\n")
-    assert b"frame-ancestors 'none'" in head
-    assert page.lower().startswith(b"<!doctype html>")
-    assert get(room, path="/x").startswith(b"HTTP/1.1 404 ")
-    assert get(room, "Host: localhost\r\nOrigin: http://x.example").startswith(b"HTTP/1.1 403 ")
-    if not room.tls:
-        assert get(room, "Host: rebound.example").startswith(b"HTTP/1.1 421 ")
-    assert "members" not in room.log()
-
-
-@web_and_tls
-def test_whoever_checks_that_the_room_is_up_leaves_no_line_in_the_log(
-    start: Callable[..., Server],
-) -> None:
-    room = start("chat_server.py")
-    before = room.log()
-    for check in (b"GET / HTTP/1.0\r\n\r\n", b"HEAD / HTTP/1.0\r\nUser-Agent: x\r\n\r\n"):
-        assert visit(room, check).rest().startswith(b"HTTP/1.1 200 OK\r\n")
-    visit(room).close()
-    assert visit(room, b"GET / HTTP/1.1\r\n\r\n").rest().startswith(b"HTTP/1.1 400 ")
-    room.wait_for_log("has no proper Host")
-    assert room.log()[len(before) :].count("\n") == 1
-
-
-@web_and_tls
-def test_cookies_of_other_servers_on_the_same_host(start: Callable[..., Server]) -> None:
-    room = start("chat_server.py")
-    cookies = "; ".join(f"session{number}={'x' * 3000}" for number in range(8))
-    assert get(room, f"Host: localhost\r\nCookie: {cookies}").startswith(b"HTTP/1.1 200 OK\r\n")
-    peer = visit(room, request(f"localhost:{room.web_port}", Cookie=cookies))
-    assert peer.line().startswith(b"HTTP/1.1 101 ")
-
-
-@web
-def test_further_names(start: Callable[..., Server]) -> None:
-    room = start("chat_server.py", "--web-host", "https://chat.example.org/")
-    head = "Host: chat.example.org\r\nOrigin: https://chat.example.org"
-    assert get(room, head).startswith(b"HTTP/1.1 200 ")
-
-
-@web
-def test_origin_is_refused_for_a_websocket(start: Callable[..., Server]) -> None:
-    room = start("chat_server.py")
-    host = f"localhost:{room.web_port}"
-    for origin in ("http://evil.example", "null", f"http://localhost:{room.web_port + 1}"):
-        answer = visit(room, request(host, Origin=origin)).rest()
-        assert answer.startswith(b"HTTP/1.1 403 ")
-    peer = visit(room, request(host, Origin=f"http://{host}"))
-    assert peer.line().startswith(b"HTTP/1.1 101 ")
-    assert len(re.findall(r"members: \d+", room.log())) <= 1
-
-
-@web_and_tls
-def test_request_byte_by_byte_and_never_whole(start: Callable[..., Server]) -> None:
-    room = start("chat_server.py")
-    peer = visit(room)
-    for byte in b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n":
-        peer.send(bytes([byte]))
-    assert peer.line() == b"HTTP/1.1 200 OK\r\n"
-    endless = visit(room, b"GET / HTTP/1.1\r\nHost: localhost\r\nCookie: " + b"x" * 40_000)
-    assert endless.line().startswith(b"HTTP/1.1 431 ")
-
-
-@web
-def test_half_a_request_is_not_answered_and_the_log_says_what_became_of_it(
-    start: Callable[..., Server],
-) -> None:
-    room = start("chat_server.py")
-    peer = visit(room, b"GET / HTTP/1.1\r\nHost: loc")
-    peer.half_close()
-    assert peer.rest() == b""
-    room.wait_for_log("left the door")
-
-
-@web_and_tls
-def test_whoever_speaks_no_http_is_told_the_port(start: Callable[..., Server]) -> None:
-    room = start("chat_server.py")
-    told = f"* this port is for browsers; the room is on port {room.port}\n"
-    visit(room, b"John: Hi\n").expect(told)
-    peer = visit(room, b"hello there, this is no request at all\n")
-    assert peer.rest().decode() == told
-
-
-@web
-def test_whoever_says_nothing_is_told_the_port(
-    start: Callable[..., Server], tmp_path: Path
-) -> None:
-    room = patched(start, tmp_path, "chat_server.DOOR_TIME = 0.5")
-    told = visit(room).rest().decode()
-    assert told == f"* this port is for browsers; the room is on port {room.port}\n"
-    begun = visit(room, b"GET / HT")
-    assert begun.rest() == b""
-
-
-@web
-def test_terminal_client_at_the_browsers_port(start: Callable[..., Server]) -> None:
-    room = start("chat_server.py")
-    done = client("localhost", room.web_port, "--plain", typed="John\nHi\n")
-    assert f"the room is on port {room.port}" in done.stdout
-    assert done.returncode == 1
-
-
-@web_and_tls
-def test_browser_at_the_rooms_own_port(start: Callable[..., Server]) -> None:
-    room = start("chat_server.py")
-    watcher = room.join("Mary", web=False)
-    lost = visit(room, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", port=room.port)
-    scheme = "https" if room.tls else "http"
-    url = re.search(rf"in a browser: ({scheme}://\S+)", room.log())
-    assert url
-    assert lost.rest().decode().endswith(f"* for browsers, the room is at {url.group(1)}\n")
-    watcher.expect_nothing()
-
-
-@pytest.mark.parametrize("start", ["tls web"], indirect=True)
-def test_plain_http_is_sent_to_https(start: Callable[..., Server]) -> None:
-    room = start("chat_server.py")
-    sock = socket.create_connection(("127.0.0.1", room.web_port), DEADLINE)
-    peer = Peer(sock)
-    host = f"localhost:{room.web_port}"
-    peer.send(f"GET /x HTTP/1.1\r\nHost: {host}\r\n")
-    peer.send("Cookie: " + "x" * 3000 + "\r\n\r\n")
-    answer = peer.rest().decode()
-    assert re.match(r"HTTP/1\.1 30[178] ", answer)
-    assert f"Location: https://{host}/" in answer
-
-
-# Guarantees that only browsers put to the test
-
-
-@web
-def test_a_page_that_stops_reading_is_disconnected(
-    start: Callable[..., Server], tmp_path: Path
-) -> None:
-    room = patched(start, tmp_path, IMPATIENT)
-    stuck = Walker(room, receive_buffer=4096)
-    stuck.reading = False
-    talker, reader = Walker(room), Walker(room)
-    line = b"x" * 1000 + b"\n"
-    talker.say(line * 20_000)
-    pump([talker, reader, stuck], lambda: "too far behind" in room.log())
-    pump([talker, reader], lambda: len(reader.received) == len(WELCOME) + 20_000 * len(line))
-
-
 def test_browsers_share_a_frame() -> None:
     """The framed batch is made once a turn."""
     inside = Inside()
     conns = [inside.join()[0] for _ in range(3)]
-    for conn in conns[:2]:
+    for conn in conns:
         conn.use(chat_server.WebSocket(1000))
     batch = chat_server.Batch()
     batch.say(b"hello\n", conns[2])
     batch.seal()
-    assert batch.part_for(conns[0], conns[0].encode) is batch.part_for(conns[1], conns[1].encode)
-    assert batch.part_for(conns[0], conns[0].encode) == b"\x81\x06hello\n"
-    conns[2].use(chat_server.WebSocket(1000))
-    assert batch.part_for(conns[2], conns[2].encode) == b""
-
-
-# Operators
+    first, second, own = (batch.part_for(conn, conn.encode) for conn in conns)
+    assert first is second
+    assert (first, own) == (b"\x81\x06hello\n", b"")
 
 
 @web_and_tls
@@ -420,8 +509,85 @@ def test_operators_and_whom_they_remove_can_have_browsers(
     mary.expect("* you are an operator\n", "* Eve was removed\n")
     eve.expect("* you were removed by an operator; come back in 10 min\n")
     assert closing_code(eve) == 1008
-    assert get(room).startswith(b"HTTP/1.1 200 ")  # the page can say it better than the browser
+    page = visit(room, get(Host="localhost"))  # which can say it better than the browser
+    assert page.line().startswith(b"HTTP/1.1 200 ")
     eve = room.connect(source="127.0.0.2")
     assert eve.line().startswith(b"* you, or somebody at your address, was removed; ")
     assert closing_code(eve) == 1008
     assert "sesame" not in room.log()
+
+
+# What is not a member
+
+
+@web_and_tls
+def test_visitors_are_no_members_and_only_refusals_are_logged(start: Callable[..., Server]) -> None:
+    room = start("chat_server.py", "--web-host", "https://chat.example.org/")
+    before = room.log()
+    host, name = f"localhost:{room.web_port}", "chat.example.org"
+    for asked, status in (
+        *((b"GET / HTTP/1.0\r\n\r\n", 200), (b"HEAD / HTTP/1.0\r\nUser-Agent: x\r\n\r\n", 200)),
+        *((b"", 0), (get(Host="localhost"), 200), (get(Host=name, Origin=f"https://{name}"), 200)),
+        *((request(host, Origin="http://evil.example"), 403), (b"GET / HTTP/1.1\r\n\r\n", 400)),
+        (get(Host="localhost", Cookie="x" * 40_000), 431),
+    ):
+        peer = visit(room, asked)
+        assert not asked or peer.rest().startswith(f"HTTP/1.1 {status} ".encode())
+        peer.close()
+    opened = visit(room, request(host, Origin=f"{'https' if room.tls else 'http'}://{host}"))
+    assert opened.line().startswith(b"HTTP/1.1 101 ")
+    room.wait_for_log("members: 1\n")
+    refused = room.log()[len(before) :].splitlines()[:-1]
+    whys = ["only for its own page", "has no proper Host", "is too long"]
+    assert len(refused) == 3 and all(why in line for why, line in zip(whys, refused))
+
+
+@web_and_tls
+def test_request_byte_by_byte_or_only_half_of_it(start: Callable[..., Server]) -> None:
+    room = start("chat_server.py")
+    peer = visit(room)
+    for byte in get(Host="localhost"):
+        peer.send(bytes([byte]))
+    assert peer.line() == b"HTTP/1.1 200 OK\r\n"
+    peer = visit(room, b"GET / HTTP/1.1\r\nHost: loc")
+    peer.half_close()
+    assert peer.rest() == b""
+    room.wait_for_log("left the door")
+
+
+@web_and_tls
+def test_whoever_is_no_browser_is_told_the_port(
+    start: Callable[..., Server], tmp_path: Path
+) -> None:
+    room = patched(start, tmp_path, "chat_server.DOOR_TIME = 0.5")
+    told = f"* this port is for browsers; the room is on port {room.port}\n"
+    for said in b"John: Hi\n", b"hello there, this is no request at all\n", b"":
+        assert visit(room, said).rest().decode() == told
+    assert visit(room, b"GET / HT").rest() == b""
+    if not room.tls:
+        done = client("localhost", room.web_port, "--plain", typed="John\nHi\n")
+        assert f"the room is on port {room.port}" in done.stdout
+        assert done.returncode == 1
+
+
+@web_and_tls
+def test_browser_at_the_rooms_own_port(start: Callable[..., Server]) -> None:
+    room = start("chat_server.py")
+    watcher = room.join("Mary", web=False)
+    lost = visit(room, get(Host="localhost"), port=room.port)
+    scheme = "https" if room.tls else "http"
+    url = room.wait_for_log(rf"in a browser: ({scheme}://\S+)").group(1)
+    assert lost.rest().decode().endswith(f"* for browsers, the room is at {url}\n")
+    watcher.expect_nothing()
+
+
+@pytest.mark.parametrize("start", ["tls web"], indirect=True)
+def test_plain_http_is_sent_to_https(start: Callable[..., Server]) -> None:
+    room = start("chat_server.py")
+    peer = Peer(socket.create_connection(("127.0.0.1", room.web_port), DEADLINE))
+    host = f"localhost:{room.web_port}"
+    peer.send(f"GET /x HTTP/1.1\r\nHost: {host}\r\n")
+    peer.send("Cookie: " + "x" * 3000 + "\r\n\r\n")
+    answer = peer.rest().decode()
+    assert answer.startswith("HTTP/1.1 307 ")
+    assert f"Location: https://{host}/" in answer

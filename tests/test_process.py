@@ -1,0 +1,1213 @@
+"""What every script needs that people start from a shell: its streams, log, signals, sockets,
+files, and words for what is wrong. What stands in two scripts to the letter is tested in one."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import errno
+import logging
+import os
+import re
+import resource
+import select
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from starter import ROOT
+from support import (
+    CERTS,
+    DEADLINE,
+    MODULES,
+    SCRIPTS,
+    SERVERS,
+    TLS_OPTIONS,
+    TRUSTED,
+    WELCOME,
+    Peer,
+    Server,
+    Terminal,
+    eventually,
+    finish,
+    free_port,
+    needs,
+    needs_ipv6,
+    path_of,
+    run,
+    wait_until_listening,
+)
+
+import chat_client
+import chat_server
+import echo_server
+from chat_server import Transcript, qr_code
+from echo_server import open_listeners
+
+if sys.platform == "win32":
+    pytest.skip("needs what only Unix has", allow_module_level=True)
+
+import pty
+import termios
+
+PASSWORD = "correct horse"
+STAMP = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ "
+both_servers = pytest.mark.parametrize("script", SERVERS)
+
+
+@pytest.fixture
+def password(tmp_path: Path) -> list[str]:
+    """The option with which a room is closed, and a client gets in."""
+    (tmp_path / "password").write_text(f"{PASSWORD}\n")
+    return ["--password-file", str(tmp_path / "password")]
+
+
+def serves(server: Server, script: str) -> list[Peer]:
+    """The server does what it is for; returns who is connected then."""
+    ann = server.connect()
+    if script == "echo_server.py":
+        ann.send("hello\n")
+        ann.expect("hello\n")
+        return [ann]
+    ann.send("/name Ann\n")
+    ann.expect(WELCOME, "* you are Ann\n")
+    bob = server.join("Bob")
+    ann.expect("* Bob joined\n")
+    for number in range(20):
+        ann.send(f"{number}\n")
+        bob.expect(f"Ann: {number}\n")
+    return [ann, bob]
+
+
+# What holds of all three
+
+
+def test_same_names_stand_for_the_same_lines() -> None:
+    """The scripts share no module, but what stands in two of them is the same."""
+    definitions: dict[str, dict[str, str]] = {}
+    for script in SCRIPTS:
+        source = (ROOT / script).read_text()
+        lines = source.split("\n")
+        for node in ast.parse(source).body:
+            text = "\n".join(lines[node.lineno - 1 : node.end_lineno])
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                definitions.setdefault(node.name, {})[script] = text
+            elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                definitions.setdefault(node.targets[0].id, {})[script] = text.partition("  #")[0]
+    shared = {name: texts for name, texts in definitions.items() if len(texts) > 1}
+    assert {"LineFramer", "LossyStream", "open_listeners"} <= set(shared)
+    own = {"main", "parse_args", "Connection", "MAX_CLIENTS", "log"}
+    own |= {"LINGER", "MAX_LINE", "RECEIVE_SIZE", "set_options"}
+    different = {name for name, texts in shared.items() if len(set(texts.values())) > 1}
+    assert different <= own
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_has_every_option_and_an_example(script: str) -> None:
+    done = run(script, "--help")
+    assert done.returncode == 0
+    assert "example: python3 " + script in done.stdout
+    options = re.findall(r'add\("(--[a-z-]+)"', (ROOT / script).read_text())
+    assert options
+    assert all(option in done.stdout for option in options)
+    assert run(script, "--version").stdout == f"{script} {chat_server.VERSION}\n"
+
+
+@lru_cache(maxsize=None)
+def pythons() -> dict[str, str]:
+    """Returns the interpreters that CI collected, and those of the usual names on PATH, from old to
+    new; with the implementation of each."""
+    named = [shutil.which(f"python3.{minor}") for minor in range(8, 16)]
+    listed = os.environ.get("CHAT_TEST_PYTHONS", "").split(os.pathsep)
+    program = (
+        "import os, sys; print(sys.implementation.name, '%d.%02d' % sys.version_info[:2],"
+        "os.path.realpath(sys.executable), sep='|')"
+    )
+    found = set()
+    for path in filter(None, [*listed, *named, sys.executable]):
+        with contextlib.suppress(OSError):  # such as in another user's folder
+            found.add(finish([path, "-c", program], stdin=subprocess.DEVNULL).stdout.rstrip("\n"))
+    lines = (line.split("|") for line in sorted(found) if line)
+    return {python: implementation for implementation, _, python in lines}
+
+
+def different_pythons() -> list[str]:
+    """Returns the oldest and the newest interpreter of each implementation."""
+    newest = {implementation: python for python, implementation in pythons().items()}
+    oldest = {implementation: python for python, implementation in reversed(pythons().items())}
+    return [one for one in pythons() if one in (*newest.values(), *oldest.values())]
+
+
+@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize("python", pythons())
+def test_each_script_runs_alone_in_an_empty_folder_and_no_python_warns_of_anything(
+    python: str, tls: bool, start: Callable[..., Server], tmp_path: Path, password: list[str]
+) -> None:
+    for script in SCRIPTS:
+        (tmp_path / script[:-3]).mkdir()
+        shutil.copy(path_of(script, python), tmp_path / script[:-3] / script)
+    strict = [python, "-X", "dev", "-W", "error", "-I", "-bb"]
+    client = [*strict, str(tmp_path / "chat_client" / "chat_client.py"), "localhost"]
+    given: dict[str, Any] = {"within": strict[:-1], "python": strict[-1]}
+    options = [*password, "--history", "2", "--transcript", str(tmp_path / "transcript")]
+    folder = tmp_path / "chat_server"
+    room = start("chat_server.py", "-v", *options, cwd=folder, tls=tls, **given)
+    said = finish([*client, str(room.port), *password, *(TRUSTED if tls else ())], "John\nHi\n")
+    assert said.stdout == "name: John\nWelcome to the chatroom!\nJohn: Hi\n"
+    assert (said.stderr, said.returncode) == ("", 0)
+    echo = start("echo_server.py", "-v", cwd=tmp_path / "echo_server", tls=False, **given)
+    said = finish([*client, str(echo.port), "--echo"], "test\nquit\n")
+    assert (said.stdout, said.stderr) == ("send: test\nrecv: test\nsend: quit\n", "")
+    for server in (room, echo):
+        peers = [server.connect() for _ in range(4)]
+        for number, peer in enumerate(peers):
+            peer.send(f"{PASSWORD}\n/name N{number}\n/who\nhi \x1b\n/msg N0: psst\n/nick\n")
+            peer.line()
+        peers[0].reset()
+        peers[1].half_close()
+        peers[1].rest()
+        peers[2].send("/quit\n")
+        server.wait_for_log("N3|/name")
+        assert server.stop(peers=peers[1:]) == 0
+        assert not re.search("Warning|Traceback|Exception", server.log())
+
+
+# Modules and names that a Python may lack
+
+
+def lame(tmp_path: Path, script: str, preparation: str, python: str = sys.executable) -> str:
+    """Returns the name of a script, in tmp_path, that makes Python poorer and runs another one."""
+    (tmp_path / "lame.py").write_text(
+        "import runpy, sys\n"
+        "class Missing:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if is_missing(name):\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        f"{preparation}\n"
+        "sys.meta_path.insert(0, Missing())\n"
+        "for name in list(filter(is_missing, sys.modules)):\n"
+        "    del sys.modules[name]\n"
+        f"sys.argv[0] = {path_of(script, python)!r}\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    return "lame.py"
+
+
+def run_lame(tmp_path: Path, python: str, *options: str) -> subprocess.CompletedProcess[str]:
+    return finish([python, str(tmp_path / "lame.py"), *options], stdin=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize("python", different_pythons())
+def test_servers_do_without_modules_that_they_do_not_need_and_name_those_that_they_do(
+    python: str, start: Callable[..., Server], tmp_path: Path, password: list[str]
+) -> None:
+    missing = {"fcntl", "getpass", "hmac", "resource", "ssl", "termios", "tty"}
+    for script in SERVERS:
+        file = lame(tmp_path, script, f"is_missing = {missing}.__contains__", python)
+        server = start(file, cwd=tmp_path, python=python)
+        assert server.stop(peers=serves(server, script)) == 0
+        assert "Traceback" not in server.log()
+    lame(tmp_path, "chat_server.py", f"is_missing = {missing}.__contains__", python)
+    for options, module, purpose in (password, "hmac", "a password"), (TLS_OPTIONS, "ssl", "TLS"):
+        done = run_lame(tmp_path, python, "--port", "0", *options)
+        assert done.returncode == 1
+        assert done.stderr == (
+            f"chat_server.py: this Python has no module {module}, which {purpose} needs; "
+            "install the whole of it; on Debian: apt install python3\n"
+        )
+
+
+def test_servers_run_with_the_modules_of_python3_minimal(
+    start: Callable[..., Server], tmp_path: Path
+) -> None:
+    """Debian's small Python, out of its full one: whatever isn't in the package is hidden."""
+    python = "/usr/bin/python3"
+    if not shutil.which("dpkg") or not os.access(python, os.X_OK):
+        pytest.skip("needs Debian's Python")
+    where = "import os; print(os.path.dirname(os.__file__))"
+    folder = finish([python, "-c", where], stdin=subprocess.DEVNULL).stdout.strip()
+    package = f"lib{os.path.basename(folder)}-minimal"
+    listed = finish(["dpkg", "-L", package], stdin=subprocess.DEVNULL).stdout.split()
+    files = [line[len(folder) + 1 :] for line in listed if line.startswith(f"{folder}/")]
+    if not files:
+        pytest.skip("needs Debian's python3-minimal")
+    has = {file.replace("lib-dynload/", "").split("/")[0].split(".")[0] for file in files}
+    preparation = (
+        f"is_missing = lambda name: name.split('.')[0] not in {sorted(has)!r} and "
+        "name not in (*sys.builtin_module_names, '__main__')\n"
+    )
+    for script in SERVERS:
+        file = lame(tmp_path, script, preparation, python)
+        done = run_lame(tmp_path, python, "--x")
+        assert re.search("there is no option --x|unrecognized arguments: --x", done.stderr)
+        assert done.returncode == 2
+        server = start(file, cwd=tmp_path, python=python, tls=script == "chat_server.py")
+        assert server.stop(peers=serves(server, script)) == 0
+        assert "Traceback" not in server.log()
+
+
+def test_tls_with_a_library_that_lacks_a_name(start: Callable[..., Server], tmp_path: Path) -> None:
+    """LibreSSL and PyPy."""
+    preparation = (
+        "import ssl\nis_missing = set().__contains__\nvars(ssl).pop('OP_NO_RENEGOTIATION', None)\n"
+    )
+    room = start(lame(tmp_path, "chat_server.py", preparation), cwd=tmp_path, tls=True)
+    assert room.stop(peers=serves(room, "chat_server.py")) == 0
+    assert "Traceback" not in room.log()
+
+
+# Streams
+
+# What Python writes is kept for a while, except in many containers.
+BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+
+
+def in_shell(streams: str, python: str, script: str, *options: str) -> subprocess.Popen[bytes]:
+    """Starts a script with its standard streams redirected, as bash has it."""
+    command = [needs("bash"), "-c", f'exec "$@" {streams}', "bash", python]
+    return subprocess.Popen(
+        [*command, path_of(script, python), *options],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=BUFFERED,
+    )
+
+
+def check_and_end(process: subprocess.Popen[bytes], port: int) -> None:
+    """A server serves at a port, and ends well."""
+    try:
+        wait_until_listening(port)
+        peer = Peer(socket.create_connection(("127.0.0.1", port), DEADLINE))
+        peer.send("/who\n")
+        assert peer.line() in (WELCOME, b"/who\n")
+        peer.close()
+        process.terminate()
+        assert process.wait(DEADLINE) == 0
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("python", different_pythons())
+@pytest.mark.parametrize(
+    "streams", [">/dev/full 2>/dev/full", "> >(:) 2> >(:)", "2>&-", "<&- >&- 2>&-"]
+)
+def test_standard_streams_never_change_what_is_done_or_the_exit_status(
+    python: str, streams: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        ending = [(in_shell(streams, python, SCRIPTS[2], "--no-such-option"), 2)]
+        ending += [(in_shell(streams, python, SCRIPTS[0], "--help"), 0)]
+        ending += [(in_shell(streams, python, script, "--port", port), 1) for script in SERVERS]
+        ports = [free_port() for _ in SERVERS]
+        serving = [
+            (in_shell(streams, python, script, "--port", str(port), "-v"), port)
+            for script, port in zip(SERVERS, ports)
+        ]
+        for process, status in ending:
+            process.communicate(timeout=DEADLINE)
+            assert (process.args, process.returncode) == (process.args, status)
+    for process, own_port in serving:
+        check_and_end(process, own_port)
+
+
+def test_a_server_serves_when_its_terminal_is_gone() -> None:
+    master, slave = pty.openpty()
+    port = free_port()
+    command = [sys.executable, path_of("echo_server.py"), "--port", str(port)]
+    process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=BUFFERED)
+    os.close(slave)
+    wait_until_listening(port)
+    os.close(master)
+    check_and_end(process, port)
+
+
+# A log that takes nothing more: whoever reads it has stopped, or the disk is full. The server goes
+# on meanwhile, says afterwards how many lines are missing, and ends as it should.
+
+LOST = re.compile(STAMP + r"lines lost here: (\d+) \(.+\)")
+# How a log is stopped: by whoever sits at the terminal, by a program, by nobody who reads.
+all_logs = pytest.mark.parametrize(
+    "log", ["ctrl-s", "tcflow", "terminal", "pipe", "socket"], indirect=True
+)
+
+
+class StoppedLog:
+    """What a server's standard error is, and the end at which it could be read."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        if kind == "pipe":
+            self.reader, self.writer = os.pipe()
+        elif kind == "socket":  # as the journal's: Linux can't open it anew, nor, elsewhere, a pipe
+            self.reader, self.writer = (one.detach() for one in socket.socketpair())
+        else:
+            self.reader, self.writer = pty.openpty()
+
+    def stop(self) -> None:
+        """Nothing is taken any more, from the first byte on."""
+        if self.kind == "ctrl-s":
+            os.write(self.reader, b"\x13")
+            eventually(lambda: not select.select([], [self.writer], [], 0)[1])
+        elif self.kind == "tcflow":
+            termios.tcflow(self.writer, termios.TCOOFF)
+        else:
+            os.set_blocking(self.writer, False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    os.write(self.writer, b"\n")
+            os.set_blocking(self.writer, True)
+
+    def go_on(self) -> None:
+        if self.kind == "ctrl-s":
+            os.write(self.reader, b"\x11")
+        elif self.kind == "tcflow":
+            termios.tcflow(self.writer, termios.TCOON)
+
+    def read(self) -> str:
+        """Returns what has come, without waiting."""
+        text = b""
+        while select.select([self.reader], [], [], 0)[0]:
+            text += os.read(self.reader, 65536)
+        return text.decode().replace("\r", "")
+
+    def close(self) -> None:
+        os.close(self.reader)
+        os.close(self.writer)
+
+
+@pytest.fixture
+def log(request: pytest.FixtureRequest) -> Iterator[StoppedLog]:
+    one = StoppedLog(getattr(request, "param", "pipe"))
+    yield one
+    one.close()
+
+
+@both_servers
+@all_logs
+def test_a_log_that_is_stopped_stops_nobody_and_says_then_what_is_missing(
+    start: Callable[..., Server], log: StoppedLog, script: str
+) -> None:
+    log.stop()
+    first, server = (start(script, "-v", stderr=log.writer) for _ in range(2))
+    for one in first, server:
+        serves(one, script)
+    assert os.get_blocking(log.writer)  # whoever shares it relies on that
+    assert first.stop() == 0
+    log.go_on()
+    text = ""
+
+    def goes_on() -> bool:
+        nonlocal text
+        server.connect().close()  # is logged
+        text += log.read()
+        return re.search(r"lost here.*\n.+\n", text) is not None
+
+    eventually(goes_on)
+    lines = text.lstrip("\n").split("\n")  # it was filled with those
+    found = LOST.fullmatch(lines[0])
+    assert found and int(found[1]) > 3, text
+    assert re.fullmatch(STAMP + ".+", lines[1])
+    assert text.count("lost here") == 1
+
+
+@pytest.mark.parametrize("log", ["terminal", "pipe", "socket"], indirect=True)
+def test_lines_of_a_log_that_is_read_now_and_then_are_whole_or_counted(
+    start: Callable[..., Server], log: StoppedLog
+) -> None:
+    """Long ones, which don't fit in as a whole."""
+    room = start("chat_server.py", "-v", stderr=log.writer)
+    ann, bob = room.join("Ann"), room.join("Bob")
+    ann.expect("* Bob joined\n")
+    text = log.read()
+
+    def say(line: str) -> None:
+        ann.send(f"Ann: {line}\n")
+        bob.expect(f"Ann: {line}\n")
+
+    for number in range(300):
+        say(f"{number:03d} {'x' * 2990}")
+        if number % 40 == 39:
+            text += log.read()
+    ends = 0
+
+    def last_is_logged() -> bool:
+        nonlocal ends, text
+        ends += 1
+        say(f"(end {ends})")
+        text += log.read()
+        return f"(end {ends})" in text
+
+    eventually(last_is_logged)
+    lines = text.split("\n")[:-1]
+    assert not [line for line in lines if len(re.findall(STAMP, line)) > 1]
+    said = re.compile(STAMP + r"said: Ann: (\d{3} x{2990}|\(end \d+\))")
+    whole = [line for line in lines if said.fullmatch(line)]
+    lost = [int(found[1]) for found in map(LOST.fullmatch, lines) if found]
+    assert len(lost) > 1
+    # A line of which only the newline is missing is counted too, though it looks whole.
+    assert 0 <= len(whole) + sum(lost) - 300 - ends <= len(lost)
+
+
+@pytest.mark.parametrize("log", ["terminal", "pipe"], indirect=True)
+def test_a_stream_takes_what_there_is_room_for_and_counts_the_rest(log: StoppedLog) -> None:
+    program = (
+        "import echo_server\n"
+        "out = echo_server.LossyStream(2)\n"
+        "for n in range(3000):\n"
+        "    out.write('x' * n + '\\n')\n"
+        "print(out.lost)"
+    )
+    command = [sys.executable, "-c", program]
+    done = finish(command, stdin=None, stdout=subprocess.PIPE, stderr=log.writer, cwd=MODULES)
+    assert 0 < int(done.stdout) < 2950, "since the last that a busy terminal has taken meanwhile"
+
+
+@all_logs
+def test_no_script_waits_for_a_reader_to_say_why_it_ends(log: StoppedLog) -> None:
+    log.stop()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        runs = [([script, "--no-such-option"], 2) for script in SCRIPTS]
+        runs += [([script, "--port", port], 1) for script in SERVERS]
+        runs += [([script, "--help"], 0) for script in SCRIPTS]
+        runs.append((["chat_client.py", "--tls-ca", "none"], 1))
+        for (script, *options), status in runs:
+            done = run(script, *options, stdout=log.writer, stderr=log.writer)
+            assert (script, options, done.returncode) == (script, options, status)
+
+
+# A disk that is full, as far as this process, or another one, can tell.
+
+
+def allow_bytes(size: int, pid: int = 0) -> None:
+    """Limits how long a file can become."""
+    if not hasattr(resource, "prlimit"):
+        pytest.skip("needs prlimit()")
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+def test_log_on_a_disk_that_is_full_for_a_moment(start: Callable[..., Server]) -> None:
+    server = start("echo_server.py")
+    server.wait_for_log(r"try it: telnet .*\n")  # the last line at the start
+    before = server.log().count("\n")
+    allow_bytes(server.log_file.stat().st_size + 30, server.process.pid)  # the next line is longer
+    serves(server, "echo_server.py")
+    allow_bytes(resource.RLIM_INFINITY, server.process.pid)
+    server.connect().close()
+    lines = server.wait_for_log(r"lost here: \d+ \(File too large\)\n.*\n").string.split("\n")
+    assert re.fullmatch(STAMP + "127.0.0.1:?.{0,9}", lines[before])  # cut short
+    assert LOST.fullmatch(lines[before + 1])
+
+
+def test_the_log_has_the_time_in_utc_unless_the_journal_has_it(
+    start: Callable[..., Server], tmp_path: Path
+) -> None:
+    files = [tmp_path / "log0", tmp_path / "log1"]  # which `start` takes
+    for file in files:
+        file.touch()
+    journal = f"{files[0].stat().st_dev}:{files[0].stat().st_ino}"
+    env = {**os.environ, "JOURNAL_STREAM": journal, "TZ": "Etc/GMT+7"}
+    before = time.time()
+    first, second = (start("echo_server.py", env=env, within=["env"]) for _ in files)
+    assert first.log().startswith("listening on ")
+    assert re.match(STAMP + "listening on ", second.log())
+    calendar = time.strptime(second.log().split(" ")[0], "%Y-%m-%dT%H:%M:%SZ")
+    assert abs(time.mktime(calendar) - time.timezone - before) < DEADLINE
+
+
+# Signals, descriptors
+
+
+def test_signals_that_end_a_script_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
+    complaints: list[Any] = []  # which are tracebacks on standard error
+    monkeypatch.setattr(sys, "unraisablehook", complaints.append)
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    former = {number: signal.getsignal(number) for number in numbers}
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    for begin in echo_server.ending_signals, partial(chat_client.open_signal_socket, *numbers):
+        with begin() as signals:
+            for number in numbers:
+                os.kill(os.getpid(), number)
+                assert eventually(partial(signals.recv, 9)) == bytes([number])
+            for _ in range(3000):  # more than it holds
+                signal.raise_signal(signal.SIGTERM)
+            os.close(signal.set_wakeup_fd(-1))
+            assert not complaints
+    for number, handler in former.items():
+        signal.signal(number, handler)
+
+
+@both_servers
+def test_a_closed_terminal_ends_a_server_well(start: Callable[..., Server], script: str) -> None:
+    server = start(script)
+    peers = serves(server, script)
+    assert server.stop(signal.SIGHUP, peers) == 0
+    assert "stopped by SIGHUP" in server.log()
+
+
+def test_with_nohup_a_closed_terminal_is_nothing(start: Callable[..., Server]) -> None:
+    ignore = partial(signal.signal, signal.SIGHUP, signal.SIG_IGN)
+    server = start("echo_server.py", preexec_fn=lambda: ignore() and None)
+    server.process.send_signal(signal.SIGHUP)
+    assert server.stop(peers=serves(server, "echo_server.py")) == 0
+    assert "SIGHUP" not in server.log()
+
+
+@pytest.mark.parametrize("script, hard", [("echo_server.py", 1000), ("chat_server.py", 200)])
+def test_descriptor_limit_is_raised_as_far_as_it_can_be(
+    start: Callable[..., Server], script: str, hard: int
+) -> None:
+    lower = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (64, hard))
+    server = start(script, preexec_fn=lower)
+    peers = [server.connect() for _ in range(100)]
+    server.wait_for_log("(members|clients): 100\n")
+    assert "have to wait" not in server.log()
+    del peers
+
+
+@both_servers
+@pytest.mark.parametrize("limit", range(5, 12, 2))
+def test_few_descriptors_are_no_traceback(tmp_path: Path, script: str, limit: int) -> None:
+    port, log = free_port(), tmp_path / "log"
+    command = [sys.executable, path_of(script), "--port", str(port)]
+    lower = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (limit, limit))
+    with open(log, "wb") as file:
+        process = subprocess.Popen(command, stderr=file, preexec_fn=lower)  # noqa: PLW1509
+
+    def has_ended_or_serves() -> bool:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+            pass
+        said = re.search(" connected, |have to wait", log.read_text())
+        return process.poll() is not None or said is not None
+
+    try:
+        eventually(has_ended_or_serves)
+    finally:
+        process.terminate()
+        status = process.wait(DEADLINE)
+    assert "Traceback" not in log.read_text()
+    assert status in (0, 1)
+    if status:
+        assert re.search(r"oo (many|few) open files", log.read_text().splitlines()[-1])
+
+
+# Listening
+
+BOTH, ALL = ["::1", "127.0.0.1"], ["::", "0.0.0.0"]
+
+
+@pytest.mark.parametrize(
+    "hosts, addresses",
+    [
+        (["localhost"], BOTH),
+        (["127.0.0.1", "localhost"], BOTH[::-1]),
+        (["127.0.0.2", "127.0.0.1", "127.0.0.2"], ["127.0.0.2", "127.0.0.1"]),
+        (["*"], ALL),
+        (["::"], ALL),
+        (["0.0.0.0", "localhost"], ["0.0.0.0", "::1"]),
+        (["127.0.0.1", "::"], ALL),
+        (["::1", "*", "::"], ALL),
+    ],
+)
+def test_each_host_means_all_its_addresses_once_on_one_port(
+    hosts: list[str], addresses: list[str]
+) -> None:
+    needs_ipv6()
+    listeners = open_listeners(hosts, 0)
+    names = [one.getsockname() for one in listeners]
+    assert [host for host, *_ in names] == addresses
+    assert len({port for _, port, *_ in names}) == 1
+    for one, address in zip(listeners, addresses):
+        near = {"::": "::1", "0.0.0.0": "127.0.0.1"}.get(address, address)
+        with socket.create_connection((near, names[0][1])):
+            assert one.accept()[1][0] in ("::1", "127.0.0.1")
+        one.close()
+
+
+def test_a_port_can_be_taken_again_at_once() -> None:
+    (first,) = open_listeners(["127.0.0.1"], 0)
+    address = first.getsockname()
+    with socket.create_connection(address) as peer:
+        first.accept()[0].close()  # the side that closes first keeps the address in TIME_WAIT
+        assert peer.recv(1) == b""
+    first.close()
+    (second,) = open_listeners([address[0]], address[1])
+    second.close()
+
+
+@pytest.mark.parametrize(
+    "code, host, why",
+    [
+        (errno.EACCES, "h", "port 7 on h is for the superuser; choose one above 1023 with --port"),
+        (errno.EINVAL, "fe80::1", "fe80::1 needs the interface that it belongs to, as in fe80::1"),
+        (errno.EIO, "h", "cannot listen on port 7 of h: trouble"),
+    ],
+)
+def test_why_nobody_can_connect(code: int, host: str, why: str) -> None:
+    error = OSError(code, "trouble")
+    assert echo_server.why_not_listening(error, host, 7, "--port").startswith(why)
+
+
+# The transcript
+
+MANY = [f"{number:04d} {'x' * 700}" for number in range(300)]
+
+
+def read_lines(reader: int) -> list[str]:
+    """Returns what has come, without waiting, and without the times."""
+    text = b""
+    with contextlib.suppress(BlockingIOError):
+        while more := os.read(reader, 65536):
+            text += more
+    lines = text.decode().split("\n")[:-1]
+    assert not [line for line in lines if len(re.findall(STAMP, line)) > 1]
+    return [re.sub(STAMP, "", line) for line in lines]
+
+
+@pytest.fixture
+def fifo(tmp_path: Path) -> Path:
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    return path
+
+
+@pytest.mark.parametrize("readers", [0, 1])
+def test_a_transcript_that_nobody_reads_stops_nobody(
+    start: Callable[..., Server], fifo: Path, log: StoppedLog, readers: int
+) -> None:
+    """Nor does a log beside it."""
+    stopped = [os.open(fifo, os.O_RDONLY | os.O_NONBLOCK) for _ in range(readers)]
+    log.stop()
+    options = ["-v", "--history", "9", "--transcript", str(fifo)]
+    room = start("chat_server.py", *options, stderr=log.writer)
+    ann, bob = room.join(), room.join()
+    for line in MANY:
+        ann.send(f"{line}\n")
+        bob.expect(f"{line}\n")
+    assert room.stop(peers=[ann, bob]) == 0
+    for one in stopped:
+        os.close(one)
+
+
+def test_a_pipe_keeps_lines_for_its_reader_and_what_is_missing_is_counted(
+    fifo: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    transcript = Transcript(str(fifo))
+    for text in "one\n", "two\nthree\n":
+        transcript.write(text.encode())
+        reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+        assert read_lines(reader) == text.splitlines()
+        os.close(reader)
+    assert not caplog.messages
+    for line in MANY:
+        transcript.write(f"{line}\n".encode())
+    complaint = f"cannot write the transcript {fifo}: nobody is reading it"
+    assert caplog.messages == [complaint]
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    lines = read_lines(reader)
+    transcript.write(b"hi\n")
+    lines += read_lines(reader)
+    whole = [line for line in lines if line in MANY]
+    assert lines[-1] == "hi"
+    assert len(whole) > 50
+    assert len(lines) - len(whole) <= 2  # one was cut short, and is counted
+    told = re.fullmatch(rf"lines missing in the transcript {fifo}: (\d+)", caplog.messages[1])
+    assert told and 0 <= len(whole) + int(told[1]) - len(MANY) <= 1  # perhaps it lacks a newline
+    for line in MANY:
+        transcript.write(f"{line}\n".encode())
+    transcript.close()
+    assert caplog.messages[2] == complaint
+    assert re.fullmatch("lines missing .*", caplog.messages[3])
+    os.close(reader)
+
+
+def test_a_disk_that_is_full_for_a_moment(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "transcript"
+    transcript = Transcript(str(file))
+    transcript.write(b"* Ann joined\n")
+    allow_bytes(file.stat().st_size + 40)
+    try:
+        transcript.write(b"Ann: I owe you a hundred\n")
+        transcript.write(b"Ann: or two\n")
+    finally:
+        allow_bytes(resource.RLIM_INFINITY)
+    transcript.write(b"Bob: no\n")
+    transcript.close()
+    assert caplog.messages == [
+        f"cannot write the transcript {file}: File too large",
+        f"lines missing in the transcript {file}: 2",
+    ]
+    lines = [re.sub(f"^{STAMP}", "", line) for line in file.read_text().split("\n")]
+    assert lines == ["* Ann joined", "Ann: I owe you a hu\x18", "Bob: no", ""]
+
+
+@pytest.mark.parametrize(
+    "before, end",
+    [(b"2026-11-22T08:10:15Z Ann: ho", b"\x18\n"), (b"Ann: one\n", b""), (b"", b"")],
+)
+def test_a_transcript_that_ends_within_a_line_goes_on_in_a_new_one(
+    tmp_path: Path, before: bytes, end: bytes
+) -> None:
+    """The disk was full, and the room was stopped then."""
+    file = tmp_path / "transcript"
+    file.write_bytes(before)
+    transcript = Transcript(str(file))
+    transcript.write(b"a\n")
+    transcript.close()
+    assert file.read_bytes().startswith(before + end + b"20")
+
+
+def test_a_transcript_that_has_vanished_is_started_anew_for_its_owner_alone(tmp_path: Path) -> None:
+    file = tmp_path / "transcript"
+    transcript = Transcript(str(file))
+    for text in b"a\n", b"b\n":
+        old = transcript.file
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        file.unlink()
+        transcript.write(text)
+        assert file.read_bytes().endswith(b" " + text)
+        with pytest.raises(OSError):
+            os.fstat(old)
+    transcript.close()
+    file.chmod(0o664)  # which is its owner's business
+    Transcript(str(file)).close()
+    assert stat.S_IMODE(file.stat().st_mode) == 0o664
+
+
+# How to join
+
+
+def hint(server: Server) -> str:
+    """Returns the command in the log for joining, or trying, the server."""
+    return server.wait_for_log(r"(?:join|try it): (.*)").group(1)
+
+
+@both_servers
+def test_the_log_says_who_can_connect_and_how(start: Callable[..., Server], script: str) -> None:
+    needs_ipv6()
+    server = start(script, port=0)
+    assert hint(server).endswith(f" localhost {server.port}")
+    assert "only this machine can connect" in server.log()
+    server = start(script, "--host", "[::1]")
+    assert f" ::1 {server.port}" in hint(server)
+    assert "only this machine can connect" in server.log()
+    server = start(script, "--host", "::1", "--host", "0.0.0.0")
+    assert "whoever can reach this machine can connect" in server.log()
+    server = start(script, "--host", "::")
+    server.connect("::1").close()
+    server.connect("127.0.0.1").close()
+    server.wait_for_log(r" 127\.0\.0\.1:.* connected")
+    assert "::ffff" not in server.log()
+
+
+def test_hint_of_an_echo_server_has_the_host_that_was_given(start: Callable[..., Server]) -> None:
+    echo = start("echo_server.py", "--host", "*")
+    assert hint(echo) == f"telnet {socket.gethostname()} {echo.port}"
+    echo = start("echo_server.py", "--host", "127.0.0.1", "--host", "*")
+    assert hint(echo) == f"telnet 127.0.0.1 {echo.port}"
+
+
+@pytest.fixture
+def told(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., list[str]]:
+    """told(listening, own, options) returns what is said about joining a room that listens there,
+    on a machine with these addresses; its certificate's files may be options."""
+
+    def tell(listening: list[str], own: Sequence[str] = (), options: Any = ()) -> list[str]:
+        addresses = [(host, 7007) for host in listening]
+        listeners: Any = [SimpleNamespace(getsockname=partial(tuple, one)) for one in addresses]
+        monkeypatch.setattr(chat_server, "own_addresses", lambda: own)
+        certificate = chat_server.Certificate(options[1], options[3]) if options else None
+        with caplog.at_level(logging.INFO):
+            chat_server.tell_where(listeners, ["localhost"], certificate)
+        return caplog.messages
+
+    return tell
+
+
+OWN = ["192.0.2.9", "172.17.0.1", "2001:db8::5", "fe80::1", "127.0.0.1"]
+ELSEWHERE = "192.0.2.77"
+
+
+@pytest.mark.parametrize(
+    "listening, own, first, others",
+    [
+        (BOTH, OWN, "localhost", []),
+        (ALL, OWN, "192.0.2.9", ["172.17.0.1", "2001:db8::5"]),
+        (ALL, ["2001:db8::5", "172.17.0.1"], "172.17.0.1", ["2001:db8::5"]),
+        (["0.0.0.0"], OWN, "192.0.2.9", ["172.17.0.1"]),
+        (["127.0.0.1", ELSEWHERE], OWN, ELSEWHERE, []),
+        (ALL, ["fe80::1"], socket.gethostname(), []),
+    ],
+)
+def test_hint_has_addresses_by_which_others_reach_this_machine(
+    told: Callable[..., list[str]], listening: list[str], own: list[str], first: str, others: Any
+) -> None:
+    lines = told(listening, own)[1:]
+    assert lines[:2] == [f"join: python3 chat_client.py {first} 7007", f"or: nc {first} 7007"]
+    more = [f"other addresses of this machine: {', '.join(others)}"]
+    assert lines[2:] == (more if others else [])
+
+
+LAN, DOCKER = "wlan0 192.168.178.23/24 up", "docker0 172.17.0.1/16 up"
+
+
+@pytest.mark.parametrize(
+    "interfaces, expected",
+    [
+        ([DOCKER, LAN], ["192.168.178.23", "172.17.0.1"]),
+        ([DOCKER.replace("up", "down"), LAN], ["192.168.178.23"]),
+        (["eth0 192.0.2.9/24 unplugged", LAN], ["192.168.178.23"]),
+        (["tun0 10.8.0.2/24 up", LAN], ["192.168.178.23", "10.8.0.2"]),
+        (["tun0 10.8.0.2/24 up", LAN, "tun0 default"], ["10.8.0.2", "192.168.178.23"]),
+        (
+            ["wlan0 10.42.0.1/24 up", "wwan0 100.72.13.5/24 up", "wwan0 default"],
+            ["100.72.13.5", "10.42.0.1"],
+        ),
+        (["br0 192.168.1.5/24 up", DOCKER, "br0 default"], ["192.168.1.5", "172.17.0.1"]),
+        (
+            ["docker0 172.17.0.1/16 fd00:1::1/64 up", "eth0 192.168.1.5/24 fd00:2::5/64 up"],
+            ["192.168.1.5", "fd00:2::5", "172.17.0.1", "fd00:1::1"],
+        ),
+        ([], []),
+    ],
+)
+def test_own_addresses_are_all_that_work_the_likeliest_first(
+    interfaces: list[str], expected: list[str]
+) -> None:
+    """In a network of its own, with the name of each interface, its addresses, and whether it is
+    up, down, or unplugged; or what has the default route."""
+    if any(":" in address for address in expected):
+        needs_ipv6()
+    changes = ["link set lo up"]
+    for name, *addresses, state in map(str.split, interfaces):
+        if state == "default":
+            changes.append(f"route add default dev {name}")
+            continue
+        kind = "veth peer name far" if state == "unplugged" else "bridge"
+        changes.append(f"link add {name} type {kind}")
+        changes += [f"address add {one} dev {name}" for one in addresses]
+        changes += [f"link set {name} up"] if state != "down" else []
+    program = "import chat_server; print('found', *chat_server.own_addresses())"
+    script = "\n".join([*(f"{needs('ip')} {one}" for one in changes), 'exec "$0" -c "$1"'])
+    command = [needs("unshare"), "--net", "sh", "-ec", script, sys.executable, program]
+    done = finish(command, stdin=subprocess.DEVNULL, cwd=MODULES)
+    if "Operation not permitted" in done.stderr:
+        pytest.skip("network namespaces are for the superuser")
+    own = [one for one in done.stdout.split()[1:] if not one.startswith(("127.", "::1", "fe80:"))]
+    assert own == expected, done.stderr
+
+
+def certificate(folder: Path, names: str, authority: str = "") -> list[str]:
+    """Makes new.pem and new.key for some names, signed by itself or an authority. Returns the
+    options for them."""
+    openssl = needs("openssl")
+    command = [openssl, "req", "-x509", "-newkey", "ec", "-nodes", "-days", "30", "-subj", "/CN=x"]
+    command += ["-pkeyopt", "ec_paramgen_curve:prime256v1", "-keyout", "new.key"]
+    command += ["-addext", f"subjectAltName={names}", "-out", "new.pem"]
+    if authority:
+        command += ["-addext", "basicConstraints=critical,CA:FALSE"]
+        command += ["-CA", f"{authority}.pem", "-CAkey", f"{authority}.key"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, check=False)
+    if done.returncode:
+        pytest.skip("this openssl can't make such a certificate")
+    return ["--tls-cert", str(folder / "new.pem"), "--tls-key", str(folder / "new.key")]
+
+
+@pytest.mark.parametrize(
+    "names, first, others",
+    [
+        (f"DNS:lab1,IP:{OWN[0]}", OWN[0], []),
+        ("DNS:localhost,DNS:*.example.org,DNS:lab1.example.org", "lab1.example.org", []),
+        (f"IP:{OWN[0]},IP:{OWN[1]}", OWN[0], [OWN[1]]),
+        (f"IP:{OWN[1]}", OWN[1], []),
+    ],
+)
+def test_hint_has_hosts_for_which_the_certificate_is(
+    tmp_path: Path, told: Callable[..., list[str]], names: str, first: str, others: list[str]
+) -> None:
+    assert told(["0.0.0.0"], OWN, certificate(tmp_path, names))[1:] == [
+        f"join: python3 chat_client.py {first} 7007 --tls-ca new.pem",
+        "copy new.pem to that host first; it isn't secret",
+        *(f"other addresses of this machine: {one}" for one in others),
+    ]
+
+
+@pytest.mark.parametrize(
+    "name, why",
+    [
+        ("room", f"IP address mismatch, certificate is not valid for '{ELSEWHERE}'"),
+        ("expired", "certificate has expired"),
+    ],
+)
+def test_hint_warns_of_a_certificate_that_clients_refuse(
+    told: Callable[..., list[str]], name: str, why: str
+) -> None:
+    options = ["", str(CERTS / f"{name}.pem"), "", str(CERTS / f"{name}.key")]
+    warning, _, join, *_ = told([ELSEWHERE], (), options)
+    assert warning.startswith(f"clients will refuse {options[1]}: {why}; make or get one that")
+    assert join.startswith(f"join: python3 chat_client.py {ELSEWHERE} 7007 --tls")
+
+
+def test_hint_for_this_machine_has_the_whole_path(
+    told: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    join = "join: python3 chat_client.py localhost 7007 --tls"
+    assert told(["127.0.0.1"], (), TLS_OPTIONS)[1:] == [f"{join}-ca {TLS_OPTIONS[1]}"]
+    monkeypatch.setenv("SSL_CERT_FILE", TLS_OPTIONS[1])  # now the system trusts it
+    assert told(["127.0.0.1"], (), TLS_OPTIONS)[3:] == [join]
+
+
+def test_hint_where_a_private_authority_signed_the_certificate(
+    tmp_path: Path, told: Callable[..., list[str]]
+) -> None:
+    options = certificate(tmp_path, f"IP:{ELSEWHERE}", authority=str(CERTS / "room"))
+    assert told([ELSEWHERE], (), options)[1:] == [
+        f"join: python3 chat_client.py {ELSEWHERE} 7007 --tls-ca FILE",
+        f"FILE is the certificate of the authority behind {options[1]}",
+    ]
+
+
+def test_hint_does_not_have_the_key_copied(tmp_path: Path, told: Callable[..., list[str]]) -> None:
+    options = certificate(tmp_path, f"IP:{ELSEWHERE}")
+    (tmp_path / "my room.pem").write_bytes(b"".join(Path(options[n]).read_bytes() for n in (3, 1)))
+    both = str(tmp_path / "my room.pem")
+    assert told([ELSEWHERE], (), ["", both, "", both])[1:] == [
+        f"join: python3 chat_client.py {ELSEWHERE} 7007 --tls-ca NEW.pem",
+        "copy NEW.pem to that host first; that is 'my room.pem' without the key",
+    ]
+
+
+@pytest.fixture
+def two_hosts() -> Iterator[tuple[list[str], list[str]]]:
+    """Two network namespaces with a cable between them, and no way out: 10.9.8.1 and 10.9.8.2.
+    Each is what a command begins with that is to run there."""
+    unshare, enter, ip = needs("unshare"), needs("nsenter"), needs("ip")
+    holders: list[subprocess.Popen[bytes]] = []
+    try:
+        for _ in range(2):
+            command = [unshare, "--net", "sh", "-c", "echo; exec sleep 1000"]
+            holders.append(subprocess.Popen(command, stdout=subprocess.PIPE))
+        if not all(holder.stdout and holder.stdout.read(1) for holder in holders):
+            pytest.skip("network namespaces are for the superuser")
+        hosts = [[enter, "--net", "--target", str(holder.pid)] for holder in holders]
+        cable = ["link", "add", "cable", "type", "veth", "peer", "name", "cable", "netns"]
+        subprocess.run([*hosts[0], ip, *cable, str(holders[1].pid)], check=True)
+        for number, host in enumerate(hosts, 1):
+            address = ["address", "add", f"10.9.8.{number}/24", "dev", "cable"]
+            for change in (address, *(["link", "set", name, "up"] for name in ("lo", "cable"))):
+                subprocess.run([*host, ip, *change], check=True)
+        yield hosts[0], hosts[1]
+    finally:
+        for holder in holders:
+            holder.kill()
+            holder.communicate()
+
+
+def test_what_the_log_says_works_when_pasted_on_another_host(
+    two_hosts: tuple[list[str], list[str]],
+    start: Callable[..., Server],
+    tmp_path: Path,
+    password: list[str],
+) -> None:
+    here, there = two_hosts
+    folder = tmp_path / "there"
+    folder.mkdir()
+    shutil.copy(ROOT / "chat_client.py", folder)
+
+    def pasted(command: str, typed: str) -> str:
+        env = {**os.environ, "CHAT_PASSWORD": PASSWORD}
+        return finish([*there, "sh", "-c", command], typed, cwd=folder, env=env).stdout
+
+    room = start("chat_server.py", "--host", "::", within=here)
+    assert hint(room) == f"python3 chat_client.py 10.9.8.1 {room.port}"
+    assert pasted(hint(room), "John\n").endswith("Welcome to the chatroom!\n")
+    needs("nc")
+    nc = room.wait_for_log(r"or: (nc .*)").group(1)
+    assert pasted(nc, "/quit\n").startswith("Welcome to the chatroom!\n")
+    options = [*certificate(tmp_path, "DNS:localhost,IP:10.9.8.1"), *password]
+    room = start("chat_server.py", "--host", "::", *options, within=here, web=True)
+    room.wait_for_log("copy new.pem to that host first")
+    room.wait_for_log(r"in a browser: https://10\.9\.8\.1:\d+/\n")
+    shutil.copy(tmp_path / "new.pem", folder)
+    assert pasted(hint(room), "John\n").endswith("Welcome to the chatroom!\n")
+
+
+# The QR code of the page's address
+
+URL = "http://192.0.2.7:7080/"
+
+
+def decode(rows: list[str], folder: Path) -> str:
+    """Returns what a scanner reads where these rows of half blocks are shown."""
+    halves = [[" \u2584\u2580\u2588".index(char) for char in row] for row in rows]
+    dots = [
+        [not half & bit for half in row for _ in range(4)]
+        for row in halves
+        for bit in (2, 2, 2, 2, 1, 1, 1, 1)
+    ]
+    lines = [" ".join("01"[dark] for dark in row) for row in dots]
+    file = folder / "code.pbm"
+    file.write_text("\n".join(["P1", f"{len(dots[0])} {len(dots)}", *lines, ""]))
+    command = [needs("zbarimg"), "--quiet", "--raw", str(file)]
+    return finish(command, stdin=subprocess.DEVNULL).stdout.rstrip("\n")
+
+
+@pytest.mark.parametrize("size", [17, 18, 53, 54, 106])
+def test_a_scanner_reads_every_version(size: int, tmp_path: Path) -> None:
+    text = (URL * 5)[:size]
+    rows = qr_code(text.encode())
+    assert set("".join(rows[:2])) == {"\u2588"}, "no blank above it"
+    assert decode(rows, tmp_path) == text
+
+
+def test_what_is_too_long_has_no_code() -> None:
+    assert qr_code(b"x" * 107) == []
+
+
+def test_a_terminal_shows_the_address_and_a_log_none_of_it(
+    terminal: Callable[..., Terminal], start: Callable[..., Server], tmp_path: Path
+) -> None:
+    options = "--host", "127.0.0.1", "--port", "0", "--web", "0"
+    screen = terminal(sys.executable, path_of("chat_server.py"), *options)
+    screen.expect("in a browser: ")
+    url = screen.expect("\n")
+    size = len(qr_code(url.encode())[0])
+    rows = [screen.expect("\n")[-size:] for _ in range((size + 1) // 2)]
+    server = start("chat_server.py", web=True)
+    server.stop()
+    assert not re.search("[\u2580-\u259f]", server.log())
+    assert decode(rows, tmp_path) == url
+
+
+# Words for what is wrong
+
+CHAT, ECHO, CLIENT = [["chat_server.py"], ["echo_server.py"], ["chat_client.py"]]
+ROOMS = [*CHAT, *CLIENT]
+
+
+@pytest.mark.parametrize(
+    "scripts, options, status, message",
+    [
+        (SCRIPTS, "--no-such-option", 2, "--no-such-option"),
+        (CHAT, "--password=hunter2", 2, "there is no option --password\n"),
+        (CHAT, "--max-client 5", 2, "there is no option --max-client"),
+        (ECHO, "--max-client 5", 2, "unrecognized arguments"),
+        (SERVERS, "--port 70000", 2, "70000 is not a port"),
+        (CLIENT, "localhost 70000", 2, "70000 is not a port"),
+        (CHAT, "--port http", 2, "http is not a port; those go from 0 to 65535"),
+        *((CHAT, f"--max-clients {n}", 2, f"{n} is not a number from 1 to") for n in ("0", "-1")),
+        (CHAT, "--max-clients 2000000000", 2, "2000000000 is not a number from 1 to 1,000,000,000"),
+        *((ECHO, f"--max-clients {n}", 2, "goes from 1 to") for n in ("0", "2000000000")),
+        (SERVERS, "--max-clients some", 2, "some"),
+        (CHAT, "--host 127.0.0.1:7007", 2, "has a port in it: --host 127.0.0.1 --port 7007"),
+        (CHAT, "--host [::1]:7007", 2, "has a port in it: --host [::1] --port 7007"),
+        (CHAT, "--host ", 2, "no host is given"),
+        (CHAT, "--web-host x.example", 2, "--web-host goes with --web"),
+        (CHAT, "--tls-key x", 2, "--tls-cert and --tls-key go together"),
+        (SERVERS, "--host no-such-host.invalid", 1, "host no-such-host.invalid is unknown; "),
+        (SERVERS, f"--host {'x' * 70}", 1, "is unknown"),
+        (SERVERS, "--host 203.0.113.1", 1, "203.0.113.1 is not an address of this machine"),
+        (SERVERS, "--host fe80::1", 1, "fe80::1 needs the interface that it belongs to, as in"),
+        (SERVERS, "--host fe80::1%nosuch0", 1, "host fe80::1%nosuch0 is unknown"),
+        (SERVERS, "--port {taken}", 1, "port {taken} on localhost is taken; choose another with"),
+        (CHAT, "--web {taken}", 1, "choose another with --web"),
+        (CHAT, "--transcript no/file", 1, "cannot write the transcript no/file: No such file"),
+        (CHAT, "--transcript folder", 1, "folder: Is a directory"),
+        (ROOMS, "--password-file folder", 1, "folder: Is a directory"),
+        (ROOMS, "--password-file none", 1, "cannot read the password file none: No such"),
+        (ROOMS, "--password-file empty", 1, "there is no password in empty"),
+        (CHAT, "--max-line 99 --password-file long", 1, "the password is longer than a line may"),
+        (CHAT, "--max-line 100 --operator-file long", 1, "the password is longer than a line may"),
+        (CLIENT, "--tls-ca ", 1, "--tls-ca is given no file"),
+    ],
+)
+def test_what_keeps_a_script_from_starting_is_one_clear_line(
+    tmp_path: Path, scripts: list[str], options: str, status: int, message: str
+) -> None:
+    if "fe80:" in options:
+        needs_ipv6()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "empty").write_text("\n")
+    (tmp_path / "long").write_text("x" * 100)
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        taken = one.getsockname()[1]
+        for script in scripts:
+            port = ["--port", "0"] if script in SERVERS and "--port" not in options else []
+            words = [word.replace("{taken}", str(taken)) for word in options.split(" ")]
+            done = run(script, *port, *words, cwd=tmp_path)
+            assert done.returncode == status
+            *usage, line = done.stderr.splitlines()
+            assert line.startswith(f"{script}: ")
+            assert message.replace("{taken}", str(taken)) in f"{line}\n"
+            assert not usage or status == 2
+            assert not re.search("Errno|Traceback|hunter2", done.stderr)
+
+
+@pytest.fixture(scope="module")
+def pem_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with files that are no good, beside good ones."""
+    folder = tmp_path_factory.mktemp("pem")
+    for name in ("room.pem", "room.key", "other.key"):
+        shutil.copy(CERTS / name, folder)
+    for name in ("pem", "key"):
+        text = (folder / f"room.{name}").read_text().replace("KEY-----\nM", "KEY-----\nA")
+        text = text.replace("CERTIFICATE-----\nM", "CERTIFICATE-----\nA")
+        (folder / f"damaged.{name}").write_text(text)
+    (folder / "folder").mkdir()
+    (folder / "empty").touch()
+    openssl = [needs("openssl"), "pkey", "-in", "room.key", "-aes128", "-passout", "pass:x"]
+    subprocess.run([*openssl, "-out", "locked.key"], cwd=folder, check=True)
+    rsa = [openssl[0], "genrsa", "-out", "rsa.key", "2048"]
+    subprocess.run(rsa, cwd=folder, check=True, stderr=subprocess.DEVNULL)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "cert, key, message",
+    [
+        ("room.key", "room.pem", "there is no certificate in PEM format in room.key"),
+        ("room.pem", "other.key", "the key in other.key does not belong to the first certificate"),
+        ("room.pem", "rsa.key", "the key in rsa.key does not belong to the first certificate"),
+        ("none", "room.key", "cannot read --tls-cert none: No such file or directory"),
+        ("room.pem", "none", "cannot read --tls-key none: No such file or directory"),
+        ("room.pem", "folder", "cannot read --tls-key folder: Is a directory"),
+        ("empty", "room.key", "there is no certificate in PEM format in empty"),
+        ("room.pem", "empty", "there is no private key in PEM format in empty"),
+        ("damaged.pem", "room.key", "the certificate in damaged.pem is damaged"),
+        ("room.pem", "damaged.key", "the private key in damaged.key is damaged"),
+        ("room.pem", "locked.key", "the key in locked.key has a pass phrase; make a copy without"),
+    ],
+)
+def test_bad_certificates(
+    pem_folder: Path, monkeypatch: pytest.MonkeyPatch, cert: str, key: str, message: str
+) -> None:
+    monkeypatch.chdir(pem_folder)
+    with pytest.raises(chat_server.Failure) as failure:
+        chat_server.make_server_tls(cert, key)
+    assert str(failure.value).startswith(message)
+    assert "\n" not in str(failure.value)
+
+
+def test_pass_phrase_is_not_asked_for_on_the_terminal(
+    pem_folder: Path, terminal: Callable[..., Any]
+) -> None:
+    command = [sys.executable, path_of("chat_server.py"), "--tls-cert", "room.pem"]
+    window = terminal(*command, "--tls-key", "locked.key", cwd=pem_folder)
+    shown = window.rest()
+    assert shown.startswith("chat_server.py: the key in locked.key has a pass phrase")
+    assert (shown.count("\n"), window.wait()) == (1, 1)
