@@ -635,6 +635,13 @@ class ClientPeer(Peer):
         return b"".join(line for line in lines if line not in (b"/who\n", b"/ping\n"))
 
 
+def welcome(server: Peer, name: str = "John") -> None:
+    """Lets our client into a room that is played here."""
+    server.send(WELCOME)
+    server.expect(f"/name {name}\n")
+    server.send(f"* you are {name}\n")
+
+
 class Listener:
     """A server that does what a test wants: accepts one client, and is its peer."""
 
