@@ -521,9 +521,6 @@ def unconnected(
     return chat_client.Session(chat_client.Client(console or FakeConsole(), protocol), sock)
 
 
-JOINING = b"/name J\n/who\n/ping\n"  # what the client says to a room that lets J in
-
-
 def john_in_a_room() -> chat_client.ChatProtocol:
     """Returns the client's side of a conversation with a room that knows John."""
     chat = chat_client.ChatProtocol("John")
@@ -943,15 +940,7 @@ def names(beginning: str) -> Sequence[str]:
 
 
 def typed(keys: str, editor: chat_client.Editor | None = None) -> chat_client.Editor:
+    """Returns the editor, or a new one, after these keys were pressed."""
     editor = editor or chat_client.Editor(names)
     editor.feed(keys.encode())
     return editor
-
-
-def shown(editor: chat_client.Editor) -> str:
-    """Returns the line with a bar for the cursor."""
-    return f"{editor.text[: editor.cursor]}|{editor.text[editor.cursor :]}"
-
-
-def finished(editor: chat_client.Editor) -> list[str]:
-    return [line.text for line in editor.lines]
