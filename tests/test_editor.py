@@ -116,7 +116,7 @@ KEYS: list[tuple[str, ...]] = [
         f"{UP * 2}{DOWN * 2}",
         "new|",
     ),
-    ("hi\r/op secret\r /OP  secret\r", "hi↵/op secret↵ /OP  secret↵|", UP * 3, "hi|"),
+    ("hi\r/op secret\r /OP  secret\r", "hi↵/op secret↵ /OP  secret↵|", UP, "hi|"),
     (
         *("make tea\rmake it so\rtake it\rdraft", "make tea↵make it so↵take it↵draft|"),
         *("\x12", "(search: ) draft|", "MAKE", "(search: MAKE) make it so|"),
