@@ -305,7 +305,9 @@ def check_invariants(server: ChatServer) -> None:
     assert throttle.slow or not (throttle.marks or set(throttle.waiting) - unread)
     for conn in leaving - set(room.batch.leavers):  # those will be seen off with that batch
         assert not conn.unheard
-        assert conn.wants_write() or (conn.reading and not conn.reachable), "should be closed by now"
+        assert conn.wants_write() or (conn.reading and not conn.reachable), (
+            "should be closed by now"
+        )
 
 
 def check_connection(conn: Connection) -> None:
@@ -490,28 +492,6 @@ class FakeConsole(chat_client.Console):
 
     def ring(self) -> None:
         self.shown.append("\a")
-
-
-class Sipping:
-    """A socket that takes little at once."""
-
-    def __init__(self, sip: int = 3) -> None:
-        self.sip = sip
-        self.taken = b""
-
-    def send(self, data: bytes) -> int:
-        self.taken += data[: self.sip]
-        return len(data[: self.sip])
-
-
-class Blocked:
-    """A socket that TLS lets do nothing before something was sent."""
-
-    def recv(self, size: int) -> bytes:
-        raise ssl.SSLWantWriteError
-
-    def send(self, data: bytes) -> int:
-        raise ssl.SSLWantWriteError
 
 
 def unconnected(
@@ -767,23 +747,30 @@ class Terminal:
 
 
 class Screen:
-    """What a terminal that doesn't reflow, such as xterm, makes of what is shown in it."""
+    """What a terminal makes of what is shown in it. In a window that gets narrower it cuts a row
+    off, as xterm does, or reflows it into several, as most others do."""
 
     PIECE = re.compile(r"\x1b\[([?0-9;]*)([A-Za-z])|\x1b([78])|([\r\n\x07])|(.)")
 
-    def __init__(self, window: Terminal, size: tuple[int, int] = (24, 80)) -> None:
+    def __init__(self, window: Terminal, reflows: bool = False) -> None:
         self.window = window
-        self.height, self.width = size
+        self.reflows = reflows
+        self.height, self.width = 24, 80
         self.rows = [""]  # those that have scrolled off too
         self.x = self.y = 0
         self.saved = (0, 0)
         self.wraps = True
 
     def resize(self, columns: int) -> None:
-        """Cuts off what is wider, as such terminals do."""
+        """Only the row of the cursor is ever so long."""
         self.read_all()
         self.width = columns
-        self.rows = [row[:columns] for row in self.rows]
+        row = self.rows[self.y]
+        pieces = [row[start : start + columns] for start in range(0, len(row) or 1, columns)]
+        self.rows[self.y : self.y + 1] = pieces if self.reflows else pieces[:1]
+        if self.reflows:
+            self.y += self.x // columns
+            self.x %= columns
         self.x = min(self.x, columns - 1)
         self.window.resize(self.height, columns)
 
@@ -858,15 +845,6 @@ def modes(window: Terminal) -> list[Any]:
     import termios
 
     return termios.tcgetattr(window.master)
-
-
-def at_door(terminal: Callable[..., Terminal], listener: Listener) -> tuple[Terminal, Peer]:
-    """Returns a client that is asked for the password, and its server."""
-    window = in_terminal(terminal, "127.0.0.1", str(listener.port), "--name", "John")
-    server = listener.accept()
-    server.send("* password?\n")
-    window.expect("password: ")
-    return window, server
 
 
 class Window:

@@ -272,15 +272,17 @@ def test_no_piece_of_a_row_stays_when_the_window_gets_narrower(
     window.expect("line 28", "line 29", "<" + text[1 - shown :] + "!")
 
 
+@pytest.mark.parametrize("reflows", [False, True])
 @pytest.mark.parametrize("width", [75, 23])
-def test_a_window_that_does_not_reflow_loses_nothing(
-    listener: Listener, terminal: Start, width: int
+def test_where_a_terminal_reflows_or_not_nothing_is_lost_and_nothing_left_behind(
+    listener: Listener, terminal: Start, width: int, reflows: bool
 ) -> None:
     patient = patched_client("import chat_client; chat_client.MEASURE_TIME = 1000")
     window = terminal(*patient, "127.0.0.1", str(listener.port), "--name", "John", env=XTERM)
-    screen = Screen(window)  # which has to say where its cursor is
+    screen = Screen(window, reflows=reflows)  # which has to say where its cursor is
     server = listener.accept()
-    server.send("".join(f"Ann: {number}\n" for number in range(15)))
+    lines = [f"Ann: {number}" for number in range(15)]
+    server.send("".join(f"{line}\n" for line in lines))
     screen.expect("Ann: 14")
     row = "John: " + "0123456789" * 7
     window.type("0123456789" * 7)
@@ -288,8 +290,7 @@ def test_a_window_that_does_not_reflow_loses_nothing(
     for columns in range(75, width - 1, -5):
         screen.resize(columns)
         screen.expect("<" + row[2 - columns :])
-    for number in range(15):
-        assert f"Ann: {number}" in screen.rows
+    assert [line for line in screen.rows if line] == [*lines, "<" + row[2 - columns :]]
 
 
 def test_a_row_that_is_wider_than_assumed_leaves_nothing_behind(
@@ -489,26 +490,6 @@ def test_lines_outlive_a_connection_that_breaks(listener: Listener, terminal: St
     assert window.wait() == 0
 
 
-def test_the_first_connection_must_speak_what_we_speak(listener: Listener, terminal: Start) -> None:
-    window, server = play(terminal, listener)
-    server.close()
-    assert window.wait() == 1
-    window.expect("the server closed it without a word; if it speaks TLS, use --tls\n")
-
-
-def test_a_full_room_is_tried_again_and_told_once(listener: Listener, terminal: Start) -> None:
-    hasty = patched_client("import chat_client; chat_client.RETRY_DELAYS = (0.1, 1)")
-    window = terminal(*hasty, "127.0.0.1", str(listener.port), "--name", "John", env=XTERM)
-    for _ in range(3):
-        server = listener.accept()
-        server.send("* the room is full\n")
-        server.close()
-    server = listener.accept()
-    server.send(WELCOME)
-    shown = window.expect("* connected again")
-    assert shown.count("the room is full") == 1
-
-
 def test_flood_leaves_the_keys_alive_and_control_c_leaves_at_once(
     listener: Listener, terminal: Start
 ) -> None:
@@ -556,27 +537,6 @@ def untaken() -> chat_client.Terminal:
     return console
 
 
-@pytest.mark.parametrize(
-    "column, answer, reflows, rows_above",
-    [(70, 31, True, 1), (70, 40, False, 0), (79, 40, None, 0), (70, 20, None, 0)],
-)
-def test_what_the_cursor_tells_of_how_a_terminal_wraps(
-    column: int, answer: int, reflows: bool | None, rows_above: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(chat_client, "window_size", lambda: (40, 24))
-    console = untaken()
-    console.reflows, console.cursor_column = None, column
-    console.resize()
-    assert console.output.endswith(b"\x1b[6n") and console.stop_measuring in console.timers
-    assert console.measured(b"x\x1b[24;%dRy" % answer) == b"xy"
-    up = f"\x1b[{rows_above}A" if rows_above else ""
-    assert (console.reflows, console.clear) == (reflows, f"{up}\r\x1b[J")
-    console.output.clear()
-    console.resize()
-    assert bool(console.output) is (reflows is None), "it is asked until it is known"
-    assert console.clear == f"{up}\r\x1b[J"
-
-
 def test_keys_of_a_slow_terminal_are_soon_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, room, taken = [0.0], [5000], bytearray()
 
@@ -620,20 +580,6 @@ def test_keys_of_a_slow_terminal_are_soon_seen(monkeypatch: pytest.MonkeyPatch) 
     room[0] = 10_000
     console.write()
     assert (console.stuck, console.pace) == (None, float("inf")), "it was only stopped"
-
-
-def test_not_too_many_lines_are_drawn_before_keys_are_looked_at_again() -> None:
-    console = untaken()
-    lines = [f"{number:099}" for number in range(100)]
-    for line in lines:
-        console.show(line)
-    drawn = []
-    while console.above:
-        console.update()
-        drawn.append(bytes(console.output).decode().split("\x1b[K", 1)[1].split("\x1b[?7l")[0])
-        console.output.clear()
-    assert "".join(drawn) == "".join(f"{line[:79]}\n  {line[79:]}\n" for line in lines)
-    assert max(map(len, drawn)) < chat_client.MAX_DRAWN + 110
 
 
 def test_a_terminal_that_does_not_read_stops_neither_keys_nor_memory(
@@ -693,24 +639,6 @@ def test_bells_are_rare(room: Server, terminal: Start) -> None:
         shown += window.expect(f" (private)\x1b[0m: {number}")
     window.type("exit\r")
     assert (shown + window.rest()).count("\a") == 1
-
-
-def test_somebody_who_was_removed_is_not_told_that_what_all_saw_was_lost(
-    start: Callable[..., Server], terminal: Start, tmp_path: Path
-) -> None:
-    (tmp_path / "operators").write_text("secret\n")
-    room = start("chat_server.py", "--operator-file", str(tmp_path / "operators"))
-    bob = room.join("Bob")
-    bob.send("/op secret\n")
-    bob.expect("* you are an operator\n")
-    window = in_terminal(terminal, "127.0.0.1", str(room.port), "--name", "John")
-    bob.expect("* John joined\n")
-    window.type("hi\r")
-    bob.expect("John: hi\n")
-    bob.send("/kick John\n")
-    rest = window.rest()
-    assert window.wait() == 1 and "* you were removed by an operator" in rest
-    assert "may not have arrived" not in rest
 
 
 # The password, which is typed unseen in the line editor
