@@ -691,12 +691,21 @@ CONVERSATIONS = {
         : four                              | * not sent yet: four
         =
         < a relay                           + John: two   + John: three   + John: four
-        x                                   | * lost the connection: the server closed it
+        x
+        | * lost the connection: the server closed it
         | * what you said last may not have arrived:
         | *   two
         | *   three
         | *   four
-        : five                              | * not sent yet: five
+    """,
+    "what waits is told anew after each connection": """
+        < a relay
+        x                                   | * lost the connection: the server closed it
+        : one                               | * not sent yet: one
+        =
+        / 0
+        < a relay                           | John: one
+        x                                   | * not sent yet: one
     """,
     "whoever wants out is kept no longer by what the server asks": """
         / 0
@@ -935,6 +944,16 @@ def test_bytes_that_nobody_has_acknowledged() -> None:
                 eventually(lambda: chat_client.unacknowledged(sock) == 0)
 
 
+def test_an_answer_gives_whoever_wants_out_time_for_the_next_line() -> None:
+    session = unconnected(EchoProtocol(), console=FakeConsole("one", "two", "exit"))
+    session.forward_typed()
+    session.see_off()
+    assert session.go in session.timers
+    session.receive(b"one\n")
+    session.see_off()
+    assert session.go not in session.timers
+
+
 def test_while_tls_has_to_send_nothing_else_is_waited_for() -> None:
     session = unconnected(EchoProtocol(), mock.Mock(**{"recv.side_effect": ssl.SSLWantWriteError}))
     session.serve(EVENT_READ)
@@ -1030,8 +1049,10 @@ def test_tries_to_connect_again_are_ever_rarer(
     monkeypatch.setattr(client, "turn", turn)
     monkeypatch.setattr(client, "connect", connect)
     monkeypatch.setattr(random, "uniform", lambda low, high: high)
+    console.doubtful = ["ho"]
     assert client.reconnect() == "connected"
-    assert console.shown == ["* not sent yet: hi", "* nobody there"]
+    doubt = ["* what you said last may not have arrived:", "*   ho"]
+    assert console.shown == ["* not sent yet: hi", "* nobody there", *doubt]
     assert list(tries) == [f"(trying again in {pause}.0 s) " for pause in (1, 2, 4, 8, 16, 30)]
     assert clock[0] == pytest.approx(91, abs=3)
     Session(client, socket.socket()).settle()
