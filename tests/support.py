@@ -1,4 +1,13 @@
-"""What the tests share: servers as processes, peers on real sockets, commands in pseudo-terminals.
+"""What the tests share.
+
+Server, patched                   one of the servers as a process, which others dial and join
+checked_server, Inside, tls_room  a room that doesn't run, whose invariants are checked
+client, finish, patched_client    a command in pipes, until it ends
+FakeConsole, unconnected          the client without a terminal, or without a connection
+Peer, Listener, welcome           the other end of a connection; a server that a test plays
+Terminal, Screen                  a command in a pseudo-terminal, and what a window makes of it
+Window                            a shell in tmux, whose screen can be read
+typed                             the line editor after some keys
 
 Nothing here sleeps for a fixed time: everything waits for an event, and fails after DEADLINE.
 """
@@ -671,17 +680,6 @@ def wait_until_listening(port: int) -> None:
         return True
 
     eventually(connects)
-
-
-def unread(pipe: Any) -> int:
-    """Returns how many bytes nobody has read yet."""
-    import array
-    import fcntl
-    import termios
-
-    count = array.array("i", [0])
-    fcntl.ioctl(pipe, termios.FIONREAD, count)
-    return count[0]
 
 
 class Terminal:
