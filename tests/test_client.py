@@ -16,7 +16,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from selectors import EVENT_READ, EVENT_WRITE
@@ -312,6 +312,7 @@ class Conversation:
         self.unacknowledged = 0
         self.step = ""
         self.networks: list[Network] = []
+        self.tried: list[float] = []  # when it was, in vain
 
     def run(self) -> str:
         """Follows the script to its end; returns how the client ended, if it did."""
@@ -336,6 +337,10 @@ class Conversation:
         return ending
 
     def connect(self) -> Network:
+        """Stands in for the client's connecting: later it succeeds as the script says."""
+        if self.step and self.step[0] not in "=?<-":
+            self.tried.append(self.now)
+            raise Disconnected("nobody there")
         self.networks.append(Network())
         return self.networks[-1]
 
@@ -1005,60 +1010,39 @@ def test_what_is_due_can_be_dropped_by_what_was_due_before_it() -> None:
 # Connecting
 
 
-def test_each_address_of_a_host_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    dead = socket.socket()  # bound, but nobody listens
-    dead.bind(("127.0.0.1", 0))
-    with dead, socket.create_server(("127.0.0.1", 0)) as alive:
-        client = Client(FakeConsole(), ChatProtocol("J"))
-        kind = (socket.AF_INET, socket.SOCK_STREAM, 0, "")
-        addresses = [(*kind, one.getsockname()) for one in (dead, alive)]
-        tried: list[socket.socket] = []
-        connect_to = client.connect_to
-
-        def note_and_connect(address: Any, sock: socket.socket) -> None:
-            tried.append(sock)
-            connect_to(address, sock)
-
-        monkeypatch.setattr(client, "look_up", lambda: addresses)
-        monkeypatch.setattr(client, "connect_to", note_and_connect)
-        with client.connect() as sock:
-            assert sock.getpeername() == alive.getsockname()
-            first, second = tried
-            assert (first.fileno(), second) == (-1, sock), "one that failed costs no descriptor"
-
-
-def test_tries_to_connect_again_are_ever_rarer(
-    clock: list[float], monkeypatch: pytest.MonkeyPatch
+def test_each_address_of_a_host_is_tried_and_one_that_failed_costs_nothing(
+    listener: Listener,
 ) -> None:
-    failures = iter([Disconnected("nobody there")] * 6)
-    console = FakeConsole("hi")
+    resolver = (
+        "import socket\nlook_up = socket.getaddrinfo\nsocket.getaddrinfo = lambda _, port, **more: "
+        f"9 * look_up('127.0.0.1', {free_port()}, **more) + look_up('127.0.0.1', port, **more)"
+    )
+    process, server = begin(listener, patched_client(resolver))
+    server.send("hi\n")
+    assert process.stdout.readline() == b"hi\n"
+    descriptors = Path(f"/proc/{process.pid}/fd")
+    assert not descriptors.exists() or len(list(descriptors.iterdir())) < 10
+    process.kill()
+    process.communicate()
 
-    def turn() -> None:
-        assert client.console.status.startswith("(trying again in")
-        tries.setdefault(client.console.status)
-        clock[0] += 0.3
-        client.do_what_is_due()
 
-    def connect() -> str:
-        for failure in failures:
-            raise failure
-        return "connected"
-
-    tries: dict[str, None] = {}
-    client: Any = Client(console, ChatProtocol("J"))
-    monkeypatch.setattr(client, "turn", turn)
-    monkeypatch.setattr(client, "connect", connect)
+def test_tries_to_connect_again_are_ever_rarer_until_one_lasts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(random, "uniform", lambda low, high: high)
-    console.doubtful = ["ho"]
-    assert client.reconnect() == "connected"
-    doubt = ["* what you said last may not have arrived:", "*   ho"]
-    assert console.shown == ["* not sent yet: hi", "* nobody there", *doubt]
-    assert list(tries) == [f"(trying again in {pause}.0 s) " for pause in (1, 2, 4, 8, 16, 30)]
-    assert clock[0] == pytest.approx(91, abs=3)
-    Session(client, socket.socket()).settle()
-    assert console.shown.pop() == "* connected again"
-    assert client.reconnect() == "connected"
-    assert console.status == "(trying again in 1.0 s) "
+    lost = """
+        < a relay
+        : one                               + John: one
+        x reset                             | * lost the connection: reset
+        | * what you said last may not have arrived:
+        | *   one
+        ~ 0.5
+    """
+    first, pauses = "~ 0.5   | * nobody there\n", 200 * "~ 0.5\n"
+    script = f"{lost}\n{first}{pauses}=\n~ 30   | * connected again\n{lost}\n{first}"
+    talk = Conversation(script, echo=False)
+    talk.run()
+    assert talk.tried == [1, 3, 7, 15, 31, 61, 91, 192]
 
 
 NOBODY = "nobody listens there"
@@ -1208,9 +1192,9 @@ def test_echo_in_a_pipe(echo: Server) -> None:
     assert done.returncode == 0
 
 
-def begin(listener: Listener, **streams: Any) -> tuple[Any, Peer]:
+def begin(listener: Listener, client: Sequence[str] = CLIENT, **streams: Any) -> tuple[Any, Peer]:
     """Returns a client of a relay, in pipes, and its server."""
-    command = [*CLIENT, "127.0.0.1", str(listener.port), "--name", "J"]
+    command = [*client, "127.0.0.1", str(listener.port), "--name", "J"]
     process = launch(command, **{"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, **streams})
     return process, listener.accept()
 
