@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import array
 import atexit
+import ctypes
 import gc
 import json
 import os
@@ -21,14 +22,13 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-DEADLINE = 60.0
+PR_SET_CHILD_SUBREAPER = 36
 STARTERS: dict[int, tuple[socket.socket, Any]] = {}  # of each process, as a worker has its own
 CODES: dict[str, Any] = {}  # the scripts' code, in a starter
 
@@ -87,7 +87,7 @@ class Forked(subprocess.Popen):  # type: ignore[type-arg]
             "cwd": str(cwd or os.getcwd()),
             "env": dict(env or os.environ),
         }
-        self.pid = ask(order, streams)
+        self.pid = start(order, streams)
         self._child_created = True
         for theirs, ours in pairs:
             if ours != -1:
@@ -96,31 +96,20 @@ class Forked(subprocess.Popen):  # type: ignore[type-arg]
             os.close(self._devnull)
         self._closed_child_pipe_fds = True
 
-    def _internal_poll(self, *_: Any, **__: Any) -> int | None:
-        if self.returncode is None:
-            self.returncode = ask({"status": self.pid})
-        return self.returncode
 
-    def _wait(self, timeout: float | None) -> int:
-        deadline = time.monotonic() + (DEADLINE if timeout is None else timeout)
-        while self._internal_poll() is None:
-            if time.monotonic() > deadline:
-                raise subprocess.TimeoutExpired(self.args, timeout or DEADLINE)
-            time.sleep(0.002)
-        return int(self.returncode)
-
-
-def ask(order: dict[str, Any], streams: Sequence[int] = ()) -> Any:
-    """Gives this process's starter an order; returns its answer."""
+def start(order: dict[str, Any], streams: Sequence[int]) -> int:
+    """Gives this process's starter an order; returns the number of the process that it has forked,
+    which is ours as if we had: we have what lost its parent (prctl(2)), and it did at once."""
     if os.getpid() not in STARTERS:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         command = [sys.executable, __file__, str(theirs.fileno()), str(COMPILED)]
         STARTERS[os.getpid()] = ours, subprocess.Popen(command, pass_fds=[theirs.fileno()])
         theirs.close()
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     sock, _ = STARTERS[os.getpid()]
-    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", streams))] if streams else []
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", streams))]
     sock.sendmsg([json.dumps(order).encode()], rights)
-    return json.loads(sock.recv(100))
+    return int(sock.recv(100))
 
 
 # The other side
@@ -145,32 +134,30 @@ def code_of(path: str) -> Any:
 
 
 def serve(orders: socket.socket) -> dict[str, Any] | None:
-    """Answers orders; in a child, returns the one that it is for."""
-    size = array.array("i").itemsize
+    """Takes orders; in the process that one is for, returns it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # we end with the tests
     while True:
-        data, rights, _, _ = orders.recvmsg(1 << 20, socket.CMSG_SPACE(3 * size))
+        data, rights, _, _ = orders.recvmsg(1 << 20, socket.CMSG_SPACE(3 * array.array("i").itemsize))
         if not data:
             return None
-        order = json.loads(data)
-        if "status" in order:
-            pid, status = os.waitpid(order["status"], os.WNOHANG)
-            answer = None if not pid else status_of(status)
-        else:
-            streams = array.array("i", rights[0][2])
-            answer = os.fork()
-            if not answer:
-                orders.close()
-                signal.signal(signal.SIGINT, signal.default_int_handler)
-                take_streams(streams)
-                return order
-            for one in streams:
-                os.close(one)
-        orders.send(json.dumps(answer).encode())
-
-
-def status_of(status: int) -> int:
-    return -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+        streams = array.array("i", rights[0][2])
+        reader, writer = os.pipe()
+        parent = os.fork()
+        if not parent:
+            child = os.fork()
+            if child:
+                os.write(writer, b"%d" % child)
+                os._exit(0)
+            orders.close()
+            os.close(reader)
+            os.close(writer)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            take_streams(streams)
+            return dict(json.loads(data))
+        os.waitpid(parent, 0)
+        orders.send(os.read(reader, 100))
+        for one in (*streams, reader, writer):
+            os.close(one)
 
 
 def take_streams(streams: Sequence[int]) -> None:

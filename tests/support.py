@@ -1,4 +1,13 @@
-"""What the tests share: servers as processes, peers on real sockets, commands in pseudo-terminals.
+"""What the tests share.
+
+Server, patched                   one of the servers as a process, which others dial and join
+checked_server, Inside, tls_room  a room that doesn't run, whose invariants are checked
+client, finish, patched_client    a command in pipes, until it ends
+FakeConsole, unconnected          the client without a terminal, or without a connection
+Peer, Listener, welcome           the other end of a connection; a server that a test plays
+Terminal, Screen                  a command in a pseudo-terminal, and what a window makes of it
+Window                            a shell in tmux, whose screen can be read
+typed                             the line editor after some keys
 
 Nothing here sleeps for a fixed time: everything waits for an event, and fails after DEADLINE.
 """
@@ -307,7 +316,9 @@ def check_invariants(server: ChatServer) -> None:
     assert all(one in throttle.waiting for one in members if one.mark == math.inf)
     for conn in leaving - set(room.batch.leavers):  # those will be seen off with that batch
         assert not conn.unheard
-        assert conn.wants_write() or (conn.reading and not conn.reachable), "should be closed by now"
+        assert conn.wants_write() or (conn.reading and not conn.reachable), (
+            "should be closed by now"
+        )
 
 
 def check_connection(conn: Connection) -> None:
@@ -499,36 +510,11 @@ class FakeConsole(chat_client.Console):
         self.shown.append("\a")
 
 
-class Sipping:
-    """A socket that takes little at once."""
-
-    def __init__(self, sip: int = 3) -> None:
-        self.sip = sip
-        self.taken = b""
-
-    def send(self, data: bytes) -> int:
-        self.taken += data[: self.sip]
-        return len(data[: self.sip])
-
-
-class Blocked:
-    """A socket that TLS lets do nothing before something was sent."""
-
-    def recv(self, size: int) -> bytes:
-        raise ssl.SSLWantWriteError
-
-    def send(self, data: bytes) -> int:
-        raise ssl.SSLWantWriteError
-
-
 def unconnected(
     protocol: chat_client.ChatProtocol, sock: Any = None, console: FakeConsole | None = None
 ) -> chat_client.Session:
     """Returns a session whose socket, if any, isn't one."""
     return chat_client.Session(chat_client.Client(console or FakeConsole(), protocol), sock)
-
-
-JOINING = b"/name J\n/who\n/ping\n"  # what the client says to a room that lets J in
 
 
 def john_in_a_room() -> chat_client.ChatProtocol:
@@ -642,6 +628,13 @@ class ClientPeer(Peer):
         return b"".join(line for line in lines if line not in (b"/who\n", b"/ping\n"))
 
 
+def welcome(server: Peer, name: str = "John") -> None:
+    """Lets our client into a room that is played here."""
+    server.send(WELCOME)
+    server.expect(f"/name {name}\n")
+    server.send(f"* you are {name}\n")
+
+
 class Listener:
     """A server that does what a test wants: accepts one client, and is its peer."""
 
@@ -694,17 +687,6 @@ def wait_until_listening(port: int) -> None:
         return True
 
     eventually(connects)
-
-
-def unread(pipe: Any) -> int:
-    """Returns how many bytes nobody has read yet."""
-    import array
-    import fcntl
-    import termios
-
-    count = array.array("i", [0])
-    fcntl.ioctl(pipe, termios.FIONREAD, count)
-    return count[0]
 
 
 class Terminal:
@@ -770,23 +752,30 @@ class Terminal:
 
 
 class Screen:
-    """What a terminal that doesn't reflow, such as xterm, makes of what is shown in it."""
+    """What a terminal makes of what is shown in it. In a window that gets narrower it cuts a row
+    off, as xterm does, or reflows it into several, as most others do."""
 
     PIECE = re.compile(r"\x1b\[([?0-9;]*)([A-Za-z])|\x1b([78])|([\r\n\x07])|(.)")
 
-    def __init__(self, window: Terminal, size: tuple[int, int] = (24, 80)) -> None:
+    def __init__(self, window: Terminal, reflows: bool = False) -> None:
         self.window = window
-        self.height, self.width = size
+        self.reflows = reflows
+        self.height, self.width = 24, 80
         self.rows = [""]  # those that have scrolled off too
         self.x = self.y = 0
         self.saved = (0, 0)
         self.wraps = True
 
     def resize(self, columns: int) -> None:
-        """Cuts off what is wider, as such terminals do."""
+        """Only the row of the cursor is ever so long."""
         self.read_all()
         self.width = columns
-        self.rows = [row[:columns] for row in self.rows]
+        row = self.rows[self.y]
+        pieces = [row[start : start + columns] for start in range(0, len(row) or 1, columns)]
+        self.rows[self.y : self.y + 1] = pieces if self.reflows else pieces[:1]
+        if self.reflows:
+            self.y += self.x // columns
+            self.x %= columns
         self.x = min(self.x, columns - 1)
         self.window.resize(self.height, columns)
 
@@ -863,15 +852,6 @@ def modes(window: Terminal) -> list[Any]:
     return termios.tcgetattr(window.master)
 
 
-def at_door(terminal: Callable[..., Terminal], listener: Listener) -> tuple[Terminal, Peer]:
-    """Returns a client that is asked for the password, and its server."""
-    window = in_terminal(terminal, "127.0.0.1", str(listener.port), "--name", "John")
-    server = listener.accept()
-    server.send("* password?\n")
-    window.expect("password: ")
-    return window, server
-
-
 class Window:
     """A shell in a tmux window: keys go in, the screen can be read."""
 
@@ -943,15 +923,7 @@ def names(beginning: str) -> Sequence[str]:
 
 
 def typed(keys: str, editor: chat_client.Editor | None = None) -> chat_client.Editor:
+    """Returns the editor, or a new one, after these keys were pressed."""
     editor = editor or chat_client.Editor(names)
     editor.feed(keys.encode())
     return editor
-
-
-def shown(editor: chat_client.Editor) -> str:
-    """Returns the line with a bar for the cursor."""
-    return f"{editor.text[: editor.cursor]}|{editor.text[editor.cursor :]}"
-
-
-def finished(editor: chat_client.Editor) -> list[str]:
-    return [line.text for line in editor.lines]

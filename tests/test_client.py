@@ -1,57 +1,59 @@
-"""The client in plain mode, in pipes, with files, in a pseudo-terminal; its logic without I/O."""
+"""The client: what it says, and to whom; what waits; what is lost, and told; how it ends.
+
+Conversations are with its logic, without I/O; the rest runs it in pipes, with files, or in a
+pseudo-terminal. What a terminal shows is in test_terminal.py, and keys are in test_editor.py.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
 import random
-import selectors
+import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from selectors import EVENT_READ, EVENT_WRITE
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
-from starter import launch
 from support import (
     CLIENT,
     DEADLINE,
-    JOINING,
-    MODULES,
     NOT_IN_MINIMAL,
     PLAIN,
     ROOT,
     TRUSTED,
     WELCOME,
     XTERM,
-    Blocked,
     FakeConsole,
     Listener,
     Peer,
     Server,
-    Sipping,
     Terminal,
     client,
     eventually,
     finish,
     free_port,
-    john_in_a_room,
+    launch,
     needs,
     patched_client,
     unconnected,
-    unread,
 )
 
 import chat_client
 from chat_client import (
     MAX_LINE,
+    MAX_WAITING,
+    NO_PING,
     TOO_LONG,
     ChatProtocol,
     Client,
@@ -59,97 +61,818 @@ from chat_client import (
     EchoProtocol,
     Failure,
     Line,
-    Phase,
     Session,
-    terminal_text,
 )
 
-# The logic without I/O
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The client's clock, which a test can set."""
+    now = [0.0]
+    monkeypatch.setattr(chat_client, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    return now
 
 
-def test_messages_have_the_name_before_them() -> None:
-    chat = ChatProtocol("John")
-    chat.stop_waiting()
-    for text in ("Hi", "//who", ""):
-        chat.submit(Line(text))
-    assert chat.outgoing == b"John: Hi\nJohn: /who\n"
-    assert chat.to_show == ["John: Hi", "John: /who"]
+# Every moment at which something can be said
 
 
-@pytest.mark.parametrize("alone", [True, False])
-@pytest.mark.parametrize("line", ["/msg Ann: psst", " /msg Ann: psst", "\t/op psst", "/", "/ psst"])
-@pytest.mark.parametrize(
-    "heard", [[], ["* news"], ["Ann: hi"], ["Ann: hi", WELCOME.decode().rstrip()]]
+KINDS = {
+    "message": "hi {}",
+    "command": "/help {}",
+    "private": "/msg Ann: psst {}",
+    "password": "/op psst {}",
+}
+
+
+class User:
+    """Somebody at a client, and the server of that one. Its methods are what can happen."""
+
+    def __init__(self, piped: bool, echo: bool, secret: str) -> None:
+        self.piped = piped
+        self.listener = Listener()
+        options = ["--echo"] if echo else ["--name", "John"]
+        streams: dict[str, Any] = {"stdin": subprocess.PIPE} if piped else {}
+        environment = {**XTERM, **({"CHAT_PASSWORD": secret} if secret else {})}
+        command = [*CLIENT, "127.0.0.1", str(self.listener.port), *options]
+        self.window = Terminal(*command, env=environment, **streams)
+        self.seen = ""
+        if not piped:
+            self.see("\x1b[?2004h")  # what is pasted is marked from now on
+
+    def see(self, text: str) -> None:
+        self.seen += self.window.expect(text) + text
+
+    def write(self, keys: str) -> None:
+        descriptor = self.window.process.stdin.fileno() if self.piped else self.window.master
+        os.write(descriptor, keys.encode())
+
+    def meet(self) -> None:
+        self.server = self.listener.accept()
+
+    def speak(self) -> None:
+        """Says something of each kind in every way: in a pipe; or typed, recalled from the history,
+        pasted, and pasted in a block."""
+        if self.piped:
+            self.write("".join(f"{text.format('piped')}\n" for text in KINDS.values()))
+            return
+        for kind, text in KINDS.items():
+            recall = "\x1b[A\r" if kind != "password" else ""  # that is in no history
+            self.write(f"{text.format('typed')}\r{recall}")
+            self.write(f"\x1b[200~{text.format('pasted')}\x1b[201~\r")
+        block = "\r".join(text.format("block") for text in KINDS.values())
+        self.write(f"\x1b[200~{block}\x1b[201~\r\r!")
+        self.see("!\x1b7")  # all before it has been read
+        self.write("\x7f")
+
+    def hear(self) -> None:
+        """The server has got something."""
+        self.server.buffer = self.server.line() + self.server.buffer
+
+    def welcome(self) -> None:
+        self.server.send(WELCOME)
+        self.server.expect("/name John\n")
+
+    def name(self) -> None:
+        self.server.send("* you are John\n")
+
+    def ask(self) -> None:
+        self.server.send("* password?\n")
+
+    def give(self) -> None:
+        """Types the password, where it isn't given already."""
+        if not self.piped:
+            self.see("password: ")
+            self.write("secret\r")
+
+    def get(self) -> None:
+        self.server.expect("secret\n")
+
+    def lose(self) -> None:
+        self.server.close()
+
+    def miss(self) -> None:
+        self.see("(trying again in")
+
+    def relay(self) -> None:
+        self.server.send("Ann: hi\n* Ann waves\nWelcome to the chatroom!\n* you are John\n")
+        self.see("* you are John")
+
+    def echo(self) -> None:
+        """The server answers all that is said, until the user leaves."""
+        self.leave()
+        heard = b""
+        while line := self.server.line():
+            heard += line
+            self.server.send(line)
+        self.server.buffer = heard
+
+    def vanish(self) -> None:
+        self.listener.listener.close()
+        self.server.half_close()
+
+    def leave(self) -> None:
+        if self.piped:
+            self.window.process.stdin.close()
+        else:
+            self.write("exit\r")
+
+
+LATE = "meet speak hear ask lose give meet ask get welcome name"
+SAID = dict.fromkeys(KINDS, "said")
+REFUSED = {**dict.fromkeys(KINDS, "refused"), "message": "said"}
+LOST = dict.fromkeys(KINDS, "lost")
+# How each moment comes, and what becomes of all that is said then, in a terminal and in a pipe,
+# where nobody stays without a connection: it goes out; or it is refused, and the user told so at
+# once; or it is lost, and told at the end.
+MOMENTS = {
+    "before a room's first word": ("meet speak welcome name", SAID, SAID),
+    "where nobody ever says a word": ("meet speak hear", REFUSED, REFUSED),
+    "at the door": ("meet speak ask give get welcome name", SAID, SAID),
+    "before the password": ("meet ask give speak get welcome name", SAID, SAID),
+    "before a late question": (LATE, REFUSED, None),
+    "between welcome and name": ("meet welcome speak name", SAID, SAID),
+    "while the room is away": ("meet welcome name lose miss speak meet welcome name", SAID, None),
+    "while a relay is away": ("meet relay lose miss speak meet relay", REFUSED, None),
+    "with a relay": ("meet relay speak", REFUSED, REFUSED),
+    "with an echo server": ("meet speak echo", SAID, SAID),
+    "when the room goes for good": ("meet ask give get speak vanish miss", LOST, None),
+}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param((moment, piped), id=f"{moment}, {'piped' if piped else 'typed'}")
+        for moment, (_, *outcomes) in MOMENTS.items()
+        for piped in (False, True)
+        if outcomes[piped]
+    ],
 )
-def test_a_command_goes_to_a_room_or_nowhere(heard: list[str], line: str, alone: bool) -> None:
-    chat = ChatProtocol("John")
-    for one in heard:
-        chat.hear(one)
-    chat.stop_waiting()
-    chat.submit(Line(line, alone))
-    assert chat.outgoing == b""
-    assert chat.to_show[-1].startswith("* not sent: /") and chat.refused
-    assert ("psst" in chat.to_show[-1]) is ("psst" in line and "op" not in line)
+def tried(request: pytest.FixtureRequest) -> Any:
+    """Has it come to such a moment; returns that, whether it was in a pipe, the lines that the
+    server got, and all that the user has seen."""
+    moment, piped = request.param
+    steps = MOMENTS[moment][0].split()
+    user = User(piped, "echo" in steps, "secret" if piped and "ask" in steps else "")
+    try:
+        for step in steps:
+            getattr(user, step)()
+        user.leave()
+        said = user.server.rest().decode().splitlines()
+        user.server.close()
+        return moment, piped, said, user.seen + user.window.rest()
+    finally:
+        user.window.kill()
 
 
-def test_a_blank_before_a_command_makes_no_message_of_it() -> None:
-    chat = john_in_a_room()
-    chat.submit(Line(" /msg Ann: psst"))
-    chat.submit(Line("  //shrug"))
-    chat.submit(Line("  indented"))
-    assert chat.outgoing == b"/msg Ann: psst\nJohn: /shrug\nJohn:   indented\n"
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_said_goes_where_it_should_or_the_user_is_told(tried: Any, kind: str) -> None:
+    moment, piped, said, seen = tried
+    outcome = MOMENTS[moment][1 + piped][kind]
+    echo = moment == "with an echo server"
+    for way in ["piped"] if piped else ["typed", "pasted", "block"]:
+        text = KINDS[kind].format(way)
+        hidden = re.sub("(?<=/op ).*", lambda secret: "*" * len(secret[0]), text)
+        line = f"John: {text}" if (kind == "message" or way == "block") and not echo else text
+        recalled = way == "typed" and kind != "password"
+        assert said.count(line) == (1 + recalled if outcome == "said" else 0)
+        assert outcome == "said" or not [line for line in said if text in line]
+        assert outcome != "refused" or f"* not sent: {hidden} (no chat room" in seen
+        assert outcome != "lost" or f"; {hidden}" in seen.rpartition("not sent: ")[2]
+        assert kind != "password" or text not in seen or way == "block" or echo
 
 
-def test_in_a_room_the_name_is_made_known_and_the_answer_hidden() -> None:
-    chat = ChatProtocol("John")
-    chat.hear("Welcome to the chatroom!")
-    assert (bytes(chat.outgoing), chat.accepts_input) == (b"/name John\n/who\n/ping\n", False)
-    chat.hear("* Ann joined")
-    chat.hear("* you are John")
-    assert chat.accepts_input
-    assert chat.to_show == ["Welcome to the chatroom!", "* Ann joined"]
+# Conversations
 
 
-def test_a_taken_name_gets_an_underscore_and_the_user_is_told() -> None:
-    chat = ChatProtocol("x" * 32)
-    chat.hear("Welcome to the chatroom!")
-    chat.hear("* " + "x" * 32 + " is taken")
-    assert chat.outgoing.endswith(b"\n/name " + b"x" * 31 + b"_\n")
-    assert not chat.accepts_input
-    chat.hear("* you are " + "x" * 31 + "_")
-    chat.submit(Line("hi"))
-    assert chat.to_show[1:] == ["* " + "x" * 32 + " is taken", "x" * 31 + "_: hi"]
+class Told(Exception):
+    """A script has come to its end."""
 
 
-def test_only_the_answer_to_our_own_question_names_us() -> None:
-    chat = ChatProtocol("Ann")
-    chat.hear("Welcome to the chatroom!")
-    chat.hear("* you are Ann")
-    chat.hear("* you are Bob joined")  # somebody has named himself so
-    chat.hear("* you are Bob")
-    assert chat.name == "Ann"
-    chat.submit(Line("/name Zoe"))
-    chat.hear("* Ann is now Zoe is taken")
-    assert not chat.accepts_input
-    chat.hear("* Zoe is taken")
-    assert (chat.accepts_input, chat.name) == (True, "Ann")
-    assert chat.outgoing.endswith(b"/name Zoe\n")
+class Network(socket.socket):
+    """A connection: what is said to the client is put in, and what it sends can be read."""
+
+    said: bytes | OSError = b""
+    room = 1 << 20  # bytes that the system takes
+    sent = b""
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        if isinstance(self.said, OSError):
+            raise self.said
+        return self.said
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        taken = bytes(data[: self.room])
+        self.sent += taken
+        self.room -= len(taken)
+        return len(taken)
+
+
+class Conversation:
+    """A client whose clock, connections and user follow a script. Each line of that says what
+    happens next:
+
+    $ NAME PASSWORD   there is somebody of that name at the client; % for a script of that name
+    < TEXT            the other side says a line, and it is shown; - if it isn't; _ without its end
+    : TEXT            the user types one, which waits as long as it has to; ; in a pasted block
+    ? TEXT            the user gives a password
+    .                 the user has nothing more to say
+    & NAME            a room welcomes the client, and is asked for that name and two things more
+    && NAME           the same, but that name is taken, and another is
+    @                 a room lets the user in
+    ~ SECONDS         time passes
+    x WHY             the connection is lost; without a reason, the other side closes it
+    =                 there is another
+    / BYTES           of what is sent, the system takes no more than that
+    # BYTES           nobody has read so much of what is shown
+    * BYTES           the other side has yet to acknowledge so much
+
+    Beside or below it stand the lines that then go out (>), are shown (|), or both (+), whether it
+    rings the bell (^), and how it ends (!). Where nothing else is said of /ping, it may be sent.
+    """
+
+    EVENTS = "$%<:;?.@~x=/#*_-"
+
+    def __init__(self, script: str, echo: bool) -> None:
+        welcome = r"< Welcome to the chatroom!\n> /name \1\n> /who\n> /ping"
+        taken = r"& \1\n< * \1 is taken\n> /name \1_\n- * you are \1_"
+        lines = re.sub("& (.*)", welcome, re.sub("&& (.*)", taken, script)).splitlines()
+        text = "\n".join(line.strip() for line in lines if line.strip())
+        text = re.sub(r" {3,}(?=[>|+!] |\^)", "\n", text)
+        self.steps = re.split(rf"\n(?=[{re.escape(self.EVENTS)}](?: |\n|$))", text)
+        _, name, password = f"{self.steps.pop(0) if text[0] in '$%' else '$ John'} ".split(" ")[:3]
+        attended = text[0] != "%"
+        self.console = FakeConsole(attended=attended)
+        self.console.echo_typed = lambda line: None  # type: ignore[method-assign]
+        kind = EchoProtocol if echo else ChatProtocol
+        self.protocol = kind(name, password.encode(), attended)
+        self.client: Any = Client(self.console, self.protocol)
+        self.client.turn, self.client.connect = self.turn, self.connect
+        self.now = 0.0
+        self.unacknowledged = 0
+        self.step = ""
+        self.networks: list[Network] = []
+        self.tried: list[float] = []  # when it was, in vain
+
+    def run(self) -> str:
+        """Follows the script to its end; returns how the client ended, if it did."""
+        clock = SimpleNamespace(monotonic=lambda: self.now)
+        seconds = mock.patch.object(chat_client, "time", clock)
+        unread = mock.patch.object(chat_client, "unacknowledged", lambda _: self.unacknowledged)
+        ending = "left"
+        with seconds, unread:
+            try:
+                self.client.run()
+            except Told:
+                return ""
+            except KeyboardInterrupt:
+                pass
+            except Failure as failure:
+                ending = str(failure)
+            finally:
+                for network in self.networks:
+                    network.close()
+        assert not self.steps, f"ended before {self.steps}"
+        self.check(ending)
+        return ending
+
+    def connect(self) -> Network:
+        """Stands in for the client's connecting: later it succeeds as the script says."""
+        if self.step and self.step[0] not in "=?<-":
+            self.tried.append(self.now)
+            raise Disconnected("nobody there")
+        self.networks.append(Network())
+        return self.networks[-1]
+
+    def turn(self, *more: tuple[Any, int, Callable[[int], object]]) -> None:
+        """Stands in for the client's turn: sends what there is, or has the next thing happen."""
+        _, events, handle = more[0] if more else (None, 0, lambda _: None)
+        if events & EVENT_WRITE and self.networks[-1].room:
+            handle(EVENT_WRITE)
+            return
+        self.check()
+        if not self.steps:
+            raise Told
+        self.step = self.steps.pop(0)
+        self.happen(self.step[0], self.step.split("\n")[0][2:], handle)
+        self.client.do_what_is_due()
+
+    def happen(self, event: str, text: str, handle: Callable[[int], object]) -> None:
+        console, network = self.console, self.networks[-1]
+        if event in "<-_@":
+            name = self.protocol.name
+            room = f"Welcome to the chatroom!\n* you are {name}\n* here: {name}\n* pong"
+            said = room if event == "@" else text
+            network.said = f"{said}{'' if event == '_' else chr(10)}".encode()
+            handle(EVENT_READ)
+        elif event == "x":
+            network.said = OSError(0, text) if text else b""
+            handle(EVENT_READ)
+        elif event in ":;":
+            console.typed.append(Line(text, alone=event == ":"))
+        elif event == "?":
+            console.secrets.append(text.encode())
+        elif event == ".":
+            console.ended = True
+        elif event == "/":
+            network.room = int(text)
+        elif event == "#":
+            console.output[:] = bytes(int(text))
+        elif event == "*":
+            self.unacknowledged = int(text)
+        else:
+            self.now += float(text) if event == "~" else 60
+
+    def check(self, ending: str = "") -> None:
+        """The last step had the results that it should have."""
+        event, *results = self.step.split("\n")
+        network, shown = self.networks[-1], self.console.shown
+        sent, network.sent = network.sent.decode().splitlines(), b""
+        wanted = [line[2:] for line in results if line[0] in ">+"]
+        if "/ping" not in wanted:
+            sent = [line for line in sent if line != "/ping"]
+        if not event.startswith("@"):
+            assert sent == wanted, event
+            said = [event[2:]] * event.startswith("<")
+            rings = ["\a"] * ("^" in results)
+            assert shown == said + [line[2:] for line in results if line[0] in "|+"] + rings, event
+        assert [f"! {ending}"] * bool(ending) == [line for line in results if line[0] == "!"], event
+        shown.clear()
+
+
+def converse(script: str, echo: bool = False) -> ChatProtocol:
+    talk = Conversation(script, echo)
+    talk.run()
+    return talk.protocol
+
+
+LETTERS = "x" * 31
+CONVERSATIONS = {
+    "a message has the name before it, and two slashes are one": """
+        ~ 0.5
+        : Hi                                + John: Hi
+        :
+        :   indented   + John:   indented
+        : //shrug                           + John: /shrug
+    """,
+    "a blank makes no message of a command": """
+        @
+        :  /msg Ann: psst                   > /msg Ann: psst   | to Ann (private): psst
+        :   //shrug   + John: /shrug
+    """,
+    "a server that drips keeps nobody waiting": """
+        : hi
+        - * no welcome
+        ~ 0.3
+        - * no welcome
+        ~ 0.3
+        | * no welcome
+        | * no welcome
+        + John: hi
+    """,
+    "a room may never answer": """
+        : hi
+        & John
+        < * Ann joined
+        ~ 0.5                               + John: hi
+    """,
+    "a taken name gets an underscore, and is not too long then": f"""
+        $ {LETTERS}x
+        & {LETTERS}x
+        < * {LETTERS}x is taken             > /name {LETTERS}_
+        : hi
+        - * you are {LETTERS}_              + {LETTERS}_: hi
+    """,
+    "asking for names comes to an end": f"""
+        $ {LETTERS}_
+        & {LETTERS}_
+        < * {LETTERS}_ is taken
+        : hi                                + {LETTERS}_: hi
+    """,
+    "a name that is none is forgotten": """
+        $ a:b
+        & a:b
+        : hi
+        < * a name has no colon in it joined
+        < * a name has no colon in it: /name NAME   + a:b: hi
+        : /name Ann                         > /name Ann
+        < * Ann is taken
+    """,
+    "a new name is followed": """
+        @
+        : /name Jim                         > /name Jim
+        : hi
+        < * you are Jim                     + Jim: hi
+    """,
+    "only the answer to one's own question is one's name": """
+        @
+        < * you are Bob joined
+        < * you are Bob
+        : /nick Zoe                         > /name Zoe
+        : hi
+        < * John is now Zoe is taken
+        < * Zoe is taken                    + John: hi
+        : /name                             > /name
+        : ho                                + John: ho
+    """,
+    "a name that was removed is not free": """
+        && John
+        < * John was removed
+    """,
+    "no name is asked for before the last question is answered": """
+        && John
+        : /name Jim                         > /name Jim
+        < * John left
+        < * you are Jim
+        : hi                                + Jim: hi
+    """,
+    "somebody may be faster to take the name": """
+        && John
+        < * John left                       > /name John
+        < * John is taken
+        : /name Jim                         > /name Jim
+        < * you are Jim
+        < * John left
+    """,
+    **{
+        f"the wanted name is taken when it is free: {freed}": f"""
+        && John
+        < * Johnny left
+        < * John_ is now John_
+        < * John is now JOHN
+        < Ann: * John left
+        < {freed}                           > /name John
+        : hi
+        < * you are John                    + John: hi
+        < {freed}
+    """
+        for freed in ("* John left", "* JOHN left", "* John is now Bob")
+    },
+    "a relay may say what a room says": """
+        < Ann: hi
+        < Welcome to the chatroom!
+        < * password?
+        < * you are somebody else
+        : hi                                + John: hi
+    """,
+    "a late welcome is a welcome": """
+        ~ 0.5
+        : hi                                + John: hi
+        & John
+    """,
+    "a password is given once, and only where it is asked for first": """
+        $ Ann secret
+        : hi
+        - * password?                       > secret
+        ~ 0.5
+        < * password?
+        =
+        < Bob: hi                           + Ann: hi
+        < * password?
+    """,
+    "what was said before a late question is not the password": """
+        $ Ann secret
+        ~ 5
+        / 11
+        : hi                                + Ann: hi
+        : there                             > Ann   | Ann: there
+        - * password?
+        | * not let in: the room asked late for its password; nothing was said yet
+        | * not sent yet: hi
+        | * not sent yet: there
+    """,
+    "a wrong password is asked for again": """
+        $ Ann wrong
+        - * password?                       > wrong
+        < * wrong password
+        ? \ufeffright
+        - * password?                       > right
+    """,
+    "what outlives a connection": """
+        - * password?
+        ? secret                            > secret
+        & John
+        - * pong
+        - * you are John
+        : /name Jim                         > /name Jim
+        < * you are Jim
+        - * pong
+        x                                   | * lost the connection: the server closed it
+        : hi                                | * not sent yet: hi
+        =
+        ~ 5
+        - * password?                       > secret
+        - Welcome to the chatroom!          | * connected again   | Welcome to the chatroom!
+        > /name Jim
+        > /who
+        > /ping
+        < * Jim is taken                    > /name Jim_
+        - * you are Jim_                    + Jim_: hi
+        - * pong
+        - * pong
+        x reset                             | * lost the connection: reset
+        =
+        - * password?                       > secret
+        - Welcome to the chatroom!          | * connected again   | Welcome to the chatroom!
+        > /name Jim
+        > /who
+        > /ping
+    """,
+    "whoever is ignored is not heard, under another name and over a new connection": """
+        @
+        : /ignore                           | * ignored: nobody
+        : /ignore  Ann                      | * what Ann says is hidden; /ignore Ann shows it again
+        - Ann: John!
+        - ANN (private): John!
+        < Bob: hi
+        < * Ann is now Zoe
+        - Zoe: John
+        < Anna: hi
+        =
+        @
+        - ann: hi
+        : /ignore                           | * ignored: Ann, Zoe
+        : /ignore ANN                       | * what ANN says is shown again
+        : /ignore zoe                       | * what zoe says is shown again
+        < Ann: hi
+    """,
+    "help tells of what the client does itself": """
+        @
+        : /help                             > /help
+        | * /ignore NAME: hide what NAME says, or show it again
+    """,
+    "what one says in private looks private": """
+        @
+        : /msg  Ann Lee :  a: b             > /msg  Ann Lee :  a: b   | to Ann Lee (private): a: b
+        : /msg Ann                          > /msg Ann
+        : /msg Ann:                         > /msg Ann:
+        : /msg : x                          > /msg : x
+    """,
+    "only the answers to questions of our own are hidden": """
+        & John
+        - * you are John
+        - * here: John and 2 unnamed
+        - * pong
+        : /who                              > /who
+        < * here: John
+        - * pong
+        : /ping                             > /ping   > /ping
+        - * pong
+        < * pong
+    """,
+    "an older room knows no ping": f"""
+        & John
+        - * you are John
+        - {NO_PING}
+        : /foo                              > /foo
+        < {NO_PING}
+    """,
+    "what a room has heard is known": """
+        @
+        : one                               + John: one   > /ping
+        : /msg Ann: psst                    > /msg Ann: psst   | to Ann (private): psst
+        - * pong                            > /ping
+        - * pong
+        : two                               + John: two
+        x reset                             | * lost the connection: reset
+        | * what you said last may not have arrived:
+        | *   two
+        =
+        @
+        x                                   | * lost the connection: the server closed it
+    """,
+    "what a relay has read is guessed": """
+        < a relay
+        : one                               + John: one
+        : two                               + John: two
+        ~ 4.9
+        < Ann: hi
+        ~ 0.1
+        < Ann: hi
+        : three                             + John: three
+        x reset                             | * lost the connection: reset
+        | * what you said last may not have arrived:
+        | *   two
+        | *   three
+    """,
+    "what a relay has not read for long is in doubt": """
+        < a relay
+        : one                               + John: one
+        ~ 4.9
+        < Ann: hi
+        x                                   | * lost the connection: the server closed it
+        | * what you said last may not have arrived:
+        | *   one
+    """,
+    "a room that is asked and silent is lost": f"""
+        @
+        ~ 150
+        : one                               + John: one   > /ping
+        ~ 14
+        < Ann: hi
+        ~ 14
+        < Ann: ho
+        - * pong
+        ~ 150
+        : two                               + John: two   > /ping
+        # {MAX_WAITING}
+        ~ 30
+        # 0
+        ~ 30                                | * lost the connection: no answer for 15 s
+        | * what you said last may not have arrived:
+        | *   two
+    """,
+    "what was said to a server that vanishes is kept or told": """
+        < a relay
+        / 15
+        : one                               + John: one
+        : two                               > John:   | John: two
+        : three                             | John: three
+        x reset                             | * lost the connection: reset
+        | * what you said last may not have arrived:
+        | *   one
+        | * not sent yet: two
+        | * not sent yet: three
+        : four                              | * not sent yet: four
+        =
+        < a relay                           + John: two   + John: three   + John: four
+        x
+        | * lost the connection: the server closed it
+        | * what you said last may not have arrived:
+        | *   two
+        | *   three
+        | *   four
+    """,
+    "what waits is told anew after each connection": """
+        < a relay
+        x                                   | * lost the connection: the server closed it
+        : one                               | * not sent yet: one
+        =
+        / 0
+        < a relay                           | John: one
+        x                                   | * not sent yet: one
+    """,
+    "whoever wants out is kept no longer by what the server asks": """
+        / 0
+        : exit
+        < Welcome to the chatroom!
+        ~ 0.4
+        < * John is taken
+        ~ 0.4
+        < * John_ is taken
+        ~ 0.4                               ! left before everything was sent
+    """,
+    "whoever leaves has time as long as something goes out": """
+        < a relay
+        / 0
+        : last words                        | John: last words
+        : exit
+        ~ 0.9
+        / 4                                 > John
+        ~ 0.9
+        / 8                                 > : last w
+        ~ 0.9
+        / 5                                 > ords
+        ~ 0.9
+        ~ 0.1                               ! left
+    """,
+    "the end of our stream is nothing that was said": """
+        < a relay
+        : one                               + John: one
+        : exit
+        * 1
+        ~ 1                                 ! left
+    """,
+    "what nobody has acknowledged may not have arrived": """
+        < a relay
+        : one                               + John: one
+        : exit
+        * 2
+        ~ 1                                 ! left before everything had arrived
+    """,
+    "whoever has left is not connected again": """
+        < a relay
+        / 0
+        : last words                        | John: last words
+        : exit
+        x                                   ! lost the connection: the server closed it
+    """,
+    "somebody who was removed does not come back": """
+        @
+        < * you were removed by an operator; come back in 10 min
+        x                                   ! lost the connection: the server closed it
+    """,
+    "the first connection must speak what we speak": """
+        x
+        ! lost the connection: the server closed it without a word; if it speaks TLS, use --tls
+    """,
+    "where a room was, a connection without a word is only lost": """
+        @
+        x                                   | * lost the connection: the server closed it
+        =
+        x
+        | * lost the connection: the server closed it without a word; if it speaks TLS, use --tls
+    """,
+    "a full room is tried again and told once": """
+        - * the room is full
+        x                                   | * not let in: the room is full
+        =
+        - * the room is full
+        x
+        =
+        - Welcome to the chatroom!
+        | * connected again
+        | Welcome to the chatroom!
+        > /name John
+        > /who
+        > /ping
+    """,
+    "a welcome that comes late ends nothing": """
+        ~ 0.5
+        : hi                                + John: hi
+        : exit
+        < Welcome to the chatroom!
+        ~ 1                                 ! left
+    """,
+    "in a room an unfinished line is only late": """
+        _ Welcome
+        ~ 0.6
+        -  to the chatroom!                 > /name John   > /who   > /ping
+        | Welcome to the chatroom!
+        _ Ann: hal
+        ~ 10
+        - f                                 | Ann: half
+    """,
+    "elsewhere an unfinished line is one after a while": """
+        _ Ann: hal
+        ~ 0.5                               | Ann: hal
+        < f
+    """,
+    "the bell is for the user's name in what somebody says, and for what is private": """
+        @
+        < Ann: hi john!                     ^
+        < hello John                        ^
+        < Ann (private): hi                 ^
+        < Ann (private) hi
+        < Ann: johnny
+        < John: hi
+        < * John is now Jim
+    """,
+}
+
+
+@pytest.mark.parametrize("script", CONVERSATIONS.values(), ids=CONVERSATIONS)
+def test_a_conversation(script: str) -> None:
+    converse(script)
+
+
+def test_a_script_has_one_password() -> None:
+    script = """
+        % Ann wrong
+        - * password?                       > wrong
+        - * wrong password                  ! wrong password
+    """
+    assert converse(script).password == b"wrong"
+
+
+def test_an_echo_server_answers_each_line_and_whoever_wants_out_has_time_for_each() -> None:
+    script = """
+        : one                               > one
+        : two
+        : three
+        : exit
+        ~ 0.4
+        - one                               > two   | recv: one
+        ~ 0.4
+        - two                               > three   | recv: two
+        ~ 0.4
+        - three                             | recv: three
+        ~ 0.9
+        ~ 0.1                               ! left
+    """
+    converse(script, echo=True)
+
+
+def test_an_echo_server_that_does_not_answer_keeps_nobody() -> None:
+    script = """
+        : one                               > one
+        : two
+        ~ 0.5                               > two
+        : exit
+        ~ 0.5
+        ~ 1                                 ! left
+    """
+    converse(script, echo=True)
 
 
 @pytest.mark.parametrize(
     "line",
     [
-        "* you were removed by an operator joined",
-        "* you were removed by an operator left",
         "* you were removed by an operator; come back in 10 min joined",
         "* you were removed by an operator; come back in 10 min is now Bob",
         "* Bob is now you were removed by an operator; come back in 10 min",
-        "* John is now Q joined",
         "* John is now Q left",
-        "* John is now Q was removed",
-        "* John is now Q is now Z",
         "* John left is now Q",
-        "* John left joined",
         "* John and Q left",
         "* John, Q left",
         "* Q is now John left",
@@ -161,501 +884,58 @@ def test_only_the_answer_to_our_own_question_names_us() -> None:
     ],
 )
 def test_a_notice_that_can_be_read_in_two_ways_is_only_shown(line: str) -> None:
-    chat = ChatProtocol("John")
-    chat.ignored["john"] = "John"
-    chat.hear(chat_client.WELCOME)
-    for one in ("* John is taken", "* here: John", "* pong", "* you are John_", "* John joined"):
-        chat.hear(one)
-    chat.hear(line)
-    assert chat.outgoing == b"/name John\n/who\n/ping\n/name John_\n"
-    assert (list(chat.names), chat.ignored) == (["John"], {"john": "John"})
+    chat = converse(f"&& John\n- * here: John\n- * pong\n< {line}")
     assert not chat.hopeless
-    assert chat.to_show[-1] == line
+    assert chat.candidates("") == ["John"]
 
 
-def test_asking_for_names_comes_to_an_end() -> None:
-    chat = ChatProtocol("a" * 31 + "_")
-    chat.hear("Welcome to the chatroom!")
-    chat.hear("* " + "a" * 31 + "_ is taken")
-    assert chat.accepts_input
-    assert chat.outgoing.count(b"/name") == 1
+def test_who_is_there_is_learnt_from_all_that_is_said() -> None:
+    chat = converse("@")
+    heard = ["Anna: hi", "Ann (private): hi", "* Anton joined", "* Bob is now An", "Zoe: Anne: hi"]
+    heard += ["* here: Angus, John, 5 more and 2 unnamed", "John: in another window"]
+    for line in [*heard, "* here: 2 unnamed", "* the room is closing", "* Anton left"]:
+        chat.hear(line)
+    assert chat.candidates("an") == ["An", "Ann", "Anna", "Angus"]
+    assert chat.candidates("jo") == chat.candidates("5") == []
 
 
-def test_a_refused_name_is_forgotten() -> None:
-    chat = ChatProtocol("a:b")
-    chat.hear("Welcome to the chatroom!")
-    chat.hear("* a name has no colon and nothing invisible in it joined")  # says a relay's member
-    assert not chat.accepts_input
-    chat.hear("* a name has no colon and nothing invisible in it: /name NAME")
-    assert chat.accepts_input
-    chat.submit(Line("/name Ann"))
-    chat.hear("* Ann is taken")
-    assert chat.outgoing.endswith(b"/name Ann\n")
+def test_names_that_are_remembered_have_a_limit() -> None:
+    chat = converse("@")
+    for number in range(chat_client.MAX_NAMES + 10):
+        chat.hear(f"name {number}: hi")
+    assert len(chat.candidates("name")) == chat_client.MAX_NAMES
+    assert chat.candidates("name")[0] == f"name {chat_client.MAX_NAMES + 9}"
 
 
-def test_the_password_is_given_once_and_only_for_the_first_line() -> None:
-    chat = ChatProtocol("Ann", b"secret")
-    chat.hear("* password?")
-    chat.hear("* password?")
-    assert chat.outgoing == b"secret\n"
-    chat = ChatProtocol("Ann", b"secret")
-    chat.hear("Bob: hi")
-    chat.hear("* password?")
-    assert chat.outgoing == b""
-
-
-def test_a_late_welcome_is_a_welcome() -> None:
-    chat = ChatProtocol("Ann")
-    chat.stop_waiting()
-    chat.submit(Line("hi"))
-    chat.hear("Welcome to the chatroom!")
-    assert chat.outgoing == b"Ann: hi\n/name Ann\n/who\n/ping\n"
-
-
-@pytest.mark.parametrize("password", [b"", b"secret"])
-def test_what_was_said_before_a_late_question_is_not_the_password(password: bytes) -> None:
-    console = FakeConsole("hi", "there")
-    chat = ChatProtocol("J", password)
-    session = unconnected(chat, console=console, sock=Sipping(len(b"J: hi\nJ: th")))
-    chat.stop_waiting()
-    session.forward_typed()
-    session.serve(selectors.EVENT_WRITE)
-    session.asked = 6, time.monotonic() - 60  # the server was asleep
-    session.receive(b"* password?\n")
-    assert session.over and b"secret" not in chat.outgoing
-    session.close_ledger()
-    assert (console.unsent(), console.doubtful) == (["hi", "there"], [])
-    with pytest.raises(Disconnected, match="asked late for its password"):
-        session.raise_failure()
-
-
-def test_commands_pass_through_and_two_slashes_are_meant_as_one() -> None:
-    chat = john_in_a_room()
-    chat.submit(Line("/who"))
-    chat.submit(Line("//shrug"))
-    assert chat.outgoing == b"/who\nJohn: /shrug\n"
-
-
-def test_a_name_that_was_forgotten_is_for_the_room_to_ask_for() -> None:
-    chat = john_in_a_room()
-    chat.submit(Line("/name "))
-    assert chat.outgoing == b"/name \n"
-    assert chat.accepts_input, "there is no name to wait for"
-
-
-def test_a_new_name_is_followed() -> None:
-    chat = john_in_a_room()
-    chat.submit(Line("/name Jim"))
-    assert not chat.accepts_input
-    chat.hear("* you are Jim")
-    assert chat.accepts_input
-    assert chat.to_show[-1] == "* you are Jim"
-    chat.submit(Line("hi"))
-    assert chat.to_show[-1] == "Jim: hi"
-
-
-def test_a_welcome_among_the_messages_of_a_relay_is_just_a_message() -> None:
-    chat = ChatProtocol("John")
-    chat.hear("Ann: hi")
-    assert chat.accepts_input
-    chat.hear("Welcome to the chatroom!")
-    chat.hear("* you are somebody else")
-    assert chat.outgoing == b""
-    assert chat.name == "John"
-
-
-def test_echo_waits_for_each_answer() -> None:
-    echo = EchoProtocol()
-    echo.submit(Line("test"))
-    assert not echo.accepts_input
-    echo.hear("test")
-    assert (echo.accepts_input, echo.to_show) == (True, ["recv: test"])
+def test_what_is_too_long_for_a_room_is_told_before() -> None:
+    chat = converse("@")
+    chat.submit(Line("x" * (chat_client.MAX_MESSAGE - len("John: "))))
+    chat.submit(Line("\xe4" * (chat_client.MAX_MESSAGE // 2 - 2)))
+    assert len(chat.outgoing) == chat_client.MAX_MESSAGE + 1
+    assert chat.to_show[-1] == "* not said: a line of 8194 bytes; a room takes 8192"
 
 
 @pytest.mark.parametrize(
     "line, text",
     [
-        (b"plain \xc3\xa4", "plain ä"),
         (b"a\x1b[31;1mred\x1b[0m", "ared"),
-        (b"a\x1b]0;title\x07b\x1b]8;;x\x1b\\c", "abc"),
-        (b"a\x1b(Bb\x1bcc", "abc"),
+        (b"a\x1b]0;title\x07b\x1b]8;;x\x1b\\c\x1b(Bd\x1bce\x1b[", "abcde"),
         (b"\r\nx\x00\x07\x08\x7fy\tz", "xy\tz"),
-        (b"\xff\xc3", "\ufffd\ufffd"),
+        (b"\xff\xc3 \xc3\xa4", "\ufffd\ufffd ä"),
         ("\x9b31mC1 \x85".encode(), "C1 "),
         ("a\u202eb\u2066c\u2069".encode(), "abc"),
-        (b"\x1b[", ""),
         (b"\x1b", ""),
     ],
 )
 def test_only_text_reaches_the_terminal(line: bytes, text: str) -> None:
-    assert terminal_text(line) == text
+    assert chat_client.terminal_text(line) == text
 
 
-def test_each_address_of_a_host_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    dead = socket.socket()  # bound, but nobody listens
-    dead.bind(("127.0.0.1", 0))
-    with dead, socket.create_server(("127.0.0.1", 0)) as alive:
-        client = Client(FakeConsole(), ChatProtocol("J"))
-        addresses = [
-            (socket.AF_INET, socket.SOCK_STREAM, 0, "", one.getsockname()) for one in (dead, alive)
-        ]
-        tried: list[socket.socket] = []
-        connect_to = client.connect_to
-
-        def note_and_connect(address: Any, sock: socket.socket) -> None:
-            tried.append(sock)
-            connect_to(address, sock)
-
-        monkeypatch.setattr(client, "look_up", lambda: addresses)
-        monkeypatch.setattr(client, "connect_to", note_and_connect)
-        with client.connect() as sock:
-            assert sock.getpeername() == alive.getsockname()
-            first, second = tried
-            assert (first.fileno(), second) == (-1, sock), "one that failed costs no descriptor"
+# Sessions: what has arrived, what is told, what is waited for
 
 
-def test_end_of_input_waits_for_the_server_and_who_leaves_does_not_for_long() -> None:
-    for leaves in (False, True):
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
-            session = unconnected(ChatProtocol("John"), ours)
-            session.left = leaves
-            session.end_stream()
-            assert theirs.recv(1) == b""
-            assert (session.go in session.timers) is leaves
-
-
-def test_the_own_name_is_not_completed() -> None:
-    chat = john_in_a_room()
-    for line in ("* here: Joe, John", "John: said in another window", "Jon: hi"):
-        chat.hear(line)
-    assert chat.candidates("Jo") == ["Jon", "Joe"]
-
-
-def test_what_is_due_can_be_dropped_by_what_was_due_before_it() -> None:
-    client = Client(FakeConsole(), ChatProtocol("J"))
-    done = []
-
-    def first() -> None:
-        done.append("first")
-        del client.timers[second]
-
-    def second() -> None:
-        done.append("second")
-
-    client.timers.update({first: 0.0, second: 0.0})
-    client.do_what_is_due()
-    assert (done, client.timers) == (["first"], {})
-
-
-def test_names_that_are_remembered_have_a_limit() -> None:
-    chat = ChatProtocol("me")
-    for number in range(chat_client.MAX_NAMES + 10):
-        chat.remember(f"name {number}")
-    assert len(chat.names) == chat_client.MAX_NAMES
-    assert chat.candidates("name")[0] == f"name {chat_client.MAX_NAMES + 9}"
-
-
-JOINED = [chat_client.WELCOME, "* you are J"]
-
-
-@pytest.mark.parametrize(
-    "heard, phase, accepts, turned_away",
-    [
-        ([], Phase.WAITING, False, ""),
-        (["* the room is full"], Phase.WAITING, False, "the room is full"),
-        (["* password?"], Phase.AT_DOOR, False, "the room waits no longer for the password"),
-        (["* password?", "* the room is full"], Phase.AT_DOOR, False, "the room is full"),
-        (JOINED[:1], Phase.IN_ROOM, False, ""),
-        (JOINED, Phase.IN_ROOM, True, ""),
-        (["* password?", *JOINED], Phase.IN_ROOM, True, ""),
-        (["* news", *JOINED], Phase.IN_ROOM, True, ""),
-        ([*JOINED, "* password?"], Phase.IN_ROOM, True, ""),
-        (["Ann: hi"], Phase.RELAY, True, ""),
-        (["* Ann waves", "Ann: hi", "* Ann waves"], Phase.RELAY, True, ""),
-        (["* password?", "Ann: hi"], Phase.RELAY, True, ""),
-        (["Ann: hi", "* password?", *JOINED], Phase.RELAY, True, ""),
-    ],
-)
-def test_phases_of_a_chat(heard: list[str], phase: Phase, accepts: bool, turned_away: str) -> None:
-    chat = ChatProtocol("J")
-    for line in heard:
-        chat.hear(line)
-    assert (chat.phase, chat.accepts_input) == (phase, accepts)
-    assert chat.why == (turned_away and f"not let in: {turned_away}")
-    chat.stop_waiting()
-    assert chat.accepts_input is (phase is not Phase.AT_DOOR)
-
-
-def test_a_block_of_lines_is_said_as_it_is() -> None:
-    chat = ChatProtocol("J")
-    for line in JOINED:
-        chat.hear(line)
-    chat.outgoing.clear()
-    for text in ("/quit", "//x", "exit", " "):
-        chat.submit(Line(text, alone=False))
-    assert chat.outgoing == b"J: /quit\nJ: //x\nJ: exit\n"
-
-
-def test_the_wanted_name_is_taken_back_when_it_is_free() -> None:
-    for freed in ("* John left", "* JOHN left", "* John is now Bob"):
-        chat = ChatProtocol("John")
-        for line in (chat_client.WELCOME, "* John is taken", "* you are John_"):
-            chat.hear(line)
-        for line in ("* Johnny left", "* John_ is now John_", "* John is now JOHN", "John: I left"):
-            chat.hear(line)
-        assert chat.outgoing == b"/name John\n/who\n/ping\n/name John_\n"
-        chat.hear(freed)
-        assert chat.outgoing.endswith(b"/name John_\n/name John\n")
-        assert not chat.accepts_input
-        chat.hear("* you are John")
-        assert (chat.name, chat.accepts_input, chat.to_show[-1]) == ("John", True, "* you are John")
-        chat.hear(freed)
-        assert chat.outgoing.count(b"/name") == 3
-
-
-def test_the_name_of_somebody_who_was_removed_is_not_free() -> None:
-    chat = ChatProtocol("John")
-    for line in (chat_client.WELCOME, "* John is taken", "* you are John_", "* John was removed"):
-        chat.hear(line)
-    assert chat.outgoing == b"/name John\n/who\n/ping\n/name John_\n"
-
-
-def test_no_name_is_asked_for_before_the_last_question_is_answered() -> None:
-    chat = ChatProtocol("John")
-    for line in (chat_client.WELCOME, "* John is taken", "* you are John_"):
-        chat.hear(line)
-    chat.submit(Line("/name Jim"))
-    chat.hear("* John left")
-    chat.hear("* you are Jim")
-    assert chat.outgoing == b"/name John\n/who\n/ping\n/name John_\n/name Jim\n"
-    assert (chat.name, chat.accepts_input) == ("Jim", True)
-
-
-def test_somebody_may_be_faster_to_take_the_name() -> None:
-    chat = ChatProtocol("John")
-    for line in (chat_client.WELCOME, "* John is taken", "* you are John_", "* John left"):
-        chat.hear(line)
-    chat.hear("* John is taken")
-    assert (chat.name, chat.wanted, chat.accepts_input) == ("John_", "John", True)
-    chat.submit(Line("/name Jim"))
-    chat.hear("* you are Jim")
-    assert (chat.name, chat.wanted) == ("Jim", "Jim")
-    chat.hear("* John left")
-    assert chat.outgoing.endswith(b"/name Jim\n")
-
-
-def test_whoever_is_ignored_is_not_heard() -> None:
-    chat = ChatProtocol("J")
-    for line in JOINED:
-        chat.hear(line)
-    chat.outgoing.clear()
-    chat.submit(Line("/ignore"))
-    chat.submit(Line("/ignore  Ann "))
-    chat.to_show.clear()
-    for line in (
-        "Ann: J!",
-        "ANN (private): J!",
-        "Bob: hi",
-        "* Ann is now Zoe",
-        "Zoe: J",
-        "Anna: hi",
-    ):
-        chat.hear(line)
-    assert chat.to_show == ["Bob: hi", "* Ann is now Zoe", "Anna: hi"]
-    assert not chat.calls_user
-    assert b"ignore" not in chat.outgoing
-    chat.begin()
-    for line in (*JOINED, "ann: hi"):
-        chat.hear(line)
-    for command in ("/ignore", "/ignore ANN", "/ignore zoe", "/ignore"):
-        chat.submit(Line(command))
-    chat.hear("Ann: hi")
-    assert chat.to_show[1:] == [
-        "* ignored: Ann, Zoe",
-        "* what ANN says is shown again",
-        "* what zoe says is shown again",
-        "* ignored: nobody",
-        "Ann: hi",
-    ]
-    assert b"ignore" not in chat.outgoing
-
-
-def test_help_tells_of_what_the_client_does_itself() -> None:
-    chat = ChatProtocol("J")
-    for line in JOINED:
-        chat.hear(line)
-    chat.submit(Line("/help"))
-    assert chat.outgoing.endswith(b"\n/help\n")
-    assert chat.to_show[-1].startswith("* /ignore NAME: ")
-
-
-def test_what_is_too_long_for_a_room_is_told_before() -> None:
-    chat = ChatProtocol("J")
-    for line in JOINED:
-        chat.hear(line)
-    chat.outgoing.clear()
-    chat.submit(Line("x" * (chat_client.MAX_MESSAGE - 3)))
-    chat.submit(Line("\xe4" * (chat_client.MAX_MESSAGE // 2 - 1)))
-    assert len(chat.outgoing) == chat_client.MAX_MESSAGE + 1
-    assert chat.to_show[-1] == "* not said: a line of 8193 bytes; a room takes 8192"
-
-
-def test_those_who_are_silent_are_known_and_nobody_sees_how() -> None:
-    chat = ChatProtocol("J")
-    for line in (*JOINED, "Xaver: hi", "* here: Xaver, J, Xenia, 5 more and 2 unnamed"):
-        chat.hear(line)
-    assert chat.outgoing == JOINING and chat.to_show[-1] == "Xaver: hi"
-    assert chat.candidates("x") == ["Xaver", "Xenia"]
-    assert chat.candidates("5") == []
-    chat.submit(Line("/who"))
-    chat.hear("* here: 2 unnamed")
-    assert chat.to_show[-1] == "* here: 2 unnamed"
-    chat.hear("* Xenia left")
-    assert chat.candidates("x") == ["Xaver"]
-
-
-@pytest.mark.parametrize("answer, knows", [("* pong", True), (chat_client.NO_PING, False)])
-def test_a_room_is_asked_whether_it_can_say_what_it_has_heard(answer: str, knows: bool) -> None:
-    chat = ChatProtocol("J")
-    for line in (*JOINED, answer):
-        chat.hear(line)
-    assert (chat.answered, chat.knows_ping, chat.to_show) == (True, knows, JOINED[:1])
-    for line in ("* pong", chat_client.NO_PING):  # then it is the user who has asked
-        chat.submit(Line("/ping"))
-        chat.hear(line)
-        assert chat.to_show[-1] == line
-    chat.ask("/ping")
-    chat.hear(chat_client.NO_PING)
-    assert (chat.to_show[-1] == chat_client.NO_PING) is True
-
-
-@pytest.mark.parametrize("mark, given", [(b"", b"secret"), (b"\xef\xbb\xbf", b"secret")])
-def test_the_mark_before_a_password_is_no_part_of_it(mark: bytes, given: bytes) -> None:
-    chat = ChatProtocol("J")
-    chat.hear("* password?")
-    chat.give_password(mark + given)
-    assert (chat.outgoing, chat.password) == (given + b"\n", given)
-
-
-def test_where_a_room_has_been_nothing_is_said_before_its_welcome() -> None:
-    for shown in JOINED[:1], ["* password?"]:
-        chat = ChatProtocol("J")
-        for line in shown:
-            chat.hear(line)
-        chat.begin()
-        chat.stop_waiting()
-        assert not chat.accepts_input
-        for line in JOINED:
-            chat.hear(line)
-        assert chat.accepts_input
-
-
-def lines_in_doubt(session: Session, lost: str = "reset") -> list[str]:
-    session.end(lost)
-    session.close_ledger()
-    session.over = False
-    return session.console.doubtful
-
-
-def test_what_a_relay_has_read_is_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It speaks, and some time before had been sent what was said."""
-    clock = [0.0]
-    monkeypatch.setattr(chat_client, "time", SimpleNamespace(monotonic=lambda: clock[0]))
-    console = FakeConsole("ab", "cd")
-    session = unconnected(ChatProtocol("J"), console=console, sock=Sipping(100))
-    session.receive(b"a relay\n")
-    session.forward_typed()
-    session.serve(selectors.EVENT_WRITE)
-    session.ask()
-    console.typed.append(Line("ef"))
-    session.forward_typed()
-    session.serve(selectors.EVENT_WRITE)
-    clock[0] += 0.9 * chat_client.READ_TIME
-    session.receive(b"Ann: hi\n")
-    assert lines_in_doubt(session) == ["ab", "cd", "ef"]
-    clock[0] += 0.1 * chat_client.READ_TIME
-    session.receive(b"Ann: hi\n")
-    assert lines_in_doubt(session) == ["ef"]
-    assert lines_in_doubt(session, lost="") == []
-
-
-def in_a_room() -> tuple[Session, Sipping, FakeConsole]:
-    """Returns a session in a room that knows J and /ping, its socket and its console."""
-    sock, console = Sipping(10_000), FakeConsole()
-    session = unconnected(ChatProtocol("J"), console=console, sock=sock)
-    session.receive(WELCOME + b"* you are J\n* here: J\n* pong\n")
-    session.serve(selectors.EVENT_WRITE)
-    return session, sock, console
-
-
-def speak(session: Session, *lines: str) -> None:
-    """The user says lines, and all that the client has to say goes out."""
-    session.console.typed.extend(map(Line, lines))
-    session.forward_typed()
-    session.ask()
-    while session.protocol.outgoing:
-        session.serve(selectors.EVENT_WRITE)
-
-
-def test_what_a_room_has_heard_is_known() -> None:
-    session, sock, console = in_a_room()
-    speak(session, "one", "/msg Ann: psst")
-    speak(session, "two")
-    assert sock.taken.endswith(b"J: one\n/msg Ann: psst\n/ping\nJ: two\n")
-    assert lines_in_doubt(session) == ["one", "/msg Ann: psst", "two"]
-    session.receive(b"* pong\n")
-    assert lines_in_doubt(session) == ["two"]
-    speak(session)
-    assert sock.taken.endswith(b"J: two\n/ping\n")
-    session.receive(b"* pong\n* you were removed by an operator; come back in 10 min\n")
-    assert lines_in_doubt(session, "the server closed it") == []
-    assert not [line for line in console.shown if "pong" in line]
-
-
-def test_a_room_that_is_asked_and_silent_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = [0.0]
-    monkeypatch.setattr(chat_client, "time", SimpleNamespace(monotonic=lambda: clock[0]))
-
-    def pass_time(seconds: float) -> None:
-        clock[0] += seconds
-        session.client.do_what_is_due()
-
-    session, _, console = in_a_room()
-    pass_time(10 * chat_client.LOST_TIME)
-    speak(session, "one")
-    for heard in (b"Ann: hi\n", b"Ann: ho\n"):  # the network lives
-        pass_time(0.9 * chat_client.LOST_TIME)
-        session.receive(heard)
-    session.receive(b"* pong\n")
-    pass_time(10 * chat_client.LOST_TIME)
-    assert not session.over
-    speak(session, "two")
-    console.output += bytes(session.max_waiting)  # then the silence is ours
-    pass_time(2 * chat_client.LOST_TIME)
-    assert not session.over
-    console.output.clear()
-    pass_time(2 * chat_client.LOST_TIME)
-    assert (session.over, session.lost) == (True, "no answer for 15 s")
-    session.close_ledger()
-    assert console.doubtful == ["two"]
-
-
-def test_a_room_that_knows_no_ping_is_asked_once() -> None:
-    sock, console = Sipping(10_000), FakeConsole()
-    session = unconnected(ChatProtocol("J"), console=console, sock=sock)
-    session.receive(WELCOME + b"* you are J\n" + chat_client.NO_PING.encode() + b"\n")
-    speak(session, "one", "/foo")
-    session.receive(chat_client.NO_PING.encode() + b"\n")
-    assert sock.taken == JOINING + b"J: one\n/foo\n"
-    assert console.shown[-1] == chat_client.NO_PING
-    assert session.lose not in session.timers
-
-
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
 def test_bytes_that_nobody_has_acknowledged() -> None:
-    pytest.importorskip("fcntl")
-    if not sys.platform.startswith("linux"):
-        pytest.skip("only Linux tells")
     with socket.create_server(("127.0.0.1", 0)) as one:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         with socket.create_connection(one.getsockname()) as sock:
@@ -669,102 +949,6 @@ def test_bytes_that_nobody_has_acknowledged() -> None:
                 eventually(lambda: chat_client.unacknowledged(sock) == 0)
 
 
-def test_the_end_of_our_stream_is_nothing_that_was_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Though it counts as a byte that has to be acknowledged."""
-    console = FakeConsole("one")
-    session = unconnected(ChatProtocol("J"), console=console, sock=Sipping(100))
-    session.receive(b"a relay\n")
-    session.forward_typed()
-    session.serve(selectors.EVENT_WRITE)
-    monkeypatch.setattr(chat_client, "unacknowledged", lambda sock: 1)
-    for ended, doubtful in ((True, []), (False, ["one"])):
-        session.stream_ended = ended
-        session.close_ledger()
-        assert console.doubtful == doubtful
-
-
-def test_what_was_said_to_a_server_that_vanishes_is_kept_or_told() -> None:
-    console = FakeConsole("one", "two", "three")
-    session = unconnected(ChatProtocol("J"), console=console, sock=Sipping(len(b"J: one\nJ: t")))
-    session.receive(b"a relay\n")
-    session.forward_typed()
-    session.serve(selectors.EVENT_WRITE)
-    session.end("reset")
-    console.typed.append(Line("four"))
-    session.close_ledger()
-    assert console.unsent() == ["two", "three", "four"]
-    assert console.doubtful == ["one"]
-    session.client.tell_lost(Disconnected("lost the connection: reset"))
-    session.client.note_unsent()
-    assert console.shown[-6:] == [
-        "* lost the connection: reset",
-        "* what you said last may not have arrived:",
-        "*   one",
-        "* not sent yet: two",
-        "* not sent yet: three",
-        "* not sent yet: four",
-    ]
-    session.client.tell_lost(Disconnected("lost the connection: reset"))
-    session.client.note_unsent()
-    assert len(console.shown) == 10, "told once"
-
-
-def test_a_word_that_leaves_is_no_password() -> None:
-    console = FakeConsole("exit")
-    session = unconnected(ChatProtocol("J"), console=console)
-    session.receive(b"* password?\n")
-    session.client.ask_password()
-    assert (console.prompts, session.protocol.outgoing) == ([], b"")
-    session.see_off()
-    assert session.go in session.timers
-
-
-def test_what_was_typed_ahead_of_the_question_is_no_password() -> None:
-    console = FakeConsole("ahead", "/msg Ann: psst")
-    session = unconnected(ChatProtocol("J"), console=console)
-    console.secrets.append(b"secret")
-    session.receive(b"* password?\n")
-    session.client.ask_password()
-    session.forward_typed()
-    assert (console.prompts, session.protocol.outgoing) == (["password: "], b"secret\n")
-    session.receive(WELCOME + b"* you are J\n")
-    session.forward_typed()
-    said = b"secret\n" + JOINING + b"J: ahead\n/msg Ann: psst\n"
-    assert session.protocol.outgoing == said
-
-
-def test_whoever_wants_out_is_kept_no_longer_by_what_the_server_asks(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    clock = [0.0]
-    monkeypatch.setattr(chat_client, "time", SimpleNamespace(monotonic=lambda: clock[0]))
-    session = unconnected(ChatProtocol("J"), console=FakeConsole("exit"))
-    session.see_off()
-    assert session.timers[session.go] == chat_client.LINGER
-    for heard in (WELCOME, b"* J is taken\n", b"* J_ is taken\n"):
-        clock[0] += 0.1
-        session.receive(heard)
-        session.see_off()
-    assert session.protocol.outgoing.count(b"/name") == 3
-    assert session.timers[session.stop_waiting] == clock[0] + chat_client.ANSWER_TIME
-    assert session.timers[session.go] == chat_client.LINGER
-
-
-def test_whoever_leaves_has_time_as_long_as_something_goes_out(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    clock = [0.0]
-    monkeypatch.setattr(chat_client, "time", SimpleNamespace(monotonic=lambda: clock[0]))
-    console = FakeConsole("last words", "exit")
-    session = unconnected(ChatProtocol("J"), console=console, sock=Sipping())
-    session.receive(b"a relay\n")
-    session.forward_typed()
-    while session.protocol.outgoing:
-        clock[0] += 0.9 * chat_client.LINGER
-        assert session.left and session.timers[session.go] > clock[0]
-        session.serve(selectors.EVENT_WRITE)
-
-
 def test_an_answer_gives_whoever_wants_out_time_for_the_next_line() -> None:
     session = unconnected(EchoProtocol(), console=FakeConsole("one", "two", "exit"))
     session.forward_typed()
@@ -773,90 +957,22 @@ def test_an_answer_gives_whoever_wants_out_time_for_the_next_line() -> None:
     session.receive(b"one\n")
     session.see_off()
     assert session.go not in session.timers
-    assert session.console.typed[0].text == "two"
 
 
-@pytest.mark.parametrize("attended", [True, False])
-def test_a_refused_name_is_the_end_only_where_nobody_sits(attended: bool) -> None:
-    chat = ChatProtocol("a:b", attended=attended)
-    session = unconnected(chat, console=FakeConsole(attended=attended))
-    session.receive(WELCOME + b"* a name has no colon: /name NAME\n")
-    assert session.over is not attended
-    session.protocol.outgoing.clear()
-    if attended:
-        session.raise_failure()
-    else:
-        with pytest.raises(Failure, match="refused the name a:b: a name has no colon"):
-            session.raise_failure()
-
-
-def test_the_password_is_waited_for_turn_by_turn() -> None:
-    console = FakeConsole()
-    session = unconnected(ChatProtocol("J"), console=console)
-    session.client.ask_password()
-    assert console.prompts == []
-    session.receive(b"* password?\n")
-    session.client.ask_password()
-    assert (console.prompts, session.protocol.outgoing) == (["password: "], b"")
-    console.secrets.append(b"secret")
-    session.client.ask_password()
-    session.client.ask_password()
-    assert session.protocol.outgoing == b"secret\n"
-
-
-def test_what_outlives_a_connection() -> None:
-    chat = ChatProtocol("J")
-    for line in ("* password?", *JOINED):
-        chat.hear(line)
-        if chat.wants_password:
-            chat.give_password(b"secret")
-    chat.submit(Line("/name Jim"))
-    chat.hear("* you are Jim")
-    chat.begin()
-    assert (chat.name, chat.password, chat.phase) == ("Jim", b"secret", Phase.WAITING)
-    assert not (chat.outgoing or chat.to_show or chat.names or chat.accepts_input)
-    for line in ("* password?", chat_client.WELCOME, "* Jim is taken", "* you are Jim_"):
-        chat.hear(line)
-    assert chat.outgoing == b"secret\n/name Jim\n/who\n/ping\n/name Jim_\n"
-    chat.begin()
-    assert chat.name == "Jim"
-
-
-@pytest.mark.parametrize("attended", [True, False])
-def test_a_wrong_password_is_asked_for_again_where_somebody_sits(attended: bool) -> None:
-    console = FakeConsole(attended=attended)
-    chat = ChatProtocol("J", b"wrong", attended)
-    session = unconnected(chat, console=console)
-    session.receive(b"* password?\n* wrong password\n")
-    session.close_ledger()
-    assert session.over and chat.wants_password is attended
-    with pytest.raises(Disconnected, match="^wrong password$") as caught:
-        session.raise_failure()
-    if not attended:
-        with pytest.raises(Disconnected):
-            session.client.tell_lost(caught.value)
-        return
-    session.client.tell_lost(caught.value)
-    session.client.ask_password()
-    console.secrets.append(b"right")
-    session.client.ask_password()
-    assert (console.shown, console.prompts) == (["* wrong password"], ["password: "] * 2)
-    chat.begin()
-    session.receive(b"* password?\n")
-    assert chat.outgoing == b"right\n"
+def test_while_tls_has_to_send_nothing_else_is_waited_for() -> None:
+    session = unconnected(EchoProtocol(), mock.Mock(**{"recv.side_effect": ssl.SSLWantWriteError}))
+    session.serve(EVENT_READ)
+    assert (session.events(), session.over) == (EVENT_WRITE, False)
 
 
 @pytest.mark.parametrize("took, patience", [(0.01, 0.5), (0.5, 2.0), (9.0, 10.0)])
 def test_how_long_a_first_word_is_waited_for(
-    took: float, patience: float, monkeypatch: pytest.MonkeyPatch
+    took: float, patience: float, clock: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = [0.0]
-
     def connect_to(address: Any, sock: socket.socket) -> socket.socket:
         clock[0] += took
         return sock
 
-    monkeypatch.setattr(chat_client, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     client = Client(FakeConsole(ended=True), ChatProtocol("J"))
     monkeypatch.setattr(client, "look_up", lambda: [(socket.AF_INET, 1, 0, "", ("127.0.0.1", 1))])
     monkeypatch.setattr(client, "connect_to", connect_to)
@@ -875,41 +991,134 @@ def test_how_long_a_first_word_is_waited_for(
         assert waits == [pytest.approx(patience)]
 
 
-def test_room_that_never_says_who_we_are_is_not_waited_for_for_ever() -> None:
-    session = unconnected(ChatProtocol("John"))
-    session.receive(WELCOME)
-    assert session.protocol.outgoing == b"/name John\n/who\n/ping\n"
-    assert session.stop_waiting in session.timers
+def test_what_is_due_can_be_dropped_by_what_was_due_before_it() -> None:
+    client = Client(FakeConsole(), ChatProtocol("J"))
+    done = []
+
+    def first() -> None:
+        done.append("first")
+        del client.timers[second]
+
+    def second() -> None:
+        done.append("second")
+
+    client.timers.update({first: 0.0, second: 0.0})
+    client.do_what_is_due()
+    assert (done, client.timers) == (["first"], {})
 
 
-def test_an_unfinished_line_is_shown_after_a_silence(listener: Listener) -> None:
-    command = [*CLIENT, "127.0.0.1", str(listener.port), "--name", "J"]
-    with launch(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        server = listener.accept()
-        server.send("What do you want?")
-        assert process.stdout and process.stdin
-        assert process.stdout.readline() == b"What do you want?\n"
-        server.send(" More?\n")
-        assert process.stdout.readline() == b" More?\n"
-        process.stdin.close()
-        assert server.rest() == b""
-        server.close()
-        assert process.wait(DEADLINE) == 0
+# Connecting
 
 
-def test_in_a_room_an_unfinished_line_is_only_late(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = [0.0]
-    monkeypatch.setattr(chat_client, "time", SimpleNamespace(monotonic=lambda: clock[0]))
-    session = unconnected(ChatProtocol("J"))
-    session.receive(b"An")
-    assert session.timers[session.hear_rest] == chat_client.UNFINISHED_TIME
-    for first_word in (WELCOME, b"* password?\n", b"* wrong password\n"):
-        session.framer.partial = b""
-        session.receive(first_word[:-2])
-        assert session.hear_rest not in session.timers
-    session.framer.partial = b""
-    session.receive(WELCOME + b"Ann: hal")
-    assert session.hear_rest not in session.timers
+def test_each_address_of_a_host_is_tried_and_one_that_failed_costs_nothing(
+    listener: Listener,
+) -> None:
+    resolver = (
+        "import socket\nlook_up = socket.getaddrinfo\nsocket.getaddrinfo = lambda _, port, **more: "
+        f"9 * look_up('127.0.0.1', {free_port()}, **more) + look_up('127.0.0.1', port, **more)"
+    )
+    process, server = begin(listener, patched_client(resolver))
+    server.send("hi\n")
+    assert process.stdout.readline() == b"hi\n"
+    descriptors = Path(f"/proc/{process.pid}/fd")
+    assert not descriptors.exists() or len(list(descriptors.iterdir())) < 10
+    process.kill()
+    process.communicate()
+
+
+def test_tries_to_connect_again_are_ever_rarer_until_one_lasts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(random, "uniform", lambda low, high: high)
+    lost = """
+        < a relay
+        : one                               + John: one
+        x reset                             | * lost the connection: reset
+        | * what you said last may not have arrived:
+        | *   one
+        ~ 0.5
+    """
+    first, pauses = "~ 0.5   | * nobody there\n", 200 * "~ 0.5\n"
+    script = f"{lost}\n{first}{pauses}=\n~ 30   | * connected again\n{lost}\n{first}"
+    talk = Conversation(script, echo=False)
+    talk.run()
+    assert talk.tried == [1, 3, 7, 15, 31, 61, 91, 192]
+
+
+NOBODY = "nobody listens there"
+START = "start the server with: python3 chat_server.py"
+REFUSAL = f"{NOBODY} for other hosts; {START} --host ::"
+SILENCE = "no answer; is it switched on, and does its firewall let port 7007 through?"
+WAYS_TO_FAIL = [
+    ([errno.ECONNREFUSED], True, f"{NOBODY}; {START}"),
+    ([errno.ECONNREFUSED, errno.ENETUNREACH], False, REFUSAL),
+    ([errno.ETIMEDOUT], False, SILENCE),
+    ([errno.ENETUNREACH], False, "no way there; is this machine in a network that leads to it?"),
+    ([errno.EHOSTUNREACH], False, "no way there; is it switched on, and in the same network?"),
+    ([errno.EINVAL], False, "an address fe80:... needs its interface, such as fe80::1%eth0"),
+    ([errno.EPERM], False, "this machine's firewall forbids it"),
+    ([errno.EMFILE], False, os.strerror(errno.EMFILE)),
+]
+
+
+@pytest.mark.parametrize("codes, here, why", WAYS_TO_FAIL)
+def test_why_there_is_no_connection(codes: list[int], here: bool, why: str) -> None:
+    assert chat_client.why_not_connected(codes, 7007, "chat_server.py", here) == why
+
+
+def test_nobody_is_told_how_to_start_a_server_that_was_there() -> None:
+    client = Client(FakeConsole(), ChatProtocol("J"), "127.0.0.1", free_port())
+    client.tell_lost(Disconnected("lost the connection: the server closed it"))
+    with pytest.raises(Disconnected, match="nobody listens there$"):
+        client.connect()
+
+
+def test_addresses_that_only_this_machine_can_have() -> None:
+    here = ["127.0.0.1", "127.3.2.1", "::1", "::ffff:127.0.0.1", "0.0.0.0", "::"]
+    assert here == list(filter(chat_client.is_loopback, [*here, "192.0.2.7", "::2", "fe80::1%lo"]))
+
+
+def test_nobody_listening_is_one_clear_line() -> None:
+    port = free_port()
+    for options, script in (["--name", "J"], "chat_server.py"), (["--echo"], "echo_server.py"):
+        done = client("127.0.0.1", port, *options)
+        assert done.stderr == (
+            f"chat_client.py: cannot connect to port {port} on 127.0.0.1: "
+            f"nobody listens there; start the server with: python3 {script} --port {port}\n"
+        )
+        assert done.returncode == 1
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "x" * 70, "::x"])
+def test_unknown_host_is_one_clear_line(host: str) -> None:
+    done = client(host, "--name", "J")
+    why = [
+        chat_client.why_no_address(socket.gaierror(code, "trouble"), host)
+        for code in (socket.EAI_NONAME, socket.EAI_AGAIN)
+    ]
+    assert why[0] == f"host {host} is unknown; check its name, or give its address"
+    assert why[1].startswith(f"no name server answers for {host}; check the network, or")
+    assert done.stderr in [f"chat_client.py: {one}\n" for one in why]
+    assert done.returncode == 1
+
+
+def test_dot_that_ends_a_full_name_is_not_in_the_certificate(start: Callable[..., Server]) -> None:
+    room = start("chat_server.py", tls=True)
+    resolver = (
+        "import socket\nlook_up = socket.getaddrinfo\n"
+        "socket.getaddrinfo = lambda host, *more, **options: look_up('localhost', *more, **options)"
+    )
+    command = [*patched_client(resolver), f"localhost.:{room.port}", *TRUSTED]
+    done = finish(command, "John\nhi\n")
+    assert (done.stderr, done.returncode) == ("", 0)
+
+
+def test_without_a_thread_the_lookup_is_made_in_the_loop(room: Server) -> None:
+    no_thread = (
+        "import threading\ndef refuse(*_, **__):\n    raise RuntimeError\nthreading.Thread = refuse"
+    )
+    done = finish([*patched_client(no_thread), f"localhost:{room.port}"], typed="John\nhi\n")
+    assert (done.stderr, done.returncode) == ("", 0)
 
 
 # In pipes
@@ -917,178 +1126,61 @@ def test_in_a_room_an_unfinished_line_is_only_late(monkeypatch: pytest.MonkeyPat
 
 def test_walk_through_in_a_pipe(room: Server) -> None:
     other = room.join()
-    done = client("localhost", room.port, typed="John\nHi\nexit\n")
-    assert done.stdout == "name: John\nWelcome to the chatroom!\nJohn: Hi\n"
+    lines = ["Hi", "I quit smoking", "exit here", "the /quit command"]
+    typed = "".join(f"{line}\n" for line in ["John", *lines, " exit ", "unsaid"])
+    done = client("localhost", room.port, typed=typed)
+    said = [f"John: {line}\n" for line in lines]
+    assert done.stdout == "name: John\nWelcome to the chatroom!\n" + "".join(said)
     assert (done.stderr, done.returncode) == ("", 0)
-    other.expect("* John joined\n", "John: Hi\n", "* John left\n")
+    other.expect("* John joined\n", *said, "* John left\n")
 
 
-def test_a_server_that_drips_does_not_keep_the_user(listener: Listener) -> None:
-    command = [*CLIENT, "127.0.0.1", str(listener.port), "--name", "J"]
-    with launch(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
-        assert process.stdin
-        process.stdin.write(b"hi\nexit\n")
-        process.stdin.close()
-        server = listener.accept()
-        server.sock.settimeout(0.1)
-        said = b""
-        deadline = time.monotonic() + DEADLINE
-        while not said and time.monotonic() < deadline:
-            server.send("* no welcome\n")
-            with suppress(socket.timeout):
-                said = server.sock.recv(99)
-        server.close()
-    assert said == b"J: hi\n"
+# What a server says at once, and when all is said; how it ends; what is typed and the server then
+# gets; and what the client says at its end, with the exit status 1, or nothing, with 0.
+NO_PASSWORD = "the room wants a password; give it with --password-file FILE"
+FULL, TLS = "the room is full", "this room speaks TLS; use --tls"
+BROKEN = "lost the connection: "
+LONG = "x" * (MAX_LINE + 1)
+MANY = "".join(f"J: {number}\n" for number in range(2000))
+ENDS = {
+    "full": (f"* {FULL}\n", "", "close", "hi\n", None, f"not let in: {FULL}"),
+    "full, late": ("", f"* {FULL}\n", "close", "hi\n", "J: hi\n", f"not let in: {FULL}"),
+    "TLS": (f"* {TLS}\n", "", "close", "hi\n", None, f"not let in: {TLS}"),
+    "password": ("", "* password?\n", "close", "hi\n", "J: hi\n", NO_PASSWORD),
+    "relay": ("Ann: hi\n* Ann waves\n", "one\ntwo", "close", "hi", "J: hi\n", ""),
+    "all": ("a relay\n", "", "close", MANY.replace("J: ", "") + "last", f"{MANY}J: last\n", ""),
+    "silent room": (WELCOME.decode(), "", "close", "hi\n", "/name J\nJ: hi\n", ""),
+    "too long": (f"a relay\n{LONG}\n", "", "close", f"{LONG}\nshort\n", "J: short\n", ""),
+    "reset": ("a relay\n", "", "reset", "hi\nexit\n", "J: hi\n", BROKEN),
+    "reset, nothing to lose": ("a relay\n", "", "reset", "exit\n", "", ""),
+    "reset, nothing said": ("a relay\n", "", "reset", "", "", BROKEN),
+    "reset without a word": ("", "", "reset", "hi\n", "J: hi\n", BROKEN),
+    "TLS alert": ("", "\x15\x03\x01\0\2\2\x46", "close", "hi\n", "J: hi\n", BROKEN),
+}
 
 
-def test_end_of_input_says_everything_and_shows_what_still_comes(listener: Listener) -> None:
-    results: list[subprocess.CompletedProcess[str]] = []
-    lines = "".join(f"{number}\n" for number in range(2000))
-    runner = threading.Thread(
-        target=lambda: results.append(
-            client("127.0.0.1", listener.port, "--name", "J", typed=lines + "last")
-        )
-    )
-    runner.start()
-    server = listener.accept()
-    server.send("a relay\n")
-    said = server.rest()  # it has half-closed
-    server.send("one more\nunfinished")
-    server.close()
-    runner.join()
-    assert said == "".join(f"J: {line}\n" for line in [*lines.split(), "last"]).encode()
-    assert results[0].returncode == 0
-    assert results[0].stdout.endswith("J: last\none more\nunfinished\n")
-
-
-@pytest.mark.parametrize("word", ["quit", "exit", "/quit", "/exit"])
-def test_words_that_leave(room: Server, word: str) -> None:
-    other = room.join()
-    done = client("localhost", room.port, "--name", "John", typed=f"a\n {word} \nb\n")
-    assert done.returncode == 0
-    other.expect("* John joined\n", "John: a\n", "* John left\n")
-
-
-def test_taken_name_becomes_another(room: Server) -> None:
-    john = room.join("John")
-    done = client("localhost", room.port, "--name", "John", typed="hi\n")
-    assert done.stdout == "Welcome to the chatroom!\n* John is taken\nJohn_: hi\n"
-    john.expect("* John_ joined\n", "John_: hi\n", "* John_ left\n")
-
-
-@pytest.mark.parametrize(
-    "name, why",
-    [
-        ("a:b", "a name has letters and digits in it, and after the first also spaces and .-_'"),
-        ("7 more", 'a name has nothing in it that only the room says, such as "more"'),
-        ("x" * 31 + "_", "x" * 31 + "_ is taken"),
-    ],
-)
-def test_a_name_that_the_room_refuses_ends_a_script(room: Server, name: str, why: str) -> None:
-    other = room.join("x" * 31 + "_")
-    done = client("localhost", room.port, "--name", name, typed="hi\n")
-    assert done.stderr == f"chat_client.py: the room refused the name {name}: {why}\n"
-    assert done.returncode == 1
-    other.send("/who\n")
-    other.expect("* here: " + "x" * 31 + "_\n")
-
-
-def test_whoever_sits_there_can_choose_another_name(
-    room: Server, terminal: Callable[..., Terminal]
+@pytest.mark.parametrize("at_once, at_last, end, typed, said, why", ENDS.values(), ids=list(ENDS))
+def test_ends_of_a_client_in_a_pipe(
+    listener: Listener, at_once: str, at_last: str, end: str, typed: str, said: str, why: str
 ) -> None:
-    other = room.join()
-    window = terminal(*PLAIN, "localhost", str(room.port), "--name", "a:b")
-    window.expect("* a name has letters and digits")
-    window.type("/name Ann\n")
-    other.expect("* Ann joined\n")
+    heard: list[bytes] = []
 
+    def serve(server: Peer) -> None:
+        server.send(at_once)
+        if said is not None:
+            heard.append(server.rest())
+        with suppress(OSError):  # the client may have gone
+            server.send(at_last)
+        getattr(server, end)()
 
-@pytest.mark.parametrize("when", ["at once", "when all is said"])
-@pytest.mark.parametrize("notice", ["the room is full", "this room speaks TLS; use --tls"])
-def test_whoever_is_not_let_in_is_told_why(listener: Listener, when: str, notice: str) -> None:
-    def turn_away(server: Peer) -> None:
-        if when == "when all is said":
-            server.rest()
-        server.send(f"* {notice}\n")
-        server.close()
-
-    listener.serve(turn_away)
-    done = client("127.0.0.1", listener.port, "--name", "J", typed="hi\n")
-    assert done.stderr == f"chat_client.py: not let in: {notice}\n"
-    assert done.returncode == 1
-
-
-def test_a_question_that_comes_too_late_is_no_success(listener: Listener) -> None:
-    def ask_late(server: Peer) -> None:
-        server.rest()
-        server.send("* password?\n")
-        server.close()
-
-    listener.serve(ask_late)
-    done = client("127.0.0.1", listener.port, "--name", "J", typed="hi\n")
-    assert done.stderr == (
-        "chat_client.py: the room wants a password; give it with --password-file FILE\n"
-    )
-    assert done.returncode == 1
-
-
-def test_a_notice_among_the_messages_of_a_relay_turns_nobody_away(listener: Listener) -> None:
-    def relay(server: Peer) -> None:
-        server.send("Ann: hi\n* Ann waves\n")
-        server.rest()
-        server.close()
-
-    listener.serve(relay)
-    done = client("127.0.0.1", listener.port, "--name", "J", typed="hi\n")
-    assert (done.stderr, done.returncode) == ("", 0)
-
-
-@pytest.mark.parametrize("typed, status", [("hi\nexit\n", 1), ("exit\n", 0), ("", 1)])
-def test_a_reset_is_a_failure_only_for_whoever_has_something_to_lose(
-    listener: Listener, typed: str, status: int
-) -> None:
-    def reset(server: Peer) -> None:
-        server.send("a relay\n")
-        server.rest()
-        server.reset()
-
-    listener.serve(reset)
+    listener.serve(serve)
     done = client("127.0.0.1", listener.port, "--name", "J", typed=typed)
-    assert done.returncode == status
-    assert done.stderr.count("lost the connection") == status
-
-
-@pytest.mark.parametrize("how", ["reset", "TLS alert"])
-def test_a_connection_that_breaks_after_the_last_word_is_no_success(
-    listener: Listener, how: str
-) -> None:
-    def refuse(server: Peer) -> None:
-        server.rest()
-        if how == "reset":
-            server.reset()
-        else:
-            server.send(b"\x15\x03\x01\0\2\2\x46")
-            server.close()
-
-    listener.serve(refuse)
-    done = client("127.0.0.1", listener.port, "--name", "J", typed="hi\n")
-    assert done.stderr.startswith("chat_client.py: lost the connection: ")
-    assert (done.stderr.count("\n"), done.returncode) == (1, 1)
-
-
-def test_commands_in_a_pipe_to_an_echo_server(echo: Server) -> None:
-    done = client("localhost", echo.port, "--name", "J", typed="hi\n/msg Ann: psst\n/op x\n//x\n")
-    assert sorted(done.stdout.splitlines()) == [
-        "* not sent: /msg Ann: psst (no chat room has answered; //TEXT says /TEXT)",
-        "* not sent: /op * (no chat room has answered; //TEXT says /TEXT)",
-        *["J: /x"] * 2,
-        *["J: hi"] * 2,
-    ]
-    why = "chat_client.py: not everything was sent, as no chat room has answered\n"
-    assert (done.stderr, done.returncode) == (why, 1)
-    done = client("--echo", "localhost", echo.port, typed="/msg Ann: psst\n//x\n")
-    assert done.stdout.count("recv: /msg Ann: psst\n") == done.stdout.count("recv: //x\n") == 1
-    assert done.returncode == 0
+    assert heard == ([] if said is None else [said.encode()])
+    assert done.stderr.startswith(f"chat_client.py: {why}" if why else "")
+    assert (done.stderr.count("\n"), done.returncode) == ((1, 1) if why else (0, 0))
+    for line in (at_once + at_last).splitlines():
+        if not line.startswith(("\x15", "* password?")):
+            assert f"{line if len(line) < MAX_LINE else TOO_LONG}\n" in done.stdout
 
 
 def test_echo_in_a_pipe(echo: Server) -> None:
@@ -1100,47 +1192,36 @@ def test_echo_in_a_pipe(echo: Server) -> None:
     assert done.returncode == 0
 
 
-def test_echo_goes_on_when_there_is_no_answer(listener: Listener) -> None:
-    results = []
-    runner = threading.Thread(
-        target=lambda: results.append(
-            client("127.0.0.1", listener.port, "--echo", typed="a\nquit\n")
-        )
-    )
-    runner.start()
-    server = listener.accept()
-    assert server.rest() == b"a\n"
-    server.close()
-    runner.join()
-    assert results[0].stdout == "send: a\nsend: quit\n"
-    assert results[0].returncode == 0
+def begin(listener: Listener, client: Sequence[str] = CLIENT, **streams: Any) -> tuple[Any, Peer]:
+    """Returns a client of a relay, in pipes, and its server."""
+    command = [*client, "127.0.0.1", str(listener.port), "--name", "J"]
+    process = launch(command, **{"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, **streams})
+    return process, listener.accept()
 
 
-@pytest.mark.parametrize("options", [[], ["--name", "J"]])
-def test_the_mark_at_the_start_of_the_input_is_no_text(room: Server, options: list[str]) -> None:
-    other = room.join()
-    name = "" if options else "J\n"
-    done = client("localhost", room.port, *options, typed=f"\ufeff{name}/name Jim\n\ufeffhi\n")
-    assert (done.stderr, done.returncode) == ("", 0)
-    other.expect("* J joined\n", "* J is now Jim\n", "Jim: \ufeffhi\n", "* Jim left\n")
+@pytest.mark.parametrize("how", ["close", "reset"])
+def test_an_unfinished_line_is_shown_after_a_silence(listener: Listener, how: str) -> None:
+    process, server = begin(listener, stderr=subprocess.PIPE)
+    server.send("What do you want?")
+    assert process.stdout.readline() == b"What do you want?\n"
+    server.send(" More?\n")
+    assert process.stdout.readline() == b" More?\n"
+    getattr(server, how)()
+    _, errors = process.communicate(timeout=DEADLINE)
+    assert errors.startswith(b"chat_client.py: lost the connection: ")
+    assert (errors.count(b"\n"), process.returncode) == (1, 1)
 
 
-@pytest.mark.parametrize("kind", ["file", "null", "closed"])
-def test_other_kinds_of_standard_input(room: Server, tmp_path: Path, kind: str) -> None:
-    other = room.join()
-    if kind == "file":
-        (tmp_path / "input").write_text("from a file\n")
-        with open(tmp_path / "input", "rb") as file:
-            done = client("localhost", room.port, "--name", "J", stdin=file)
-    elif kind == "null":
-        done = client("localhost", room.port, "--name", "J", stdin=subprocess.DEVNULL)
-    else:
-        done = client(
-            "localhost", room.port, "--name", "J", stdin=None, preexec_fn=lambda: os.close(0)
-        )
-    assert (done.stderr, done.returncode) == ("", 0)
-    assert done.stdout.startswith(WELCOME.decode())
-    other.expect("* J joined\n", *(["J: from a file\n"] if kind == "file" else []), "* J left\n")
+@pytest.mark.parametrize(
+    "name, why", [("a:b", "a name has letters and digits in it"), ("x" * 31 + "_", "xxx")]
+)
+def test_a_name_that_the_room_refuses_ends_a_script(room: Server, name: str, why: str) -> None:
+    other = room.join("x" * 31 + "_")
+    done = client("localhost", room.port, "--name", name, typed="hi\n")
+    assert done.stderr.startswith(f"chat_client.py: the room refused the name {name}: {why}")
+    assert done.returncode == 1
+    other.send("/who\n")
+    other.expect("* here: " + "x" * 31 + "_\n")
 
 
 @pytest.mark.parametrize("typed", ["", "\n  \n", "/msg Ann: psst"])
@@ -1152,39 +1233,37 @@ def test_no_name_in_a_pipe_is_one_clear_line_before_connecting(typed: str) -> No
     assert (done.stdout.count("name: "), done.returncode) == (typed.count("\n") + 1, 1)
 
 
-def test_end_of_input_at_the_name_prompt_of_a_terminal_is_a_clean_end(
-    terminal: Callable[..., Terminal],
-) -> None:
-    window = terminal(*PLAIN)
-    window.expect("name: ")
-    window.type("\x04")
-    assert window.wait() == 0
+@pytest.mark.parametrize("options", [[], ["--name", b"J\x1b[2J\n"]])
+def test_the_mark_at_the_start_of_the_input_is_no_text(room: Server, options: list[Any]) -> None:
+    other = room.join()
+    name = "" if options else "J\n"
+    done = client("localhost", room.port, *options, typed=f"\ufeff{name}/name Jim\n\ufeffhi\n")
+    assert (done.stderr, done.returncode) == ("", 0)
+    other.expect("* J joined\n", "* J is now Jim\n", "Jim: \ufeffhi\n", "* Jim left\n")
 
 
-def test_a_command_at_the_name_prompt_is_no_name(
-    terminal: Callable[..., Terminal], room: Server
-) -> None:
-    window = terminal(*PLAIN, "localhost", str(room.port))
-    window.expect("name: ")
-    window.type("/msg Ann: psst\n")
-    window.expect("* a name does not begin with a slash\nname: ")
-    window.type("John\n")
-    window.expect("Welcome")
+def test_standard_input_can_be_a_file(room: Server, tmp_path: Path) -> None:
+    other = room.join()
+    (tmp_path / "input").write_text("from a file\n")
+    for path in (tmp_path / "input", Path(os.devnull)):
+        with path.open("rb") as file:
+            done = client("localhost", room.port, "--name", "J", stdin=file)
+        assert (done.stdout[: len(WELCOME)], done.stderr) == (WELCOME.decode(), "")
+        assert done.returncode == 0
+    other.expect("* J joined\n", "J: from a file\n", *["* J left\n", "* J joined\n"], "* J left\n")
 
 
-@pytest.mark.parametrize(
-    "name, why",
-    [
-        ("", "no name is given"),
-        ("  ", "no name is given"),
-        ("\x1b[2J\x07", "no name is given"),
-        (" /msg", "a name does not begin with a slash"),
-    ],
-)
-def test_a_name_that_is_none_is_exit_status_2(name: str, why: str) -> None:
-    done = client("--name", name, typed="hi\n")
-    assert done.stderr.endswith(f"chat_client.py: error: argument --name: {why}\n")
-    assert done.returncode == 2
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
+def test_standard_streams_that_were_never_open(room: Server, closed: tuple[int, ...]) -> None:
+    def close() -> None:
+        for descriptor in closed:
+            os.close(descriptor)
+
+    done = client("localhost", room.port, "--name", "J", preexec_fn=close)
+    without_output = "chat_client.py: standard output is closed\n"
+    assert done.stdout == ("" if 1 in closed else WELCOME.decode())
+    assert done.stderr == (without_output if closed == (1,) else "")
+    assert done.returncode == (1 if 1 in closed else 0)
 
 
 def test_thread_that_feeds_standard_input_where_only_sockets_can_be_waited_for(
@@ -1192,16 +1271,8 @@ def test_thread_that_feeds_standard_input_where_only_sockets_can_be_waited_for(
 ) -> None:
     """As on Windows, but here."""
     other = room.join()
-    code = "import sys, chat_client; chat_client.ONLY_SOCKETS = True; sys.exit(chat_client.main())"
-    done = subprocess.run(
-        [sys.executable, "-c", code, "localhost", str(room.port)],
-        input="John\nHi\nexit\n",
-        capture_output=True,
-        check=False,
-        text=True,
-        cwd=MODULES,
-        timeout=DEADLINE,
-    )
+    windows = patched_client("import chat_client\nchat_client.ONLY_SOCKETS = True")
+    done = finish([*windows, "localhost", str(room.port)], "John\nHi\nexit\n")
     assert done.stdout == "name: John\nWelcome to the chatroom!\nJohn: Hi\n"
     assert (done.stderr, done.returncode) == ("", 0)
     other.expect("* John joined\n", "John: Hi\n", "* John left\n")
@@ -1212,14 +1283,8 @@ def test_closed_standard_output_is_one_clear_line(listener: Listener, closed: st
     read_end, write_end = os.pipe()
     if closed == "before":
         os.close(read_end)
-    process = launch(
-        [*CLIENT, "127.0.0.1", str(listener.port), "--name", "J"],
-        stdin=subprocess.PIPE,
-        stdout=write_end,
-        stderr=subprocess.PIPE,
-    )
+    process, server = begin(listener, stdout=write_end, stderr=subprocess.PIPE)
     os.close(write_end)
-    server = listener.accept()
     server.send("one\n")
     if closed == "meanwhile":
         assert os.read(read_end, 100) == b"one\n"
@@ -1228,21 +1293,6 @@ def test_closed_standard_output_is_one_clear_line(listener: Listener, closed: st
     _, errors = process.communicate(timeout=DEADLINE)
     assert errors == b"chat_client.py: standard output is closed\n"
     assert process.returncode == 1
-
-
-@pytest.mark.parametrize("closed", [(), (0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2)])
-def test_standard_streams_that_were_never_open(room: Server, closed: tuple[int, ...]) -> None:
-    done = client(
-        "localhost",
-        room.port,
-        "--name",
-        "J",
-        preexec_fn=lambda: [os.close(descriptor) for descriptor in closed],
-    )
-    without_output = "chat_client.py: standard output is closed\n"
-    assert done.stdout == ("" if 1 in closed else WELCOME.decode())
-    assert done.stderr == (without_output if 1 in closed and 2 not in closed else "")
-    assert done.returncode == (1 if 1 in closed else 0)
 
 
 @pytest.mark.parametrize("kind", ["gone", "full"])
@@ -1263,342 +1313,11 @@ def test_standard_error_that_takes_nothing_changes_no_status(
     assert (done.stdout, done.returncode) == ("", status)
 
 
-def test_nobody_listening_is_one_clear_line() -> None:
-    port = free_port()
-    for options, script in (["--name", "J"], "chat_server.py"), (["--echo"], "echo_server.py"):
-        done = client("127.0.0.1", port, *options)
-        assert done.stderr == (
-            f"chat_client.py: cannot connect to port {port} on 127.0.0.1: "
-            f"nobody listens there; start the server with: python3 {script} --port {port}\n"
-        )
-        assert done.returncode == 1
-
-
-NOT_FOR_OTHERS = (
-    "nobody listens there for other hosts; start the server with: python3 chat_server.py --host ::"
-)
-
-
-@pytest.mark.parametrize(
-    "codes, here, why",
-    [
-        (
-            [errno.ECONNREFUSED],
-            True,
-            "nobody listens there; start the server with: python3 chat_server.py",
-        ),
-        ([errno.ECONNREFUSED, errno.ENETUNREACH], False, NOT_FOR_OTHERS),
-        (
-            [errno.ETIMEDOUT],
-            False,
-            "no answer; is it switched on, and does its firewall let port 7007 through?",
-        ),
-        (
-            [errno.ENETUNREACH],
-            False,
-            "no way there; is this machine in a network that leads to it?",
-        ),
-        ([errno.EHOSTUNREACH], False, "no way there; is it switched on, and in the same network?"),
-        ([errno.EINVAL], False, "an address fe80:... needs its interface, such as fe80::1%eth0"),
-        ([errno.EPERM], False, "this machine's firewall forbids it"),
-        ([errno.EMFILE], False, os.strerror(errno.EMFILE)),
-    ],
-)
-def test_why_there_is_no_connection(codes: list[int], here: bool, why: str) -> None:
-    assert chat_client.why_not_connected(codes, 7007, "chat_server.py", here) == why
-
-
-def test_nobody_is_told_how_to_start_a_server_that_was_there() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as one:
-        port = one.getsockname()[1]
-    client = Client(FakeConsole(), ChatProtocol("J"), "127.0.0.1", port)
-    client.tell_lost(Disconnected("lost the connection: the server closed it"))
-    with pytest.raises(Disconnected, match="nobody listens there$"):
-        client.connect()
-
-
-def test_addresses_that_only_this_machine_can_have() -> None:
-    for address in ("127.0.0.1", "127.3.2.1", "::1", "::ffff:127.0.0.1", "0.0.0.0", "::"):
-        assert chat_client.is_loopback(address)
-    for address in ("192.0.2.7", "::2", "fe80::1%lo"):
-        assert not chat_client.is_loopback(address)
-
-
-def test_a_machine_without_a_network_is_one_clear_line() -> None:
-    alone = [needs("unshare"), "--map-root-user", "--net"]
-    if finish([*alone, "true"]).returncode:
-        pytest.skip("no network namespace can be made here")
-    done = finish([*alone, *CLIENT, "192.0.2.7", "--name", "J"])
-    assert done.stderr == (
-        "chat_client.py: cannot connect to port 7007 on 192.0.2.7: "
-        "no way there; is this machine in a network that leads to it?\n"
-    )
-    assert done.returncode == 1
-
-
-@pytest.mark.parametrize("host", ["no-such-host.invalid", "x" * 70, "a..b", "::x"])
-def test_unknown_host_is_one_clear_line(host: str) -> None:
-    done = client(host, "--name", "J")
-    unknown = f"host {host} is unknown; check its name, or give its address"
-    unanswered = f"no name server answers for {host}; check the network, or give the host's address"
-    assert done.stderr in (f"chat_client.py: {unknown}\n", f"chat_client.py: {unanswered}\n")
-    assert done.returncode == 1
-
-
-@pytest.mark.parametrize(
-    "code, message",
-    [
-        (socket.EAI_NONAME, "host lab1 is unknown; check its name, or give its address"),
-        (
-            socket.EAI_AGAIN,
-            "no name server answers for lab1; check the network, or give the host's address",
-        ),
-    ],
-)
-def test_names_that_are_not_found(code: int, message: str) -> None:
-    assert chat_client.why_no_address(socket.gaierror(code, "trouble"), "lab1") == message
-
-
-def test_dot_that_ends_a_full_name_is_not_in_the_certificate(start: Callable[..., Server]) -> None:
-    room = start("chat_server.py", tls=True)
-    resolver = (
-        "import socket\nlook_up = socket.getaddrinfo\n"
-        "socket.getaddrinfo = lambda host, *more, **options: look_up('localhost', *more, **options)"
-    )
-    command = [*patched_client(resolver), f"localhost.:{room.port}", *TRUSTED]
-    done = finish(command, "John\nhi\n")
-    assert (done.stderr, done.returncode) == ("", 0)
-
-
-# The command line
-
-
-@pytest.mark.parametrize(
-    "host, port, place",
-    [
-        ("lab1", None, ("lab1", 7007)),
-        ("lab1", "7100", ("lab1", 7100)),
-        ("lab1:7100", None, ("lab1", 7100)),
-        ("192.0.2.7:1", None, ("192.0.2.7", 1)),
-        ("::1", None, ("::1", 7007)),
-        ("::1", "7100", ("::1", 7100)),
-        ("[::1]", None, ("::1", 7007)),
-        ("[::1]", "7100", ("::1", 7100)),
-        ("[::1]:7100", None, ("::1", 7100)),
-        ("fe80::1%eth0", None, ("fe80::1%eth0", 7007)),
-        ("2130706433", None, ("2130706433", 7007)),
-        ("lab1.", None, ("lab1.", 7007)),
-    ],
-)
-def test_where_to_connect(host: str, port: str | None, place: tuple[str, int]) -> None:
-    assert chat_client.host_and_port(host, port) == place
-
-
-@pytest.mark.parametrize(
-    "words, message",
-    [
-        (["7007"], "7007 is a port; type the host first: localhost 7007"),
-        (["7100", "lab1"], "7100 is a port; type the host first: lab1 7100"),
-        (["-p", "7100", "localhost"], "there is no option -p"),
-        (["-p7100", "localhost"], "there is no option -p"),
-        (["--port", "7100"], "there is no option --port"),
-        (["--host=lab1", "7100"], "there is no option --host"),
-        (["lab1", "seven"], "seven is not a port; those go from 0 to 65535"),
-        (["lab1:seven"], "seven is not a port; those go from 0 to 65535"),
-        (["lab1:70000"], "70000 is not a port; those go from 0 to 65535"),
-        (["lab1:0"], "nobody can listen on port 0"),
-        (["lab1:"], "no port is given after lab1"),
-        ([":7007"], "no host is given"),
-        ([""], "no host is given"),
-        (["lab1:1", "2"], "the port is given twice, in lab1:1 and as 2"),
-        (["[::1]:1", "1"], "the port is given twice, in [::1]:1 and as 1"),
-        (["lab1 7007"], "lab1 7007 is not a host; type its name or address alone"),
-        (["chat://lab1"], "chat://lab1 is not a host; type its name or address alone"),
-        (["tcp://lab1:7007"], "tcp://lab1:7007 is not a host; type its name or address alone"),
-        (["lab1/"], "lab1/ is not a host; type its name or address alone"),
-        (["me@lab1"], "me@lab1 is not a host; type its name or address alone"),
-        (["[::1"], "[::1 is not a host; type its name or address alone"),
-        (["[]:7"], "[]:7 is not a host; type its name or address alone"),
-        (["lab1", "7007", "John"], "too many arguments"),
-    ],
-)
-def test_wrong_places_are_exit_status_2(
-    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as caught:
-        chat_client.main(words)
-    assert caught.value.code == 2
-    usage, error = capsys.readouterr().err.splitlines()
-    assert usage.endswith(" [options] [HOST [PORT]]")
-    assert error.endswith(f"error: {message}")
-
-
-@pytest.mark.parametrize("variable, file", [("", None), (None, "no/such/file"), (None, ".")])
-def test_a_password_that_is_not_there_is_one_clear_line(
-    variable: str | None, file: str | None, tmp_path: Path
-) -> None:
-    environment = dict(os.environ)
-    options = ["--name", "J", "localhost", "1"]
-    if variable is not None:
-        environment["CHAT_PASSWORD"] = variable
-    if file is not None:
-        options += ["--password-file", str(tmp_path / file)]
-    done = client(*options, env=environment)
-    assert done.stderr.startswith("chat_client.py: ")
-    assert "password" in done.stderr and "connect" not in done.stderr
-    assert (done.stderr.count("\n"), done.returncode) == (1, 1)
-
-
-# Other Pythons
-
-
-@pytest.mark.parametrize("options", [[], ["--plain"]])
-def test_python_of_the_bare_minimum(
-    room: Server, terminal: Callable[..., Terminal], options: list[str]
-) -> None:
-    minimal = patched_client(f"sys.modules.update(dict.fromkeys({NOT_IN_MINIMAL}))")
-    other = room.join()
-    window = terminal(*minimal, "localhost", str(room.port), *options)
-    window.expect("name: ")
-    window.type("John\n")
-    window.expect("Welcome to the chatroom!\n")
-    window.type("hi\nexit\n")
-    other.expect("* John joined\n", "John: hi\n", "* John left\n")
-    assert window.wait() == 0
-    assert "\x1b" not in window.rest()
-
-
-@pytest.mark.parametrize("missing", [["getpass"], ["termios"], NOT_IN_MINIMAL])
-def test_password_that_cannot_be_asked_for_unseen(
-    listener: Listener, terminal: Callable[..., Terminal], missing: list[str]
-) -> None:
-    minimal = patched_client(f"sys.modules.update(dict.fromkeys({missing}))")
-    window = terminal(*minimal, "127.0.0.1", str(listener.port), "--plain", "--name", "J")
-    listener.accept().send("* password?\n")
-    window.expect("the room wants a password; give it with --password-file FILE\n")
-    assert window.wait() == 1
-
-
-def test_python_without_tls(room: Server) -> None:
-    minimal = patched_client("sys.modules['ssl'] = None")
-    done = finish([*minimal, f"localhost:{room.port}"], typed="John\nhi\n")
-    assert (done.stderr, done.returncode) == ("", 0)
-    done = finish([*minimal, f"localhost:{room.port}", "--tls", "--name", "J"])
-    assert done.stderr == (
-        "chat_client.py: this Python was built without TLS; leave out --tls and --tls-ca\n"
-    )
-    assert done.returncode == 1
-
-
-def other_pythons() -> list[Any]:
-    """Returns a Python whose ssl lacks what PyPy's and LibreSSL's lack, and PyPy itself."""
-    return [
-        pytest.param(lambda: patched_client("import ssl\ndel ssl.OP_NO_RENEGOTIATION"), id="less"),
-        pytest.param(lambda: [needs("pypy3"), str(ROOT / "chat_client.py")], id="pypy3"),
-    ]
-
-
-@pytest.mark.parametrize("command", other_pythons())
-@pytest.mark.parametrize("start", ["tls"], indirect=True)
-def test_other_pythons_in_a_closed_room(
-    start: Callable[..., Server],
-    tmp_path: Path,
-    terminal: Callable[..., Terminal],
-    command: Callable[[], list[str]],
-) -> None:
-    (tmp_path / "password").write_text("secret\n")
-    room = start("chat_server.py", "--password-file", str(tmp_path / "password"))
-    place = [f"localhost:{room.port}", *(TRUSTED if room.tls else [])]
-    done = finish(
-        [*command(), *place, "--password-file", str(tmp_path / "password")], "John\nhi\nexit\n"
-    )
-    assert done.stdout == "name: John\nWelcome to the chatroom!\nJohn: hi\n"
-    assert (done.stderr, done.returncode) == ("", 0)
-    window = terminal(*command(), *place, "--name", "Ann", env={**os.environ, "TERM": "xterm"})
-    window.expect("password: ")
-    window.type("secret\r")
-    window.expect("Welcome to the chatroom!")
-    window.type("exit\r")
-    assert window.wait() == 0
-
-
-@pytest.mark.parametrize(
-    "start, options",
-    [("plain", []), ("tls", ["--plain"]), ("tls", None)],
-    ids=["editor", "plain", "pipe"],
-    indirect=["start"],
-)
-def test_nothing_that_python_warns_of(
-    start: Callable[..., Server],
-    tmp_path: Path,
-    terminal: Callable[..., Terminal],
-    options: list[str] | None,
-) -> None:
-    (tmp_path / "password").write_text("secret\n")
-    room = start("chat_server.py", "--password-file", str(tmp_path / "password"))
-    strict = [sys.executable, "-X", "dev", "-W", "error", "-bb", str(ROOT / "chat_client.py")]
-    strict += [f"localhost:{room.port}", *(TRUSTED if room.tls else [])]
-    if options is None:
-        secret = ["--password-file", str(tmp_path / "password")]
-        done = finish([*strict, *secret], "John\nhi\n/who\nexit\n")
-        assert (done.stderr, done.returncode) == ("", 0)
-        done = finish([*strict, *secret, "--name", "a:b"], "hi\n")
-        assert (done.stderr.count("\n"), done.returncode) == (1, 1)
-        return
-    for end in ("exit\r", "\x03"):
-        window = terminal(*strict, *options, env={**os.environ, "TERM": "xterm"})
-        window.expect("name: ")
-        window.type("John\r")
-        window.expect("password: ")
-        window.type("secret\r")
-        window.expect("Welcome to the chatroom!")
-        window.type("hi\r/who\r")
-        window.expect("* here: John")
-        window.type(end)
-        rest = window.rest()
-        assert window.wait() == 0
-        assert "Warning" not in rest and "Error" not in rest
-
-
-@pytest.mark.parametrize("how", ["close", "reset"])
-def test_lost_connection_is_one_clear_line(listener: Listener, how: str) -> None:
-    process = launch(
-        [*CLIENT, "127.0.0.1", str(listener.port), "--name", "J"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    server = listener.accept()
-    server.send("hi\n")
-    assert process.stdout and process.stdout.readline() == "hi\n"
-    getattr(server, how)()
-    _, errors = process.communicate(timeout=DEADLINE)
-    assert errors.startswith("chat_client.py: lost the connection: ")
-    assert errors.count("\n") == 1
-    assert process.returncode == 1
-
-
-def test_full_room_is_shown(start: Callable[..., Server]) -> None:
-    room = start("chat_server.py", "--max-clients", "1")
-    inside = room.join()
-    done = client("localhost", room.port, "--name", "J", typed="hi\n")
-    inside.close()
-    assert done.stdout == "* the room is full\n"
-    assert done.stderr == "chat_client.py: not let in: the room is full\n"
-    assert done.returncode == 1
-
-
 def test_a_flood_from_the_server_into_a_slow_pipe_stays_within_bounds(listener: Listener) -> None:
-    process = launch(
-        [*CLIENT, "127.0.0.1", str(listener.port), "--name", "J"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    server = listener.accept()
+    process, server = begin(listener)
     line = b"x" * 999 + b"\n"
     server.send(b"begin\n")
-    assert process.stdout and process.stdout.readline() == b"begin\n"
+    assert process.stdout.readline() == b"begin\n"
     server.sock.settimeout(0.5)
     sent = 0
     with pytest.raises(socket.timeout):  # nobody reads the pipe, so the client stops reading
@@ -1608,21 +1327,18 @@ def test_a_flood_from_the_server_into_a_slow_pipe_stays_within_bounds(listener: 
     if status.exists():
         kilobytes = int(status.read_text().split("VmRSS:")[1].split()[0])
         assert kilobytes < 40_000
+    process.stdin.write(b"hi\n")  # which is no reason not to be heard
+    process.stdin.flush()
+    server.sock.settimeout(DEADLINE)
+    assert server.line() == b"J: hi\n"
     server.close()
     output, _ = process.communicate(timeout=DEADLINE)
-    assert len(output) == sent
-    process.wait()
+    assert len(output.replace(b"J: hi\n", b"")) == sent
 
 
 def test_input_faster_than_the_server_stays_within_bounds(listener: Listener) -> None:
-    process = launch(
-        [*CLIENT, "127.0.0.1", str(listener.port), "--name", "J"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-    )
-    server = listener.accept()
+    process, server = begin(listener, stdout=subprocess.DEVNULL)
     server.send("a relay\n")
-    assert process.stdin
     os.set_blocking(process.stdin.fileno(), False)
     taken, last = 0, time.monotonic()
     data = b"x" * 999 + b"\n"
@@ -1640,147 +1356,6 @@ def test_input_faster_than_the_server_stays_within_bounds(listener: Listener) ->
     assert process.wait(DEADLINE) == 0
 
 
-def test_whoever_leaves_does_not_wait_for_ever(listener: Listener) -> None:
-    peers = []
-    accepter = threading.Thread(target=lambda: peers.append(listener.accept()))
-    accepter.start()
-    assert client("127.0.0.1", listener.port, "--echo", typed="quit\n").returncode == 0
-    accepter.join()
-
-
-def test_too_long_lines_are_left_out_and_the_user_told(listener: Listener) -> None:
-    results: list[Any] = []
-    long = "x" * (MAX_LINE + 1)
-    runner = threading.Thread(
-        target=lambda: results.append(
-            client("127.0.0.1", listener.port, "--name", "J", typed=f"{long}\nshort\n")
-        )
-    )
-    runner.start()
-    server = listener.accept()
-    server.send(f"a relay\n{long}\n")
-    assert server.rest() == b"J: short\n"
-    server.close()
-    runner.join()
-    assert results[0].stdout.count(TOO_LONG) == 2
-    assert "xxx" not in results[0].stdout
-
-
-def test_unread_output_does_not_keep_the_user_from_talking(listener: Listener) -> None:
-    process = launch(
-        [*CLIENT, "127.0.0.1", str(listener.port), "--name", "J"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    server = listener.accept()
-    server.send(b"x" * 999 + b"\n")
-    assert process.stdout and process.stdin
-    process.stdout.readline()
-    server.send((b"x" * 999 + b"\n") * 10)
-    eventually(lambda: unread(process.stdout) >= 10_000)
-    server.send((b"x" * 999 + b"\n") * 150)  # more than the pipe takes now
-    eventually(lambda: unread(process.stdout) >= 50_000)
-    process.stdin.write(b"hi\n")
-    process.stdin.flush()
-    assert server.line() == b"J: hi\n"
-    process.kill()
-    process.communicate()
-
-
-def test_what_the_kernel_does_not_take_is_sent_later() -> None:
-    sock = Sipping()
-    session = unconnected(EchoProtocol(), sock)
-    session.protocol.submit(Line("hello"))
-    while session.protocol.outgoing:
-        session.serve(selectors.EVENT_WRITE)
-    assert sock.taken == b"hello\n"
-
-
-def test_while_tls_has_to_send_nothing_else_is_waited_for() -> None:
-    session = unconnected(EchoProtocol(), Blocked())
-    session.serve(selectors.EVENT_READ)
-    assert (session.events(), session.over) == (selectors.EVENT_WRITE, False)
-
-
-def test_a_welcome_that_comes_late_ends_nothing() -> None:
-    session = unconnected(ChatProtocol("John"))
-    session.stream_ended = True
-    session.receive(WELCOME)
-    assert not session.protocol.outgoing
-    assert session.stop_waiting not in session.timers
-
-
-def test_whoever_has_left_is_not_connected_again() -> None:
-    """Not even if the server was faster to end than the last words were to go out."""
-    session = unconnected(EchoProtocol(), socket.socket())
-    session.protocol.outgoing += b"last words\n"
-    session.left = True
-    session.end("the server closed it")
-    with session.sock, pytest.raises(Failure) as caught:
-        session.raise_failure()
-    assert not isinstance(caught.value, Disconnected)
-
-
-def test_lines_that_wait_are_told_anew_after_each_connection() -> None:
-    console = FakeConsole("one", "two")
-    client = Client(console, john_in_a_room())
-    client.note_unsent()
-    client.note_unsent()
-    assert console.shown == ["* not sent yet: one", "* not sent yet: two"]
-    Session(client, Sipping()).forward_typed()  # type: ignore[arg-type]
-    console.shown.clear()
-    console.typed.append(Line("three"))
-    client.note_unsent()
-    assert console.shown == ["* not sent yet: three"]
-
-
-def test_tries_to_connect_again_are_ever_rarer(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = [0.0]
-    failures = iter([Disconnected("nobody there")] * 6)
-    console = FakeConsole("hi")
-
-    def turn() -> None:
-        assert client.console.status.startswith("(trying again in")
-        tries.setdefault(client.console.status)
-        clock[0] += 0.3
-        client.do_what_is_due()
-
-    def connect() -> str:
-        for failure in failures:
-            raise failure
-        return "connected"
-
-    tries: dict[str, None] = {}
-    client: Any = Client(console, ChatProtocol("J"))
-    monkeypatch.setattr(client, "turn", turn)
-    monkeypatch.setattr(client, "connect", connect)
-    monkeypatch.setattr(chat_client, "time", SimpleNamespace(monotonic=lambda: clock[0]))
-    monkeypatch.setattr(random, "uniform", lambda low, high: high)
-    assert client.reconnect() == "connected"
-    assert console.shown == ["* not sent yet: hi", "* nobody there"]
-    assert list(tries) == [f"(trying again in {pause}.0 s) " for pause in (1, 2, 4, 8, 16, 30)]
-    assert clock[0] == pytest.approx(91, abs=3)
-    Session(client, socket.socket()).settle()
-    assert console.shown.pop() == "* connected again"
-    assert client.reconnect() == "connected"
-    assert console.status == "(trying again in 1.0 s) "
-
-
-def test_name_option_is_only_text(room: Server) -> None:
-    other = room.join()
-    done = client("localhost", room.port, "--name", b"J\xc3\xb6\x1b[2J\n", typed="hi\n")
-    assert (done.stderr, done.returncode) == ("", 0)
-    other.expect("* J\u00f6 joined\n", "J\u00f6: hi\n")
-
-
-def test_words_that_leave_are_just_words_in_a_message(room: Server) -> None:
-    other = room.join()
-    lines = ["I quit smoking", "exit here", "quit?", "the /quit command"]
-    done = client("localhost", room.port, "--name", "J", typed="".join(f"{one}\n" for one in lines))
-    assert done.returncode == 0
-    other.expect("* J joined\n", *(f"J: {one}\n" for one in lines), "* J left\n")
-
-
 def test_more_descriptors_than_select_can_wait_for(room: Server) -> None:
     resource = pytest.importorskip("resource")
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -1795,31 +1370,37 @@ def test_more_descriptors_than_select_can_wait_for(room: Server) -> None:
     other.expect("* J joined\n", "J: hi\n", "* J left\n")
 
 
-def test_without_a_thread_the_lookup_is_made_in_the_loop(room: Server) -> None:
-    no_thread = (
-        "import threading\ndef refuse(*_, **__):\n    raise RuntimeError\nthreading.Thread = refuse"
-    )
-    done = finish([*patched_client(no_thread), f"localhost:{room.port}"], typed="John\nhi\n")
-    assert (done.stderr, done.returncode) == ("", 0)
+# At a plain terminal
 
 
-def test_an_interrupt_in_the_first_moments_leaves_no_traceback(tmp_path: Path) -> None:
-    (tmp_path / "argparse.py").write_text(
-        "import sys, time\nprint('importing', flush=True)\ntime.sleep(60)\n"
-    )
-    process = subprocess.Popen(
-        CLIENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-    )
-    assert process.stdout and process.stdout.readline() == b"importing\n"
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=DEADLINE)
-    assert (errors, process.returncode) == (b"", -signal.SIGINT)
+@pytest.mark.parametrize("name", [[], ["--name", "John"]], ids=["the prompt", "the room"])
+@pytest.mark.parametrize("options", [[], ["--plain"]], ids=["editor", "plain"])
+@pytest.mark.parametrize("keys", ["\x04", "\x03", "quit\n", "a signal"])
+def test_ways_to_leave(
+    room: Server, terminal: Callable[..., Terminal], name: list[str], options: list[str], keys: str
+) -> None:
+    window = terminal(*CLIENT, "localhost", str(room.port), *options, *name, env=XTERM)
+    window.expect("Welcome to the chatroom!\n" if name else "name: ")
+    if keys == "a signal":
+        window.process.send_signal(signal.SIGINT)
+    else:
+        window.type(keys)
+    assert window.wait() == 0
+    rest = window.rest()
+    assert "Traceback" not in rest and "chat_client.py" not in rest
+    eventually(lambda: "connected" not in room.log() or room.count() == 0)
 
 
-# In a terminal
+def test_names_that_are_none_at_a_terminal(room: Server, terminal: Callable[..., Terminal]) -> None:
+    other = room.join()
+    window = terminal(*PLAIN, "localhost", str(room.port))
+    window.expect("name: ")
+    window.type("/msg Ann: psst\n")
+    window.expect("* a name does not begin with a slash\nname: ")
+    window.type("a:b\n")  # whoever sits there can choose another
+    window.expect("* a name has letters and digits")
+    window.type("/name Ann\n")
+    other.expect("* Ann joined\n")
 
 
 @pytest.mark.parametrize("options", [[], ["--plain"]])
@@ -1841,40 +1422,6 @@ def test_a_silent_name_server_does_not_freeze_the_keys(
     assert "Traceback" not in window.rest()
 
 
-def test_typed_ahead_lines_are_kept(room: Server, terminal: Callable[..., Terminal]) -> None:
-    other = room.join()
-    window = terminal(*PLAIN, "localhost", str(room.port))
-    window.type("John\nfirst\nsecond\n")
-    other.expect("* John joined\n", "John: first\n", "John: second\n")
-    window.type("exit\n")
-    assert window.wait() == 0
-
-
-@pytest.mark.parametrize("keys", ["\x04", "quit\n", "\x03"])
-def test_ways_to_leave_a_terminal(
-    room: Server, terminal: Callable[..., Terminal], keys: str
-) -> None:
-    window = terminal(*PLAIN, "localhost", str(room.port), "--name", "John")
-    window.expect("Welcome to the chatroom!\n")
-    room.wait_for_log("connected")
-    window.type(keys)
-    assert window.wait() == 0
-    assert "Traceback" not in window.rest()
-    eventually(lambda: "members: 0" in room.log())
-
-
-@pytest.mark.parametrize("options", [[], ["--plain"]])
-@pytest.mark.parametrize("word", ["quit", "exit"])
-def test_words_that_leave_are_no_names(
-    terminal: Callable[..., Terminal], options: list[str], word: str
-) -> None:
-    window = terminal(*CLIENT, "localhost", "1", *options, env=XTERM)
-    window.expect("name: ")
-    window.type(f"{word}\n")
-    assert window.wait() == 0
-    assert "chat_client.py" not in window.rest()
-
-
 def test_an_interrupt_is_noticed_whichever_thread_gets_it(
     terminal: Callable[..., Terminal], tmp_path: Path
 ) -> None:
@@ -1894,9 +1441,145 @@ def test_an_interrupt_is_noticed_whichever_thread_gets_it(
     assert "Traceback" not in window.rest()
 
 
-def test_interrupt_at_the_name_prompt(terminal: Callable[..., Terminal]) -> None:
-    window = terminal(*PLAIN)
-    window.expect("name: ")
-    window.process.send_signal(signal.SIGINT)
-    assert window.wait() == 0
-    assert "Traceback" not in window.rest()
+def test_an_interrupt_in_the_first_moments_leaves_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "argparse.py").write_text(
+        "import sys, time\nprint('importing', flush=True)\ntime.sleep(60)\n"
+    )
+    process = subprocess.Popen(
+        CLIENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    assert process.stdout and process.stdout.readline() == b"importing\n"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=DEADLINE)
+    assert (errors, process.returncode) == (b"", -signal.SIGINT)
+
+
+# The command line
+
+
+@pytest.mark.parametrize(
+    "host, port, place",
+    [
+        ("lab1", None, ("lab1", 7007)),
+        ("lab1", "7100", ("lab1", 7100)),
+        ("lab1:7100", None, ("lab1", 7100)),
+        ("192.0.2.7:1", None, ("192.0.2.7", 1)),
+        ("::1", None, ("::1", 7007)),
+        ("::1", "7100", ("::1", 7100)),
+        ("[::1]", None, ("::1", 7007)),
+        ("[::1]:7100", None, ("::1", 7100)),
+        ("fe80::1%eth0", None, ("fe80::1%eth0", 7007)),
+        ("2130706433", None, ("2130706433", 7007)),
+        ("lab1.", None, ("lab1.", 7007)),
+    ],
+)
+def test_where_to_connect(host: str, port: str | None, place: tuple[str, int]) -> None:
+    assert chat_client.host_and_port(host, port) == place
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["7007"], "7007 is a port; type the host first: localhost 7007"),
+        (["7100", "lab1"], "7100 is a port; type the host first: lab1 7100"),
+        (["-p7100", "localhost"], "there is no option -p"),
+        (["--host=lab1", "7100"], "there is no option --host"),
+        (["lab1", "seven"], "seven is not a port; those go from 0 to 65535"),
+        (["lab1:70000"], "70000 is not a port; those go from 0 to 65535"),
+        (["lab1:0"], "nobody can listen on port 0"),
+        (["lab1:"], "no port is given after lab1"),
+        ([":7007"], "no host is given"),
+        ([""], "no host is given"),
+        (["lab1:1", "2"], "the port is given twice, in lab1:1 and as 2"),
+        (["[::1]:1", "1"], "the port is given twice, in [::1]:1 and as 1"),
+        (["lab1 7007"], "lab1 7007 is not a host; type its name or address alone"),
+        (["tcp://lab1:7007"], "tcp://lab1:7007 is not a host; type its name or address alone"),
+        (["lab1/"], "lab1/ is not a host; type its name or address alone"),
+        (["me@lab1"], "me@lab1 is not a host; type its name or address alone"),
+        (["[::1"], "[::1 is not a host; type its name or address alone"),
+        (["[]:7"], "[]:7 is not a host; type its name or address alone"),
+        (["lab1", "7007", "John"], "too many arguments"),
+        (["--name", ""], "argument --name: no name is given"),
+        (["--name", "\x1b[2J\x07 "], "argument --name: no name is given"),
+        (["--name", " /msg"], "argument --name: a name does not begin with a slash"),
+    ],
+)
+def test_wrong_words_are_exit_status_2(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        chat_client.main(words)
+    assert caught.value.code == 2
+    usage, error = capsys.readouterr().err.splitlines()
+    assert usage.endswith(" [options] [HOST [PORT]]")
+    assert error.endswith(f"error: {message}")
+
+
+@pytest.mark.parametrize("variable, file", [("", None), (None, "no/such/file"), (None, ".")])
+def test_a_password_that_is_not_there_is_one_clear_line(
+    variable: str | None, file: str | None, tmp_path: Path
+) -> None:
+    environment = os.environ if variable is None else {**os.environ, "CHAT_PASSWORD": variable}
+    options = [] if file is None else ["--password-file", str(tmp_path / file)]
+    done = client("--name", "J", "localhost", "1", *options, env=environment)
+    assert done.stderr.startswith("chat_client.py: ")
+    assert "password" in done.stderr and "connect" not in done.stderr
+    assert (done.stderr.count("\n"), done.returncode) == (1, 1)
+
+
+# Other Pythons
+
+
+STRICT = ["-X", "dev", "-W", "error", "-bb"]  # each warning counts
+MINIMAL = f"sys.modules.update(dict.fromkeys({NOT_IN_MINIMAL}))"
+PYTHONS = {
+    "strict": lambda: [sys.executable, *STRICT, str(ROOT / "chat_client.py")],
+    "pypy3": lambda: [needs("pypy3"), str(ROOT / "chat_client.py")],
+    "less": lambda: patched_client("import ssl\ndel ssl.OP_NO_RENEGOTIATION"),  # LibreSSL's
+    "minimal": lambda: patched_client(MINIMAL),
+    "no getpass": lambda: patched_client("sys.modules['getpass'] = None"),
+}
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+@pytest.mark.parametrize("start", ["tls"], indirect=True)
+def test_other_pythons_in_a_closed_room(
+    start: Callable[..., Server], tmp_path: Path, terminal: Callable[..., Terminal], python: str
+) -> None:
+    secret = tmp_path / "password"
+    secret.write_text("secret\n")
+    room = start("chat_server.py", "--password-file", str(secret))
+    command = [*PYTHONS[python](), f"localhost:{room.port}", *TRUSTED]
+    done = finish([*command, "--password-file", str(secret)], "John\nhi\nexit\n")
+    assert done.stdout == "name: John\nWelcome to the chatroom!\nJohn: hi\n"
+    assert (done.stderr, done.returncode) == ("", 0)
+    cannot_ask = python in ("minimal", "no getpass")
+    for options in {"strict": [[], ["--plain"]], "no getpass": [["--plain"]]}.get(python, [[]]):
+        window = terminal(*command, *options, "--name", "Ann", env=XTERM)
+        if cannot_ask:
+            window.expect("the room wants a password; give it with --password-file FILE\n")
+            assert window.wait() == 1
+            continue
+        window.expect("password: ")
+        window.type("secret\r")
+        window.expect("Welcome to the chatroom!")
+        window.type("hi\r/who\r")
+        window.expect("* here: Ann")
+        window.type("exit\r")
+        rest = window.rest()
+        assert window.wait() == 0
+        assert "Warning" not in rest and "Error" not in rest
+
+
+def test_python_without_tls(room: Server) -> None:
+    minimal = patched_client("sys.modules['ssl'] = None")
+    done = finish([*minimal, f"localhost:{room.port}"], typed="John\nhi\n")
+    assert (done.stderr, done.returncode) == ("", 0)
+    done = finish([*minimal, f"localhost:{room.port}", "--tls", "--name", "J"])
+    assert done.stderr == (
+        "chat_client.py: this Python was built without TLS; leave out --tls and --tls-ca\n"
+    )
+    assert done.returncode == 1

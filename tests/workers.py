@@ -150,20 +150,9 @@ def show_all(session: pytest.Session, pipes: list[Any]) -> None:
         while shown in came:
             show(session, came.pop(shown))
             shown += 1
-    for number in range(shown, SHARES):
-        show(session, came.get(number) or failures(session, number))
-
-
-def failures(session: pytest.Session, number: int) -> list[Any]:
-    """Returns reports on the tests of a share that was lost with its worker."""
-    why = "the process that was to run it has ended"
-    return [
-        session.config.hook.pytest_report_to_serializable(
-            config=session.config,
-            report=pytest.TestReport(test.nodeid, test.location, {}, "failed", why, "call"),
-        )
-        for test in share(session, number)
-    ]
+    if shown < SHARES:
+        lost = share(session, shown)[0].nodeid
+        raise RuntimeError(f"a process that ran tests has ended, {lost} or one that follows")
 
 
 def show(session: pytest.Session, reports: list[Any]) -> None:
