@@ -724,6 +724,25 @@ def test_everyone_speaks_freely_after_the_last_has_caught_up_or_left(
     assert slowed.say(one, 100) == 100, "what was said before is forgotten"
 
 
+@pytest.mark.parametrize("is_slow", [False, True])
+def test_whoever_does_not_read_its_answers_waits_until_it_has_read(
+    slowed: Slowed, is_slow: bool
+) -> None:
+    """Alone, if nobody else is behind."""
+    throttle = slowed.throttle
+    if not is_slow:
+        throttle.forget(slowed.slow)
+    one: Any = Someone(MAX_UNREAD + 100, MAX_UNREAD + 1)
+    assert slowed.say(one, 100) == 0
+    assert slowed.say(Someone(), 100) == 100
+    assert one in throttle.behind
+    one.size = one.unread_answers = 0
+    one.queue = None
+    throttle.note_taken(one)
+    slowed.flood([], 0.1)
+    assert one.reading and one not in throttle.behind
+
+
 # Who is too far behind
 
 
