@@ -364,8 +364,11 @@ def test_closing_room_hears_all_that_had_arrived(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(chat_server, "LAST_CALL", DEADLINE)
     slow = Slow()
     slow.talker.send("/name John\n" + "z\n" * 30_000 + "last words\n")
-    slow.server.stop_signals = 1
+    signals, sender = socket.socketpair()
+    sender.send(bytes([signal.SIGTERM]))
+    slow.server.on_signal(signals)
     slow.server.close_room()
+    assert slow.behind.deadline == slow.server.membership.closes_at, "5 s in all"
     heard = slow.listener.available()
     assert heard.endswith(b"John: z\nJohn: last words\n* the room is closing\n")
     assert heard.count(b"John: z\n") == 30_000
