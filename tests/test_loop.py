@@ -436,7 +436,7 @@ def test_nobody_stays_after_its_end_for_what_it_had_to_say(question: str, is_slo
     server.turn()
     for ghost in ghosts:
         ghost.reset()
-    for _ in range(1000):
+    for _ in range(300):
         inside.say(b"somebody talks\n")
         bob.available()
         server.turn()
