@@ -244,16 +244,6 @@ def test_a_host_is_an_address_or_a_network_of_64_bits() -> None:
     assert host_of("somebody") == ""  # whose address is not known, on macOS
 
 
-def test_full_room_ends_the_stream_cleanly_although_the_newcomer_has_spoken() -> None:
-    inside = Inside(size=1)
-    _first = inside.join()
-    sock, newcomer = pair()
-    newcomer.send(b"/name John\n")  # to close with this unread would be a reset
-    inside.server.admit(sock, "second")
-    inside.server.deliver(inside.server.room.take_batch())
-    assert newcomer.rest() == b"* the room is full\n"
-
-
 def test_nobody_keeps_others_out_by_leaving(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever quits and doesn't close has a place for a while, as members do."""
     monkeypatch.setattr(chat_server, "DOOR_SIZE", 1)

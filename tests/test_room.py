@@ -174,7 +174,7 @@ def test_lines_that_come_together_mean_what_they_mean_one_by_one(name: str) -> N
     chance = random.Random(name)
     at_once, one_by_one = Hall(history=9), Hall(history=9)
     halls = [(hall, hall.join(name), hall.join("Ann")) for hall in (at_once, one_by_one)]
-    for _ in range(1500):
+    for _ in range(800):
         lines = ["".join(chance.choices(SAID, k=chance.randrange(4))) for _ in range(3)]
         if chance.random() < 0.7:
             lines = [f"{name}: {line}" if name else line for line in lines]
@@ -556,7 +556,7 @@ SOME_WORDS += f" a name Lab-3 X. are is to operator full {' '.join(WORDS)}"
 def test_a_notice_is_read_in_one_way(hall: Hall) -> None:
     chance = random.Random(1)
     watcher, unnamed = hall.join("Watcher"), hall.join()
-    for _ in range(200):
+    for _ in range(100):
         words = (chance.choices(SOME_WORDS.split(), k=chance.choice([1, 1, 2, 3])) for _ in "12")
         one, name = hall.join(), ""
         for wanted in map(" ".join, words):
