@@ -503,10 +503,11 @@ def test_the_end_comes_after_the_text_before_it(version: str) -> None:
 )
 def test_garbage_ends_it_after_the_text_before_it(version: str, garbage: bytes) -> None:
     one = Visitor(version).join()
-    later = one.say(b"last words\ntorn") + garbage, one.say(b"too late\n")
+    later = one.say(b"last words\n/ping\ntorn") + garbage, one.say(b"too late\n")
     for data in later:
         one.send(data)
     assert one.said == [b"last words\n"]
+    assert one.conn.state is State.LEAVING, "a close now would be a reset"
     assert one.conn.why.startswith("lost: ")
     with pytest.raises(ssl.SSLError, match="(?i)alert"):
         one.hear()
