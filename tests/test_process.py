@@ -683,6 +683,7 @@ def test_a_pipe_keeps_lines_for_its_reader_and_what_is_missing_is_counted(
     fifo: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     transcript = Transcript(str(fifo))
+    assert not os.get_blocking(transcript.file), "or this would wait for ever"
     for text in "one\n", "two\nthree\n":
         transcript.write(text.encode())
         reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
