@@ -471,6 +471,7 @@ CONVERSATIONS = {
         : /nick Zoe                         > /name Zoe
         : hi
         < * John is now Zoe is taken
+        < * the room is closing
         < * Zoe is taken                    + John: hi
         : /name                             > /name
         : ho                                + John: ho
