@@ -430,6 +430,13 @@ CONVERSATIONS = {
         | * no welcome
         + John: hi
     """,
+    "nor does it where there is no room": """
+        < Ann: hi
+        : \t/op psst
+        | * not sent: /op **** (no chat room has answered; //TEXT says /TEXT)
+        ;  / psst
+        | * not sent: / psst (no chat room has answered; //TEXT says /TEXT)
+    """,
     "a room may never answer": """
         : hi
         & John
@@ -471,6 +478,7 @@ CONVERSATIONS = {
         : /nick Zoe                         > /name Zoe
         : hi
         < * John is now Zoe is taken
+        < * the room is closing
         < * Zoe is taken                    + John: hi
         : /name                             > /name
         : ho                                + John: ho
@@ -524,7 +532,7 @@ CONVERSATIONS = {
         $ Ann secret
         : hi
         - * password?                       > secret
-        ~ 0.5
+        ~ 10
         < * password?
         =
         < Bob: hi                           + Ann: hi
