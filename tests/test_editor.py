@@ -17,7 +17,6 @@ from chat_client import (
     Editor,
     Line,
     Painter,
-    Request,
     text_width,
 )
 
@@ -162,16 +161,20 @@ def test_any_bytes_leave_the_editor_in_order() -> None:
             assert text_width(before + after) <= 19
 
 
-def test_control_c_clears_a_line_and_leaves_on_an_empty_one() -> None:
-    editor = typed("abc\x03")
-    assert (shown(editor), editor.requests) == ("|", [])
-    assert typed("\x03", editor).requests == [Request.INTERRUPT]
+def passed_on(keys: str) -> list[str]:
+    """Returns those of the keys that aren't the line's business."""
+    others: list[str] = []
+    typed(keys, Editor(names, others.append))
+    return others
 
 
-def test_control_d_deletes_and_ends_on_an_empty_line() -> None:
-    editor = typed("a\x01\x04")
-    assert (shown(editor), editor.requests) == ("|", [])
-    assert typed("\x04", editor).requests == [Request.END_OF_INPUT]
+@pytest.mark.parametrize("keys", ["abc{}", "a\x01{}"])
+@pytest.mark.parametrize("key", ["\x03", "\x04"])
+def test_control_c_and_d_change_a_line_and_leave_on_an_empty_one(key: str, keys: str) -> None:
+    shown_after = {"abc\x03": "|", "abc\x04": "abc|", "a\x01\x03": "|", "a\x01\x04": "|"}
+    assert shown(typed(keys.format(key))) == shown_after[keys.format(key)]
+    assert passed_on(keys.format(key)) == []
+    assert passed_on(keys.format("\x03") + key) == [key]
 
 
 def test_words_in_a_very_long_line_take_no_time() -> None:
@@ -180,8 +183,8 @@ def test_words_in_a_very_long_line_take_no_time() -> None:
         assert shown(editor) == "|"
 
 
-def test_other_requests() -> None:
-    assert typed("ab\x0c\x1a").requests == [Request.CLEAR_SCREEN, Request.SUSPEND]
+def test_what_is_not_the_business_of_the_line_is_passed_on() -> None:
+    assert passed_on("ab\x0c\x1a\x1b[24;1R\x1b[Ic\x01") == ["\x0c", "\x1a", "\x1b[24;1R", "\x1b[I"]
 
 
 def test_history_goes_back_and_forth_and_keeps_the_draft() -> None:
@@ -230,15 +233,14 @@ def test_only_a_line_that_was_typed_alone_leaves() -> None:
 def test_a_paste_whose_end_is_lost_ends_with_control_c() -> None:
     editor = typed(f"{PASTE}half\x03\r")  # in what is pasted it is no key
     assert (shown(editor), editor.pasting) == ("|", True)
-    assert (shown(typed("\x03", editor)), editor.pasting, editor.requests) == ("|", False, [])
+    assert (shown(typed("\x03", editor)), editor.pasting) == ("|", False)
     assert shown(typed("x", editor)) == "x|"
 
 
-def test_what_is_pasted_is_looked_at_once() -> None:
+def test_a_long_paste_is_one_however_it_is_cut() -> None:
     editor = typed(PASTE)
     for _ in range(100):
         typed("x\x1b[20m" * 499 + "x\x1b[20", editor)
-        assert len(editor.unread) < len(END_PASTE)
         typed("m", editor)
     typed(END_PASTE, editor)
     assert editor.text == "x" * 50_000
@@ -283,7 +285,8 @@ def test_a_visible_character_is_edited_as_one(character: str) -> None:
 def test_tab_completes_names() -> None:
     assert shown(typed("an\t")) == "Ann: |"
     assert shown(typed("an\t\t")) == "Anton: |"
-    assert shown(typed("an\t\t\t")) == "Ann: |"
+    assert shown(typed("an\t\t\t")) == "an|"
+    assert shown(typed("an\t\t\t\t")) == "Ann: |"
     assert shown(typed("hi an\t")) == "hi Ann |"
     assert shown(typed("/msg b\thi")) == "/msg Bob Lee: hi|"
     assert shown(typed("x\t")) == "x|"
@@ -323,37 +326,10 @@ def test_a_paste_ends_the_completion() -> None:
     assert shown(typed(f"an\t{PASTE}b{END_PASTE}\t")) == "Ann: Bob Lee |"
 
 
-def test_a_secret_is_neither_shown_nor_kept() -> None:
-    editor = Editor()
-    editor.ask_secret("password: ")
-    typed(f"wrong\x15{PASTE}sec\x03ret\n{END_PASTE}{UP}\x19\tx\x7f\x7f\rnot for it\r", editor)
-    assert (editor.answer, finished(editor)) == ("secret", ["not for it"])
-    assert (editor.text, editor.killed, list(editor.history)) == ("", "", ["not for it"])
-    assert shown(typed("\x1f\x1f", editor)) == "|"
-    editor.ask_secret("password: ")
-    typed("half", editor)
-    assert editor.view("password: ", 80) == ("password: ", "")
-    assert editor.view("password: ", 6) == ("ord: ", "")
-
-
-def test_a_secret_can_not_be_brought_back() -> None:
-    for keys in ("\x1f", "\x19", UP, "\x12se"):
-        editor = Editor()
-        editor.ask_secret("password: ")
-        assert shown(typed(f"secret\r{keys}", editor)) == "|"
-
-
 def test_the_password_of_an_operator_is_not_in_the_history() -> None:
     editor = typed("hi\r/op secret\r /OP  secret\r")
     assert list(editor.history) == ["hi"]
     assert finished(editor) == ["hi", "/op secret", " /OP  secret"]
-
-
-def test_keys_that_end_the_question_for_a_secret() -> None:
-    editor = Editor()
-    editor.ask_secret("password: ")
-    typed("half\x03\x1a\x15\x04", editor)
-    assert editor.requests == [Request.INTERRUPT, Request.SUSPEND, Request.END_OF_INPUT]
 
 
 # What is around it

@@ -686,33 +686,34 @@ def test_flood_leaves_the_keys_alive_and_control_c_leaves_at_once(
 def untaken() -> chat_client.Terminal:
     """Returns a terminal that isn't one."""
     console = chat_client.Terminal.__new__(chat_client.Terminal)
-    console.output, console.above, console.row, console.clear = bytearray(), bytearray(), "", ""
+    console.output, console.above, console.row = bytearray(), bytearray(), ""
     console.modes, console.timers, console.status, console.prompt = ["taken"], {}, "", ""
-    console.editor, console.width = chat_client.Editor(), 80
+    console.line, console.secret, console.width = chat_client.Editor(), None, 80
     console.painter = chat_client.Painter(False, False)
-    console.pace, console.stuck, console.screen = float("inf"), None, -1
+    console.pace, console.full_since, console.screen = float("inf"), float("inf"), -1
     return console
 
 
 @pytest.mark.parametrize(
-    "column, answer, reflows, rows_above",
-    [(70, 31, True, 1), (70, 40, False, 0), (79, 40, None, 0), (70, 20, None, 0)],
+    "column, answer, in_tmux, rows_above",
+    [(70, 31, False, 1), (70, 40, False, 0), (79, 40, False, 0), (79, 40, True, 1)],
 )
 def test_what_the_cursor_tells_of_how_a_terminal_wraps(
-    column: int, answer: int, reflows: bool | None, rows_above: int, monkeypatch: pytest.MonkeyPatch
+    column: int, answer: int, in_tmux: bool, rows_above: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(chat_client, "window_size", lambda: (40, 24))
     console = untaken()
-    console.reflows, console.cursor_column = None, column
+    console.in_tmux, console.cursor_column = in_tmux, column
     console.resize()
-    assert console.output.endswith(b"\x1b[6n") and console.stop_measuring in console.timers
-    assert console.measured(b"x\x1b[24;%dRy" % answer) == b"xy"
-    up = f"\x1b[{rows_above}A" if rows_above else ""
-    assert (console.reflows, console.clear) == (reflows, f"{up}\r\x1b[J")
-    console.output.clear()
-    console.resize()
-    assert bool(console.output) is (reflows is None), "it is asked until it is known"
-    assert console.clear == f"{up}\r\x1b[J"
+    assert console.output == b"\x1b[6n" and console.clear_rows in console.timers
+    console.measure(20)
+    assert console.clear_rows in console.timers, "it was asked of another width"
+    console.measure(answer - 1)
+    up = b"\x1b[%dA" % rows_above if rows_above else b""
+    assert console.output == b"\x1b[6n" + up + b"\r\x1b[J"
+    assert console.clear_rows not in console.timers
+    console.measure(answer - 1)
+    assert console.output.count(b"\x1b[J") == 1, "a late answer does nothing"
 
 
 def test_keys_of_a_slow_terminal_are_soon_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -729,18 +730,18 @@ def test_keys_of_a_slow_terminal_are_soon_seen(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(chat_client, "os", SimpleNamespace(write=write))
     console = untaken()
     console.above += b"".join(b"line %d\n" % number for number in range(1000))
-    while not console.stuck:
+    while not console.output or room[0]:
         console.update()
         console.write()
-    left = len(console.output)
     clock[0] += 0.1
-    room[0] = left // 2
+    room[0] = len(console.output) // 2
+    taken_next = room[0]
     console.write()
+    assert console.pace == pytest.approx(max(10 * taken_next, chat_client.MIN_PACE))
     room[0] = 10_000
     console.write()
-    assert console.pace == pytest.approx(max(9 * left, chat_client.MIN_PACE), rel=0.05)
     lines = taken.count(b"line ")
-    console.editor.feed(b"x")
+    console.line.feed(b"x")
     console.update()
     console.write()
     assert b"\rx" in taken and taken.count(b"line ") == lines, "the key is drawn, and no line"
@@ -754,10 +755,11 @@ def test_keys_of_a_slow_terminal_are_soon_seen(monkeypatch: pytest.MonkeyPatch) 
     assert console.pace == float("inf")
     room[0] = 10
     console.write()
-    assert console.stuck
+    assert console.output
+    clock[0] += 60
     room[0] = 10_000
     console.write()
-    assert (console.stuck, console.pace) == (None, float("inf")), "it was only stopped"
+    assert not console.output and console.pace == float("inf"), "it was only stopped"
 
 
 def test_not_too_many_lines_are_drawn_before_keys_are_looked_at_again() -> None:
@@ -933,6 +935,37 @@ def test_somebody_who_was_removed_is_not_told_that_what_all_saw_was_lost(
 # The password, which is typed unseen in the line editor
 
 
+def asked_for_secret(typed: bytes = b"") -> chat_client.Terminal:
+    """Returns a terminal that has asked for a secret, and where that much was typed then."""
+    console = untaken()
+    console.ended, console.typed = False, console.line.lines
+    assert console.ask_secret("password: ") is None
+    console.feed(typed)
+    return console
+
+
+def test_a_secret_is_neither_shown_nor_kept() -> None:
+    keys = "wrong\x15\x1b[200~sec\x03ret\n\x1b[201~\x1b[A\x19x\x7f\rnot for it\rhalf"
+    console = asked_for_secret(keys.encode())
+    assert console.ask_secret("password: ") == b"secret"
+    assert [line.text for line in console.typed] == ["not for it"]
+    line = console.line
+    assert (line.text, line.killed, list(line.history)) == ("half", "", ["not for it"])
+    console = asked_for_secret(b"half")
+    for width, row in ((80, "password: "), (6, "ord: ")):
+        console.width = width
+        console.update()
+        assert console.output.startswith(f"\x1b[?7l\r{row}\x1b7".encode())
+        console.output.clear()
+
+
+@pytest.mark.parametrize("keys", [b"\x1f", b"\x19", b"\x1b[A", b"\x12se"])
+def test_a_secret_can_not_be_brought_back(keys: bytes) -> None:
+    console = asked_for_secret(b"secret\r" + keys)
+    assert console.ask_secret("password: ") == b"secret"
+    assert console.line.text == ""
+
+
 def test_the_room_is_seen_while_the_password_is_not(
     listener: Listener, terminal: Callable[..., Terminal]
 ) -> None:
@@ -954,7 +987,7 @@ def test_the_room_is_seen_while_the_password_is_not(
         assert part not in shown
 
 
-@pytest.mark.parametrize("keys, status, message", [("half\x03", 0, ""), ("\x04", 1, "no password")])
+@pytest.mark.parametrize("keys, status, message", [("half\x03\x03", 0, ""), ("\x04", 1, "no password")])
 def test_ways_to_leave_when_the_password_is_asked_for(
     listener: Listener,
     terminal: Callable[..., Terminal],
