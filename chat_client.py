@@ -635,12 +635,6 @@ KEY = re.compile(
 MARKS = {ord("\n"): "\u21b5", ord("\t"): " "}  # how a newline or a tab is shown in the line
 
 
-def bound(*bindings: tuple[Any, ...]) -> dict[str, tuple[Any, ...]]:
-    """Returns what each key does: a method of an editor and what that is given. Each binding ends
-    with its keys, with blanks between them."""
-    return {key: binding[:-1] for binding in bindings for key in binding[-1].split(" ")}
-
-
 class Editor:
     """A line that is being typed. It does no I/O: keys go in as they come from the terminal,
     finished lines come out, and `view` says how the line looks.
@@ -659,6 +653,7 @@ class Editor:
         self.recalled = 0  # place in the history, counted from its end; 0 is the line itself
         self.draft = ""  # the line itself, while another is shown
         self.sought: str | None = None  # in the history, while the user searches there
+        self.heading = ""  # stands before the line in place of the prompt
         self.changes: deque[tuple[str, int]] = deque(maxlen=100)  # the line before each
         self.last: Callable[..., object] | None = None  # what the key before did
         self.killed = ""
@@ -705,13 +700,13 @@ class Editor:
         elif key not in KEYS and not text:
             self.pass_on(key)
             return
+        self.heading = ""
         if self.sought is not None and self.press_in_search(method, given):
             return
-        if method is not Editor.undo and not (method is self.last is Editor.insert):
-            self.changes.append((self.text, self.cursor))
+        before, goes_on = (self.text, self.cursor), method is self.last is Editor.insert
         method(self, *given)
-        if self.changes and self.changes[-1][0] == self.text:  # it has changed nothing
-            self.changes.pop()
+        if self.text != before[0] and not goes_on and method not in (Editor.undo, Editor.enter):
+            self.changes.append(before)
         self.last = method
 
     def press_in_search(self, method: Callable[..., object], given: Sequence[Any]) -> bool:
@@ -732,6 +727,7 @@ class Editor:
         found = (one for one in places if sought in self.history[-one].casefold())
         if step := next(found, self.recalled) - self.recalled:
             self.recall(step)
+        self.heading = f"(search: {self.sought}) "
         return True
 
     def paste(self, text: str) -> None:
@@ -751,26 +747,26 @@ class Editor:
 
     # Enter, and other ends of a line
 
-    def pasted_lines(self) -> list[Line]:
-        """Returns the lines that the text is: with newlines in it, several."""
-        lines = self.text.rstrip("\n").split("\n")
-        return [Line(line, alone=len(lines) == 1) for line in lines]
-
     def enter(self) -> None:
         """Finishes the line; one with newlines in it is several. Of many, or if one of several may
         be meant as a command, asks first: they are said as they are, to everyone."""
-        lines = self.pasted_lines()
-        doubtful = len(lines) > MAX_UNASKED or any(one.command and not one.alone for one in lines)
-        if doubtful and self.last is not Editor.enter:
+        texts = self.text.rstrip("\n").split("\n")
+        lines = [Line(text, alone=len(texts) == 1) for text in texts]
+        is_command = any(line.command and not line.alone for line in lines)
+        if (is_command or len(lines) > MAX_UNASKED) and self.last is not Editor.enter:
+            what = (
+                ", with a slash: Enter says them to everyone" if is_command else ": Enter says them"
+            )
+            self.heading = f"({len(lines)} lines{what}) "
             return
         if self.text.strip() and not OPERATOR.match(self.text):
             self.history.append(self.text)
         self.lines += lines
+        self.changes.clear()
         self.drop()
 
     def drop(self) -> None:
         """Begins the line anew."""
-        self.changes.clear()
         self.recalled = 0
         self.replace(0, len(self.text))
 
@@ -778,8 +774,7 @@ class Editor:
         """Drops the line; on an empty one it is a request to leave."""
         if not self.text:
             self.pass_on(CTRL_C)
-        self.recalled = 0
-        self.replace(0, len(self.text))
+        self.drop()
 
     def delete_or_end(self) -> None:
         """Deletes the character at the cursor; on an empty line it is the end of input."""
@@ -802,7 +797,7 @@ class Editor:
 
     def search(self) -> None:
         """Searches the history for what is typed from now on."""
-        self.sought = ""
+        self.sought, self.heading = "", "(search: ) "
 
     # Changes
 
@@ -864,23 +859,15 @@ class Editor:
         before = text[max(self.cursor - reach, 0) : self.cursor].translate(MARKS)
         after = text[self.cursor : self.cursor + reach].translate(MARKS)
         # What Enter will do, or what is searched for, is always seen; the prompt is not.
-        heading = fitting_start(self.heading(), width * 3 // 4)
+        heading = fitting_start(self.heading, width * 3 // 4)
         before = before if heading else prompt + before
         left, right = around(before, after, width - 1 - text_width(heading))  # the cursor needs one
         return heading + left, right
 
-    def heading(self) -> str:
-        """Returns what stands before the line in place of the prompt, if anything does."""
-        if self.last is Editor.enter and self.text:  # it has asked
-            lines = self.pasted_lines()
-            if any(line.command for line in lines):
-                return f"({len(lines)} lines, with a slash: Enter says them to everyone) "
-            return f"({len(lines)} lines: Enter says them) "
-        return "" if self.sought is None else f"(search: {self.sought}) "
 
-
-# What terminals send (xterm, VT100, the Linux console, rxvt) for what isn't just a character.
-KEYS = bound(
+# What each key does: a method, what that is given, and what terminals send for the key (xterm, VT100,
+# the Linux console, rxvt).
+BINDINGS: tuple[tuple[Any, ...], ...] = (
     (Editor.enter, "\r \n \x1bOM"),
     (Editor.move, -1, LINE, "\x01 \x1b[H \x1bOH \x1b[1~ \x1b[7~"),
     (Editor.move, 1, LINE, "\x05 \x1b[F \x1bOF \x1b[4~ \x1b[8~"),
@@ -907,6 +894,7 @@ KEYS = bound(
     (Editor.complete, "\t"),
     (Editor.interrupt, CTRL_C),
 )
+KEYS = {key: binding[:-1] for binding in BINDINGS for key in binding[-1].split(" ")}
 
 
 # --- The consoles --------------------------------------------------------------------------------
@@ -1235,26 +1223,26 @@ class Terminal(Console):
             modes[tty.LFLAG] &= ~(termios.ECHO | termios.ICANON | termios.ISIG | termios.IEXTEN)
             modes[tty.CC][termios.VMIN], modes[tty.CC][termios.VTIME] = 1, 0
             termios.tcsetattr(0, termios.TCSANOW, modes)
-            self.width, self.height = window_size()  # it may have changed meanwhile
         except (OSError, termios.error) as error:
             if error.args[0] == errno.EINTR:
                 return
             raise Failure(self.why_closed) from None
         self.modes = self.modes or before
-        self.row, self.cursor_column = "", 0
+        self.resize()  # it may have changed meanwhile
         self.output += b"\x1b[?2004h"  # it marks what is pasted
 
     def give_back(self) -> None:
-        """Gives the terminal back as it was found, with the row cleared, unless somebody else has
-        it by now."""
+        """Gives the terminal back as it was found, with all shown in place of the row, unless
+        somebody else has it by now."""
         modes, self.modes = self.modes, None
         shared = False
         with suppress(OSError):  # no shell shares it with us
             shared = os.tcgetpgrp(0) != os.getpgrp()
         if not modes or shared:
             return
-        self.output += f"{CLEAR_ROW}\x1b[?2004l".encode()  # it marks nothing any more
-        self.cursor_column = 0
+        self.clear_rows()
+        self.output += self.above + b"\x1b[?2004l"  # it marks nothing any more
+        self.above.clear()
         with suppress(OSError, Failure):
             self.write_all()
         with suppress(termios.error):
@@ -1267,8 +1255,6 @@ class Terminal(Console):
         os.kill(os.getpid(), signal.SIGCONT)  # where no shell could continue us, nothing stops us
 
     def close(self) -> None:
-        if self.above:
-            self.output += CLEAR_ROW.encode() + self.above
         self.give_back()
         super().close()
 
@@ -1296,9 +1282,9 @@ class Terminal(Console):
         """The terminal says where the cursor is. In the last column it tells nothing, unless it is
         known that this terminal wraps."""
         rows, wrapped = divmod(self.cursor_column, self.width)
-        cut_off = self.width - 1
-        if self.clear_rows in self.timers and column in (wrapped, cut_off):
-            is_wrapped = column == wrapped and (wrapped < cut_off or self.in_tmux)
+        last = self.width - 1
+        is_wrapped = column == wrapped and (wrapped < last or self.in_tmux)
+        if self.clear_rows in self.timers and (is_wrapped or column == last):
             self.clear_rows(rows if is_wrapped else 0)
 
     def clear_rows(self, above: int = 0) -> None:
@@ -1390,24 +1376,24 @@ class Terminal(Console):
         self.cursor_column = text_width(before)
         if self.painter.colours and prompt and before.startswith(prompt):
             before = f"{BOLD}{prompt}{NORMAL}{before[len(prompt) :]}"
-        row, above = ROW.format(before, after), self.take_above()
-        if above or row != self.row:
-            clear = CLEAR_ROW if above else ""
-            self.output += clear.encode() + above + row.encode()
-            self.row = row
+        row = ROW.format(before, after)
+        if self.above and self.rest not in self.timers:
+            self.draw_above()
+        elif row == self.row:
+            return
+        self.output += row.encode()
+        self.row = row
 
-    def take_above(self) -> bytearray:
-        """Returns lines to draw above the row now: no more than the terminal takes in a moment, as
-        a key is seen only after them."""
-        if self.rest in self.timers:
-            return bytearray()
+    def draw_above(self) -> None:
+        """Draws lines over the row: no more than the terminal takes in a moment, as a key is seen
+        only after them."""
         end = self.above.find(b"\n", int(min(MAX_DRAWN, self.pace * MOMENT))) + 1
         above = self.above[: end or len(self.above)]
         del self.above[: len(above)]
-        if above and self.pace < NEVER:
+        self.output += CLEAR_ROW.encode() + above
+        if self.pace < NEVER:
             self.timers[self.rest] = time.monotonic() + len(above) / self.pace
             self.pace *= 1.01  # is it faster by now?
-        return above
 
     def rest(self) -> None:
         """The terminal has surely drawn what it had to."""

@@ -137,8 +137,8 @@ def test_enter_asks_before_it_says_what_may_be_a_command(line: str, others: str)
     for keys in (f"{PASTE}{block}{END_PASTE}", block.replace("\n", "\x1b\r")):
         editor = typed(keys + "\r")
         assert finished(editor) == []
-        assert editor.heading().endswith(" lines, with a slash: Enter says them to everyone) ")
-        assert typed("x\x7f", editor).heading() == "", "any other key takes the question back"
+        assert editor.heading.endswith(" lines, with a slash: Enter says them to everyone) ")
+        assert typed("x\x7f", editor).heading == "", "any other key takes the question back"
         assert finished(typed("\r\r", editor)) == block.split("\n")
 
 
@@ -197,16 +197,16 @@ def test_history_goes_back_and_forth_and_keeps_the_draft() -> None:
 
 def test_the_history_is_searched() -> None:
     editor = typed("make tea\rmake it so\rtake it\rdraft\x12")
-    assert (shown(editor), editor.heading()) == ("draft|", "(search: ) ")
+    assert (shown(editor), editor.heading) == ("draft|", "(search: ) ")
     assert shown(typed("MAKE", editor)) == "make it so|"
-    assert editor.heading() == "(search: MAKE) "
+    assert editor.heading == "(search: MAKE) "
     assert editor.view("me: ", 24)[0] == "(search: MAKE) <e it so"
     assert shown(typed(" tx", editor)) == "make tea|"
     assert shown(typed("\x7f\x7f\x7f", editor)) == "make it so|"
     assert shown(typed("\x12", editor)) == "make tea|"
     assert shown(typed("\x12", editor)) == "make tea|"
     assert shown(typed("\x07", editor)) == "draft|"
-    assert editor.heading() == ""
+    assert editor.heading == ""
     assert shown(typed(f"\x12it{LEFT}!", editor)) == "take i!|t"
     typed("\x03\x12tea\r", editor)
     assert finished(editor)[-1] == "make tea"
@@ -253,11 +253,11 @@ def test_fifty_pasted_lines() -> None:
     assert editor.view("me: ", 80)[0].startswith("(50 lines: Enter says them) <")
     assert len("".join(editor.view("me: ", 80))) < 80
     assert len("".join(editor.view("me: ", 22))) < 22
-    assert editor.heading() == "(50 lines: Enter says them) "
-    assert typed("x", editor).heading() == ""
+    assert editor.heading == "(50 lines: Enter says them) "
+    assert typed("x", editor).heading == ""
     typed("\x7f\r\r", editor)
     assert finished(editor) == lines
-    assert editor.heading() == ""
+    assert editor.heading == ""
     typed(PASTE + "y\n" * 20 + END_PASTE + "\r", editor)
     typed(PASTE + "y\n" * 21 + END_PASTE + "\r", editor)
     assert len(editor.lines) == 50 + 20

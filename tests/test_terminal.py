@@ -987,7 +987,9 @@ def test_the_room_is_seen_while_the_password_is_not(
         assert part not in shown
 
 
-@pytest.mark.parametrize("keys, status, message", [("half\x03\x03", 0, ""), ("\x04", 1, "no password")])
+@pytest.mark.parametrize(
+    "keys, status, message", [("half\x03\x03", 0, ""), ("\x04", 1, "no password")]
+)
 def test_ways_to_leave_when_the_password_is_asked_for(
     listener: Listener,
     terminal: Callable[..., Terminal],
