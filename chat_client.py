@@ -663,11 +663,6 @@ class Editor:
         self.lines: deque[Line] = deque()  # finished
 
     @property
-    def pasting(self) -> bool:
-        """Says whether the end of what is pasted is yet to come."""
-        return self.unread.startswith(PASTE_START)
-
-    @property
     def begun(self) -> bool:
         """Says whether there is a line that isn't finished."""
         return bool(self.text or self.unread) or self.sought is not None
@@ -676,8 +671,8 @@ class Editor:
 
     def feed(self, data: bytes) -> None:
         """Takes bytes from the terminal, in whatever pieces they come."""
-        if self.pasting and not data.strip(b"\x03"):  # Ctrl-C alone: is the end of it lost?
-            data = PASTE_END.encode() + data
+        if not data.strip(b"\x03"):  # Ctrl-C alone: is the end of what was pasted lost?
+            self.feed_silence()
         self.unread += self.decoder.decode(data)
         while match := KEY.match(self.unread):
             self.unread = self.unread[match.end() :]
@@ -685,7 +680,7 @@ class Editor:
 
     def feed_silence(self) -> None:
         """Nothing has come for a while: what was begun has come to its end."""
-        if self.pasting:
+        if self.unread.startswith(PASTE_START):
             self.feed(PASTE_END.encode())
         self.unread = ""
 
@@ -754,10 +749,8 @@ class Editor:
         lines = [Line(text, alone=len(texts) == 1) for text in texts]
         is_command = any(line.command and not line.alone for line in lines)
         if (is_command or len(lines) > MAX_UNASKED) and self.last is not Editor.enter:
-            what = (
-                ", with a slash: Enter says them to everyone" if is_command else ": Enter says them"
-            )
-            self.heading = f"({len(lines)} lines{what}) "
+            slash, whom = (", with a slash", " to everyone") if is_command else ("", "")
+            self.heading = f"({len(lines)} lines{slash}: Enter says them{whom}) "
             return
         if self.text.strip() and not OPERATOR.match(self.text):
             self.history.append(self.text)
@@ -865,8 +858,8 @@ class Editor:
         return heading + left, right
 
 
-# What each key does: a method, what that is given, and what terminals send for the key (xterm, VT100,
-# the Linux console, rxvt).
+# What each key does: a method, and what that is given; and what terminals send for the key (xterm,
+# VT100, the Linux console, rxvt).
 BINDINGS: tuple[tuple[Any, ...], ...] = (
     (Editor.enter, "\r \n \x1bOM"),
     (Editor.move, -1, LINE, "\x01 \x1b[H \x1bOH \x1b[1~ \x1b[7~"),
@@ -901,7 +894,6 @@ KEYS = {key: binding[:-1] for binding in BINDINGS for key in binding[-1].split("
 
 BREAK = "\n  "  # before the rows of a message after the first
 MAX_DRAWN = 1024  # bytes above the row that go to the terminal at once, if that's not one line
-MOMENT = 0.05  # seconds that a slow terminal may take for them
 MIN_PACE = 5000  # bytes a second that the slowest terminal takes, when it isn't stopped
 BELL_PAUSE = 5.0  # seconds from one bell to the next, at least
 MEASURE_TIME = 0.3  # seconds for the terminal to say where the cursor is
@@ -1195,8 +1187,7 @@ class Terminal(Console):
         super().__init__(painter, os.open(os.ttyname(1), os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY))
         self.line = Editor(lambda beginning: self.candidates(beginning), self.do)
         self.typed = self.line.lines
-        self.secret: Editor | None = None  # in which one is typed, unseen, while it is asked for
-        self.question = ""  # with which it is
+        self.secret: Editor | None = None  # in which one is typed, unseen, after the status
         self.above = bytearray()  # waits to be drawn above the row
         self.row = ""  # as it was drawn last
         self.cursor_column = 0
@@ -1218,11 +1209,7 @@ class Terminal(Console):
         """
         try:
             before = termios.tcgetattr(0)
-            modes = [*before[: tty.CC], [*before[tty.CC]]]
-            modes[tty.IFLAG] &= ~(termios.ICRNL | termios.INLCR | termios.IGNCR | termios.IXON)
-            modes[tty.LFLAG] &= ~(termios.ECHO | termios.ICANON | termios.ISIG | termios.IEXTEN)
-            modes[tty.CC][termios.VMIN], modes[tty.CC][termios.VTIME] = 1, 0
-            termios.tcsetattr(0, termios.TCSANOW, modes)
+            tty.setraw(0, termios.TCSANOW)
         except (OSError, termios.error) as error:
             if error.args[0] == errno.EINTR:
                 return
@@ -1247,12 +1234,6 @@ class Terminal(Console):
             self.write_all()
         with suppress(termios.error):
             termios.tcsetattr(0, termios.TCSANOW, modes)
-
-    def suspend(self) -> None:
-        """Stops, as Ctrl-Z does in a terminal that isn't raw; `fg` continues."""
-        self.give_back()
-        os.kill(0, signal.SIGTSTP)
-        os.kill(os.getpid(), signal.SIGCONT)  # where no shell could continue us, nothing stops us
 
     def close(self) -> None:
         self.give_back()
@@ -1318,8 +1299,10 @@ class Terminal(Console):
         """Does what a key is for that isn't the line's business. The end of input, or an interrupt,
         leaves once all is said. An interrupt after that, or when a secret is asked for, leaves at
         once."""
-        if key == CTRL_Z:
-            self.suspend()
+        if key == CTRL_Z:  # `fg` continues
+            self.give_back()
+            os.kill(0, signal.SIGTSTP)
+            os.kill(os.getpid(), signal.SIGCONT)  # where no shell could do that, nothing stops us
         elif key == CTRL_L:  # what was above the row has scrolled off
             self.output += (CLEAR_ROW + "\n" * (self.height - 1) + CLEAR_SCREEN).encode()
             self.row = ""
@@ -1333,14 +1316,13 @@ class Terminal(Console):
     def ask_secret(self, prompt: str) -> bytes | None:
         if self.ended:
             raise Failure("no password given")
-        self.status = ""
         if self.secret and self.secret.lines:
-            answer, self.secret = self.secret.lines[0].text, None
+            answer, self.secret, self.status = self.secret.lines[0].text, None, ""
             return answer.encode()
         if not self.secret and self.line.begun:  # which is none, and was typed without knowing
             self.status = "(finish this line, then the password) "
-        elif not self.secret:
-            self.secret, self.question = Editor(pass_on=self.do), prompt
+        else:
+            self.secret, self.status = self.secret or Editor(pass_on=self.do), prompt
         return None
 
     def wants_to_leave(self) -> bool:
@@ -1349,12 +1331,13 @@ class Terminal(Console):
     # Output
 
     def invite(self, prompt: str, ask: bool = False) -> None:
-        if self.secret and not (self.editor is self.secret and self.secret.begun):
-            self.secret = None  # nobody asks for it any more; half of one stays one
-        self.prompt, self.status = prompt, ""
+        if self.editor is self.line or not self.editor.begun:  # else half a secret stays one
+            self.secret, self.status = None, ""
+        self.prompt = prompt
 
     def show(self, line: str) -> None:
-        self.above += f"{self.painter.paint(line, self.width)}\n".encode()
+        text = f"{self.painter.paint(line, self.width)}\n"
+        self.above += text.replace("\n", "\r\n").encode()
 
     def ring(self) -> None:
         now = time.monotonic()
@@ -1372,7 +1355,7 @@ class Terminal(Console):
         prompt = self.status + self.prompt
         before, after = self.line.view(prompt, self.width)
         if self.editor is self.secret:
-            before, after = fitting_end(self.question, self.width - 1), ""
+            before, after = fitting_end(self.status, self.width - 1), ""
         self.cursor_column = text_width(before)
         if self.painter.colours and prompt and before.startswith(prompt):
             before = f"{BOLD}{prompt}{NORMAL}{before[len(prompt) :]}"
@@ -1385,9 +1368,9 @@ class Terminal(Console):
         self.row = row
 
     def draw_above(self) -> None:
-        """Draws lines over the row: no more than the terminal takes in a moment, as a key is seen
-        only after them."""
-        end = self.above.find(b"\n", int(min(MAX_DRAWN, self.pace * MOMENT))) + 1
+        """Draws lines over the row: few, and no more until the terminal has surely drawn them, as a
+        key is seen only after them."""
+        end = self.above.find(b"\n", MAX_DRAWN) + 1
         above = self.above[: end or len(self.above)]
         del self.above[: len(above)]
         self.output += CLEAR_ROW.encode() + above
