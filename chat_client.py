@@ -685,14 +685,14 @@ class Editor:
         self.unread = ""
 
     def press(self, key: str) -> None:
-        """Does what one key is for."""
+        """Does what one key is for, or passes it on."""
         if key.startswith("\x1b\x1b"):  # the Escape key and then an arrow, or rxvt's Alt-arrow
             key = key[1:]
         text = "" if key[0] == "\x1b" else key.translate(NO_TEXT)
         method, *given = KEYS.get(key, (Editor.insert, text))
         if key.startswith(PASTE_START):
             method, given = Editor.paste, [key[len(PASTE_START) : -len(PASTE_END)]]
-        elif key not in KEYS and not text:
+        elif not (key in KEYS or text) or (key in (CTRL_C, CTRL_D) and not self.text):
             self.pass_on(key)
             return
         self.heading = ""
@@ -740,7 +740,7 @@ class Editor:
         self.cursor = start + len(text)
         return removed
 
-    # Enter, and other ends of a line
+    # The end of a line
 
     def enter(self) -> None:
         """Finishes the line; one with newlines in it is several. Of many, or if one of several may
@@ -759,22 +759,9 @@ class Editor:
         self.drop()
 
     def drop(self) -> None:
-        """Begins the line anew."""
+        """Empties the line."""
         self.recalled = 0
         self.replace(0, len(self.text))
-
-    def interrupt(self) -> None:
-        """Drops the line; on an empty one it is a request to leave."""
-        if not self.text:
-            self.pass_on(CTRL_C)
-        self.drop()
-
-    def delete_or_end(self) -> None:
-        """Deletes the character at the cursor; on an empty line it is the end of input."""
-        if self.text:
-            self.delete(1)
-        else:
-            self.pass_on(CTRL_D)
 
     # The history
 
@@ -871,8 +858,7 @@ BINDINGS: tuple[tuple[Any, ...], ...] = (
     (Editor.recall, 1, "\x10 \x1b[A \x1bOA"),
     (Editor.recall, -1, "\x0e \x1b[B \x1bOB"),
     (Editor.delete, -1, "\x08 \x7f"),
-    (Editor.delete, 1, "\x1b[3~"),
-    (Editor.delete_or_end, CTRL_D),
+    (Editor.delete, 1, f"{CTRL_D} \x1b[3~"),
     (Editor.kill, -1, LONG_WORD, "\x17"),
     (Editor.kill, -1, WORD, "\x1b\x7f \x1b\x08"),
     (Editor.kill, 1, WORD, "\x1bd"),
@@ -885,7 +871,7 @@ BINDINGS: tuple[tuple[Any, ...], ...] = (
     (Editor.recall, "\x07"),
     (Editor.insert, "\n", "\x1b\r \x1b\n"),
     (Editor.complete, "\t"),
-    (Editor.interrupt, CTRL_C),
+    (Editor.drop, CTRL_C),
 )
 KEYS = {key: binding[:-1] for binding in BINDINGS for key in binding[-1].split(" ")}
 
@@ -894,7 +880,9 @@ KEYS = {key: binding[:-1] for binding in BINDINGS for key in binding[-1].split("
 
 BREAK = "\n  "  # before the rows of a message after the first
 MAX_DRAWN = 1024  # bytes above the row that go to the terminal at once, if that's not one line
-MIN_PACE = 5000  # bytes a second that the slowest terminal takes, when it isn't stopped
+BUFFER_SIZE = 16 * 1024  # bytes that a system may hold for a terminal
+SLOW_TIME = 0.05  # seconds after which a terminal is slow that hasn't taken what was drawn
+SLOW_PACE = 8 * 1024  # bytes a second that it is thought to draw at first
 BELL_PAUSE = 5.0  # seconds from one bell to the next, at least
 MEASURE_TIME = 0.3  # seconds for the terminal to say where the cursor is
 
@@ -1193,8 +1181,7 @@ class Terminal(Console):
         self.cursor_column = 0
         self.in_tmux = "TMUX" in os.environ and os.environ["TERM"].startswith(("screen", "tmux"))
         self.quiet_until = 0.0  # monotonic time before which no bell rings again
-        self.pace = NEVER  # bytes a second that the terminal draws, once it has shown that
-        self.full_since = NEVER  # monotonic time at which it took no more
+        self.pace = NEVER  # bytes a second that the terminal draws, once it has shown to be slow
         self.width, self.height = 80, 24
         self.modes: list[Any] | None = None  # that it had, while we have it
         self.take_over()
@@ -1366,6 +1353,7 @@ class Terminal(Console):
             return
         self.output += row.encode()
         self.row = row
+        self.timers[self.slow_down] = time.monotonic() + SLOW_TIME
 
     def draw_above(self) -> None:
         """Draws lines over the row: few, and no more until the terminal has surely drawn them, as a
@@ -1376,23 +1364,23 @@ class Terminal(Console):
         self.output += CLEAR_ROW.encode() + above
         if self.pace < NEVER:
             self.timers[self.rest] = time.monotonic() + len(above) / self.pace
-            self.pace *= 1.01  # is it faster by now?
+            self.pace *= 1.008  # is it faster than that?
 
     def rest(self) -> None:
         """The terminal has surely drawn what it had to."""
         if not self.above:
             self.pace = NEVER
 
+    def slow_down(self) -> None:
+        """The terminal is slow, and its buffer full: that is to be drawn before there is more above
+        the row, and not to fill again."""
+        self.pace = self.pace / 2 if self.pace < NEVER else SLOW_PACE
+        self.timers[self.rest] = time.monotonic() + BUFFER_SIZE / self.pace
+
     def write(self, _: int = 0) -> None:
-        """Writes what the terminal takes. What it takes between two moments in which it is full is
-        what it has drawn; what it holds then is to be drawn before there is more above the row."""
-        before = len(self.output)
         super().write()
-        now, taken = time.monotonic(), before - len(self.output)
-        if self.output and taken and self.full_since < now:
-            self.pace = max(taken / (now - self.full_since), MIN_PACE)
-            self.timers[self.rest] = now + 16 * 1024 / self.pace  # a system may hold so much
-        self.full_since = now if self.output else NEVER
+        if not self.output:
+            self.timers.pop(self.slow_down, None)
 
 
 def open_console(plain: bool, timestamps: bool) -> Console:

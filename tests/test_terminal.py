@@ -690,7 +690,7 @@ def untaken() -> chat_client.Terminal:
     console.modes, console.timers, console.status, console.prompt = ["taken"], {}, "", ""
     console.line, console.secret, console.width = chat_client.Editor(), None, 80
     console.painter = chat_client.Painter(False, False)
-    console.pace, console.full_since, console.screen = float("inf"), float("inf"), -1
+    console.pace, console.screen = float("inf"), -1
     return console
 
 
@@ -730,36 +730,34 @@ def test_keys_of_a_slow_terminal_are_soon_seen(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(chat_client, "os", SimpleNamespace(write=write))
     console = untaken()
     console.above += b"".join(b"line %d\n" % number for number in range(1000))
-    while not console.output or room[0]:
+    while room[0]:
         console.update()
         console.write()
-    clock[0] += 0.1
-    room[0] = len(console.output) // 2
-    taken_next = room[0]
-    console.write()
-    assert console.pace == pytest.approx(max(10 * taken_next, chat_client.MIN_PACE))
-    room[0] = 10_000
+    assert console.timers.pop(console.slow_down) == pytest.approx(chat_client.SLOW_TIME)
+    clock[0] += chat_client.SLOW_TIME
+    console.slow_down()
+    assert console.pace == chat_client.SLOW_PACE
+    drained = chat_client.BUFFER_SIZE / console.pace
+    assert console.timers[console.rest] - clock[0] == pytest.approx(drained)
+    room[0] = 100_000
     console.write()
     lines = taken.count(b"line ")
     console.line.feed(b"x")
     console.update()
     console.write()
     assert b"\rx" in taken and taken.count(b"line ") == lines, "the key is drawn, and no line"
+    assert console.slow_down not in console.timers, "it takes all at once now"
     del console.timers[console.rest]
     console.update()
     drawn = sum(map(len, re.findall(rb"line \d+\n", console.output)))
     assert 0 < drawn < chat_client.MAX_DRAWN + 10
     assert console.timers[console.rest] - clock[0] == pytest.approx(drawn / console.pace, rel=0.05)
+    assert console.pace > chat_client.SLOW_PACE, "it may be faster"
+    console.slow_down()
+    assert console.pace < chat_client.SLOW_PACE, "it is slower than that"
     console.above.clear()
     console.rest()
     assert console.pace == float("inf")
-    room[0] = 10
-    console.write()
-    assert console.output
-    clock[0] += 60
-    room[0] = 10_000
-    console.write()
-    assert not console.output and console.pace == float("inf"), "it was only stopped"
 
 
 def test_not_too_many_lines_are_drawn_before_keys_are_looked_at_again() -> None:
