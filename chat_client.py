@@ -613,6 +613,7 @@ def reached(text: str, place: int, step: int, unit: re.Pattern[str] | None = Non
 # --- The line editor -----------------------------------------------------------------------------
 
 MAX_UNASKED = 20  # lines that go out without a question
+MAX_HISTORY = 1000  # lines
 CTRL_C, CTRL_D, CTRL_L, CTRL_Z = "\x03", "\x04", "\x0c", "\x1a"
 PASTE_START, PASTE_END = "\x1b[200~", "\x1b[201~"  # what the terminal puts around what is pasted
 # What a terminal answers when somebody, perhaps long gone, asks it for something: ECMA-48's OSC and
@@ -649,7 +650,7 @@ class Editor:
         self.pass_on = pass_on  # is given keys that aren't the line's business
         self.text = ""
         self.cursor = 0  # an index of text
-        self.history: deque[str] = deque(maxlen=1000)
+        self.history: deque[str] = deque(maxlen=MAX_HISTORY)
         self.recalled = 0  # place in the history, counted from its end; 0 is the line itself
         self.draft = ""  # the line itself, while another is shown
         self.sought: str | None = None  # in the history, while the user searches there
@@ -720,8 +721,7 @@ class Editor:
         sought = self.sought.casefold()
         places = range(start, len(self.history) + 1)
         found = (one for one in places if sought in self.history[-one].casefold())
-        if step := next(found, self.recalled) - self.recalled:
-            self.recall(step)
+        self.recall(next(found, self.recalled) - self.recalled)
         self.heading = f"(search: {self.sought}) "
         return True
 
@@ -765,11 +765,10 @@ class Editor:
 
     # The history
 
-    def recall(self, step: int = 0) -> None:
-        """Shows a line further back in the history, or forth; without a step, the line itself,
-        which is at its end."""
-        place = self.recalled + step if step else 0
-        if 0 <= place <= len(self.history):
+    def recall(self, step: int) -> None:
+        """Shows a line further back in the history, or forth, where at last the line itself is."""
+        place = min(max(self.recalled + step, 0), len(self.history))
+        if place != self.recalled:
             if self.recalled == 0:
                 self.draft = self.text
             self.recalled = place
@@ -868,7 +867,7 @@ BINDINGS: tuple[tuple[Any, ...], ...] = (
     (Editor.transpose, "\x14"),
     (Editor.undo, "\x1f"),
     (Editor.search, "\x12"),
-    (Editor.recall, "\x07"),
+    (Editor.recall, -MAX_HISTORY, "\x07"),
     (Editor.insert, "\n", "\x1b\r \x1b\n"),
     (Editor.complete, "\t"),
     (Editor.drop, CTRL_C),
@@ -914,16 +913,15 @@ def hue(name: str) -> float:
     return number * 137.508 % 360
 
 
-def in_rows(text: str, columns: int) -> list[str]:
-    """Cuts a text into rows of at most this width, at blanks if there are any; those after the
-    first leave room for the indent of BREAK."""
+def in_rows(text: str, columns: int) -> str:
+    """Cuts a text into rows of at most this width, at blanks if there are any."""
     rows: list[str] = []
     while len(text) > len(row := fitting_start(text, columns)):
         blank = row.rfind(" ", len(row) // 2)
         rows.append(row[: blank + 1] if blank > 0 else row)
         text = text[len(rows[-1]) :]
         columns -= len(BREAK[1:]) if len(rows) == 1 else 0
-    return [*rows, text]
+    return BREAK.join([*rows, text])
 
 
 def linked(address: re.Match[str]) -> str:
@@ -952,9 +950,9 @@ class Painter:
         day = time.strftime("* %Y-%m-%d\n") if self.timestamps else ""
         new_day, self.day = day if self.day not in ("", day) else "", day
         if width:
-            line = line.expandtabs()
-            rows = in_rows(stamp + line, max(width - 1, 20))  # narrower, they wrap by themselves
-            line = ADDRESS.sub(linked, BREAK.join(rows))[len(stamp) :]
+            # In less than 20 columns they wrap by themselves.
+            rows = in_rows(stamp + line.expandtabs(), max(width - 1, 20))
+            line = ADDRESS.sub(linked, rows)[len(stamp) :]
         return new_day + stamp + (self.decorate(line) if self.colours else line)
 
     def decorate(self, line: str) -> str:
@@ -1209,10 +1207,9 @@ class Terminal(Console):
         """Gives the terminal back as it was found, with all shown in place of the row, unless
         somebody else has it by now."""
         modes, self.modes = self.modes, None
-        shared = False
         with suppress(OSError):  # no shell shares it with us
-            shared = os.tcgetpgrp(0) != os.getpgrp()
-        if not modes or shared:
+            modes = modes if os.tcgetpgrp(0) == os.getpgrp() else None
+        if not modes:
             return
         self.clear_rows()
         self.output += self.above + b"\x1b[?2004l"  # it marks nothing any more
