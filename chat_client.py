@@ -534,7 +534,7 @@ class EchoProtocol(ChatProtocol):
 # --- Characters, words, columns ------------------------------------------------------------------
 
 JOINER = "\u200d"
-FLAG_LETTERS = range(0x1F1E6, 0x1F200)  # two of them are a flag
+FLAG_LETTERS = "".join(map(chr, range(0x1F1E6, 0x1F200)))  # two of them are a flag
 # What the keys move over, apart from single characters. A word has with it what is before it. What
 # is no part of one isn't \W, as marks are no letters, and have to stay with theirs.
 NO_WORD = r"\s!-/:-@\[-`{-~\u2010-\u206f\u3000-\u303f\uff00-\uff0f"
@@ -561,14 +561,11 @@ def text_width(text: str) -> int:
 def joins(text: str, at: int) -> bool:
     """Says whether the character there forms one visible character with the one before it."""
     char = text[at]
-    if ord(char) in FLAG_LETTERS:
-        first = at
-        while first and ord(text[first - 1]) in FLAG_LETTERS:
-            first -= 1
-        return (at - first) % 2 == 1
-    is_skin_tone = 0x1F3FB <= ord(char) <= 0x1F3FF
-    attached = unicodedata.category(char) in ("Mn", "Me", "Mc", "Cf") or is_skin_tone
-    return attached or text[at - 1] == JOINER
+    if char in FLAG_LETTERS:
+        return (at - len(text[:at].rstrip(FLAG_LETTERS))) % 2 == 1
+    is_skin_tone = "\U0001f3fb" <= char <= "\U0001f3ff"
+    is_mark = unicodedata.category(char) in ("Mn", "Me", "Mc", "Cf")
+    return is_mark or is_skin_tone or text[at - 1] == JOINER
 
 
 def fitting_start(text: str, columns: int) -> str:
@@ -616,120 +613,96 @@ def reached(text: str, place: int, step: int, unit: re.Pattern[str] | None = Non
 # --- The line editor -----------------------------------------------------------------------------
 
 MAX_UNASKED = 20  # lines that go out without a question
+MAX_HISTORY = 1000  # lines
+CTRL_C, CTRL_D, CTRL_L, CTRL_Z = "\x03", "\x04", "\x0c", "\x1a"
 PASTE_START, PASTE_END = "\x1b[200~", "\x1b[201~"  # what the terminal puts around what is pasted
 # What a terminal answers when somebody, perhaps long gone, asks it for something: ECMA-48's OSC and
 # DCS, and kitty's APC. Alt-] and the like begin in the same way, but no digit comes after them.
 ANSWER = r"\x1b(?:\][0-9]|P[0-9>!|+$]|_G)[^\x07\x1b]*"
-PASTED = re.compile(r"\x1b\[201~|\x1b|[^\x1b]+")  # a piece of it, or its end
-# One key: an escape sequence, a click of the mouse, Alt and a character, or a character; and one
-# that isn't complete yet.
+# The beginning of a key that isn't complete, or of a paste.
+UNFINISHED = (
+    rf"\x1b+(?:\[\[?[0-?]*[ -/]*|O)?|\x1b\[M(?s:.{{0,2}})|{ANSWER}\x1b?"
+    r"|\x1b\[200~(?!(?s:.*)\x1b\[201~)(?s:.*)"
+)
+# One key: a text that is pasted, an escape sequence, a click of the mouse, Alt and a character, or
+# a character.
 KEY = re.compile(
-    rf"{ANSWER}(?:\x07|\x1b\\|(?=\x1b))|\x1b\[M(?s:...)"
+    rf"(?!(?:{UNFINISHED})\Z)(?:\x1b\[200~(?s:.*?)\x1b\[201~"
+    rf"|{ANSWER}(?:\x07|\x1b\\|(?=\x1b))|\x1b\[M(?s:...)"
     r"|\x1b\[\[.|\x1b{1,2}\[[0-?]*[ -/]*[@-~]|\x1b{1,2}O[@-~]"
     r"|\x1b[^\x00-\x07\x09\x0b\x0c\x0e-\x1f\[O]"
-    r"|(?s:.)"
+    r"|(?s:.))"
 )
-UNFINISHED_KEY = re.compile(rf"\x1b+(?:\[\[?[0-?]*[ -/]*|O)?|\x1b\[M(?s:.{{0,2}})|{ANSWER}\x1b?")
 MARKS = {ord("\n"): "\u21b5", ord("\t"): " "}  # how a newline or a tab is shown in the line
-
-
-class Request(enum.Enum):
-    """What the user asks for with a key that isn't the line's business."""
-
-    INTERRUPT = enum.auto()
-    END_OF_INPUT = enum.auto()
-    SUSPEND = enum.auto()
-    CLEAR_SCREEN = enum.auto()
-
-
-def bound(*bindings: tuple[Any, ...]) -> dict[str, tuple[Any, ...]]:
-    """Returns what each key does: a method of an editor and what that is given. Each binding ends
-    with its keys, with blanks between them."""
-    return {key: binding[:-1] for binding in bindings for key in binding[-1].split(" ")}
 
 
 class Editor:
     """A line that is being typed. It does no I/O: keys go in as they come from the terminal,
-    finished lines and requests come out, and `view` says how the line looks.
-
-    While a secret is asked for, the line is that: it is neither shown nor kept, and no key reaches
-    beyond it.
+    finished lines come out, and `view` says how the line looks.
     """
 
-    def __init__(self, candidates: Callable[[str], Sequence[str]] = lambda _: ()) -> None:
+    def __init__(
+        self,
+        candidates: Callable[[str], Sequence[str]] = lambda _: (),
+        pass_on: Callable[[str], object] = lambda _: None,
+    ) -> None:
         self.candidates = candidates  # names that begin with a text, the likeliest first
+        self.pass_on = pass_on  # is given keys that aren't the line's business
         self.text = ""
         self.cursor = 0  # an index of text
-        self.history: deque[str] = deque(maxlen=1000)
+        self.history: deque[str] = deque(maxlen=MAX_HISTORY)
         self.recalled = 0  # place in the history, counted from its end; 0 is the line itself
         self.draft = ""  # the line itself, while another is shown
         self.sought: str | None = None  # in the history, while the user searches there
+        self.heading = ""  # stands before the line in place of the prompt
         self.changes: deque[tuple[str, int]] = deque(maxlen=100)  # the line before each
         self.last: Callable[..., object] | None = None  # what the key before did
         self.killed = ""
-        self.completing: list[str] = []  # what the next Tab puts in place of `completed`
-        self.completed = ""
-        self.secret = ""  # the prompt for a secret, while that is asked for
-        self.answer: str | None = None  # to that
+        self.completing = deque([""])  # what Tab puts in: first what is there, then what is next
         self.decoder = getincrementaldecoder("utf-8")("replace")
-        self.unread = ""  # keys that were not pressed yet, or the beginning of one
-        self.pasting = False
-        self.pasted: list[str] = []  # pieces of what is being pasted
-        self.lines: list[Line] = []  # finished
-        self.requests: list[Request] = []
+        self.unread = ""  # the beginning of a key, or of a paste
+        self.lines: deque[Line] = deque()  # finished
 
     @property
     def begun(self) -> bool:
         """Says whether there is a line that isn't finished."""
-        return bool(self.text or self.pasting) or self.sought is not None
-
-    @property
-    def asked(self) -> bool:
-        """Says whether Enter was pressed, and has asked whether these lines are meant."""
-        return self.last is Editor.enter and bool(self.text)
+        return bool(self.text or self.unread) or self.sought is not None
 
     # Keys
 
     def feed(self, data: bytes) -> None:
         """Takes bytes from the terminal, in whatever pieces they come."""
-        if self.pasting and not data.strip(b"\x03"):  # Ctrl-C alone: is the end of it lost?
-            data = PASTE_END.encode() + data
+        if not data.strip(b"\x03"):  # Ctrl-C alone: is the end of what was pasted lost?
+            self.feed_silence()
         self.unread += self.decoder.decode(data)
-        while self.unread and not UNFINISHED_KEY.fullmatch(self.unread):
-            match = (PASTED if self.pasting else KEY).match(self.unread)
-            assert match  # if nothing else, any character
-            key, self.unread = match.group(), self.unread[match.end() :]
-            if self.pasting and key == PASTE_END:
-                self.pasting = False
-                self.paste("".join(self.pasted))
-                self.pasted.clear()
-            elif self.pasting:
-                self.pasted.append(key)
-            elif key == PASTE_START:
-                self.pasting = True
-            else:
-                self.press(key)
+        while match := KEY.match(self.unread):
+            self.unread = self.unread[match.end() :]
+            self.press(match[0])
 
     def feed_silence(self) -> None:
         """Nothing has come for a while: what was begun has come to its end."""
-        if self.pasting:
+        if self.unread.startswith(PASTE_START):
             self.feed(PASTE_END.encode())
         self.unread = ""
 
     def press(self, key: str) -> None:
-        """Does what one key is for."""
+        """Does what one key is for, or passes it on."""
         if key.startswith("\x1b\x1b"):  # the Escape key and then an arrow, or rxvt's Alt-arrow
             key = key[1:]
         text = "" if key[0] == "\x1b" else key.translate(NO_TEXT)
-        keys = SECRET_KEYS if self.secret else LINE_KEYS
-        method, *given = keys.get(key, (Editor.insert, text))
+        method, *given = KEYS.get(key, (Editor.insert, text))
+        if key.startswith(PASTE_START):
+            method, given = Editor.paste, [key[len(PASTE_START) : -len(PASTE_END)]]
+        elif not (key in KEYS or text) or (key in (CTRL_C, CTRL_D) and not self.text):
+            self.pass_on(key)
+            return
+        self.heading = ""
         if self.sought is not None and self.press_in_search(method, given):
             return
-        if method is not Editor.undo and not (method is self.last is Editor.insert):
-            self.changes.append((self.text, self.cursor))
+        before, goes_on = (self.text, self.cursor), method is self.last is Editor.insert
         method(self, *given)
-        if self.changes and self.changes[-1][0] == self.text:  # it has changed nothing
-            self.changes.pop()
+        if self.text != before[0] and not goes_on and method not in (Editor.undo, Editor.enter):
+            self.changes.append(before)
         self.last = method
 
     def press_in_search(self, method: Callable[..., object], given: Sequence[Any]) -> bool:
@@ -748,14 +721,12 @@ class Editor:
         sought = self.sought.casefold()
         places = range(start, len(self.history) + 1)
         found = (one for one in places if sought in self.history[-one].casefold())
-        if step := next(found, self.recalled) - self.recalled:
-            self.recall(step)
+        self.recall(next(found, self.recalled) - self.recalled)
+        self.heading = f"(search: {self.sought}) "
         return True
 
     def paste(self, text: str) -> None:
         """Puts in text in which nothing is a key: its newlines wait in the line until Enter."""
-        self.sought, self.last = None, Editor.paste
-        self.changes.append((self.text, self.cursor))
         self.insert("\n".join(map(only_text, re.split("\r\n?|\n", text))))
 
     def insert(self, text: str) -> None:
@@ -769,73 +740,35 @@ class Editor:
         self.cursor = start + len(text)
         return removed
 
-    # Enter, and other ends of a line
-
-    def pasted_lines(self) -> list[Line]:
-        """Returns the lines that the text is: with newlines in it, several."""
-        lines = self.text.rstrip("\n").split("\n")
-        return [Line(line, alone=len(lines) == 1) for line in lines]
+    # The end of a line
 
     def enter(self) -> None:
         """Finishes the line; one with newlines in it is several. Of many, or if one of several may
         be meant as a command, asks first: they are said as they are, to everyone."""
-        lines = self.pasted_lines()
-        doubtful = len(lines) > MAX_UNASKED or any(one.command and not one.alone for one in lines)
-        if doubtful and not self.asked:
+        texts = self.text.rstrip("\n").split("\n")
+        lines = [Line(text, alone=len(texts) == 1) for text in texts]
+        is_command = any(line.command and not line.alone for line in lines)
+        if (is_command or len(lines) > MAX_UNASKED) and self.last is not Editor.enter:
+            slash, whom = (", with a slash", " to everyone") if is_command else ("", "")
+            self.heading = f"({len(lines)} lines{slash}: Enter says them{whom}) "
             return
         if self.text.strip() and not OPERATOR.match(self.text):
             self.history.append(self.text)
         self.lines += lines
+        self.changes.clear()
         self.drop()
 
     def drop(self) -> None:
-        """Begins the line anew."""
-        self.changes.clear()
+        """Empties the line."""
         self.recalled = 0
         self.replace(0, len(self.text))
-
-    def ask_secret(self, prompt: str) -> None:
-        """From now on what is typed is a secret, until Enter."""
-        self.drop()
-        self.secret = prompt
-
-    def answer_secret(self) -> None:
-        """Finishes the secret."""
-        self.answer, self.secret = self.text.partition("\n")[0], ""
-        self.drop()
-
-    def forget_secret(self) -> None:
-        """Nobody asks for it any more. What was typed of it stays one: nobody may see it."""
-        self.answer = None
-        if self.secret and not self.begun:
-            self.secret = ""
-            self.drop()
-
-    def interrupt(self) -> None:
-        """Drops the line; on an empty one it is a request to leave."""
-        if not self.text:
-            self.request(Request.INTERRUPT)
-        self.recalled = 0
-        self.replace(0, len(self.text))
-
-    def delete_or_end(self) -> None:
-        """Deletes the character at the cursor; on an empty line it is the end of input."""
-        if self.text:
-            self.delete(1)
-        else:
-            self.request(Request.END_OF_INPUT)
-
-    def request(self, request: Request) -> None:
-        """Asks for something that isn't the line's business."""
-        self.requests.append(request)
 
     # The history
 
-    def recall(self, step: int = 0) -> None:
-        """Shows a line further back in the history, or forth; without a step, the line itself,
-        which is at its end."""
-        place = self.recalled + step if step else 0
-        if 0 <= place <= len(self.history):
+    def recall(self, step: int) -> None:
+        """Shows a line further back in the history, or forth, where at last the line itself is."""
+        place = min(max(self.recalled + step, 0), len(self.history))
+        if place != self.recalled:
             if self.recalled == 0:
                 self.draft = self.text
             self.recalled = place
@@ -843,7 +776,7 @@ class Editor:
 
     def search(self) -> None:
         """Searches the history for what is typed from now on."""
-        self.sought = ""
+        self.sought, self.heading = "", "(search: ) "
 
     # Changes
 
@@ -881,17 +814,15 @@ class Editor:
 
     def complete(self) -> None:
         """Completes the name before the cursor; another Tab takes the next that fits."""
-        if self.last is not Editor.complete or not self.completing:
-            self.completed = self.text[: self.cursor].rpartition(" ")[2]
-            start = self.cursor - len(self.completed)
-            suffix = ": " if self.text[:start] in ("", "/msg ") else " "
-            names = self.candidates(self.completed) if self.completed else ()
-            self.completing = [name + suffix for name in names]
-        if self.completing:
-            start = self.cursor - len(self.completed)
-            self.completed = self.completing.pop(0)
-            self.completing.append(self.completed)
-            self.replace(start, self.cursor, self.completed)
+        if self.last is not Editor.complete:
+            word = self.text[: self.cursor].rpartition(" ")[2]
+            before = self.text[: self.cursor - len(word)]
+            suffix = ": " if before in ("", "/msg ") else " "
+            names = self.candidates(word) if word else ()
+            self.completing = deque([word, *(name + suffix for name in names)])
+        start = self.cursor - len(self.completing[0])
+        self.completing.rotate(-1)
+        self.replace(start, self.cursor, self.completing[0])
 
     # How it looks
 
@@ -902,30 +833,20 @@ class Editor:
         can't be redrawn after the window was resized. Whoever draws it lets the terminal remember
         where the cursor belongs, so here no width has to be exact, only not too small.
         """
-        if self.secret:
-            return fitting_end(self.secret, width - 1), ""
         text = masked(self.text)
         reach = 10 * width  # characters, of which surely not more are seen
         before = text[max(self.cursor - reach, 0) : self.cursor].translate(MARKS)
         after = text[self.cursor : self.cursor + reach].translate(MARKS)
         # What Enter will do, or what is searched for, is always seen; the prompt is not.
-        heading = fitting_start(self.heading(), width * 3 // 4)
+        heading = fitting_start(self.heading, width * 3 // 4)
         before = before if heading else prompt + before
         left, right = around(before, after, width - 1 - text_width(heading))  # the cursor needs one
         return heading + left, right
 
-    def heading(self) -> str:
-        """Returns what stands before the line in place of the prompt, if anything does."""
-        if self.asked:
-            lines = self.pasted_lines()
-            if any(line.command for line in lines):
-                return f"({len(lines)} lines, with a slash: Enter says them to everyone) "
-            return f"({len(lines)} lines: Enter says them) "
-        return "" if self.sought is None else f"(search: {self.sought}) "
 
-
-# What terminals send (xterm, VT100, the Linux console, rxvt) for what isn't just a character.
-LINE_KEYS = bound(
+# What each key does: a method, and what that is given; and what terminals send for the key (xterm,
+# VT100, the Linux console, rxvt).
+BINDINGS: tuple[tuple[Any, ...], ...] = (
     (Editor.enter, "\r \n \x1bOM"),
     (Editor.move, -1, LINE, "\x01 \x1b[H \x1bOH \x1b[1~ \x1b[7~"),
     (Editor.move, 1, LINE, "\x05 \x1b[F \x1bOF \x1b[4~ \x1b[8~"),
@@ -936,8 +857,7 @@ LINE_KEYS = bound(
     (Editor.recall, 1, "\x10 \x1b[A \x1bOA"),
     (Editor.recall, -1, "\x0e \x1b[B \x1bOB"),
     (Editor.delete, -1, "\x08 \x7f"),
-    (Editor.delete, 1, "\x1b[3~"),
-    (Editor.delete_or_end, "\x04"),
+    (Editor.delete, 1, f"{CTRL_D} \x1b[3~"),
     (Editor.kill, -1, LONG_WORD, "\x17"),
     (Editor.kill, -1, WORD, "\x1b\x7f \x1b\x08"),
     (Editor.kill, 1, WORD, "\x1bd"),
@@ -947,29 +867,21 @@ LINE_KEYS = bound(
     (Editor.transpose, "\x14"),
     (Editor.undo, "\x1f"),
     (Editor.search, "\x12"),
-    (Editor.recall, "\x07"),
+    (Editor.recall, -MAX_HISTORY, "\x07"),
     (Editor.insert, "\n", "\x1b\r \x1b\n"),
     (Editor.complete, "\t"),
-    (Editor.interrupt, "\x03"),
-    (Editor.request, Request.CLEAR_SCREEN, "\x0c"),
-    (Editor.request, Request.SUSPEND, "\x1a"),
+    (Editor.drop, CTRL_C),
 )
-SECRET_KEYS = bound(
-    (Editor.answer_secret, "\r \n \x1bOM \x1b\r \x1b\n"),
-    (Editor.delete, -1, "\x08 \x7f"),
-    (Editor.delete, -1, LINE, "\x15"),
-    (Editor.delete_or_end, "\x04"),
-    (Editor.request, Request.INTERRUPT, "\x03"),
-    (Editor.request, Request.SUSPEND, "\x1a"),
-)
+KEYS = {key: binding[:-1] for binding in BINDINGS for key in binding[-1].split(" ")}
 
 
 # --- The consoles --------------------------------------------------------------------------------
 
-INDENT = "  "  # before the rows of a message after the first
+BREAK = "\n  "  # before the rows of a message after the first
 MAX_DRAWN = 1024  # bytes above the row that go to the terminal at once, if that's not one line
-MOMENT = 0.05  # seconds that a slow terminal may take for them
-MIN_PACE = 5000  # bytes a second that the slowest terminal takes, when it isn't stopped
+BUFFER_SIZE = 16 * 1024  # bytes that a system may hold for a terminal
+SLOW_TIME = 0.05  # seconds after which a terminal is slow that hasn't taken what was drawn
+SLOW_PACE = 8 * 1024  # bytes a second that it is thought to draw at first
 BELL_PAUSE = 5.0  # seconds from one bell to the next, at least
 MEASURE_TIME = 0.3  # seconds for the terminal to say where the cursor is
 
@@ -983,11 +895,12 @@ CLEAR_SCREEN = "\x1b[H\x1b[J"  # CUP, ED: to the top left, and clears everything
 # A row that is too long for the window doesn't wrap (DECAWM); the terminal itself remembers where
 # the cursor belongs, and comes back there once the rest is drawn (DECSC, EL, DECRC).
 ROW = "\x1b[?7l\r{}\x1b7{}\x1b[K\x1b8\x1b[?7h"
-CURSOR_IS = re.compile(rb"\x1b\[\d+;(\d+)R")  # the answer to DSR 6: row, column
+CURSOR_IS = re.compile(r"\x1b\[\d+;(\d+)R")  # the answer to DSR 6: row, column
 
 # Of the 256 colours, those that can be read on black and on white, one for each 30 degrees of hue.
 COLOURS = (160, 130, 100, 64, 28, 29, 30, 33, 63, 135, 164, 168)
-ADDRESS = re.compile(r"https?://[^\s<>\"]*[^\s<>\"'.,:;!?)\]]")
+# An address of the web, which may have been cut into rows.
+ADDRESS = re.compile(rf"https?://(?:{BREAK}(?=\S)|[^\s<>\"])*[^\s<>\"'.,:;!?)\]]")
 
 
 def hue(name: str) -> float:
@@ -1000,16 +913,24 @@ def hue(name: str) -> float:
     return number * 137.508 % 360
 
 
-def in_rows(text: str, columns: int) -> list[str]:
-    """Cuts a text into rows of at most this width, at blanks if there are any; those after the
-    first leave room for INDENT."""
+def in_rows(text: str, columns: int) -> str:
+    """Cuts a text into rows of at most this width, at blanks if there are any."""
     rows: list[str] = []
     while len(text) > len(row := fitting_start(text, columns)):
         blank = row.rfind(" ", len(row) // 2)
         rows.append(row[: blank + 1] if blank > 0 else row)
         text = text[len(rows[-1]) :]
-        columns -= len(INDENT) if len(rows) == 1 else 0
-    return [*rows, text]
+        columns -= len(BREAK[1:]) if len(rows) == 1 else 0
+    return BREAK.join([*rows, text])
+
+
+def linked(address: re.Match[str]) -> str:
+    """Returns an address of the web; if it is cut into rows, each piece leads to the whole."""
+    pieces = address[0].split(BREAK)
+    if len(pieces) == 1:
+        return address[0]
+    whole = quote("".join(pieces), safe=string.punctuation)
+    return BREAK.join(LINK.format(whole, address.start(), piece) for piece in pieces)
 
 
 class Painter:
@@ -1029,27 +950,10 @@ class Painter:
         day = time.strftime("* %Y-%m-%d\n") if self.timestamps else ""
         new_day, self.day = day if self.day not in ("", day) else "", day
         if width:
-            line = line.expandtabs()
-            rows = in_rows(stamp + line, max(width - 1, 20))  # narrower, they wrap by themselves
-            if len(rows) > 1:
-                rows = self.link(stamp + line, rows)
-            line = f"\n{INDENT}".join(rows)[len(stamp) :]
+            # In less than 20 columns they wrap by themselves.
+            rows = in_rows(stamp + line.expandtabs(), max(width - 1, 20))
+            line = ADDRESS.sub(linked, rows)[len(stamp) :]
         return new_day + stamp + (self.decorate(line) if self.colours else line)
-
-    def link(self, text: str, rows: list[str]) -> list[str]:
-        """Has each piece of an address of the web that is cut into rows lead to the whole."""
-        linked, end = [], 0
-        addresses = [*ADDRESS.finditer(text)][::-1]  # what is inserted moves what is further on
-        for row in rows:
-            start, end = end, end + len(row)
-            for address in addresses:
-                first, last = max(address.start() - start, 0), min(address.end(), end) - start
-                if 0 < last - first < len(address[0]):
-                    whole = quote(address[0], safe=string.punctuation)
-                    piece = LINK.format(whole, address.start(), row[first:last])
-                    row = row[:first] + piece + row[last:]
-            linked.append(row)
-        return linked
 
     def decorate(self, line: str) -> str:
         """Returns a line in colours."""
@@ -1074,6 +978,7 @@ class Console:
     why_closed = "standard output is closed"
     interactive = False  # shows what is typed, and lets the user stay without a connection
     write_size = None if ONLY_SOCKETS else select.PIPE_BUF  # POSIX: for a pipe that is ready
+    patience = NEVER  # seconds to wait for whoever reads what is written, at the end
     # Python handles signals itself. But one that comes just before the loop waits, or to another
     # thread, or on Windows, would be handled only when the wait is over: so all wake the loop.
     signal_numbers: Sequence[int] = ()  # those that on_signal() handles
@@ -1234,10 +1139,10 @@ class Console:
             self.output.clear()
             raise Failure(self.why_closed) from None
 
-    def write_all(self, seconds: float = NEVER) -> None:
-        """Writes the rest, however long that takes, or for so many seconds."""
+    def write_all(self) -> None:
+        """Writes the rest, as long as there is patience."""
         self.end_row()
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + self.patience
         while self.output and time.monotonic() < deadline:
             if ONLY_SOCKETS or is_ready(self.screen, EVENT_WRITE, 0.1):
                 self.write()
@@ -1259,25 +1164,23 @@ class Terminal(Console):
     why_closed = "the terminal is gone"
     interactive = True
     write_size = None
+    patience = 1.0  # a terminal that is stopped is not waited for
     signal_numbers = (*ENDING_SIGNALS, signal.SIGWINCH, signal.SIGCONT) if termios else ()
 
     def __init__(self, painter: Painter) -> None:
         # Opened anew for a mode of its own: O_NONBLOCK on the descriptor that we were given would
         # also hold for the shell. A terminal that is stopped must not stop the loop.
         super().__init__(painter, os.open(os.ttyname(1), os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY))
-        self.editor = Editor(lambda beginning: self.candidates(beginning))
+        self.line = Editor(lambda beginning: self.candidates(beginning), self.do)
+        self.typed = self.line.lines
+        self.secret: Editor | None = None  # in which one is typed, unseen, after the status
         self.above = bytearray()  # waits to be drawn above the row
         self.row = ""  # as it was drawn last
-        self.clear = ""  # what clears that after the window was resized, as it may be anywhere
         self.cursor_column = 0
-        # When the window gets narrower, a terminal wraps a row that is too wide, or cuts it off.
-        in_tmux = os.environ.get("TMUX") and os.environ["TERM"].startswith(("screen", "tmux"))
-        self.reflows = True if in_tmux else None  # None: it isn't known
+        self.in_tmux = "TMUX" in os.environ and os.environ["TERM"].startswith(("screen", "tmux"))
         self.quiet_until = 0.0  # monotonic time before which no bell rings again
-        self.pace = NEVER  # bytes a second that the terminal draws, once it has shown that
-        self.stuck: tuple[int, float] | None = None  # bytes that it didn't take, since when
+        self.pace = NEVER  # bytes a second that the terminal draws, once it has shown to be slow
         self.width, self.height = 80, 24
-        self.gone = False  # the terminal is; after Ctrl-D there may still be a Ctrl-C
         self.modes: list[Any] | None = None  # that it had, while we have it
         self.take_over()
 
@@ -1291,48 +1194,34 @@ class Terminal(Console):
         """
         try:
             before = termios.tcgetattr(0)
-            modes = [*before[: tty.CC], [*before[tty.CC]]]
-            modes[tty.IFLAG] &= ~(termios.ICRNL | termios.INLCR | termios.IGNCR | termios.IXON)
-            modes[tty.LFLAG] &= ~(termios.ECHO | termios.ICANON | termios.ISIG | termios.IEXTEN)
-            modes[tty.CC][termios.VMIN], modes[tty.CC][termios.VTIME] = 1, 0
-            termios.tcsetattr(0, termios.TCSANOW, modes)
-            self.width, self.height = window_size()  # it may have changed meanwhile
+            tty.setraw(0, termios.TCSANOW)
         except (OSError, termios.error) as error:
             if error.args[0] == errno.EINTR:
                 return
             raise Failure(self.why_closed) from None
         self.modes = self.modes or before
-        self.row, self.cursor_column = "", 0
+        self.resize()  # it may have changed meanwhile
         self.output += b"\x1b[?2004h"  # it marks what is pasted
 
     def give_back(self) -> None:
-        """Gives the terminal back as it was found, with the row cleared, unless somebody else has
-        it by now."""
+        """Gives the terminal back as it was found, with all shown in place of the row, unless
+        somebody else has it by now."""
         modes, self.modes = self.modes, None
         with suppress(OSError):  # no shell shares it with us
-            if os.tcgetpgrp(0) != os.getpgrp():
-                return
+            modes = modes if os.tcgetpgrp(0) == os.getpgrp() else None
         if not modes:
             return
-        self.output += f"{CLEAR_ROW}\x1b[?2004l".encode()  # it marks nothing any more
-        self.cursor_column = 0
+        self.clear_rows()
+        self.output += self.above + b"\x1b[?2004l"  # it marks nothing any more
+        self.above.clear()
         with suppress(OSError, Failure):
-            self.write_all(1.0)  # one that is stopped is not waited for
+            self.write_all()
         with suppress(termios.error):
             termios.tcsetattr(0, termios.TCSANOW, modes)
 
-    def suspend(self) -> None:
-        """Stops, as Ctrl-Z does in a terminal that isn't raw; `fg` continues."""
-        self.give_back()
-        os.kill(0, signal.SIGTSTP)
-        os.kill(os.getpid(), signal.SIGCONT)  # where no shell could continue us, nothing stops us
-
     def close(self) -> None:
-        if self.above:
-            self.output += CLEAR_ROW.encode() + self.above
         self.give_back()
-        signal.set_wakeup_fd(-1)
-        self.signals.close()
+        super().close()
 
     def on_signal(self, _: int) -> None:
         numbers = set(self.signals.recv(64))
@@ -1345,81 +1234,79 @@ class Terminal(Console):
 
     def resize(self) -> None:
         """The window has another size, and a row that is now too wide was cut off by the terminal,
-        or wrapped into several. Where we don't know which, the column of the cursor tells."""
+        or wrapped into several: the column of the cursor tells which."""
         with suppress(OSError):  # the terminal is gone, as the next read will tell
             self.width, self.height = window_size()
-        self.row, self.clear = "", CLEAR_BELOW
-        if self.cursor_column >= self.width and self.reflows is None:
+        if self.cursor_column < self.width:
+            self.clear_rows()
+        else:
             self.output += b"\x1b[6n"  # DSR 6: where is the cursor?
-            self.timers[self.stop_measuring] = time.monotonic() + MEASURE_TIME
-        elif self.cursor_column >= self.width and self.reflows:
-            self.clear = f"\x1b[{self.cursor_column // self.width}A{CLEAR_BELOW}"  # CUU: up
+            self.timers[self.clear_rows] = time.monotonic() + MEASURE_TIME
 
-    def measured(self, data: bytes) -> bytes:
-        """Takes out of what came from the terminal where the cursor is, and returns the rest."""
-        answer = CURSOR_IS.search(data)
-        if not answer or self.stop_measuring not in self.timers:
-            return data
-        self.timers.pop(self.stop_measuring, None)
-        column, wrapped = int(answer[1]) - 1, self.cursor_column % self.width
-        cut_off = self.width - 1
-        if wrapped != cut_off and column in (wrapped, cut_off):  # else it tells nothing
-            self.reflows = column == wrapped
-            self.resize()
-        return data[: answer.start()] + data[answer.end() :]
+    def measure(self, column: int) -> None:
+        """The terminal says where the cursor is. In the last column it tells nothing, unless it is
+        known that this terminal wraps."""
+        rows, wrapped = divmod(self.cursor_column, self.width)
+        last = self.width - 1
+        is_wrapped = column == wrapped and (wrapped < last or self.in_tmux)
+        if self.clear_rows in self.timers and (is_wrapped or column == last):
+            self.clear_rows(rows if is_wrapped else 0)
 
-    def stop_measuring(self) -> None:
-        """The terminal doesn't say where the cursor is: then no row above is surely ours."""
+    def clear_rows(self, above: int = 0) -> None:
+        """Clears the row of the cursor, and what is below it, and so many rows above it that are
+        surely ours."""
+        self.timers.pop(self.clear_rows, None)
+        up = f"\x1b[{above}A" if above else ""  # CUU
+        self.output += f"{up}{CLEAR_BELOW}".encode()
+        self.row, self.cursor_column = "", 0
 
     # Input
 
     def wants_input(self) -> bool:
-        return bool(self.modes) and not self.gone
+        return bool(self.modes)  # after Ctrl-D there may still be a Ctrl-C
 
     def feed(self, data: bytes) -> None:
         if not data:
-            self.gone = self.ended = True
-        self.editor.feed(self.measured(data))
-        self.timers.pop(self.end_keys, None)
-        if self.editor.unread or self.editor.pasting:
-            self.timers[self.end_keys] = time.monotonic() + 1.0
-        self.take_from_editor()
+            self.modes, self.ended = None, True  # the terminal is gone
+        # Enter ends a secret: what comes after it is none.
+        for keys in re.findall(rb"[^\r\n]*[\r\n]?", data) if self.secret else [data]:
+            self.editor.feed(keys)
+        # Then the end of a key, or of what is pasted, has got lost.
+        self.timers[self.editor.feed_silence] = time.monotonic() + 1.0
 
-    def end_keys(self) -> None:
-        """The end of a key, or of what was pasted, has got lost."""
-        self.editor.feed_silence()
-        self.take_from_editor()
+    @property
+    def editor(self) -> Editor:
+        """What is being typed: a secret, or else a line."""
+        return self.secret if self.secret and not self.secret.lines else self.line
 
-    def take_from_editor(self) -> None:
-        """Takes the lines that are finished, and does what the user asks for. The end of input, or
-        an interrupt, leaves once all is said. An interrupt after that, or when a secret is asked
-        for, leaves at once."""
-        editor = self.editor
-        self.typed.extend(editor.lines)
-        requests, editor.lines, editor.requests = editor.requests, [], []
-        for request in requests:
-            if request is Request.SUSPEND:
-                self.suspend()
-            elif request is Request.CLEAR_SCREEN:  # what was above the row has scrolled off
-                self.output += (CLEAR_ROW + "\n" * (self.height - 1) + CLEAR_SCREEN).encode()
-                self.row = ""
-            elif request is Request.INTERRUPT and (self.ended or editor.secret):
-                raise KeyboardInterrupt
-            else:
-                self.ended = True
+    def do(self, key: str) -> None:
+        """Does what a key is for that isn't the line's business. The end of input, or an interrupt,
+        leaves once all is said. An interrupt after that, or when a secret is asked for, leaves at
+        once."""
+        if key == CTRL_Z:  # `fg` continues
+            self.give_back()
+            os.kill(0, signal.SIGTSTP)
+            os.kill(os.getpid(), signal.SIGCONT)  # where no shell could do that, nothing stops us
+        elif key == CTRL_L:  # what was above the row has scrolled off
+            self.output += (CLEAR_ROW + "\n" * (self.height - 1) + CLEAR_SCREEN).encode()
+            self.row = ""
+        elif key == CTRL_C and (self.ended or self.secret):
+            raise KeyboardInterrupt
+        elif key in (CTRL_C, CTRL_D):
+            self.ended = True
+        elif answer := CURSOR_IS.fullmatch(key):
+            self.measure(int(answer[1]) - 1)
 
     def ask_secret(self, prompt: str) -> bytes | None:
-        editor = self.editor
         if self.ended:
             raise Failure("no password given")
-        self.status = ""
-        if editor.answer is not None:
-            answer, editor.answer = editor.answer, None
+        if self.secret and self.secret.lines:
+            answer, self.secret, self.status = self.secret.lines[0].text, None, ""
             return answer.encode()
-        if not editor.secret and editor.begun:  # which is none, and was typed without knowing
+        if not self.secret and self.line.begun:  # which is none, and was typed without knowing
             self.status = "(finish this line, then the password) "
-        elif not editor.secret:
-            editor.ask_secret(prompt)
+        else:
+            self.secret, self.status = self.secret or Editor(pass_on=self.do), prompt
         return None
 
     def wants_to_leave(self) -> bool:
@@ -1428,11 +1315,13 @@ class Terminal(Console):
     # Output
 
     def invite(self, prompt: str, ask: bool = False) -> None:
-        self.editor.forget_secret()
-        self.prompt, self.status = prompt, ""
+        if self.editor is self.line or not self.editor.begun:  # else half a secret stays one
+            self.secret, self.status = None, ""
+        self.prompt = prompt
 
     def show(self, line: str) -> None:
-        self.above += f"{self.painter.paint(line, self.width)}\n".encode()
+        text = f"{self.painter.paint(line, self.width)}\n"
+        self.above += text.replace("\n", "\r\n").encode()
 
     def ring(self) -> None:
         now = time.monotonic()
@@ -1445,51 +1334,50 @@ class Terminal(Console):
 
     def update(self) -> None:
         """Draws what is new, if what was drawn before has reached the terminal."""
-        if self.output or not self.modes or self.stop_measuring in self.timers:
+        if self.output or not self.modes or self.clear_rows in self.timers:
             return
         prompt = self.status + self.prompt
-        before, after = self.editor.view(prompt, self.width)
+        before, after = self.line.view(prompt, self.width)
+        if self.editor is self.secret:
+            before, after = fitting_end(self.status, self.width - 1), ""
         self.cursor_column = text_width(before)
         if self.painter.colours and prompt and before.startswith(prompt):
             before = f"{BOLD}{prompt}{NORMAL}{before[len(prompt) :]}"
-        row, above = ROW.format(before, after), self.take_above()
-        if above or row != self.row:
-            clear = self.clear or (CLEAR_ROW if above else "")
-            self.output += clear.encode() + above + row.encode()
-            self.row, self.clear = row, ""
+        row = ROW.format(before, after)
+        if self.above and self.rest not in self.timers:
+            self.draw_above()
+        elif row == self.row:
+            return
+        self.output += row.encode()
+        self.row = row
+        self.timers[self.slow_down] = time.monotonic() + SLOW_TIME
 
-    def take_above(self) -> bytearray:
-        """Returns lines to draw above the row now: no more than the terminal takes in a moment, as
-        a key is seen only after them."""
-        if self.rest in self.timers:
-            return bytearray()
-        end = self.above.find(b"\n", int(min(MAX_DRAWN, self.pace * MOMENT))) + 1
+    def draw_above(self) -> None:
+        """Draws lines over the row: few, and no more until the terminal has surely drawn them, as a
+        key is seen only after them."""
+        end = self.above.find(b"\n", MAX_DRAWN) + 1
         above = self.above[: end or len(self.above)]
         del self.above[: len(above)]
-        if above and self.pace < NEVER:
+        self.output += CLEAR_ROW.encode() + above
+        if self.pace < NEVER:
             self.timers[self.rest] = time.monotonic() + len(above) / self.pace
-            self.pace *= 1.01  # is it faster by now?
-        return above
+            self.pace *= 1.008  # is it faster than that?
 
     def rest(self) -> None:
         """The terminal has surely drawn what it had to."""
         if not self.above:
             self.pace = NEVER
 
+    def slow_down(self) -> None:
+        """The terminal is slow, and its buffer full: that is to be drawn before there is more above
+        the row, and not to fill again."""
+        self.pace = self.pace / 2 if self.pace < NEVER else SLOW_PACE
+        self.timers[self.rest] = time.monotonic() + BUFFER_SIZE / self.pace
+
     def write(self, _: int = 0) -> None:
-        """Writes what the terminal takes. One that takes the rest of it in pieces is slow, and its
-        buffer full: that is to be empty before more is drawn above the row, and not to fill again.
-        If it takes the rest at once, it was only stopped."""
-        before = len(self.output)
         super().write()
-        now = time.monotonic()
-        if self.output and not self.stuck:
-            self.stuck = len(self.output), now
-        elif self.stuck and not self.output:
-            (size, since), self.stuck = self.stuck, None
-            if before < size:
-                self.pace = max(0.9 * size / (now - since + 0.001), MIN_PACE)
-                self.timers[self.rest] = now + 16 * 1024 / self.pace  # a system may hold so much
+        if not self.output:
+            self.timers.pop(self.slow_down, None)
 
 
 def open_console(plain: bool, timestamps: bool) -> Console:

@@ -922,8 +922,16 @@ def names(beginning: str) -> Sequence[str]:
     return [name for name in ("Ann", "Anton", "Bob Lee") if name.lower().startswith(beginning)]
 
 
-def typed(keys: str, editor: chat_client.Editor | None = None) -> chat_client.Editor:
+class Typing(chat_client.Editor):
+    """A line editor that keeps the keys that aren't its business."""
+
+    def __init__(self) -> None:
+        self.passed: list[str] = []
+        super().__init__(names, self.passed.append)
+
+
+def typed(keys: str, editor: Typing | None = None) -> Typing:
     """Returns the editor, or a new one, after these keys were pressed."""
-    editor = editor or chat_client.Editor(names)
+    editor = editor or Typing()
     editor.feed(keys.encode())
     return editor

@@ -517,11 +517,11 @@ def test_flood_leaves_the_keys_alive_and_control_c_leaves_at_once(
 def untaken() -> chat_client.Terminal:
     """Returns a terminal that isn't one."""
     console = chat_client.Terminal.__new__(chat_client.Terminal)
-    console.output, console.above, console.row, console.clear = bytearray(), bytearray(), "", ""
+    console.output, console.above, console.row = bytearray(), bytearray(), ""
     console.modes, console.timers, console.status, console.prompt = ["taken"], {}, "", ""
-    console.editor, console.width = chat_client.Editor(), 80
+    console.line, console.secret, console.width = chat_client.Editor(), None, 80
     console.painter = chat_client.Painter(False, False)
-    console.pace, console.stuck, console.screen = float("inf"), None, -1
+    console.pace, console.screen = float("inf"), -1
     return console
 
 
@@ -539,35 +539,34 @@ def test_keys_of_a_slow_terminal_are_soon_seen(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(chat_client, "os", SimpleNamespace(write=write))
     console = untaken()
     console.above += b"".join(b"line %d\n" % number for number in range(1000))
-    while not console.stuck:
+    while room[0]:
         console.update()
         console.write()
-    left = len(console.output)
-    clock[0] += 0.1
-    room[0] = left // 2
+    assert console.timers.pop(console.slow_down) == pytest.approx(chat_client.SLOW_TIME)
+    clock[0] += chat_client.SLOW_TIME
+    console.slow_down()
+    assert console.pace == chat_client.SLOW_PACE
+    drained = chat_client.BUFFER_SIZE / console.pace
+    assert console.timers[console.rest] - clock[0] == pytest.approx(drained)
+    room[0] = 100_000
     console.write()
-    room[0] = 10_000
-    console.write()
-    assert console.pace == pytest.approx(max(9 * left, chat_client.MIN_PACE), rel=0.05)
     lines = taken.count(b"line ")
-    console.editor.feed(b"x")
+    console.line.feed(b"x")
     console.update()
     console.write()
     assert b"\rx" in taken and taken.count(b"line ") == lines, "the key is drawn, and no line"
+    assert console.slow_down not in console.timers, "it takes all at once now"
     del console.timers[console.rest]
     console.update()
     drawn = sum(map(len, re.findall(rb"line \d+\n", console.output)))
-    assert 0 < drawn < console.pace * chat_client.MOMENT + 10
+    assert 0 < drawn < chat_client.MAX_DRAWN + 10
     assert console.timers[console.rest] - clock[0] == pytest.approx(drawn / console.pace, rel=0.05)
+    assert console.pace > chat_client.SLOW_PACE, "it may be faster"
+    console.slow_down()
+    assert console.pace < chat_client.SLOW_PACE, "it is slower than that"
     console.above.clear()
     console.rest()
     assert console.pace == float("inf")
-    room[0] = 10
-    console.write()
-    assert console.stuck
-    room[0] = 10_000
-    console.write()
-    assert (console.stuck, console.pace) == (None, float("inf")), "it was only stopped"
 
 
 def test_a_terminal_that_does_not_read_stops_neither_keys_nor_memory(
@@ -729,3 +728,34 @@ def test_a_wrong_password_is_asked_for_again(
         assert secret not in shown
     window.type("exit\r")
     assert window.wait() == 0
+
+
+def asked_for_secret(typed: bytes = b"") -> chat_client.Terminal:
+    """Returns a terminal that has asked for a secret, and where that much was typed then."""
+    console = untaken()
+    console.ended, console.typed = False, console.line.lines
+    assert console.ask_secret("password: ") is None
+    console.feed(typed)
+    return console
+
+
+def test_a_secret_is_neither_shown_nor_kept() -> None:
+    keys = "wrong\x15\x1b[200~sec\x03ret\n\x1b[201~\x1b[A\x19x\x7f\rnot for it\rhalf"
+    console = asked_for_secret(keys.encode())
+    assert console.ask_secret("password: ") == b"secret"
+    assert [line.text for line in console.typed] == ["not for it"]
+    line = console.line
+    assert (line.text, line.killed, list(line.history)) == ("half", "", ["not for it"])
+    console = asked_for_secret(b"half")
+    for width, row in ((80, "password: "), (6, "ord: ")):
+        console.width = width
+        console.update()
+        assert console.output.startswith(f"\x1b[?7l\r{row}\x1b7".encode())
+        console.output.clear()
+
+
+@pytest.mark.parametrize("keys", [b"\x1f", b"\x19", b"\x1b[A", b"\x12se"])
+def test_a_secret_can_not_be_brought_back(keys: bytes) -> None:
+    console = asked_for_secret(b"secret\r" + keys)
+    assert console.ask_secret("password: ") == b"secret"
+    assert console.line.text == ""
