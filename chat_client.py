@@ -1507,13 +1507,25 @@ def open_console(plain: bool, timestamps: bool) -> Console:
 
 # What to tell the user, the most telling first: a host may have several addresses.
 WHY_NOT_CONNECTED = {
-    errno.ECONNREFUSED: "nobody listens there{advice}",
+    errno.ECONNREFUSED: "nobody listens there; start the server with: python3 {script} "
+    "--port {port}, and for other hosts --host ::",
     errno.ETIMEDOUT: "no answer; is it switched on, and does its firewall let port {port} through?",
     errno.EHOSTUNREACH: "no way there; is it switched on, and in the same network?",
     errno.ENETUNREACH: "no way there; is this machine in a network that leads to it?",
     errno.EACCES: "this machine's firewall forbids it",
     errno.EPERM: "this machine's firewall forbids it",
     errno.EINVAL: "an address fe80:... needs its interface, such as fe80::1%eth0",
+}
+# The same for what OpenSSL finds wrong with a certificate (X509_V_ERR_...).
+UNKNOWN_AUTHORITY = (
+    "the certificate of {host} is from an unknown authority; "
+    "if it is a private one, give it with --tls-ca FILE"
+)
+WHY_NOT_TRUSTED = {
+    10: "the certificate of {host} has expired; its owner has to renew it",
+    62: "the certificate is not for {host}; connect by a name that is in it",
+    64: "the certificate is not for {host}; connect by a name that is in it",  # nor an address
+    **dict.fromkeys((18, 19, 20, 21), UNKNOWN_AUTHORITY),  # or self-signed
 }
 
 
@@ -1524,36 +1536,20 @@ def why_no_address(error: Exception, host: str) -> str:
     return f"host {host} is unknown; check its name, or give its address"
 
 
-def why_not_connected(codes: Sequence[int], port: int, script: str, here: bool) -> str:
+def why_not_connected(codes: Sequence[int], port: int, script: str) -> str:
     """Returns what to tell the user when the connections to a host's addresses failed with these
-    error numbers. `script` is what to start there, if the user has to be told; `here` says that no
-    other machine can have the addresses."""
+    error numbers, and `script` is the server that was meant."""
     code = next((known for known in WHY_NOT_CONNECTED if known in codes), codes[-1])
-    others, option = ("", "") if here else (" for other hosts", " --host ::")
-    option += f" --port {port}" if port != PORT else ""
-    advice = f"{others}; start the server with: python3 {script}{option}" if script else ""
     why = WHY_NOT_CONNECTED.get(code) or os.strerror(code)
-    return why.format(port=port, advice=advice)
-
-
-def is_loopback(address: str) -> bool:
-    """Says whether an address, as getaddrinfo() returns it, can only be this machine's."""
-    return address.startswith(("127.", "::ffff:127.")) or address in ("::1", "0.0.0.0", "::")
+    return why.format(port=port, script=script)
 
 
 def why_no_tls(error: ssl.SSLError, host: str) -> str:
     """Returns what to tell the user when the handshake failed."""
     if isinstance(error, ssl.SSLCertVerificationError):
-        if error.verify_code == 10:  # X509_V_ERR_CERT_HAS_EXPIRED
-            return f"the certificate of {host} has expired; its owner has to renew it"
-        if error.verify_code in (62, 64):  # X509_V_ERR_HOSTNAME_MISMATCH, _IP_ADDRESS_MISMATCH
-            return f"the certificate is not for {host}; connect by a name that is in it"
-        if error.verify_code in (18, 19, 20, 21):  # self-signed, or an issuer that isn't known
-            return (
-                f"the certificate of {host} is from an unknown authority; "
-                "if it is a private one, give it with --tls-ca FILE"
-            )
-        return f"the certificate of {host} can't be trusted: {error.verify_message}"
+        unknown = "the certificate of {host} can't be trusted: {message}"
+        why = WHY_NOT_TRUSTED.get(error.verify_code, unknown)
+        return why.format(host=host, message=error.verify_message)
     if error.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"):
         return f"{host} does not speak TLS there; leave out --tls"
     return f"no TLS with {host}: {error.reason or error}"
@@ -1758,10 +1754,8 @@ class Client:
                 took = time.monotonic() - started
                 self.patience = min(max(ANSWER_TIME, 4 * took), CONNECT_TIME)
                 return sock
-        here = all(is_loopback(str(address[0])) for *_, address in addresses)
-        # Whoever runs a server that was there knows how to start it.
         script = "echo_server.py" if self.protocol.is_echo else "chat_server.py"
-        why = why_not_connected(codes, self.port, "" if self.trouble else script, here)
+        why = why_not_connected(codes, self.port, script)
         raise Disconnected(f"cannot connect to port {self.port} on {self.host}: {why}")
 
     def look_up(self) -> list[Any]:
@@ -2314,39 +2308,27 @@ def parse_known(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> 
 def host_and_port(host: str, port: str | None) -> tuple[str, int]:
     """Returns where to connect, from HOST and PORT, or HOST:PORT alone. An IPv6 address has more
     than one colon, and needs brackets only before a port. Raises ArgumentTypeError."""
-    given = host
     name, colon, joined = host.rpartition(":")
-    if colon and "/" not in joined and (":" not in name or name.endswith("]")):
-        if port is not None:
-            raise argparse.ArgumentTypeError(f"the port is given twice, in {host} and as {port}")
-        if not joined:
-            raise argparse.ArgumentTypeError(f"no port is given after {name}")
-        host, port = name, joined
-    if host.isdecimal() and int(host) <= 65535:
-        first = f"{host} is a port; type the host first: {port or HOST} {host}"
-        raise argparse.ArgumentTypeError(first)
-    host = host_name(host)
-    if not host.isprintable() or re.search(r"[][\s/@\\]|^$", host):
-        raise argparse.ArgumentTypeError(f"{given} is not a host; type its name or address alone")
-    number = PORT if port is None else port_number(port)
-    if number == 0:
-        raise argparse.ArgumentTypeError("nobody can listen on port 0")
-    return host, number
+    if not colon or port is not None or (":" in name and not name.endswith("]")):
+        name, joined = host, str(PORT) if port is None else port
+    name = host_name(name)
+    is_port = name.isdecimal() and int(name) <= 65535
+    if is_port or not name.isprintable() or re.search(r"[][\s/@\\]|^[^:]*:[^:]*$|^$", name):
+        raise argparse.ArgumentTypeError(f"{host} is not a host; type it first, then the port")
+    return name, port_number(joined)
 
 
 def name_option(text: str) -> str:
     """Returns the user's name. Raises ArgumentTypeError, which argparse shows."""
     # A command line can hold bytes that aren't UTF-8, and control characters.
     name = terminal_text(os.fsencode(text)).strip()
-    if not name:  # such as a variable of the shell that isn't set
-        raise argparse.ArgumentTypeError("no name is given")
-    if name.startswith("/"):  # each message would begin with it
-        raise argparse.ArgumentTypeError("a name does not begin with a slash")
+    if not name or name.startswith("/"):  # each message would begin with it
+        raise argparse.ArgumentTypeError("a name is text, and does not begin with a slash")
     return name
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Returns the options, and `prog`, the script's name. Wrong ones end the process, status 2."""
+    """Returns the options. Wrong ones end the process, status 2."""
     parser = argparse.ArgumentParser(
         usage="%(prog)s [options] [HOST [PORT]]",
         description="The terminal client for chat rooms and echo servers.",
@@ -2371,7 +2353,6 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         args.host, args.port = host_and_port(args.host, args.port)
     except argparse.ArgumentTypeError as error:
         parser.error(str(error))
-    args.prog = parser.prog
     return args
 
 
@@ -2437,7 +2418,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stderr.write("\n")  # after the ^C that the terminal shows
     told += console.losses() if console else []
     if told:
-        print(f"{args.prog}: {'; '.join(told)}", file=sys.stderr)
+        print(f"{os.path.basename(sys.argv[0])}: {'; '.join(told)}", file=sys.stderr)
     return status or int(bool(told))
 
 
