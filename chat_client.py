@@ -210,17 +210,10 @@ class Line(NamedTuple):
 class Phase(enum.Enum):
     """How far the other side has shown itself: as one of our rooms, or as another relay of lines.
 
-                   welcome
-    WAITING ------------------------> IN_ROOM
-      |  |  password?          welcome   ^
-      |  '--------------> AT_DOOR -------'
-      | a message            | a message
-      '----------------------'------> RELAY
-
-    phase     what was heard        what is typed
-    WAITING   nothing, or notices   waits, until the time for an answer is over; longer where a
-                                    room has been
-    AT_DOOR   password?             waits: it would be taken for the password
+    phase     what was heard        what is typed                                  may become
+    WAITING   nothing, or notices   waits, until the time for an answer is over;   any other
+                                    longer where a room has been
+    AT_DOOR   password?             waits: it would be taken for the password      IN_ROOM, RELAY
     IN_ROOM   the welcome           waits while a name is requested; may be a command
     RELAY     what somebody said    goes out
 
@@ -234,12 +227,12 @@ class Phase(enum.Enum):
 
 
 MAX_NAME = 32  # characters that a room allows
-MAX_MESSAGE = 8192  # bytes that a room allows, unless its owner wants more or less
 MAX_NAMES = 1000  # names that Tab completes
 PRIVATE = " (private)"
 WELCOME = "Welcome to the chatroom!"
 PASSWORD_QUESTION = "* password?"
 WRONG_PASSWORD = "* wrong password"
+PONG = "* pong"
 YOU_ARE_OUT = re.compile(r"\* you were removed by an operator; come back in \d+ min")
 BAD_NAME = re.compile(r"\* (a name .*): /name NAME")  # no name has a colon to look like it with
 # What a room says of its members. A name in it is believed if it has nothing in it with which that
@@ -250,8 +243,6 @@ NAME = re.compile(
 )
 NEWS = re.compile(rf"\* ({NAME.pattern}) (joined|left|was removed|is now ({NAME.pattern}))")
 HERE = re.compile(r"\* here: (?:\d+ unnamed|(.+?)(?: and \d+ unnamed)?)")
-PONG = "* pong"
-NO_PING = "* no such command; /help lists them, and //TEXT says /TEXT"  # says an older room
 MESSAGE_FOR = re.compile(r"/msg\s+([^:]*[^:\s])\s*:\s*(.*\S)\s*")
 
 
@@ -283,25 +274,15 @@ class ChatProtocol:
         self.phase = Phase.WAITING
         self.outgoing = bytearray()  # lines to send, each with its LF
         self.to_show: list[str] = []  # lines
-        self.awaits_answer = True  # and what is typed has to wait for it
-        self.spoke_outside = False  # something was said before a welcome
+        self.accepts_input = False  # it can be told what was typed
         self.calls_user = False  # somebody has said the user's name, or something in private
         self.refused = False  # a command was, as there was no room to do it
-        self.why = ""  # what to tell the user if it ends now, as far as we know
-        self.hopeless = False  # and it would be in vain to connect again
-        self.over = False  # it has to end, and nothing that was said has been heard
+        self.why = ""  # what to tell the user if it ends before we are let in, as far as we know
         self.requested = ""  # a name that the room was asked for, until it answers
-        self.requested_by_user = False
         self.names: dict[str, None] = {}  # that were seen here, the latest last
         self.unseen: set[str] = set()  # commands that were our own idea, as long as unanswered
-        self.knows_ping = False  # the room does
         self.answered = False  # what was asked last, so all before that has been heard
         self.set_name(self.wanted)
-
-    @property
-    def accepts_input(self) -> bool:
-        """Says whether it can be told what was typed."""
-        return not self.awaits_answer and self.phase is not Phase.AT_DOOR
 
     @property
     def wants_password(self) -> bool:
@@ -310,8 +291,8 @@ class ChatProtocol:
 
     def stop_waiting(self) -> None:
         """Goes on as well as it can: the answer that it waits for may never come."""
-        if not (self.was_room and self.phase is Phase.WAITING):
-            self.awaits_answer = False
+        if self.phase is Phase.IN_ROOM or not self.was_room:
+            self.accepts_input = True
 
     def set_name(self, name: str) -> None:
         """Puts this name before each message from now on."""
@@ -322,7 +303,8 @@ class ChatProtocol:
     # From the other side
 
     def hear(self, line: str) -> None:
-        """Takes a line from the other side, clean and without its newline."""
+        """Takes a line from the other side, clean and without its newline. Raises Disconnected if
+        there has to be another connection, and Failure if that would be in vain."""
         outside = self.phase in (Phase.WAITING, Phase.AT_DOOR)
         if outside and line == WELCOME:
             self.phase = Phase.IN_ROOM
@@ -331,12 +313,11 @@ class ChatProtocol:
             self.to_show.append(WELCOME)
             self.request_name(self.name)
             self.ask("/who")
-            self.ask("/ping")
         elif self.phase is Phase.WAITING and line == PASSWORD_QUESTION:
             self.hear_question()
         elif self.phase is Phase.AT_DOOR and line == WRONG_PASSWORD:
-            self.why, self.over = line[2:], True
             self.password = b"" if self.attended else self.password  # then it is asked for again
+            raise Disconnected("wrong password")
         elif not line.startswith("* "):
             self.hear_message(line)
         elif self.phase is Phase.IN_ROOM:
@@ -344,17 +325,17 @@ class ChatProtocol:
         else:
             if outside:  # in place of a welcome it is a reason: the room is full, or speaks TLS
                 self.why = f"not let in: {line[2:]}"
-                self.hopeless = "--tls" in line and not self.was_room
             self.to_show.append(line)
 
     def hear_question(self) -> None:
         """A room wants its password. What was said by then would be taken for it."""
-        self.phase, self.was_room = Phase.AT_DOOR, True
+        is_late, self.accepts_input = self.accepts_input, False
+        self.phase = Phase.AT_DOOR
+        self.was_room = True
+        if is_late and (self.password or self.attended):
+            raise Disconnected("not let in: the room asked late for its password")
         self.why = "not let in: the room waits no longer for the password"
-        if self.spoke_outside and (self.password or self.attended):
-            self.why = "not let in: the room asked late for its password; nothing was said yet"
-            self.over = True
-        elif self.password:
+        if self.password:
             self.give_password(self.password)
 
     def hear_message(self, line: str) -> None:
@@ -362,7 +343,7 @@ class ChatProtocol:
         if self.phase is not Phase.IN_ROOM:  # some other relay: there is no answer to wait for
             self.phase = Phase.RELAY
             self.why = ""
-            self.awaits_answer = False
+            self.accepts_input = True
         speaker, colon, text = line.partition(": ")
         name = speaker.replace(PRIVATE, "") if colon else ""
         if folded(name) in self.ignored:
@@ -376,43 +357,38 @@ class ChatProtocol:
     def hear_room(self, line: str) -> None:
         """Follows what the room itself says, and shows it, unless it answers an idea of our own."""
         news, here = NEWS.fullmatch(line), HERE.fullmatch(line)
-        is_pong = line == PONG or (line == NO_PING and not self.knows_ping)
-        command = "/who" if here else "/ping" if is_pong else ""
-        hidden = command in self.unseen
-        self.unseen.discard(command)
-        if hidden and is_pong:
-            self.answered, self.knows_ping = True, line == PONG
-        elif here:
+        question = "/who" if here else "/ping" if line == PONG else ""
+        hidden = question in self.unseen or line == f"* you are {self.name}"
+        self.unseen.discard(question)
+        self.answered = self.answered or (hidden and line == PONG)
+        if here:
             for name in [*filter(NAME.fullmatch, (here[1] or "").split(", ")), *self.names]:
                 self.remember(name)  # the latest last: who spoke is likelier to be meant
         elif news:
             self.hear_news(news[1], news[2], news[3] or "")
         elif self.requested:
-            hidden = self.hear_name(line)
-        self.hopeless = self.hopeless or bool(YOU_ARE_OUT.fullmatch(line))
+            self.hear_answer(line)
+        elif YOU_ARE_OUT.fullmatch(line):
+            raise Failure(line[2:])
         if not hidden:
             self.to_show.append(line)
 
-    def hear_name(self, line: str) -> bool:
-        """Follows the answer to the request for a name, if it is that; if that one can't be had,
-        tries another. Says whether the user need not see it."""
-        name = unicodedata.normalize("NFKC", self.requested).strip()
-        by_user = self.requested_by_user
-        another = f"{name[: MAX_NAME - 1]}_"
-        bad = BAD_NAME.fullmatch(line)
-        is_ours, is_taken = line == f"* you are {name}", line == f"* {name} is taken"
-        if not (is_ours or is_taken or bad):
-            return False
-        refused, self.requested, self.awaits_answer = self.requested, "", False
-        if is_ours:
+    def hear_answer(self, line: str) -> None:
+        """Follows the answer to the request for a name, if this is it; tries another name if that
+        one is taken. Raises Failure if what a script says would not come from whom it wants."""
+        name, bad = self.requested, BAD_NAME.fullmatch(line)
+        another, is_taken = f"{name[: MAX_NAME - 1]}_", line == f"* {name} is taken"
+        if line == f"* you are {name}":
             self.set_name(name)
-            self.wanted = name if by_user else self.wanted
-        elif is_taken and another != refused and not by_user:
+            self.requested = ""
+        elif is_taken and another != name:
             self.request_name(another)
-        elif not (self.attended or by_user):  # what a script says would come from nobody
-            self.why = f"the room refused the name {self.name}: {bad[1] if bad else line[2:]}"
-            self.hopeless = self.over = True
-        return is_ours and not by_user
+        elif (is_taken or bad) and not self.attended:
+            raise Failure(f"the room refused the name {name}: {bad[1] if bad else line[2:]}")
+        elif is_taken or bad:
+            self.wanted = self.name
+            self.requested = ""
+        self.accepts_input = self.accepts_input or not self.requested
 
     def hear_news(self, name: str, what: str, now: str) -> None:
         """Learns what became of a member; takes the name, if it is free and the user wants it."""
@@ -426,7 +402,7 @@ class ChatProtocol:
         lacks_it = folded(self.wanted) not in (folded(self.name), folded(now))
         is_free = what != "was removed" and folded(name) == folded(self.wanted)
         if is_free and lacks_it and not self.requested:
-            self.request_name(self.wanted, by_user=True)
+            self.request_name(self.wanted)
 
     def remember(self, name: str) -> None:
         """Remembers somebody who is there."""
@@ -448,18 +424,16 @@ class ChatProtocol:
         self.unseen.add(command)
         self.outgoing += f"{command}\n".encode()
 
-    def request_name(self, name: str, by_user: bool = False) -> None:
+    def request_name(self, name: str) -> None:
         """Asks the room for a name. What is typed waits for the answer."""
-        assert self.phase is Phase.IN_ROOM
-        self.requested, self.requested_by_user = name, by_user
-        self.awaits_answer = True
+        self.requested = unicodedata.normalize("NFKC", name).strip()
+        self.accepts_input = False
         self.outgoing += f"/name {name}\n".encode()
 
     def give_password(self, password: bytes) -> None:
         """Takes what the user answered to `wants_password`."""
         assert self.phase is Phase.AT_DOOR
         self.password = without_mark(password)
-        self.why = "not let in: the room didn't answer the password"
         self.outgoing += self.password + b"\n"
 
     def submit(self, line: Line) -> None:
@@ -472,43 +446,37 @@ class ChatProtocol:
             self.to_show.append(f"* not sent: {masked(line.command)} ({why})")
         elif line.command and line.alone:
             self.submit_command(line.command)
-        elif text.startswith("//") and line.alone:
-            self.say(text[1:])
-        elif text.strip():
-            self.say(line.text)
-
-    def say(self, text: str) -> None:
-        """Says a message."""
-        message = f"{self.name}: {text}"
-        size = len(message.encode())
-        if self.phase is Phase.IN_ROOM and size > MAX_MESSAGE:
-            self.to_show.append(f"* not said: a line of {size} bytes; a room takes {MAX_MESSAGE}")
-            return
-        self.spoke_outside = self.phase is not Phase.IN_ROOM
-        self.outgoing += f"{message}\n".encode()
-        self.to_show.append(message)
+        elif text:
+            message = text[1:] if text.startswith("//") and line.alone else line.text
+            self.to_show.append(f"{self.name}: {message}")
+            self.outgoing += f"{self.to_show[-1]}\n".encode()
 
     def submit_command(self, line: str) -> None:
         """Does a command, or passes it on to the room."""
         word, _, argument = line.partition(" ")
         argument, private = argument.strip(), MESSAGE_FOR.fullmatch(line)
-        if word in ("/name", "/nick") and argument:
-            self.request_name(argument, by_user=True)
-        elif word != "/ignore":
-            self.outgoing += f"{line}\n".encode()
-        elif not argument:
-            names = ", ".join(self.ignored.values())
-            self.to_show.append(f"* ignored: {names or 'nobody'}")
-        elif self.ignored.pop(folded(argument), None):
-            self.to_show.append(f"* what {argument} says is shown again")
+        if word == "/ignore":
+            self.ignore(argument)
+        elif word in ("/name", "/nick") and argument:
+            self.wanted = argument
+            self.request_name(argument)
         else:
-            self.ignored[folded(argument)] = argument
-            again = f"/ignore {argument} shows it again"
-            self.to_show.append(f"* what {argument} says is hidden; {again}")
+            self.outgoing += f"{line}\n".encode()
         if private:
             self.to_show.append(f"to {private[1]}{PRIVATE}: {private[2]}")
         elif word == "/help":
             self.to_show.append("* /ignore NAME: hide what NAME says, or show it again")
+
+    def ignore(self, name: str) -> None:
+        """Hides what somebody says, or shows it again; without a name, tells whom it ignores."""
+        if not name:
+            told = f"ignored: {', '.join(self.ignored.values()) or 'nobody'}"
+        elif self.ignored.pop(folded(name), None):
+            told = f"what {name} says is shown again"
+        else:
+            self.ignored[folded(name)] = name
+            told = f"what {name} says is hidden; /ignore {name} shows it again"
+        self.to_show.append(f"* {told}")
 
 
 class EchoProtocol(ChatProtocol):
@@ -520,15 +488,15 @@ class EchoProtocol(ChatProtocol):
         super().begin()
         self.phase = Phase.RELAY
         self.prompt = "send: "
-        self.awaits_answer = False
+        self.accepts_input = True
 
     def hear(self, line: str) -> None:
         self.to_show.append(f"recv: {line}")
-        self.awaits_answer, self.answered = False, True
+        self.accepts_input = self.answered = True
 
     def submit(self, line: Line) -> None:
         self.outgoing += f"{line.text}\n".encode()
-        self.awaits_answer = True
+        self.accepts_input = False
 
 
 # --- Characters, words, columns ------------------------------------------------------------------
@@ -1544,15 +1512,18 @@ def why_not_connected(codes: Sequence[int], port: int, script: str) -> str:
     return why.format(port=port, script=script)
 
 
-def why_no_tls(error: ssl.SSLError, host: str) -> str:
+def why_no_tls(error: OSError, host: str) -> str:
     """Returns what to tell the user when the handshake failed."""
     if isinstance(error, ssl.SSLCertVerificationError):
         unknown = "the certificate of {host} can't be trusted: {message}"
         why = WHY_NOT_TRUSTED.get(error.verify_code, unknown)
         return why.format(host=host, message=error.verify_message)
-    if error.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"):
+    if isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
+        return f"{host} closed the connection in the TLS handshake"
+    reason = getattr(error, "reason", None)
+    if reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"):
         return f"{host} does not speak TLS there; leave out --tls"
-    return f"no TLS with {host}: {error.reason or error}"
+    return f"no TLS with {host}: {reason or error.strerror or error}"
 
 
 # --- The client and its sessions -----------------------------------------------------------------
@@ -1560,32 +1531,18 @@ def why_no_tls(error: ssl.SSLError, host: str) -> str:
 CONNECT_TIME = 10.0  # seconds for each address of a host, and for a TLS handshake
 QUESTION_TIME = 5.0  # seconds to wait for a question when we have a password to give
 ANSWER_TIME = 0.5  # seconds at least to wait for a welcome or an answer that may never come
-UNFINISHED_TIME = 0.5  # seconds to wait for the rest of a line that isn't a room's
-LINGER = 1.0  # seconds for the server to close after the user has left
+LINGER = 1.0  # seconds at least for the server to close after the user has left
 MAX_WAITING = 64 * 1024  # bytes that wait for a slow reader before we stop reading the other side
 MAX_NOTED = 20  # lines that wait to be sent and are shown one by one
 READ_TIME = 5.0  # seconds after which a server that still speaks has read what was sent
+QUIET_TIME = 60.0  # seconds after which a room that is silent is asked whether it is there
 LOST_TIME = 15.0  # seconds in which a room that was asked something has to be heard of
 SETTLE_TIME = 30.0  # seconds after which a connection is taken for one that lasts
 RETRY_DELAYS = (1, 30)  # seconds until the next try to connect again: doubled from the first on
 
-# The connection gets these, as far as the system has them: a network that is gone is then noticed
-# after two minutes, in silence (keepalive) or after words (TCP_USER_TIMEOUT, RFC 5482).
-SOCKET_OPTIONS = [
-    (level, getattr(socket, name), value)
-    for level, name, value in (
-        (socket.IPPROTO_TCP, "TCP_NODELAY", 1),
-        (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
-        (socket.IPPROTO_TCP, "TCP_KEEPIDLE", 60),  # seconds of silence before the first question
-        (socket.IPPROTO_TCP, "TCP_KEEPALIVE", 60),  # the same on macOS
-        (socket.IPPROTO_TCP, "TCP_KEEPINTVL", 15),  # seconds between questions
-        (socket.IPPROTO_TCP, "TCP_KEEPCNT", 4),  # questions without an answer
-        (socket.IPPROTO_TCP, "TCP_USER_TIMEOUT", 120_000),  # milliseconds
-    )
-    if hasattr(socket, name)
-]
-
 SIOCOUTQ = 0x5411 if sys.platform == "linux" else 0  # bytes that the peer has yet to acknowledge
+# What says that a socket isn't ready after all.
+NOT_READY = (BlockingIOError, *((ssl.SSLWantReadError, ssl.SSLWantWriteError) if ssl else ()))
 IN_DOUBT = "what you said last may not have arrived"
 
 
@@ -1611,6 +1568,7 @@ class Client:
         self.port = port
         self.tls = tls
         self.sockets = ExitStack()  # closes that of the connection, and one that never became one
+        self.was_connected = False
         self.delay: float = RETRY_DELAYS[0]  # seconds until the next try
         self.trouble = ""  # the last that the user was told; none while there is a connection
         self.noted = 0  # of the lines that wait to be sent, how many the user was told of
@@ -1622,40 +1580,38 @@ class Client:
         if not (self.protocol.is_echo or self.ask_name()):
             return
         with self.sockets:
-            sock = self.connect()
             while True:
                 try:
-                    Session(self, sock).run()
+                    Session(self, self.connect()).run()
                     return
                 except Disconnected as failure:
                     self.sockets.close()
                     self.tell_lost(failure)
-                sock = self.reconnect()
+                self.pause()
 
     def ask_name(self) -> bool:
-        """Asks the user for a name, unless there is one; says whether there is, and not the end of
-        input. Raises Failure if that isn't somebody's wish to leave."""
+        """Asks the user for a name, unless there is one; says whether there is, and not the wish to
+        leave. Raises Failure if nobody sits there who could be asked again."""
         console, protocol = self.console, self.protocol
-        while not protocol.wanted and (console.typed or not console.ended):
+        while not protocol.wanted:
             console.invite("name: ", ask=True)
-            if not console.typed:
+            if not (console.typed or console.ended):
                 self.turn()
                 continue
-            line = console.take()
-            console.echo_typed(f"name: {masked(line.text)}")
-            if line.leaves:
+            line = console.take() if console.typed else None
+            if line.leaves if line else console.attended:
                 console.typed.clear()
                 return False
-            if not line.command:  # else each message would begin with it
-                protocol.wanted = line.text.strip()
-            elif console.attended:
+            if not line or (line.command and not console.attended):
+                first = "or the first line of the input"
+                raise Failure(f"no name was given; use --name NAME, {first}")
+            console.echo_typed(f"name: {masked(line.text)}")
+            if line.command:  # each message would begin with it
                 console.show("* a name does not begin with a slash")
             else:
-                break
+                protocol.wanted = line.text.strip()
         console.prompt = ""
-        if not protocol.wanted and not console.attended:
-            raise Failure("no name was given; use --name NAME, or the first line of the input")
-        return bool(protocol.wanted)
+        return True
 
     def ask_password(self) -> bool:
         """Gets the password from the user, if the room wants it; says whether it still does."""
@@ -1669,18 +1625,19 @@ class Client:
     def tell_lost(self, failure: Disconnected) -> None:
         """Tells the user that there is no connection, unless that is known, and what became of the
         lines that went out last. Raises the failure if nobody would wait for another try."""
-        why = str(failure)
-        asked_again = self.protocol.wants_password and self.console.attended
-        if not asked_again and (self.protocol.is_echo or not self.console.interactive):
+        console, protocol, why = self.console, self.protocol, str(failure)
+        asked_again = protocol.wants_password and console.attended
+        in_vain = not self.was_connected or ("--tls" in why and not protocol.was_room)
+        if not asked_again and (in_vain or protocol.is_echo or not console.interactive):
             raise failure
         if why != self.trouble or asked_again:
-            self.console.show(f"* {why}")
+            console.show(f"* {why}")
         self.trouble = why
-        if self.console.doubtful:
-            self.console.show(f"* {IN_DOUBT}:")
-        for line in self.console.doubtful:
-            self.console.show(f"*   {line}")
-        self.console.doubtful = []
+        if console.doubtful:
+            console.show(f"* {IN_DOUBT}:")
+        for line in console.doubtful:
+            console.show(f"*   {line}")
+        console.doubtful = []
 
     # The loop
 
@@ -1699,12 +1656,11 @@ class Client:
         self.do_what_is_due()
 
     def do_what_is_due(self) -> None:
-        """Takes the actions whose time has come."""
-        now = time.monotonic()
-        for action in [one for one, due in self.timers.items() if due <= now]:
-            if self.timers.get(action, NEVER) <= now:  # another may have set or dropped it
-                del self.timers[action]
-                action()
+        """Takes the action whose time has come first; another that is due is for the next turn."""
+        action = min(self.timers, key=self.timers.__getitem__, default=self.stop_waiting)
+        if self.timers.get(action, NEVER) <= time.monotonic():
+            del self.timers[action]
+            action()
 
     def wait(self, seconds: float, sock: socket.socket | None = None, events: int = 0) -> bool:
         """Lets some time pass while there is no session, or waits for events on a socket; says
@@ -1721,7 +1677,8 @@ class Client:
             if not files:
                 self.note_unsent()
             self.turn(*files)
-        self.timers.pop(self.stop_waiting, None)
+        for action in (self.stop_waiting, self.leave):
+            self.timers.pop(action, None)
         return bool(came)
 
     def stop_waiting(self) -> None:
@@ -1733,15 +1690,31 @@ class Client:
             raise Failure("left without a connection")
         raise KeyboardInterrupt
 
+    def pause(self) -> None:
+        """Waits, ever longer, before the next try to connect. Raises what wait() raises."""
+        # So that, when a room starts again, not everyone comes at the same moment.
+        seconds = self.delay * random.uniform(0.5, 1.0)
+        self.delay = min(2 * self.delay, RETRY_DELAYS[1])
+        self.console.status = f"(trying again in {seconds:.1f} s) "
+        self.wait(seconds)
+
+    def note_unsent(self) -> None:
+        """Tells the user of the lines that wait to be sent, each once."""
+        lines = self.console.unsent()
+        new, self.noted = lines[self.noted :], len(lines)
+        if len(new) > MAX_NOTED:
+            new = [f"{len(new):,} lines"]
+        for line in new:
+            self.console.show(f"* not sent yet: {line}")
+
     # Connecting
 
     def connect(self) -> socket.socket:
-        """Connects to the first address of the host that answers. Raises Disconnected, Failure if
-        the host can't be trusted, and what wait() raises."""
+        """Connects to the first address of the host that answers. Raises Disconnected, and what
+        wait() raises."""
         self.console.status = "(connecting) "
-        addresses = self.look_up()
         codes = []
-        for family, kind, number, _, address in addresses:
+        for family, kind, number, _, address in self.look_up():
             started = time.monotonic()
             self.sockets.close()
             try:  # even a socket may be refused, such as one for IPv6 where that is switched off
@@ -1764,33 +1737,30 @@ class Client:
         A thread asks for them: it can take a minute, during which the keys have to work.
         """
         found: list[Any] = []
-        try:
-            done, asking = socket.socketpair()
-        except OSError as error:
-            raise Disconnected(f"cannot look up {self.host}: {error.strerror}") from None
 
         def ask() -> None:
             with asking:  # its close tells the loop
                 try:
-                    found.append(socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM))
+                    found.extend(socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM))
                 except (OSError, UnicodeError) as error:  # UnicodeError: a name no host can have
-                    found.append(error)
+                    found.append(why_no_address(error, self.host))
 
         try:
-            threading.Thread(target=ask, daemon=True).start()
-        except RuntimeError:  # the system has none left: then the keys have to wait
-            ask()
-        with done:
-            self.wait(NEVER, done, EVENT_READ)
-        if isinstance(found[0], Exception):
-            raise Disconnected(why_no_address(found[0], self.host))
-        return list(found[0])
+            done, asking = socket.socketpair()
+            with done:
+                threading.Thread(target=ask, daemon=True).start()
+                self.wait(NEVER, done, EVENT_READ)
+        except (OSError, RuntimeError) as error:  # the system has no more of either
+            raise Disconnected(f"cannot look up {self.host}: {error}") from None
+        if isinstance(found[0], str):
+            raise Disconnected(found[0])
+        return found
 
     def connect_to(self, address: Any, sock: socket.socket) -> None:
         """Connects the socket. Raises OSError, and what wait() raises."""
         sock.setblocking(False)
-        for level, option, value in SOCKET_OPTIONS:
-            sock.setsockopt(level, option, value)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         code = sock.connect_ex(address)
         if code in (errno.EINPROGRESS, errno.EWOULDBLOCK):
             code = errno.ETIMEDOUT
@@ -1800,59 +1770,21 @@ class Client:
             raise OSError(code, os.strerror(code))
 
     def shake_hands(self, plain: socket.socket, tls: ssl.SSLContext) -> socket.socket:
-        """Returns the socket with TLS around it. Raises Failure if that can't be trusted."""
-        host, deadline = self.host, time.monotonic() + CONNECT_TIME
+        """Returns the socket with TLS around it. Raises what connect() raises."""
+        deadline = time.monotonic() + CONNECT_TIME
         # No certificate has the scope of an address in it, or the dot that may end a full name.
-        name = host.partition("%")[0].rstrip(".")
+        name = self.host.partition("%")[0].rstrip(".")
         try:
             sock = tls.wrap_socket(plain, server_hostname=name, do_handshake_on_connect=False)
             self.sockets.push(sock)
-            while events := handshake_events(sock):
-                if not self.wait(deadline - time.monotonic(), sock, events):
-                    raise Disconnected(f"{host} does not answer in TLS; does it speak it?")
-            return sock
-        except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
-            raise Disconnected(f"{host} closed the connection in the TLS handshake") from None
-        except ssl.SSLError as error:
-            raise Failure(why_no_tls(error, host)) from None
-        except OSError as error:
-            raise Disconnected(f"no TLS with {host}: {error.strerror}") from None
-
-    def reconnect(self) -> socket.socket:
-        """Connects again, trying ever more rarely, once the password is known that the room wants.
-        Raises what wait() raises."""
-        while True:
-            seconds = 0.0
-            if not self.protocol.wants_password:
-                # So that, when a room starts again, not everyone comes at the same moment.
-                seconds = self.delay * random.uniform(0.5, 1.0)
-                self.delay = min(2 * self.delay, RETRY_DELAYS[1])
-                self.console.status = f"(trying again in {seconds:.1f} s) "
-            self.wait(seconds)
-            try:
-                return self.connect()
-            except Disconnected as failure:
-                self.tell_lost(failure)
-
-    def note_unsent(self) -> None:
-        """Tells the user of the lines that wait to be sent, each once."""
-        lines = self.console.unsent()
-        new, self.noted = lines[self.noted :], len(lines)
-        if len(new) > MAX_NOTED:
-            new = [f"{len(new):,} lines"]
-        for line in new:
-            self.console.show(f"* not sent yet: {line}")
-
-
-def handshake_events(sock: ssl.SSLSocket) -> int:
-    """Shakes hands; returns what has to be waited for before that can go on, 0 if it is done."""
-    try:
-        sock.do_handshake()
-        return 0
-    except ssl.SSLWantReadError:
-        return EVENT_READ
-    except ssl.SSLWantWriteError:
-        return EVENT_WRITE
+            while True:
+                with suppress(ssl.SSLWantReadError):
+                    sock.do_handshake()
+                    return sock
+                if not self.wait(deadline - time.monotonic(), sock, EVENT_READ):
+                    raise Disconnected(f"{self.host} does not answer in TLS; does it speak it?")
+        except OSError as error:  # ssl.SSLError is one too
+            raise Disconnected(why_no_tls(error, self.host)) from None
 
 
 def unacknowledged(sock: socket.socket) -> int:
@@ -1879,12 +1811,10 @@ class Session:
         self.framer = LineFramer(MAX_LINE)
         # What the user has to be told of the connection before doesn't keep us from this one.
         self.max_waiting = MAX_WAITING + self.console.waiting()
-        self.tls_wants = 0  # EVENT_WRITE while TLS has to send before anything else, else 0
         self.silent = True  # the server has not said anything yet
-        self.over = False  # the server has ended the stream, or there is no use in going on
+        self.over = False  # the server has ended the stream, or the user waits no longer
         self.lost = ""  # why it is over, if that was not as it should be
         self.left = False  # the user has said all and wants to go
-        self.gone = False  # and waits no longer
         self.stream_ended = False  # our direction of the stream is
         # What was said: the bytes that the system has taken; the lines that may not have arrived,
         # each with the number of bytes up to its end; and how many bytes there were, and when, as
@@ -1892,12 +1822,11 @@ class Session:
         self.sent = 0
         self.said: deque[tuple[int, Line]] = deque(maxlen=25_000)
         self.asked: tuple[int, float] | None = None
-        self.linger = max(LINGER, client.patience)  # seconds for a server that is to close, too
+        client.was_connected = True
 
     def run(self) -> None:
         """Talks until it is over, or the user has left. Raises Disconnected if that wasn't the
         user's will, and Failure if there is no use in trying again."""
-        self.timers.pop(self.client.leave, None)
         self.protocol.begin()
         least = QUESTION_TIME if self.protocol.password else 0.0
         self.timers[self.stop_waiting] = time.monotonic() + max(least, self.client.patience)
@@ -1905,22 +1834,19 @@ class Session:
         self.console.candidates = self.protocol.candidates
         self.console.prompt, self.console.status = self.protocol.prompt, ""
         try:
-            while not (self.over or self.gone):
+            while not self.over:
                 self.client.ask_password()
                 self.forward_typed()
-                self.ask()
+                if self.said and not (self.asked or self.stream_ended):
+                    self.ask()
                 self.see_off()
                 self.client.turn((self.sock, self.events(), self.serve))
         finally:
-            for action in (self.stop_waiting, self.settle, self.go, self.lose, self.hear_rest):
+            for action in (self.stop_waiting, self.settle, self.go, self.lose):
                 self.timers.pop(action, None)
+            self.show()
             self.close_ledger()
         self.raise_failure()
-
-    def stop_waiting(self) -> None:
-        """What was waited for may never come."""
-        self.protocol.stop_waiting()
-        self.show()
 
     def settle(self) -> None:
         """The connection is one that lasts, to one of our rooms or else for a while already."""
@@ -1932,64 +1858,63 @@ class Session:
 
     def raise_failure(self) -> None:
         """Raises what has gone wrong, if anything has."""
-        protocol, doubtful = self.protocol, self.console.doubtful
-        disconnected = Failure if self.left or protocol.hopeless else Disconnected
-        in_vain = protocol.outgoing or self.console.unsent()
-        if protocol.why and (self.over or not self.console.attended):
+        protocol, console = self.protocol, self.console
+        disconnected = Failure if self.left else Disconnected
+        leaves = console.attended and (self.left or console.wants_to_leave())
+        in_vain = bool(protocol.outgoing or console.unsent() or console.doubtful)
+        if protocol.why and not leaves:
             raise disconnected(protocol.why)
         # A reset after a farewell is only a rude way to close, unless something was said just then.
-        if self.lost and not (self.left and not in_vain and not doubtful):
+        if self.lost and (in_vain or not self.left):
             raise disconnected(f"lost the connection: {self.lost}")
         if in_vain:
-            raise Failure("left before everything was sent")
-        if doubtful:
             raise Failure("left before everything had arrived")
-        if protocol.refused and not self.console.attended:
+        if protocol.refused and not console.attended:
             raise Failure("not everything was sent, as no chat room has answered")
 
     # What was said
 
     def ask(self) -> None:
-        """Asks the server whether it has heard what was said. One that can't be asked has, if it
-        still speaks a while later."""
-        protocol = self.protocol
-        is_free = "/ping" not in protocol.unseen and (protocol.knows_ping or not protocol.outgoing)
-        if self.said and not self.asked and is_free and not self.stream_ended:
-            if protocol.knows_ping:
-                protocol.ask("/ping")
-            self.asked = self.sent + len(protocol.outgoing), time.monotonic()
-        if self.said and "/ping" in protocol.unseen and self.lose not in self.timers:
-            self.timers[self.lose] = time.monotonic() + LOST_TIME
+        """Asks a room whether it has heard what was said. Whoever can't be asked has, if it still
+        speaks a while later."""
+        if self.protocol.phase is Phase.IN_ROOM:
+            self.protocol.ask("/ping")
+        self.asked = self.sent + len(self.protocol.outgoing), time.monotonic()
+        self.expect_answer()
+
+    def expect_answer(self) -> None:
+        """Begins the time anew in which a room has to be heard of."""
+        if self.protocol.phase is Phase.IN_ROOM:
+            seconds = LOST_TIME if "/ping" in self.protocol.unseen else QUIET_TIME
+            self.timers[self.lose] = time.monotonic() + seconds
 
     def lose(self) -> None:
-        """The server was asked something, and is silent."""
-        if self.can_read():
+        """The room is silent: asks whether it is there; if that was asked, it isn't."""
+        if not self.can_read():  # the silence is ours
+            self.expect_answer()
+        elif "/ping" in self.protocol.unseen or self.stream_ended:
             self.end(f"no answer for {LOST_TIME:.0f} s")
-        else:  # the silence is ours
-            self.timers[self.lose] = time.monotonic() + LOST_TIME
+        else:
+            self.ask()
 
     def confirm(self) -> None:
         """The server has said something: does that show that it has heard what was said?"""
-        now = time.monotonic()
-        if self.lose in self.timers:
-            self.timers[self.lose] = now + LOST_TIME
-        speaks = self.protocol.phase in (Phase.RELAY, Phase.IN_ROOM)
-        guessed = speaks and "/ping" not in self.protocol.unseen
-        was_read = self.asked and guessed and now >= self.asked[1] + READ_TIME
-        if self.protocol.answered or was_read:
+        protocol = self.protocol
+        guessed = protocol.phase in (Phase.RELAY, Phase.IN_ROOM) and "/ping" not in protocol.unseen
+        was_read = self.asked and guessed and time.monotonic() >= self.asked[1] + READ_TIME
+        if protocol.answered or was_read:
             while self.said and self.asked and self.said[0][0] <= self.asked[0]:
                 self.said.popleft()
-            self.asked, self.protocol.answered = None, False
-            self.timers.pop(self.lose, None)
+            self.asked, protocol.answered = None, False
+        self.expect_answer()
 
     def close_ledger(self) -> None:
         """Leaves to the console what may not have arrived: lines to be sent, lines to be told."""
+        if self.protocol.phase is Phase.AT_DOOR:
+            self.sent = 0  # of what was said: nobody has heard that
         unsent = [line for end, line in self.said if end > self.sent]
         self.console.typed.extendleft(reversed(unsent))
-        last = self.sent if self.lost else 0  # bytes that may not have arrived
-        if not self.over:
-            overhead = 22 if self.client.tls else 0  # of a record, at least (RFC 8446, 5.2)
-            last = max(unacknowledged(self.sock) - self.stream_ended - overhead, 0)
+        last = self.sent if self.lost else unacknowledged(self.sock) - self.stream_ended
         taken = [line for end, line in self.said if self.sent - last < end <= self.sent]
         self.console.doubtful = [masked(line.text) for line in taken]
 
@@ -2001,67 +1926,72 @@ class Session:
         while protocol.accepts_input and not self.left and len(protocol.outgoing) < MAX_WAITING:
             console.invite(protocol.prompt, protocol.is_echo)
             if not console.typed:
-                if console.ended and console.attended:  # Ctrl-D
-                    self.leave()
+                self.left = console.ended and console.attended  # Ctrl-D
                 break
             line = console.take()
             self.client.noted = 0
+            self.timers.pop(self.go, None)
             if line.leaves:
-                self.leave()
+                self.left = True
+                console.typed.clear()
                 console.echo_typed((protocol.prompt if protocol.is_echo else "") + line.text)
-                break
-            before = len(protocol.outgoing)
-            protocol.submit(line)
-            if len(protocol.outgoing) > before:
-                self.said.append((self.sent + len(protocol.outgoing), line))
-            self.timers[self.stop_waiting] = time.monotonic() + self.client.patience
-            # A chat shows its own message; a command, or what an echo server gets, stays as typed.
-            if line.text.strip() and not protocol.to_show:
-                console.echo_typed(protocol.prompt + masked(line.text))
-            self.show()
+            else:
+                self.forward(line)
 
-    def leave(self) -> None:
-        """Takes nothing more from the user, who wants to go."""
-        self.left = True
-        self.console.typed.clear()
-        self.timers[self.go] = time.monotonic() + self.linger
-
-    def go(self) -> None:
-        """Whoever wants to go is kept no longer."""
-        self.gone = True
+    def forward(self, line: Line) -> None:
+        """Lets the protocol have a line, and the user see it."""
+        protocol = self.protocol
+        before = len(protocol.outgoing)
+        protocol.submit(line)
+        if len(protocol.outgoing) > before:
+            self.said.append((self.sent + len(protocol.outgoing), line))
+        self.timers[self.stop_waiting] = time.monotonic() + self.client.patience
+        # A chat shows its own message; a command, or what an echo server gets, stays as typed.
+        if line.text.strip() and not protocol.to_show:
+            self.console.echo_typed(protocol.prompt + masked(line.text))
+        self.show()
 
     def see_off(self) -> None:
-        """Ends our direction of the stream when all is said; until then, whoever wants to go is
-        kept for an answer only for a while."""
-        console, protocol = self.console, self.protocol
-        no_more = self.left or (console.ended and not console.typed)
-        stuck = len(protocol.outgoing) >= MAX_WAITING or not protocol.accepts_input
-        if no_more and not stuck and not protocol.outgoing and not self.stream_ended:
-            self.end_stream()
-        if stuck and console.wants_to_leave():
-            self.timers.setdefault(self.go, time.monotonic() + self.linger)
-        elif not self.left:
-            self.timers.pop(self.go, None)
-
-    def end_stream(self) -> None:
-        """Ends our direction of the stream. The server then sends what is left and closes.
+        """Ends our direction of the stream when all is said. The server then sends what is left and
+        closes. Whoever wants to go waits for that only for a while after the last that went out.
 
         To close ourselves, with input unread, would reset the connection, and a reset destroys what
         is still on its way.
         """
-        self.stream_ended = True
-        if self.left:
-            self.timers[self.go] = time.monotonic() + self.linger
-        with suppress(OSError):
-            # The plain socket's: after that of TLS nothing that still comes would be decrypted.
-            socket.socket.shutdown(self.sock, socket.SHUT_WR)
+        console, protocol = self.console, self.protocol
+        no_more = self.left or (console.ended and not console.typed)
+        if no_more and protocol.accepts_input and not (protocol.outgoing or self.stream_ended):
+            self.stream_ended = True
+            self.timers.pop(self.go, None)
+            with suppress(OSError):
+                # The plain socket's: after that of TLS nothing that still comes would be decrypted.
+                socket.socket.shutdown(self.sock, socket.SHUT_WR)
+        if self.left or console.wants_to_leave():
+            linger = max(LINGER, self.client.patience)
+            self.timers.setdefault(self.go, time.monotonic() + linger)
+
+    def go(self) -> None:
+        """Whoever wants to go is kept no longer."""
+        self.over = True
+
+    def stop_waiting(self) -> None:
+        """What was waited for may never come: an answer, or the end of a line."""
+        rest = terminal_text(self.framer.partial)
+        late = [line[: len(rest)] for line in (WELCOME, PASSWORD_QUESTION, WRONG_PASSWORD)]
+        if not self.can_read():  # the silence is ours
+            self.timers[self.stop_waiting] = time.monotonic() + self.client.patience
+        elif self.protocol.phase is not Phase.IN_ROOM and rest not in late:
+            self.hear(self.framer.finish())
+        self.protocol.stop_waiting()
+        self.show()
 
     def show(self) -> None:
         """Puts out what the protocol has to show."""
         protocol, console = self.protocol, self.console
         if protocol.phase is Phase.IN_ROOM:
             self.settle()
-        if protocol.why and protocol.awaits_answer and console.interactive:
+        untold = protocol.phase is Phase.WAITING and not protocol.accepts_input
+        if protocol.why and untold and console.interactive:
             return  # it may be all that there will be: then it is the reason that is told
         console.painter.me = protocol.name
         for line in protocol.to_show:
@@ -2076,7 +2006,7 @@ class Session:
     def events(self) -> int:
         """Returns what to wait for at the socket now."""
         reading = EVENT_READ if self.can_read() else 0
-        return self.tls_wants or reading | (EVENT_WRITE if self.protocol.outgoing else 0)
+        return reading | (EVENT_WRITE if self.protocol.outgoing else 0)
 
     def can_read(self) -> bool:
         """Says whether the user reads as fast as the server writes."""
@@ -2084,30 +2014,24 @@ class Session:
 
     def serve(self, events: int) -> None:
         """Receives and sends once, as the socket is ready for it."""
-        if self.tls_wants:  # whatever TLS was stuck in can go on
-            self.tls_wants, events = 0, EVENT_READ | EVENT_WRITE
         try:
             # A TLS record has at most 16 KiB, so nothing that is decrypted stays behind unseen.
             if events & EVENT_READ:
                 self.receive(self.sock.recv(RECEIVE_SIZE))
             if events & EVENT_WRITE and self.protocol.outgoing and not self.over:
                 self.send()
-        except BlockingIOError:  # readiness is a hint, not a promise
+        except NOT_READY:  # readiness is a hint, not a promise
             pass
         except OSError as error:
-            if ssl and isinstance(error, ssl.SSLWantWriteError):
-                self.tls_wants = EVENT_WRITE
-            elif not (ssl and isinstance(error, ssl.SSLWantReadError)):
-                self.end(error.strerror or str(error))
+            self.end(error.strerror or str(error))
 
     def send(self) -> None:
         """Sends what the system takes. As long as that is something, there is time."""
         size = self.sock.send(self.protocol.outgoing)
         del self.protocol.outgoing[:size]
         self.sent += size
-        for action, seconds in ((self.go, self.linger), (self.lose, LOST_TIME)):
-            if action in self.timers:
-                self.timers[action] = time.monotonic() + seconds
+        self.timers.pop(self.go, None)
+        self.expect_answer()
 
     def end(self, lost: str = "") -> None:
         """It is over; `lost` says why, if that isn't as it should be."""
@@ -2120,7 +2044,6 @@ class Session:
         wants_tls = data.startswith(b"\x15\x03") or not (data or may_close)  # RFC 8446, 5.1: alert
         if self.silent and wants_tls and not self.client.tls:
             self.end("the server closed it without a word; if it speaks TLS, use --tls")
-            self.protocol.hopeless = not self.protocol.was_room
             return
         self.silent = False
         chunk, too_long = self.framer.feed(data)
@@ -2135,31 +2058,19 @@ class Session:
         """Lets the protocol have whole lines, and shows what comes of them."""
         protocol = self.protocol
         before = len(protocol.outgoing)
-        for line in chunk.split(b"\n")[:-1]:
-            protocol.hear(terminal_text(line))
-        if protocol.over:
-            self.end()
-            self.sent = 0
-        else:
+        try:
+            for line in chunk.split(b"\n")[:-1]:
+                protocol.hear(terminal_text(line))
+        finally:
             self.confirm()
+        asks = len(protocol.outgoing) > before
+        # Some servers end no line. Ours does, so there the rest is only late.
+        is_unfinished = self.framer.partial and protocol.phase is not Phase.IN_ROOM
         if self.stream_ended:  # too late for the name that a late welcome asks for
             protocol.outgoing.clear()
-        elif len(protocol.outgoing) > before:  # a question
+        elif asks or is_unfinished:
             self.timers[self.stop_waiting] = time.monotonic() + self.client.patience
-        # Some servers end no line. Ours does, so there the rest is only late.
-        rest = terminal_text(self.framer.partial)
-        late = [line[: len(rest)] for line in (WELCOME, PASSWORD_QUESTION, WRONG_PASSWORD)]
-        self.timers.pop(self.hear_rest, None)
-        if self.framer.partial and rest not in late and protocol.phase is not Phase.IN_ROOM:
-            self.timers[self.hear_rest] = time.monotonic() + UNFINISHED_TIME
         self.show()
-
-    def hear_rest(self) -> None:
-        """The rest of a line doesn't come."""
-        if self.can_read():
-            self.hear(self.framer.finish())
-        else:  # the silence is ours
-            self.timers[self.hear_rest] = time.monotonic() + UNFINISHED_TIME
 
 
 # --- The process ---------------------------------------------------------------------------------

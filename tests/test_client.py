@@ -31,7 +31,6 @@ from support import (
     TRUSTED,
     WELCOME,
     XTERM,
-    Blocked,
     FakeConsole,
     Listener,
     Peer,
@@ -103,7 +102,7 @@ def test_a_blank_before_a_command_makes_no_message_of_it() -> None:
 def test_in_a_room_the_name_is_made_known_and_the_answer_hidden() -> None:
     chat = ChatProtocol("John")
     chat.hear("Welcome to the chatroom!")
-    assert (bytes(chat.outgoing), chat.accepts_input) == (b"/name John\n/who\n/ping\n", False)
+    assert (bytes(chat.outgoing), chat.accepts_input) == (b"/name John\n/who\n", False)
     chat.hear("* Ann joined")
     chat.hear("* you are John")
     assert chat.accepts_input
@@ -118,7 +117,8 @@ def test_a_taken_name_gets_an_underscore_and_the_user_is_told() -> None:
     assert not chat.accepts_input
     chat.hear("* you are " + "x" * 31 + "_")
     chat.submit(Line("hi"))
-    assert chat.to_show[1:] == ["* " + "x" * 32 + " is taken", "x" * 31 + "_: hi"]
+    told = ["* " + "x" * 32 + " is taken", "* you are " + "x" * 31 + "_"]
+    assert chat.to_show[1:] == [*told, "x" * 31 + "_: hi"]
 
 
 def test_only_the_answer_to_our_own_question_names_us() -> None:
@@ -132,8 +132,8 @@ def test_only_the_answer_to_our_own_question_names_us() -> None:
     chat.hear("* Ann is now Zoe is taken")
     assert not chat.accepts_input
     chat.hear("* Zoe is taken")
-    assert (chat.accepts_input, chat.name) == (True, "Ann")
-    assert chat.outgoing.endswith(b"/name Zoe\n")
+    assert (chat.accepts_input, chat.name) == (False, "Ann")
+    assert chat.outgoing.endswith(b"/name Zoe\n/name Zoe_\n")
 
 
 @pytest.mark.parametrize(
@@ -164,12 +164,11 @@ def test_a_notice_that_can_be_read_in_two_ways_is_only_shown(line: str) -> None:
     chat = ChatProtocol("John")
     chat.ignored["john"] = "John"
     chat.hear(chat_client.WELCOME)
-    for one in ("* John is taken", "* here: John", "* pong", "* you are John_", "* John joined"):
+    for one in ("* John is taken", "* here: John", "* you are John_", "* John joined"):
         chat.hear(one)
     chat.hear(line)
-    assert chat.outgoing == b"/name John\n/who\n/ping\n/name John_\n"
+    assert chat.outgoing == b"/name John\n/who\n/name John_\n"
     assert (list(chat.names), chat.ignored) == (["John"], {"john": "John"})
-    assert not chat.hopeless
     assert chat.to_show[-1] == line
 
 
@@ -189,8 +188,8 @@ def test_a_refused_name_is_forgotten() -> None:
     chat.hear("* a name has no colon and nothing invisible in it: /name NAME")
     assert chat.accepts_input
     chat.submit(Line("/name Ann"))
-    chat.hear("* Ann is taken")
-    assert chat.outgoing.endswith(b"/name Ann\n")
+    chat.hear("* a name has letters and digits in it: /name NAME")
+    assert (chat.accepts_input, chat.name, chat.wanted) == (True, "a:b", "a:b")
 
 
 def test_the_password_is_given_once_and_only_for_the_first_line() -> None:
@@ -209,7 +208,7 @@ def test_a_late_welcome_is_a_welcome() -> None:
     chat.stop_waiting()
     chat.submit(Line("hi"))
     chat.hear("Welcome to the chatroom!")
-    assert chat.outgoing == b"Ann: hi\n/name Ann\n/who\n/ping\n"
+    assert chat.outgoing == b"Ann: hi\n/name Ann\n/who\n"
 
 
 @pytest.mark.parametrize("password", [b"", b"secret"])
@@ -221,12 +220,11 @@ def test_what_was_said_before_a_late_question_is_not_the_password(password: byte
     session.forward_typed()
     session.serve(selectors.EVENT_WRITE)
     session.asked = 6, time.monotonic() - 60  # the server was asleep
-    session.receive(b"* password?\n")
-    assert session.over and b"secret" not in chat.outgoing
+    with pytest.raises(Disconnected, match="asked late for its password"):
+        session.receive(b"* password?\n")
+    assert b"secret" not in chat.outgoing
     session.close_ledger()
     assert (console.unsent(), console.doubtful) == (["hi", "there"], [])
-    with pytest.raises(Disconnected, match="asked late for its password"):
-        session.raise_failure()
 
 
 def test_commands_pass_through_and_two_slashes_are_meant_as_one() -> None:
@@ -314,13 +312,18 @@ def test_each_address_of_a_host_is_tried(monkeypatch: pytest.MonkeyPatch) -> Non
             assert (first.fileno(), second) == (-1, sock), "one that failed costs no descriptor"
 
 
-def test_end_of_input_waits_for_the_server_and_who_leaves_does_not_for_long() -> None:
+def test_end_of_input_waits_for_the_server_and_who_leaves_does_not_for_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(FakeConsole, "wants_to_leave", lambda console: False)
     for leaves in (False, True):
         ours, theirs = socket.socketpair()
         with ours, theirs:
             session = unconnected(ChatProtocol("John"), ours)
             session.left = leaves
-            session.end_stream()
+            session.console.ended = True
+            session.protocol.stop_waiting()
+            session.see_off()
             assert theirs.recv(1) == b""
             assert (session.go in session.timers) is leaves
 
@@ -404,7 +407,7 @@ def test_the_wanted_name_is_taken_back_when_it_is_free() -> None:
             chat.hear(line)
         for line in ("* Johnny left", "* John_ is now John_", "* John is now JOHN", "John: I left"):
             chat.hear(line)
-        assert chat.outgoing == b"/name John\n/who\n/ping\n/name John_\n"
+        assert chat.outgoing == b"/name John\n/who\n/name John_\n"
         chat.hear(freed)
         assert chat.outgoing.endswith(b"/name John_\n/name John\n")
         assert not chat.accepts_input
@@ -418,7 +421,7 @@ def test_the_name_of_somebody_who_was_removed_is_not_free() -> None:
     chat = ChatProtocol("John")
     for line in (chat_client.WELCOME, "* John is taken", "* you are John_", "* John was removed"):
         chat.hear(line)
-    assert chat.outgoing == b"/name John\n/who\n/ping\n/name John_\n"
+    assert chat.outgoing == b"/name John\n/who\n/name John_\n"
 
 
 def test_no_name_is_asked_for_before_the_last_question_is_answered() -> None:
@@ -428,7 +431,7 @@ def test_no_name_is_asked_for_before_the_last_question_is_answered() -> None:
     chat.submit(Line("/name Jim"))
     chat.hear("* John left")
     chat.hear("* you are Jim")
-    assert chat.outgoing == b"/name John\n/who\n/ping\n/name John_\n/name Jim\n"
+    assert chat.outgoing == b"/name John\n/who\n/name John_\n/name Jim\n"
     assert (chat.name, chat.accepts_input) == ("Jim", True)
 
 
@@ -437,6 +440,7 @@ def test_somebody_may_be_faster_to_take_the_name() -> None:
     for line in (chat_client.WELCOME, "* John is taken", "* you are John_", "* John left"):
         chat.hear(line)
     chat.hear("* John is taken")
+    chat.hear("* you are John_")
     assert (chat.name, chat.wanted, chat.accepts_input) == ("John_", "John", True)
     chat.submit(Line("/name Jim"))
     chat.hear("* you are Jim")
@@ -490,17 +494,6 @@ def test_help_tells_of_what_the_client_does_itself() -> None:
     assert chat.to_show[-1].startswith("* /ignore NAME: ")
 
 
-def test_what_is_too_long_for_a_room_is_told_before() -> None:
-    chat = ChatProtocol("J")
-    for line in JOINED:
-        chat.hear(line)
-    chat.outgoing.clear()
-    chat.submit(Line("x" * (chat_client.MAX_MESSAGE - 3)))
-    chat.submit(Line("\xe4" * (chat_client.MAX_MESSAGE // 2 - 1)))
-    assert len(chat.outgoing) == chat_client.MAX_MESSAGE + 1
-    assert chat.to_show[-1] == "* not said: a line of 8193 bytes; a room takes 8192"
-
-
 def test_those_who_are_silent_are_known_and_nobody_sees_how() -> None:
     chat = ChatProtocol("J")
     for line in (*JOINED, "Xaver: hi", "* here: Xaver, J, Xenia, 5 more and 2 unnamed"):
@@ -515,19 +508,15 @@ def test_those_who_are_silent_are_known_and_nobody_sees_how() -> None:
     assert chat.candidates("x") == ["Xaver"]
 
 
-@pytest.mark.parametrize("answer, knows", [("* pong", True), (chat_client.NO_PING, False)])
-def test_a_room_is_asked_whether_it_can_say_what_it_has_heard(answer: str, knows: bool) -> None:
-    chat = ChatProtocol("J")
-    for line in (*JOINED, answer):
-        chat.hear(line)
-    assert (chat.answered, chat.knows_ping, chat.to_show) == (True, knows, JOINED[:1])
-    for line in ("* pong", chat_client.NO_PING):  # then it is the user who has asked
-        chat.submit(Line("/ping"))
-        chat.hear(line)
-        assert chat.to_show[-1] == line
+def test_only_the_answer_to_our_own_question_is_hidden() -> None:
+    chat = john_in_a_room()
+    chat.to_show.clear()
     chat.ask("/ping")
-    chat.hear(chat_client.NO_PING)
-    assert (chat.to_show[-1] == chat_client.NO_PING) is True
+    chat.hear("* pong")
+    assert (chat.answered, chat.to_show) == (True, [])
+    chat.submit(Line("/ping"))
+    chat.hear("* pong")
+    assert chat.to_show == ["* pong"]
 
 
 @pytest.mark.parametrize("mark, given", [(b"", b"secret"), (b"\xef\xbb\xbf", b"secret")])
@@ -584,7 +573,7 @@ def in_a_room() -> tuple[Session, Sipping, FakeConsole]:
     """Returns a session in a room that knows J and /ping, its socket and its console."""
     sock, console = Sipping(10_000), FakeConsole()
     session = unconnected(ChatProtocol("J"), console=console, sock=sock)
-    session.receive(WELCOME + b"* you are J\n* here: J\n* pong\n")
+    session.receive(WELCOME + b"* you are J\n* here: J\n")
     session.serve(selectors.EVENT_WRITE)
     return session, sock, console
 
@@ -593,7 +582,8 @@ def speak(session: Session, *lines: str) -> None:
     """The user says lines, and all that the client has to say goes out."""
     session.console.typed.extend(map(Line, lines))
     session.forward_typed()
-    session.ask()
+    if session.said and not session.asked:
+        session.ask()
     while session.protocol.outgoing:
         session.serve(selectors.EVENT_WRITE)
 
@@ -608,7 +598,8 @@ def test_what_a_room_has_heard_is_known() -> None:
     assert lines_in_doubt(session) == ["two"]
     speak(session)
     assert sock.taken.endswith(b"J: two\n/ping\n")
-    session.receive(b"* pong\n* you were removed by an operator; come back in 10 min\n")
+    with pytest.raises(Failure, match="^you were removed by an operator"):
+        session.receive(b"* pong\n* you were removed by an operator; come back in 10 min\n")
     assert lines_in_doubt(session, "the server closed it") == []
     assert not [line for line in console.shown if "pong" in line]
 
@@ -639,17 +630,6 @@ def test_a_room_that_is_asked_and_silent_is_lost(monkeypatch: pytest.MonkeyPatch
     assert (session.over, session.lost) == (True, "no answer for 15 s")
     session.close_ledger()
     assert console.doubtful == ["two"]
-
-
-def test_a_room_that_knows_no_ping_is_asked_once() -> None:
-    sock, console = Sipping(10_000), FakeConsole()
-    session = unconnected(ChatProtocol("J"), console=console, sock=sock)
-    session.receive(WELCOME + b"* you are J\n" + chat_client.NO_PING.encode() + b"\n")
-    speak(session, "one", "/foo")
-    session.receive(chat_client.NO_PING.encode() + b"\n")
-    assert sock.taken == JOINING + b"J: one\n/foo\n"
-    assert console.shown[-1] == chat_client.NO_PING
-    assert session.lose not in session.timers
 
 
 def test_bytes_that_nobody_has_acknowledged() -> None:
@@ -761,6 +741,7 @@ def test_whoever_leaves_has_time_as_long_as_something_goes_out(
     session.forward_typed()
     while session.protocol.outgoing:
         clock[0] += 0.9 * chat_client.LINGER
+        session.see_off()
         assert session.left and session.timers[session.go] > clock[0]
         session.serve(selectors.EVENT_WRITE)
 
@@ -769,25 +750,25 @@ def test_an_answer_gives_whoever_wants_out_time_for_the_next_line() -> None:
     session = unconnected(EchoProtocol(), console=FakeConsole("one", "two", "exit"))
     session.forward_typed()
     session.see_off()
-    assert session.go in session.timers
+    session.timers[session.go] -= 0.9 * chat_client.LINGER
     session.receive(b"one\n")
+    session.forward_typed()
     session.see_off()
-    assert session.go not in session.timers
-    assert session.console.typed[0].text == "two"
+    assert session.timers[session.go] > time.monotonic() + 0.5 * chat_client.LINGER
+    assert session.console.typed[0].text == "exit"
 
 
 @pytest.mark.parametrize("attended", [True, False])
 def test_a_refused_name_is_the_end_only_where_nobody_sits(attended: bool) -> None:
     chat = ChatProtocol("a:b", attended=attended)
     session = unconnected(chat, console=FakeConsole(attended=attended))
-    session.receive(WELCOME + b"* a name has no colon: /name NAME\n")
-    assert session.over is not attended
-    session.protocol.outgoing.clear()
+    session.receive(WELCOME)
     if attended:
-        session.raise_failure()
+        session.receive(b"* a name has no colon: /name NAME\n")
+        assert not session.over and chat.accepts_input
     else:
         with pytest.raises(Failure, match="refused the name a:b: a name has no colon"):
-            session.raise_failure()
+            session.receive(b"* a name has no colon: /name NAME\n")
 
 
 def test_the_password_is_waited_for_turn_by_turn() -> None:
@@ -817,7 +798,7 @@ def test_what_outlives_a_connection() -> None:
     assert not (chat.outgoing or chat.to_show or chat.names or chat.accepts_input)
     for line in ("* password?", chat_client.WELCOME, "* Jim is taken", "* you are Jim_"):
         chat.hear(line)
-    assert chat.outgoing == b"secret\n/name Jim\n/who\n/ping\n/name Jim_\n"
+    assert chat.outgoing == b"secret\n/name Jim\n/who\n/name Jim_\n"
     chat.begin()
     assert chat.name == "Jim"
 
@@ -827,11 +808,9 @@ def test_a_wrong_password_is_asked_for_again_where_somebody_sits(attended: bool)
     console = FakeConsole(attended=attended)
     chat = ChatProtocol("J", b"wrong", attended)
     session = unconnected(chat, console=console)
-    session.receive(b"* password?\n* wrong password\n")
-    session.close_ledger()
-    assert session.over and chat.wants_password is attended
     with pytest.raises(Disconnected, match="^wrong password$") as caught:
-        session.raise_failure()
+        session.receive(b"* password?\n* wrong password\n")
+    assert chat.wants_password is attended
     if not attended:
         with pytest.raises(Disconnected):
             session.client.tell_lost(caught.value)
@@ -878,7 +857,7 @@ def test_how_long_a_first_word_is_waited_for(
 def test_room_that_never_says_who_we_are_is_not_waited_for_for_ever() -> None:
     session = unconnected(ChatProtocol("John"))
     session.receive(WELCOME)
-    assert session.protocol.outgoing == b"/name John\n/who\n/ping\n"
+    assert session.protocol.outgoing == b"/name John\n/who\n"
     assert session.stop_waiting in session.timers
 
 
@@ -902,14 +881,16 @@ def test_in_a_room_an_unfinished_line_is_only_late(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(chat_client, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     session = unconnected(ChatProtocol("J"))
     session.receive(b"An")
-    assert session.timers[session.hear_rest] == chat_client.UNFINISHED_TIME
+    assert session.timers.pop(session.stop_waiting) == chat_client.ANSWER_TIME
     for first_word in (WELCOME, b"* password?\n", b"* wrong password\n"):
         session.framer.partial = b""
         session.receive(first_word[:-2])
-        assert session.hear_rest not in session.timers
+        session.stop_waiting()
+        assert session.framer.partial == first_word[:-2]
     session.framer.partial = b""
     session.receive(WELCOME + b"Ann: hal")
-    assert session.hear_rest not in session.timers
+    session.stop_waiting()
+    assert session.framer.partial == b"Ann: hal"
 
 
 # In pipes
@@ -972,7 +953,9 @@ def test_words_that_leave(room: Server, word: str) -> None:
 def test_taken_name_becomes_another(room: Server) -> None:
     john = room.join("John")
     done = client("localhost", room.port, "--name", "John", typed="hi\n")
-    assert done.stdout == "Welcome to the chatroom!\n* John is taken\nJohn_: hi\n"
+    assert done.stdout == (
+        "Welcome to the chatroom!\n* John is taken\n* you are John_\nJohn_: hi\n"
+    )
     john.expect("* John_ joined\n", "John_: hi\n", "* John_ left\n")
 
 
@@ -1655,12 +1638,6 @@ def test_what_the_kernel_does_not_take_is_sent_later() -> None:
     assert sock.taken == b"hello\n"
 
 
-def test_while_tls_has_to_send_nothing_else_is_waited_for() -> None:
-    session = unconnected(EchoProtocol(), Blocked())
-    session.serve(selectors.EVENT_READ)
-    assert (session.events(), session.over) == (selectors.EVENT_WRITE, False)
-
-
 def test_a_welcome_that_comes_late_ends_nothing() -> None:
     session = unconnected(ChatProtocol("John"))
     session.stream_ended = True
@@ -1695,7 +1672,6 @@ def test_lines_that_wait_are_told_anew_after_each_connection() -> None:
 
 def test_tries_to_connect_again_are_ever_rarer(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    failures = iter([Disconnected("nobody there")] * 6)
     console = FakeConsole("hi")
 
     def turn() -> None:
@@ -1704,24 +1680,21 @@ def test_tries_to_connect_again_are_ever_rarer(monkeypatch: pytest.MonkeyPatch) 
         clock[0] += 0.3
         client.do_what_is_due()
 
-    def connect() -> str:
-        for failure in failures:
-            raise failure
-        return "connected"
-
     tries: dict[str, None] = {}
     client: Any = Client(console, ChatProtocol("J"))
+    client.was_connected = True
     monkeypatch.setattr(client, "turn", turn)
-    monkeypatch.setattr(client, "connect", connect)
     monkeypatch.setattr(chat_client, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     monkeypatch.setattr(random, "uniform", lambda low, high: high)
-    assert client.reconnect() == "connected"
+    for _ in range(6):
+        client.pause()
+        client.tell_lost(Disconnected("nobody there"))
     assert console.shown == ["* not sent yet: hi", "* nobody there"]
     assert list(tries) == [f"(trying again in {pause}.0 s) " for pause in (1, 2, 4, 8, 16, 30)]
-    assert clock[0] == pytest.approx(91, abs=3)
+    assert clock[0] == pytest.approx(61, abs=3)
     Session(client, socket.socket()).settle()
     assert console.shown.pop() == "* connected again"
-    assert client.reconnect() == "connected"
+    client.pause()
     assert console.status == "(trying again in 1.0 s) "
 
 
@@ -1754,12 +1727,12 @@ def test_more_descriptors_than_select_can_wait_for(room: Server) -> None:
     other.expect("* J joined\n", "J: hi\n", "* J left\n")
 
 
-def test_without_a_thread_the_lookup_is_made_in_the_loop(room: Server) -> None:
+def test_a_lookup_without_a_thread_is_one_clear_line(room: Server) -> None:
     no_thread = (
-        "import threading\ndef refuse(*_, **__):\n    raise RuntimeError\nthreading.Thread = refuse"
+        "import threading\ndef refuse(*_, **__):\n    raise RuntimeError('no')\nthreading.Thread = refuse"
     )
     done = finish([*patched_client(no_thread), f"localhost:{room.port}"], typed="John\nhi\n")
-    assert (done.stderr, done.returncode) == ("", 0)
+    assert (done.stderr, done.returncode) == ("chat_client.py: cannot look up localhost: no\n", 1)
 
 
 def test_an_interrupt_in_the_first_moments_leaves_no_traceback(tmp_path: Path) -> None:
