@@ -19,8 +19,7 @@ other side has shown itself. What the user types and sees is a Console's; a Term
 Editor, which has no I/O either. A Client runs the loop, connects, and connects again; each of its
 connections is a Session, which lasts until either side ends it.
 
-One thread, one selectors loop around standard input, standard output and a non-blocking socket;
-only a host's name is looked up in a thread of its own, as nobody can wait for that in a loop.
+One thread, one selectors loop around standard input, standard output and a non-blocking socket.
 Standard library only, Python 3.8 or later. Copy this file anywhere and run it.
 """
 
@@ -29,7 +28,7 @@ from __future__ import annotations
 import signal
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the rest is being imported
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback before the loop runs
 
 import argparse
 import enum
@@ -1245,7 +1244,7 @@ class Terminal(Console):
         self.pace = NEVER  # bytes a second that the terminal draws, once it has shown that
         self.stuck: tuple[int, float] | None = None  # bytes that it didn't take, since when
         self.width, self.height = 80, 24
-        self.gone = False  # the terminal is; after Ctrl-D there may still be a Ctrl-C
+        self.endne = False  # the terminal is; after Ctrl-D there may still be a Ctrl-C
         self.modes: list[Any] | None = None  # that it had, while we have it
         self.take_over()
 
@@ -1342,11 +1341,11 @@ class Terminal(Console):
     # Input
 
     def wants_input(self) -> bool:
-        return bool(self.modes) and not self.gone
+        return bool(self.modes) and not self.endne
 
     def feed(self, data: bytes) -> None:
         if not data:
-            self.gone = self.ended = True
+            self.endne = self.ended = True
         self.editor.feed(self.measured(data))
         self.timers.pop(self.end_keys, None)
         if self.editor.unread or self.editor.pasting:
@@ -1497,13 +1496,6 @@ WHY_NOT_TRUSTED = {
 }
 
 
-def why_no_address(error: Exception, host: str) -> str:
-    """Returns what to tell the user when the host's addresses couldn't be looked up."""
-    if isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN:
-        return f"no name server answers for {host}; check the network, or give the host's address"
-    return f"host {host} is unknown; check its name, or give its address"
-
-
 def why_not_connected(codes: Sequence[int], port: int, script: str) -> str:
     """Returns what to tell the user when the connections to a host's addresses failed with these
     error numbers, and `script` is the server that was meant."""
@@ -1537,7 +1529,6 @@ MAX_NOTED = 20  # lines that wait to be sent and are shown one by one
 READ_TIME = 5.0  # seconds after which a server that still speaks has read what was sent
 QUIET_TIME = 60.0  # seconds after which a room that is silent is asked whether it is there
 LOST_TIME = 15.0  # seconds in which a room that was asked something has to be heard of
-SETTLE_TIME = 30.0  # seconds after which a connection is taken for one that lasts
 RETRY_DELAYS = (1, 30)  # seconds until the next try to connect again: doubled from the first on
 
 SIOCOUTQ = 0x5411 if sys.platform == "linux" else 0  # bytes that the peer has yet to acknowledge
@@ -1559,6 +1550,7 @@ class Client:
         protocol: ChatProtocol,
         host: str = HOST,
         port: int = PORT,
+        addresses: Sequence[Any] = (),
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self.console = console
@@ -1566,6 +1558,7 @@ class Client:
         self.protocol = protocol
         self.host = host
         self.port = port
+        self.addresses = addresses  # as getaddrinfo() returns them
         self.tls = tls
         self.sockets = ExitStack()  # closes that of the connection, and one that never became one
         self.was_connected = False
@@ -1613,14 +1606,13 @@ class Client:
         console.prompt = ""
         return True
 
-    def ask_password(self) -> bool:
-        """Gets the password from the user, if the room wants it; says whether it still does."""
+    def ask_password(self) -> None:
+        """Gets the password from the user, if the room wants it."""
         typed = self.console.typed  # without knowing of the question: it is said behind the door
         if self.protocol.wants_password and not (typed and typed[0].leaves):
             password = self.console.ask_secret("password: ")
             if password is not None:
                 self.protocol.give_password(password)
-        return self.protocol.wants_password
 
     def tell_lost(self, failure: Disconnected) -> None:
         """Tells the user that there is no connection, unless that is known, and what became of the
@@ -1644,6 +1636,7 @@ class Client:
     def turn(self, *more: tuple[Any, int, Callable[[int], object]]) -> None:
         """Waits until something can be moved or is due, and does it. `more` is what to wait for
         apart from the console's files."""
+        self.ask_password()
         self.console.update()
         first = min(self.timers.values(), default=NEVER)
         with Selector() as selector:
@@ -1670,7 +1663,7 @@ class Client:
         came: list[int] = []
         files = [(sock, events, came.append)] if sock else []
         self.timers[self.stop_waiting] = time.monotonic() + seconds
-        while self.ask_password() or (not came and self.stop_waiting in self.timers):
+        while self.protocol.wants_password or (not came and self.stop_waiting in self.timers):
             if console.interactive and console.wants_to_leave():
                 longer = LINGER if console.unsent() else 0.0
                 self.timers.setdefault(self.leave, time.monotonic() + longer)
@@ -1714,7 +1707,7 @@ class Client:
         wait() raises."""
         self.console.status = "(connecting) "
         codes = []
-        for family, kind, number, _, address in self.look_up():
+        for family, kind, number, _, address in self.addresses:
             started = time.monotonic()
             self.sockets.close()
             try:  # even a socket may be refused, such as one for IPv6 where that is switched off
@@ -1730,31 +1723,6 @@ class Client:
         script = "echo_server.py" if self.protocol.is_echo else "chat_server.py"
         why = why_not_connected(codes, self.port, script)
         raise Disconnected(f"cannot connect to port {self.port} on {self.host}: {why}")
-
-    def look_up(self) -> list[Any]:
-        """Returns the host's addresses, as getaddrinfo() does. Raises what connect() raises.
-
-        A thread asks for them: it can take a minute, during which the keys have to work.
-        """
-        found: list[Any] = []
-
-        def ask() -> None:
-            with asking:  # its close tells the loop
-                try:
-                    found.extend(socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM))
-                except (OSError, UnicodeError) as error:  # UnicodeError: a name no host can have
-                    found.append(why_no_address(error, self.host))
-
-        try:
-            done, asking = socket.socketpair()
-            with done:
-                threading.Thread(target=ask, daemon=True).start()
-                self.wait(NEVER, done, EVENT_READ)
-        except (OSError, RuntimeError) as error:  # the system has no more of either
-            raise Disconnected(f"cannot look up {self.host}: {error}") from None
-        if isinstance(found[0], str):
-            raise Disconnected(found[0])
-        return found
 
     def connect_to(self, address: Any, sock: socket.socket) -> None:
         """Connects the socket. Raises OSError, and what wait() raises."""
@@ -1811,7 +1779,6 @@ class Session:
         self.framer = LineFramer(MAX_LINE)
         # What the user has to be told of the connection before doesn't keep us from this one.
         self.max_waiting = MAX_WAITING + self.console.waiting()
-        self.silent = True  # the server has not said anything yet
         self.over = False  # the server has ended the stream, or the user waits no longer
         self.lost = ""  # why it is over, if that was not as it should be
         self.left = False  # the user has said all and wants to go
@@ -1830,19 +1797,19 @@ class Session:
         self.protocol.begin()
         least = QUESTION_TIME if self.protocol.password else 0.0
         self.timers[self.stop_waiting] = time.monotonic() + max(least, self.client.patience)
-        self.timers[self.settle] = time.monotonic() + SETTLE_TIME
         self.console.candidates = self.protocol.candidates
         self.console.prompt, self.console.status = self.protocol.prompt, ""
         try:
             while not self.over:
-                self.client.ask_password()
                 self.forward_typed()
                 if self.said and not (self.asked or self.stream_ended):
                     self.ask()
                 self.see_off()
-                self.client.turn((self.sock, self.events(), self.serve))
+                reading = EVENT_READ if self.can_read() else 0
+                writing = EVENT_WRITE if self.protocol.outgoing else 0
+                self.client.turn((self.sock, reading | writing, self.serve))
         finally:
-            for action in (self.stop_waiting, self.settle, self.go, self.lose):
+            for action in (self.stop_waiting, self.end, self.lose):
                 self.timers.pop(action, None)
             self.show()
             self.close_ledger()
@@ -1850,7 +1817,6 @@ class Session:
 
     def settle(self) -> None:
         """The connection is one that lasts, to one of our rooms or else for a while already."""
-        self.timers.pop(self.settle, None)
         if self.client.trouble:
             self.console.show("* connected again")
         self.client.trouble = ""
@@ -1930,7 +1896,7 @@ class Session:
                 break
             line = console.take()
             self.client.noted = 0
-            self.timers.pop(self.go, None)
+            self.timers.pop(self.end, None)
             if line.leaves:
                 self.left = True
                 console.typed.clear()
@@ -1962,17 +1928,13 @@ class Session:
         no_more = self.left or (console.ended and not console.typed)
         if no_more and protocol.accepts_input and not (protocol.outgoing or self.stream_ended):
             self.stream_ended = True
-            self.timers.pop(self.go, None)
+            self.timers.pop(self.end, None)
             with suppress(OSError):
                 # The plain socket's: after that of TLS nothing that still comes would be decrypted.
                 socket.socket.shutdown(self.sock, socket.SHUT_WR)
         if self.left or console.wants_to_leave():
             linger = max(LINGER, self.client.patience)
-            self.timers.setdefault(self.go, time.monotonic() + linger)
-
-    def go(self) -> None:
-        """Whoever wants to go is kept no longer."""
-        self.over = True
+            self.timers.setdefault(self.end, time.monotonic() + linger)
 
     def stop_waiting(self) -> None:
         """What was waited for may never come: an answer, or the end of a line."""
@@ -1983,6 +1945,7 @@ class Session:
         elif self.protocol.phase is not Phase.IN_ROOM and rest not in late:
             self.hear(self.framer.finish())
         self.protocol.stop_waiting()
+        self.settle()
         self.show()
 
     def show(self) -> None:
@@ -2002,11 +1965,6 @@ class Session:
         protocol.calls_user = False
 
     # The socket
-
-    def events(self) -> int:
-        """Returns what to wait for at the socket now."""
-        reading = EVENT_READ if self.can_read() else 0
-        return reading | (EVENT_WRITE if self.protocol.outgoing else 0)
 
     def can_read(self) -> bool:
         """Says whether the user reads as fast as the server writes."""
@@ -2030,11 +1988,11 @@ class Session:
         size = self.sock.send(self.protocol.outgoing)
         del self.protocol.outgoing[:size]
         self.sent += size
-        self.timers.pop(self.go, None)
+        self.timers.pop(self.end, None)
         self.expect_answer()
 
     def end(self, lost: str = "") -> None:
-        """It is over; `lost` says why, if that isn't as it should be."""
+        """It is over: `lost` says why, or else whoever wants to go has waited long enough."""
         self.over, self.lost = True, lost
 
     def receive(self, data: bytes) -> None:
@@ -2042,10 +2000,9 @@ class Session:
         # Once we have said all, it may close; but if that was nothing, a room would have spoken.
         may_close = self.stream_ended and (self.left or self.sent or self.protocol.is_echo)
         wants_tls = data.startswith(b"\x15\x03") or not (data or may_close)  # RFC 8446, 5.1: alert
-        if self.silent and wants_tls and not self.client.tls:
+        if self.protocol.phase is Phase.WAITING and wants_tls and not self.client.tls:
             self.end("the server closed it without a word; if it speaks TLS, use --tls")
             return
-        self.silent = False
         chunk, too_long = self.framer.feed(data)
         if not data:
             self.end("" if self.stream_ended else "the server closed it")
@@ -2058,10 +2015,8 @@ class Session:
         """Lets the protocol have whole lines, and shows what comes of them."""
         protocol = self.protocol
         before = len(protocol.outgoing)
-        try:
-            for line in chunk.split(b"\n")[:-1]:
-                protocol.hear(terminal_text(line))
-        finally:
+        for line in chunk.split(b"\n")[:-1]:
+            protocol.hear(terminal_text(line))
             self.confirm()
         asks = len(protocol.outgoing) > before
         # Some servers end no line. Ours does, so there the rest is only late.
@@ -2088,45 +2043,28 @@ class Terminated(Exception):
     """A signal told us to end; the argument is its number."""
 
 
-class LossyStream(io.TextIOBase):
-    """Standard output or error that never waits for its reader: lines that aren't taken at once are
-    lost, and the next that can be written comes after one that says how many. The descriptor has to
-    stay a blocking one, as the shell has it too: so each write is small, and made only if there is
-    room. Python's own stream would wait, and in the end make the exit status 120."""
+class Output(io.TextIOBase):
+    """Standard output or error for our last words: what it doesn't take at once is lost, and keeps
+    us no longer. Python's own stream would wait, and in the end make the exit status 120."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
-        self.can_fill = os.name == "posix" and not os.path.isfile(descriptor)
-        # What there is room for if there is any: in a pipe 512 bytes or more (POSIX, PIPE_BUF); in
-        # a terminal on Linux 256, but perhaps not a newline after them.
-        self.piece = re.compile(rb"\n|.{1,128}" if os.isatty(descriptor) else rb"(?s).{1,512}")
-        self.lost = 0  # lines, since the last that was written
-        self.why = ""  # the reason for that
 
     def write(self, text: str) -> int:
-        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()) if self.lost else ""
-        gap = f"\n{now} lines lost here: {self.lost} ({self.why})\n" if self.lost else ""
-        data = (gap + text).encode("utf-8", "backslashreplace")
-        try:
-            while data:
-                if self.can_fill and not select.select([], [self.descriptor], [], 0)[1]:
-                    raise BlockingIOError(errno.EAGAIN, "nobody is reading it")
-                data = data[os.write(self.descriptor, next(self.piece.finditer(data))[0]) :]
-        except OSError as error:
-            self.why = str(error.strerror)
-        missing, lines = data.count(b"\n"), text.count("\n")
-        self.lost = missing if missing <= lines else self.lost + lines  # else the gap is untold
+        with suppress(OSError):
+            if ONLY_SOCKETS or is_ready(self.descriptor, EVENT_WRITE):
+                os.write(self.descriptor, text.encode("utf-8", "backslashreplace"))
         return len(text)
 
 
-def open_standard_streams() -> None:
+def open_outputs() -> None:
     """Makes standard output and error ones that never wait. Opens the null device in place of each
-    standard stream that is closed: a socket would get its descriptor, and with it the log."""
+    standard stream that is closed: a socket would get its descriptor, and with it our words."""
     descriptor = 0
     while descriptor < 3:
         descriptor = os.open(os.devnull, os.O_RDWR)  # the lowest that is free
     os.close(descriptor)
-    sys.stdout, sys.stderr = sys.stdout and LossyStream(1), LossyStream(2)  # None if closed
+    sys.stdout, sys.stderr = sys.stdout and Output(1), Output(2)  # None if closed
 
 
 def open_signal_socket(*numbers: int) -> socket.socket:
@@ -2289,6 +2227,15 @@ def read_password(file: str | None) -> bytes:
     return password.encode("utf-8", "surrogateescape")
 
 
+def look_up(host: str, port: int) -> list[Any]:
+    """Returns a host's addresses, as getaddrinfo() does. Raises Failure."""
+    try:
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):  # UnicodeError: a name no host can have
+        advice = "check the name and the network, or give the host's address"
+        raise Failure(f"host {host} is unknown, or no name server answers; {advice}") from None
+
+
 def make_client_tls(ca_file: str | None) -> ssl.SSLContext:
     """Returns what it takes to speak TLS, and to verify the server's certificate and name, with the
     authorities that this system trusts, or the ones in the file. Raises Failure."""
@@ -2315,11 +2262,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parse_args(argv)
         password = b"" if args.echo else read_password(args.password_file)
         tls = make_client_tls(args.tls_ca) if args.tls or args.tls_ca is not None else None
+        addresses = look_up(args.host, args.port)  # can take a minute: until then Ctrl-C kills
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         console = open_console(args.plain, args.timestamps)
         kind = EchoProtocol if args.echo else ChatProtocol
         protocol = kind(args.name or "", password, console.attended)
         with closing(console):  # also on the way to a traceback
-            Client(console, protocol, args.host, args.port, tls).run()
+            Client(console, protocol, args.host, args.port, addresses, tls).run()
     except Failure as error:
         status, told = 1, [str(error)]
     except Terminated as terminated:
@@ -2334,7 +2284,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    open_standard_streams()
-    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    open_outputs()
     sys.exit(main())

@@ -452,7 +452,7 @@ def patched_client(patch: str, python: str = sys.executable) -> list[str]:
     folder = MODULES if python == sys.executable else ROOT
     code = (
         f"import sys\nsys.path.insert(0, {str(folder)!r})\nsys.argv[0] = 'chat_client.py'\n{patch}\n"
-        "import chat_client\nchat_client.open_standard_streams()\nsys.exit(chat_client.main())"
+        "import chat_client\nchat_client.open_outputs()\nsys.exit(chat_client.main())"
     )
     return [python, "-c", code]
 
