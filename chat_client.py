@@ -1525,7 +1525,6 @@ QUESTION_TIME = 5.0  # seconds to wait for a question when we have a password to
 ANSWER_TIME = 0.5  # seconds at least to wait for a welcome or an answer that may never come
 LINGER = 1.0  # seconds at least for the server to close after the user has left
 MAX_WAITING = 64 * 1024  # bytes that wait for a slow reader before we stop reading the other side
-MAX_NOTED = 20  # lines that wait to be sent and are shown one by one
 READ_TIME = 5.0  # seconds after which a server that still speaks has read what was sent
 QUIET_TIME = 60.0  # seconds after which a room that is silent is asked whether it is there
 LOST_TIME = 15.0  # seconds in which a room that was asked something has to be heard of
@@ -1564,7 +1563,7 @@ class Client:
         self.was_connected = False
         self.delay: float = RETRY_DELAYS[0]  # seconds until the next try
         self.trouble = ""  # the last that the user was told; none while there is a connection
-        self.noted = 0  # of the lines that wait to be sent, how many the user was told of
+        self.doing = ""  # what the user sees while there is no connection
         self.patience = ANSWER_TIME  # seconds to wait for the server's answer
 
     def run(self) -> None:
@@ -1591,11 +1590,12 @@ class Client:
             if not (console.typed or console.ended):
                 self.turn()
                 continue
-            line = console.take() if console.typed else None
-            if line.leaves if line else console.attended:
+            at_end = Line("exit" if console.attended else "/")  # of a script, there is no name
+            line = console.take() if console.typed else at_end
+            if line.leaves:
                 console.typed.clear()
                 return False
-            if not line or (line.command and not console.attended):
+            if line.command and not console.attended:
                 first = "or the first line of the input"
                 raise Failure(f"no name was given; use --name NAME, {first}")
             console.echo_typed(f"name: {masked(line.text)}")
@@ -1667,8 +1667,8 @@ class Client:
             if console.interactive and console.wants_to_leave():
                 longer = LINGER if console.unsent() else 0.0
                 self.timers.setdefault(self.leave, time.monotonic() + longer)
-            if not files:
-                self.note_unsent()
+            unsent = f", lines that wait: {len(console.unsent())}" if console.unsent() else ""
+            console.status = f"({self.doing}{unsent}) "
             self.turn(*files)
         for action in (self.stop_waiting, self.leave):
             self.timers.pop(action, None)
@@ -1688,24 +1688,15 @@ class Client:
         # So that, when a room starts again, not everyone comes at the same moment.
         seconds = self.delay * random.uniform(0.5, 1.0)
         self.delay = min(2 * self.delay, RETRY_DELAYS[1])
-        self.console.status = f"(trying again in {seconds:.1f} s) "
+        self.doing = f"trying again in {seconds:.1f} s"
         self.wait(seconds)
-
-    def note_unsent(self) -> None:
-        """Tells the user of the lines that wait to be sent, each once."""
-        lines = self.console.unsent()
-        new, self.noted = lines[self.noted :], len(lines)
-        if len(new) > MAX_NOTED:
-            new = [f"{len(new):,} lines"]
-        for line in new:
-            self.console.show(f"* not sent yet: {line}")
 
     # Connecting
 
     def connect(self) -> socket.socket:
         """Connects to the first address of the host that answers. Raises Disconnected, and what
         wait() raises."""
-        self.console.status = "(connecting) "
+        self.doing = "connecting"
         codes = []
         for family, kind, number, _, address in self.addresses:
             started = time.monotonic()
@@ -1875,14 +1866,12 @@ class Session:
         self.expect_answer()
 
     def close_ledger(self) -> None:
-        """Leaves to the console what may not have arrived: lines to be sent, lines to be told."""
-        if self.protocol.phase is Phase.AT_DOOR:
-            self.sent = 0  # of what was said: nobody has heard that
-        unsent = [line for end, line in self.said if end > self.sent]
-        self.console.typed.extendleft(reversed(unsent))
-        last = self.sent if self.lost else unacknowledged(self.sock) - self.stream_ended
-        taken = [line for end, line in self.said if self.sent - last < end <= self.sent]
-        self.console.doubtful = [masked(line.text) for line in taken]
+        """Leaves to the console the lines that may not have arrived."""
+        overhead = 22 if self.client.tls else 0  # of a record, at least (RFC 8446, 5.2)
+        arrived = self.sent + self.stream_ended + overhead - unacknowledged(self.sock)
+        if self.lost or self.protocol.phase is Phase.AT_DOOR:  # there, nothing is heard
+            arrived = 0
+        self.console.doubtful = [masked(line.text) for end, line in self.said if end > arrived]
 
     # From the user
 
@@ -1895,7 +1884,6 @@ class Session:
                 self.left = console.ended and console.attended  # Ctrl-D
                 break
             line = console.take()
-            self.client.noted = 0
             self.timers.pop(self.end, None)
             if line.leaves:
                 self.left = True
@@ -1953,8 +1941,7 @@ class Session:
         protocol, console = self.protocol, self.console
         if protocol.phase is Phase.IN_ROOM:
             self.settle()
-        untold = protocol.phase is Phase.WAITING and not protocol.accepts_input
-        if protocol.why and untold and console.interactive:
+        if protocol.phase is Phase.WAITING and not protocol.accepts_input and console.interactive:
             return  # it may be all that there will be: then it is the reason that is told
         console.painter.me = protocol.name
         for line in protocol.to_show:
@@ -2000,7 +1987,8 @@ class Session:
         # Once we have said all, it may close; but if that was nothing, a room would have spoken.
         may_close = self.stream_ended and (self.left or self.sent or self.protocol.is_echo)
         wants_tls = data.startswith(b"\x15\x03") or not (data or may_close)  # RFC 8446, 5.1: alert
-        if self.protocol.phase is Phase.WAITING and wants_tls and not self.client.tls:
+        unheard = self.protocol.phase is Phase.WAITING and not self.framer.partial
+        if unheard and wants_tls and not self.client.tls:
             self.end("the server closed it without a word; if it speaks TLS, use --tls")
             return
         chunk, too_long = self.framer.feed(data)
