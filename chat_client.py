@@ -1472,50 +1472,40 @@ def open_console(plain: bool, timestamps: bool) -> Console:
 
 # --- Why there is no connection ------------------------------------------------------------------
 
-# What to tell the user, the most telling first: a host may have several addresses.
+# What to tell the user, the most telling first: a host may have several addresses. It goes by the
+# names of errors, OpenSSL's reasons, and the faults that it finds in a certificate (X509_V_ERR_...).
 WHY_NOT_CONNECTED = {
-    errno.ECONNREFUSED: "nobody listens there; start the server with: python3 {script} "
-    "--port {port}, and for other hosts --host ::",
-    errno.ETIMEDOUT: "no answer; is it switched on, and does its firewall let port {port} through?",
-    errno.EHOSTUNREACH: "no way there; is it switched on, and in the same network?",
-    errno.ENETUNREACH: "no way there; is this machine in a network that leads to it?",
-    errno.EACCES: "this machine's firewall forbids it",
-    errno.EPERM: "this machine's firewall forbids it",
-    errno.EINVAL: "an address fe80:... needs its interface, such as fe80::1%eth0",
-}
-# The same for what OpenSSL finds wrong with a certificate (X509_V_ERR_...).
-UNKNOWN_AUTHORITY = (
-    "the certificate of {host} is from an unknown authority; "
-    "if it is a private one, give it with --tls-ca FILE"
-)
-WHY_NOT_TRUSTED = {
-    10: "the certificate of {host} has expired; its owner has to renew it",
-    62: "the certificate is not for {host}; connect by a name that is in it",
-    64: "the certificate is not for {host}; connect by a name that is in it",  # nor an address
-    **dict.fromkeys((18, 19, 20, 21), UNKNOWN_AUTHORITY),  # or self-signed
+    "ECONNREFUSED": "nobody listens there; start the server with: python3 {script} --port {port}, "
+    "and for other hosts --host ::",
+    "FAULT_10": "its certificate has expired; its owner has to renew it",
+    "FAULT_62 FAULT_64": "its certificate is not for {host}; connect by a name that is in it",
+    "FAULT_18 FAULT_19 FAULT_20 FAULT_21": "its certificate is from an unknown authority; "
+    "if it is a private one, give it with --tls-ca FILE",
+    "WRONG_VERSION_NUMBER HTTP_REQUEST RECORD_LAYER_FAILURE": "no TLS there; leave out --tls",
+    "UNEXPECTED_EOF_WHILE_READING SSLEOFError": "it closed the connection in the TLS handshake",
+    "ETIMEDOUT": "no answer; is it switched on, and does its firewall let port {port} through?",
+    "EHOSTUNREACH": "no way there; is it switched on, and in the same network?",
+    "ENETUNREACH": "no way there; is this machine in a network that leads to it?",
+    "EACCES EPERM": "this machine's firewall forbids it",
+    "EINVAL": "an address fe80:... needs its interface, such as fe80::1%eth0",
 }
 
 
-def why_not_connected(codes: Sequence[int], port: int, script: str) -> str:
-    """Returns what to tell the user when the connections to a host's addresses failed with these
-    error numbers, and `script` is the server that was meant."""
-    code = next((known for known in WHY_NOT_CONNECTED if known in codes), codes[-1])
-    why = WHY_NOT_CONNECTED.get(code) or os.strerror(code)
-    return why.format(port=port, script=script)
+def cause(error: OSError) -> str:
+    """Returns what WHY_NOT_CONNECTED knows an error by."""
+    if ssl and isinstance(error, ssl.SSLError):
+        fault = getattr(error, "verify_code", 0)
+        return f"FAULT_{fault}" if fault else error.reason or type(error).__name__
+    return errno.errorcode.get(error.errno or 0, "").replace("WSA", "")  # as Windows names them
 
 
-def why_no_tls(error: OSError, host: str) -> str:
-    """Returns what to tell the user when the handshake failed."""
-    if isinstance(error, ssl.SSLCertVerificationError):
-        unknown = "the certificate of {host} can't be trusted: {message}"
-        why = WHY_NOT_TRUSTED.get(error.verify_code, unknown)
-        return why.format(host=host, message=error.verify_message)
-    if isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
-        return f"{host} closed the connection in the TLS handshake"
-    reason = getattr(error, "reason", None)
-    if reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"):
-        return f"{host} does not speak TLS there; leave out --tls"
-    return f"no TLS with {host}: {reason or error.strerror or error}"
+def why_not_connected(errors: Sequence[OSError], host: str, port: int, script: str) -> str:
+    """Returns what to tell the user when the connections to a host's addresses have failed in these
+    ways; `script` is the server that was meant."""
+    causes, last = {cause(error) for error in errors}, errors[-1].strerror or str(errors[-1])
+    known = (why for names, why in WHY_NOT_CONNECTED.items() if causes & {*names.split()})
+    why = next(known, "{last}").format(host=host, port=port, script=script, last=last)
+    return f"cannot connect to port {port} on {host}: {why}"
 
 
 # --- The client and its sessions -----------------------------------------------------------------
@@ -1697,23 +1687,22 @@ class Client:
         """Connects to the first address of the host that answers. Raises Disconnected, and what
         wait() raises."""
         self.doing = "connecting"
-        codes = []
+        errors = []
         for family, kind, number, _, address in self.addresses:
             started = time.monotonic()
             self.sockets.close()
             try:  # even a socket may be refused, such as one for IPv6 where that is switched off
                 sock = self.sockets.enter_context(socket.socket(family, kind, number))
                 self.connect_to(address, sock)
-            except OSError as error:
-                codes.append(error.errno or 0)
-            else:
                 sock = self.shake_hands(sock, self.tls) if self.tls else sock
+            except OSError as error:
+                errors.append(error)
+            else:
                 took = time.monotonic() - started
                 self.patience = min(max(ANSWER_TIME, 4 * took), CONNECT_TIME)
                 return sock
         script = "echo_server.py" if self.protocol.is_echo else "chat_server.py"
-        why = why_not_connected(codes, self.port, script)
-        raise Disconnected(f"cannot connect to port {self.port} on {self.host}: {why}")
+        raise Disconnected(why_not_connected(errors, self.host, self.port, script))
 
     def connect_to(self, address: Any, sock: socket.socket) -> None:
         """Connects the socket. Raises OSError, and what wait() raises."""
@@ -1729,21 +1718,18 @@ class Client:
             raise OSError(code, os.strerror(code))
 
     def shake_hands(self, plain: socket.socket, tls: ssl.SSLContext) -> socket.socket:
-        """Returns the socket with TLS around it. Raises what connect() raises."""
+        """Returns the socket with TLS around it. Raises OSError, and what wait() raises."""
         deadline = time.monotonic() + CONNECT_TIME
         # No certificate has the scope of an address in it, or the dot that may end a full name.
         name = self.host.partition("%")[0].rstrip(".")
-        try:
-            sock = tls.wrap_socket(plain, server_hostname=name, do_handshake_on_connect=False)
-            self.sockets.push(sock)
-            while True:
-                with suppress(ssl.SSLWantReadError):
-                    sock.do_handshake()
-                    return sock
-                if not self.wait(deadline - time.monotonic(), sock, EVENT_READ):
-                    raise Disconnected(f"{self.host} does not answer in TLS; does it speak it?")
-        except OSError as error:  # ssl.SSLError is one too
-            raise Disconnected(why_no_tls(error, self.host)) from None
+        sock = tls.wrap_socket(plain, server_hostname=name, do_handshake_on_connect=False)
+        self.sockets.push(sock)
+        while True:
+            with suppress(ssl.SSLWantReadError):
+                sock.do_handshake()
+                return sock
+            if not self.wait(deadline - time.monotonic(), sock, EVENT_READ):
+                raise OSError(0, "no answer in TLS; does it speak it?")
 
 
 def unacknowledged(sock: socket.socket) -> int:

@@ -1262,7 +1262,9 @@ def test_nobody_listening_is_one_clear_line() -> None:
     ],
 )
 def test_why_there_is_no_connection(codes: list[int], why: str) -> None:
-    assert chat_client.why_not_connected(codes, 7007, "chat_server.py").startswith(why)
+    errors = [OSError(code, os.strerror(code)) for code in codes]
+    told = chat_client.why_not_connected(errors, "lab1", 7007, "chat_server.py")
+    assert told.startswith(f"cannot connect to port 7007 on lab1: {why}")
 
 
 def test_a_machine_without_a_network_is_one_clear_line() -> None:

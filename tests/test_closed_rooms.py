@@ -462,7 +462,8 @@ def test_silent_plain_client_at_a_tls_port(
 def test_tls_client_at_a_plain_port(room: Server) -> None:
     ann = room.join("Ann")
     done = client("localhost", room.port, "--name", "J", "--tls", typed="hi\n")
-    assert done.stderr == ("chat_client.py: localhost does not speak TLS there; leave out --tls\n")
+    where = f"cannot connect to port {room.port} on localhost"
+    assert done.stderr == f"chat_client.py: {where}: no TLS there; leave out --tls\n"
     assert done.returncode == 1
     room.wait_for_log("speaks TLS to a room that doesn't")
     ann.send("/who\n")
@@ -472,8 +473,8 @@ def test_tls_client_at_a_plain_port(room: Server) -> None:
 @pytest.mark.parametrize(
     "silent, message",
     [
-        (False, "127.0.0.1 closed the connection in the TLS handshake"),
-        (True, "127.0.0.1 does not answer in TLS; does it speak it?"),
+        (False, "it closed the connection in the TLS handshake"),
+        (True, "no answer in TLS; does it speak it?"),
     ],
 )
 def test_tls_client_where_nobody_speaks(listener: Listener, silent: bool, message: str) -> None:
@@ -486,7 +487,8 @@ def test_tls_client_where_nobody_speaks(listener: Listener, silent: bool, messag
     hasty = patched_client(f"import chat_client; chat_client.CONNECT_TIME = {1 if silent else 20}")
     listener.serve(hang_up)
     done = finish([*hasty, "127.0.0.1", str(listener.port), "--name", "J", "--tls"], "hi\n")
-    assert (done.stderr, done.returncode) == (f"chat_client.py: {message}\n", 1)
+    assert message in done.stderr
+    assert (done.stderr.count("\n"), done.returncode) == (1, 1)
 
 
 @every_kind

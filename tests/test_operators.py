@@ -19,6 +19,7 @@ from support import (
     Inside,
     Peer,
     Server,
+    Sipping,
     Terminal,
     eventually,
     in_terminal,
@@ -478,7 +479,7 @@ def test_what_the_client_does_with_the_password() -> None:
     assert [line.text for line in editor.lines] == ["first", " /OP secret word"]
     assert list(editor.history) == ["first"]
     assert chat_client.masked("/opera: Ann /op x") == "/opera: Ann /op x"
-    session = unconnected(ChatProtocol("John"))
+    session = unconnected(ChatProtocol("John"), Sipping())
     session.sent = 11
     session.said.append((11, Line("/op secret")))
     session.end("reset")
