@@ -280,7 +280,6 @@ class ChatProtocol:
         self.requested = ""  # a name that the room was asked for, until it answers
         self.names: dict[str, None] = {}  # that were seen here, the latest last
         self.unseen: set[str] = set()  # commands that were our own idea, as long as unanswered
-        self.answered = False  # what was asked last, so all before that has been heard
         self.set_name(self.wanted)
 
     @property
@@ -359,7 +358,6 @@ class ChatProtocol:
         question = "/who" if here else "/ping" if line == PONG else ""
         hidden = question in self.unseen or line == f"* you are {self.name}"
         self.unseen.discard(question)
-        self.answered = self.answered or (hidden and line == PONG)
         if here:
             for name in [*filter(NAME.fullmatch, (here[1] or "").split(", ")), *self.names]:
                 self.remember(name)  # the latest last: who spoke is likelier to be meant
@@ -391,15 +389,12 @@ class ChatProtocol:
 
     def hear_news(self, name: str, what: str, now: str) -> None:
         """Learns what became of a member; takes the name, if it is free and the user wants it."""
-        if what == "joined":
-            self.remember(name)
-            return
         self.names.pop(name, None)
-        self.remember(now)
+        self.remember(name if what == "joined" else now)
         if now and folded(name) in self.ignored:
             self.ignored[folded(now)] = now
         lacks_it = folded(self.wanted) not in (folded(self.name), folded(now))
-        is_free = what != "was removed" and folded(name) == folded(self.wanted)
+        is_free = what in ("left", f"is now {now}") and folded(name) == folded(self.wanted)
         if is_free and lacks_it and not self.requested:
             self.request_name(self.wanted)
 
@@ -431,7 +426,6 @@ class ChatProtocol:
 
     def give_password(self, password: bytes) -> None:
         """Takes what the user answered to `wants_password`."""
-        assert self.phase is Phase.AT_DOOR
         self.password = without_mark(password)
         self.outgoing += self.password + b"\n"
 
@@ -491,7 +485,7 @@ class EchoProtocol(ChatProtocol):
 
     def hear(self, line: str) -> None:
         self.to_show.append(f"recv: {line}")
-        self.accepts_input = self.answered = True
+        self.accepts_input = True
 
     def submit(self, line: Line) -> None:
         self.outgoing += f"{line.text}\n".encode()
@@ -1473,7 +1467,7 @@ def open_console(plain: bool, timestamps: bool) -> Console:
 # --- Why there is no connection ------------------------------------------------------------------
 
 # What to tell the user, the most telling first: a host may have several addresses. It goes by the
-# names of errors, OpenSSL's reasons, and the faults that it finds in a certificate (X509_V_ERR_...).
+# names of errors, OpenSSL's reasons, and the faults that it finds in certificates (X509_V_ERR_).
 WHY_NOT_CONNECTED = {
     "ECONNREFUSED": "nobody listens there; start the server with: python3 {script} --port {port}, "
     "and for other hosts --host ::",
@@ -1515,7 +1509,6 @@ QUESTION_TIME = 5.0  # seconds to wait for a question when we have a password to
 ANSWER_TIME = 0.5  # seconds at least to wait for a welcome or an answer that may never come
 LINGER = 1.0  # seconds at least for the server to close after the user has left
 MAX_WAITING = 64 * 1024  # bytes that wait for a slow reader before we stop reading the other side
-READ_TIME = 5.0  # seconds after which a server that still speaks has read what was sent
 QUIET_TIME = 60.0  # seconds after which a room that is silent is asked whether it is there
 LOST_TIME = 15.0  # seconds in which a room that was asked something has to be heard of
 RETRY_DELAYS = (1, 30)  # seconds until the next try to connect again: doubled from the first on
@@ -1624,26 +1617,21 @@ class Client:
     # The loop
 
     def turn(self, *more: tuple[Any, int, Callable[[int], object]]) -> None:
-        """Waits until something can be moved or is due, and does it. `more` is what to wait for
-        apart from the console's files."""
+        """Waits until something can be moved or is due, and does it; of what is due, the first.
+        `more` is what to wait for apart from the console's files."""
         self.ask_password()
         self.console.update()
-        first = min(self.timers.values(), default=NEVER)
+        left = None if not self.timers else max(0.0, min(self.timers.values()) - time.monotonic())
         with Selector() as selector:
             for file, events, handler in [*self.console.files(), *more]:
                 if events:
                     selector.register(file, events, handler)
-            left = None if first == NEVER else max(0.0, first - time.monotonic())
             for key, ready in selector.select(left):
                 key.data(ready)
-        self.do_what_is_due()
-
-    def do_what_is_due(self) -> None:
-        """Takes the action whose time has come first; another that is due is for the next turn."""
-        action = min(self.timers, key=self.timers.__getitem__, default=self.stop_waiting)
-        if self.timers.get(action, NEVER) <= time.monotonic():
-            del self.timers[action]
-            action()
+        first = min(self.timers, key=self.timers.__getitem__, default=None)
+        if first and self.timers[first] <= time.monotonic():
+            del self.timers[first]
+            first()
 
     def wait(self, seconds: float, sock: socket.socket | None = None, events: int = 0) -> bool:
         """Lets some time pass while there is no session, or waits for events on a socket; says
@@ -1761,11 +1749,11 @@ class Session:
         self.left = False  # the user has said all and wants to go
         self.stream_ended = False  # our direction of the stream is
         # What was said: the bytes that the system has taken; the lines that may not have arrived,
-        # each with the number of bytes up to its end; and how many bytes there were, and when, as
-        # the server was last asked whether it has heard all of them, until it answers.
+        # each with the number of bytes up to its end; and how many bytes there were when the room
+        # was asked whether it has heard them, until it answers.
         self.sent = 0
         self.said: deque[tuple[int, Line]] = deque(maxlen=25_000)
-        self.asked: tuple[int, float] | None = None
+        self.asked = 0
         client.was_connected = True
 
     def run(self) -> None:
@@ -1779,7 +1767,7 @@ class Session:
         try:
             while not self.over:
                 self.forward_typed()
-                if self.said and not (self.asked or self.stream_ended):
+                if self.said and not self.asked and not self.stream_ended:
                     self.ask()
                 self.see_off()
                 reading = EVENT_READ if self.can_read() else 0
@@ -1818,37 +1806,35 @@ class Session:
     # What was said
 
     def ask(self) -> None:
-        """Asks a room whether it has heard what was said. Whoever can't be asked has, if it still
-        speaks a while later."""
+        """Asks a room whether it has heard what was said."""
         if self.protocol.phase is Phase.IN_ROOM:
             self.protocol.ask("/ping")
-        self.asked = self.sent + len(self.protocol.outgoing), time.monotonic()
-        self.expect_answer()
+            self.asked = self.sent + len(self.protocol.outgoing)
+            self.expect_answer()
 
     def expect_answer(self) -> None:
         """Begins the time anew in which a room has to be heard of."""
         if self.protocol.phase is Phase.IN_ROOM:
-            seconds = LOST_TIME if "/ping" in self.protocol.unseen else QUIET_TIME
+            seconds = LOST_TIME if self.asked else QUIET_TIME
             self.timers[self.lose] = time.monotonic() + seconds
 
     def lose(self) -> None:
         """The room is silent: asks whether it is there; if that was asked, it isn't."""
         if not self.can_read():  # the silence is ours
             self.expect_answer()
-        elif "/ping" in self.protocol.unseen or self.stream_ended:
+        elif self.asked or self.stream_ended:
             self.end(f"no answer for {LOST_TIME:.0f} s")
         else:
             self.ask()
 
     def confirm(self) -> None:
-        """The server has said something: does that show that it has heard what was said?"""
-        protocol = self.protocol
-        guessed = protocol.phase in (Phase.RELAY, Phase.IN_ROOM) and "/ping" not in protocol.unseen
-        was_read = self.asked and guessed and time.monotonic() >= self.asked[1] + READ_TIME
-        if protocol.answered or was_read:
-            while self.said and self.asked and self.said[0][0] <= self.asked[0]:
+        """The server has said something: forgets what that shows to have been heard. Whoever can't
+        be asked has heard all, if it still speaks."""
+        heard = self.sent if self.protocol.phase is Phase.RELAY else self.asked
+        if "/ping" not in self.protocol.unseen:
+            while self.said and self.said[0][0] <= heard:
                 self.said.popleft()
-            self.asked, protocol.answered = None, False
+            self.asked = 0
         self.expect_answer()
 
     def close_ledger(self) -> None:
