@@ -314,7 +314,7 @@ class ChatProtocol:
         elif self.phase is Phase.WAITING and line == PASSWORD_QUESTION:
             self.hear_question()
         elif self.phase is Phase.AT_DOOR and line == WRONG_PASSWORD:
-            self.password = b"" if self.attended else self.password  # then it is asked for again
+            self.password = b""  # so that it is asked for again
             raise Disconnected("wrong password")
         elif not line.startswith("* "):
             self.hear_message(line)
@@ -363,10 +363,10 @@ class ChatProtocol:
                 self.remember(name)  # the latest last: who spoke is likelier to be meant
         elif news:
             self.hear_news(news[1], news[2], news[3] or "")
-        elif self.requested:
-            self.hear_answer(line)
         elif YOU_ARE_OUT.fullmatch(line):
             raise Failure(line[2:])
+        elif self.requested:
+            self.hear_answer(line)
         if not hidden:
             self.to_show.append(line)
 
