@@ -620,6 +620,23 @@ def test_a_room_that_is_asked_and_silent_is_lost(monkeypatch: pytest.MonkeyPatch
     assert console.doubtful == ["two"]
 
 
+def test_a_quiet_room_is_asked_whether_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(chat_client, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    session, sock, console = in_a_room()
+    for answer, over in ((b"* pong\n", False), (b"", True)):
+        clock[0] += chat_client.QUIET_TIME
+        session.client.turn()
+        session.serve(selectors.EVENT_WRITE)
+        assert sock.taken.endswith(b"/ping\n")
+        if answer:
+            session.receive(answer)
+        clock[0] += chat_client.LOST_TIME
+        session.client.turn()
+        assert session.over is over
+    assert (sock.taken.count(b"/ping"), console.shown) == (2, [WELCOME.decode().rstrip()])
+
+
 def test_bytes_that_nobody_has_acknowledged() -> None:
     pytest.importorskip("fcntl")
     if not sys.platform.startswith("linux"):
