@@ -347,7 +347,7 @@ class ChatProtocol:
         if folded(name) in self.ignored:
             return
         self.remember(name)
-        private = speaker.endswith(PRIVATE) and bool(colon)
+        private = colon and speaker.endswith(PRIVATE)
         if private or self.mention.search(text if colon else line):
             self.calls_user = True
         self.to_show.append(line)
@@ -1999,10 +1999,6 @@ class Disconnected(Failure):
     """There is no connection, or no more."""
 
 
-class Terminated(Exception):
-    """A signal told us to end; the argument is its number."""
-
-
 class Output(io.TextIOBase):
     """Standard output or error for our last words: what it doesn't take at once is lost, and keeps
     us no longer. Python's own stream would wait, and in the end make the exit status 120."""
@@ -2043,11 +2039,11 @@ def open_signal_socket(*numbers: int) -> socket.socket:
 
 
 def raise_for_signal(number: int, _: Any) -> None:
-    """Ends the client as a signal wants it: raises KeyboardInterrupt or Terminated. The loop calls
+    """Ends the client as a signal wants it: raises KeyboardInterrupt or SystemExit. The loop calls
     it; where no loop runs, it is the signal's handler."""
     if number == signal.SIGINT:
         raise KeyboardInterrupt
-    raise Terminated(number)
+    raise SystemExit(128 + number)  # as a shell says it
 
 
 def is_ready(file: int | socket.socket, events: int, seconds: float = 0) -> bool:
@@ -2217,9 +2213,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the client; returns the exit status: 0 for a clean end, 1 for a failure, 128 and its
     number for a signal."""
     console: Console | None = None
+    args = parse_args(argv)
     status, told = 0, []
     try:
-        args = parse_args(argv)
         password = b"" if args.echo else read_password(args.password_file)
         tls = make_client_tls(args.tls_ca) if args.tls or args.tls_ca is not None else None
         addresses = look_up(args.host, args.port)  # can take a minute: until then Ctrl-C kills
@@ -2232,8 +2228,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             Client(console, protocol, args.host, args.port, addresses, tls).run()
     except Failure as error:
         status, told = 1, [str(error)]
-    except Terminated as terminated:
-        status = 128 + int(terminated.args[0])  # as a shell says it
+    except SystemExit as end:
+        status = int(str(end))
     except KeyboardInterrupt:
         if console and not console.interactive:
             sys.stderr.write("\n")  # after the ^C that the terminal shows
