@@ -1905,7 +1905,8 @@ class Session:
         elif self.protocol.phase is not Phase.IN_ROOM and rest not in late:
             self.hear(self.framer.finish())
         self.protocol.stop_waiting()
-        self.settle()
+        if self.protocol.accepts_input:
+            self.settle()
         self.show()
 
     def show(self) -> None:

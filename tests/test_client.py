@@ -1684,6 +1684,14 @@ def test_tries_to_connect_again_are_ever_rarer(monkeypatch: pytest.MonkeyPatch) 
     assert console.status.startswith("(trying again in 1.0 s")
 
 
+@pytest.mark.parametrize("was_room", [True, False])
+def test_where_a_room_was_a_silent_connection_is_not_one_that_lasts(was_room: bool) -> None:
+    session = unconnected(ChatProtocol("J"))
+    session.protocol.was_room, session.client.trouble = was_room, "lost"
+    session.stop_waiting()
+    assert (session.client.trouble == "lost") is was_room
+
+
 def test_name_option_is_only_text(room: Server) -> None:
     other = room.join()
     done = client("localhost", room.port, "--name", b"J\xc3\xb6\x1b[2J\n", typed="hi\n")
