@@ -19,8 +19,7 @@ other side has shown itself. What the user types and sees is a Console's; a Term
 Editor, which has no I/O either. A Client runs the loop, connects, and connects again; each of its
 connections is a Session, which lasts until either side ends it.
 
-One thread, one selectors loop around standard input, standard output and a non-blocking socket;
-only a host's name is looked up in a thread of its own, as nobody can wait for that in a loop.
+One thread, one selectors loop around standard input, standard output and a non-blocking socket.
 Standard library only, Python 3.8 or later. Copy this file anywhere and run it.
 """
 
@@ -29,7 +28,7 @@ from __future__ import annotations
 import signal
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the rest is being imported
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback before the loop runs
 
 import argparse
 import enum
@@ -210,17 +209,10 @@ class Line(NamedTuple):
 class Phase(enum.Enum):
     """How far the other side has shown itself: as one of our rooms, or as another relay of lines.
 
-                   welcome
-    WAITING ------------------------> IN_ROOM
-      |  |  password?          welcome   ^
-      |  '--------------> AT_DOOR -------'
-      | a message            | a message
-      '----------------------'------> RELAY
-
-    phase     what was heard        what is typed
-    WAITING   nothing, or notices   waits, until the time for an answer is over; longer where a
-                                    room has been
-    AT_DOOR   password?             waits: it would be taken for the password
+    phase     what was heard        what is typed                                  may become
+    WAITING   nothing, or notices   waits, until the time for an answer is over;   any other
+                                    longer where a room has been
+    AT_DOOR   password?             waits: it would be taken for the password      IN_ROOM, RELAY
     IN_ROOM   the welcome           waits while a name is requested; may be a command
     RELAY     what somebody said    goes out
 
@@ -234,12 +226,12 @@ class Phase(enum.Enum):
 
 
 MAX_NAME = 32  # characters that a room allows
-MAX_MESSAGE = 8192  # bytes that a room allows, unless its owner wants more or less
 MAX_NAMES = 1000  # names that Tab completes
 PRIVATE = " (private)"
 WELCOME = "Welcome to the chatroom!"
 PASSWORD_QUESTION = "* password?"
 WRONG_PASSWORD = "* wrong password"
+PONG = "* pong"
 YOU_ARE_OUT = re.compile(r"\* you were removed by an operator; come back in \d+ min")
 BAD_NAME = re.compile(r"\* (a name .*): /name NAME")  # no name has a colon to look like it with
 # What a room says of its members. A name in it is believed if it has nothing in it with which that
@@ -250,8 +242,6 @@ NAME = re.compile(
 )
 NEWS = re.compile(rf"\* ({NAME.pattern}) (joined|left|was removed|is now ({NAME.pattern}))")
 HERE = re.compile(r"\* here: (?:\d+ unnamed|(.+?)(?: and \d+ unnamed)?)")
-PONG = "* pong"
-NO_PING = "* no such command; /help lists them, and //TEXT says /TEXT"  # says an older room
 MESSAGE_FOR = re.compile(r"/msg\s+([^:]*[^:\s])\s*:\s*(.*\S)\s*")
 
 
@@ -283,25 +273,14 @@ class ChatProtocol:
         self.phase = Phase.WAITING
         self.outgoing = bytearray()  # lines to send, each with its LF
         self.to_show: list[str] = []  # lines
-        self.awaits_answer = True  # and what is typed has to wait for it
-        self.spoke_outside = False  # something was said before a welcome
+        self.accepts_input = False  # it can be told what was typed
         self.calls_user = False  # somebody has said the user's name, or something in private
         self.refused = False  # a command was, as there was no room to do it
-        self.why = ""  # what to tell the user if it ends now, as far as we know
-        self.hopeless = False  # and it would be in vain to connect again
-        self.over = False  # it has to end, and nothing that was said has been heard
+        self.why = ""  # what to tell the user if it ends before we are let in, as far as we know
         self.requested = ""  # a name that the room was asked for, until it answers
-        self.requested_by_user = False
         self.names: dict[str, None] = {}  # that were seen here, the latest last
         self.unseen: set[str] = set()  # commands that were our own idea, as long as unanswered
-        self.knows_ping = False  # the room does
-        self.answered = False  # what was asked last, so all before that has been heard
         self.set_name(self.wanted)
-
-    @property
-    def accepts_input(self) -> bool:
-        """Says whether it can be told what was typed."""
-        return not self.awaits_answer and self.phase is not Phase.AT_DOOR
 
     @property
     def wants_password(self) -> bool:
@@ -310,8 +289,8 @@ class ChatProtocol:
 
     def stop_waiting(self) -> None:
         """Goes on as well as it can: the answer that it waits for may never come."""
-        if not (self.was_room and self.phase is Phase.WAITING):
-            self.awaits_answer = False
+        if self.phase is Phase.IN_ROOM or not self.was_room:
+            self.accepts_input = True
 
     def set_name(self, name: str) -> None:
         """Puts this name before each message from now on."""
@@ -322,7 +301,8 @@ class ChatProtocol:
     # From the other side
 
     def hear(self, line: str) -> None:
-        """Takes a line from the other side, clean and without its newline."""
+        """Takes a line from the other side, clean and without its newline. Raises Disconnected if
+        there has to be another connection, and Failure if that would be in vain."""
         outside = self.phase in (Phase.WAITING, Phase.AT_DOOR)
         if outside and line == WELCOME:
             self.phase = Phase.IN_ROOM
@@ -331,12 +311,11 @@ class ChatProtocol:
             self.to_show.append(WELCOME)
             self.request_name(self.name)
             self.ask("/who")
-            self.ask("/ping")
         elif self.phase is Phase.WAITING and line == PASSWORD_QUESTION:
             self.hear_question()
         elif self.phase is Phase.AT_DOOR and line == WRONG_PASSWORD:
-            self.why, self.over = line[2:], True
-            self.password = b"" if self.attended else self.password  # then it is asked for again
+            self.password = b""  # so that it is asked for again
+            raise Disconnected("wrong password")
         elif not line.startswith("* "):
             self.hear_message(line)
         elif self.phase is Phase.IN_ROOM:
@@ -344,17 +323,17 @@ class ChatProtocol:
         else:
             if outside:  # in place of a welcome it is a reason: the room is full, or speaks TLS
                 self.why = f"not let in: {line[2:]}"
-                self.hopeless = "--tls" in line and not self.was_room
             self.to_show.append(line)
 
     def hear_question(self) -> None:
         """A room wants its password. What was said by then would be taken for it."""
-        self.phase, self.was_room = Phase.AT_DOOR, True
+        is_late, self.accepts_input = self.accepts_input, False
+        self.phase = Phase.AT_DOOR
+        self.was_room = True
+        if is_late and (self.password or self.attended):
+            raise Disconnected("not let in: the room asked late for its password")
         self.why = "not let in: the room waits no longer for the password"
-        if self.spoke_outside and (self.password or self.attended):
-            self.why = "not let in: the room asked late for its password; nothing was said yet"
-            self.over = True
-        elif self.password:
+        if self.password:
             self.give_password(self.password)
 
     def hear_message(self, line: str) -> None:
@@ -362,13 +341,13 @@ class ChatProtocol:
         if self.phase is not Phase.IN_ROOM:  # some other relay: there is no answer to wait for
             self.phase = Phase.RELAY
             self.why = ""
-            self.awaits_answer = False
+            self.accepts_input = True
         speaker, colon, text = line.partition(": ")
         name = speaker.replace(PRIVATE, "") if colon else ""
         if folded(name) in self.ignored:
             return
         self.remember(name)
-        private = speaker.endswith(PRIVATE) and bool(colon)
+        private = colon and speaker.endswith(PRIVATE)
         if private or self.mention.search(text if colon else line):
             self.calls_user = True
         self.to_show.append(line)
@@ -376,57 +355,48 @@ class ChatProtocol:
     def hear_room(self, line: str) -> None:
         """Follows what the room itself says, and shows it, unless it answers an idea of our own."""
         news, here = NEWS.fullmatch(line), HERE.fullmatch(line)
-        is_pong = line == PONG or (line == NO_PING and not self.knows_ping)
-        command = "/who" if here else "/ping" if is_pong else ""
-        hidden = command in self.unseen
-        self.unseen.discard(command)
-        if hidden and is_pong:
-            self.answered, self.knows_ping = True, line == PONG
-        elif here:
+        question = "/who" if here else "/ping" if line == PONG else ""
+        hidden = question in self.unseen or line == f"* you are {self.name}"
+        self.unseen.discard(question)
+        if here:
             for name in [*filter(NAME.fullmatch, (here[1] or "").split(", ")), *self.names]:
                 self.remember(name)  # the latest last: who spoke is likelier to be meant
         elif news:
             self.hear_news(news[1], news[2], news[3] or "")
+        elif YOU_ARE_OUT.fullmatch(line):
+            raise Failure(line[2:])
         elif self.requested:
-            hidden = self.hear_name(line)
-        self.hopeless = self.hopeless or bool(YOU_ARE_OUT.fullmatch(line))
+            self.hear_answer(line)
         if not hidden:
             self.to_show.append(line)
 
-    def hear_name(self, line: str) -> bool:
-        """Follows the answer to the request for a name, if it is that; if that one can't be had,
-        tries another. Says whether the user need not see it."""
-        name = unicodedata.normalize("NFKC", self.requested).strip()
-        by_user = self.requested_by_user
-        another = f"{name[: MAX_NAME - 1]}_"
-        bad = BAD_NAME.fullmatch(line)
-        is_ours, is_taken = line == f"* you are {name}", line == f"* {name} is taken"
-        if not (is_ours or is_taken or bad):
-            return False
-        refused, self.requested, self.awaits_answer = self.requested, "", False
-        if is_ours:
+    def hear_answer(self, line: str) -> None:
+        """Follows the answer to the request for a name, if this is it; tries another name if that
+        one is taken. Raises Failure if what a script says would not come from whom it wants."""
+        name, bad = self.requested, BAD_NAME.fullmatch(line)
+        another, is_taken = f"{name[: MAX_NAME - 1]}_", line == f"* {name} is taken"
+        if line == f"* you are {name}":
             self.set_name(name)
-            self.wanted = name if by_user else self.wanted
-        elif is_taken and another != refused and not by_user:
+            self.requested = ""
+        elif is_taken and another != name:
             self.request_name(another)
-        elif not (self.attended or by_user):  # what a script says would come from nobody
-            self.why = f"the room refused the name {self.name}: {bad[1] if bad else line[2:]}"
-            self.hopeless = self.over = True
-        return is_ours and not by_user
+        elif (is_taken or bad) and not self.attended:
+            raise Failure(f"the room refused the name {name}: {bad[1] if bad else line[2:]}")
+        elif is_taken or bad:
+            self.wanted = self.name
+            self.requested = ""
+        self.accepts_input = self.accepts_input or not self.requested
 
     def hear_news(self, name: str, what: str, now: str) -> None:
         """Learns what became of a member; takes the name, if it is free and the user wants it."""
-        if what == "joined":
-            self.remember(name)
-            return
         self.names.pop(name, None)
-        self.remember(now)
+        self.remember(name if what == "joined" else now)
         if now and folded(name) in self.ignored:
             self.ignored[folded(now)] = now
         lacks_it = folded(self.wanted) not in (folded(self.name), folded(now))
-        is_free = what != "was removed" and folded(name) == folded(self.wanted)
+        is_free = what in ("left", f"is now {now}") and folded(name) == folded(self.wanted)
         if is_free and lacks_it and not self.requested:
-            self.request_name(self.wanted, by_user=True)
+            self.request_name(self.wanted)
 
     def remember(self, name: str) -> None:
         """Remembers somebody who is there."""
@@ -448,18 +418,15 @@ class ChatProtocol:
         self.unseen.add(command)
         self.outgoing += f"{command}\n".encode()
 
-    def request_name(self, name: str, by_user: bool = False) -> None:
+    def request_name(self, name: str) -> None:
         """Asks the room for a name. What is typed waits for the answer."""
-        assert self.phase is Phase.IN_ROOM
-        self.requested, self.requested_by_user = name, by_user
-        self.awaits_answer = True
+        self.requested = unicodedata.normalize("NFKC", name).strip()
+        self.accepts_input = False
         self.outgoing += f"/name {name}\n".encode()
 
     def give_password(self, password: bytes) -> None:
         """Takes what the user answered to `wants_password`."""
-        assert self.phase is Phase.AT_DOOR
         self.password = without_mark(password)
-        self.why = "not let in: the room didn't answer the password"
         self.outgoing += self.password + b"\n"
 
     def submit(self, line: Line) -> None:
@@ -472,43 +439,37 @@ class ChatProtocol:
             self.to_show.append(f"* not sent: {masked(line.command)} ({why})")
         elif line.command and line.alone:
             self.submit_command(line.command)
-        elif text.startswith("//") and line.alone:
-            self.say(text[1:])
-        elif text.strip():
-            self.say(line.text)
-
-    def say(self, text: str) -> None:
-        """Says a message."""
-        message = f"{self.name}: {text}"
-        size = len(message.encode())
-        if self.phase is Phase.IN_ROOM and size > MAX_MESSAGE:
-            self.to_show.append(f"* not said: a line of {size} bytes; a room takes {MAX_MESSAGE}")
-            return
-        self.spoke_outside = self.phase is not Phase.IN_ROOM
-        self.outgoing += f"{message}\n".encode()
-        self.to_show.append(message)
+        elif text:
+            message = text[1:] if text.startswith("//") and line.alone else line.text
+            self.to_show.append(f"{self.name}: {message}")
+            self.outgoing += f"{self.to_show[-1]}\n".encode()
 
     def submit_command(self, line: str) -> None:
         """Does a command, or passes it on to the room."""
         word, _, argument = line.partition(" ")
         argument, private = argument.strip(), MESSAGE_FOR.fullmatch(line)
-        if word in ("/name", "/nick") and argument:
-            self.request_name(argument, by_user=True)
-        elif word != "/ignore":
-            self.outgoing += f"{line}\n".encode()
-        elif not argument:
-            names = ", ".join(self.ignored.values())
-            self.to_show.append(f"* ignored: {names or 'nobody'}")
-        elif self.ignored.pop(folded(argument), None):
-            self.to_show.append(f"* what {argument} says is shown again")
+        if word == "/ignore":
+            self.ignore(argument)
+        elif word in ("/name", "/nick") and argument:
+            self.wanted = argument
+            self.request_name(argument)
         else:
-            self.ignored[folded(argument)] = argument
-            again = f"/ignore {argument} shows it again"
-            self.to_show.append(f"* what {argument} says is hidden; {again}")
+            self.outgoing += f"{line}\n".encode()
         if private:
             self.to_show.append(f"to {private[1]}{PRIVATE}: {private[2]}")
         elif word == "/help":
             self.to_show.append("* /ignore NAME: hide what NAME says, or show it again")
+
+    def ignore(self, name: str) -> None:
+        """Hides what somebody says, or shows it again; without a name, tells whom it ignores."""
+        if not name:
+            told = f"ignored: {', '.join(self.ignored.values()) or 'nobody'}"
+        elif self.ignored.pop(folded(name), None):
+            told = f"what {name} says is shown again"
+        else:
+            self.ignored[folded(name)] = name
+            told = f"what {name} says is hidden; /ignore {name} shows it again"
+        self.to_show.append(f"* {told}")
 
 
 class EchoProtocol(ChatProtocol):
@@ -520,15 +481,15 @@ class EchoProtocol(ChatProtocol):
         super().begin()
         self.phase = Phase.RELAY
         self.prompt = "send: "
-        self.awaits_answer = False
+        self.accepts_input = True
 
     def hear(self, line: str) -> None:
         self.to_show.append(f"recv: {line}")
-        self.awaits_answer, self.answered = False, True
+        self.accepts_input = True
 
     def submit(self, line: Line) -> None:
         self.outgoing += f"{line.text}\n".encode()
-        self.awaits_answer = True
+        self.accepts_input = False
 
 
 # --- Characters, words, columns ------------------------------------------------------------------
@@ -1393,58 +1354,40 @@ def open_console(plain: bool, timestamps: bool) -> Console:
 
 # --- Why there is no connection ------------------------------------------------------------------
 
-# What to tell the user, the most telling first: a host may have several addresses.
+# What to tell the user, the most telling first: a host may have several addresses. It goes by the
+# names of errors, OpenSSL's reasons, and the faults that it finds in certificates (X509_V_ERR_).
 WHY_NOT_CONNECTED = {
-    errno.ECONNREFUSED: "nobody listens there{advice}",
-    errno.ETIMEDOUT: "no answer; is it switched on, and does its firewall let port {port} through?",
-    errno.EHOSTUNREACH: "no way there; is it switched on, and in the same network?",
-    errno.ENETUNREACH: "no way there; is this machine in a network that leads to it?",
-    errno.EACCES: "this machine's firewall forbids it",
-    errno.EPERM: "this machine's firewall forbids it",
-    errno.EINVAL: "an address fe80:... needs its interface, such as fe80::1%eth0",
+    "ECONNREFUSED": "nobody listens there; start the server with: python3 {script} --port {port}, "
+    "and for other hosts --host ::",
+    "FAULT_10": "its certificate has expired; its owner has to renew it",
+    "FAULT_62 FAULT_64": "its certificate is not for {host}; connect by a name that is in it",
+    "FAULT_18 FAULT_19 FAULT_20 FAULT_21": "its certificate is from an unknown authority; "
+    "if it is a private one, give it with --tls-ca FILE",
+    "WRONG_VERSION_NUMBER HTTP_REQUEST RECORD_LAYER_FAILURE": "no TLS there; leave out --tls",
+    "UNEXPECTED_EOF_WHILE_READING SSLEOFError": "it closed the connection in the TLS handshake",
+    "ETIMEDOUT": "no answer; is it switched on, and does its firewall let port {port} through?",
+    "EHOSTUNREACH": "no way there; is it switched on, and in the same network?",
+    "ENETUNREACH": "no way there; is this machine in a network that leads to it?",
+    "EACCES EPERM": "this machine's firewall forbids it",
+    "EINVAL": "an address fe80:... needs its interface, such as fe80::1%eth0",
 }
 
 
-def why_no_address(error: Exception, host: str) -> str:
-    """Returns what to tell the user when the host's addresses couldn't be looked up."""
-    if isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN:
-        return f"no name server answers for {host}; check the network, or give the host's address"
-    return f"host {host} is unknown; check its name, or give its address"
+def cause(error: OSError) -> str:
+    """Returns what WHY_NOT_CONNECTED knows an error by."""
+    if ssl and isinstance(error, ssl.SSLError):
+        fault = getattr(error, "verify_code", 0)
+        return f"FAULT_{fault}" if fault else error.reason or type(error).__name__
+    return errno.errorcode.get(error.errno or 0, "").replace("WSA", "")  # as Windows names them
 
 
-def why_not_connected(codes: Sequence[int], port: int, script: str, here: bool) -> str:
-    """Returns what to tell the user when the connections to a host's addresses failed with these
-    error numbers. `script` is what to start there, if the user has to be told; `here` says that no
-    other machine can have the addresses."""
-    code = next((known for known in WHY_NOT_CONNECTED if known in codes), codes[-1])
-    others, option = ("", "") if here else (" for other hosts", " --host ::")
-    option += f" --port {port}" if port != PORT else ""
-    advice = f"{others}; start the server with: python3 {script}{option}" if script else ""
-    why = WHY_NOT_CONNECTED.get(code) or os.strerror(code)
-    return why.format(port=port, advice=advice)
-
-
-def is_loopback(address: str) -> bool:
-    """Says whether an address, as getaddrinfo() returns it, can only be this machine's."""
-    return address.startswith(("127.", "::ffff:127.")) or address in ("::1", "0.0.0.0", "::")
-
-
-def why_no_tls(error: ssl.SSLError, host: str) -> str:
-    """Returns what to tell the user when the handshake failed."""
-    if isinstance(error, ssl.SSLCertVerificationError):
-        if error.verify_code == 10:  # X509_V_ERR_CERT_HAS_EXPIRED
-            return f"the certificate of {host} has expired; its owner has to renew it"
-        if error.verify_code in (62, 64):  # X509_V_ERR_HOSTNAME_MISMATCH, _IP_ADDRESS_MISMATCH
-            return f"the certificate is not for {host}; connect by a name that is in it"
-        if error.verify_code in (18, 19, 20, 21):  # self-signed, or an issuer that isn't known
-            return (
-                f"the certificate of {host} is from an unknown authority; "
-                "if it is a private one, give it with --tls-ca FILE"
-            )
-        return f"the certificate of {host} can't be trusted: {error.verify_message}"
-    if error.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"):
-        return f"{host} does not speak TLS there; leave out --tls"
-    return f"no TLS with {host}: {error.reason or error}"
+def why_not_connected(errors: Sequence[OSError], host: str, port: int, script: str) -> str:
+    """Returns what to tell the user when the connections to a host's addresses have failed in these
+    ways; `script` is the server that was meant."""
+    causes, last = {cause(error) for error in errors}, errors[-1].strerror or str(errors[-1])
+    known = (why for names, why in WHY_NOT_CONNECTED.items() if causes & {*names.split()})
+    why = next(known, "{last}").format(host=host, port=port, script=script, last=last)
+    return f"cannot connect to port {port} on {host}: {why}"
 
 
 # --- The client and its sessions -----------------------------------------------------------------
@@ -1452,32 +1395,15 @@ def why_no_tls(error: ssl.SSLError, host: str) -> str:
 CONNECT_TIME = 10.0  # seconds for each address of a host, and for a TLS handshake
 QUESTION_TIME = 5.0  # seconds to wait for a question when we have a password to give
 ANSWER_TIME = 0.5  # seconds at least to wait for a welcome or an answer that may never come
-UNFINISHED_TIME = 0.5  # seconds to wait for the rest of a line that isn't a room's
-LINGER = 1.0  # seconds for the server to close after the user has left
+LINGER = 1.0  # seconds at least for the server to close after the user has left
 MAX_WAITING = 64 * 1024  # bytes that wait for a slow reader before we stop reading the other side
-MAX_NOTED = 20  # lines that wait to be sent and are shown one by one
-READ_TIME = 5.0  # seconds after which a server that still speaks has read what was sent
+QUIET_TIME = 60.0  # seconds after which a room that is silent is asked whether it is there
 LOST_TIME = 15.0  # seconds in which a room that was asked something has to be heard of
-SETTLE_TIME = 30.0  # seconds after which a connection is taken for one that lasts
 RETRY_DELAYS = (1, 30)  # seconds until the next try to connect again: doubled from the first on
 
-# The connection gets these, as far as the system has them: a network that is gone is then noticed
-# after two minutes, in silence (keepalive) or after words (TCP_USER_TIMEOUT, RFC 5482).
-SOCKET_OPTIONS = [
-    (level, getattr(socket, name), value)
-    for level, name, value in (
-        (socket.IPPROTO_TCP, "TCP_NODELAY", 1),
-        (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
-        (socket.IPPROTO_TCP, "TCP_KEEPIDLE", 60),  # seconds of silence before the first question
-        (socket.IPPROTO_TCP, "TCP_KEEPALIVE", 60),  # the same on macOS
-        (socket.IPPROTO_TCP, "TCP_KEEPINTVL", 15),  # seconds between questions
-        (socket.IPPROTO_TCP, "TCP_KEEPCNT", 4),  # questions without an answer
-        (socket.IPPROTO_TCP, "TCP_USER_TIMEOUT", 120_000),  # milliseconds
-    )
-    if hasattr(socket, name)
-]
-
 SIOCOUTQ = 0x5411 if sys.platform == "linux" else 0  # bytes that the peer has yet to acknowledge
+# What says that a socket isn't ready after all.
+NOT_READY = (BlockingIOError, *((ssl.SSLWantReadError, ssl.SSLWantWriteError) if ssl else ()))
 IN_DOUBT = "what you said last may not have arrived"
 
 
@@ -1494,6 +1420,7 @@ class Client:
         protocol: ChatProtocol,
         host: str = HOST,
         port: int = PORT,
+        addresses: Sequence[Any] = (),
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self.console = console
@@ -1501,11 +1428,13 @@ class Client:
         self.protocol = protocol
         self.host = host
         self.port = port
+        self.addresses = addresses  # as getaddrinfo() returns them
         self.tls = tls
         self.sockets = ExitStack()  # closes that of the connection, and one that never became one
+        self.was_connected = False
         self.delay: float = RETRY_DELAYS[0]  # seconds until the next try
         self.trouble = ""  # the last that the user was told; none while there is a connection
-        self.noted = 0  # of the lines that wait to be sent, how many the user was told of
+        self.doing = ""  # what the user sees while there is no connection
         self.patience = ANSWER_TIME  # seconds to wait for the server's answer
 
     def run(self) -> None:
@@ -1514,89 +1443,83 @@ class Client:
         if not (self.protocol.is_echo or self.ask_name()):
             return
         with self.sockets:
-            sock = self.connect()
             while True:
                 try:
-                    Session(self, sock).run()
+                    Session(self, self.connect()).run()
                     return
                 except Disconnected as failure:
                     self.sockets.close()
                     self.tell_lost(failure)
-                sock = self.reconnect()
+                self.pause()
 
     def ask_name(self) -> bool:
-        """Asks the user for a name, unless there is one; says whether there is, and not the end of
-        input. Raises Failure if that isn't somebody's wish to leave."""
+        """Asks the user for a name, unless there is one; says whether there is, and not the wish to
+        leave. Raises Failure if nobody sits there who could be asked again."""
         console, protocol = self.console, self.protocol
-        while not protocol.wanted and (console.typed or not console.ended):
+        while not protocol.wanted:
             console.invite("name: ", ask=True)
-            if not console.typed:
+            if not (console.typed or console.ended):
                 self.turn()
                 continue
-            line = console.take()
-            console.echo_typed(f"name: {masked(line.text)}")
+            at_end = Line("exit" if console.attended else "/")  # of a script, there is no name
+            line = console.take() if console.typed else at_end
             if line.leaves:
                 console.typed.clear()
                 return False
-            if not line.command:  # else each message would begin with it
-                protocol.wanted = line.text.strip()
-            elif console.attended:
+            if line.command and not console.attended:
+                first = "or the first line of the input"
+                raise Failure(f"no name was given; use --name NAME, {first}")
+            console.echo_typed(f"name: {masked(line.text)}")
+            if line.command:  # each message would begin with it
                 console.show("* a name does not begin with a slash")
             else:
-                break
+                protocol.wanted = line.text.strip()
         console.prompt = ""
-        if not protocol.wanted and not console.attended:
-            raise Failure("no name was given; use --name NAME, or the first line of the input")
-        return bool(protocol.wanted)
+        return True
 
-    def ask_password(self) -> bool:
-        """Gets the password from the user, if the room wants it; says whether it still does."""
+    def ask_password(self) -> None:
+        """Gets the password from the user, if the room wants it."""
         typed = self.console.typed  # without knowing of the question: it is said behind the door
         if self.protocol.wants_password and not (typed and typed[0].leaves):
             password = self.console.ask_secret("password: ")
             if password is not None:
                 self.protocol.give_password(password)
-        return self.protocol.wants_password
 
     def tell_lost(self, failure: Disconnected) -> None:
         """Tells the user that there is no connection, unless that is known, and what became of the
         lines that went out last. Raises the failure if nobody would wait for another try."""
-        why = str(failure)
-        asked_again = self.protocol.wants_password and self.console.attended
-        if not asked_again and (self.protocol.is_echo or not self.console.interactive):
+        console, protocol, why = self.console, self.protocol, str(failure)
+        asked_again = protocol.wants_password and console.attended
+        in_vain = not self.was_connected or ("--tls" in why and not protocol.was_room)
+        if not asked_again and (in_vain or protocol.is_echo or not console.interactive):
             raise failure
         if why != self.trouble or asked_again:
-            self.console.show(f"* {why}")
+            console.show(f"* {why}")
         self.trouble = why
-        if self.console.doubtful:
-            self.console.show(f"* {IN_DOUBT}:")
-        for line in self.console.doubtful:
-            self.console.show(f"*   {line}")
-        self.console.doubtful = []
+        if console.doubtful:
+            console.show(f"* {IN_DOUBT}:")
+        for line in console.doubtful:
+            console.show(f"*   {line}")
+        console.doubtful = []
 
     # The loop
 
     def turn(self, *more: tuple[Any, int, Callable[[int], object]]) -> None:
-        """Waits until something can be moved or is due, and does it. `more` is what to wait for
-        apart from the console's files."""
+        """Waits until something can be moved or is due, and does it; of what is due, the first.
+        `more` is what to wait for apart from the console's files."""
+        self.ask_password()
         self.console.update()
-        first = min(self.timers.values(), default=NEVER)
+        left = None if not self.timers else max(0.0, min(self.timers.values()) - time.monotonic())
         with Selector() as selector:
             for file, events, handler in [*self.console.files(), *more]:
                 if events:
                     selector.register(file, events, handler)
-            left = None if first == NEVER else max(0.0, first - time.monotonic())
             for key, ready in selector.select(left):
                 key.data(ready)
-        self.do_what_is_due()
-
-    def do_what_is_due(self) -> None:
-        """Takes the actions whose time has come."""
-        now = time.monotonic()
-        for action in [one for one, due in self.timers.items() if due <= now]:
-            if self.timers.get(action, NEVER) <= now:  # another may have set or dropped it
-                del self.timers[action]
-                action()
+        first = min(self.timers, key=self.timers.__getitem__, default=None)
+        if first and self.timers[first] <= time.monotonic():
+            del self.timers[first]
+            first()
 
     def wait(self, seconds: float, sock: socket.socket | None = None, events: int = 0) -> bool:
         """Lets some time pass while there is no session, or waits for events on a socket; says
@@ -1606,14 +1529,15 @@ class Client:
         came: list[int] = []
         files = [(sock, events, came.append)] if sock else []
         self.timers[self.stop_waiting] = time.monotonic() + seconds
-        while self.ask_password() or (not came and self.stop_waiting in self.timers):
+        while self.protocol.wants_password or (not came and self.stop_waiting in self.timers):
             if console.interactive and console.wants_to_leave():
                 longer = LINGER if console.unsent() else 0.0
                 self.timers.setdefault(self.leave, time.monotonic() + longer)
-            if not files:
-                self.note_unsent()
+            unsent = f", lines that wait: {len(console.unsent())}" if console.unsent() else ""
+            console.status = f"({self.doing}{unsent}) "
             self.turn(*files)
-        self.timers.pop(self.stop_waiting, None)
+        for action in (self.stop_waiting, self.leave):
+            self.timers.pop(action, None)
         return bool(came)
 
     def stop_waiting(self) -> None:
@@ -1625,66 +1549,42 @@ class Client:
             raise Failure("left without a connection")
         raise KeyboardInterrupt
 
+    def pause(self) -> None:
+        """Waits, ever longer, before the next try to connect. Raises what wait() raises."""
+        # So that, when a room starts again, not everyone comes at the same moment.
+        seconds = self.delay * random.uniform(0.5, 1.0)
+        self.delay = min(2 * self.delay, RETRY_DELAYS[1])
+        self.doing = f"trying again in {seconds:.1f} s"
+        self.wait(seconds)
+
     # Connecting
 
     def connect(self) -> socket.socket:
-        """Connects to the first address of the host that answers. Raises Disconnected, Failure if
-        the host can't be trusted, and what wait() raises."""
-        self.console.status = "(connecting) "
-        addresses = self.look_up()
-        codes = []
-        for family, kind, number, _, address in addresses:
+        """Connects to the first address of the host that answers. Raises Disconnected, and what
+        wait() raises."""
+        self.doing = "connecting"
+        errors = []
+        for family, kind, number, _, address in self.addresses:
             started = time.monotonic()
             self.sockets.close()
             try:  # even a socket may be refused, such as one for IPv6 where that is switched off
                 sock = self.sockets.enter_context(socket.socket(family, kind, number))
                 self.connect_to(address, sock)
-            except OSError as error:
-                codes.append(error.errno or 0)
-            else:
                 sock = self.shake_hands(sock, self.tls) if self.tls else sock
+            except OSError as error:
+                errors.append(error)
+            else:
                 took = time.monotonic() - started
                 self.patience = min(max(ANSWER_TIME, 4 * took), CONNECT_TIME)
                 return sock
-        here = all(is_loopback(str(address[0])) for *_, address in addresses)
-        # Whoever runs a server that was there knows how to start it.
         script = "echo_server.py" if self.protocol.is_echo else "chat_server.py"
-        why = why_not_connected(codes, self.port, "" if self.trouble else script, here)
-        raise Disconnected(f"cannot connect to port {self.port} on {self.host}: {why}")
-
-    def look_up(self) -> list[Any]:
-        """Returns the host's addresses, as getaddrinfo() does. Raises what connect() raises.
-
-        A thread asks for them: it can take a minute, during which the keys have to work.
-        """
-        found: list[Any] = []
-        try:
-            done, asking = socket.socketpair()
-        except OSError as error:
-            raise Disconnected(f"cannot look up {self.host}: {error.strerror}") from None
-
-        def ask() -> None:
-            with asking:  # its close tells the loop
-                try:
-                    found.append(socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM))
-                except (OSError, UnicodeError) as error:  # UnicodeError: a name no host can have
-                    found.append(error)
-
-        try:
-            threading.Thread(target=ask, daemon=True).start()
-        except RuntimeError:  # the system has none left: then the keys have to wait
-            ask()
-        with done:
-            self.wait(NEVER, done, EVENT_READ)
-        if isinstance(found[0], Exception):
-            raise Disconnected(why_no_address(found[0], self.host))
-        return list(found[0])
+        raise Disconnected(why_not_connected(errors, self.host, self.port, script))
 
     def connect_to(self, address: Any, sock: socket.socket) -> None:
         """Connects the socket. Raises OSError, and what wait() raises."""
         sock.setblocking(False)
-        for level, option, value in SOCKET_OPTIONS:
-            sock.setsockopt(level, option, value)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         code = sock.connect_ex(address)
         if code in (errno.EINPROGRESS, errno.EWOULDBLOCK):
             code = errno.ETIMEDOUT
@@ -1694,59 +1594,18 @@ class Client:
             raise OSError(code, os.strerror(code))
 
     def shake_hands(self, plain: socket.socket, tls: ssl.SSLContext) -> socket.socket:
-        """Returns the socket with TLS around it. Raises Failure if that can't be trusted."""
-        host, deadline = self.host, time.monotonic() + CONNECT_TIME
+        """Returns the socket with TLS around it. Raises OSError, and what wait() raises."""
+        deadline = time.monotonic() + CONNECT_TIME
         # No certificate has the scope of an address in it, or the dot that may end a full name.
-        name = host.partition("%")[0].rstrip(".")
-        try:
-            sock = tls.wrap_socket(plain, server_hostname=name, do_handshake_on_connect=False)
-            self.sockets.push(sock)
-            while events := handshake_events(sock):
-                if not self.wait(deadline - time.monotonic(), sock, events):
-                    raise Disconnected(f"{host} does not answer in TLS; does it speak it?")
-            return sock
-        except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
-            raise Disconnected(f"{host} closed the connection in the TLS handshake") from None
-        except ssl.SSLError as error:
-            raise Failure(why_no_tls(error, host)) from None
-        except OSError as error:
-            raise Disconnected(f"no TLS with {host}: {error.strerror}") from None
-
-    def reconnect(self) -> socket.socket:
-        """Connects again, trying ever more rarely, once the password is known that the room wants.
-        Raises what wait() raises."""
+        name = self.host.partition("%")[0].rstrip(".")
+        sock = tls.wrap_socket(plain, server_hostname=name, do_handshake_on_connect=False)
+        self.sockets.push(sock)
         while True:
-            seconds = 0.0
-            if not self.protocol.wants_password:
-                # So that, when a room starts again, not everyone comes at the same moment.
-                seconds = self.delay * random.uniform(0.5, 1.0)
-                self.delay = min(2 * self.delay, RETRY_DELAYS[1])
-                self.console.status = f"(trying again in {seconds:.1f} s) "
-            self.wait(seconds)
-            try:
-                return self.connect()
-            except Disconnected as failure:
-                self.tell_lost(failure)
-
-    def note_unsent(self) -> None:
-        """Tells the user of the lines that wait to be sent, each once."""
-        lines = self.console.unsent()
-        new, self.noted = lines[self.noted :], len(lines)
-        if len(new) > MAX_NOTED:
-            new = [f"{len(new):,} lines"]
-        for line in new:
-            self.console.show(f"* not sent yet: {line}")
-
-
-def handshake_events(sock: ssl.SSLSocket) -> int:
-    """Shakes hands; returns what has to be waited for before that can go on, 0 if it is done."""
-    try:
-        sock.do_handshake()
-        return 0
-    except ssl.SSLWantReadError:
-        return EVENT_READ
-    except ssl.SSLWantWriteError:
-        return EVENT_WRITE
+            with suppress(ssl.SSLWantReadError):
+                sock.do_handshake()
+                return sock
+            if not self.wait(deadline - time.monotonic(), sock, EVENT_READ):
+                raise OSError(0, "no answer in TLS; does it speak it?")
 
 
 def unacknowledged(sock: socket.socket) -> int:
@@ -1773,52 +1632,44 @@ class Session:
         self.framer = LineFramer(MAX_LINE)
         # What the user has to be told of the connection before doesn't keep us from this one.
         self.max_waiting = MAX_WAITING + self.console.waiting()
-        self.tls_wants = 0  # EVENT_WRITE while TLS has to send before anything else, else 0
-        self.silent = True  # the server has not said anything yet
-        self.over = False  # the server has ended the stream, or there is no use in going on
+        self.over = False  # the server has ended the stream, or the user waits no longer
         self.lost = ""  # why it is over, if that was not as it should be
         self.left = False  # the user has said all and wants to go
-        self.gone = False  # and waits no longer
         self.stream_ended = False  # our direction of the stream is
         # What was said: the bytes that the system has taken; the lines that may not have arrived,
-        # each with the number of bytes up to its end; and how many bytes there were, and when, as
-        # the server was last asked whether it has heard all of them, until it answers.
+        # each with the number of bytes up to its end; and how many bytes there were when the room
+        # was asked whether it has heard them, until it answers.
         self.sent = 0
         self.said: deque[tuple[int, Line]] = deque(maxlen=25_000)
-        self.asked: tuple[int, float] | None = None
-        self.linger = max(LINGER, client.patience)  # seconds for a server that is to close, too
+        self.asked = 0
+        client.was_connected = True
 
     def run(self) -> None:
         """Talks until it is over, or the user has left. Raises Disconnected if that wasn't the
         user's will, and Failure if there is no use in trying again."""
-        self.timers.pop(self.client.leave, None)
         self.protocol.begin()
         least = QUESTION_TIME if self.protocol.password else 0.0
         self.timers[self.stop_waiting] = time.monotonic() + max(least, self.client.patience)
-        self.timers[self.settle] = time.monotonic() + SETTLE_TIME
         self.console.candidates = self.protocol.candidates
         self.console.prompt, self.console.status = self.protocol.prompt, ""
         try:
-            while not (self.over or self.gone):
-                self.client.ask_password()
+            while not self.over:
                 self.forward_typed()
-                self.ask()
+                if self.said and not self.asked and not self.stream_ended:
+                    self.ask()
                 self.see_off()
-                self.client.turn((self.sock, self.events(), self.serve))
+                reading = EVENT_READ if self.can_read() else 0
+                writing = EVENT_WRITE if self.protocol.outgoing else 0
+                self.client.turn((self.sock, reading | writing, self.serve))
         finally:
-            for action in (self.stop_waiting, self.settle, self.go, self.lose, self.hear_rest):
+            for action in (self.stop_waiting, self.end, self.lose):
                 self.timers.pop(action, None)
+            self.show()
             self.close_ledger()
         self.raise_failure()
 
-    def stop_waiting(self) -> None:
-        """What was waited for may never come."""
-        self.protocol.stop_waiting()
-        self.show()
-
     def settle(self) -> None:
         """The connection is one that lasts, to one of our rooms or else for a while already."""
-        self.timers.pop(self.settle, None)
         if self.client.trouble:
             self.console.show("* connected again")
         self.client.trouble = ""
@@ -1826,66 +1677,61 @@ class Session:
 
     def raise_failure(self) -> None:
         """Raises what has gone wrong, if anything has."""
-        protocol, doubtful = self.protocol, self.console.doubtful
-        disconnected = Failure if self.left or protocol.hopeless else Disconnected
-        in_vain = protocol.outgoing or self.console.unsent()
-        if protocol.why and (self.over or not self.console.attended):
+        protocol, console = self.protocol, self.console
+        disconnected = Failure if self.left else Disconnected
+        leaves = console.attended and (self.left or console.wants_to_leave())
+        in_vain = bool(protocol.outgoing or console.unsent() or console.doubtful)
+        if protocol.why and not leaves:
             raise disconnected(protocol.why)
         # A reset after a farewell is only a rude way to close, unless something was said just then.
-        if self.lost and not (self.left and not in_vain and not doubtful):
+        if self.lost and (in_vain or not self.left):
             raise disconnected(f"lost the connection: {self.lost}")
         if in_vain:
-            raise Failure("left before everything was sent")
-        if doubtful:
             raise Failure("left before everything had arrived")
-        if protocol.refused and not self.console.attended:
+        if protocol.refused and not console.attended:
             raise Failure("not everything was sent, as no chat room has answered")
 
     # What was said
 
     def ask(self) -> None:
-        """Asks the server whether it has heard what was said. One that can't be asked has, if it
-        still speaks a while later."""
-        protocol = self.protocol
-        is_free = "/ping" not in protocol.unseen and (protocol.knows_ping or not protocol.outgoing)
-        if self.said and not self.asked and is_free and not self.stream_ended:
-            if protocol.knows_ping:
-                protocol.ask("/ping")
-            self.asked = self.sent + len(protocol.outgoing), time.monotonic()
-        if self.said and "/ping" in protocol.unseen and self.lose not in self.timers:
-            self.timers[self.lose] = time.monotonic() + LOST_TIME
+        """Asks a room whether it has heard what was said."""
+        if self.protocol.phase is Phase.IN_ROOM:
+            self.protocol.ask("/ping")
+            self.asked = self.sent + len(self.protocol.outgoing)
+            self.expect_answer()
+
+    def expect_answer(self) -> None:
+        """Begins the time anew in which a room has to be heard of."""
+        if self.protocol.phase is Phase.IN_ROOM:
+            seconds = LOST_TIME if self.asked else QUIET_TIME
+            self.timers[self.lose] = time.monotonic() + seconds
 
     def lose(self) -> None:
-        """The server was asked something, and is silent."""
-        if self.can_read():
+        """The room is silent: asks whether it is there; if that was asked, it isn't."""
+        if not self.can_read():  # the silence is ours
+            self.expect_answer()
+        elif self.asked or self.stream_ended:
             self.end(f"no answer for {LOST_TIME:.0f} s")
-        else:  # the silence is ours
-            self.timers[self.lose] = time.monotonic() + LOST_TIME
+        else:
+            self.ask()
 
     def confirm(self) -> None:
-        """The server has said something: does that show that it has heard what was said?"""
-        now = time.monotonic()
-        if self.lose in self.timers:
-            self.timers[self.lose] = now + LOST_TIME
-        speaks = self.protocol.phase in (Phase.RELAY, Phase.IN_ROOM)
-        guessed = speaks and "/ping" not in self.protocol.unseen
-        was_read = self.asked and guessed and now >= self.asked[1] + READ_TIME
-        if self.protocol.answered or was_read:
-            while self.said and self.asked and self.said[0][0] <= self.asked[0]:
+        """The server has said something: forgets what that shows to have been heard. Whoever can't
+        be asked has heard all, if it still speaks."""
+        heard = self.sent if self.protocol.phase is Phase.RELAY else self.asked
+        if "/ping" not in self.protocol.unseen:
+            while self.said and self.said[0][0] <= heard:
                 self.said.popleft()
-            self.asked, self.protocol.answered = None, False
-            self.timers.pop(self.lose, None)
+            self.asked = 0
+        self.expect_answer()
 
     def close_ledger(self) -> None:
-        """Leaves to the console what may not have arrived: lines to be sent, lines to be told."""
-        unsent = [line for end, line in self.said if end > self.sent]
-        self.console.typed.extendleft(reversed(unsent))
-        last = self.sent if self.lost else 0  # bytes that may not have arrived
-        if not self.over:
-            overhead = 22 if self.client.tls else 0  # of a record, at least (RFC 8446, 5.2)
-            last = max(unacknowledged(self.sock) - self.stream_ended - overhead, 0)
-        taken = [line for end, line in self.said if self.sent - last < end <= self.sent]
-        self.console.doubtful = [masked(line.text) for line in taken]
+        """Leaves to the console the lines that may not have arrived."""
+        overhead = 22 if self.client.tls else 0  # of a record, at least (RFC 8446, 5.2)
+        arrived = self.sent + self.stream_ended + overhead - unacknowledged(self.sock)
+        if self.lost or self.protocol.phase is Phase.AT_DOOR:  # there, nothing is heard
+            arrived = 0
+        self.console.doubtful = [masked(line.text) for end, line in self.said if end > arrived]
 
     # From the user
 
@@ -1895,67 +1741,68 @@ class Session:
         while protocol.accepts_input and not self.left and len(protocol.outgoing) < MAX_WAITING:
             console.invite(protocol.prompt, protocol.is_echo)
             if not console.typed:
-                if console.ended and console.attended:  # Ctrl-D
-                    self.leave()
+                self.left = console.ended and console.attended  # Ctrl-D
                 break
             line = console.take()
-            self.client.noted = 0
+            self.timers.pop(self.end, None)
             if line.leaves:
-                self.leave()
+                self.left = True
+                console.typed.clear()
                 console.echo_typed((protocol.prompt if protocol.is_echo else "") + line.text)
-                break
-            before = len(protocol.outgoing)
-            protocol.submit(line)
-            if len(protocol.outgoing) > before:
-                self.said.append((self.sent + len(protocol.outgoing), line))
-            self.timers[self.stop_waiting] = time.monotonic() + self.client.patience
-            # A chat shows its own message; a command, or what an echo server gets, stays as typed.
-            if line.text.strip() and not protocol.to_show:
-                console.echo_typed(protocol.prompt + masked(line.text))
-            self.show()
+            else:
+                self.forward(line)
 
-    def leave(self) -> None:
-        """Takes nothing more from the user, who wants to go."""
-        self.left = True
-        self.console.typed.clear()
-        self.timers[self.go] = time.monotonic() + self.linger
-
-    def go(self) -> None:
-        """Whoever wants to go is kept no longer."""
-        self.gone = True
+    def forward(self, line: Line) -> None:
+        """Lets the protocol have a line, and the user see it."""
+        protocol = self.protocol
+        before = len(protocol.outgoing)
+        protocol.submit(line)
+        if len(protocol.outgoing) > before:
+            self.said.append((self.sent + len(protocol.outgoing), line))
+        self.timers[self.stop_waiting] = time.monotonic() + self.client.patience
+        # A chat shows its own message; a command, or what an echo server gets, stays as typed.
+        if line.text.strip() and not protocol.to_show:
+            self.console.echo_typed(protocol.prompt + masked(line.text))
+        self.show()
 
     def see_off(self) -> None:
-        """Ends our direction of the stream when all is said; until then, whoever wants to go is
-        kept for an answer only for a while."""
-        console, protocol = self.console, self.protocol
-        no_more = self.left or (console.ended and not console.typed)
-        stuck = len(protocol.outgoing) >= MAX_WAITING or not protocol.accepts_input
-        if no_more and not stuck and not protocol.outgoing and not self.stream_ended:
-            self.end_stream()
-        if stuck and console.wants_to_leave():
-            self.timers.setdefault(self.go, time.monotonic() + self.linger)
-        elif not self.left:
-            self.timers.pop(self.go, None)
-
-    def end_stream(self) -> None:
-        """Ends our direction of the stream. The server then sends what is left and closes.
+        """Ends our direction of the stream when all is said. The server then sends what is left and
+        closes. Whoever wants to go waits for that only for a while after the last that went out.
 
         To close ourselves, with input unread, would reset the connection, and a reset destroys what
         is still on its way.
         """
-        self.stream_ended = True
-        if self.left:
-            self.timers[self.go] = time.monotonic() + self.linger
-        with suppress(OSError):
-            # The plain socket's: after that of TLS nothing that still comes would be decrypted.
-            socket.socket.shutdown(self.sock, socket.SHUT_WR)
+        console, protocol = self.console, self.protocol
+        no_more = self.left or (console.ended and not console.typed)
+        if no_more and protocol.accepts_input and not (protocol.outgoing or self.stream_ended):
+            self.stream_ended = True
+            self.timers.pop(self.end, None)
+            with suppress(OSError):
+                # The plain socket's: after that of TLS nothing that still comes would be decrypted.
+                socket.socket.shutdown(self.sock, socket.SHUT_WR)
+        if self.left or console.wants_to_leave():
+            linger = max(LINGER, self.client.patience)
+            self.timers.setdefault(self.end, time.monotonic() + linger)
+
+    def stop_waiting(self) -> None:
+        """What was waited for may never come: an answer, or the end of a line."""
+        rest = terminal_text(self.framer.partial)
+        late = [line[: len(rest)] for line in (WELCOME, PASSWORD_QUESTION, WRONG_PASSWORD)]
+        if not self.can_read():  # the silence is ours
+            self.timers[self.stop_waiting] = time.monotonic() + self.client.patience
+        elif self.protocol.phase is not Phase.IN_ROOM and rest not in late:
+            self.hear(self.framer.finish())
+        self.protocol.stop_waiting()
+        if self.protocol.accepts_input:
+            self.settle()
+        self.show()
 
     def show(self) -> None:
         """Puts out what the protocol has to show."""
         protocol, console = self.protocol, self.console
         if protocol.phase is Phase.IN_ROOM:
             self.settle()
-        if protocol.why and protocol.awaits_answer and console.interactive:
+        if protocol.phase is Phase.WAITING and not protocol.accepts_input and console.interactive:
             return  # it may be all that there will be: then it is the reason that is told
         console.painter.me = protocol.name
         for line in protocol.to_show:
@@ -1967,44 +1814,33 @@ class Session:
 
     # The socket
 
-    def events(self) -> int:
-        """Returns what to wait for at the socket now."""
-        reading = EVENT_READ if self.can_read() else 0
-        return self.tls_wants or reading | (EVENT_WRITE if self.protocol.outgoing else 0)
-
     def can_read(self) -> bool:
         """Says whether the user reads as fast as the server writes."""
         return self.console.waiting() < self.max_waiting
 
     def serve(self, events: int) -> None:
         """Receives and sends once, as the socket is ready for it."""
-        if self.tls_wants:  # whatever TLS was stuck in can go on
-            self.tls_wants, events = 0, EVENT_READ | EVENT_WRITE
         try:
             # A TLS record has at most 16 KiB, so nothing that is decrypted stays behind unseen.
             if events & EVENT_READ:
                 self.receive(self.sock.recv(RECEIVE_SIZE))
             if events & EVENT_WRITE and self.protocol.outgoing and not self.over:
                 self.send()
-        except BlockingIOError:  # readiness is a hint, not a promise
+        except NOT_READY:  # readiness is a hint, not a promise
             pass
         except OSError as error:
-            if ssl and isinstance(error, ssl.SSLWantWriteError):
-                self.tls_wants = EVENT_WRITE
-            elif not (ssl and isinstance(error, ssl.SSLWantReadError)):
-                self.end(error.strerror or str(error))
+            self.end(error.strerror or str(error))
 
     def send(self) -> None:
         """Sends what the system takes. As long as that is something, there is time."""
         size = self.sock.send(self.protocol.outgoing)
         del self.protocol.outgoing[:size]
         self.sent += size
-        for action, seconds in ((self.go, self.linger), (self.lose, LOST_TIME)):
-            if action in self.timers:
-                self.timers[action] = time.monotonic() + seconds
+        self.timers.pop(self.end, None)
+        self.expect_answer()
 
     def end(self, lost: str = "") -> None:
-        """It is over; `lost` says why, if that isn't as it should be."""
+        """It is over: `lost` says why, or else whoever wants to go has waited long enough."""
         self.over, self.lost = True, lost
 
     def receive(self, data: bytes) -> None:
@@ -2012,11 +1848,10 @@ class Session:
         # Once we have said all, it may close; but if that was nothing, a room would have spoken.
         may_close = self.stream_ended and (self.left or self.sent or self.protocol.is_echo)
         wants_tls = data.startswith(b"\x15\x03") or not (data or may_close)  # RFC 8446, 5.1: alert
-        if self.silent and wants_tls and not self.client.tls:
+        unheard = self.protocol.phase is Phase.WAITING and not self.framer.partial
+        if unheard and wants_tls and not self.client.tls:
             self.end("the server closed it without a word; if it speaks TLS, use --tls")
-            self.protocol.hopeless = not self.protocol.was_room
             return
-        self.silent = False
         chunk, too_long = self.framer.feed(data)
         if not data:
             self.end("" if self.stream_ended else "the server closed it")
@@ -2031,29 +1866,15 @@ class Session:
         before = len(protocol.outgoing)
         for line in chunk.split(b"\n")[:-1]:
             protocol.hear(terminal_text(line))
-        if protocol.over:
-            self.end()
-            self.sent = 0
-        else:
             self.confirm()
+        asks = len(protocol.outgoing) > before
+        # Some servers end no line. Ours does, so there the rest is only late.
+        is_unfinished = self.framer.partial and protocol.phase is not Phase.IN_ROOM
         if self.stream_ended:  # too late for the name that a late welcome asks for
             protocol.outgoing.clear()
-        elif len(protocol.outgoing) > before:  # a question
+        elif asks or is_unfinished:
             self.timers[self.stop_waiting] = time.monotonic() + self.client.patience
-        # Some servers end no line. Ours does, so there the rest is only late.
-        rest = terminal_text(self.framer.partial)
-        late = [line[: len(rest)] for line in (WELCOME, PASSWORD_QUESTION, WRONG_PASSWORD)]
-        self.timers.pop(self.hear_rest, None)
-        if self.framer.partial and rest not in late and protocol.phase is not Phase.IN_ROOM:
-            self.timers[self.hear_rest] = time.monotonic() + UNFINISHED_TIME
         self.show()
-
-    def hear_rest(self) -> None:
-        """The rest of a line doesn't come."""
-        if self.can_read():
-            self.hear(self.framer.finish())
-        else:  # the silence is ours
-            self.timers[self.hear_rest] = time.monotonic() + UNFINISHED_TIME
 
 
 # --- The process ---------------------------------------------------------------------------------
@@ -2067,49 +1888,28 @@ class Disconnected(Failure):
     """There is no connection, or no more."""
 
 
-class Terminated(Exception):
-    """A signal told us to end; the argument is its number."""
-
-
-class LossyStream(io.TextIOBase):
-    """Standard output or error that never waits for its reader: lines that aren't taken at once are
-    lost, and the next that can be written comes after one that says how many. The descriptor has to
-    stay a blocking one, as the shell shares it: so each write is small, and made only if there is
-    room. Python's own stream would wait, and in the end make the exit status 120."""
+class Output(io.TextIOBase):
+    """Standard output or error for our last words: what it doesn't take at once is lost, and keeps
+    us no longer. Python's own stream would wait, and in the end make the exit status 120."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
-        self.can_fill = os.name == "posix" and not os.path.isfile(descriptor)
-        # What there is room for if there is any: in a pipe 512 bytes or more (POSIX, PIPE_BUF); in
-        # a terminal on Linux 256, but perhaps not a newline after them.
-        self.piece = re.compile(rb"\n|.{1,128}" if os.isatty(descriptor) else rb"(?s).{1,512}")
-        self.lost = 0  # lines, since the last that was written
-        self.why = ""  # the reason for that
 
     def write(self, text: str) -> int:
-        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()) if self.lost else ""
-        gap = f"\n{now} lines lost here: {self.lost} ({self.why})\n" if self.lost else ""
-        data = (gap + text).encode("utf-8", "backslashreplace")
-        try:
-            while data:
-                if self.can_fill and not select.select([], [self.descriptor], [], 0)[1]:
-                    raise BlockingIOError(errno.EAGAIN, "nobody is reading it")
-                data = data[os.write(self.descriptor, next(self.piece.finditer(data))[0]) :]
-        except OSError as error:
-            self.why = str(error.strerror)
-        missing, lines = data.count(b"\n"), text.count("\n")
-        self.lost = missing if missing <= lines else self.lost + lines  # else the gap is unreported
+        with suppress(OSError):
+            if ONLY_SOCKETS or is_ready(self.descriptor, EVENT_WRITE):
+                os.write(self.descriptor, text.encode("utf-8", "backslashreplace"))
         return len(text)
 
 
-def open_standard_streams() -> None:
+def open_outputs() -> None:
     """Makes standard output and error ones that never wait. Opens the null device in place of each
-    standard stream that is closed: a socket would get its descriptor, and with it the log."""
+    standard stream that is closed: a socket would get its descriptor, and with it our words."""
     descriptor = 0
     while descriptor < 3:
         descriptor = os.open(os.devnull, os.O_RDWR)  # the lowest that is free
     os.close(descriptor)
-    sys.stdout, sys.stderr = sys.stdout and LossyStream(1), LossyStream(2)  # None if closed
+    sys.stdout, sys.stderr = sys.stdout and Output(1), Output(2)  # None if closed
 
 
 def open_signal_socket(*numbers: int) -> socket.socket:
@@ -2128,11 +1928,11 @@ def open_signal_socket(*numbers: int) -> socket.socket:
 
 
 def raise_for_signal(number: int, _: Any) -> None:
-    """Ends the client as a signal wants it: raises KeyboardInterrupt or Terminated. The loop calls
+    """Ends the client as a signal wants it: raises KeyboardInterrupt or SystemExit. The loop calls
     it; where no loop runs, it is the signal's handler."""
     if number == signal.SIGINT:
         raise KeyboardInterrupt
-    raise Terminated(number)
+    raise SystemExit(128 + number)  # as a shell says it
 
 
 def is_ready(file: int | socket.socket, events: int, seconds: float = 0) -> bool:
@@ -2202,39 +2002,27 @@ def parse_known(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> 
 def host_and_port(host: str, port: str | None) -> tuple[str, int]:
     """Returns where to connect, from HOST and PORT, or HOST:PORT alone. An IPv6 address has more
     than one colon, and needs brackets only before a port. Raises ArgumentTypeError."""
-    given = host
     name, colon, joined = host.rpartition(":")
-    if colon and "/" not in joined and (":" not in name or name.endswith("]")):
-        if port is not None:
-            raise argparse.ArgumentTypeError(f"the port is given twice, in {host} and as {port}")
-        if not joined:
-            raise argparse.ArgumentTypeError(f"no port is given after {name}")
-        host, port = name, joined
-    if host.isdecimal() and int(host) <= 65535:
-        first = f"{host} is a port; type the host first: {port or HOST} {host}"
-        raise argparse.ArgumentTypeError(first)
-    host = host_name(host)
-    if not host.isprintable() or re.search(r"[][\s/@\\]|^$", host):
-        raise argparse.ArgumentTypeError(f"{given} is not a host; type its name or address alone")
-    number = PORT if port is None else port_number(port)
-    if number == 0:
-        raise argparse.ArgumentTypeError("nobody can listen on port 0")
-    return host, number
+    if not colon or port is not None or (":" in name and not name.endswith("]")):
+        name, joined = host, str(PORT) if port is None else port
+    name = host_name(name)
+    is_port = name.isdecimal() and int(name) <= 65535
+    if is_port or not name.isprintable() or re.search(r"[][\s/@\\]|^[^:]*:[^:]*$|^$", name):
+        raise argparse.ArgumentTypeError(f"{host} is not a host; type it first, then the port")
+    return name, port_number(joined)
 
 
 def name_option(text: str) -> str:
     """Returns the user's name. Raises ArgumentTypeError, which argparse shows."""
     # A command line can hold bytes that aren't UTF-8, and control characters.
     name = terminal_text(os.fsencode(text)).strip()
-    if not name:  # such as a variable of the shell that isn't set
-        raise argparse.ArgumentTypeError("no name is given")
-    if name.startswith("/"):  # each message would begin with it
-        raise argparse.ArgumentTypeError("a name does not begin with a slash")
+    if not name or name.startswith("/"):  # each message would begin with it
+        raise argparse.ArgumentTypeError("a name is text, and does not begin with a slash")
     return name
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Returns the options, and `prog`, the script's name. Wrong ones end the process, status 2."""
+    """Returns the options. Wrong ones end the process, status 2."""
     parser = argparse.ArgumentParser(
         usage="%(prog)s [options] [HOST [PORT]]",
         description="The terminal client for chat rooms and echo servers.",
@@ -2259,7 +2047,6 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         args.host, args.port = host_and_port(args.host, args.port)
     except argparse.ArgumentTypeError as error:
         parser.error(str(error))
-    args.prog = parser.prog
     return args
 
 
@@ -2285,6 +2072,15 @@ def read_password(file: str | None) -> bytes:
     return password.encode("utf-8", "surrogateescape")
 
 
+def look_up(host: str, port: int) -> list[Any]:
+    """Returns a host's addresses, as getaddrinfo() does. Raises Failure."""
+    try:
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):  # UnicodeError: a name no host can have
+        advice = "check the name and the network, or give the host's address"
+        raise Failure(f"host {host} is unknown, or no name server answers; {advice}") from None
+
+
 def make_client_tls(ca_file: str | None) -> ssl.SSLContext:
     """Returns what it takes to speak TLS, and to verify the server's certificate and name, with the
     authorities that this system trusts, or the ones in the file. Raises Failure."""
@@ -2306,31 +2102,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the client; returns the exit status: 0 for a clean end, 1 for a failure, 128 and its
     number for a signal."""
     console: Console | None = None
+    args = parse_args(argv)
     status, told = 0, []
     try:
-        args = parse_args(argv)
         password = b"" if args.echo else read_password(args.password_file)
         tls = make_client_tls(args.tls_ca) if args.tls or args.tls_ca is not None else None
+        addresses = look_up(args.host, args.port)  # can take a minute: until then Ctrl-C kills
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         console = open_console(args.plain, args.timestamps)
         kind = EchoProtocol if args.echo else ChatProtocol
         protocol = kind(args.name or "", password, console.attended)
         with closing(console):  # also on the way to a traceback
-            Client(console, protocol, args.host, args.port, tls).run()
+            Client(console, protocol, args.host, args.port, addresses, tls).run()
     except Failure as error:
         status, told = 1, [str(error)]
-    except Terminated as terminated:
-        status = 128 + int(terminated.args[0])  # as a shell says it
+    except SystemExit as end:
+        status = int(str(end))
     except KeyboardInterrupt:
         if console and not console.interactive:
             sys.stderr.write("\n")  # after the ^C that the terminal shows
     told += console.losses() if console else []
     if told:
-        print(f"{args.prog}: {'; '.join(told)}", file=sys.stderr)
+        print(f"{os.path.basename(sys.argv[0])}: {'; '.join(told)}", file=sys.stderr)
     return status or int(bool(told))
 
 
 if __name__ == "__main__":
-    open_standard_streams()
-    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    open_outputs()
     sys.exit(main())

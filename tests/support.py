@@ -470,7 +470,7 @@ def patched_client(patch: str, python: str = sys.executable) -> list[str]:
     folder = MODULES if python == sys.executable else ROOT
     code = (
         f"import sys\nsys.path.insert(0, {str(folder)!r})\nsys.argv[0] = 'chat_client.py'\n{patch}\n"
-        "import chat_client\nchat_client.open_standard_streams()\nsys.exit(chat_client.main())"
+        "import chat_client\nchat_client.open_outputs()\nsys.exit(chat_client.main())"
     )
     return [python, "-c", code]
 
@@ -520,7 +520,7 @@ def unconnected(
 def john_in_a_room() -> chat_client.ChatProtocol:
     """Returns the client's side of a conversation with a room that knows John."""
     chat = chat_client.ChatProtocol("John")
-    for line in (WELCOME.decode().rstrip(), "* you are John", "* here: John", "* pong"):
+    for line in (WELCOME.decode().rstrip(), "* you are John", "* here: John"):
         chat.hear(line)
     chat.outgoing.clear()
     return chat

@@ -961,8 +961,9 @@ def test_an_answer_gives_whoever_wants_out_time_for_the_next_line() -> None:
     session = unconnected(EchoProtocol(), console=FakeConsole("one", "two", "exit"))
     session.forward_typed()
     session.see_off()
-    assert session.go in session.timers
+    session.timers[session.end] -= 0.9 * chat_client.LINGER
     session.receive(b"one\n")
+    session.forward_typed()
     session.see_off()
     assert session.go not in session.timers
 
@@ -982,17 +983,17 @@ def test_how_long_a_first_word_is_waited_for(
         return sock
 
     client = Client(FakeConsole(ended=True), ChatProtocol("J"))
-    monkeypatch.setattr(client, "look_up", lambda: [(socket.AF_INET, 1, 0, "", ("127.0.0.1", 1))])
+    client.addresses = [(socket.AF_INET, 1, 0, "", ("127.0.0.1", 1))]
     monkeypatch.setattr(client, "connect_to", connect_to)
     with client.connect() as sock:
         session = Session(client, sock)
         session.see_off()
-        assert session.timers[session.go] == clock[0] + max(chat_client.LINGER, patience)
+        assert session.timers[session.end] == clock[0] + max(chat_client.LINGER, patience)
         waits = []
 
         def turn(*_: object) -> None:
             waits.append(session.timers[session.stop_waiting] - clock[0])
-            session.go()
+            session.end()
 
         monkeypatch.setattr(client, "turn", turn)
         session.run()

@@ -465,7 +465,11 @@ def test_lines_outlive_a_connection_that_breaks(listener: Listener, terminal: St
     listener.listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     little = (
         "import socket, chat_client\n"
-        "chat_client.SOCKET_OPTIONS += [(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)]"
+        "connect = socket.socket.connect_ex\n"
+        "def connect_ex(sock, address):\n"
+        "    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)\n"
+        "    return connect(sock, address)\n"
+        "socket.socket.connect_ex = connect_ex"
     )
     command = [*patched_client(little), "127.0.0.1", str(listener.port), "--name", "John"]
     window = terminal(*command, env=XTERM)
@@ -478,13 +482,16 @@ def test_lines_outlive_a_connection_that_breaks(listener: Listener, terminal: St
     server.reset()
     window.expect("* lost the connection: ")
     window.expect("* what you said last may not have arrived:")
-    told = window.expect("* not sent yet: ")
+    told = window.expect("*   <59>")
+    window.type("meanwhile\r")
     server = listener.accept()
     welcome(server)
     doubtful = re.findall(r"\*   <(\d+)>x+", told)
     assert doubtful == [str(number) for number in range(len(doubtful))] and doubtful
     server.expect(*(f"John: {line}\n" for line in lines[len(doubtful) :]))
     window.expect("* connected again")
+    server.read_until("John: meanwhile\n")
+    assert re.findall(r"\*   <(\d+)>x+", told) == [str(number) for number in range(59)]
     window.type("\x04")
     server.close()
     window.rest()
