@@ -574,21 +574,21 @@ def reached(text: str, place: int, step: int, unit: re.Pattern[str] | None = Non
 # --- The line editor -----------------------------------------------------------------------------
 
 MAX_UNASKED = 20  # lines that go out without a question
-MAX_HISTORY = 1000  # lines
+MAX_RECALLED = 1000  # lines in the history
 CTRL_C, CTRL_D, CTRL_L, CTRL_Z = "\x03", "\x04", "\x0c", "\x1a"
 PASTE_START, PASTE_END = "\x1b[200~", "\x1b[201~"  # what the terminal puts around what is pasted
 # What a terminal answers when somebody, perhaps long gone, asks it for something: ECMA-48's OSC and
 # DCS, and kitty's APC. Alt-] and the like begin in the same way, but no digit comes after them.
 ANSWER = r"\x1b(?:\][0-9]|P[0-9>!|+$]|_G)[^\x07\x1b]*"
 # The beginning of a key that isn't complete, or of a paste.
-UNFINISHED = (
+UNFINISHED_KEY = (
     rf"\x1b+(?:\[\[?[0-?]*[ -/]*|O)?|\x1b\[M(?s:.{{0,2}})|{ANSWER}\x1b?"
     r"|\x1b\[200~(?!(?s:.*)\x1b\[201~)(?s:.*)"
 )
 # One key: a text that is pasted, an escape sequence, a click of the mouse, Alt and a character, or
 # a character.
 KEY = re.compile(
-    rf"(?!(?:{UNFINISHED})\Z)(?:\x1b\[200~(?s:.*?)\x1b\[201~"
+    rf"(?!(?:{UNFINISHED_KEY})\Z)(?:\x1b\[200~(?s:.*?)\x1b\[201~"
     rf"|{ANSWER}(?:\x07|\x1b\\|(?=\x1b))|\x1b\[M(?s:...)"
     r"|\x1b\[\[.|\x1b{1,2}\[[0-?]*[ -/]*[@-~]|\x1b{1,2}O[@-~]"
     r"|\x1b[^\x00-\x07\x09\x0b\x0c\x0e-\x1f\[O]"
@@ -606,12 +606,14 @@ class Editor:
         self,
         candidates: Callable[[str], Sequence[str]] = lambda _: (),
         pass_on: Callable[[str], object] = lambda _: None,
+        never_ours: str = "",
     ) -> None:
         self.candidates = candidates  # names that begin with a text, the likeliest first
         self.pass_on = pass_on  # is given keys that aren't the line's business
+        self.never_ours = never_ours  # the keys of which that is true even if there is a line
         self.text = ""
         self.cursor = 0  # an index of text
-        self.history: deque[str] = deque(maxlen=MAX_HISTORY)
+        self.history: deque[str] = deque(maxlen=MAX_RECALLED)
         self.recalled = 0  # place in the history, counted from its end; 0 is the line itself
         self.draft = ""  # the line itself, while another is shown
         self.sought: str | None = None  # in the history, while the user searches there
@@ -654,7 +656,11 @@ class Editor:
         method, *given = KEYS.get(key, (Editor.insert, text))
         if key.startswith(PASTE_START):
             method, given = Editor.paste, [key[len(PASTE_START) : -len(PASTE_END)]]
-        elif not (key in KEYS or text) or (key in (CTRL_C, CTRL_D) and not self.text):
+        elif (
+            not (key in KEYS or text)
+            or key in self.never_ours
+            or (key in (CTRL_C, CTRL_D) and not self.text)
+        ):
             self.pass_on(key)
             return
         self.heading = ""
@@ -828,7 +834,7 @@ BINDINGS: tuple[tuple[Any, ...], ...] = (
     (Editor.transpose, "\x14"),
     (Editor.undo, "\x1f"),
     (Editor.search, "\x12"),
-    (Editor.recall, -MAX_HISTORY, "\x07"),
+    (Editor.recall, -MAX_RECALLED, "\x07"),
     (Editor.insert, "\n", "\x1b\r \x1b\n"),
     (Editor.complete, "\t"),
     (Editor.drop, CTRL_C),
@@ -1267,7 +1273,8 @@ class Terminal(Console):
         if not self.secret and self.line.begun:  # which is none, and was typed without knowing
             self.status = "(finish this line, then the password) "
         else:
-            self.secret, self.status = self.secret or Editor(pass_on=self.do), prompt
+            self.secret = self.secret or Editor(pass_on=self.do, never_ours=CTRL_C)
+            self.status = prompt
         return None
 
     def wants_to_leave(self) -> bool:

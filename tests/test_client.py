@@ -636,6 +636,7 @@ CONVERSATIONS = {
         - * pong                            > /ping
         - * pong
         : two                               + John: two
+        < Ann: hi
         x reset                             | * lost the connection: reset
         | * what you said last may not have arrived:
         | *   two
@@ -1012,7 +1013,10 @@ def test_tries_to_connect_again_are_ever_rarer_until_one_lasts(
 NOBODY = "nobody listens there; start the server with: python3 chat_server.py --port 7007"
 WAYS_TO_FAIL = [
     ([errno.ECONNREFUSED, errno.ENETUNREACH], f"{NOBODY}, and for other hosts --host ::"),
-    ([errno.ETIMEDOUT], "no answer; is it switched on, and does its firewall let port 7007 through?"),
+    (
+        [errno.ETIMEDOUT],
+        "no answer; is it switched on, and does its firewall let port 7007 through?",
+    ),
     ([errno.ENETUNREACH], "no way there; is this machine in a network that leads to it?"),
     ([errno.EHOSTUNREACH], "no way there; is it switched on, and in the same network?"),
     ([errno.EINVAL], "an address fe80:... needs its interface, such as fe80::1%eth0"),

@@ -527,15 +527,16 @@ def test_the_client_shows_and_says_the_password_to_nobody() -> None:
     chat.submit(chat_client.Line("  /op secret"))
     assert (chat.outgoing, chat.to_show[1:]) == (b"/op secret\n", [])
     assert chat_client.masked("/opera: Ann /op x") == "/opera: Ann /op x"
-    session = unconnected(chat_client.ChatProtocol("John"))
+    ours, _ = pair()
+    session = unconnected(chat_client.ChatProtocol("John"), ours)
     session.sent = 11
     session.said.append((11, chat_client.Line("/op secret")))
     session.end("reset")
     session.close_ledger()
+    ours.close()
     assert session.console.doubtful == ["/op ******"]
 
 
 def test_the_client_of_whoever_was_removed_does_not_come_back() -> None:
-    chat = john_in_a_room()
-    chat.hear(REMOVED.rstrip())
-    assert chat.hopeless
+    with pytest.raises(chat_client.Failure, match="^you were removed by an operator"):
+        john_in_a_room().hear(REMOVED.rstrip())
