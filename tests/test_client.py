@@ -587,6 +587,7 @@ def test_what_a_room_has_heard_is_known() -> None:
     speak(session, "one", "/msg Ann: psst")
     speak(session, "two")
     assert sock.taken.endswith(b"J: one\n/msg Ann: psst\n/ping\nJ: two\n")
+    session.receive(b"Ann: hi\n")
     assert lines_in_doubt(session) == ["one", "/msg Ann: psst", "two"]
     session.receive(b"* pong\n")
     assert lines_in_doubt(session) == ["two"]
@@ -1690,6 +1691,20 @@ def test_where_a_room_was_a_silent_connection_is_not_one_that_lasts(was_room: bo
     session.protocol.was_room, session.client.trouble = was_room, "lost"
     session.stop_waiting()
     assert (session.client.trouble == "lost") is was_room
+
+
+def test_a_first_connection_that_fails_is_not_tried_again() -> None:
+    client = Client(FakeConsole(), ChatProtocol("J"))
+    with pytest.raises(Disconnected, match="nobody listens"):
+        client.tell_lost(Disconnected("nobody listens"))
+
+
+def test_the_last_words_of_a_server_need_no_newline() -> None:
+    console = FakeConsole()
+    session = unconnected(ChatProtocol("J"), console=console)
+    session.receive(b"bye")
+    session.receive(b"")
+    assert (console.shown, session.lost) == (["bye"], "the server closed it")
 
 
 def test_name_option_is_only_text(room: Server) -> None:
