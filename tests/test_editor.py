@@ -80,6 +80,7 @@ PASTE, END_PASTE = "\x1b[200~", "\x1b[201~"
         ("one\x0b\x01\x0b\x1f\x1f\x1f", "|"),
         ("\x1f", "|"),
         ("one\r\x1f", "|"),
+        ("one two\x17\r\x1f", "|"),
         ("foo/bar baz-qux\x17\x17\x19", "foo/bar baz-qux|"),
         ("foo/bar\x17", "|"),
         ("snake_case it's\x1bb\x1bb\x1bb!", "snake_!|case it's"),
