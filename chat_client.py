@@ -846,9 +846,7 @@ KEYS = {key: binding[:-1] for binding in BINDINGS for key in binding[-1].split("
 
 BREAK = "\n  "  # before the rows of a message after the first
 MAX_DRAWN = 1024  # bytes above the row that go to the terminal at once, if that's not one line
-BUFFER_SIZE = 16 * 1024  # bytes that a system may hold for a terminal
-SLOW_TIME = 0.05  # seconds after which a terminal is slow that hasn't taken what was drawn
-SLOW_PACE = 8 * 1024  # bytes a second that it is thought to draw at first
+MIN_PACE = 5000  # bytes a second that the slowest terminal takes, when it isn't stopped
 BELL_PAUSE = 5.0  # seconds from one bell to the next, at least
 MEASURE_TIME = 0.3  # seconds for the terminal to say where the cursor is
 
@@ -1146,7 +1144,8 @@ class Terminal(Console):
         self.cursor_column = 0
         self.in_tmux = "TMUX" in os.environ and os.environ["TERM"].startswith(("screen", "tmux"))
         self.quiet_until = 0.0  # monotonic time before which no bell rings again
-        self.pace = NEVER  # bytes a second that the terminal draws, once it has shown to be slow
+        self.pace = NEVER  # bytes a second that the terminal draws, once it has shown that
+        self.stuck: tuple[int, float] | None = None  # bytes that it didn't take, since when
         self.width, self.height = 80, 24
         self.modes: list[Any] | None = None  # that it had, while we have it
         self.take_over()
@@ -1161,7 +1160,11 @@ class Terminal(Console):
         """
         try:
             before = termios.tcgetattr(0)
-            tty.setraw(0, termios.TCSANOW)
+            modes = [*before[: tty.CC], [*before[tty.CC]]]
+            modes[tty.IFLAG] &= ~(termios.ICRNL | termios.INLCR | termios.IGNCR | termios.IXON)
+            modes[tty.LFLAG] &= ~(termios.ECHO | termios.ICANON | termios.ISIG | termios.IEXTEN)
+            modes[tty.CC][termios.VMIN], modes[tty.CC][termios.VTIME] = 1, 0
+            termios.tcsetattr(0, termios.TCSANOW, modes)
         except (OSError, termios.error) as error:
             if error.args[0] == errno.EINTR:
                 return
@@ -1288,8 +1291,7 @@ class Terminal(Console):
         self.prompt = prompt
 
     def show(self, line: str) -> None:
-        text = f"{self.painter.paint(line, self.width)}\n"
-        self.above += text.replace("\n", "\r\n").encode()
+        self.above += f"{self.painter.paint(line, self.width)}\n".encode()
 
     def ring(self) -> None:
         now = time.monotonic()
@@ -1318,7 +1320,6 @@ class Terminal(Console):
             return
         self.output += row.encode()
         self.row = row
-        self.timers[self.slow_down] = time.monotonic() + SLOW_TIME
 
     def draw_above(self) -> None:
         """Draws lines over the row: few, and no more until the terminal has surely drawn them, as a
@@ -1329,23 +1330,27 @@ class Terminal(Console):
         self.output += CLEAR_ROW.encode() + above
         if self.pace < NEVER:
             self.timers[self.rest] = time.monotonic() + len(above) / self.pace
-            self.pace *= 1.008  # is it faster than that?
+            self.pace *= 1.01  # is it faster by now?
 
     def rest(self) -> None:
         """The terminal has surely drawn what it had to."""
         if not self.above:
             self.pace = NEVER
 
-    def slow_down(self) -> None:
-        """The terminal is slow, and its buffer full: that is to be drawn before there is more above
-        the row, and not to fill again."""
-        self.pace = self.pace / 2 if self.pace < NEVER else SLOW_PACE
-        self.timers[self.rest] = time.monotonic() + BUFFER_SIZE / self.pace
-
     def write(self, _: int = 0) -> None:
+        """Writes what the terminal takes. One that takes the rest of it in pieces is slow, and its
+        buffer full: that is to be empty before more is drawn above the row, and not to fill again.
+        If it takes the rest at once, it was only stopped."""
+        before = len(self.output)
         super().write()
-        if not self.output:
-            self.timers.pop(self.slow_down, None)
+        now = time.monotonic()
+        if self.output and not self.stuck:
+            self.stuck = len(self.output), now
+        elif self.stuck and not self.output:
+            (size, since), self.stuck = self.stuck, None
+            if before < size:
+                self.pace = max(0.9 * size / (now - since + 0.001), MIN_PACE)
+                self.timers[self.rest] = now + 16 * 1024 / self.pace  # a system may hold so much
 
 
 def open_console(plain: bool, timestamps: bool) -> Console:

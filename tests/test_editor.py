@@ -83,6 +83,7 @@ KEYS: list[tuple[str, ...]] = [
     (f"a{PASTE}b{END_PASTE}c\x1f\x1f", "a|"),
     ("one\x0b\x01\x0b\x1f\x1f\x1f", "|"),
     ("one\r\x1f", "one↵|"),
+    ("one two\x17\r\x1f", "one ↵|"),
     ("foo/bar baz-qux\x17\x17\x19", "foo/bar baz-qux|"),
     ("snake_case it's\x1bb\x1bb\x1bb!", "snake_!|case it's"),
     ("snake_case\x01\x1bd\x1bf!", "_case!|"),

@@ -525,7 +525,7 @@ def untaken() -> chat_client.Terminal:
     console.modes, console.timers, console.status, console.prompt = ["taken"], {}, "", ""
     console.line, console.secret, console.width = chat_client.Editor(), None, 80
     console.painter = chat_client.Painter(False, False)
-    console.pace, console.screen = float("inf"), -1
+    console.pace, console.stuck, console.screen = float("inf"), None, -1
     return console
 
 
@@ -543,34 +543,35 @@ def test_keys_of_a_slow_terminal_are_soon_seen(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(chat_client, "os", SimpleNamespace(write=write))
     console = untaken()
     console.above += b"".join(b"line %d\n" % number for number in range(1000))
-    while room[0]:
+    while not console.stuck:
         console.update()
         console.write()
-    assert console.timers.pop(console.slow_down) == pytest.approx(chat_client.SLOW_TIME)
-    clock[0] += chat_client.SLOW_TIME
-    console.slow_down()
-    assert console.pace == chat_client.SLOW_PACE
-    drained = chat_client.BUFFER_SIZE / console.pace
-    assert console.timers[console.rest] - clock[0] == pytest.approx(drained)
-    room[0] = 100_000
+    left = len(console.output)
+    clock[0] += 0.1
+    room[0] = left // 2
     console.write()
+    room[0] = 10_000
+    console.write()
+    assert console.pace == pytest.approx(max(9 * left, chat_client.MIN_PACE), rel=0.05)
     lines = taken.count(b"line ")
     console.line.feed(b"x")
     console.update()
     console.write()
     assert b"\rx" in taken and taken.count(b"line ") == lines, "the key is drawn, and no line"
-    assert console.slow_down not in console.timers, "it takes all at once now"
     del console.timers[console.rest]
     console.update()
     drawn = sum(map(len, re.findall(rb"line \d+\n", console.output)))
     assert 0 < drawn < chat_client.MAX_DRAWN + 10
     assert console.timers[console.rest] - clock[0] == pytest.approx(drawn / console.pace, rel=0.05)
-    assert console.pace > chat_client.SLOW_PACE, "it may be faster"
-    console.slow_down()
-    assert console.pace < chat_client.SLOW_PACE, "it is slower than that"
     console.above.clear()
     console.rest()
     assert console.pace == float("inf")
+    room[0] = 10
+    console.write()
+    assert console.stuck
+    room[0] = 10_000
+    console.write()
+    assert (console.stuck, console.pace) == (None, float("inf")), "it was only stopped"
 
 
 def test_a_terminal_that_does_not_read_stops_neither_keys_nor_memory(
