@@ -576,6 +576,7 @@ def reached(text: str, place: int, step: int, unit: re.Pattern[str] | None = Non
 MAX_UNASKED = 20  # lines that go out without a question
 MAX_RECALLED = 1000  # lines in the history
 CTRL_C, CTRL_D, CTRL_L, CTRL_Z = "\x03", "\x04", "\x0c", "\x1a"
+ENDS = CTRL_C + CTRL_D  # they are for the line only if there is one
 PASTE_START, PASTE_END = "\x1b[200~", "\x1b[201~"  # what the terminal puts around what is pasted
 # What a terminal answers when somebody, perhaps long gone, asks it for something: ECMA-48's OSC and
 # DCS, and kitty's APC. Alt-] and the like begin in the same way, but no digit comes after them.
@@ -610,7 +611,7 @@ class Editor:
     ) -> None:
         self.candidates = candidates  # names that begin with a text, the likeliest first
         self.pass_on = pass_on  # is given keys that aren't the line's business
-        self.never_ours = never_ours  # the keys of which that is true even if there is a line
+        self.never_ours = never_ours  # those of which that is true even if there is a line
         self.text = ""
         self.cursor = 0  # an index of text
         self.history: deque[str] = deque(maxlen=MAX_RECALLED)
@@ -656,11 +657,7 @@ class Editor:
         method, *given = KEYS.get(key, (Editor.insert, text))
         if key.startswith(PASTE_START):
             method, given = Editor.paste, [key[len(PASTE_START) : -len(PASTE_END)]]
-        elif (
-            not (key in KEYS or text)
-            or key in self.never_ours
-            or (key in (CTRL_C, CTRL_D) and not self.text)
-        ):
+        elif not (key in KEYS or text) or key in (self.never_ours if self.text else ENDS):
             self.pass_on(key)
             return
         self.heading = ""
