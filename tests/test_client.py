@@ -1464,6 +1464,13 @@ def test_a_password_that_is_not_there_is_one_clear_line(
     assert (done.stderr.count("\n"), done.returncode) == (1, 1)
 
 
+@pytest.mark.parametrize("file", ["", "no/such/file"])
+def test_authorities_that_are_not_there_are_not_those_of_the_system(file: str) -> None:
+    done = client("--name", "J", "localhost", "1", "--tls-ca", file)
+    assert done.stderr.startswith("chat_client.py: ") and "connect" not in done.stderr
+    assert (done.stderr.count("\n"), done.returncode) == (1, 1)
+
+
 # Other Pythons
 
 
