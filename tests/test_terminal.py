@@ -440,6 +440,8 @@ def test_whoever_leaves_is_told_what_was_not_said(
         server.close()
         window.expect("(trying again in")
     window.type("important\r/who\r")
+    if state != "silent":
+        window.expect("lines that wait: 2)")
     window.type(keys)
     assert window.wait() == 1
     rest = window.rest()
