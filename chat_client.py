@@ -1414,6 +1414,7 @@ SIOCOUTQ = 0x5411 if sys.platform == "linux" else 0  # bytes that the peer has y
 # What says that a socket isn't ready after all.
 NOT_READY = (BlockingIOError, *((ssl.SSLWantReadError, ssl.SSLWantWriteError) if ssl else ()))
 IN_DOUBT = "what you said last may not have arrived"
+MAX_TOLD = 200  # characters of such a line: it is shown above in whole
 
 
 class Client:
@@ -1735,12 +1736,21 @@ class Session:
         self.expect_answer()
 
     def close_ledger(self) -> None:
-        """Leaves to the console the lines that may not have arrived."""
+        """Leaves to the console the lines that may not have arrived, to be told; and those of which
+        no byte was sent, to be said again."""
         overhead = 22 if self.client.tls else 0  # of a record, at least (RFC 8446, 5.2)
         arrived = self.sent + self.stream_ended + overhead - unacknowledged(self.sock)
         if self.lost or self.protocol.phase is Phase.AT_DOOR:  # there, nothing is heard
             arrived = 0
-        self.console.doubtful = [masked(line.text) for end, line in self.said if end > arrived]
+        unsent: list[Line] = []
+        before = 0
+        for end, line in self.said:
+            if before >= self.sent:
+                unsent.append(line)
+            elif end > arrived:
+                self.console.doubtful.append(masked(line.text)[:MAX_TOLD])
+            before = end
+        self.console.typed.extendleft(reversed(unsent))
 
     # From the user
 

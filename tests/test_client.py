@@ -682,7 +682,7 @@ CONVERSATIONS = {
         | * what you said last may not have arrived:
         | *   two
     """,
-    "what was said to a server that vanishes is told, and what is said meanwhile waits": """
+    "what was said to a server that vanishes is told, and what it got nothing of waits": """
         < a relay
         / 15
         : one                               + John: one
@@ -692,12 +692,12 @@ CONVERSATIONS = {
         | * what you said last may not have arrived:
         | *   one
         | *   two
-        | *   three
         : four
         =
-        < a relay                           + John: four
+        < a relay                           + John: three   + John: four
         x                                   | * lost the connection: the server closed it
         | * what you said last may not have arrived:
+        | *   three
         | *   four
     """,
     "whoever wants out is kept no longer by what the server asks": """
