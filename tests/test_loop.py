@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import select
 import selectors
 import signal
@@ -205,6 +206,18 @@ def test_a_turn_is_bounded_by_what_it_reads_and_by_what_it_delivers(
             inside.server.read_all({conn for conn, _ in members})
             assert 0 < inside.server.room.batch.size <= 2 * 2000
             inside.server.room.take_batch()
+
+
+def test_of_what_has_come_a_turn_hears_its_share_and_the_next_the_rest(inside: Inside) -> None:
+    conn, _peer = inside.join()
+    conn.unheard = lines = b"0\n1\n2\n3\n4\n5\n6\n7\n8\n9\n"
+    said = b""
+    while conn.unheard:
+        inside.server.hear(conn, 5, math.inf)
+        batch = inside.server.room.take_batch()
+        assert batch.size <= 6
+        said += batch.text
+    assert said == lines
 
 
 def test_whoever_has_cost_least_is_heard_first(
