@@ -209,6 +209,18 @@ def test_a_turn_is_bounded_by_what_it_reads_and_by_what_it_delivers(
             inside.server.room.take_batch()
 
 
+def test_of_what_has_come_a_turn_hears_its_share_and_the_next_the_rest(inside: Inside) -> None:
+    conn, _peer = inside.join()
+    conn.unheard = lines = b"0\n1\n2\n3\n4\n5\n6\n7\n8\n9\n"
+    said = b""
+    while conn.unheard:
+        inside.server.hear(conn, 5, math.inf)
+        batch = inside.server.room.take_batch()
+        assert batch.size <= 6
+        said += batch.text
+    assert said == lines
+
+
 def test_whoever_has_cost_least_is_heard_first(
     inside: Inside, monkeypatch: pytest.MonkeyPatch
 ) -> None:
