@@ -436,13 +436,16 @@ def test_lines_of_a_log_that_is_read_now_and_then_are_whole_or_counted(log: Stop
     )
     command, pipe, text = [sys.executable, "-c", program], subprocess.PIPE, ""
     streams: dict[str, Any] = {"stdin": pipe, "stdout": pipe, "stderr": log.writer}
-    with subprocess.Popen(command, cwd=MODULES, text=True, **streams) as process:
+    end = contextlib.ExitStack()  # in which it is stopped, whatever it waits for
+    with subprocess.Popen(command, cwd=MODULES, text=True, **streams) as running, end:
+        process: Any = running
+        end.callback(process.kill)
         for _ in range(30):
             assert select.select([process.stdout], [], [], DEADLINE)[0], "it waits for a reader"
-            process.stdout.readline()  # type: ignore[union-attr]
+            process.stdout.readline()
             text += log.read()
-            process.stdin.write("\n")  # type: ignore[union-attr]
-            process.stdin.flush()  # type: ignore[union-attr]
+            process.stdin.write("\n")
+            process.stdin.flush()
         lost = int(process.communicate(timeout=DEADLINE)[0])
     lines = (text + log.read()).split("\n")[:-1]
     told = [int(found[1]) for found in map(LOST.fullmatch, lines) if found]
