@@ -436,13 +436,16 @@ def test_lines_of_a_log_that_is_read_now_and_then_are_whole_or_counted(log: Stop
     )
     command, pipe, text = [sys.executable, "-c", program], subprocess.PIPE, ""
     streams: dict[str, Any] = {"stdin": pipe, "stdout": pipe, "stderr": log.writer}
-    with subprocess.Popen(command, cwd=MODULES, text=True, **streams) as process:
+    end = contextlib.ExitStack()  # in which it is stopped, whatever it waits for
+    with subprocess.Popen(command, cwd=MODULES, text=True, **streams) as running, end:
+        process: Any = running
+        end.callback(process.kill)
         for _ in range(30):
             assert select.select([process.stdout], [], [], DEADLINE)[0], "it waits for a reader"
-            process.stdout.readline()  # type: ignore[union-attr]
+            process.stdout.readline()
             text += log.read()
-            process.stdin.write("\n")  # type: ignore[union-attr]
-            process.stdin.flush()  # type: ignore[union-attr]
+            process.stdin.write("\n")
+            process.stdin.flush()
         lost = int(process.communicate(timeout=DEADLINE)[0])
     lines = (text + log.read()).split("\n")[:-1]
     told = [int(found[1]) for found in map(LOST.fullmatch, lines) if found]
@@ -690,8 +693,8 @@ def test_a_pipe_keeps_lines_for_its_reader_and_what_is_missing_is_counted(
         assert read_lines(reader) == text.splitlines()
         os.close(reader)
     assert not caplog.messages
-    for line in MANY:
-        transcript.write(f"{line}\n".encode())
+    for at in range(0, len(MANY), 7):  # of one, the pipe takes a part
+        transcript.write("".join(f"{line}\n" for line in MANY[at : at + 7]).encode())
     complaint = f"cannot write the transcript {fifo}: nobody is reading it"
     assert caplog.messages == [complaint]
     reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
