@@ -423,8 +423,16 @@ def test_whoever_leaves_at_once_has_said_all(room: Server, terminal: Start, keys
     assert window.wait() == 0
 
 
-@pytest.mark.parametrize("keys", ["\x03", "\x04", "exit\r"])
-@pytest.mark.parametrize("state", ["lost", "silent", "connecting"])
+@pytest.mark.parametrize(
+    "state, keys",
+    [
+        ("lost", "\x03"),
+        ("connecting", "\x04"),
+        ("silent", "\x03"),
+        ("silent", "\x04"),
+        ("silent", "exit\r"),
+    ],
+)
 def test_whoever_leaves_is_told_what_was_not_said(
     listener: Listener, terminal: Start, state: str, keys: str
 ) -> None:
@@ -447,8 +455,15 @@ def test_whoever_leaves_is_told_what_was_not_said(
     assert rest.count("chat_client.py: ") == 1
 
 
-@pytest.mark.parametrize("keys", ["exit\r", "\x03", "\x03\x03", "\x04\x03"])
-@pytest.mark.parametrize("silent", ["in the room", "at the door"])
+@pytest.mark.parametrize(
+    "silent, keys",
+    [
+        ("in the room", "\x03"),
+        ("in the room", "\x03\x03"),
+        ("at the door", "exit\r"),
+        ("at the door", "\x04\x03"),
+    ],
+)
 def test_nobody_is_kept_by_a_server_that_does_not_close(
     listener: Listener, terminal: Start, silent: str, keys: str
 ) -> None:
