@@ -64,15 +64,6 @@ from chat_client import (
     Session,
 )
 
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The client's clock, which a test can set."""
-    now = [0.0]
-    monkeypatch.setattr(chat_client, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    return now
-
-
 # Every moment at which something can be said
 
 
@@ -975,12 +966,14 @@ def test_while_tls_has_to_send_nothing_else_is_waited_for() -> None:
 
 @pytest.mark.parametrize("took, patience", [(0.01, 0.5), (0.5, 2.0), (9.0, 10.0)])
 def test_how_long_a_first_word_is_waited_for(
-    took: float, patience: float, clock: list[float], monkeypatch: pytest.MonkeyPatch
+    took: float, patience: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def connect_to(address: Any, sock: socket.socket) -> socket.socket:
         clock[0] += took
         return sock
 
+    clock = [0.0]
+    monkeypatch.setattr(chat_client, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     client = Client(FakeConsole(ended=True), ChatProtocol("J"))
     monkeypatch.setattr(client, "look_up", lambda: [(socket.AF_INET, 1, 0, "", ("127.0.0.1", 1))])
     monkeypatch.setattr(client, "connect_to", connect_to)
