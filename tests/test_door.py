@@ -28,14 +28,10 @@ from support import (
     checked_server,
     client,
     every_kind,
-    john_in_a_room,
-    needs_ipv6,
     pair,
     patched,
     run,
     tls_room,
-    typed,
-    unconnected,
 )
 from test_room import ASTERISKS, COLONS, TAKEN, Hall
 
@@ -80,12 +76,6 @@ def closed(start: Callable[..., Server], password: list[str]) -> Server:
     return start("chat_server.py", *password)
 
 
-@pytest.fixture
-def staffed(start: Callable[..., Server], operators: list[str]) -> Server:
-    """A room that can have operators."""
-    return start("chat_server.py", *operators)
-
-
 def knock(room: Server, source: str = "") -> Peer:
     peer = room.connect(source=source)
     peer.expect("* password?\n")
@@ -117,25 +107,6 @@ def test_whoever_knows_the_password_is_a_member_and_what_is_sent_behind_it_count
     ann.expect("Bob: unfinished\n")
     bob.expect("* password?\n", WELCOME, "* too long: a line has at most 8192 bytes\n")
     bob.expect("* you are Bob\n")
-
-
-def test_the_password_may_come_with_corrections_and_what_is_around_a_text(closed: Server) -> None:
-    for given in (
-        b"\xff\xfb\x1f\xff\xfd\x01\xff\xfa\x1f\0\x50\0\n\xff\xf0correct horse\r\0",  # telnet's
-        b"correct hoX\brse\r\n",
-        b"wrong\x15correct horse\n",
-        b"\xef\xbb\xbfcorrect horse\n",
-    ):
-        for size in (1, 7, 100):
-            peer = closed.connect()
-            for at in range(0, len(given), size):
-                peer.send(given[at : at + size])
-            peer.send(b"/who\r\0/quit\n")
-            heard = peer.rest()
-            assert heard.endswith(WELCOME + b"* here: 1 unnamed\n* bye\n"), heard
-    browser = closed.connect()
-    browser.send(f"POST / HTTP/1.1\r\n\r\n{PASSWORD}\n")
-    assert WELCOME not in browser.rest()
 
 
 def test_a_stranger_has_one_try_hears_nothing_and_counts_for_nobody(
@@ -282,13 +253,6 @@ def test_client_gives_its_password(start: Callable[..., Server], password: list[
 # Operators remove somebody
 
 
-def operator(room: Server, name: str) -> Peer:
-    peer = room.join(name)
-    peer.send(f"/op {OPERATORS}\n")
-    peer.expect("* you are an operator\n")
-    return peer
-
-
 def test_an_operator_removes_somebody_whose_host_and_name_are_kept_out(
     start: Callable[..., Server], operators: list[str], password: list[str]
 ) -> None:
@@ -326,52 +290,38 @@ def test_a_ban_that_is_over_keeps_out_neither_host_nor_name() -> None:
     peer.expect("* you are N1\n")
 
 
-def test_of_who_comes_from_this_machine_only_the_name_is_kept_out(staffed: Server) -> None:
+def test_of_who_comes_from_this_machine_only_the_name_is_kept_out() -> None:
     """All who come through a proxy do."""
-    needs_ipv6()
-    ann = operator(staffed, "Ann")
-    for host, name in (("127.0.0.1", "Bob"), ("::1", "Carol")):
-        peer = staffed.join(name, host=host)
-        ann.send(f"/kick {name}\n")
-        peer.read_until(REMOVED)
-        ann.read_until(f"* {name} was removed\n")
-        for again in ("127.0.0.1", "::1"):
-            peer = staffed.connect(again)
-            peer.send(f"/name {name}\n")
-            peer.expect(WELCOME, f"* {name} is taken\n")
+    room = Staffed()
+    room.conns[1].host = "127.0.0.1"
+    room.hear(0, "/kick N1\n")
+    assert not room.server.door.barred
+    room.conns[1], room.peers[1] = room.join()
+    room.hear(1, "/name n1\n")
+    room.peers[1].expect("* n1 is taken\n")
     assert host_of("[::ffff:192.0.2.1]:7") == host_of("[::ffff:c000:201]:8") == "192.0.2.1"
     assert host_of("[::1]:7") == host_of("127.0.0.1:8") != host_of("[::2]:9")
 
 
-def test_whoever_is_unnamed_is_removed_by_its_address(staffed: Server) -> None:
+def test_whoever_is_unnamed_is_removed_by_its_address(
+    start: Callable[..., Server], operators: list[str]
+) -> None:
     """Nobody stands in for it: in a name, what is between its letters and digits is nothing."""
-    ann = operator(staffed, "Ann")
-    ann.send("/kick\n")
+    room = start("chat_server.py", *operators)
+    ann = room.join("Ann")
+    ann.send(f"/op {OPERATORS}\n/kick\n")
+    ann.expect("* you are an operator\n")
     ann.expect("* /kick NAME removes somebody; these have no name: nobody\n")
-    other, one = staffed.join(), staffed.join(source="127.0.0.2")
+    other, one = room.join(), room.join(source="127.0.0.2")
     theirs, address = (format_address(peer.sock.getsockname()) for peer in (other, one))
     likeness = re.sub(r"\D", "", address)
-    _like_it = staffed.join(likeness)
+    _like_it = room.join(likeness)
     ann.send(f"/kick\n/kick {address}\nhi\n")
     ann.expect(f"* {likeness} joined\n")
     ann.expect(f"* /kick NAME removes somebody; these have no name: {theirs}, {address}\n")
     ann.expect(f"* {address} was removed\n")
     one.expect(f"* {likeness} joined\n", REMOVED)
     other.expect(f"* {likeness} joined\n", "Ann: hi\n")
-
-
-def test_without_the_option_there_are_no_operators(
-    start: Callable[..., Server], staffed: Server
-) -> None:
-    room = start("chat_server.py")
-    ann, bob = room.join("Ann"), room.join()
-    ann.send("/help\n/op x\n/kick x\n /op x\n")
-    assert b"/op" not in b"".join(ann.line() for _ in chat_server.HELP)
-    ann.expect(*["* no such command; /help lists them, and //TEXT says /TEXT\n"] * 2)
-    bob.expect("Ann:  /op x\n")
-    asker = staffed.join()
-    asker.send("/help\n")
-    asker.read_until("* /op PASSWORD: be an operator, who can /kick NAME\n")
 
 
 # Operators, from inside
@@ -416,6 +366,19 @@ def test_what_does_not_remove_anybody(number: int, line: str, answer: str) -> No
     room = Staffed()
     room.hear(number, f"{line}\n/who\n")
     room.peers[number].expect(f"* {answer}\n", "* here: N0, N1\n")
+
+
+def test_without_the_option_there_are_no_operators() -> None:
+    hall = Hall()
+    ann, bob = hall.join("Ann"), hall.join()
+    hall.say(ann, "/help\n/op x\n/kick x\n /op x\n")
+    *lines, op, kick = hall.heard(ann)
+    assert "/op" not in "".join(lines)
+    assert op == kick == "* no such command; /help lists them, and //TEXT says /TEXT"
+    assert hall.heard(bob) == ["Ann:  /op x"]
+    room = Staffed()
+    room.hear(1, "/help\n")
+    room.peers[1].read_until("* /op PASSWORD: be an operator, who can /kick NAME\n")
 
 
 def test_an_operator_who_leaves_is_none_any_more_and_may_remove_another() -> None:
@@ -529,28 +492,6 @@ def test_the_password_is_seen_nowhere(
     assert "opera" in caplog.text and OPERATORS not in caplog.text
     for answer in peer.available().decode().splitlines():
         assert answer.startswith("* ") and not chat_server.MISTYPED_OP.match(answer)
-
-
-def test_the_client_shows_and_says_the_password_to_nobody() -> None:
-    editor = typed("first\r")
-    typed(" /OP secret", editor)
-    assert "".join(editor.view("John: ", 80)) == "John:  /OP ******"
-    chat = john_in_a_room()
-    chat.submit(chat_client.Line("  /op secret"))
-    assert (chat.outgoing, chat.to_show[1:]) == (b"/op secret\n", [])
-    assert chat_client.masked("/opera: Ann /op x") == "/opera: Ann /op x"
-    session = unconnected(chat_client.ChatProtocol("John"))
-    session.sent = 11
-    session.said.append((11, chat_client.Line("/op secret")))
-    session.end("reset")
-    session.close_ledger()
-    assert session.console.doubtful == ["/op ******"]
-
-
-def test_the_client_of_whoever_was_removed_does_not_come_back() -> None:
-    chat = john_in_a_room()
-    chat.hear(REMOVED.rstrip())
-    assert chat.hopeless
 
 
 # Voices
@@ -833,6 +774,21 @@ class AtDoor:
 @pytest.fixture
 def at_door() -> AtDoor:
     return AtDoor()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        b"\xff\xfb\x1f\xff\xfd\x01\xff\xfa\x1f\0\x50\0\n\xff\xf0secret\r\0",  # telnet's
+        *(b"secX\bret\r\n", b"wrong\x15secret\n", b"\xef\xbb\xbfsecret\n"),
+    ],
+)
+def test_the_password_may_come_with_corrections_and_what_is_around_a_text(
+    at_door: AtDoor, given: bytes
+) -> None:
+    for byte in given[:-1]:
+        assert at_door.say(bytes([byte])).state is State.DOOR
+    assert at_door.say(given[-1:]).state is State.MEMBER
 
 
 def test_time_at_the_door_does_not_begin_anew_with_each_byte(at_door: AtDoor) -> None:
