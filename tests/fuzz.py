@@ -438,13 +438,6 @@ class Play:
     def leave(self, guest: Guest) -> None:
         self.chance.choice([Guest.quit, Guest.half_close, Guest.vanish])(guest)
 
-    def suspend(self, _: Guest) -> None:
-        self.room.process.send_signal(signal.SIGSTOP)
-        for guest in self.present():
-            guest.send_some()
-        self.pass_time(self.chance.choice([2, 2, 2, 80]), 0.02)
-        self.room.process.send_signal(signal.SIGCONT)
-
     # Evenings and nights
 
     def finish(self) -> None:
@@ -535,7 +528,6 @@ ACTIONS: dict[Callable[[Play, Guest], None], int] = {
     Play.leave: 5,
     Play.become_operator: 1,
     Play.kick: 2,
-    Play.suspend: 1,
 }
 
 

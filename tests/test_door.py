@@ -15,7 +15,6 @@ from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -49,7 +48,6 @@ from chat_server import (
     WebSocket,
     format_address,
     host_of,
-    loser_to,
 )
 
 PASSWORD = "correct horse"
@@ -575,11 +573,9 @@ def test_combined_tricks(hall: Hall) -> None:
         *("12:30 lunch?", "*bold*", "*", " x ", "\ttab", "Anna: hi", "2 * 3", "- Ann: \u00bd"),
         *("> Ann: I quit", "I saw Ann: \u2026", "Ann (she is 5) says hi", "Ann, hi \U0001f600"),
         *("\u00e9t\u00e9: oui", "\u2217bold\u2217", "*\u00e9*", "\u2018Ann: hi\u2019"),
-        "Ann\u2019s here: \u201clook\u201d",
         *("\U0001f600 hi", "\U0001f600\U0001f600: hi", "\u2764\ufe0f hi"),
         "1\ufe0f\u20e3 one: \u2022",
         *("\u2022 item", "\u2014 so?", "\u00ab Oui \u00bb: non", "\u00a1Hola!"),
-        "\u201cQuoted\u201d, she said: \u2026",
         pytest.param("\u250c\u2500\u2500\u2510" * 200, id="box"),
         pytest.param("\u2705 " * 1000, id="long"),
         pytest.param("a\u0301" * 1000, id="accents"),
@@ -662,38 +658,40 @@ def test_two_rooms_that_a_relay_joins_go_quiet(names: list[str]) -> None:
 # Places
 
 
-def guests(hosts: str, silent: str = "") -> list[Any]:
-    """Returns one guest from each host, in the order in which they came."""
-    return [
-        SimpleNamespace(host=host, since=float(at), silent=str(at) in silent)
-        for at, host in enumerate(hosts)
-    ]
-
-
-@pytest.mark.parametrize(
-    "host, there, silent, now, loser",
-    [
-        ("c", "ababa", "", 0.0, 4),  # the newest of the host that has most
-        ("b", "ababa", "", 0.0, None),  # it would have as many as the other then
-        ("a", "ababa", "", 0.0, None),
-        ("a", "aab", "12", SILENCE, None),  # nobody has been silent for long
-        ("a", "aab", "12", SILENCE + 1, 1),  # that is no claim against one's own host
-        ("c", "aab", "12", SILENCE + 1, 1),
-    ],
-)
-def test_a_place_goes_from_the_host_that_has_most_to_one_that_has_fewer(
-    host: str, there: str, silent: str, now: float, loser: int | None
-) -> None:
-    those = guests(there, silent)
-    assert loser_to(host, those, now) is (None if loser is None else those[loser])
-
-
 def test_a_host_is_an_address_or_a_network_of_64_bits() -> None:
     assert host_of("192.0.2.1:7") == "192.0.2.1"
     one, same, other = "2001:db8:1:2::3", "2001:db8:1:2:ffff::", "2001:db8:1:3::3"
     assert host_of(f"[{one}]:7") == host_of(f"[{same}]:8") != host_of(f"[{other}]:7")
     assert host_of("[fe80::1%eth0]:7") == host_of("[fe80::1]:7") != host_of("[fe80::2]:7")
     assert host_of("somebody") == ""  # whose address is not known, on macOS
+
+
+def test_one_host_cannot_fill_the_room() -> None:
+    """Its newest has to go for whoever is from a host that has two fewer, or more than that; or
+    whoever from the newcomer's own host has been silent for long."""
+    server = checked_server(size=5)
+    now = server.clock.now()
+    server.clock.monotonic = lambda: now
+
+    def come(host: int, said: bytes = b"") -> Peer:
+        nonlocal now
+        now += 0.01
+        sock, peer = pair()
+        peer.send(said)
+        server.admit(sock, f"192.0.2.{host}:7")
+        server.turn(0)
+        return peer
+
+    crowd = [come(2, b"I am not silent\n") for _ in range(5)]
+    for _ in range(3):
+        assert come(2, b"/name Eve\n").rest() == b"* the room is full\n"
+    silent = [come(1) for _ in range(2)]
+    for lost in (crowd.pop(), crowd.pop()):
+        assert lost.rest().endswith(b"and your place goes to somebody else\n")
+    assert come(1).rest() == b"* the room is full\n"
+    now += SILENCE + 1
+    come(1).expect(WELCOME)
+    assert silent[0].rest().endswith(b"and your place goes to somebody else\n")
 
 
 def test_nobody_keeps_others_out_by_leaving(monkeypatch: pytest.MonkeyPatch) -> None:
