@@ -62,15 +62,6 @@ from chat_client import (
     Session,
 )
 
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The client's clock, which a test can set."""
-    now = [0.0]
-    monkeypatch.setattr(chat_client, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    return now
-
-
 # Every moment at which something can be said
 
 
@@ -932,12 +923,14 @@ def test_bytes_that_nobody_has_acknowledged() -> None:
 
 @pytest.mark.parametrize("took, patience", [(0.01, 0.5), (0.5, 2.0), (9.0, 10.0)])
 def test_how_long_a_first_word_is_waited_for(
-    took: float, patience: float, clock: list[float], monkeypatch: pytest.MonkeyPatch
+    took: float, patience: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def connect_to(address: Any, sock: socket.socket) -> socket.socket:
         clock[0] += took
         return sock
 
+    clock = [0.0]
+    monkeypatch.setattr(chat_client, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     client = Client(FakeConsole(ended=True), ChatProtocol("J"))
     client.addresses = [(socket.AF_INET, 1, 0, "", ("127.0.0.1", 1))]
     monkeypatch.setattr(client, "connect_to", connect_to)

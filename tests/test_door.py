@@ -4,10 +4,15 @@ back."""
 from __future__ import annotations
 
 import hmac
+import math
 import os
+import random
 import re
 import select
+import time
+import unicodedata
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,15 +27,12 @@ from support import (
     checked_server,
     client,
     every_kind,
-    john_in_a_room,
-    needs_ipv6,
     pair,
     patched,
     run,
     tls_room,
-    typed,
-    unconnected,
 )
+from test_room import ASTERISKS, COLONS, TAKEN, Hall
 
 import chat_client
 import chat_server
@@ -38,8 +40,12 @@ from chat_server import (
     BAN_TIME,
     DOOR_TIME,
     HANDSHAKE_TIME,
+    SILENCE,
     WRONG_TIME,
     Connection,
+    Dismissed,
+    State,
+    WebSocket,
     format_address,
     host_of,
 )
@@ -66,12 +72,6 @@ def operators(tmp_path: Path) -> list[str]:
 @pytest.fixture
 def closed(start: Callable[..., Server], password: list[str]) -> Server:
     return start("chat_server.py", *password)
-
-
-@pytest.fixture
-def staffed(start: Callable[..., Server], operators: list[str]) -> Server:
-    """A room that can have operators."""
-    return start("chat_server.py", *operators)
 
 
 def knock(room: Server, source: str = "") -> Peer:
@@ -105,25 +105,6 @@ def test_whoever_knows_the_password_is_a_member_and_what_is_sent_behind_it_count
     ann.expect("Bob: unfinished\n")
     bob.expect("* password?\n", WELCOME, "* too long: a line has at most 8192 bytes\n")
     bob.expect("* you are Bob\n")
-
-
-def test_the_password_may_come_with_corrections_and_what_is_around_a_text(closed: Server) -> None:
-    for given in (
-        b"\xff\xfb\x1f\xff\xfd\x01\xff\xfa\x1f\0\x50\0\n\xff\xf0correct horse\r\0",  # telnet's
-        b"correct hoX\brse\r\n",
-        b"wrong\x15correct horse\n",
-        b"\xef\xbb\xbfcorrect horse\n",
-    ):
-        for size in (1, 7, 100):
-            peer = closed.connect()
-            for at in range(0, len(given), size):
-                peer.send(given[at : at + size])
-            peer.send(b"/who\r\0/quit\n")
-            heard = peer.rest()
-            assert heard.endswith(WELCOME + b"* here: 1 unnamed\n* bye\n"), heard
-    browser = closed.connect()
-    browser.send(f"POST / HTTP/1.1\r\n\r\n{PASSWORD}\n")
-    assert WELCOME not in browser.rest()
 
 
 def test_a_stranger_has_one_try_hears_nothing_and_counts_for_nobody(
@@ -270,13 +251,6 @@ def test_client_gives_its_password(start: Callable[..., Server], password: list[
 # Operators remove somebody
 
 
-def operator(room: Server, name: str) -> Peer:
-    peer = room.join(name)
-    peer.send(f"/op {OPERATORS}\n")
-    peer.expect("* you are an operator\n")
-    return peer
-
-
 def test_an_operator_removes_somebody_whose_host_and_name_are_kept_out(
     start: Callable[..., Server], operators: list[str], password: list[str]
 ) -> None:
@@ -314,52 +288,38 @@ def test_a_ban_that_is_over_keeps_out_neither_host_nor_name() -> None:
     peer.expect("* you are N1\n")
 
 
-def test_of_who_comes_from_this_machine_only_the_name_is_kept_out(staffed: Server) -> None:
+def test_of_who_comes_from_this_machine_only_the_name_is_kept_out() -> None:
     """All who come through a proxy do."""
-    needs_ipv6()
-    ann = operator(staffed, "Ann")
-    for host, name in (("127.0.0.1", "Bob"), ("::1", "Carol")):
-        peer = staffed.join(name, host=host)
-        ann.send(f"/kick {name}\n")
-        peer.read_until(REMOVED)
-        ann.read_until(f"* {name} was removed\n")
-        for again in ("127.0.0.1", "::1"):
-            peer = staffed.connect(again)
-            peer.send(f"/name {name}\n")
-            peer.expect(WELCOME, f"* {name} is taken\n")
+    room = Staffed()
+    room.conns[1].host = "127.0.0.1"
+    room.hear(0, "/kick N1\n")
+    assert not room.server.door.barred
+    room.conns[1], room.peers[1] = room.join()
+    room.hear(1, "/name n1\n")
+    room.peers[1].expect("* n1 is taken\n")
     assert host_of("[::ffff:192.0.2.1]:7") == host_of("[::ffff:c000:201]:8") == "192.0.2.1"
     assert host_of("[::1]:7") == host_of("127.0.0.1:8") != host_of("[::2]:9")
 
 
-def test_whoever_is_unnamed_is_removed_by_its_address(staffed: Server) -> None:
+def test_whoever_is_unnamed_is_removed_by_its_address(
+    start: Callable[..., Server], operators: list[str]
+) -> None:
     """Nobody stands in for it: in a name, what is between its letters and digits is nothing."""
-    ann = operator(staffed, "Ann")
-    ann.send("/kick\n")
+    room = start("chat_server.py", *operators)
+    ann = room.join("Ann")
+    ann.send(f"/op {OPERATORS}\n/kick\n")
+    ann.expect("* you are an operator\n")
     ann.expect("* /kick NAME removes somebody; these have no name: nobody\n")
-    other, one = staffed.join(), staffed.join(source="127.0.0.2")
+    other, one = room.join(), room.join(source="127.0.0.2")
     theirs, address = (format_address(peer.sock.getsockname()) for peer in (other, one))
     likeness = re.sub(r"\D", "", address)
-    _like_it = staffed.join(likeness)
+    _like_it = room.join(likeness)
     ann.send(f"/kick\n/kick {address}\nhi\n")
     ann.expect(f"* {likeness} joined\n")
     ann.expect(f"* /kick NAME removes somebody; these have no name: {theirs}, {address}\n")
     ann.expect(f"* {address} was removed\n")
     one.expect(f"* {likeness} joined\n", REMOVED)
     other.expect(f"* {likeness} joined\n", "Ann: hi\n")
-
-
-def test_without_the_option_there_are_no_operators(
-    start: Callable[..., Server], staffed: Server
-) -> None:
-    room = start("chat_server.py")
-    ann, bob = room.join("Ann"), room.join()
-    ann.send("/help\n/op x\n/kick x\n /op x\n")
-    assert b"/op" not in b"".join(ann.line() for _ in chat_server.HELP)
-    ann.expect(*["* no such command; /help lists them, and //TEXT says /TEXT\n"] * 2)
-    bob.expect("Ann:  /op x\n")
-    asker = staffed.join()
-    asker.send("/help\n")
-    asker.read_until("* /op PASSWORD: be an operator, who can /kick NAME\n")
 
 
 # Operators, from inside
@@ -406,6 +366,19 @@ def test_what_does_not_remove_anybody(number: int, line: str, answer: str) -> No
     room.peers[number].expect(f"* {answer}\n", "* here: N0, N1\n")
 
 
+def test_without_the_option_there_are_no_operators() -> None:
+    hall = Hall()
+    ann, bob = hall.join("Ann"), hall.join()
+    hall.say(ann, "/help\n/op x\n/kick x\n /op x\n")
+    *lines, op, kick = hall.heard(ann)
+    assert "/op" not in "".join(lines)
+    assert op == kick == "* no such command; /help lists them, and //TEXT says /TEXT"
+    assert hall.heard(bob) == ["Ann:  /op x"]
+    room = Staffed()
+    room.hear(1, "/help\n")
+    room.peers[1].read_until("* /op PASSWORD: be an operator, who can /kick NAME\n")
+
+
 def test_an_operator_who_leaves_is_none_any_more_and_may_remove_another() -> None:
     room = Staffed()
     room.hear(1, f"/op {OPERATORS}\n/quit\n")
@@ -438,19 +411,6 @@ def test_whoever_is_removed_gets_everything_although_it(how: str) -> None:
 
 
 # Guessing
-
-
-def test_a_wrong_password_delays_nothing() -> None:
-    """Each once took a second, for which neither the next line nor the end was looked at."""
-    room = Staffed(3)
-    conn, peer = room.conns[1], room.peers[1]
-    room.hear(1, "/op guess\nN1: after\n" + "/op again\n" * 20)
-    room.peers[2].expect("N1: after\n")
-    while conn.unheard:
-        room.server.turn()
-    answers = [peer.line() for _ in range(21)]
-    assert set(answers[:3]) == {b"* wrong password\n"}
-    assert answers[10:] == [b"* too many wrong passwords; wait a moment, and try again\n"] * 11
 
 
 def test_guessing_is_slow_for_each_host_however_many_connections_it_has() -> None:
@@ -540,3 +500,356 @@ def test_the_client_shows_and_says_the_password_to_nobody() -> None:
 def test_the_client_of_whoever_was_removed_does_not_come_back() -> None:
     with pytest.raises(chat_client.Failure, match="^you were removed by an operator"):
         john_in_a_room().hear(REMOVED.rstrip())
+
+
+# Voices
+
+
+@pytest.fixture
+def hall() -> Hall:
+    """A room full of names."""
+    hall = Hall()
+    for name in TAKEN:
+        hall.join(name)
+    return hall
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("Ann: hi", "ann : hi", " " * 300 + "Ann: hi", "\x07Ann: hi", "Ann (private): hi"),
+        *("* Ann left", "*\u00a0Ann left", "*\tAnn left", " * Ann left", "\x07* Ann left"),
+        *(f"*{blank}the room is closing" for blank in "\u115f\u1160\u2800\u3164\uffa0"),
+        # what has no width where it stands
+        *(f"{mark}Ann: I quit" for mark in "\u0301\u20dd\u11a8\u1160\ud7b0\u0903\u200b\ufe0f"),
+        *(f"{mark}* Ann left" for mark in "\u0301\u20dd\u11a8\u1160\ud7b0\u0903\u200b\ufe0f"),
+        *("\u0301\u11a8\u0301Ann: hi", " \u0301 \u0301Ann: hi", "* \u3164Ann left"),
+        pytest.param("\u0301" * 1000 + "Ann: hi", id="long"),
+        pytest.param("\u02d0\u2800" * 1000 + "Ann: hi", id="longer"),
+        *("An\u11a8n: hi", "A\u0304nn: hi", "A\u200cnn: hi", "A\u180bnn\u3164: hi"),
+        # what may look like an asterisk and a blank; a colon, see below
+        *(f" {asterisk}\u2800Ann left" for asterisk in ASTERISKS),
+        *("\U0001d134 * Ann left", "Ann (priv\u0430te): hi", "A.n-n' : hi", "Ann\ufe30 hi"),
+        # a taken name that is written in another way
+        *("\u24b6\u24dd\u24dd\u2236 hi", "\U0001d400\U0001d427\U0001d427: hi"),
+        *("Zoe\u200d\u0308\u2236 hi", "Z\u0301oe\u0308: hi", "O\u2019Neil: hi"),
+        "\u0639\u0644\u06cc\u0631\u0636\u0627: hi",
+        # what turns it around
+        *("\u202eAnn: hi", "An\u202bn: hi", "\u200b\u0301 \u2067* Ann left"),
+    ],
+)
+def test_nobody_passes_for_another_or_for_the_room(hall: Hall, line: str) -> None:
+    one, two = hall.join(), hall.join()
+    hall.say(one, f"fine\n{line}\nfine too\n")
+    assert hall.heard(two) == ["fine", "fine too"]
+    assert len(hall.heard(one)) == 1, "it is told why"
+
+
+BLANKS = " \t\u00a0\u3000\u2003"
+UNSEEN = "\u200b\u00ad\u034f\ufe0f\u2060\u2800\u3164\u1160\u115f\ud7b0\U000e0020\u200c\u200d\u00a0"
+UNSEEN += "\u202a\u202d\u202e\u2067\u200f\u0301\u0323\u20dd\u0338\u0a83\u302f\U0001d159"
+# All that is beyond ASCII and no letter. A half of the surrogates is broken UTF-8.
+ODD = [chr(code) for code in range(0xA0, 0x1_0000) if not 0xD800 <= code < 0xE000]
+ODD = [one for one in ODD if not re.search(r"[\w\s]", one + unicodedata.normalize("NFKC", one))]
+ODD = [one for one in ODD if not re.match(chat_server.TURNING, one)]
+ODD = [one for one in ODD if not re.match(f"[{chat_server.PUNCTUATION}{chat_server.JOINERS}]", one)]
+
+
+def stays(char: str) -> bool:
+    """Says whether a character belongs to the letter before it."""
+    return "\u1160" <= char <= "\u11ff" or unicodedata.category(char).startswith("M")
+
+
+def trick(chance: random.Random, name: str) -> str:
+    """Returns a line that may look as if it began with a name and a colon."""
+    form: Any = chance.choice(["NFC", "NFC", "NFD", "NFKD"])
+    shown = unicodedata.normalize(form, name)
+    shown = chance.choice([shown, shown, shown.upper(), shown.lower(), shown.title()])
+    if shown.isascii() and chance.random() < 0.3:  # in fullwidth
+        shown = "".join(chr(ord(char) + 0xFEE0) if char > " " else char for char in shown)
+    private = chance.choice(["", "", "", " (private)", "(PRIVATE)", "\u00a0\uff08private)"])
+    colon = chance.choice([":", chance.choice(COLONS), chance.choice(ODD)])
+    line = [*shown, *chance.choice(["", " ", "  "]), *private, colon]
+    for _ in range(chance.choice([0, 1, 1, 2, 5])):
+        what = chance.choice([*UNSEEN, *BLANKS, chance.choice(ODD)])
+        place = chance.randrange(len(line))
+        while stays(line[place][0]):
+            place -= 1
+        if name.isascii() or what in UNSEEN + BLANKS:  # else it may well be another word
+            line.insert(place, what * chance.choice([1, 1, 1, 3, 100]))
+    return "".join(line) + chance.choice([" hi", "hi", " \u4f60\u597d", ""])
+
+
+def test_combined_tricks(hall: Hall) -> None:
+    """Some 2,000 of them; set TRICKS to try more."""
+    chance = random.Random(1)
+    one, two = hall.join(), hall.join()
+    for _ in range(int(os.environ.get("TRICKS", "2000"))):
+        line = trick(chance, chance.choice(TAKEN))
+        hall.say(one, f"{line}\n")
+        assert hall.heard(two) == [], ascii(line)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("12:30 lunch?", "*bold*", "*", " x ", "\ttab", "Anna: hi", "2 * 3", "- Ann: \u00bd"),
+        *("> Ann: I quit", "I saw Ann: \u2026", "Ann (she is 5) says hi", "Ann, hi \U0001f600"),
+        *("\u00e9t\u00e9: oui", "\u2217bold\u2217", "*\u00e9*", "\u2018Ann: hi\u2019"),
+        *("\U0001f600 hi", "\U0001f600\U0001f600: hi", "\u2764\ufe0f hi"),
+        "1\ufe0f\u20e3 one: \u2022",
+        *("\u2022 item", "\u2014 so?", "\u00ab Oui \u00bb: non", "\u00a1Hola!"),
+        pytest.param("\u250c\u2500\u2500\u2510" * 200, id="box"),
+        pytest.param("\u2705 " * 1000, id="long"),
+        pytest.param("a\u0301" * 1000, id="accents"),
+        "\u0421\u043c\u043e\u0442\u0440\u0438 README: \u0442\u0430\u043c",
+        *("\u1112\u1161\u11ab: decomposed", "e\u0301: decomposed too"),
+        "\u0928\u092e\u0938\u094d\u0924\u0947: \u0926\u0941\u0928\u093f\u092f\u093e",
+        "\u092e\u0948\u0902 \u0920\u0940\u0915 \u0939\u0942\u0901\u0964",
+        "\u4f60\u597d\uff1a\u4e16\u754c\u3002",
+        "\u30e1\u30a2\u30ea\u30fc\u3055\u3093\u3001\u3053\u3093\u306b\u3061\u306f\uff1a",
+        "\u0633\u0644\u0627\u0645: \u0645\u06cc\u200c\u0631\u0648\u0645",
+        "\u0e2a\u0e27\u0e31\u0e2a\u0e14\u0e35: \u0e04\u0e23\u0e31\u0e1a",
+    ],
+)
+def test_other_lines_are_relayed_byte_for_byte(hall: Hall, line: str) -> None:
+    one, two = hall.join(), hall.join()
+    hall.say(one, f"{line}\n")
+    assert hall.heard(two) == [line]
+
+
+def test_nothing_turns_a_part_of_a_line_around(hall: Hall) -> None:
+    one, two = hall.join(), hall.join()
+    hall.say(one, "\u202e:nnA\nA\u202eih :nn\n\u202e\n")
+    assert hall.heard(two) == [":nnA", "Aih :nn"]
+
+
+@pytest.mark.parametrize("mark", ["\u061c", "\u200e", "\u200f"])
+def test_no_mark_makes_it_look_as_if_somebody_else_had_said_it(hall: Hall, mark: str) -> None:
+    hall.join("12")
+    hall.join("\u05d0\u05d1")
+    one, two = hall.join(), hall.join()
+    hall.say(one, f"{mark} :12{mark}hi\n")  # seen as "12: hi" behind some marks
+    hall.say(one, mark.join("\u05d2 :\u05d1\u05d0") + "\n")  # and this as its reverse
+    assert hall.heard(two) == [" :12hi", "\u05d2 :\u05d1\u05d0"]
+
+
+@pytest.mark.parametrize("name", ["", "Ann"])
+def test_nobody_without_a_name_says_aloud_what_looks_private(name: str) -> None:
+    """Also with a name that nobody has; and what only has the mark in it is a message."""
+    hall = Hall()
+    one, two = hall.join(), hall.join(name)
+    hall.say(one, "Bob (private): meet me\nBob (private):\nBob (private) is: a friend\n")
+    assert hall.heard(two) == ["Bob (private) is: a friend"]
+    assert hall.heard(one) == ["* not said, as it would pass for a private message"] * 2
+
+
+# No answer sets off another
+
+
+def test_a_line_like_the_rooms_is_explained_once(hall: Hall) -> None:
+    one, two = hall.join(), hall.join()
+    hall.say(one, "* a\n* b\n\u2217 c\nfine\n")
+    assert hall.heard(two) == ["fine"]
+    (answer,) = hall.heard(one)
+    assert answer.startswith("* only the room begins a line")
+
+
+@pytest.mark.parametrize("names", [[], ["Ann", "Bob"]])
+def test_two_rooms_that_a_relay_joins_go_quiet(names: list[str]) -> None:
+    """The relay hands on each line that it hears in one room to the other, answers too."""
+    halls = [Hall(max_line=100), Hall(max_line=60)]
+    relays = [hall.join() for hall in halls]
+    people = [[hall.join(name) for name in names] + [hall.join()] for hall in halls]
+    lines = "hi\n/who\n/foo\n//foo\n//msg x: y\n//help\n//name Ann\n//who\nAnn: hi\n"
+    lines += "x" * 90 + "\n"
+    for here, hall in enumerate(halls):
+        for one in people[here]:
+            hall.say_all(one, lines)
+    for _ in range(20):
+        heard = [hall.heard(relay) for hall, relay in zip(halls, relays)]
+        if not any(heard):
+            break
+        for there, said in zip((1, 0), heard):
+            halls[there].say_all(relays[there], "".join(f"{line}\n" for line in said))
+    else:
+        pytest.fail("they talk for ever")
+    for here, hall in enumerate(halls):
+        assert hall.heard(people[here][-1]).count("hi") >= 1
+
+
+# Places
+
+
+def test_a_host_is_an_address_or_a_network_of_64_bits() -> None:
+    assert host_of("192.0.2.1:7") == "192.0.2.1"
+    one, same, other = "2001:db8:1:2::3", "2001:db8:1:2:ffff::", "2001:db8:1:3::3"
+    assert host_of(f"[{one}]:7") == host_of(f"[{same}]:8") != host_of(f"[{other}]:7")
+    assert host_of("[fe80::1%eth0]:7") == host_of("[fe80::1]:7") != host_of("[fe80::2]:7")
+    assert host_of("somebody") == ""  # whose address is not known, on macOS
+
+
+def test_one_host_cannot_fill_the_room() -> None:
+    """Its newest has to go for whoever is from a host that has two fewer, or more than that; or
+    whoever from the newcomer's own host has been silent for long."""
+    server = checked_server(size=5)
+    now = server.clock.now()
+    server.clock.monotonic = lambda: now
+
+    def come(host: int, said: bytes = b"") -> Peer:
+        nonlocal now
+        now += 0.01
+        sock, peer = pair()
+        peer.send(said)
+        server.admit(sock, f"192.0.2.{host}:7")
+        server.turn(0)
+        return peer
+
+    crowd = [come(2, b"I am not silent\n") for _ in range(5)]
+    for _ in range(3):
+        assert come(2, b"/name Eve\n").rest() == b"* the room is full\n"
+    silent = [come(1) for _ in range(2)]
+    for lost in (crowd.pop(), crowd.pop()):
+        assert lost.rest().endswith(b"and your place goes to somebody else\n")
+    assert come(1).rest() == b"* the room is full\n"
+    now += SILENCE + 1
+    come(1).expect(WELCOME)
+    assert silent[0].rest().endswith(b"and your place goes to somebody else\n")
+
+
+def test_nobody_keeps_others_out_by_leaving(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever quits and doesn't close has a place for a while, as members do."""
+    monkeypatch.setattr(chat_server, "DOOR_SIZE", 1)
+    inside = Inside(size=1)
+    server = inside.server
+    leavers = []
+    for _ in range(2):
+        leavers.append(inside.join()[1])
+        leavers[-1].send(b"/quit\n")
+        while server.room.members:
+            server.turn()
+    sock, peer = pair()
+    server.admit(sock, "peer")
+    assert peer.rest() == b""
+    sock, peer = pair()
+    server.admit(sock, "192.0.2.2:7")
+    server.deliver(server.room.take_batch())
+    assert peer.line() == WELCOME
+
+
+# The way through the door
+
+
+def test_all_hosts_together_try_ten_passwords_a_second() -> None:
+    door = checked_server(password=b"secret").door
+    now = 1000.0
+    door.clock.monotonic = lambda: now
+    tries: Counter[str] = Counter()
+    for _ in range(20 * 20):
+        now += 1 / 20
+        for host in map(str, range(300)):
+            if door.may_try(host):
+                door.note_wrong(host)
+                tries[host] += 1
+    assert 200 <= sum(tries.values()) <= 240
+    assert max(tries.values()) <= 3 + 20
+    assert len(door.tried) < 100, "hosts that may try again are forgotten"
+
+
+class AtDoor:
+    """A door that wants a password, and somebody at it."""
+
+    def __init__(self) -> None:
+        self.server = checked_server(password=b"secret")
+        self.door = self.server.door
+        sock, self.peer = pair()
+        self.door.admit(sock, "192.0.2.1:7")
+        (self.conn,) = self.server.membership.newcomers
+        self.peer.expect("* password?\n")
+
+    def say(self, data: bytes) -> Connection:
+        """Says something, which the door hears; returns the connection."""
+        self.peer.send(data)
+        select.select([self.conn.sock], [], [], DEADLINE)
+        self.door.serve([self.conn])
+        return self.conn
+
+    def time_is_up(self) -> None:
+        self.door.go_on(self.conn, True)
+
+
+@pytest.fixture
+def at_door() -> AtDoor:
+    return AtDoor()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        b"\xff\xfb\x1f\xff\xfd\x01\xff\xfa\x1f\0\x50\0\n\xff\xf0secret\r\0",  # telnet's
+        *(b"secX\bret\r\n", b"wrong\x15secret\n", b"\xef\xbb\xbfsecret\n"),
+    ],
+)
+def test_the_password_may_come_with_corrections_and_what_is_around_a_text(
+    at_door: AtDoor, given: bytes
+) -> None:
+    until = at_door.conn.until
+    for byte in given[:-1]:
+        assert at_door.say(bytes([byte])).state is State.DOOR
+    assert at_door.conn.until == until, "its time doesn't begin anew"
+    assert at_door.say(given[-1:] + b"more\nand").state is State.MEMBER
+    assert (at_door.conn.unheard, at_door.conn.input.partial) == (b"more\n", b"and")
+
+
+def test_nothing_that_comes_has_a_wrong_password_answered_before_its_time(at_door: AtDoor) -> None:
+    conn = at_door.say(b"guess\n")
+    assert not conn.reading
+    assert conn.until > time.monotonic()
+    conn.use(WebSocket(1000))
+    conn.input.ended = True  # a browser that closes at once
+    assert at_door.say(b"more\n").state is State.DOOR
+    with pytest.raises(Dismissed, match="wrong password"):
+        at_door.time_is_up()
+
+
+def test_a_password_that_comes_too_early_waits(at_door: AtDoor) -> None:
+    for _ in range(10):
+        at_door.door.note_wrong(at_door.conn.host)
+    conn = at_door.say(b"secret\nmore")
+    assert not conn.reading
+    at_door.time_is_up()
+    assert conn.state is State.DOOR, "it is still too early"
+    at_door.door.tried.clear()
+    at_door.door.all_tried = 0.0
+    at_door.time_is_up()
+    assert conn.state is State.MEMBER
+    assert conn.input.partial == b"more"
+
+
+def test_whoever_is_kept_out_by_now_does_not_get_in_with_the_password(at_door: AtDoor) -> None:
+    at_door.door.bar(at_door.conn.host)
+    assert at_door.say(b"secret\n").state is State.LEAVING
+
+
+def test_whoever_is_dismissed_is_read_to_its_end(at_door: AtDoor) -> None:
+    """A close before that would be a reset, which destroys what it is told."""
+    membership = at_door.server.membership
+    conn = at_door.say(b"guess\n")
+    at_door.peer.send(b"another guess\n")
+    membership.guard(at_door.door.go_on, conn, True)
+    at_door.server.deliver(membership.room.take_batch())
+    assert conn in membership.leaving and conn.reading
+    assert at_door.peer.rest() == b"* wrong password\n"
+
+
+def test_the_door_takes_no_more_than_its_share_of_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_server, "DOOR_SHARE", -math.inf)  # which each step exceeds
+    server = checked_server(password=b"secret")
+    knocking = [pair() for _ in range(3)]
+    for sock, peer in knocking:
+        server.admit(sock, "peer")
+        peer.send("secret\n")
+        select.select([sock], [], [], DEADLINE)
+    for turn in range(1, 4):
+        server.turn()
+        assert len(server.room.members) == turn

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -9,10 +10,14 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
+from selectors import EVENT_READ, EVENT_WRITE
+from typing import Any
 
 import pytest
-from support import DEADLINE, MODULES, WELCOME, Server, eventually, needs_ipv6
+from support import DEADLINE, Peer, Server, checked_server, eventually, needs_ipv6, pair
+
+import chat_server
+import echo_server
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
@@ -137,47 +142,114 @@ def test_signals_end_it_cleanly(echo: Server, number: int) -> None:
     assert "Traceback" not in echo.log()
 
 
-def test_out_of_descriptors_newcomers_wait_without_spinning(start: Callable[..., Server]) -> None:
-    resource = pytest.importorskip("resource")
-    echo = start(
-        "echo_server.py",
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32)),
-    )
-    clients = [echo.connect() for _ in range(40)]
-    echo.wait_for_log("newcomers have to wait")
-    clients[0].send(b"still here")
-    assert clients[0].read(10) == b"still here"
-    before = echo.cpu_seconds()
-    log = echo.log()
-    time.sleep(0.5)  # not to wait for something, but to see that nothing happens
-    assert echo.cpu_seconds() - before < 0.06
-    assert echo.log() == log
-    for client in clients[:20]:
-        client.close()
-    for client in clients[20:]:
-        client.send(b"in at last")
-        assert client.read(10) == b"in at last"
+def echo_client(peer_name: str = "peer") -> tuple[Any, echo_server.Connection, Peer]:
+    """Returns an echo server, with one client, and that one's peer."""
+    server = echo_server.EchoServer([], 9)
+    sock, peer = pair()
+    server.admit(sock, peer_name)
+    (conn,) = server.clients
+    return server, conn, peer
 
 
-@pytest.mark.parametrize("script", ["echo_server.py", "chat_server.py"])
-def test_newcomers_are_let_in_when_the_system_has_descriptors_again(
-    start: Callable[..., Server], tmp_path: Path, script: str
+class Reluctant:
+    """A socket of which the kernel takes only so many bytes at once; for 0 it takes nothing now."""
+
+    def __init__(self, sock: socket.socket, *sizes: int) -> None:
+        self.sock = sock
+        self.sizes = [*sizes]
+
+    def send(self, data: bytes) -> int:
+        size = self.sizes.pop(0) if self.sizes else len(data)
+        if not size:
+            raise BlockingIOError
+        return self.sock.send(data[:size])
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.sock, name)
+
+
+@pytest.mark.parametrize("sizes", [(3, 3, 3), (0, 9), (0, 0, 1, 0, 8)])
+def test_an_echo_takes_as_many_sends_as_it_needs(sizes: tuple[int, ...]) -> None:
+    server, conn, peer = echo_client()
+    reluctant: Any = Reluctant(conn.sock, *sizes)
+    conn.sock = reluctant
+    server.serve(conn, EVENT_READ)  # that it is ready is a hint, not a promise
+    peer.send(b"0123456789")
+    peer.half_close()
+    for _ in range(1 + len(sizes)):
+        (key,) = server.selector.get_map().values()
+        assert key.events == (EVENT_WRITE if conn.write_buffer else EVENT_READ)
+        server.turn()
+    assert not conn.write_buffer
+    server.turn()
+    assert peer.rest() == b"0123456789"
+    assert not server.clients
+    assert conn.sock.fileno() == -1
+
+
+def test_an_echo_costs_no_look_at_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    server, _conn, peer = echo_client()
+    peer.send("hi\n")
+    monkeypatch.setattr(echo_server, "time", None)
+    server.turn()
+    peer.expect("hi\n")
+
+
+def test_a_bug_of_the_echo_server_ends_one_connection_alone(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody leaves meanwhile, and nothing else wakes the server."""
-    module = script[:-3]
-    (tmp_path / "patched.py").write_text(
-        f"import sys\nsys.path.insert(0, {str(MODULES)!r})\nimport errno, socket, {module}\n"
-        "accept, failures = socket.socket.accept, [0] * 3\n"
-        "def fail_first(self):\n"
-        "    if not failures:\n"
-        "        return accept(self)\n"
-        "    failures.pop()\n"
-        "    raise OSError(errno.ENFILE, 'Too many open files in system')\n"
-        f"socket.socket.accept = fail_first\nsys.exit({module}.main())\n"
-    )
-    server = start("patched.py", "--host", "127.0.0.1", cwd=tmp_path)
-    peer = server.connect()
-    server.wait_for_log("newcomers have to wait: Too many open files in system")
-    peer.send(b"hi\n")
-    assert peer.line() == (b"hi\n" if script == "echo_server.py" else WELCOME)
-    assert server.log().count("have to wait") == 1
+    def stumble(conn: echo_server.Connection, data: bytes) -> None:
+        if conn.peer == "Ann":
+            raise ValueError("a bug")
+
+    monkeypatch.setattr(echo_server.Connection, "log_lines", stumble)
+    server, _conn, ann = echo_client("Ann")
+    server.logs_messages = True
+    sock, bob = pair()
+    server.admit(sock, "Bob")
+    ann.send(b"hi\n")
+    bob.send(b"ho\n")
+    server.turn()
+    assert ann.rest() == b""
+    bob.expect("ho\n")
+    assert "ValueError: a bug" in caplog.text
+
+
+def test_an_endless_line_that_is_logged_costs_no_memory() -> None:
+    _server, conn, _peer = echo_client()
+    for _ in range(3):
+        conn.log_lines(b"x" * 10 * echo_server.MAX_LOGGED_LINE)
+    assert len(conn.read_buffer) == echo_server.MAX_LOGGED_LINE
+
+
+@pytest.mark.parametrize("module", [echo_server, chat_server])
+def test_each_shortage_is_logged_once_and_newcomers_get_in_after_it(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, module: Any
+) -> None:
+    """Nobody leaves meanwhile, and nothing else wakes a server; whoever has left already is no
+    shortage."""
+    accept, failing = socket.socket.accept, [errno.ECONNABORTED]
+
+    def fail(listener: socket.socket) -> Any:
+        if failing:
+            raise OSError(failing.pop(), "failed")
+        return accept(listener)
+
+    monkeypatch.setattr(socket.socket, "accept", fail)
+    listeners = module.open_listeners(["127.0.0.1"], 0)
+    server: Any = echo_server.EchoServer(listeners, 9)
+    if module is chat_server:
+        server = checked_server(listeners)
+        server.door.open()
+    inside = server.clients if module is echo_server else server.room.members
+    peers = []
+    for shortages, count in enumerate((1, 3, 2)):
+        peers.append(socket.create_connection(listeners[0].getsockname()))
+        while len(inside) < len(peers):
+            left = len(failing)
+            server.turn()
+            assert len(failing) in (left, 0) or not server.selector.select(0), "the loop spins"
+        assert caplog.text.count("newcomers have to wait") == shortages
+        failing = [errno.EMFILE] * count
+    for sock in (*listeners, *peers):
+        sock.close()

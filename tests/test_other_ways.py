@@ -32,7 +32,6 @@ from support import (
     Terminal,
     check_invariants,
     client,
-    end_stream,
     eventually,
     finish,
     needs,
@@ -46,16 +45,19 @@ from support import (
 import chat_server
 from chat_server import (
     HIGH_WATER,
+    MAX_LINE,
     MAX_UNSENT,
     TLS_PIECE,
-    TLS_RECORD,
     Certificate,
     Connection,
+    Dismissed,
     Gone,
     Site,
     State,
+    Telnet,
     TLSConnection,
     WebSocket,
+    typed,
 )
 
 tls = pytest.mark.parametrize("start", ["tls"], indirect=True)
@@ -121,47 +123,24 @@ def test_other_programs_hear_and_are_heard(
     window.expect("John: can you see me?\n")
 
 
-def test_requests_are_refused_between_two_lines_and_urgent_bytes_are_like_others(
-    room: Server,
-) -> None:
-    one, two = room.join(), room.join()
-    one.send(b"\xff\xf4\xff\xfd\x06he\xff\xfb\x18llo\r\0/who\r\0")
-    two.expect("hello\n")
-    assert one.read(6) == b"\xff\xfc\x06\xff\xfe\x18"
-    one.expect("* here: 2 unnamed\n")
-    one.send(b"\xff\xf4\xff")
-    one.sock.send(b"\xf2", socket.MSG_OOB)  # the end of telnet's Synch
-    one.send(b"hello\n")
-    two.expect("hello\n")
-
-
 # What comes to the wrong port
-
-FORM = b" HTTP/1.1\r\nHost: localhost\r\nCookie: SECRET\r\n\r\n/name Boss\nrun this\n"
-STRANGERS = [  # what they send, and the bytes of it that come at once
-    (b"POST /" + FORM, 1),
-    (b"GET /" + b"x" * 9000 + FORM, 100_000),
-    (b"SSH-2.0-OpenSSH_9.6\r\n", 100),
-    (b"PASS hunter2\r\nNICK bob\r\nUSER bob 0 * :Bob\r\n", 100),
-]
 
 
 def test_nobody_hears_what_is_meant_for_another_server(room: Server) -> None:
     """Any web page can have a browser send that."""
+    form = b" HTTP/1.1\r\nHost: localhost\r\nCookie: SECRET\r\n\r\n/name Boss\nrun this\n"
     ann, bob = room.join(), room.join()
-    for count, (data, size) in enumerate(STRANGERS, 1):
+    for path in (b"POST /", b"GET /" + b"x" * 9000):
         stranger = room.connect()
-        stranger.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with suppress(OSError):  # it is sent as far as it is taken
-            for at in range(0, len(data), size):
-                stranger.send(data[at : at + size])
+            stranger.send(path + form)
             heard = stranger.rest()
             assert heard.endswith(b"* this room takes lines of text; it has no page\n")
-        room.wait_for_log(f"(?s)(speaks HTTP, SSH, IRC or the like.*){{{count}}}")
+    room.wait_for_log("(?s)(speaks HTTP, SSH, IRC or the like.*){2}")
     bob.send("after\n/who\n")
     ann.expect("after\n")
     bob.expect("* here: 2 unnamed\n")
-    assert not any(word in room.log() for word in ("Boss", "SECRET", "hunter2"))
+    assert not any(word in room.log() for word in ("Boss", "SECRET"))
 
 
 def test_whoever_has_sent_one_letter_hears_what_others_say(room: Server) -> None:
@@ -223,25 +202,6 @@ def in_all_ways(stream: bytes) -> list[Heard]:
 
 def said(*texts: str) -> bytes:
     return b"".join(masked(TEXT, text.encode()) for text in texts)
-
-
-EMPTY = masked(TEXT, b"", False) + masked(CONTINUATION, b"", False) + masked(CONTINUATION, b"")
-
-
-@pytest.mark.parametrize(
-    "stream, lines, last",
-    [
-        (said("one", LETTERS, "x" * 130), f"one\n{LETTERS}\n{'x' * 130}\n", ""),
-        (said("", "a", "") + EMPTY + said("b"), "\na\n\n\nb\n", ""),
-        (said("a\nb\nü\n", "c"), "a\nb\nü\nc\n", ""),
-        (said("a") + masked(TEXT, "b\nthr本".encode(), False), "a\nb\n", "thr本\n"),
-    ],
-    ids=["messages", "empty ones", "of several lines", "unfinished"],
-)
-def test_each_message_is_a_line_however_it_comes(stream: bytes, lines: str, last: str) -> None:
-    for heard in in_all_ways(stream + masked(CLOSE, b"")):
-        assert (heard.lines, heard.answers) == (lines.encode(), [])
-        assert heard.socket.finish() == last.encode()
 
 
 def test_what_is_too_long_is_skipped_and_holds_no_memory() -> None:
@@ -360,7 +320,7 @@ def test_any_messages_in_any_fragments_and_pieces_give_their_lines(seed: int) ->
     chance = random.Random(seed)
     stream, lines, pings = b"", b"", []
     for _ in range(chance.randrange(1, 10)):
-        letters = chance.choices("ab \té本😀\x00\x1b", k=chance.choice([0, 1, 5, 130]))
+        letters = chance.choices("ab \té本😀\x00\x1b\n", k=chance.choice([0, 1, 5, 130]))
         text = "".join(letters).encode()
         cuts = sorted(chance.randrange(len(text) + 1) for _ in range(chance.choice([0, 0, 1, 3])))
         for number, (start, end) in enumerate(zip([0, *cuts], [*cuts, len(text)])):
@@ -370,7 +330,7 @@ def test_any_messages_in_any_fragments_and_pieces_give_their_lines(seed: int) ->
             key = chance.getrandbits(32).to_bytes(4, "big")
             opcode = CONTINUATION if number else TEXT
             stream += masked(opcode, text[start:end], number == len(cuts), key)
-        lines += text + b"\n"
+        lines += text if text[start:].endswith(b"\n") else text + b"\n"  # several, perhaps
     unfinished = masked(TEXT, b"x", False) + UNMASKED
     ends = [(stream, code) for stream, code, _ in FAULTS.values()]
     end, code = chance.choice([(masked(CLOSE, b""), 1000), (unfinished, 1002), *ends])
@@ -688,10 +648,9 @@ def test_stuck_member_has_at_most_a_record_beside_its_queue(
     check_invariants(server)
 
 
-@pytest.mark.parametrize("closes_first", [False, True])
 @pytest.mark.parametrize("step", [7, 700])
 def test_farewell_is_whole_although_the_kernel_is_full(
-    monkeypatch: pytest.MonkeyPatch, step: int, closes_first: bool
+    monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     """All that was said comes, then close_notify, which raises no SSLEOFError."""
     server, conn, peer = tls_member()
@@ -703,20 +662,14 @@ def test_farewell_is_whole_although_the_kernel_is_full(
         server.room.batch.say(b"second\n", None)
         server.deliver(server.room.take_batch())
         assert conn.queue
-        if closes_first:
-            end_stream(peer.sock)
-            while conn in server.room.members:
-                server.turn()
-        else:
-            server.close_room()
+        server.close_room()
         turns = 0
         while conn.wants_write() and conn.sock.fileno() != -1:
             room[0] = step
             server.turn()
             turns += 1
     assert turns > (10 if step == 7 else 0)
-    said = b"first\nsecond\n" + (b"" if closes_first else b"* the room is closing\n")
-    assert peer.rest() == said
+    assert peer.rest() == b"first\nsecond\n* the room is closing\n"
     peer.close()
     while conn in server.membership.leaving:
         server.turn()
@@ -877,7 +830,7 @@ def test_each_reason_for_the_old_one_is_logged_once(
     files: tuple[Path, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     """And a change can come so soon after the last that the time of the file doesn't show it."""
-    cert, key = files
+    cert, _ = files
     whole = cert.read_bytes()
     certificate = Certificate(*map(str, files))
     old = certificate.current()
@@ -924,3 +877,161 @@ def test_a_pipe_in_place_of_a_certificate_is_not_waited_for(files: tuple[Path, P
         "assert certificate.current() is certificate.current()"
     )
     assert finish([sys.executable, "-c", code, *map(str, files)]).returncode == 0
+
+
+BOM = b"\xef\xbb\xbf"
+
+
+def ways(data: bytes) -> Iterator[list[bytes]]:
+    """Yields some ways in which data can come in pieces: whole, byte by byte, cut at any place."""
+    yield [data]
+    yield [data[at : at + 1] for at in range(len(data))]
+    for at in range(1, min(len(data), 60)):
+        yield [data[:at], data[at:]]
+
+
+def receive(pieces: list[bytes], max_line: int = MAX_LINE) -> tuple[bytes, bytes]:
+    """Returns the lines that come of the pieces, the unfinished last one too, and the answers."""
+    one = Telnet(max_line)
+    lines = answers = b""
+    for piece in pieces:
+        text, more = one.sift(piece)
+        answers += more
+        lines += one.feed(text)[0]
+        assert len(one.held) <= 5
+    return lines + one.finish(), answers
+
+
+# Telnet, and a byte order mark
+
+
+@pytest.mark.parametrize(
+    "data, text, answers",
+    [
+        (b"hi\xff\xf4\xff\xfd\x06 there\n", b"hi there\n", b"\xff\xfc\x06"),  # Ctrl-C
+        (b"\xff\xfb\x1fa\xff\xfd\x01b\n", b"ab\n", b"\xff\xfe\x1f\xff\xfc\x01"),
+        (b"\xff\xfc\x01\xff\xfe\x03a\n", b"a\n", b""),  # a refusal is not answered
+        (b"a\xff\xffb\xff\xff\xff\xffc\n", b"a\xffb\xff\xffc\n", b""),
+        (b"a\xff\xfd\xffb\n", b"ab\n", b"\xff\xfc\xff"),  # option 255
+        (b"a\xff\xfa\x1f\0\x0a\0\xff\xff\r\n\xff\xf0b\n", b"ab\n", b""),  # a window of 10 rows
+        (b"a\xff\xfa\x18\xff\xff\xf0b\xff\xf0c\n", b"ac\n", b""),
+        (b"a\xff\xfa\x18\xff\xfd\x06b\n", b"ab\n", b"\xff\xfc\x06"),  # one that was broken off
+        (b"a\xff\xf0\xff\xf1\xff\xf2\xff\xf3\xff\xf5\xff\xf6\xff\xf9\xff\xecb\n", b"ab\n", b""),
+        (b"ab\xff\xf7c\n", b"ab\bc\n", b""),  # erase character
+        (b"ab\xff\xf8c\n", b"ab\x15c\n", b""),  # erase line
+        (b"\xffes a\xff\n", b"\xffes a\xff\n", b""),  # Latin 1, not telnet
+        (b"a\r\0b\r\nc\rd\r\r\n\r\0", b"a\nb\nc\rd\r\n\n", b""),
+        (b"a\r\xff\xf1\0b\n", b"a\nb\n", b""),
+        *((b"a" + end, b"a\n", b"") for end in (b"\xff", b"\xff\xfd", b"\r")),
+        (BOM + b"/name Bob\n", b"/name Bob\n", b""),
+        (BOM + b"hi", b"hi\n", b""),
+        (b"hi\n" + BOM + b"x\n", b"hi\n" + BOM + b"x\n", b""),  # only at the start of a stream
+        (b" " + BOM + b"x\n", b" " + BOM + b"x\n", b""),
+        (b"\xef\xbb\xbe\n", b"\xef\xbb\xbe\n", b""),
+        ("\uff21\n".encode(), "\uff21\n".encode(), b""),  # begins with the same byte
+    ],
+)
+def test_what_is_around_the_text_is_taken_out_however_it_is_split(
+    data: bytes, text: bytes, answers: bytes
+) -> None:
+    for pieces in ways(data):
+        assert receive(pieces) == (text, answers)
+
+
+def test_a_subnegotiation_that_never_ends_is_not_kept() -> None:
+    one = Telnet(100)
+    assert one.sift(b"a\xff\xfa\x18") == (b"a", b"")
+    for _ in range(50):
+        assert one.sift(b"x\xff\xff\n" * 5000) == (b"", b"")
+        assert one.held == b"\xff\xfa"
+    assert one.sift(b"\xff") == (b"", b"")
+    assert one.sift(b"\xf0b") == (b"b", b"")
+
+
+def test_a_flood_of_requests_makes_no_flood_of_answers() -> None:
+    options = b"".join(b"\xff\xfd%c\xff\xfb%c" % (option, option) for option in range(256))
+    text, answers = Telnet(100).sift(options * 100)
+    assert text == b""
+    assert len(answers) == len(options)
+    assert Telnet(100).sift(answers) == (b"", b""), "they don't go back and forth"
+
+
+def test_clean_data_is_passed_on_untouched() -> None:
+    data = b"hello\n" * 100
+    assert Telnet(100).sift(data)[0] is data
+
+
+def test_a_password_is_what_was_typed_and_not_taken_back() -> None:
+    assert typed(b"sec\xffret\x7f\x7f\x7fret\r\n") == b"sec\xffret"
+
+
+# The first bytes
+
+
+@pytest.mark.parametrize(
+    "request_line",
+    [
+        b"GET / HTTP/1.1\r\n",
+        b"M-SEARCH * HTTP/1.1\r\n",
+        b"any /lower HTTP/2\n",
+        b"GET http://localhost:7007/ HTTP/1.1\r\n",
+        b"CONNECT localhost:7007 HTTP/1.1\r\n",
+        b"GET /\r\n",  # HTTP/0.9
+        b"GET /" + b"x" * 100_000,
+        b"GET /" + b"x" * (MAX_LINE - 8) + b" HTTP/1.1\r\n",
+        b"SSH-2.0-OpenSSH_9.6\r\n",
+        b"EHLO scanner.example.org\r\nMAIL FROM:<a@b.example>\r\n",
+        b"*1\r\n$4\r\nPING\r\n",
+        b"PASS hunter2\r\nNICK bob\r\nUSER bob 0 * :Bob\r\n",
+        b"NICK bob\nUSER bob 0 * :Bob\n",
+        b"OPTIONS / RTSP/1.0\r\nCSeq: 1\r\n",
+        b"OPTIONS sip:nm SIP/2.0\r\n",
+        b"CAP LS\r\n",
+    ],
+    ids=lambda line: line[:12].decode(),
+)
+@pytest.mark.parametrize("before", [b"", BOM, b"\xff\xfb\x1f"], ids=["", "mark", "telnet"])
+def test_other_protocols_are_found_out_before_anything_is_heard(
+    before: bytes, request_line: bytes
+) -> None:
+    data = before + request_line + b"Host: x\r\n\r\n/name Boss\nrun this\n"
+    head, rest = data[:300], data[300:]
+    bits = [head[at : at + 1] for at in range(len(head))]
+    bits += [rest[at : at + 999] for at in range(0, len(rest), 999)]
+    is_one_line = b"\n" not in request_line[:-1]  # else they have to come together
+    for pieces in ([data], [data[:20], data[20:]], bits) if is_one_line else ([data],):
+        for max_line in (30, MAX_LINE):
+            one = Telnet(max_line)
+            with pytest.raises(Dismissed) as dismissed:
+                for piece in pieces:
+                    text, _ = one.sift(piece)
+                    assert one.feed(text)[0] == b""
+            assert "speaks HTTP, SSH, IRC or the like" in dismissed.value.note
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(b"SSH-2 is what you need\n", b"SSH is down\nSSH-2.0 too\n", b"ssh-2.0-x\n", b"EHLO\n"),
+        *(b"EHLO to all of you\n", b"ehlo bob\n", b"HELO Bob\n", b"*1\nsee below\n"),
+        *(b"*waves*\n$4 each\n", b"*1 costs $4\n", b"PASS hunter2\n", b"NICK bob\nPASS it on\n"),
+        *(b"PASS me the salt\nplease\n", b"NICK are you there?\nUSERS are waiting\n"),
+        *(b"CAP LSD\n", b"USER bob\n", b"OPTIONS are: SIP/2.0 or nothing\n", b"PING\n", b"HELP\n"),
+        *(b"QUIT\n", b"GET me some coffee\n", b"PUT / there\n", b"GET /etc/motd and read it\n"),
+        *(b"LOL *hugs*\n", b"LOOK http://example.com/\n", b"I LOVE HTTP/2\n", b"SEE /s\n"),
+        *(b"GET\n", b"hi\nGET / HTTP/1.1\n", b"\nGET / HTTP/1.1\n", b"GET"),
+    ],
+)
+def test_what_only_looks_like_another_protocol_is_a_message(text: bytes) -> None:
+    for pieces in ways(text):
+        assert receive(pieces) == (text if text.endswith(b"\n") else text + b"\n", b"")
+
+
+def test_tls_is_found_out_by_the_first_bytes_alone() -> None:
+    hello = b"\x16\x03\x01\x01\xff\x01rest"  # with a length that has telnet's byte in it
+    for pieces in ways(hello):
+        with pytest.raises(Gone, match="speaks TLS"):
+            receive(pieces)
+    for before in (b"x", b"hi\n", b"hi\nx", b"\x16\n", b"x" * (MAX_LINE + 1)):
+        for pieces in ways(before + hello + b"\n"):
+            receive(pieces)

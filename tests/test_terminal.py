@@ -38,8 +38,6 @@ from support import (
 import chat_client
 from chat_client import Painter
 
-Start = Callable[..., Terminal]
-
 
 @pytest.fixture
 def window(tmp_path: Path) -> Iterator[Window]:
@@ -276,7 +274,7 @@ def test_no_piece_of_a_row_stays_when_the_window_gets_narrower(
 @pytest.mark.parametrize("reflows", [False, True])
 @pytest.mark.parametrize("width", [75, 23])
 def test_where_a_terminal_reflows_or_not_nothing_is_lost_and_nothing_left_behind(
-    listener: Listener, terminal: Start, width: int, reflows: bool
+    listener: Listener, terminal: Callable[..., Terminal], width: int, reflows: bool
 ) -> None:
     patient = patched_client("import chat_client; chat_client.MEASURE_TIME = 1000")
     window = terminal(*patient, "127.0.0.1", str(listener.port), "--name", "John", env=XTERM)
@@ -295,7 +293,7 @@ def test_where_a_terminal_reflows_or_not_nothing_is_lost_and_nothing_left_behind
 
 
 def test_a_row_that_is_wider_than_assumed_leaves_nothing_behind(
-    listener: Listener, terminal: Start
+    listener: Listener, terminal: Callable[..., Terminal]
 ) -> None:
     window = in_terminal(terminal, "127.0.0.1", str(listener.port), "--name", "John")
     server = listener.accept()
@@ -312,7 +310,7 @@ def test_a_row_that_is_wider_than_assumed_leaves_nothing_behind(
 
 
 def play(
-    terminal: Start, listener: Listener, *said: str | bytes, **more: str
+    terminal: Callable[..., Terminal], listener: Listener, *said: str | bytes, **more: str
 ) -> tuple[Terminal, Peer]:
     """Returns John at a client, and the server, which has said that."""
     window = in_terminal(terminal, "127.0.0.1", str(listener.port), "--name", "John", **more)
@@ -322,7 +320,7 @@ def play(
     return window, server
 
 
-def play_room(terminal: Start, listener: Listener) -> tuple[Terminal, Peer]:
+def play_room(terminal: Callable[..., Terminal], listener: Listener) -> tuple[Terminal, Peer]:
     """Returns John at a client, and the room that he has joined."""
     window, server = play(terminal, listener)
     welcome(server)
@@ -330,14 +328,16 @@ def play_room(terminal: Start, listener: Listener) -> tuple[Terminal, Peer]:
     return window, server
 
 
-def play_door(terminal: Start, listener: Listener) -> tuple[Terminal, Peer]:
+def play_door(terminal: Callable[..., Terminal], listener: Listener) -> tuple[Terminal, Peer]:
     """Returns a client that is asked for the password, and its server."""
     window, server = play(terminal, listener, "* password?\n")
     window.expect("password: ")
     return window, server
 
 
-def test_what_is_typed_ahead_is_kept_with_either_end_of_line(room: Server, terminal: Start) -> None:
+def test_what_is_typed_ahead_is_kept_with_either_end_of_line(
+    room: Server, terminal: Callable[..., Terminal]
+) -> None:
     other = room.join()
     window = in_terminal(terminal, "localhost", str(room.port))
     window.type("John\none\rtwo\nhalf")
@@ -351,7 +351,9 @@ WAYS_TO_END += ["SIGTERM", "SIGHUP", "SIGINT", "SIGQUIT", "SIGUSR1", "SIGALRM"]
 
 
 @pytest.mark.parametrize("way", WAYS_TO_END)
-def test_terminal_is_given_back_as_it_was(listener: Listener, terminal: Start, way: str) -> None:
+def test_terminal_is_given_back_as_it_was(
+    listener: Listener, terminal: Callable[..., Terminal], way: str
+) -> None:
     options = ["--echo"] if way == "lost" else ["--name", "John"]
     # The shell in between keeps the pseudo-terminal open until we have looked at it.
     command = shlex.join([*CLIENT, "127.0.0.1", str(listener.port), *options])
@@ -387,7 +389,7 @@ def test_terminal_is_given_back_as_it_was(listener: Listener, terminal: Start, w
     assert "Traceback" not in window.shown
 
 
-def test_terminal_is_given_back_after_an_exception(terminal: Start) -> None:
+def test_terminal_is_given_back_after_an_exception(terminal: Callable[..., Terminal]) -> None:
     code = "import chat_client as c; c.Client.run = lambda *_: 1 / 0; c.main([])"
     command = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)}"
     window = terminal("sh", "-c", f"{command}; echo status $?; read wait", env=XTERM, cwd=MODULES)
@@ -405,7 +407,9 @@ def test_closed_window_ends_the_client(listener: Listener) -> None:
     assert window.wait() in (1, 129)
 
 
-def test_a_paste_ends_after_a_silence(listener: Listener, terminal: Start) -> None:
+def test_a_paste_ends_after_a_silence(
+    listener: Listener, terminal: Callable[..., Terminal]
+) -> None:
     window, server = play_room(terminal, listener)
     window.type("\x1b[200~cut off")
     window.expect("cut off")
@@ -414,7 +418,9 @@ def test_a_paste_ends_after_a_silence(listener: Listener, terminal: Start) -> No
 
 
 @pytest.mark.parametrize("keys", ["John\rbye\r\x03", "John\rbye\r\x04", "John\rbye\rexit\r"])
-def test_whoever_leaves_at_once_has_said_all(room: Server, terminal: Start, keys: str) -> None:
+def test_whoever_leaves_at_once_has_said_all(
+    room: Server, terminal: Callable[..., Terminal], keys: str
+) -> None:
     ann = room.join("Ann")
     window = in_terminal(terminal, "localhost", str(room.port))
     window.expect("name: ")
@@ -423,10 +429,18 @@ def test_whoever_leaves_at_once_has_said_all(room: Server, terminal: Start, keys
     assert window.wait() == 0
 
 
-@pytest.mark.parametrize("keys", ["\x03", "\x04", "exit\r"])
-@pytest.mark.parametrize("state", ["lost", "silent", "connecting"])
+@pytest.mark.parametrize(
+    "state, keys",
+    [
+        ("lost", "\x03"),
+        ("connecting", "\x04"),
+        ("silent", "\x03"),
+        ("silent", "\x04"),
+        ("silent", "exit\r"),
+    ],
+)
 def test_whoever_leaves_is_told_what_was_not_said(
-    listener: Listener, terminal: Start, state: str, keys: str
+    listener: Listener, terminal: Callable[..., Terminal], state: str, keys: str
 ) -> None:
     if state == "connecting":  # the server doesn't shake hands
         window = in_terminal(terminal, "127.0.0.1", str(listener.port), "--name", "John", "--tls")
@@ -449,10 +463,17 @@ def test_whoever_leaves_is_told_what_was_not_said(
     assert rest.count("chat_client.py: ") == 1
 
 
-@pytest.mark.parametrize("keys", ["exit\r", "\x03", "\x03\x03", "\x04\x03"])
-@pytest.mark.parametrize("silent", ["in the room", "at the door"])
+@pytest.mark.parametrize(
+    "silent, keys",
+    [
+        ("in the room", "\x03"),
+        ("in the room", "\x03\x03"),
+        ("at the door", "exit\r"),
+        ("at the door", "\x04\x03"),
+    ],
+)
 def test_nobody_is_kept_by_a_server_that_does_not_close(
-    listener: Listener, terminal: Start, silent: str, keys: str
+    listener: Listener, terminal: Callable[..., Terminal], silent: str, keys: str
 ) -> None:
     if silent == "in the room":
         window, _ = play_room(terminal, listener)
@@ -463,7 +484,9 @@ def test_nobody_is_kept_by_a_server_that_does_not_close(
     assert window.wait() == 0
 
 
-def test_lines_outlive_a_connection_that_breaks(listener: Listener, terminal: Start) -> None:
+def test_lines_outlive_a_connection_that_breaks(
+    listener: Listener, terminal: Callable[..., Terminal]
+) -> None:
     listener.listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     little = (
         "import socket, chat_client\n"
@@ -498,7 +521,7 @@ def test_lines_outlive_a_connection_that_breaks(listener: Listener, terminal: St
 
 
 def test_flood_leaves_the_keys_alive_and_control_c_leaves_at_once(
-    listener: Listener, terminal: Start
+    listener: Listener, terminal: Callable[..., Terminal]
 ) -> None:
     window, server = play(terminal, listener)
 
@@ -577,7 +600,7 @@ def test_keys_of_a_slow_terminal_are_soon_seen(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_terminal_that_does_not_read_stops_neither_keys_nor_memory(
-    listener: Listener, terminal: Start
+    listener: Listener, terminal: Callable[..., Terminal]
 ) -> None:
     window, server = play(terminal, listener)
     window.expect("\x1b[?2004h")
@@ -589,7 +612,9 @@ def test_a_terminal_that_does_not_read_stops_neither_keys_nor_memory(
     assert window.wait() == 0
 
 
-def test_a_line_is_shown_above_the_row_in_one_go(listener: Listener, terminal: Start) -> None:
+def test_a_line_is_shown_above_the_row_in_one_go(
+    listener: Listener, terminal: Callable[..., Terminal]
+) -> None:
     window, server = play(terminal, listener)
     row = "\x1b[1mJohn: \x1b[0mhalf\x1b7\x1b[K\x1b8"
     window.type("half")
@@ -603,7 +628,7 @@ def test_a_line_is_shown_above_the_row_in_one_go(listener: Listener, terminal: S
     "environment", [{}, {"NO_COLOR": "1"}, {"TERM": "dumb"}, {"TERM": ""}], ids=str
 )
 def test_colours_bell_and_timestamps(
-    room: Server, terminal: Start, environment: dict[str, str]
+    room: Server, terminal: Callable[..., Terminal], environment: dict[str, str]
 ) -> None:
     ann = room.join("Ann")
     options = ["localhost", str(room.port), "--name", "John", "--timestamps"]
@@ -622,7 +647,7 @@ def test_colours_bell_and_timestamps(
     assert window.wait() == 0
 
 
-def test_bells_are_rare(room: Server, terminal: Start) -> None:
+def test_bells_are_rare(room: Server, terminal: Callable[..., Terminal]) -> None:
     ann = room.join("Ann")
     patient = patched_client("import chat_client; chat_client.BELL_PAUSE *= 1000")
     window = terminal(*patient, "localhost", str(room.port), "--name", "John", env=XTERM)
@@ -638,7 +663,9 @@ def test_bells_are_rare(room: Server, terminal: Start) -> None:
 # The password, which is typed unseen in the line editor
 
 
-def test_the_room_is_seen_while_the_password_is_not(listener: Listener, terminal: Start) -> None:
+def test_the_room_is_seen_while_the_password_is_not(
+    listener: Listener, terminal: Callable[..., Terminal]
+) -> None:
     window, server = play_door(terminal, listener)
     window.type("sec")
     server.send("* be patient\n")
@@ -657,7 +684,7 @@ def test_the_room_is_seen_while_the_password_is_not(listener: Listener, terminal
         assert part not in shown
 
 
-def test_half_a_line_is_no_password(listener: Listener, terminal: Start) -> None:
+def test_half_a_line_is_no_password(listener: Listener, terminal: Callable[..., Terminal]) -> None:
     window, server = play(terminal, listener)
     window.type("half")
     window.expect("half")
@@ -673,7 +700,7 @@ def test_half_a_line_is_no_password(listener: Listener, terminal: Start) -> None
 
 @pytest.mark.parametrize("keys, status, message", [("half\x03", 0, ""), ("\x04", 1, "no password")])
 def test_ways_to_leave_when_the_password_is_asked_for(
-    listener: Listener, terminal: Start, keys: str, status: int, message: str
+    listener: Listener, terminal: Callable[..., Terminal], keys: str, status: int, message: str
 ) -> None:
     before = modes(terminal("true"))
     window, _ = play_door(terminal, listener)
@@ -685,7 +712,7 @@ def test_ways_to_leave_when_the_password_is_asked_for(
 
 
 def test_half_a_password_that_nobody_wants_any_more_is_not_said(
-    listener: Listener, terminal: Start
+    listener: Listener, terminal: Callable[..., Terminal]
 ) -> None:
     window, server = play_door(terminal, listener)
     window.type("sec")
@@ -699,7 +726,7 @@ def test_half_a_password_that_nobody_wants_any_more_is_not_said(
 
 
 def test_the_password_is_not_seen_when_the_connection_is_lost_meanwhile(
-    listener: Listener, terminal: Start
+    listener: Listener, terminal: Callable[..., Terminal]
 ) -> None:
     window, server = play_door(terminal, listener)
     window.type("sec")
@@ -716,7 +743,11 @@ def test_the_password_is_not_seen_when_the_connection_is_lost_meanwhile(
 
 @pytest.mark.parametrize("plain, given", [(False, False), (True, False), (False, True)])
 def test_a_wrong_password_is_asked_for_again(
-    start: Callable[..., Server], terminal: Start, tmp_path: Path, plain: bool, given: bool
+    start: Callable[..., Server],
+    terminal: Callable[..., Terminal],
+    tmp_path: Path,
+    plain: bool,
+    given: bool,
 ) -> None:
     (tmp_path / "password").write_text("secret\n")
     room = start("chat_server.py", "--password-file", str(tmp_path / "password"))
