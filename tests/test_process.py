@@ -638,7 +638,6 @@ def test_a_port_can_be_taken_again_at_once() -> None:
     "code, host, why",
     [
         (errno.EACCES, "h", "port 7 on h is for the superuser; choose one above 1023 with --port"),
-        (errno.EINVAL, "fe80::1", "fe80::1 needs the interface that it belongs to, as in fe80::1"),
         (errno.EIO, "h", "cannot listen on port 7 of h: trouble"),
     ],
 )
@@ -796,22 +795,12 @@ def test_a_disk_that_is_full_for_a_moment(tmp_path: Path, caplog: pytest.LogCapt
     ]
     lines = [re.sub(f"^{STAMP}", "", line) for line in file.read_text().split("\n")]
     assert lines == ["* Ann joined", "Ann: I owe you a hu\x18", "Bob: no", ""]
-
-
-@pytest.mark.parametrize(
-    "before, end",
-    [(b"2026-11-22T08:10:15Z Ann: ho", b"\x18\n"), (b"Ann: one\n", b""), (b"", b"")],
-)
-def test_a_transcript_that_ends_within_a_line_goes_on_in_a_new_one(
-    tmp_path: Path, before: bytes, end: bytes
-) -> None:
-    """The disk was full, and the room was stopped then."""
-    file = tmp_path / "transcript"
-    file.write_bytes(before)
-    transcript = Transcript(str(file))
-    transcript.write(b"a\n")
-    transcript.close()
-    assert file.read_bytes().startswith(before + end + b"20")
+    for before in lines[0], "* Ann joined\x18\n":  # as after a stop while it was full
+        file.write_text(before)
+        transcript = Transcript(str(file))
+        transcript.write(b"a\n")
+        transcript.close()
+        assert file.read_text().startswith("* Ann joined\x18\n20")
 
 
 def test_a_transcript_that_has_vanished_is_started_anew_for_its_owner_alone(
