@@ -365,7 +365,7 @@ def closing_code(peer: Peer) -> int | None:
 
 @web_and_tls
 def test_browsers_and_others_talk(start: Callable[..., Server]) -> None:
-    room = start("chat_server.py", "--history", "2")
+    room = start("chat_server.py", "--history", "2", "--max-clients", "3")
     john, mary = room.join("John", web=False), room.join("Mary")
     john.expect("* Mary joined\n")
     mary.send("Hi!\nIt's \u672c.\n")
@@ -379,10 +379,20 @@ def test_browsers_and_others_talk(start: Callable[..., Server]) -> None:
     assert mary.sock.pongs == [b"ping"]
     late = room.connect()
     late.expect(WELCOME, "Mary: two\n", "John: Hello\n")
+    too_late = room.connect()
+    too_late.expect("* the room is full\n")
+    assert closing_code(too_late) == 1013
     mary.send("/quit\n")
     mary.expect("* bye\n")
     assert closing_code(mary) == 1000
     john.expect("* Mary left\n")
+    john.close()
+    late.expect("* Mary left\n", "* John left\n")
+    room.process.terminate()
+    late.expect("* the room is closing\n")
+    assert closing_code(late) == 1001
+    late.close()
+    assert room.process.wait(DEADLINE) == 0
 
 
 @web_and_tls
@@ -405,20 +415,6 @@ def test_password(start: Callable[..., Server], monkeypatch: pytest.MonkeyPatch)
         peer.expect(*inside)
         assert closing_code(peer) == code
     assert room.log().count("wrong password") == 1
-
-
-@web_and_tls
-def test_closing_codes(start: Callable[..., Server]) -> None:
-    room = start("chat_server.py", "--max-clients", "1")
-    member = room.join()
-    late = room.connect()
-    late.expect("* the room is full\n")
-    assert closing_code(late) == 1013
-    room.process.terminate()
-    member.expect("* the room is closing\n")
-    assert closing_code(member) == 1001
-    member.close()
-    assert room.process.wait(DEADLINE) == 0
 
 
 @web_and_tls
@@ -482,6 +478,14 @@ def test_operators_and_whom_they_remove_can_have_browsers(
 @web_and_tls
 def test_visitors_are_no_members_and_only_refusals_are_logged(start: Callable[..., Server]) -> None:
     room = start("chat_server.py", "--web-host", "https://chat.example.org/")
+    peer = visit(room)
+    for byte in get(Host="localhost"):
+        peer.send(bytes([byte]))
+    assert peer.line() == b"HTTP/1.1 200 OK\r\n"
+    peer = visit(room, b"GET / HTTP/1.1\r\nHost: loc")
+    peer.half_close()
+    assert peer.rest() == b""
+    room.wait_for_log("left the door")
     before = room.log()
     host, name = f"localhost:{room.web_port}", "chat.example.org"
     for asked, status in (
@@ -502,19 +506,6 @@ def test_visitors_are_no_members_and_only_refusals_are_logged(start: Callable[..
 
 
 @web_and_tls
-def test_request_byte_by_byte_or_only_half_of_it(start: Callable[..., Server]) -> None:
-    room = start("chat_server.py")
-    peer = visit(room)
-    for byte in get(Host="localhost"):
-        peer.send(bytes([byte]))
-    assert peer.line() == b"HTTP/1.1 200 OK\r\n"
-    peer = visit(room, b"GET / HTTP/1.1\r\nHost: loc")
-    peer.half_close()
-    assert peer.rest() == b""
-    room.wait_for_log("left the door")
-
-
-@web_and_tls
 def test_whoever_is_no_browser_is_told_the_port(
     start: Callable[..., Server], tmp_path: Path
 ) -> None:
@@ -530,7 +521,9 @@ def test_whoever_is_no_browser_is_told_the_port(
 
 
 @web_and_tls
-def test_browser_at_the_rooms_own_port(start: Callable[..., Server]) -> None:
+def test_browsers_at_the_wrong_port_or_without_tls_are_told_where_to_go(
+    start: Callable[..., Server],
+) -> None:
     room = start("chat_server.py")
     watcher = room.join("Mary", web=False)
     lost = visit(room, get(Host="localhost"), port=room.port)
@@ -538,15 +531,10 @@ def test_browser_at_the_rooms_own_port(start: Callable[..., Server]) -> None:
     url = room.wait_for_log(rf"in a browser: ({scheme}://\S+)").group(1)
     assert lost.rest().decode().endswith(f"* for browsers, the room is at {url}\n")
     watcher.expect_nothing()
-
-
-@pytest.mark.parametrize("start", ["tls web"], indirect=True)
-def test_plain_http_is_sent_to_https(start: Callable[..., Server]) -> None:
-    room = start("chat_server.py")
-    peer = Peer(socket.create_connection(("127.0.0.1", room.web_port), DEADLINE))
-    host = f"localhost:{room.web_port}"
-    peer.send(f"GET /x HTTP/1.1\r\nHost: {host}\r\n")
-    peer.send("Cookie: " + "x" * 3000 + "\r\n\r\n")
-    answer = peer.rest().decode()
-    assert answer.startswith("HTTP/1.1 307 ")
-    assert f"Location: https://{host}/" in answer
+    if room.tls:  # in the clear, a browser is sent there
+        peer = Peer(socket.create_connection(("127.0.0.1", room.web_port), DEADLINE))
+        peer.send(f"GET /x HTTP/1.1\r\nHost: localhost:{room.web_port}\r\n")
+        peer.send("Cookie: " + "x" * 3000 + "\r\n\r\n")
+        answer = peer.rest().decode()
+        assert answer.startswith("HTTP/1.1 307 ")
+        assert f"Location: https://localhost:{room.web_port}/" in answer

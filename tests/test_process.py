@@ -623,27 +623,12 @@ def test_each_host_means_all_its_addresses_once_on_one_port(
         one.close()
 
 
-def test_a_port_can_be_taken_again_at_once() -> None:
-    (first,) = open_listeners(["127.0.0.1"], 0)
-    address = first.getsockname()
-    with socket.create_connection(address) as peer:
-        first.accept()[0].close()  # the side that closes first keeps the address in TIME_WAIT
-        assert peer.recv(1) == b""
-    first.close()
-    (second,) = open_listeners([address[0]], address[1])
-    second.close()
-
-
-@pytest.mark.parametrize(
-    "code, host, why",
-    [
-        (errno.EACCES, "h", "port 7 on h is for the superuser; choose one above 1023 with --port"),
-        (errno.EIO, "h", "cannot listen on port 7 of h: trouble"),
-    ],
-)
-def test_why_nobody_can_connect(code: int, host: str, why: str) -> None:
-    error = OSError(code, "trouble")
-    assert echo_server.why_not_listening(error, host, 7, "--port").startswith(why)
+def test_why_nobody_can_connect() -> None:
+    for code, why in (
+        (errno.EACCES, "port 7 on h is for the superuser; choose one above 1023 with --port"),
+        (errno.EIO, "cannot listen on port 7 of h: trouble"),
+    ):
+        assert echo_server.why_not_listening(OSError(code, "trouble"), "h", 7, "--port") == why
 
 
 # Newcomers
@@ -861,14 +846,15 @@ def test_what_of_a_transcript_was_said(line: str, said: str | None) -> None:
     assert said_before(data, 100).decode() == "".join(f"{one}\n" for one in expected)
 
 
-def test_history_survives_restarts_even_one_in_the_middle_of_a_line(
+def test_history_survives_restarts_on_the_same_port_even_one_in_the_middle_of_a_line(
     start: Callable[..., Server], tmp_path: Path
 ) -> None:
     file = tmp_path / "transcript"
     said = ["Ann: one", f"Ann: {TIME}two", f"{TIME}three"]
     file.write_text("".join(f"{TIME}{line}\n" for line in [*said, "* Ann left"]) + f"{TIME}torn")
+    options, port = ["--history", "3", "--transcript", str(file)], free_port()
     for number in range(3):
-        room = start("chat_server.py", "--history", "3", "--transcript", str(file))
+        room = start("chat_server.py", *options, port=port)
         ann, bob = room.join(), room.join()
         for peer in ann, bob:
             peer.expect(*(f"{line}\n" for line in said[-3:]))
