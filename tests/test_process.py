@@ -49,7 +49,6 @@ from support import (
     patched,
     path_of,
     run,
-    wait_until_listening,
 )
 
 import chat_client
@@ -191,18 +190,17 @@ def test_each_script_runs_alone_in_an_empty_folder_and_no_python_warns_of_anythi
 DISPENSABLE = {*NOT_IN_MINIMAL, "ssl", "tty"}
 
 
-def lame(tmp_path: Path, script: str, preparation: str, python: str = sys.executable) -> str:
+def lame(tmp_path: Path, script: str, python: str) -> str:
     """Returns the name of a script, in tmp_path, that makes Python poorer and runs another one."""
     (tmp_path / "lame.py").write_text(
         "import runpy, sys\n"
         "class Missing:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        "        if is_missing(name):\n"
+        f"        if name in {DISPENSABLE}:\n"
         "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
-        f"{preparation}\n"
         "sys.meta_path.insert(0, Missing())\n"
-        "for name in list(filter(is_missing, sys.modules)):\n"
-        "    del sys.modules[name]\n"
+        f"for name in {DISPENSABLE}:\n"
+        "    sys.modules.pop(name, None)\n"
         f"sys.argv[0] = {path_of(script, python)!r}\n"
         "runpy.run_path(sys.argv[0], run_name='__main__')\n"
     )
@@ -218,11 +216,11 @@ def test_servers_do_without_modules_that_they_do_not_need_and_name_those_that_th
     python: str, start: Callable[..., Server], tmp_path: Path, password: list[str]
 ) -> None:
     for script in SERVERS:
-        file = lame(tmp_path, script, f"is_missing = {DISPENSABLE}.__contains__", python)
+        file = lame(tmp_path, script, python)
         server = start(file, cwd=tmp_path, python=python)
         assert server.stop(peers=serves(server, script)) == 0
         assert "Traceback" not in server.log()
-    lame(tmp_path, "chat_server.py", f"is_missing = {DISPENSABLE}.__contains__", python)
+    lame(tmp_path, "chat_server.py", python)
     for options, module, purpose in (password, "hmac", "a password"), (TLS_OPTIONS, "ssl", "TLS"):
         done = run_lame(tmp_path, python, "--port", "0", *options)
         assert done.returncode == 1
@@ -249,10 +247,8 @@ def test_servers_need_only_what_is_in_debians_python3_minimal() -> None:
 
 def test_tls_with_a_library_that_lacks_a_name(start: Callable[..., Server], tmp_path: Path) -> None:
     """LibreSSL and PyPy."""
-    preparation = (
-        "import ssl\nis_missing = set().__contains__\nvars(ssl).pop('OP_NO_RENEGOTIATION', None)\n"
-    )
-    room = start(lame(tmp_path, "chat_server.py", preparation), cwd=tmp_path, tls=True)
+    lacks = "import ssl\nvars(ssl).pop('OP_NO_RENEGOTIATION', None)"
+    room = patched(start, tmp_path, lacks, tls=True)
     assert room.stop(peers=serves(room, "chat_server.py")) == 0
     assert "Traceback" not in room.log()
 
@@ -263,66 +259,34 @@ def test_tls_with_a_library_that_lacks_a_name(start: Callable[..., Server], tmp_
 BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
 
 
-def in_shell(streams: str, python: str, script: str, *options: str) -> subprocess.Popen[bytes]:
-    """Starts a script with its standard streams redirected, as bash has it."""
-    command = [needs("bash"), "-c", f'exec "$@" {streams}', "bash", python]
-    return subprocess.Popen(
-        [*command, path_of(script, python), *options],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=BUFFERED,
-    )
-
-
-def check_and_end(process: subprocess.Popen[bytes], port: int) -> None:
-    """A server serves at a port, and ends well."""
-    try:
-        wait_until_listening(port)
-        peer = Peer(socket.create_connection(("127.0.0.1", port), DEADLINE))
-        peer.send("/who\n")
-        assert peer.line() in (WELCOME, b"/who\n")
-        peer.close()
-        process.terminate()
-        assert process.wait(DEADLINE) == 0
-    finally:
-        process.kill()
-        process.communicate()
-
-
 @pytest.mark.parametrize("python", different_pythons())
 @pytest.mark.parametrize(
     "streams", [">/dev/full 2>/dev/full", "> >(:) 2> >(:)", "2>&-", "<&- >&- 2>&-"]
 )
 def test_standard_streams_never_change_what_is_done_or_the_exit_status(
-    python: str, streams: str
+    start: Callable[..., Server], python: str, streams: str
 ) -> None:
+    within = [needs("bash"), "-c", f'exec "$@" {streams}', "bash"]
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        ending = [(in_shell(streams, python, SCRIPTS[2], "--no-such-option"), 2)]
-        ending += [(in_shell(streams, python, SCRIPTS[0], "--help"), 0)]
-        ending += [(in_shell(streams, python, script, "--port", port), 1) for script in SERVERS]
-        ports = [free_port() for _ in SERVERS]
-        serving = [
-            (in_shell(streams, python, script, "--port", str(port), "-v"), port)
-            for script, port in zip(SERVERS, ports)
-        ]
-        for process, status in ending:
-            process.communicate(timeout=DEADLINE)
-            assert (process.args, process.returncode) == (process.args, status)
-    for process, own_port in serving:
-        check_and_end(process, own_port)
+        runs = [([SCRIPTS[2], "--no-such-option"], 2), ([SCRIPTS[0], "--help"], 0)]
+        runs += [([script, "--port", port], 1) for script in SERVERS]
+        for (script, *options), status in runs:
+            command = [*within, python, path_of(script, python), *options]
+            done = finish(command, stdin=subprocess.DEVNULL, env=BUFFERED)
+            assert (script, options, done.returncode) == (script, options, status)
+    given: dict[str, Any] = {"within": within, "python": python, "env": BUFFERED}
+    for script in SERVERS:
+        server = start(script, "-v", stderr=subprocess.DEVNULL, **given)
+        assert server.stop(peers=serves(server, script)) == 0
 
 
-def test_a_server_serves_when_its_terminal_is_gone() -> None:
+def test_a_server_serves_when_its_terminal_is_gone(start: Callable[..., Server]) -> None:
     master, slave = pty.openpty()
-    port = free_port()
-    command = [sys.executable, path_of("echo_server.py"), "--port", str(port)]
-    process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=BUFFERED)
+    server = start("echo_server.py", "-v", stderr=slave, env=BUFFERED)
     os.close(slave)
-    wait_until_listening(port)
     os.close(master)
-    check_and_end(process, port)
+    assert server.stop(peers=serves(server, "echo_server.py")) == 0
 
 
 # A log that takes nothing more: whoever reads it has stopped, or the disk is full. The server goes
