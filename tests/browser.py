@@ -31,18 +31,23 @@ def masked(
     return head + key + (int.from_bytes(payload, "big") ^ mask).to_bytes(size, "big")
 
 
-def request(host: str, **headers: str) -> bytes:
-    """Returns a request for a WebSocket; `Sec_WebSocket_Key="x"` changes that header."""
-    all_headers = {
+def head(first: str, **fields: str) -> bytes:
+    """Returns a request's head; Sec_Fetch_Site stands for Sec-Fetch-Site."""
+    lines = [f"{name.replace('_', '-')}: {value}" for name, value in fields.items()]
+    return "\r\n".join([first, *lines, "", ""]).encode("latin-1")
+
+
+def request(host: str, first: str = "GET / HTTP/1.1", **changed: str) -> bytes:
+    """Returns the head of a WebSocket's request; a field that is changed to nothing is left out."""
+    fields = {
         "Host": host,
         "Upgrade": "websocket",
-        "Connection": "Upgrade",
-        "Sec-WebSocket-Key": KEY,
-        "Sec-WebSocket-Version": "13",
-        **{name.replace("_", "-"): value for name, value in headers.items()},
+        "Connection": "keep-alive, Upgrade",
+        "Sec_WebSocket_Key": KEY,
+        "Sec_WebSocket_Version": "13",
+        **changed,
     }
-    lines = [f"{name}: {value}\r\n" for name, value in all_headers.items()]
-    return f"GET / HTTP/1.1\r\n{''.join(lines)}\r\n".encode()
+    return head(first, **{name: value for name, value in fields.items() if value})
 
 
 class WebSocketPeer:

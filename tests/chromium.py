@@ -46,7 +46,7 @@ for number in 3, 4:
     os.dup2(int(sys.argv[1]), number)
 os.execv(sys.argv[2], sys.argv[2:])
 """
-KEYS = {"Enter": (13, "\r"), "Tab": (9, ""), "Escape": (27, ""), "Home": (36, ""), "End": (35, "")}
+KEYS = {"Enter": (13, "\r"), "Tab": (9, ""), "Escape": (27, "")}
 KEYS.update(ArrowUp=(38, ""), ArrowDown=(40, ""))
 SHIFT = 8
 # What the page has done against its own policy, and whether anything was thrown.
@@ -60,8 +60,8 @@ addEventListener("unhandledrejection", (event) => faults.push(`${event.reason}`)
 
 
 class Browser:
-    """A Chromium process, and its windows. They are used again, as each takes long to open: by a
-    page of another room, whose origin is another, so that nothing is left of the one before."""
+    """A Chromium process with one window, as each takes long to open. It is used again by a page of
+    another room, whose origin is another, so that nothing is left of the one before."""
 
     def __init__(self, folder: Path) -> None:
         command = next(filter(None, map(shutil.which, NAMES)), None)
@@ -80,10 +80,9 @@ class Browser:
             )
         self.buffer = b""
         self.calls = 0
-        self.pages: dict[str, Page] = {}  # by session
-        self.windows: list[str] = []  # that are free, each with a profile of its own
+        self.page: Page | None = None
         try:
-            self.call("Browser.getVersion")
+            self.window = self.call("Target.createTarget", url="about:blank")["targetId"]
         except (AssertionError, OSError) as error:  # as where a container lacks what it needs
             self.kill()
             pytest.skip(f"Chromium does not start here: {error}")
@@ -101,8 +100,8 @@ class Browser:
             if answer.get("id") == self.calls:
                 assert "error" not in answer, f"{method}: {answer['error']}"
                 return answer["result"]
-            if answer.get("sessionId") in self.pages:
-                self.pages[answer["sessionId"]].note(answer["method"], answer["params"])
+            if self.page and answer.get("sessionId") == self.page.session:
+                self.page.note(answer["method"], answer["params"])
 
     def receive(self, deadline: float, method: str) -> Any:
         """Returns the next message, an answer or an event."""
@@ -116,15 +115,9 @@ class Browser:
         return json.loads(message)
 
     def new_page(self) -> Page:
-        page = Page(self, self.windows.pop() if self.windows else self.new_window())
-        self.pages[page.session] = page
-        page.begin()
-        return page
-
-    def new_window(self) -> str:
-        context = self.call("Target.createBrowserContext")["browserContextId"]
-        target = self.call("Target.createTarget", url="about:blank", browserContextId=context)
-        return str(target["targetId"])
+        self.page = Page(self, self.window)
+        self.page.begin()
+        return self.page
 
     def kill(self) -> None:
         with self.sock:
@@ -133,7 +126,7 @@ class Browser:
 
 
 class Page:
-    """One page, in a window of its own. What is set for it ends with its session."""
+    """What is set for a page ends with its session."""
 
     def __init__(self, browser: Browser, target: str) -> None:
         self.browser = browser
@@ -222,7 +215,7 @@ class Page:
 
     def pull(self, start: int, end: int) -> None:
         """Moves a finger down, or up."""
-        for y in range(start, end, 10 if start < end else -10):
+        for y in range(start, end, 30 if start < end else -30):
             kind = "touchStart" if y == start else "touchMove"
             self.call("Input.dispatchTouchEvent", type=kind, touchPoints=[{"x": 200, "y": y}])
         self.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
@@ -256,5 +249,4 @@ class Page:
         self.hide(False)
         self.call("Page.navigate", url="about:blank")
         self.browser.call("Target.detachFromTarget", sessionId=self.session)
-        del self.browser.pages[self.session]
-        self.browser.windows.append(self.target)
+        self.browser.page = None

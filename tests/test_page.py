@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import signal
-import socket
-import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -145,7 +142,9 @@ def let_seconds_pass(page: Page, count: int) -> None:
 # Names
 
 
-def test_a_name_is_asked_for_and_remembered(room: WebRoom, bob: Peer, ann: Page) -> None:
+def test_a_name_is_remembered_and_whoever_has_left_or_was_removed_stays_away_until_asked(
+    room: WebRoom, bob: Peer, ann: Page
+) -> None:
     assert ann.value("document.title") == f"Chat on 127.0.0.1:{room.web}"
     say(ann, "/name Anna")
     is_known_as(ann, "Anna")
@@ -153,35 +152,16 @@ def test_a_name_is_asked_for_and_remembered(room: WebRoom, bob: Peer, ann: Page)
     is_known_as(ann, "Anna")
     say(ann, "/quit")
     shows(ann, "You have left.")
-    bob.expect("* Ann is now Anna\n", "* Anna left\n", "* Anna joined\n", "* Anna left\n")
     assert ann.value("retry") == 0
-    ann.open(room.url)
-    assert ann.value("[document.activeElement.id, page.nick.value]") == ["nick", "Anna"]
-
-
-def test_whoever_has_left_or_was_removed_stays_away_until_asked(bob: Peer, ann: Page) -> None:
-    say(ann, "/quit")
-    shows(ann, "You have left.")
     ann.click("#again")
-    bob.expect("* Ann left\n", "* Ann joined\n")
+    bob.expect("* Ann is now Anna\n", *["* Anna left\n", "* Anna joined\n"] * 2)
     assert "perhaps" not in str(rows(ann))
     ann.value("socket.onclose({ code: 1008 })")
     shows(ann, "You were removed from the room.")
     assert ann.value("retry") == 0
     assert ann.value("page.again.hidden"), "it can't work for some minutes"
-
-
-def test_nobody_has_to_have_a_name_or_to_keep_anything(
-    room: WebRoom, bob: Peer, page: Page
-) -> None:
-    page.before_load(
-        "Object.defineProperty(window, 'localStorage', "
-        "{ get() { throw new DOMException('forbidden', 'SecurityError'); } })"
-    )
-    room.enter(page)
-    say(page, "Hello")
-    bob.expect("Hello\n")
-    assert rows(page, ".own") == ["Hello"]
+    ann.open(room.url)
+    assert ann.value("[document.activeElement.id, page.nick.value]") == ["nick", "Anna"]
 
 
 def test_a_name_that_one_cannot_have_yet(room: WebRoom, bob: Peer, page: Page) -> None:
@@ -198,20 +178,6 @@ def test_a_name_that_one_cannot_have_yet(room: WebRoom, bob: Peer, page: Page) -
     say(page, "Again")
     bob.expect("* Ann joined\n", "* Ann_ joined\n", "Ann_: It's me\n", "* Ann left\n")
     bob.expect("* Ann_ is now Ann\n", "Ann: Again\n")
-
-
-def test_only_what_is_a_notice_of_who_is_here_counts_as_one(bob: Peer, ann: Page) -> None:
-    """Ours lets nobody have a name that reads like a notice; an older room did."""
-    for notice in "Zed is now Rob", "Ann is now", " is now Rob", "Ann left the room", "joined":
-        ann.value(f"hear('* {notice}')")
-        assert ann.value("[...names].sort()") == ["Ann", "Bob"]
-    for name in "Bob is now Q", "Bob left", "Bob was removed":
-        ann.value(f"hear('* {name} joined')")
-        assert ann.value("[...names].sort()") == ["Ann", "Bob", name]
-        ann.value(f"hear('* {name} left')")
-    bob.send("/msg Ann: a secret\n")
-    shows(ann, "a secret")
-    assert rows(ann, ".private") == ["Bob (private): a secret"]
 
 
 # Talk
@@ -261,6 +227,17 @@ def test_what_is_said_is_only_ever_text_with_names_and_addresses(
     color = "getComputedStyle(%s).color"
     assert set(ann.value("[...log.querySelectorAll('b')].map((b) => b.innerText)")) == {"Bob"}
     assert ann.value(color % "log.querySelector('b')") != ann.value(color % "document.body")
+    # Ours lets nobody have a name that reads like a notice; an older room did.
+    for notice in "Zed is now Rob", "Ann is now", " is now Rob", "Ann left the room", "joined":
+        ann.value(f"hear('* {notice}')")
+        assert ann.value("[...names].sort()") == ["Ann", "Bob"]
+    for name in "Bob is now Q", "Bob left", "Bob was removed":
+        ann.value(f"hear('* {name} joined')")
+        assert ann.value("[...names].sort()") == ["Ann", "Bob", name]
+        ann.value(f"hear('* {name} left')")
+    bob.send("/msg Ann: a secret\n")
+    shows(ann, "a secret")
+    assert rows(ann, ".private") == ["Bob (private): a secret"]
 
 
 def test_each_row_keeps_its_order_and_its_color(bob: Peer, ann: Page) -> None:
@@ -283,7 +260,7 @@ def test_each_row_keeps_its_order_and_its_color(bob: Peer, ann: Page) -> None:
     assert ann.value(lines) == ["0px", "4px", "4px"]
 
 
-def test_a_paste_of_several_lines_is_so_many_messages(bob: Peer, ann: Page) -> None:
+def test_a_paste_is_so_many_messages_and_what_is_said_too_early_waits(bob: Peer, ann: Page) -> None:
     ann.type("/one\r\n\n  two\n/quit")
     ann.press("Enter", SHIFT)
     ann.type("//four")
@@ -305,9 +282,6 @@ def test_a_paste_of_several_lines_is_so_many_messages(bob: Peer, ann: Page) -> N
     bob.read_until("Ann: 19\n")
     settled(ann)
     assert rows(ann, ".notice") == ["Welcome to the chatroom!"], "nothing of its pings is shown"
-
-
-def test_what_is_said_too_early_waits(bob: Peer, ann: Page) -> None:
     ann.value("isReady = false")  # as between the welcome and the answer to the name
     say(ann, "Hello")
     assert ann.value("box.value") == "Hello"
@@ -335,7 +309,9 @@ def test_what_the_room_refuses_is_marked_and_given_back(ann: Page) -> None:
     assert ann.value("box.value") == f"{'y' * 60}\nsomething else"
 
 
-def test_a_private_message_is_never_public(room: WebRoom, bob: Peer, ann: Page) -> None:
+def test_a_private_message_is_never_public_and_who_is_ignored_says_nothing(
+    room: WebRoom, bob: Peer, ann: Page
+) -> None:
     carl = room.server.join("Carl")
     ann.type("/msg Bob: one")
     ann.press("Enter", SHIFT)
@@ -350,10 +326,19 @@ def test_a_private_message_is_never_public(room: WebRoom, bob: Peer, ann: Page) 
     ann.value("box.value = ''")
     say(ann, "aloud")
     carl.expect("Ann: aloud\n")
-    ann.value("names.delete('Bob')")  # as in a room of which only 200 names are known
+    say(ann, "/ignore bob")  # whoever is ignored is so under any name
+    bob.send("Hello\n/msg Ann: psst\n/name Bert\nAgain\n")
+    carl.expect("Bob: Hello\n", "* Bob is now Bert\n", "Bert: Again\n")
+    carl.send("last\n")
+    shows(ann, "last")
+    assert rows(ann, ".said") == ["Carl: last"]
+    assert "psst" not in str(rows(ann, ".private"))
+    say(ann, "/ignore", "/ignore Bert")
+    assert rows(ann, ".notice")[-2:] == ["ignored: Bert", "ignored: nobody"]
+    ann.value("names.delete('Bert')")  # as in a room of which only 200 names are known
     bob.send("/msg Ann: psst\n")
     shows(ann, "psst")
-    assert rows(ann, ".private")[-1] == "Bob (private): psst"
+    assert rows(ann, ".private")[-1] == "Bert (private): psst"
 
 
 def test_tab_completes_names_and_up_brings_back(room: WebRoom, ann: Page) -> None:
@@ -377,19 +362,6 @@ def test_tab_completes_names_and_up_brings_back(room: WebRoom, ann: Page) -> Non
     ann.press("ArrowUp")
     assert ann.value("box.value") == "mine"
     assert others
-
-
-def test_who_is_ignored_is_not_shown(room: WebRoom, bob: Peer, ann: Page) -> None:
-    carl = room.server.join("Carl")
-    say(ann, "/ignore bob")
-    bob.send("Hello\n/msg Ann: psst\n/name Bert\nAgain\n")
-    carl.expect("Bob: Hello\n", "* Bob is now Bert\n", "Bert: Again\n")
-    carl.send("last\n")
-    shows(ann, "last")
-    assert rows(ann, ".said") == ["Carl: last"]
-    assert rows(ann, ".private") == []
-    say(ann, "/ignore", "/ignore Bert")
-    assert rows(ann, ".notice")[-2:] == ["ignored: Bert", "ignored: nobody"]
 
 
 def test_keyboards_that_compose_what_they_type(bob: Peer, ann: Page) -> None:
@@ -456,7 +428,7 @@ IS_LOW = "following && log.scrollHeight - log.clientHeight - log.scrollTop < 2"
 SEEN = "document.elementFromPoint(200, 300).innerText"
 
 
-def test_whoever_reads_further_up_stays_there(bob: Peer, ann: Page) -> None:
+def test_whoever_reads_further_up_stays_there_even_in_a_flood(bob: Peer, ann: Page) -> None:
     ann.value("for (let row = 0; row < 200; row++) show('said', `${row}`); settle()")
     ann.wait_for(IS_LOW)
     ann.value("log.scrollTop -= 300")
@@ -468,18 +440,13 @@ def test_whoever_reads_further_up_stays_there(bob: Peer, ann: Page) -> None:
     ann.click("#jump")
     ann.wait_for(IS_LOW)
     assert ann.value("page.jump.hidden")
-
-
-@pytest.mark.parametrize("down", [-4, -400])
-def test_whoever_scrolls_up_in_a_flood_stays_there(ann: Page, down: int) -> None:
-    ann.value("for (let row = 0; row < 200; row++) show('said', 'more'); settle()")
-    ann.wait_for(IS_LOW)
-    ann.value("window.flood = setInterval(() => (show('said', 'more'), settle()), 5)")
-    ann.turn_wheel(down)
-    ann.wait_for("!following")
-    ann.value("clearInterval(flood)")
-    ann.turn_wheel(100_000)
-    ann.wait_for(IS_LOW)
+    for down in -4, -400:
+        ann.value("window.flood = setInterval(() => (show('said', 'more'), settle()), 5)")
+        ann.turn_wheel(down)
+        ann.wait_for("!following")
+        ann.value("clearInterval(flood)")
+        ann.turn_wheel(100_000)
+        ann.wait_for(IS_LOW)
 
 
 def test_the_page_follows_whatever_size_it_has_and_while_its_reader_types(ann: Page) -> None:
@@ -520,16 +487,13 @@ def test_a_page_has_5000_rows_at_most_and_its_reader_stays_where_it_is(
     ann.value("show('said', 'one more'), settle()")
     assert ann.value("log.childElementCount") == 5000
     assert ann.value(SEEN) == before
-    bob.send("".join(f"{number}\n" for number in range(1000)))
-    ann.wait_for("log.lastChild.innerText.endsWith('Bob: 999') && !settling")
+    bob.send("".join(f"{number}\n" for number in range(100)))
+    ann.wait_for("log.lastChild.innerText.endsWith('Bob: 99') && !settling")
     assert ann.value("log.childElementCount") == 5000
     assert ann.value(SEEN) == before
 
 
-@pytest.mark.parametrize("size", list(SIZES))
-def test_everything_can_be_read_and_touched(
-    room: WebRoom, bob: Peer, page: Page, size: str
-) -> None:
+def test_everything_can_be_read_and_touched(room: WebRoom, bob: Peer, page: Page) -> None:
     small = (
         "[...document.querySelectorAll('button, input, textarea, summary')]"
         ".filter((one) => one.offsetHeight && one.offsetHeight < 44).map((one) => one.outerHTML)"
@@ -541,9 +505,10 @@ def test_everything_can_be_read_and_touched(
             page.set_dark(dark)
             assert page.value(LOW_CONTRAST) == []
 
-    page.resize(*SIZES[size])
     page.open(room.url)
-    check()
+    for size in SIZES.values():
+        page.resize(*size)
+        check()
     join(page, "Ann")
     bob.send("w" * 500 + "\n/msg Ann: secret\n")
     # Names of all hues, on all that can be behind them.
@@ -553,13 +518,15 @@ def test_everything_can_be_read_and_touched(
     )
     shows(page, "secret")
     page.value("mark(show('own', 'text'), 'perhaps not sent'); settle()")
-    page.value("page.who.open = true")
-    page.wait_for("page.list.innerText === 'Ann (you)\\nBob'")
-    check()
-    assert page.value("document.documentElement.scrollWidth") == SIZES[size][0]
-    assert page.value("log.scrollWidth === log.clientWidth")
-    assert page.value("document.documentElement.scrollHeight") == SIZES[size][1]
-    assert page.value("parseFloat(getComputedStyle(box).fontSize)") >= 16
+    for size in SIZES.values():
+        page.resize(*size)
+        page.value(f"{TWO_FRAMES}.then(() => {{ page.who.open = true; }})")
+        page.wait_for("page.list.innerText === 'Ann (you)\\nBob'")
+        check()
+        assert page.value("document.documentElement.scrollWidth") == size[0]
+        assert page.value("log.scrollWidth === log.clientWidth")
+        assert page.value("document.documentElement.scrollHeight") == size[1]
+        assert page.value("parseFloat(getComputedStyle(box).fontSize)") >= 16
     room.server.kill()
     shows(page, "Not connected")
     check()
@@ -585,36 +552,12 @@ def test_the_people_stand_beside_the_messages(room: WebRoom, bob: Peer, ann: Pag
     other.close()
 
 
-def test_on_a_phone_the_people_are_in_a_panel(bob: Peer, ann: Page) -> None:
+def test_on_a_phone_the_people_are_in_a_panel_and_the_keyboard_is_enough(
+    bob: Peer, ann: Page
+) -> None:
     ann.resize(*SIZES["phone"])
     ann.wait_for("!page.who.open")
     assert ann.value("log.getBoundingClientRect().width") == SIZES["phone"][0]
-    for close in partial(ann.press, "Escape"), partial(ann.click, "#log"):
-        ann.click("summary")
-        ann.wait_for("page.who.open")
-        close()
-        ann.wait_for("!page.who.open")
-    ann.value("box.focus()")
-    ann.type("psst")
-    ann.click("summary")
-    ann.click("#list button")
-    ann.wait_for("!page.who.open")
-    assert ann.value("box.value") == "/msg Bob: psst"
-    ann.value("box.value = 'psst'")
-    bob.send("Hello\n")
-    shows(ann, "Bob: Hello")
-    ann.click("#log b")
-    assert ann.value("box.value") == "/msg Bob: psst"
-    ann.press("Enter")
-    bob.expect("Ann (private): psst\n")
-    ann.pull(150, 600)  # which, on most pages, loads them again
-    ann.pull(600, 150)
-    say(ann, "still here")
-    bob.expect("Ann: still here\n")
-
-
-def test_the_keyboard_is_enough_and_everything_has_a_name(ann: Page) -> None:
-    ann.resize(*SIZES["phone"])
     focused = "document.activeElement.id || document.activeElement.innerText"
     for place in "log", "count":
         ann.press("Tab", SHIFT)
@@ -634,6 +577,28 @@ def test_the_keyboard_is_enough_and_everything_has_a_name(ann: Page) -> None:
     }
     assert {("log", "Messages"), ("textbox", "Message"), ("button", "Send")} <= found
     assert all(name for role, name in found if role != "status")
+    for close in partial(ann.press, "Escape"), partial(ann.click, "#log"):
+        ann.click("summary")
+        ann.wait_for("page.who.open")
+        close()
+        ann.wait_for("!page.who.open")
+    ann.value("box.value = ''; box.focus()")
+    ann.type("psst")
+    ann.click("summary")
+    ann.click("#list button")
+    ann.wait_for("!page.who.open")
+    assert ann.value("box.value") == "/msg Bob: psst"
+    ann.value("box.value = 'psst'")
+    bob.send("Hello\n")
+    shows(ann, "Bob: Hello")
+    ann.click("#log b")
+    assert ann.value("box.value") == "/msg Bob: psst"
+    ann.press("Enter")
+    bob.expect("Ann (private): psst\n")
+    ann.pull(150, 600)  # which, on most pages, loads them again
+    ann.pull(600, 150)
+    say(ann, "still here")
+    bob.expect("Ann: still here\n")
 
 
 # The connection
@@ -731,9 +696,7 @@ def test_the_history_is_not_shown_twice(room: WebRoom, bob: Peer, page: Page) ->
     talk = [row for row in rows(page) if ": " in row]
     assert talk == ["Bob: one", "Ann: two", "Bob: three", "Bob: four"]
     assert not rows(page, ".gap")[0].endswith("messages may be missing")
-
-
-def test_what_is_new_in_the_history_is_what_follows_the_last_three_lines(ann: Page) -> None:
+    # What is new is what follows the last three lines that were there.
     long = ["0"] * 20_000 + ["a", "b", "c"] + ["0"] * 4000
     for history, new, missing in (
         (["a", "b", "c", "b", "c"], ["b", "c"], False),
@@ -743,11 +706,11 @@ def test_what_is_new_in_the_history_is_what_follows_the_last_three_lines(ann: Pa
         ([], [], True),
         (long, ["0"] * 4000, False),
     ):
-        ann.value("log.replaceChildren(); lostAt = Date.now()")
-        ann.value("for (const line of 'zabc') show('said', line); settle()")
-        ann.value(f"catchUp({json.dumps(history)}); settle()")
-        assert rows(ann, ".said")[4:] == new
-        assert rows(ann, ".gap")[0].endswith("messages may be missing") == missing
+        page.value("log.replaceChildren(); lostAt = Date.now()")
+        page.value("for (const line of 'zabc') show('said', line); settle()")
+        page.value(f"catchUp({json.dumps(history)}); settle()")
+        assert rows(page, ".said")[4:] == new
+        assert rows(page, ".gap")[0].endswith("messages may be missing") == missing
 
 
 def test_a_connection_that_says_nothing_any_more_is_lost(
@@ -801,77 +764,21 @@ def test_a_full_room_is_tried_again(start: Callable[..., Server], page: Page) ->
     bob.rest()
     bob.close()
     shows(page, "Welcome to the chatroom!")
+    page.value("window.history.replaceState(null, '', '/chat/')")  # the path is a proxy's
+    assert page.value("connect(), socket.url") == f"ws://127.0.0.1:{room.web}/chat/"
 
 
 @pytest.mark.parametrize("start", ["tls"], indirect=True)
-def test_through_tls(room: WebRoom, bob: Peer, page: Page) -> None:
-    page.trust_any_certificate()
-    room.enter(page, "Ann")
-    say(page, "Hello")
-    bob.expect("* Ann joined\n", "Ann: Hello\n")
-    assert page.requests == [room.url, room.url.replace("https", "wss")]
-
-
-def test_under_a_path_of_a_proxy(room: WebRoom, ann: Page) -> None:
-    ann.value("window.history.replaceState(null, '', '/chat/')")
-    assert ann.value("connect(), socket.url") == f"ws://127.0.0.1:{room.web}/chat/"
-
-
-# A page from elsewhere
-
-ATTACK = """<!DOCTYPE html>
-<script>
-const results = [];
-async function attack(there) {
-  const post = { method: "POST", body: "fetched\\n" };
-  const note = (promise) => promise.catch(() => "refused").then((what) => results.push(what));
-  await note(fetch(`http://${there}/`));
-  await note(fetch(`http://${there}/`, post));
-  await fetch(`http://${there}/`, { ...post, mode: "no-cors" }).catch(() => {});
-  await note(new Promise((resolve, reject) => {
-    const socket = new WebSocket(`ws://${there}/`);
-    socket.onopen = socket.onmessage = resolve;
-    socket.onerror = socket.onclose = reject;
-  }));
-  document.body.insertAdjacentHTML("beforeend", `<iframe name="${there}"></iframe>
-    <form method="post" enctype="text/plain" target="${there}" action="http://${there}/">
-      <textarea name="posted">\\nposted\\n</textarea></form>`);
-  document.querySelector(`[name="${there}"]`).onload = () => results.push("loaded");
-  document.forms[document.forms.length - 1].submit();
-}
-onload = () => THERE.forEach(attack);
-</script>
-<body>
-"""
-
-
-@pytest.fixture
-def elsewhere() -> Iterator[socket.socket]:
-    """Listens at another origin than the room's."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        yield listener
-
-
-def test_a_page_from_elsewhere_can_neither_read_nor_speak(
-    room: WebRoom, bob: Peer, page: Page, elsewhere: socket.socket
+def test_through_tls_for_whoever_has_no_name_and_keeps_nothing(
+    room: WebRoom, bob: Peer, page: Page
 ) -> None:
-    carl = room.server.join("Carl")
-    bob.expect("* Carl joined\n")
-    there = [f"127.0.0.1:{port}" for port in (room.web, room.server.port)]
-    html = f"HTTP/1.0 200 OK\r\n\r\n{ATTACK.replace('THERE', str(there))}"
-
-    def serve() -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                with elsewhere.accept()[0] as peer:
-                    peer.recv(65536)
-                    peer.sendall(html.encode())
-
-    threading.Thread(target=serve, daemon=True).start()
-    page.open(f"http://127.0.0.1:{elsewhere.getsockname()[1]}/")
-    page.wait_for("results.filter((one) => one === 'loaded').length >= 2")
-    page.wait_for("results.length >= 8")
-    assert sorted(page.value("results.map(String)")) == ["loaded"] * 2 + ["refused"] * 6
-    page.complaints.clear()  # each is about what was refused
-    carl.send("the first word\n")
-    bob.expect("Carl: the first word\n")
+    page.trust_any_certificate()
+    page.before_load(
+        "Object.defineProperty(window, 'localStorage', "
+        "{ get() { throw new DOMException('forbidden', 'SecurityError'); } })"
+    )
+    room.enter(page)
+    say(page, "Hello")
+    bob.expect("Hello\n")
+    assert rows(page, ".own") == ["Hello"]
+    assert page.requests == [room.url, room.url.replace("https", "wss")]
