@@ -45,6 +45,7 @@ from support import (
     launch,
     needs,
     patched_client,
+    unconnected,
 )
 
 import chat_client
@@ -919,6 +920,15 @@ def test_bytes_that_nobody_has_acknowledged() -> None:
                 while sent:
                     sent -= len(theirs.recv(65536))
                 eventually(lambda: chat_client.unacknowledged(sock) == 0)
+
+
+def test_what_is_unread_of_the_connection_before_keeps_nobody_from_the_next() -> None:
+    console = FakeConsole()
+    console.output += bytes(MAX_WAITING)
+    session = unconnected(ChatProtocol("J"), console=console)
+    assert session.can_read()
+    console.output += bytes(MAX_WAITING)
+    assert not session.can_read()
 
 
 @pytest.mark.parametrize("took, patience", [(0.01, 0.5), (0.5, 2.0), (9.0, 10.0)])
