@@ -479,29 +479,6 @@ def test_the_password_is_seen_nowhere(
         assert answer.startswith("* ") and not chat_server.MISTYPED_OP.match(answer)
 
 
-def test_the_client_shows_and_says_the_password_to_nobody() -> None:
-    editor = typed("first\r")
-    typed(" /OP secret", editor)
-    assert "".join(editor.view("John: ", 80)) == "John:  /OP ******"
-    chat = john_in_a_room()
-    chat.submit(chat_client.Line("  /op secret"))
-    assert (chat.outgoing, chat.to_show[1:]) == (b"/op secret\n", [])
-    assert chat_client.masked("/opera: Ann /op x") == "/opera: Ann /op x"
-    ours, _ = pair()
-    session = unconnected(chat_client.ChatProtocol("John"), ours)
-    session.sent = 11
-    session.said.append((11, chat_client.Line("/op secret")))
-    session.end("reset")
-    session.close_ledger()
-    ours.close()
-    assert session.console.doubtful == ["/op ******"]
-
-
-def test_the_client_of_whoever_was_removed_does_not_come_back() -> None:
-    with pytest.raises(chat_client.Failure, match="^you were removed by an operator"):
-        john_in_a_room().hear(REMOVED.rstrip())
-
-
 # Voices
 
 
