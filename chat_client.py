@@ -1534,7 +1534,7 @@ class Client:
     def wait(self, seconds: float, sock: socket.socket | None = None, events: int = 0) -> bool:
         """Lets some time pass while there is no session, or waits for events on a socket; says
         whether they have come. Goes on until a password is known that the room wants. Raises
-        Failure or KeyboardInterrupt if the user leaves: at once, unless there are lines to send."""
+        KeyboardInterrupt if the user leaves: at once, unless there are lines to send."""
         console = self.console
         came: list[int] = []
         files = [(sock, events, came.append)] if sock else []
@@ -1554,9 +1554,7 @@ class Client:
         """The time is over for which something was waited for."""
 
     def leave(self) -> None:
-        """The user doesn't want to wait for a connection. Raises Failure or KeyboardInterrupt."""
-        if self.console.unsent():
-            raise Failure("left without a connection")
+        """The user doesn't want to wait for a connection. Raises KeyboardInterrupt."""
         raise KeyboardInterrupt
 
     def pause(self) -> None:
