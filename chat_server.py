@@ -737,8 +737,7 @@ class Connection(Member):
         self.peer = peer
         self.host = sys.intern(host)
         self.state = State.DOOR
-        # Times, in seconds of the server's clock.
-        self.since = 0.0  # when it came into this state
+        self.since = 0.0  # when it came into this state: like the next two, by the server's clock
         self.until = math.inf  # it can be left alone until then, if nothing comes
         self.deadline = math.inf  # it can't go on for longer with what it is at
         self.selector = selector
