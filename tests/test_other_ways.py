@@ -214,11 +214,6 @@ def test_what_is_too_long_is_skipped_and_holds_no_memory() -> None:
     assert (heard.lines, heard.too_long) == (b"0123456789\nfine\n", 2)
 
 
-def test_of_many_pings_the_last_is_answered() -> None:
-    pings = b"".join(masked(PING, b"%d" % number) for number in range(1000))
-    assert hear(pings + said("x")).answers == [b"\x8a\x03999"]
-
-
 @pytest.mark.parametrize(
     "code", [0, *range(1000, 1004), *range(1007, 1015), 3000, 4999], ids=lambda code: code or "none"
 )
