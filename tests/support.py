@@ -517,15 +517,6 @@ def unconnected(
     return chat_client.Session(chat_client.Client(console or FakeConsole(), protocol), sock)
 
 
-def john_in_a_room() -> chat_client.ChatProtocol:
-    """Returns the client's side of a conversation with a room that knows John."""
-    chat = chat_client.ChatProtocol("John")
-    for line in (WELCOME.decode().rstrip(), "* you are John", "* here: John"):
-        chat.hear(line)
-    chat.outgoing.clear()
-    return chat
-
-
 class Peer:
     """The other end of a connection, which reads with a deadline."""
 
