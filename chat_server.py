@@ -4102,6 +4102,7 @@ def run(args: argparse.Namespace) -> int:
     certificate = Certificate(args.tls_cert, args.tls_key) if args.tls_cert is not None else None
     listeners = open_listeners(args.host, args.port)
     web = open_listeners(args.host, args.web, "--web") if args.web is not None else []
+    signals = ending_signals()  # before anybody is told that there is a room
     host = tell_where(listeners, args.host, certificate)
     ports = [one[0].getsockname()[1] for one in (listeners, web) if one]
     site = show_page(args, host, *ports) if web else None
@@ -4116,7 +4117,6 @@ def run(args: argparse.Namespace) -> int:
             room.history.add(transcript.messages(args.max_line))
     given = (transcript, password, certificate, operator, site)
     server = make_server([*listeners, *web], room, args.max_clients, *given)
-    signals = ending_signals()
     try:
         return server.run(signals)
     finally:

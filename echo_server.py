@@ -377,6 +377,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         allow_descriptors(args.max_clients + 32)  # and the listeners, files
         listeners = open_listeners(args.host, args.port)
+        signals = ending_signals()  # before anybody is told that there is a server
         names = [listener.getsockname() for listener in listeners]
         who = "whoever can reach this machine can connect"
         if all(name[0] == "::1" or name[0].startswith("127.") for name in names):
@@ -384,7 +385,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         log.info("listening on %s; %s", " and ".join(map(format_address, names)), who)
         host = args.host[0] if args.host[0] not in ("*", *EVERY_INTERFACE) else socket.gethostname()
         log.info("try it: telnet %s %d", host, names[0][1])
-        signals = ending_signals()
         EchoServer(listeners, args.max_clients).run(signals)
         log.info("stopped by %s", signal.Signals(signals.recv(1)[0]).name)
         signals.detach()  # stays open, as another signal may come

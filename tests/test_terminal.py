@@ -266,6 +266,7 @@ def test_no_piece_of_a_row_stays_when_the_window_gets_narrower(
         window.command("split-window", "-h", "-d", "cat")
     for columns in narrowed:
         window.resize(columns)
+        window.expect("line 29", "<" + text[2 - columns :])
     window.expect("line 28", "line 29", "<" + text[-shown:])
     window.type("!")
     window.expect("line 28", "line 29", "<" + text[1 - shown :] + "!")
