@@ -12,8 +12,10 @@ import contextlib
 import os
 import random
 import re
+import shutil
 import signal
 import socket
+import ssl
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,8 +23,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from crowd import Walker, pump
-from notices import read
-from support import DEADLINE, WELCOME, Server, end_stream, patched
+from notices import EXPLANATION, read
+from support import CERTS, DEADLINE, WELCOME, Server, end_stream, patched
 
 PASSWORD, OPERATOR = "correct horse", "staple battery"
 # Two of them are the same, and so is each in capitals.
@@ -45,6 +47,14 @@ HASTY = "chat_server.WRONG_TIME, chat_server.TICK = 0.1, 0.1\n"
 # With all that we do for 40 guests, on a machine that is busy, it is we who are slow.
 HASTY += "chat_server.LAST_CALL, chat_server.FAREWELL = 20, 30\n"
 LESS_PATIENT = "chat_server.PACE, chat_server.PATIENCE, chat_server.STEP = 65536, 4, 0\n"
+
+
+def any_tls(version: str) -> ssl.SSLContext:
+    """Returns what it takes to speak a version of TLS, whatever the other side's certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.minimum_version = context.maximum_version = ssl.TLSVersion[version]
+    return context
 
 
 class Asked(NamedTuple):
@@ -264,8 +274,14 @@ class Hearing:
             assert rest.casefold() in here or removed
         elif found.form.startswith("* here: "):
             assert word == "/who" and set(found.names) == set(here.values())
+        elif found.form == "* you are an operator":
+            assert (word, rest) == ("/op", OPERATOR)
+        elif found.form == "* wrong password":
+            assert word == "/op" and rest != OPERATOR
+        elif found.form == "* bye":
+            assert word == "/quit"
         else:
-            assert word not in ("/who", "/ping")
+            assert found.form == EXPLANATION and word not in ("/who", "/ping", "/quit")
 
     def take_name(self, name: str) -> None:
         """It gets a name, and all others hear of that in the same moment."""
@@ -338,16 +354,19 @@ class Play:
     def __init__(self, start: Callable[..., Server], folder: Path, seed: int) -> None:
         self.chance = chance = random.Random(seed)
         self.folder = folder
+        self.transcripts = [folder / "transcript"]
         self.is_closed, has_operators, self.is_slow = (chance.random() < 0.4 for _ in range(3))
         self.history = chance.choice([0, 1, 20, 100])
+        self.tls = chance.random() < 0.5
         self.room = patched(
             start,
             folder,
             CHECKED + HASTY + (LESS_PATIENT if self.is_slow else ""),
             *self.options(has_operators),
             web=True,
-            tls=chance.random() < 0.5,
         )
+        self.room.tls = self.tls
+        self.room.context = any_tls("TLSv1_3")
         self.guests: list[Guest] = []
         self.count = 0
         self.watcher = Walker(self.room, web=False)
@@ -358,13 +377,17 @@ class Play:
     def options(self, has_operators: bool) -> Iterator[str]:
         for name, text in (("password", PASSWORD), ("operator", OPERATOR)):
             (self.folder / name).write_text(f"{text}\n")
-        yield from ("--transcript", str(self.folder / "transcript"))
+        yield from ("--transcript", str(self.transcripts[0]))
         if self.is_closed:
             yield from ("--password-file", str(self.folder / "password"))
         if has_operators:
             yield from ("--operator-file", str(self.folder / "operator"))
         if self.history:
             yield from ("--history", str(self.history))
+        if self.tls:
+            self.renew("room")
+            yield from ("--tls-cert", str(self.folder / "cert"))
+            yield from ("--tls-key", str(self.folder / "key"))
 
     # What happens
 
@@ -401,6 +424,7 @@ class Play:
         self.move(lambda: next(left, None) is None, wait)
 
     def arrive(self) -> None:
+        self.room.context = any_tls(self.chance.choice(["TLSv1_2", "TLSv1_3"]))
         self.guests.append(Guest(self, f"g{self.count}"))
         self.count += 1
 
@@ -437,6 +461,25 @@ class Play:
 
     def leave(self, guest: Guest) -> None:
         self.chance.choice([Guest.quit, Guest.half_close, Guest.vanish])(guest)
+
+    def rotate(self, _: Guest) -> None:
+        if self.transcripts[0].exists():
+            moved = self.folder / f"transcript.{len(self.transcripts)}"
+            self.transcripts[0].rename(moved)
+            self.transcripts.append(moved)
+
+    def renew(self, owner: str = "") -> None:
+        owner = owner or self.chance.choice(["room", "other"])
+        for source, file in ((f"{owner}.pem", "cert"), (f"{owner}.key", "key")):
+            shutil.copyfile(CERTS / source, self.folder / "new")
+            os.replace(self.folder / "new", self.folder / file)
+
+    def suspend(self, _: Guest) -> None:
+        self.room.process.send_signal(signal.SIGSTOP)
+        for guest in self.present():
+            guest.send_some()
+        self.pass_time(self.chance.choice([2, 2, 2, 80]), 0.02)
+        self.room.process.send_signal(signal.SIGCONT)
 
     # Evenings and nights
 
@@ -511,8 +554,10 @@ class Play:
 
     def check_end(self) -> None:
         """What the room leaves behind is right, and it has lost nothing to its days."""
-        log, written = self.room.log(), (self.folder / "transcript").read_text("utf-8")
-        assert [line[21:] for line in written.split("\n")[:-1]] == self.seen()
+        (_, *rotated), log = self.transcripts, self.room.log()
+        files = [file for file in (*rotated, self.transcripts[0]) if file.exists()]
+        written = [line[21:] for file in files for line in file.read_text("utf-8").split("\n")[:-1]]
+        assert written == self.seen()
         assert "Traceback" not in log
         assert self.is_slow or "disconnected: " not in log
         first, last = self.nights[0], self.nights[-1]
@@ -528,6 +573,9 @@ ACTIONS: dict[Callable[[Play, Guest], None], int] = {
     Play.leave: 5,
     Play.become_operator: 1,
     Play.kick: 2,
+    Play.rotate: 1,
+    lambda play, _: play.renew(): 1,
+    Play.suspend: 1,
 }
 
 
