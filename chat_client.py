@@ -1645,6 +1645,7 @@ class Session:
         self.lost = ""  # why it is over, if that was not as it should be
         self.left = False  # the user has said all and wants to go
         self.stream_ended = False  # our direction of the stream is
+        self.must_send = False  # TLS has to send something before it can receive
         # What was said: the bytes that the system has taken; the lines that may not have arrived,
         # each with the number of bytes up to its end; and how many bytes there were when the room
         # was asked whether it has heard them, until it answers.
@@ -1667,9 +1668,7 @@ class Session:
                 if self.said and not self.asked and not self.stream_ended:
                     self.ask()
                 self.see_off()
-                reading = EVENT_READ if self.can_read() else 0
-                writing = EVENT_WRITE if self.protocol.outgoing else 0
-                self.client.turn((self.sock, reading | writing, self.serve))
+                self.client.turn((self.sock, self.events(), self.serve))
         finally:
             for action in (self.stop_waiting, self.end, self.lose):
                 self.timers.pop(action, None)
@@ -1836,12 +1835,26 @@ class Session:
         """Says whether the user reads as fast as the server writes."""
         return self.console.waiting() < self.max_waiting
 
+    def events(self) -> int:
+        """Returns what the socket is waited for."""
+        reading = EVENT_READ if self.can_read() and not self.must_send else 0
+        return reading | (EVENT_WRITE if self.protocol.outgoing or self.must_send else 0)
+
+    def take(self) -> bytes:
+        """Receives what has come. A TLS record has at most 16 KiB, so nothing that is decrypted
+        stays behind unseen."""
+        try:
+            return self.sock.recv(RECEIVE_SIZE)
+        except NOT_READY[2:]:  # SSLWantWriteError; to try again at once would be to spin
+            self.must_send = True
+            raise
+
     def serve(self, events: int) -> None:
         """Receives and sends once, as the socket is ready for it."""
+        self.must_send = False
         try:
-            # A TLS record has at most 16 KiB, so nothing that is decrypted stays behind unseen.
             if events & EVENT_READ:
-                self.receive(self.sock.recv(RECEIVE_SIZE))
+                self.receive(self.take())
             if events & EVENT_WRITE and self.protocol.outgoing and not self.over:
                 self.send()
         except NOT_READY:  # readiness is a hint, not a promise

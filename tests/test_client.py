@@ -12,6 +12,7 @@ import random
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -833,6 +834,18 @@ def test_an_echo_server_answers_each_line_and_whoever_wants_out_has_time_for_eac
         ~ 0.1                               ! left
     """
     converse(script, echo=True)
+
+
+def test_while_tls_has_to_send_nothing_else_is_waited_for() -> None:
+    def blocked(_: object) -> bytes:
+        raise ssl.SSLWantWriteError
+
+    sock: Any = SimpleNamespace(recv=blocked)
+    session = Session(Client(FakeConsole(), EchoProtocol()), sock)
+    session.serve(EVENT_READ)
+    assert (session.events(), session.over) == (EVENT_WRITE, False)
+    session.serve(EVENT_WRITE)
+    assert session.events() == EVENT_READ
 
 
 def test_an_echo_server_that_does_not_answer_keeps_nobody() -> None:
