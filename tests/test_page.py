@@ -173,11 +173,11 @@ def test_a_name_that_one_cannot_have_yet(room: WebRoom, bob: Peer, page: Page) -
     shows(page, "you are Ann_")
     assert "Ann is taken" in rows(page, ".notice")
     say(page, "It's me")
+    bob.expect("* Ann joined\n", "* Ann_ joined\n", "Ann_: It's me\n")
     first.send("/quit\n")
     is_known_as(page, "Ann")
     say(page, "Again")
-    bob.expect("* Ann joined\n", "* Ann_ joined\n", "Ann_: It's me\n", "* Ann left\n")
-    bob.expect("* Ann_ is now Ann\n", "Ann: Again\n")
+    bob.expect("* Ann left\n", "* Ann_ is now Ann\n", "Ann: Again\n")
 
 
 # Talk
