@@ -843,7 +843,9 @@ KEYS = {key: binding[:-1] for binding in BINDINGS for key in binding[-1].split("
 
 BREAK = "\n  "  # before the rows of a message after the first
 MAX_DRAWN = 1024  # bytes above the row that go to the terminal at once, if that's not one line
-MIN_PACE = 5000  # bytes a second that the slowest terminal takes, when it isn't stopped
+PACE_TIME = 0.5  # seconds without room for more after which a terminal's pace is known
+SLOW_TIME = 30.0  # seconds until it may be faster
+HELD = 16 * 1024  # bytes that a system may hold for a terminal
 BELL_PAUSE = 5.0  # seconds from one bell to the next, at least
 MEASURE_TIME = 0.3  # seconds for the terminal to say where the cursor is
 
@@ -1141,8 +1143,9 @@ class Terminal(Console):
         self.cursor_column = 0
         self.in_tmux = "TMUX" in os.environ and os.environ["TERM"].startswith(("screen", "tmux"))
         self.quiet_until = 0.0  # monotonic time before which no bell rings again
-        self.pace = NEVER  # bytes a second that the terminal draws, once it has shown that
-        self.stuck: tuple[int, float] | None = None  # bytes that it didn't take, since when
+        self.pace = NEVER  # bytes a second that the terminal draws, while that is known
+        self.full_since = NEVER  # it has had no room, again and again, since then
+        self.taken = 0  # bytes that it has taken meanwhile
         self.width, self.height = 80, 24
         self.modes: list[Any] | None = None  # that it had, while we have it
         self.take_over()
@@ -1317,6 +1320,10 @@ class Terminal(Console):
             return
         self.output += row.encode()
         self.row = row
+        if self.pace < NEVER:
+            begins = self.timers.get(self.rest, time.monotonic())
+            self.timers[self.rest] = begins + len(self.output) / self.pace
+        self.write()
 
     def draw_above(self) -> None:
         """Draws lines over the row: few, and no more until the terminal has surely drawn them, as a
@@ -1325,29 +1332,31 @@ class Terminal(Console):
         above = self.above[: end or len(self.above)]
         del self.above[: len(above)]
         self.output += CLEAR_ROW.encode() + above
-        if self.pace < NEVER:
-            self.timers[self.rest] = time.monotonic() + len(above) / self.pace
-            self.pace *= 1.01  # is it faster by now?
 
     def rest(self) -> None:
         """The terminal has surely drawn what it had to."""
-        if not self.above:
-            self.pace = NEVER
+
+    def forget_pace(self) -> None:
+        """The terminal may be faster by now."""
+        self.pace = NEVER
 
     def write(self, _: int = 0) -> None:
-        """Writes what the terminal takes. One that takes the rest of it in pieces is slow, and its
-        buffer full: that is to be empty before more is drawn above the row, and not to fill again.
-        If it takes the rest at once, it was only stopped."""
+        """Writes what the terminal takes. If it has no room for the rest, then and half a second
+        later, it is slow, and what it took in between tells its pace: what it holds is to be drawn
+        before more is drawn above the row, and it is not to fill again."""
         before = len(self.output)
         super().write()
-        now = time.monotonic()
-        if self.output and not self.stuck:
-            self.stuck = len(self.output), now
-        elif self.stuck and not self.output:
-            (size, since), self.stuck = self.stuck, None
-            if before < size:
-                self.pace = max(0.9 * size / (now - since + 0.001), MIN_PACE)
-                self.timers[self.rest] = now + 16 * 1024 / self.pace  # a system may hold so much
+        self.taken += before - len(self.output)
+        if self.output:
+            now = time.monotonic()
+            full_for = now - self.full_since
+            if not 0 <= full_for < 2 * PACE_TIME:  # it has had room since, or was stopped
+                self.full_since, self.taken = now, 0
+            elif full_for >= PACE_TIME and self.taken:
+                self.pace = 0.9 * self.taken / full_for
+                self.timers[self.rest] = now + HELD / self.pace
+                self.timers[self.forget_pace] = now + SLOW_TIME
+                self.full_since = NEVER
 
 
 def open_console(plain: bool, timestamps: bool) -> Console:
