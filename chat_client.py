@@ -1353,7 +1353,7 @@ class Terminal(Console):
             if not 0 <= full_for < 2 * PACE_TIME:  # it has had room since, or was stopped
                 self.full_since, self.taken = now, 0
             elif full_for >= PACE_TIME and self.taken:
-                self.pace = 0.9 * self.taken / full_for
+                self.pace = 0.8 * self.taken / full_for  # it has room in steps of some 500 bytes
                 self.timers[self.rest] = now + HELD / self.pace
                 self.timers[self.forget_pace] = now + SLOW_TIME
                 self.full_since = NEVER
