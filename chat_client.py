@@ -1581,6 +1581,8 @@ class Client:
         """Connects to the first address of the host that answers. Raises Disconnected, and what
         wait() raises."""
         self.doing = "connecting"
+        if self.was_connected:
+            self.look_up_again()
         errors = []
         for family, kind, number, _, address in self.addresses:
             started = time.monotonic()
@@ -1597,6 +1599,20 @@ class Client:
                 return sock
         script = "echo_server.py" if self.protocol.is_echo else "chat_server.py"
         raise Disconnected(why_not_connected(errors, self.host, self.port, script))
+
+    def look_up_again(self) -> None:
+        """Gets the host's addresses anew, as it may have moved; if they can't be had in time, those
+        known stay. In a thread: no system has a way to do that without waiting. Raises what wait()
+        raises."""
+        ours, theirs = socket.socketpair()
+
+        def look() -> None:
+            with theirs, suppress(Failure):
+                self.addresses = look_up(self.host, self.port)
+
+        with ours:
+            threading.Thread(target=look, daemon=True).start()
+            self.wait(CONNECT_TIME, ours, EVENT_READ)
 
     def connect_to(self, address: Any, sock: socket.socket) -> None:
         """Connects the socket. Raises OSError, and what wait() raises."""

@@ -47,6 +47,7 @@ from support import (
     needs,
     patched_client,
     unconnected,
+    welcome,
 )
 
 import chat_client
@@ -1085,6 +1086,31 @@ def test_dot_that_ends_a_full_name_is_not_in_the_certificate(start: Callable[...
     command = [*patched_client(resolver), f"localhost.:{room.port}", *TRUSTED]
     done = finish(command, "John\nhi\n")
     assert (done.stderr, done.returncode) == ("", 0)
+
+
+def test_a_room_that_has_moved_is_found_again(
+    listener: Listener, terminal: Callable[..., Terminal]
+) -> None:
+    moved = Listener()
+    resolver = (
+        "import socket, time\nlook_up = socket.getaddrinfo\nports = {ports}\n"
+        "def resolve(host, port, **more):\n"
+        "    ports or time.sleep({delay})\n"
+        "    return look_up('127.0.0.1', ports.pop(0), **more)\n"
+        "socket.getaddrinfo = resolve"
+    ).format(ports=[listener.port, moved.port], delay=10 * DEADLINE)
+    window = terminal(*patched_client(resolver), "lab1.local", "--name", "John", env=XTERM)
+    server = listener.accept()
+    welcome(server)
+    listener.listener.close()
+    server.close()
+    server = moved.accept()
+    welcome(server)
+    window.expect("* connected again")
+    server.close()  # and now no name server answers
+    window.expect("(connecting) ")
+    window.type("\x04")
+    assert window.wait() == 0
 
 
 # In pipes
