@@ -316,7 +316,7 @@ class Batch:
         self.is_text = is_text  # else it goes out as it is, and isn't encoded
         self.parts: list[bytes] = []
         self.size = 0  # bytes of the parts
-        self.cuts: dict[Any, list[tuple[int, int, bytes]]] = {}  # by members
+        self.cuts: dict[Any, list[tuple[int, int, bytes | memoryview]]] = {}  # by members
         # Bytes for one member alone, plus TOLD_COST for each thing: answers; what others said.
         self.told: dict[Member, int] = {}
         self.whispered: dict[Member, int] = {}
@@ -347,7 +347,7 @@ class Batch:
             member.unread_answers += cost
         self.cut(member, self.size, self.size, data)
 
-    def begin(self, member: Member, welcome: Iterable[bytes]) -> None:
+    def begin(self, member: Member, welcome: Iterable[bytes | memoryview]) -> None:
         """A newcomer gets the pieces of its welcome, and then what is said from here on."""
         self.cut(member, 0, self.size, b"")
         for piece in welcome:
@@ -358,7 +358,7 @@ class Batch:
         self.cut(member, self.size, sys.maxsize, b"")
         self.leavers.append(member)
 
-    def cut(self, member: Member, start: int, end: int, instead: bytes) -> None:
+    def cut(self, member: Member, start: int, end: int, instead: bytes | memoryview) -> None:
         """Gives one member something else in place of a stretch; later cuts lie further on."""
         self.cuts.setdefault(member, []).append((start, end, instead))
 
@@ -371,7 +371,7 @@ class Batch:
         """Returns what a member gets, encoded by `encode`: the text with its cuts made. All without
         cuts share the same bytes: those who need encoding at all need the same encoding."""
         if member in self.cuts:
-            pieces: list[bytes] = []
+            pieces: list[bytes | memoryview] = []
             at = 0
             for start, end, instead in self.cuts[member]:
                 pieces += (self.text[at:start], instead)
@@ -3568,7 +3568,7 @@ HISTORY_BLOCK = 4 * 1024  # bytes, or a line more, that newcomers share as a who
 
 
 class History:
-    """The last messages, for newcomers: at most `count`, and at most MAX_HISTORY bytes.
+    """The last messages, for newcomers: `count` of them, or as many as fit into MAX_HISTORY bytes.
 
     It keeps them in blocks of some kilobytes, each of whole lines, and newcomers get references to
     these: they share them, however many come and however slowly they read.
@@ -3591,21 +3591,19 @@ class History:
                 block = self.blocks.pop() + block
             self.blocks.append(block)
         while self.blocks:
-            block = self.blocks[0]
-            lines = block.count(b"\n")
-            if self.lines - lines < self.count and self.size - len(block) < MAX_HISTORY:
+            lines = self.blocks[0].count(b"\n")
+            if self.lines - lines < self.count and self.size <= MAX_HISTORY:
                 break
-            self.blocks.popleft()  # there is enough without it
-            self.size -= len(block)
+            self.size -= len(self.blocks.popleft())
             self.lines -= lines
 
-    def pieces(self) -> list[bytes]:
+    def pieces(self) -> list[bytes | memoryview]:
         """Returns the messages, whole lines, in pieces that all newcomers share."""
-        pieces = list(self.blocks)
-        if pieces:  # some lines of the first block may be too many
-            first = pieces[0].split(b"\n", max(0, self.lines - self.count))[-1]
-            surplus = self.size - len(pieces[0]) + len(first) - MAX_HISTORY
-            pieces[0] = first[first.find(b"\n", surplus - 1) + 1 :] if surplus > 0 else first
+        pieces: list[bytes | memoryview] = [*self.blocks]
+        if self.lines > self.count:  # some lines of the first block are too many
+            block = self.blocks[0]
+            kept = block.split(b"\n", self.lines - self.count)[-1]
+            pieces[0] = memoryview(block)[-len(kept) :]
         return pieces
 
 
