@@ -2381,7 +2381,8 @@ TLS_PIECE = 8 * 1024  # bytes that are encrypted at once: what isn't sent of the
 # much time as a hundred times as many bytes of text.
 TLS_READ = 8 * 1024
 MAX_UNSENT = 16 * 1024  # bytes that may wait encrypted: a piece, and what TLS itself has to say
-HANDSHAKE_TIME = 3.0  # seconds: nobody has to type
+HELLO_TIME = 3.0  # seconds for TLS to begin: after that, somebody at telnet waits for our welcome
+HANDSHAKE_TIME = 10.0  # seconds for the rest, which takes a network two ways there and back
 
 
 def make_server_tls(cert: str, key: str) -> ssl.SSLContext:
@@ -2602,15 +2603,18 @@ class TLSConnection(Connection):
 
 
 def shake_hands(door: Door, conn: TLSConnection) -> Steps:
-    """Shakes hands with a newcomer. One that doesn't begin a handshake speaks no TLS: then this is
-    a connection like any other. Returns the plain text that has come instead."""
-    door.allow_time(conn, HANDSHAKE_TIME)
-    data = yield from door.hear(conn, conn.receive_bytes)
+    """Shakes hands with a newcomer. One that doesn't begin to speaks no TLS: then this is a
+    connection like any other. Returns the plain text that has come instead, if any."""
+    door.allow_time(conn, HELLO_TIME)
+    data = b""
+    with suppress(TimeIsUp):
+        data = yield from door.hear(conn, conn.receive_bytes)
     if data[:1] != b"\x16":  # as TLS_HANDSHAKE begins
         log.info("%s does not speak TLS", conn)
         conn.tls = None
         conn.ready = True
         return data
+    door.allow_time(conn, HANDSHAKE_TIME)
     conn.pending = conn.decrypt(data)
     while not conn.ready:
         conn.pending = conn.decrypt((yield from door.hear(conn, conn.receive_bytes)))
@@ -4040,13 +4044,14 @@ def read_passwords(args: argparse.Namespace) -> tuple[bytes, bytes]:
 def prepare(site: Site | None, door: Door, conn: Connection) -> Steps:
     """What a newcomer has to do before the password: TLS, a browser's request."""
     plain = b""
+    is_for_browsers = site and conn.sock.getsockname()[1] == site.port
     if isinstance(conn, TLSConnection):
         plain = yield from shake_hands(door, conn)
-    if site and conn.sock.getsockname()[1] == site.port:
+        if not (conn.tls or (is_for_browsers and plain)):
+            raise Dismissed("this room speaks TLS; use --tls")
+    if site and is_for_browsers:
         door.allow_time(conn, DOOR_TIME)
         yield from answer_request(door, conn, site, plain)
-    elif plain:
-        raise Dismissed("this room speaks TLS; use --tls")
     return b""
 
 

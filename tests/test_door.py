@@ -40,6 +40,7 @@ from chat_server import (
     BAN_TIME,
     DOOR_TIME,
     HANDSHAKE_TIME,
+    HELLO_TIME,
     SILENCE,
     WRONG_TIME,
     Connection,
@@ -131,11 +132,12 @@ def test_a_stranger_has_one_try_hears_nothing_and_counts_for_nobody(
 @pytest.mark.parametrize(
     "make, said, seconds, heard",
     [
-        (tls_room, b"", HANDSHAKE_TIME, b""),
+        (tls_room, b"", HELLO_TIME, b"* this room speaks TLS; use --tls\n"),
+        (tls_room, b"\x16\x03\x01", HANDSHAKE_TIME, b""),
         (checked_server, b"sec", DOOR_TIME, b"* password?\n"),
         (checked_server, b"guess\n", WRONG_TIME, b"* password?\n* wrong password\n"),
     ],
-    ids=["handshake", "password", "wrong password"],
+    ids=["hello", "handshake", "password", "wrong password"],
 )
 def test_nobody_is_at_the_door_for_long(
     make: Callable[..., Any], said: bytes, seconds: float, heard: bytes
