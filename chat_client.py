@@ -575,6 +575,7 @@ def reached(text: str, place: int, step: int, unit: re.Pattern[str] | None = Non
 
 MAX_UNASKED = 20  # lines that go out without a question
 MAX_RECALLED = 1000  # lines in the history
+MAX_UNDONE = 20  # typed characters that are one change
 CTRL_C, CTRL_D, CTRL_L, CTRL_Z = "\x03", "\x04", "\x0c", "\x1a"
 ENDS = CTRL_C + CTRL_D  # they are for the line only if there is one
 PASTE_START, PASTE_END = "\x1b[200~", "\x1b[201~"  # what the terminal puts around what is pasted
@@ -593,6 +594,7 @@ KEY = re.compile(
     rf"|{ANSWER}(?:\x07|\x1b\\|(?=\x1b))|\x1b\[M(?s:...)"
     r"|\x1b\[\[.|\x1b{1,2}\[[0-?]*[ -/]*[@-~]|\x1b{1,2}O[@-~]"
     r"|\x1b[^\x00-\x07\x09\x0b\x0c\x0e-\x1f\[O]"
+    r"|\x1b+(?:\[\[?[0-?]*[ -/]*|O)"
     r"|(?s:.))"
 )
 MARKS = {ord("\n"): "\u21b5", ord("\t"): " "}  # how a newline or a tab is shown in the line
@@ -616,7 +618,8 @@ class Editor:
         self.cursor = 0  # an index of text
         self.history: deque[str] = deque(maxlen=MAX_RECALLED)
         self.recalled = 0  # place in the history, counted from its end; 0 is the line itself
-        self.draft = ""  # the line itself, while another is shown
+        self.left: dict[int, str] = {}  # how lines were left that were shown before, by place
+        self.origin = (0, 0)  # place and cursor where a search began
         self.sought: str | None = None  # in the history, while the user searches there
         self.heading = ""  # stands before the line in place of the prompt
         self.changes: deque[tuple[str, int]] = deque(maxlen=100)  # the line before each
@@ -647,10 +650,16 @@ class Editor:
         """Nothing has come for a while: what was begun has come to its end."""
         if self.unread.startswith(PASTE_START):
             self.feed(PASTE_END.encode())
+        if self.unread == "\x1b":
+            self.end_search()
         self.unread = ""
 
     def press(self, key: str) -> None:
         """Does what one key is for, or passes it on."""
+        is_escape = len(key) == 2 and key[0] == "\x1b" and (key not in KEYS or key[1] in "\r\n")
+        if is_escape and self.sought is not None:
+            self.end_search()
+            key = key[1]
         if key.startswith("\x1b\x1b"):  # the Escape key and then an arrow, or rxvt's Alt-arrow
             key = key[1:]
         text = "" if key[0] == "\x1b" else key.translate(NO_TEXT)
@@ -664,6 +673,7 @@ class Editor:
         if self.sought is not None and self.press_in_search(method, given):
             return
         before, goes_on = (self.text, self.cursor), method is self.last is Editor.insert
+        goes_on = goes_on and self.cursor - self.changes[-1][1] < MAX_UNDONE
         method(self, *given)
         if self.text != before[0] and not goes_on and method not in (Editor.undo, Editor.enter):
             self.changes.append(before)
@@ -675,8 +685,8 @@ class Editor:
         start = 1  # counted from the end of the history
         if method is Editor.search:  # again: for an earlier line
             start += self.recalled
-        elif method is Editor.insert and given[0] != "\n":
-            self.sought += given[0]
+        elif method in (Editor.insert, Editor.paste) and given[0] != "\n":
+            self.sought += only_text(given[0])
         elif method is Editor.delete and given[0] < 0:
             self.sought = self.sought[:-1]
         else:
@@ -725,6 +735,7 @@ class Editor:
     def drop(self) -> None:
         """Empties the line."""
         self.recalled = 0
+        self.left.clear()
         self.replace(0, len(self.text))
 
     # The history
@@ -733,14 +744,26 @@ class Editor:
         """Shows a line further back in the history, or forth, where at last the line itself is."""
         place = min(max(self.recalled + step, 0), len(self.history))
         if place != self.recalled:
-            if self.recalled == 0:
-                self.draft = self.text
+            self.left[self.recalled] = self.text
             self.recalled = place
-            self.replace(0, len(self.text), self.history[-place] if place else self.draft)
+            known = self.left[place] if place in self.left else self.history[-place]
+            self.replace(0, len(self.text), known)
 
     def search(self) -> None:
         """Searches the history for what is typed from now on."""
         self.sought, self.heading = "", "(search: ) "
+        self.origin = self.recalled, self.cursor
+
+    def end_search(self) -> None:
+        """Ends a search, if there is one, at the line that was found, as the Escape key does."""
+        if self.sought is not None:
+            self.sought, self.heading, self.last = None, "", None
+
+    def give_up(self) -> None:
+        """Goes back to where the search began that it ends."""
+        if self.last is Editor.search:
+            self.recall(self.origin[0] - self.recalled)
+            self.cursor = self.origin[1]
 
     # Changes
 
@@ -824,14 +847,14 @@ BINDINGS: tuple[tuple[Any, ...], ...] = (
     (Editor.delete, 1, f"{CTRL_D} \x1b[3~"),
     (Editor.kill, -1, LONG_WORD, "\x17"),
     (Editor.kill, -1, WORD, "\x1b\x7f \x1b\x08"),
-    (Editor.kill, 1, WORD, "\x1bd"),
+    (Editor.kill, 1, WORD, "\x1bd \x1b[3;5~"),
     (Editor.kill, 1, LINE, "\x0b"),
     (Editor.kill, -1, LINE, "\x15"),
     (Editor.yank, "\x19"),
     (Editor.transpose, "\x14"),
     (Editor.undo, "\x1f"),
     (Editor.search, "\x12"),
-    (Editor.recall, -MAX_RECALLED, "\x07"),
+    (Editor.give_up, "\x07"),
     (Editor.insert, "\n", "\x1b\r \x1b\n"),
     (Editor.complete, "\t"),
     (Editor.drop, CTRL_C),

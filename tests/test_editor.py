@@ -83,6 +83,9 @@ KEYS: list[tuple[str, ...]] = [
     (f"a{PASTE}b{END_PASTE}c\x1f\x1f", "a|"),
     ("one\x0b\x01\x0b\x1f\x1f\x1f", "|"),
     ("one\r\x1f", "one↵|"),
+    (f"{'x' * 30}\x1f", "x" * 20 + "|", "\x1f", "|"),
+    ("a\x1b[\r", "a↵|", "a\x1bO\r\x01b", "a↵b|", "\x1b[1;\rb", "b↵b|"),
+    ("one two\x01\x1b[3;5~", "| two"),
     ("one two\x17\r\x1f", "one ↵|"),
     ("foo/bar baz-qux\x17\x17\x19", "foo/bar baz-qux|"),
     ("snake_case it's\x1bb\x1bb\x1bb!", "snake_!|case it's"),
@@ -126,6 +129,10 @@ KEYS: list[tuple[str, ...]] = [
         *("\x07", "draft|", f"\x12it{LEFT}!", "take i!|t", "\x03\x12tea\r", "make tea↵|"),
         *(f"{UP}{DOWN}", "|"),
     ),
+    (f"one\rtwo\rdraft{UP}!{UP}?", "one↵two↵one?|", DOWN, "two!|", f"\r{UP * 3}", "two!↵one|"),
+    (f"one\rdr{LEFT}\x12one\x07x", "one↵dx|r", f"{UP}{LEFT}\x12x\x07\x07!", "on!|e"),
+    (f"one\rx\x12{pasted('o~n~e'.replace('~', chr(0)))}", "one↵(search: one) one|"),
+    ("one\r\x12on\x1b!", "one↵one!|", "\x12on\x1b\r", "one!↵|", "\x12o\x1bbx", "x|one!"),
     # Tab
     ("an\t", "Ann: |", "\t", "Anton: |", "\t", "an|", "\t", "Ann: |", "b\t", "Ann: Bob Lee |"),
     ("hi an\t", "hi Ann |"),
@@ -151,6 +158,12 @@ def test_keys_do_what_a_shell_user_expects(steps: tuple[str, ...]) -> None:
     editor = typed("")
     for keys, look in zip(steps[::2], steps[1::2]):
         assert shown(typed(keys, editor)) == look
+
+
+def test_the_escape_key_alone_ends_a_search() -> None:
+    editor = typed("one\r\x12on\x1b")
+    editor.feed_silence()
+    assert shown(typed("x", editor)) == "one↵onex|"
 
 
 @pytest.mark.parametrize("line", ["/msg Ann: psst", " /op secret", "/", "/usr/bin"])
