@@ -1773,8 +1773,9 @@ class Session:
 
     def confirm(self) -> None:
         """The server has said something: forgets what that shows to have been heard. Whoever can't
-        be asked has heard all, if it still speaks."""
-        heard = self.sent if self.protocol.phase is Phase.RELAY else self.asked
+        be asked has heard all that has got there, if it still speaks."""
+        is_relay = self.protocol.phase is Phase.RELAY
+        heard = self.sent - unacknowledged(self.sock) if is_relay else self.asked
         if "/ping" not in self.protocol.unseen:
             while self.said and self.said[0][0] <= heard:
                 self.said.popleft()

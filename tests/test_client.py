@@ -732,6 +732,16 @@ CONVERSATIONS = {
         * 2
         ~ 1                                 ! left before everything had arrived
     """,
+    "what a relay says shows nothing of what has yet to reach it": """
+        < a relay
+        : one                               + John: one
+        : two                               + John: two
+        * 10
+        < Ann: hi
+        x reset                             | * lost the connection: reset
+        | * what you said last may not have arrived:
+        | *   two
+    """,
     "whoever has left is not connected again": """
         < a relay
         / 0
