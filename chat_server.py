@@ -1487,11 +1487,11 @@ class Throttle:
         if self.slow:
             now, host_mark = self.clock.now(), self.host_marks.get(conn.host, 0.0)
             least, paid, most = now - ALLOWANCE, 2 * size / PACE, now + LOUD_TIME
-            conn.mark = min(max(conn.mark, least) + paid, most)
-            self.host_marks[conn.host] = min(max(host_mark, least) + paid, most)
             if conn.mark > now:
                 self.loud_mark = max(self.loud_mark, now) + LOUD_COST * size / PACE
                 self.loud_mark = min(self.loud_mark, now + LOUD_TIME)
+            conn.mark = min(max(conn.mark, least) + paid, most)
+            self.host_marks[conn.host] = min(max(host_mark, least) + paid, most)
 
     def join(self, conn: Connection) -> None:
         """A newcomer is loud at first, or whoever keeps reconnecting would always be quiet."""
@@ -1617,7 +1617,11 @@ BETWEEN = re.compile(rf"[{PUNCTUATION} ]|(?<=[^\0-\x7f])[{JOINERS}]")
 # that has no beginning, fillers. They don't count as letters here.
 NO_LETTERS = "\u02b9-\u02df\u02e5-\u02ff\u0640\u115f-\u11ff\u3164\ua4f8-\ua4ff\ud7b0-\ud7ff\uffa0"
 LETTERS = re.compile(rf"([^\W{NO_LETTERS}]+)|([^{PUNCTUATION}{JOINERS}\s\0-\x7f])")
-ACCENTS = re.compile("[\u0300-\u036f\u3099\u309a]+")
+# Of Latin, Greek and Cyrillic letters, of Hebrew ones, of Arabic ones, of Syriac and Japanese ones.
+ACCENTS = re.compile(
+    "[\u0300-\u036f\u0591-\u05c7\u0610-\u061a\u064b-\u065f\u0670\u06d6-\u06ed\u0730-\u074a"
+    "\u3099\u309a]+"
+)
 CJK = ("BOPOMOFO", "CJK", "HANGUL", "HIRAGANA", "IDEOGRAPHIC", "KATAKANA")  # how their names begin
 NOTICE_WORDS = re.compile(
     # Also "to", as clients show their user's own private messages as "to Ann (private): ".
@@ -1636,8 +1640,8 @@ def compatible(text: str) -> str:
 
 def unaccented(text: str) -> str:
     """Returns a short text in lower case, in its compatible form, without accents."""
-    apart = unicodedata.normalize("NFKD", text)
-    return unicodedata.normalize("NFC", ACCENTS.sub("", apart).casefold())
+    apart = unicodedata.normalize("NFKD", text).casefold()  # of which an iota subscript is a letter
+    return unicodedata.normalize("NFC", ACCENTS.sub("", apart))
 
 
 def alphabet(char: str) -> str:
@@ -1668,8 +1672,9 @@ def identity(name: str) -> str:
 
 
 def look(name: str) -> str:
-    """Returns what a name has in common with all that differ from it in accents alone."""
-    return letters(unaccented(name))
+    """Returns what a name has in common with all that differ from it in accents alone; letters and
+    their marks apart, as they come in a line."""
+    return unicodedata.normalize("NFD", letters(unaccented(name)))
 
 
 def valid_name(text: str) -> str:
@@ -1693,8 +1698,8 @@ def valid_name(text: str) -> str:
 # The pieces of a line: what can be in a name (also letters in a circle), what is odd, other signs.
 # Odd is what is beyond ASCII and no letter: it may be invisible, or look like a colon.
 MAX_PIECE = 3 * MAX_NAME  # characters: a syllable of Korean can be in three parts
-NAME_LIKE = rf"{PUNCTUATION}{JOINERS}\w\u2100-\u214f\u249c-\u24e9\u2f00-\u2fdf\u3190-\u33ff"
-NAME_LIKE += "\U0001f100-\U0001f251"
+NAME_LIKE = rf"{PUNCTUATION}{JOINERS}\w\u20a8\u2100-\u214f\u249c-\u24e9\u2e80-\u2fdf\u3190-\u33ff"
+NAME_LIKE += "\ufdfc\ufe33\ufe34\ufe4d-\ufe4f\uff3f\U0001f100-\U0001f251"
 PIECE = re.compile(
     rf"\s*(?:([{NAME_LIKE}\s]{{1,{MAX_PIECE}}})|([^{NAME_LIKE}\0-\x7f][^{NAME_LIKE}!-~]*)|(.))"
 )
@@ -1710,11 +1715,12 @@ def begins_like(line: str, looks: Container[str]) -> bool:
     """Says whether a line may seem to begin with a name that has one of these looks, and a colon:
     whether its letters up to a colon, a bracket or something odd are those of the name."""
     found = ""
-    for count, piece in enumerate(PIECE.finditer(line)):
+    # An iota subscript is a letter of its own for casefold().
+    for count, piece in enumerate(PIECE.finditer(line.replace("\u0345", "\u03b9"))):
         name_like, odd, sign = piece.groups()
         if not found and name_like and name_like[0] in PUNCTUATION:  # no name begins like that
             return False
-        if sign or len(found) > 2 * MAX_NAME:  # more than any has, even if each was a sharp s
+        if sign or len(found) > MAX_PIECE:  # more than any has
             return sign in (":", "(") and found in looks
         if odd and found in looks or count > 2 * MAX_PIECE:  # nobody writes like that
             return True
@@ -1723,7 +1729,7 @@ def begins_like(line: str, looks: Container[str]) -> bool:
         for some, other in LETTERS.findall(unaccented((name_like or odd)[:MAX_PIECE])):
             if other and found in looks:
                 return True
-            found += some or own_mark(other, found)
+            found += unicodedata.normalize("NFD", some) or own_mark(other, found)
     return False
 
 

@@ -559,6 +559,26 @@ def trick(chance: random.Random, name: str) -> str:
     return "".join(line) + chance.choice([" hi", "hi", " \u4f60\u597d", ""])
 
 
+@pytest.mark.parametrize(
+    "name, written",
+    [
+        ("\u0623\u062d\u0645\u062f", "\u0627\u0654\u062d\u0645\u062f"),
+        ("\u0623\u062d\u0645\u062f", "\u0627\u062d\u0645\u062f"),
+        *(("\u0929\u0930", "\u0928\u093c\u0930"), ("\u0b94", "\u0b92\u0bd7")),
+        *(("\u1026", "\u1025\u102e"), ("\u304c", "\u304b\u3099"), ("\u6bcd", "\u2e9f")),
+        *(("\u1fb3", "\u03b1\u03b9"), ("\u1fb3", "\u03b1\u0345"), ("\u1fb4", "\u0386\u0345")),
+        *(("Rs", "\u20a8"), ("a_b", "a\uff3fb"), ("\ud55c" * 32, "\u1112\u1161\u11ab" * 32)),
+    ],
+    ids=ascii,
+)
+def test_a_name_is_taken_in_whatever_code_points_it_is_written(
+    hall: Hall, name: str, written: str
+) -> None:
+    one, two = hall.join(name), hall.join()
+    hall.say(two, f"{written}: hi\n")
+    assert hall.heard(one) == []
+
+
 def test_combined_tricks(hall: Hall) -> None:
     """Some 2,000 of them; set TRICKS to try more."""
     chance = random.Random(1)
