@@ -519,6 +519,17 @@ def text_width(text: str) -> int:
     return len(text) if text.isascii() else sum(map(char_width, text))
 
 
+def wrapped_place(text: str, width: int) -> tuple[int, int]:
+    """Returns the row and the column after a text that has wrapped; the column is `width` if the
+    last row is full. A wide character may leave the last column of a row empty."""
+    row = column = 0
+    for char in text:
+        if column + char_width(char) > width:
+            row, column = row + 1, 0
+        column += char_width(char)
+    return row, column
+
+
 def joins(text: str, at: int) -> bool:
     """Says whether the character there forms one visible character with the one before it."""
     char = text[at]
@@ -876,8 +887,9 @@ MEASURE_TIME = 0.3  # seconds for the terminal to say where the cursor is
 BOLD = "\x1b[1m"  # SGR: what follows is bold
 NORMAL = "\x1b[0m"  # SGR: what follows looks as usual
 LINK = "\x1b]8;id={1};{0}\x1b\\{2}\x1b]8;;\x1b\\"  # OSC 8: a part of the link with this id
-CLEAR_ROW = "\r\x1b[K"  # EL: to the start of the row, all of which is cleared
-CLEAR_BELOW = "\r\x1b[J"  # ED: to the start of the row, and clears it and all that is below
+# EL, CUF, ED: to the start of the row, and clears it and all that is below. Not by ED alone: at the
+# top of the screen tmux takes that for an order to keep all that it clears.
+CLEAR_BELOW = "\r\x1b[K\x1b[C\x1b[J\r"
 CLEAR_SCREEN = "\x1b[H\x1b[J"  # CUP, ED: to the top left, and clears everything
 # A row that is too long for the window doesn't wrap (DECAWM); the terminal itself remembers where
 # the cursor belongs, and comes back there once the rest is drawn (DECSC, EL, DECRC).
@@ -1163,7 +1175,7 @@ class Terminal(Console):
         self.secret: Editor | None = None  # in which one is typed, unseen, after the status
         self.above = bytearray()  # waits to be drawn above the row
         self.row = ""  # as it was drawn last
-        self.cursor_column = 0
+        self.before = ""  # what of it is before the cursor
         self.in_tmux = "TMUX" in os.environ and os.environ["TERM"].startswith(("screen", "tmux"))
         self.quiet_until = 0.0  # monotonic time before which no bell rings again
         self.pace = NEVER  # bytes a second that the terminal draws, while that is known
@@ -1230,7 +1242,7 @@ class Terminal(Console):
         or wrapped into several: the column of the cursor tells which."""
         with suppress(OSError):  # the terminal is gone, as the next read will tell
             self.width, self.height = window_size()
-        if self.cursor_column < self.width:
+        if text_width(self.before) < self.width:
             self.clear_rows()
         else:
             self.output += b"\x1b[6n"  # DSR 6: where is the cursor?
@@ -1238,11 +1250,13 @@ class Terminal(Console):
 
     def measure(self, column: int) -> None:
         """The terminal says where the cursor is. In the last column it tells nothing, unless it is
-        known that this terminal wraps."""
-        rows, wrapped = divmod(self.cursor_column, self.width)
+        known that this terminal wraps. After a row that is full, tmux says that it is beyond."""
+        rows, wrapped = wrapped_place(self.before, self.width)
+        if (wrapped, column) == (self.width, 0):
+            rows, wrapped = rows + 1, 0
         last = self.width - 1
-        is_wrapped = column == wrapped and (wrapped < last or self.in_tmux)
-        if self.clear_rows in self.timers and (is_wrapped or column == last):
+        is_wrapped = column == wrapped and (column != last or self.in_tmux)
+        if self.clear_rows in self.timers and (is_wrapped or column >= last):
             self.clear_rows(rows if is_wrapped else 0)
 
     def clear_rows(self, above: int = 0) -> None:
@@ -1251,7 +1265,7 @@ class Terminal(Console):
         self.timers.pop(self.clear_rows, None)
         up = f"\x1b[{above}A" if above else ""  # CUU
         self.output += f"{up}{CLEAR_BELOW}".encode()
-        self.row, self.cursor_column = "", 0
+        self.row = self.before = ""
 
     # Input
 
@@ -1281,7 +1295,7 @@ class Terminal(Console):
             os.kill(0, signal.SIGTSTP)
             os.kill(os.getpid(), signal.SIGCONT)  # where no shell could do that, nothing stops us
         elif key == CTRL_L:  # what was above the row has scrolled off
-            self.output += (CLEAR_ROW + "\n" * (self.height - 1) + CLEAR_SCREEN).encode()
+            self.output += (CLEAR_BELOW + "\n" * (self.height - 1) + CLEAR_SCREEN).encode()
             self.row = ""
         elif key == CTRL_C and (self.ended or self.secret):
             raise KeyboardInterrupt
@@ -1333,7 +1347,7 @@ class Terminal(Console):
         before, after = self.line.view(prompt, self.width)
         if self.editor is self.secret:
             before, after = fitting_end(self.status, self.width - 1), ""
-        self.cursor_column = text_width(before)
+        self.before = before
         if self.painter.colours and prompt and before.startswith(prompt):
             before = f"{BOLD}{prompt}{NORMAL}{before[len(prompt) :]}"
         row = ROW.format(before, after)
@@ -1354,7 +1368,7 @@ class Terminal(Console):
         end = self.above.find(b"\n", MAX_DRAWN) + 1
         above = self.above[: end or len(self.above)]
         del self.above[: len(above)]
-        self.output += CLEAR_ROW.encode() + above
+        self.output += CLEAR_BELOW.encode() + above
 
     def rest(self) -> None:
         """The terminal has surely drawn what it had to."""

@@ -32,6 +32,7 @@ from support import (
     modes,
     needs,
     patched_client,
+    typed,
     welcome,
 )
 
@@ -248,8 +249,11 @@ def test_hostile_server_gets_only_text_onto_the_screen(listener: Listener, windo
 
 @pytest.mark.parametrize(
     "size, narrowed, shown",
-    [(70, [30], 28), (120, [40], 38), (120, [60, 50, 40, 20], 18), (120, [], 38)],
-    ids=["a wrapped row", "to half", "in steps", "by a split"],
+    [
+        *((70, [30], 28), (120, [40], 38), (120, [81, 40], 38), (120, [60, 50, 40, 20], 18)),
+        (120, [], 38),
+    ],
+    ids=["a wrapped row", "to half", "to full rows", "in steps", "by a split"],
 )
 def test_no_piece_of_a_row_stays_when_the_window_gets_narrower(
     listener: Listener, window: Window, size: int, narrowed: list[int], shown: int
@@ -270,6 +274,26 @@ def test_no_piece_of_a_row_stays_when_the_window_gets_narrower(
     window.expect("line 28", "line 29", "<" + text[-shown:])
     window.type("!")
     window.expect("line 28", "line 29", "<" + text[1 - shown :] + "!")
+
+
+@pytest.mark.parametrize(
+    "first, text, columns",
+    [("C-a", "\u65e5\u672c\u8a9e incomprehensibilities \u65e5\u672c\u8a9e", 18), ("C-l", "half", 79)],
+    ids=["wide characters", "at the top"],
+)
+def test_no_piece_of_a_row_stays_either_where(
+    listener: Listener, window: Window, first: str, text: str, columns: int
+) -> None:
+    """A wide character leaves the end of a row empty; what tmux clears at the top, it keeps."""
+    window.run(*CLIENT, "127.0.0.1", str(listener.port), "--name", "John")
+    server = listener.accept()
+    server.send("".join(f"line {number}\n" for number in range(30)))
+    window.expect("line 29", "John:")
+    window.keys(first)
+    window.type(text)
+    window.expect("line 29", f"John: {text}")
+    window.resize(columns)
+    window.expect("line 28", "line 29", "".join(typed(text).view("John: ", columns)))
 
 
 @pytest.mark.parametrize("reflows", [False, True])
@@ -626,7 +650,7 @@ def test_a_line_is_shown_above_the_row_in_one_go(
     window.expect(row)
     for line in ("first\n", "second\n"):
         server.send(line)
-        assert window.expect(row) == f"\x1b[?7h\r\x1b[K{line}\x1b[?7l\r"
+        assert window.expect(row) == f"\x1b[?7h{chat_client.CLEAR_BELOW}{line}\x1b[?7l\r"
 
 
 @pytest.mark.parametrize(
@@ -677,7 +701,7 @@ def test_the_room_is_seen_while_the_password_is_not(
     shown = window.expect("* be patient")
     shown += window.expect("password: ")
     window.resize(24, 30)
-    shown += window.expect("\x1b[J\x1b[?7l\rpassword: ")
+    shown += window.expect(f"{chat_client.CLEAR_BELOW}\x1b[?7l\rpassword: ")
     window.type("rexx\x7f\x7ft\r\x1b[A\x19\x15behind\r")
     server.expect("secret\n")
     welcome(server)
