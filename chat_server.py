@@ -1764,12 +1764,17 @@ def check_voice(room: Room, member: Member, line: str) -> str:
 # --- Newcomers -----------------------------------------------------------------------------------
 
 
+def address_in(peer: str) -> str:
+    """Returns the address in what format_address() writes, without brackets and port."""
+    return peer.rpartition(":")[0].strip("[]")
+
+
 def host_of(peer: str) -> str:
     """Returns what stands for a peer's host, given its address as format_address() writes it: an
     IPv4 address as it is; for IPv6, in hexadecimal, the 64-bit network, as a host can choose the
     rest freely, or the whole of a link-local address, as everybody is in that network. This machine
     is the same host by IPv4 and IPv6, as is an IPv4 address that is written as an IPv6 one."""
-    host = peer.rpartition(":")[0].strip("[]")
+    host = address_in(peer)
     if ":" not in host:
         return host
     if host == "::1":
@@ -1856,7 +1861,7 @@ class Door:
         self.password = password  # none if empty
         self.clock = membership.clock
         # Times of the clock, which may be past.
-        self.barred: dict[str, float] = {}  # until when nobody can come in from a host
+        self.barred: dict[str, float] = {}  # until when nobody can come in: by host, or address
         self.tried: dict[str, float] = {}  # when the wrong passwords from a host are paid for
         self.all_tried = 0.0  # and when those of all are
         self.acceptor: Acceptor
@@ -2010,19 +2015,20 @@ class Door:
         self.tried[host] = self.tried.get(host, now) + WRONG_TIME
         self.all_tried = max(self.all_tried, now) + WRONG_TIME_OF_ALL
 
-    def bar(self, host: str) -> None:
-        """Lets nobody in from a host for BAN_TIME, not even those already at the door."""
+    def bar(self, place: str) -> None:
+        """Lets nobody in from a host, or an address, for BAN_TIME, not even those at the door."""
         now = self.clock.now()
         self.barred = {one: until for one, until in self.barred.items() if until > now}
-        self.barred[host] = now + BAN_TIME
+        self.barred[place] = now + BAN_TIME
         for conn in self.membership.newcomers:
-            if conn.host == host:
+            if place in (conn.host, address_in(conn.peer)):
                 conn.until = now
         self.clock.look_by(now)
 
     def check_host(self, conn: Connection) -> None:
-        """Raises Dismissed if nobody can come in from its host."""
-        left = self.barred.get(conn.host, 0.0) - self.clock.now()
+        """Raises Dismissed if nobody can come in from where it comes from."""
+        places = (conn.host, address_in(conn.peer))
+        left = max(self.barred.get(place, 0.0) for place in places) - self.clock.now()
         if left > 0:
             log.info("%s comes from a host that is kept out", conn)
             who = "you, or somebody at your address, was removed"
@@ -2106,9 +2112,11 @@ class Operators:
             self.remove(cast("Connection", target), cast("Connection", member))
 
     def remove(self, conn: Connection, by: Connection) -> None:
-        """Removes somebody, who gets all that was said before. Its name and its host are kept out,
-        unless that host is this machine: all who come through a proxy come from it."""
-        comes_from_here = conn.host == host_of(format_address(conn.sock.getsockname()))
+        """Removes somebody, who gets all that was said before. Its name and its host are kept out;
+        of this machine's own network, in which everybody may be, the address alone; of the machine
+        itself, from which all come who come through a proxy, only the name."""
+        here = format_address(conn.sock.getsockname())
+        place = conn.host if conn.host != host_of(here) else address_in(conn.peer)
         minutes = math.ceil(BAN_TIME / 60)
         self.room.tell(conn, f"you were removed by an operator; come back in {minutes} min")
         self.membership.leave(conn, REFUSED, "was removed")
@@ -2119,8 +2127,8 @@ class Operators:
         else:
             self.room.tell(by, f"{conn.peer} was removed")
         log.info("%s was removed by %s, members: %d", conn, by, len(self.room.members))
-        if not comes_from_here:
-            self.door.bar(conn.host)
+        if place != address_in(here):
+            self.door.bar(place)
 
 
 # === IV. Other ways to speak =====================================================================

@@ -14,6 +14,7 @@ import unicodedata
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -290,9 +291,35 @@ def test_a_ban_that_is_over_keeps_out_neither_host_nor_name() -> None:
     peer.expect("* you are N1\n")
 
 
+@pytest.mark.parametrize(
+    "here, peer, kept_out",
+    [
+        ("192.0.2.1:7", "192.0.2.9:8", ["192.0.2.9"]),
+        ("[2001:db8::1]:7", "[2001:db8:0:1::9]:8", ["20010db800000001"]),
+        ("[2001:db8::1]:7", "[2001:db8::9]:8", ["2001:db8::9"]),
+        ("[2001:db8::1]:7", "[2001:db8::1]:8", []),
+        ("[::1]:7", "[::1]:8", []),
+    ],
+)
+def test_where_somebody_is_kept_out(
+    monkeypatch: pytest.MonkeyPatch, here: str, peer: str, kept_out: list[str]
+) -> None:
+    """Of the room's own network, it is the address alone: everybody may be in there."""
+    room = Staffed(3)
+    monkeypatch.setattr(chat_server, "format_address", lambda _: here)
+    conn, other = room.conns[1:3]
+    for one in (conn, other):
+        one.peer, one.host = peer, host_of(peer)
+    room.hear(0, "/kick N1\n")
+    assert list(room.server.door.barred) == kept_out
+    with pytest.raises(Dismissed) if kept_out else suppress():
+        room.server.door.check_host(other)
+
+
 def test_of_who_comes_from_this_machine_only_the_name_is_kept_out() -> None:
     """All who come through a proxy do."""
     room = Staffed()
+    room.conns[1].peer = "127.0.0.1:7"
     room.conns[1].host = "127.0.0.1"
     room.hear(0, "/kick N1\n")
     assert not room.server.door.barred
