@@ -1590,6 +1590,7 @@ class Throttle:
 
 DOOR_SIZE = 100  # newcomers at the door at once
 DOOR_TIME = 10.0  # seconds for the password, and for a browser's request
+HELLO_TIME = 3.0  # seconds for TLS to begin; and until a full door takes one for idle
 DOOR_SHARE = 0.003  # seconds of CPU, of a turn: a step of a handshake can be some ms of arithmetic
 DOOR_READ = 4 * 1024  # bytes that are read at once
 # To make guessing slow, each wrong password costs its host a second, and all together a tenth.
@@ -1787,15 +1788,19 @@ def host_of(peer: str) -> str:
 
 def loser_to(host: str, there: Iterable[Connection], now: float) -> Connection | None:
     """Returns who in a full place has to make room for a newcomer from `host`: the newest from the
-    host that has most, if that has at least two more than `host`; else the oldest from `host` that
-    has been there for long without a word. None if nobody has to."""
+    host that has most, if that has at least two more than `host`; else the oldest that has been
+    there for long without a word: in the room, of those from `host`. None if nobody has to."""
     hosts = Counter(conn.host for conn in there)
     most = max(hosts, key=hosts.__getitem__)
     if hosts[most] - hosts[host] >= 2:
         return max((conn for conn in there if conn.host == most), key=lambda conn: conn.since)
-    own = (conn for conn in there if conn.host == host)
-    silent = (conn for conn in own if conn.silent and now - conn.since >= SILENCE)
-    return min(silent, key=lambda conn: conn.since, default=None)
+
+    def is_idle(conn: Connection) -> bool:
+        if conn.state is State.DOOR:
+            return now - conn.since >= HELLO_TIME
+        return conn.host == host and conn.silent and now - conn.since >= SILENCE
+
+    return min(filter(is_idle, there), key=lambda conn: conn.since, default=None)
 
 
 def typed(line: bytes) -> bytes:
@@ -1910,7 +1915,6 @@ class Door:
 
     def arrive(self, conn: Connection) -> None:
         """Begins a newcomer's way. Raises Gone."""
-        self.make_room(self.membership.newcomers, DOOR_SIZE, conn)
         conn.since = self.clock.now()
         self.membership.newcomers[conn] = self.visit(conn)
         self.go_on(conn)
@@ -1962,7 +1966,11 @@ class Door:
         return rest
 
     def allow_time(self, conn: Connection, seconds: float) -> None:
-        """A newcomer can't be here for longer than that, from now on."""
+        """A newcomer can't be here for longer than that, from now on. As it has to wait, it needs a
+        place at the door. Raises Dismissed."""
+        if conn.deadline == math.inf:
+            others = self.membership.newcomers.keys() - {conn}
+            self.make_room(others, DOOR_SIZE, conn)
         conn.until = conn.deadline = self.clock.now() + seconds
 
     @staticmethod
@@ -2395,7 +2403,6 @@ TLS_PIECE = 8 * 1024  # bytes that are encrypted at once: what isn't sent of the
 # much time as a hundred times as many bytes of text.
 TLS_READ = 8 * 1024
 MAX_UNSENT = 16 * 1024  # bytes that may wait encrypted: a piece, and what TLS itself has to say
-HELLO_TIME = 3.0  # seconds for TLS to begin: after that, somebody at telnet waits for our welcome
 HANDSHAKE_TIME = 10.0  # seconds for the rest, which takes a network two ways there and back
 
 

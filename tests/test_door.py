@@ -9,6 +9,7 @@ import os
 import random
 import re
 import select
+import socket
 import time
 import unicodedata
 from argparse import Namespace
@@ -27,6 +28,7 @@ from support import (
     Server,
     checked_server,
     client,
+    eventually,
     every_kind,
     pair,
     patched,
@@ -171,6 +173,27 @@ def test_a_crowd_at_the_door_disturbs_nobody_and_another_host_gets_in(closed: Se
     for one in (crowd[0], late):
         one.send(f"{PASSWORD}\n")
         one.expect(WELCOME)
+
+
+def test_a_full_door_is_full_only_for_those_who_have_to_wait_there(
+    start: Callable[..., Server], tmp_path: Path
+) -> None:
+    """A hundred hosts have one idle connection each: after a while the oldest makes room."""
+    patch = "chat_server.HELLO_TIME, chat_server.DOOR_TIME = 0.3, 1000.0"
+    room = patched(start, tmp_path, patch, web=True)
+    address = ("127.0.0.1", room.web_port)
+    sources = [(f"127.0.3.{number}", 0) for number in range(1, 101)]
+    crowd = [Peer(socket.create_connection(address, DEADLINE, one)) for one in sources]
+    room.join("Ann", web=False)
+
+    def gets_the_page() -> bool:
+        with suppress(OSError), socket.create_connection(address, DEADLINE) as sock:
+            sock.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            return b" 200 OK" in sock.recv(1000)
+        return False
+
+    eventually(gets_the_page)
+    assert crowd[0].rest() == b""
 
 
 def test_the_log_warns_of_a_password_in_the_clear(
