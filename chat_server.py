@@ -3424,15 +3424,16 @@ def ending_signals() -> socket.socket:
     return reader
 
 
-def allow_descriptors(needed: int) -> None:
-    """Raises the limit on open files to what is needed, or as far as it can be."""
+def allow_descriptors(needed: int) -> int:
+    """Raises the limit on open files to what is needed, or as far as it can be; returns that."""
     with suppress(ImportError, OSError, ValueError):  # Windows has no limit, nor this module
         import resource
 
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if 0 <= soft < needed:  # an infinite limit is -1, or very large
-            limit = needed if hard < 0 else min(needed, hard)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+            needed = needed if hard < 0 else min(needed, hard)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    return needed
 
 
 # --- Listening, accepting ------------------------------------------------------------------------
@@ -4118,9 +4119,20 @@ def show_page(args: argparse.Namespace, host: str, port: int, web_port: int) -> 
     return Site([*args.host, *args.web_host], secure, web_port, url, port)
 
 
+def allow_members(wanted: int) -> int:
+    """Returns how many members there can be: with more than this process can open files for, one
+    host could take them all. With very few files it does without that: newcomers wait for one."""
+    others = 2 * DOOR_SIZE + 32  # who is at the door, who leaves; the listeners, files
+    possible = allow_descriptors(wanted + others) - others
+    if not others < possible < wanted:
+        return wanted
+    log.warning("there is room for %d, as this process can't open more files", possible)
+    return possible
+
+
 def run(args: argparse.Namespace) -> int:
     """Serves until it is told to stop; returns the exit status. Raises Failure."""
-    allow_descriptors(args.max_clients + 2 * DOOR_SIZE + 32)  # who leaves; the listeners, files
+    size = allow_members(args.max_clients)
     transcript = Transcript(args.transcript) if args.transcript is not None else None
     password, operator = read_passwords(args)
     certificate = Certificate(args.tls_cert, args.tls_key) if args.tls_cert is not None else None
@@ -4140,7 +4152,7 @@ def run(args: argparse.Namespace) -> int:
         if transcript:
             room.history.add(transcript.messages(args.max_line))
     given = (transcript, password, certificate, operator, site)
-    server = make_server([*listeners, *web], room, args.max_clients, *given)
+    server = make_server([*listeners, *web], room, size, *given)
     try:
         return server.run(signals)
     finally:

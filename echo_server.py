@@ -335,15 +335,16 @@ def ending_signals() -> socket.socket:
     return reader
 
 
-def allow_descriptors(needed: int) -> None:
-    """Raises the limit on open files to what is needed, or as far as it can be."""
+def allow_descriptors(needed: int) -> int:
+    """Raises the limit on open files to what is needed, or as far as it can be; returns that."""
     with suppress(ImportError, OSError, ValueError):  # Windows has no limit, nor this module
         import resource
 
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if 0 <= soft < needed:  # an infinite limit is -1, or very large
-            limit = needed if hard < 0 else min(needed, hard)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+            needed = needed if hard < 0 else min(needed, hard)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    return needed
 
 
 # --- The command line ----------------------------------------------------------------------------

@@ -528,6 +528,15 @@ def test_descriptor_limit_is_raised_as_far_as_it_can_be_and_newcomers_wait_then(
     serves(server, script)
 
 
+@pytest.mark.parametrize("limit, members", [(1024, 792), (100, 10_000), (20_000, 10_000)])
+def test_no_more_are_let_in_than_files_can_be_opened(
+    monkeypatch: pytest.MonkeyPatch, limit: int, members: int
+) -> None:
+    """Else one host could take them all."""
+    monkeypatch.setattr(chat_server, "allow_descriptors", lambda needed: min(needed, limit))
+    assert chat_server.allow_members(10_000) == members
+
+
 @both_servers
 @pytest.mark.parametrize("limit", range(5, 12, 2))
 def test_few_descriptors_are_no_traceback(
