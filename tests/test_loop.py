@@ -255,6 +255,17 @@ def test_whatever_takes_long_is_read_in_small_pieces(inside: Inside) -> None:
         assert conn.read_size == size
 
 
+def test_each_full_read_has_the_next_one_larger_once(inside: Inside) -> None:
+    conn, peer = inside.join()
+    conn.read_size = MIN_READ
+    peer.send(b"x" * MIN_READ)
+    wait_for_input(conn)
+    conn.receive(chat_server.TURN_READ)
+    for _ in range(2):  # in the second turn nothing is read
+        conn.fit_read_size(0.0)
+        assert conn.read_size == 2 * MIN_READ
+
+
 @pytest.mark.parametrize("where", ["write", "read"])
 def test_a_bug_ends_one_connection_alone(
     inside: Inside, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, where: str
