@@ -460,6 +460,17 @@ CONVERSATIONS = {
         < * a name has letters and digits in it: /name NAME
         : ho                                + a:b: ho
     """,
+    "a name that was refused is not asked for again": """
+        @
+        : /name a:b                         > /name a:b
+        < * a name has letters and digits in it: /name NAME
+        - * pong
+        x                                   | * lost the connection: the server closed it
+        =
+        - Welcome to the chatroom!          | * connected again   | Welcome to the chatroom!
+        > /name John
+        > /who
+    """,
     "a new name is followed": """
         @
         : /name Jim                         > /name Jim
