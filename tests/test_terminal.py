@@ -414,6 +414,27 @@ def test_terminal_is_given_back_as_it_was(
     assert "Traceback" not in window.shown
 
 
+def test_terminal_is_given_back_as_it_was_before_somebody_else_stopped_the_client(
+    listener: Listener, terminal: Callable[..., Terminal]
+) -> None:
+    client = shlex.join([*CLIENT, "127.0.0.1", str(listener.port), "--name", "John"])
+    in_between = f"read go; sh -c {shlex.quote(f'echo pid $$.; exec {client}')}; echo end; read wait"
+    window = terminal("sh", "-c", in_between, env=XTERM)
+    before = modes(window)
+    window.type("\n")
+    server = listener.accept()
+    server.send("hi\n")
+    window.expect("pid ")
+    pid = int(window.expect("."))
+    window.expect("hi\n")
+    for number in (signal.SIGSTOP, signal.SIGCONT):
+        os.kill(pid, number)
+    window.expect("\x1b[?2004h")
+    window.type("\x03\x03")
+    window.expect("end\n")
+    assert modes(window) == before
+
+
 def test_terminal_is_given_back_after_an_exception(terminal: Callable[..., Terminal]) -> None:
     code = "import chat_client as c; c.Client.run = lambda *_: 1 / 0; c.main([])"
     command = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)}"
@@ -579,6 +600,18 @@ def untaken() -> chat_client.Terminal:
     console.pace = console.full_since = float("inf")
     console.taken, console.screen = 0, -1
     return console
+
+
+def test_what_waits_above_the_row_is_shown_once_when_the_terminal_is_given_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(chat_client.Terminal, "write_all", lambda _: None)
+    monkeypatch.setattr(chat_client.termios, "tcsetattr", lambda *_: None)
+    monkeypatch.setattr(os, "tcgetpgrp", lambda _: os.getpgrp())
+    console = untaken()
+    console.above += b"hello\n"
+    console.give_back()
+    assert (console.output.count(b"hello\n"), console.above) == (1, b"")
 
 
 def test_keys_of_a_slow_terminal_are_soon_seen(monkeypatch: pytest.MonkeyPatch) -> None:
