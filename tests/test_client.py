@@ -497,6 +497,7 @@ CONVERSATIONS = {
     "no name is asked for before the last question is answered": """
         && John
         : /name Jim                         > /name Jim
+        < * Jim left
         < * John left
         < * you are Jim
         : hi                                + Jim: hi
