@@ -350,6 +350,25 @@ def test_closing_room_hears_all_that_had_arrived(monkeypatch: pytest.MonkeyPatch
     assert heard.count(b"John: z\n") == 30_000
 
 
+def test_closing_room_hears_whoever_goes_on_talking_for_a_second_at_most(
+    inside: Inside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, clock = inside.server, inside.server.clock
+    began = now = clock.now()
+
+    def turn(_: float) -> bool:
+        nonlocal now
+        now += 0.02
+        assert now < began + chat_server.LAST_CALL + 0.1
+        return True  # somebody could be read
+
+    monkeypatch.setattr(clock, "monotonic", lambda: now)
+    monkeypatch.setattr(server, "turn", turn)
+    server.stop_signals = 1
+    server.close_room()
+    assert now >= began + chat_server.LAST_CALL
+
+
 def test_loop_sleeps_while_somebody_behind_asks_and_does_not_read(inside: Inside) -> None:
     """Its questions wait until it has read. Read from before that, it would wake each turn."""
     server = inside.server
