@@ -891,6 +891,20 @@ def test_whoever_is_dismissed_is_read_to_its_end(at_door: AtDoor) -> None:
     assert at_door.peer.rest() == b"* wrong password\n"
 
 
+def test_whoever_cannot_be_told_why_yet_is_let_go_at_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Before hands are shaken there is no way to tell it anything."""
+    caplog.set_level("INFO")
+    server = tls_room()
+    sock, _peer = pair()
+    server.admit(sock, "peer")
+    (conn,) = server.membership.newcomers
+    Dismissed("the room is full").see_to(server.membership, conn)
+    assert conn.state is State.CLOSED
+    assert caplog.messages == ["peer could not be told why, members: 0"]
+
+
 def test_the_door_takes_no_more_than_its_share_of_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat_server, "DOOR_SHARE", -math.inf)  # which each step exceeds
     server = checked_server(password=b"secret")
