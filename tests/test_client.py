@@ -402,12 +402,13 @@ def converse(script: str, echo: bool = False) -> ChatProtocol:
 
 LETTERS = "x" * 31
 CONVERSATIONS = {
-    "a message has the name before it, and two slashes are one": """
+    "a message has the name before it, and two slashes are one, but not in a block": """
         ~ 0.5
         : Hi                                + John: Hi
         :
         :   indented   + John:   indented
         : //shrug                           + John: /shrug
+        ; //shrug                           + John: //shrug
     """,
     "a blank makes no message of a command": """
         @
