@@ -360,6 +360,16 @@ def play_door(terminal: Callable[..., Terminal], listener: Listener) -> tuple[Te
     return window, server
 
 
+def test_a_window_may_be_narrow_from_the_start(
+    listener: Listener, terminal: Callable[..., Terminal]
+) -> None:
+    command = [*CLIENT, "127.0.0.1", str(listener.port), "--name", "John"]
+    window = terminal(*command, size=(24, 30), env=XTERM)
+    _server = listener.accept()
+    window.type("x" * 50)
+    window.expect(f"<{'x' * 28}\x1b7")
+
+
 def test_what_is_typed_ahead_is_kept_with_either_end_of_line(
     room: Server, terminal: Callable[..., Terminal]
 ) -> None:
