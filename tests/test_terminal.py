@@ -756,6 +756,22 @@ def test_the_room_is_seen_while_the_password_is_not(
         assert part not in shown
 
 
+def test_lines_typed_before_the_question_are_said_behind_the_door(
+    listener: Listener, terminal: Callable[..., Terminal]
+) -> None:
+    address = ["127.0.0.1", str(listener.port)]
+    window = in_terminal(terminal, *address, "--name", "John", "--plain")
+    window.type("one\ntwo\n")
+    server = listener.accept()
+    server.send("* password?\n")
+    window.expect("password: ")
+    window.type("secret\n")
+    server.expect("secret\n")
+    welcome(server)
+    said = [line for line in iter(server.line, b"John: two\n") if line.startswith(b"John")]
+    assert said == [b"John: one\n"]
+
+
 def test_half_a_line_is_no_password(listener: Listener, terminal: Callable[..., Terminal]) -> None:
     window, server = play(terminal, listener)
     window.type("half")
