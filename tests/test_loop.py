@@ -516,13 +516,17 @@ def test_whoever_is_dismissed_is_told_why_although_its_own_end_has_come(inside: 
 
 
 @pytest.mark.parametrize("through_tls", [False, True])
-def test_nothing_is_kept_of_whoever_is_disconnected(through_tls: bool) -> None:
+def test_nothing_is_kept_of_whoever_is_disconnected(
+    caplog: pytest.LogCaptureFixture, through_tls: bool
+) -> None:
+    caplog.set_level("INFO")
     inside = Inside()
     server, conn, _peer = tls_member() if through_tls else (inside.server, *inside.join())
     setattr(conn, "pending" if through_tls else "unheard", b"hi\n")
     server.membership.disconnect(conn, "lost")
     server.read_all({conn})  # it was ready, too
     assert not server.membership.has_more
+    assert [line for line in caplog.messages if " lost" in line] == ["peer lost, members: 0"]
 
 
 @pytest.mark.parametrize("stopped", ["asleep", "in a turn"])
