@@ -959,6 +959,19 @@ def test_bytes_that_nobody_has_acknowledged() -> None:
                 eventually(lambda: chat_client.unacknowledged(sock) == 0)
 
 
+@pytest.mark.skipif(not chat_client.termios, reason="no Ctrl-Z there")
+def test_control_z_stops_nobody_while_a_password_is_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(_: str) -> str:
+        assert signal.getsignal(signal.SIGTSTP) == signal.SIG_IGN
+        return "secret"
+
+    before = signal.getsignal(signal.SIGTSTP)
+    monkeypatch.setattr(chat_client.getpass, "getpass", answer)
+    console = FakeConsole(ended=True)
+    assert chat_client.Console.ask_secret(console, "password: ") == b"secret"
+    assert signal.getsignal(signal.SIGTSTP) == before
+
+
 def test_what_is_unread_of_the_connection_before_keeps_nobody_from_the_next() -> None:
     console = FakeConsole()
     console.output += bytes(MAX_WAITING)
