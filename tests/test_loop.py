@@ -243,6 +243,19 @@ def test_one_host_is_as_dear_as_all_its_connections(monkeypatch: pytest.MonkeyPa
     assert len(server.membership.costs.hosts) == 2, "but silence earns them one turn alone"
 
 
+def test_the_loop_does_not_sleep_before_the_end_of_whoever_was_lost_is_told(inside: Inside) -> None:
+    """As in a delivery, after which nothing may be due for long."""
+    server = inside.server
+    (conn, peer), (_, ann) = inside.join(), inside.join()
+    peer.send("/name Bob\n")
+    server.turn()
+    server.membership.disconnect(conn, "lost")
+    assert server.timeout() == 0
+    server.turn()
+    ann.expect("* Bob joined\n", "* Bob left\n")
+    assert server.timeout() > 0
+
+
 def test_whatever_takes_long_is_read_in_small_pieces(inside: Inside) -> None:
     conn, _ = inside.join()
     cheap, dear = 0.0001, 2 * chat_server.TURN
