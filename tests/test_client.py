@@ -1009,6 +1009,13 @@ def test_how_long_a_first_word_is_waited_for(
         assert waits == [pytest.approx(patience)]
 
 
+def test_the_wish_to_leave_ends_no_connection_that_comes_in_time() -> None:
+    """The lines before it are then said first."""
+    one = Client(FakeConsole("last words", "exit"), ChatProtocol("J"))
+    assert not one.wait(0.0)
+    assert not one.timers
+
+
 def test_what_is_due_can_be_dropped_by_what_was_due_before_it() -> None:
     client = Client(FakeConsole(), ChatProtocol("J"))
     done = []
