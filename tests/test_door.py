@@ -880,6 +880,13 @@ def test_whoever_is_kept_out_by_now_does_not_get_in_with_the_password(at_door: A
     assert at_door.say(b"secret\n").state is State.LEAVING
 
 
+def test_whoever_is_at_the_door_is_told_at_once_that_it_is_kept_out(at_door: AtDoor) -> None:
+    at_door.door.bar(at_door.conn.host)
+    for _ in range(2):  # it is dismissed at the end of a turn, and told in the next
+        at_door.server.turn(0)
+    assert at_door.peer.rest() == KEPT_OUT.encode()
+
+
 def test_whoever_is_dismissed_is_read_to_its_end(at_door: AtDoor) -> None:
     """A close before that would be a reset, which destroys what it is told."""
     membership = at_door.server.membership
