@@ -42,6 +42,7 @@ from support import (
     trusting,
 )
 
+import chat_client
 import chat_server
 from chat_server import (
     HIGH_WATER,
@@ -474,6 +475,14 @@ def test_old_versions_are_refused(version: str) -> None:
     with pytest.raises(ssl.SSLError, match="(?i)alert"):
         one.shake_hands()
     assert one.conn.state is State.CLOSED
+
+
+@pytest.mark.skipif(not hasattr(ssl, "OP_NO_RENEGOTIATION"), reason="it lacks the name")
+def test_neither_side_renegotiates() -> None:
+    """Sending would then have to wait for receiving."""
+    server = chat_server.make_server_tls(str(CERTS / "room.pem"), str(CERTS / "room.key"))
+    for context in (server, chat_client.make_client_tls(None)):
+        assert context.options & ssl.OP_NO_RENEGOTIATION
 
 
 @versions
