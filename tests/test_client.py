@@ -1131,6 +1131,23 @@ def test_dot_that_ends_a_full_name_is_not_in_the_certificate(start: Callable[...
     assert (done.stderr, done.returncode) == ("", 0)
 
 
+def test_the_known_addresses_stay_where_no_name_server_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And nothing is said of it, by the thread that has looked them up, into the terminal."""
+
+    def look_up(*_: object) -> list[Any]:
+        raise Failure("no name server answers")
+
+    at_once: Any = lambda target, daemon: SimpleNamespace(start=target)  # noqa: E731
+    monkeypatch.setattr(chat_client, "look_up", look_up)
+    monkeypatch.setattr(chat_client.threading, "Thread", at_once)
+    one = Client(FakeConsole(), ChatProtocol("J"), addresses=["known"])
+    one.wait = lambda *_: True  # type: ignore[method-assign]
+    one.look_up_again()
+    assert one.addresses == ["known"]
+
+
 def test_a_room_that_has_moved_is_found_again(
     listener: Listener, terminal: Callable[..., Terminal]
 ) -> None:
