@@ -1092,6 +1092,26 @@ def test_why_there_is_no_connection(codes: list[int], why: str) -> None:
     assert told == f"cannot connect to port 7007 on lab1: {why}"
 
 
+def test_a_server_that_drips_in_the_handshake_gains_no_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, waits, tls = 100.0, [], mock.MagicMock()
+
+    def wait(seconds: float, *_: object) -> bool:
+        nonlocal now
+        now += 6
+        waits.append(seconds)
+        return seconds > 0 and len(waits) < 9  # something has come
+
+    monkeypatch.setattr(chat_client, "time", SimpleNamespace(monotonic=lambda: now))
+    tls.wrap_socket.return_value.do_handshake.side_effect = ssl.SSLWantReadError
+    one: Any = Client(FakeConsole(), ChatProtocol("J"))
+    one.wait = wait
+    with pytest.raises(OSError, match="no answer in TLS"):
+        one.shake_hands(mock.Mock(), tls)
+    assert waits == [10, 4, -2]
+
+
 def test_a_first_connection_that_fails_is_not_tried_again() -> None:
     client = Client(FakeConsole(), ChatProtocol("J"))
     with pytest.raises(Disconnected, match="nobody listens"):
