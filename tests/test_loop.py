@@ -192,6 +192,18 @@ def test_a_turn_is_bounded_by_what_it_reads_and_by_what_it_delivers(
             inside.server.room.take_batch()
 
 
+def test_the_beginning_of_a_line_counts_when_it_comes_and_not_again_with_the_rest(
+    inside: Inside,
+) -> None:
+    conn, peer = inside.join()
+    for some in (b"x" * 2000, b"\n" + b"y\n" * 50):
+        peer.send(some)
+        wait_for_input(conn)
+        inside.server.read(conn, 2000, math.inf)
+    assert not conn.unheard
+    assert inside.server.room.batch.size == 2101
+
+
 def test_whoever_has_cost_least_is_heard_first(
     inside: Inside, monkeypatch: pytest.MonkeyPatch
 ) -> None:
