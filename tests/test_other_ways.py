@@ -848,6 +848,9 @@ def test_each_reason_for_the_old_one_is_logged_once(
     new = certificate.current()
     assert new is not old
     assert certificate.current() is new
+    cert.write_bytes(b"x")
+    assert certificate.current() is new
+    assert len(caplog.records) == len(reasons) + 1, "the last of them again, after it had an end"
 
 
 def test_files_that_change_while_they_are_loaded_are_loaded_again(
