@@ -134,6 +134,11 @@ def test_names_that_can_be_given(given: str, name: str) -> None:
         assert ask(get(Host=host), web_host(given)).status == 200
 
 
+def test_a_name_goes_with_a_page_on_any_port() -> None:
+    args = chat_server.parse_args(["--web", "0", "--web-host", "PC"])
+    assert (args.web, args.web_host) == (0, ["pc"])
+
+
 @pytest.mark.parametrize(
     "given",
     [
