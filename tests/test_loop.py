@@ -548,7 +548,9 @@ def test_nothing_is_kept_of_whoever_is_disconnected(
     inside = Inside()
     server, conn, _peer = tls_member() if through_tls else (inside.server, *inside.join())
     setattr(conn, "pending" if through_tls else "unheard", b"hi\n")
+    server.membership.note_input(conn)
     server.membership.disconnect(conn, "lost")
+    assert not server.membership.has_more
     server.read_all({conn})  # it was ready, too
     assert not server.membership.has_more
     assert [line for line in caplog.messages if " lost" in line] == ["peer lost, members: 0"]
