@@ -655,6 +655,7 @@ def test_keys_of_a_slow_terminal_are_soon_seen(monkeypatch: pytest.MonkeyPatch) 
         pass_time(0.1, 1000)
     assert console.pace == pytest.approx(8000, rel=0.05)
     assert console.timers[console.rest] - clock[0] == pytest.approx(chat_client.HELD / 8000, rel=0.1)
+    assert console.timers[console.forget_pace] - clock[0] == chat_client.SLOW_TIME
     pass_time(1.0, 20_000)
     lines = taken.count(b"line ")
     console.line.feed(b"x")
