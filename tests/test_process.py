@@ -867,6 +867,7 @@ def test_the_log_says_who_can_connect_and_how(start: Callable[..., Server], scri
     server.connect("127.0.0.1").close()
     server.wait_for_log(r" 127\.0\.0\.1:.* connected")
     assert "::ffff" not in server.log()
+    assert " * " not in hint(start(script, "--host", "*")), "no host has that name"
 
 
 @pytest.fixture
