@@ -880,6 +880,12 @@ def test_whoever_is_kept_out_by_now_does_not_get_in_with_the_password(at_door: A
     assert at_door.say(b"secret\n").state is State.LEAVING
 
 
+def test_nobody_is_told_to_come_back_too_early(at_door: AtDoor) -> None:
+    at_door.door.barred[at_door.conn.host] = at_door.door.clock.now() + 61
+    with pytest.raises(Dismissed, match="come back in 2 min"):
+        at_door.door.check_host(at_door.conn)
+
+
 def test_whoever_is_at_the_door_is_told_at_once_that_it_is_kept_out(at_door: AtDoor) -> None:
     at_door.door.bar(at_door.conn.host)
     for _ in range(2):  # it is dismissed at the end of a turn, and told in the next
