@@ -972,6 +972,18 @@ def test_control_z_stops_nobody_while_a_password_is_typed(monkeypatch: pytest.Mo
     assert signal.getsignal(signal.SIGTSTP) == before
 
 
+def test_of_what_nobody_has_acknowledged_a_part_is_what_tls_adds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    session = unconnected(ChatProtocol("J"))
+    session.client.tls = mock.Mock()
+    session.sent = 20
+    session.said.extend([(10, Line("one")), (20, Line("two"))])
+    monkeypatch.setattr(chat_client, "unacknowledged", lambda _: 22 + 10)  # a record with "two"
+    session.close_ledger()
+    assert session.console.doubtful == ["two"]
+
+
 def test_what_is_unread_of_the_connection_before_keeps_nobody_from_the_next() -> None:
     console = FakeConsole()
     console.output += bytes(MAX_WAITING)
