@@ -731,6 +731,15 @@ CONVERSATIONS = {
         ~ 0.9
         ~ 0.1                               ! left
     """,
+    "whoever leaves has that time from the moment at which the last line could go out": """
+        & John
+        / 0
+        : last words
+        : exit
+        ~ 0.5                               | John: last words
+        ~ 0.9
+        ~ 0.1                               ! left before everything had arrived
+    """,
     "the end of our stream is nothing that was said": """
         < a relay
         : one                               + John: one
