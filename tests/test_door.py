@@ -871,7 +871,7 @@ def test_a_password_that_comes_too_early_waits(at_door: AtDoor) -> None:
     at_door.door.tried.clear()
     at_door.door.all_tried = 0.0
     at_door.time_is_up()
-    assert conn.state is State.MEMBER
+    assert conn.state is State.MEMBER and conn.reading
     assert conn.input.partial == b"more"
 
 
