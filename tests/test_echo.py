@@ -222,6 +222,14 @@ def test_an_endless_line_that_is_logged_costs_no_memory() -> None:
     assert len(conn.read_buffer) == echo_server.MAX_LOGGED_LINE
 
 
+def test_a_log_tells_of_more_lines_only_if_there_are_any(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG")
+    _server, conn, _peer = echo_client()
+    for count in (100, 101):
+        conn.log_lines(b"x\n" * count)
+    assert [line for line in caplog.messages if "more lines" in line] == ["peer: (1 more lines)"]
+
+
 @pytest.mark.parametrize("module", [echo_server, chat_server])
 def test_each_shortage_is_logged_once_and_newcomers_get_in_after_it(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, module: Any
