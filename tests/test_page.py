@@ -398,6 +398,9 @@ def test_keyboards_that_compose_what_they_type(bob: Peer, ann: Page) -> None:
     bob.expect("Ann: \ud55c\n")
     assert ann.value("box.value") == ""
     assert len(rows(ann, ".own")) == 6
+    ann.type("\u304b")  # in Safari, composing is over when its last key is told
+    ann.value('box.dispatchEvent(new KeyboardEvent("keydown", {key: "Enter", keyCode: 229}))')
+    assert ann.value("box.value") == "\u304b"
 
 
 # What the page shows
