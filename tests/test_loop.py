@@ -833,10 +833,11 @@ def test_whoever_takes_its_pace_stays_in_whatever_steps(
     [
         ([(4, 0)], 2),
         ([(4, 2 * 65_483), (16, 0)], 20),  # a step of a kernel earns time
+        ([(4, 2 * 65_483), (4, 4096)], 8),  # until the next
         ([(1, 10 * PACE)] * 3600, 35),  # but an hour of reading fast doesn't
         ([(1, 10**9)], 35),  # nor does much at once
     ],
-    ids=["silence", "a step", "an hour", "a burst"],
+    ids=["silence", "a step", "a smaller one after it", "an hour", "a burst"],
 )
 @pytest.mark.parametrize("before", [0, 10**9], ids=["", "having read before"])
 def test_time_is_not_earned_in_advance(
