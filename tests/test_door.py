@@ -197,9 +197,10 @@ def test_a_full_door_is_full_only_for_those_who_have_to_wait_there(
 
 
 def test_the_log_warns_of_a_password_in_the_clear(
-    start: Callable[..., Server], password: list[str]
+    start: Callable[..., Server], password: list[str], operators: list[str]
 ) -> None:
-    start("chat_server.py", *password).wait_for_log("travels in the clear")
+    for option in (password, operators):
+        start("chat_server.py", *option).wait_for_log("travels in the clear")
     assert "in the clear" not in start("chat_server.py", *password, tls=True).log()
 
 
