@@ -1180,9 +1180,10 @@ def test_the_known_addresses_stay_where_no_name_server_answers(
     def look_up(*_: object) -> list[Any]:
         raise Failure("no name server answers")
 
-    at_once: Any = lambda target, daemon: SimpleNamespace(start=target)  # noqa: E731
     monkeypatch.setattr(chat_client, "look_up", look_up)
-    monkeypatch.setattr(chat_client.threading, "Thread", at_once)
+    monkeypatch.setattr(
+        chat_client.threading, "Thread", lambda target, daemon: SimpleNamespace(start=target)
+    )
     one = Client(FakeConsole(), ChatProtocol("J"), addresses=["known"])
     one.wait = lambda *_: True  # type: ignore[method-assign]
     one.look_up_again()

@@ -630,6 +630,15 @@ def test_a_name_is_taken_in_whatever_code_points_it_is_written(
     assert hall.heard(one) == []
 
 
+def test_a_name_of_sharp_s_counts_twice_its_letters(hall: Hall) -> None:
+    name = "\u00df" * 20
+    hall.join(name)
+    stranger = hall.join()
+    hall.say(stranger, f"{name}\u2236 hi\n")
+    (answer,) = hall.heard(stranger)
+    assert answer.startswith("* not said, as it begins like")
+
+
 def test_combined_tricks(hall: Hall) -> None:
     """Some 2,000 of them; set TRICKS to try more."""
     chance = random.Random(1)

@@ -428,8 +428,8 @@ def test_terminal_is_given_back_as_it_was_before_somebody_else_stopped_the_clien
     listener: Listener, terminal: Callable[..., Terminal]
 ) -> None:
     client = shlex.join([*CLIENT, "127.0.0.1", str(listener.port), "--name", "John"])
-    in_between = f"read go; sh -c {shlex.quote(f'echo pid $$.; exec {client}')}; echo end; read wait"
-    window = terminal("sh", "-c", in_between, env=XTERM)
+    told = shlex.quote(f"echo pid $$.; exec {client}")
+    window = terminal("sh", "-c", f"read go; sh -c {told}; echo end; read wait", env=XTERM)
     before = modes(window)
     window.type("\n")
     server = listener.accept()
