@@ -806,6 +806,7 @@ def test_everyone_speaks_freely_after_the_last_has_left(slowed: Slowed) -> None:
     assert one.reading
     assert not (throttle.behind or throttle.slow or throttle.waiting)
     throttle.note_behind(slow)
+    assert throttle.credit(one, throttle.loud_mark) == 2 * CREDIT, "even by the loud"
     assert slowed.say(one, 100) == 100, "what was said before is forgotten"
 
 
