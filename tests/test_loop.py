@@ -829,6 +829,14 @@ def test_whoever_takes_its_pace_stays_in_whatever_steps(
     assert not slowed.stays(40, 0), "there is an end to that"
 
 
+def test_whoever_is_behind_by_little_stays(slowed: Slowed) -> None:
+    slowed.pass_by(60)
+    slowed.slow.size = HIGH_WATER
+    assert not slowed.throttle.is_too_far_behind(slowed.slow)
+    slowed.slow.size += 1
+    assert slowed.throttle.is_too_far_behind(slowed.slow)
+
+
 @pytest.mark.parametrize(
     "steps, seconds",
     [
