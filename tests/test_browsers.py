@@ -134,6 +134,12 @@ def test_names_that_can_be_given(given: str, name: str) -> None:
         assert ask(get(Host=host), web_host(given)).status == 200
 
 
+def test_a_host_to_listen_on_is_a_name_for_browsers() -> None:
+    args = chat_server.parse_args(["--host", "chat.example.org", "--web"])
+    site = chat_server.show_page(args, "chat.example.org", 7007, 7080)
+    assert site.respond(get(Host="chat.example.org"), False).startswith(b"HTTP/1.1 200 ")
+
+
 def test_a_name_goes_with_a_page_on_any_port() -> None:
     args = chat_server.parse_args(["--web", "0", "--web-host", "PC"])
     assert (args.web, args.web_host) == (0, ["pc"])
