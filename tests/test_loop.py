@@ -726,7 +726,8 @@ def test_whoever_has_said_little_is_quiet_and_whoever_was_loud_becomes_so(slowed
     one: Any = Someone()
     slowed.throttle.charge_bytes(one, int(ALLOWANCE * PACE / 2))
     assert one.mark <= slowed.time
-    slowed.throttle.charge_bytes(one, 10**9)
+    for _ in range(2):  # by the first it becomes loud, and what it says then is what the loud say
+        slowed.throttle.charge_bytes(one, 10**9)
     assert one.mark > slowed.time
     slowed.throttle.note_said(100)
     assert slowed.say(one, 100) == 0
