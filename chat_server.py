@@ -2879,7 +2879,7 @@ function hear(line) {
   else if (ignored.has(fold(speaker))) return;
   else if (!isReady && !isPrivate) history.push(line);
   else if (names.has(speaker)) show(kind, text, speaker);
-  else show(kind, line);  // such as "Note: buy milk" from somebody without a name
+  else if (show(kind, line) && !others.length && !sent.length) send("/who");  // who came in silence
 }
 
 function hearAtDoor(line) {
@@ -3118,7 +3118,6 @@ PAGE = f"""<!doctype html>
 </main>
 <script>{SCRIPT}</script>
 """
-
 
 
 # --- HTTP ----------------------------------------------------------------------------------------

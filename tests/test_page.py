@@ -560,6 +560,14 @@ def test_the_people_stand_beside_the_messages(room: WebRoom, bob: Peer, ann: Pag
     other.close()
 
 
+def test_whoever_came_in_silence_is_counted_when_they_speak(room: WebRoom, ann: Page) -> None:
+    other = room.server.join()
+    other.send("Note: buy milk\n")
+    shows(ann, "Note: buy milk")
+    ann.wait_for("page.count.innerText === '3 here'")
+    other.close()
+
+
 def test_on_a_phone_the_people_are_in_a_panel_and_the_keyboard_is_enough(
     bob: Peer, ann: Page
 ) -> None:
