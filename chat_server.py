@@ -1428,25 +1428,23 @@ class Throttle:
     more than half of PACE, after the first 8 KiB. The quiet may speak while the room's mark is up
     to 4 s ahead, CREDIT, and 8 s if their host is quiet, too; the loud when it isn't ahead, and
     otherwise 1/8 of PACE all together, so that many who are quiet don't mute them. Of those who
-    wait, the lowest mark of a host comes first.
+    wait, the lowest mark of a host comes first, with what has come of a line on top: see `rank`.
 
     500 connections from one host flood, and one from another; Ann, at a third, says a line now and
     then. Soon all 501 are loud. Some 13 times a second the room's mark is reached, and one of them
     may say 512 bytes, which moves its host's mark on by 1/8 s. So the two hosts take turns, at 3 to
-    4 KiB a second each. The room's mark is never more than 1/12 s ahead: Ann doesn't wait. Nor
-    would she at the flood's host, unless all 500 had been silent until then.
+    4 KiB a second each. The room's mark is never more than 1/12 s ahead: Ann doesn't wait.
     """
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
         self.behind: dict[Connection, Lag] = {}
         self.slow: Connection | None = None  # is over HIGH_WATER, so that everyone is slowed
-        # Aren't read from; oldest first. `allow` puts them in; while the room is slow, `let_speak`
-        # takes them out, else `note_taken`, `settle` and `forget` do.
-        self.waiting: dict[Connection, None] = {}
+        self.waiting: dict[Connection, None] = {}  # aren't read from; oldest first
         self.mark = 0.0  # the room's, in seconds of the clock
         self.loud_mark = 0.0  # the same of all who are loud, together
         self.host_marks: dict[str, float] = {}
+        self.heard = 0.0  # the rank of whoever waited and was heard last: no mark counts for less
 
     # Who may speak
 
@@ -1475,8 +1473,7 @@ class Throttle:
         return conn.unread_answers <= MAX_UNREAD
 
     def credit(self, conn: Connection, loud_mark: float) -> float:
-        """Returns how far ahead the room's mark may be for a member to speak, in seconds, if that
-        of the loud is at `loud_mark`."""
+        """Returns how many seconds ahead the room's mark may be for a member to speak."""
         now = self.clock.now()
         if conn.mark > now:
             return 0.0 if loud_mark > now else 2 * CREDIT
@@ -1487,11 +1484,12 @@ class Throttle:
         if self.slow:
             now, host_mark = self.clock.now(), self.host_marks.get(conn.host, 0.0)
             least, paid, most = now - ALLOWANCE, 2 * size / PACE, now + LOUD_TIME
+            self.heard = self.heard if self.waiting else least
             if conn.mark > now:
                 self.loud_mark = max(self.loud_mark, now) + LOUD_COST * size / PACE
                 self.loud_mark = min(self.loud_mark, now + LOUD_TIME)
             conn.mark = min(max(conn.mark, least) + paid, most)
-            self.host_marks[conn.host] = min(max(host_mark, least) + paid, most)
+            self.host_marks[conn.host] = min(max(host_mark, self.heard) + paid, most)
 
     def join(self, conn: Connection) -> None:
         """A newcomer is loud at first, or whoever keeps reconnecting would always be quiet."""
@@ -1509,17 +1507,23 @@ class Throttle:
         if self.slow and self.waiting:
             now = self.clock.now()
             self.clock.look_by(now + SHORT_TICK)
-            marks = {host: mark for host, mark in self.host_marks.items() if mark > now - LOUD_TIME}
-            self.host_marks = marks
+            self.host_marks = {one: mark for one, mark in self.host_marks.items() if mark > self.heard}
             ahead, loud_mark = self.mark - now, self.loud_mark
             # Whoever has yet to read its answers would use up a turn, and the loop would spin.
             may_speak = list(filter(self.has_read, self.waiting)) if ahead <= 2 * CREDIT else []
-            for conn in sorted(may_speak, key=lambda one: (marks.get(one.host, 0.0), one.mark)):
+            for conn in sorted(may_speak, key=self.rank):
                 if ahead <= self.credit(conn, loud_mark):
                     ahead += MIN_READ / PACE
+                    self.heard = max(self.heard, min(self.rank(conn)[0], now - ALLOWANCE))
                     if conn.mark > now:
                         loud_mark = max(loud_mark, now) + LOUD_COST * MIN_READ / PACE
                     self.let_one_speak(conn)
+
+    def rank(self, conn: Connection) -> tuple[float, float]:
+        """Returns what those who wait are to be sorted by. A line counts before it is whole, or a
+        hundred hosts with long lines would each come before somebody who has said a word."""
+        begun = 2 * len(conn.input.partial) / PACE
+        return self.host_marks.get(conn.host, self.heard) + begun, conn.mark
 
     def let_one_speak(self, conn: Connection) -> None:
         del self.waiting[conn]
@@ -1552,11 +1556,8 @@ class Throttle:
             del self.behind[conn]
             conn.until = math.inf
         self.settle()
-        if conn in self.waiting and self.has_read(conn):
-            if self.slow:
-                self.clock.look_by(self.clock.now() + SHORT_TICK)
-            else:
-                self.let_one_speak(conn)
+        if not self.slow and conn in self.waiting and self.has_read(conn):
+            self.let_one_speak(conn)
 
     def settle(self) -> None:
         """Once nobody is over HIGH_WATER any more, everyone may speak freely."""

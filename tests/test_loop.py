@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import select
 import selectors
 import signal
@@ -42,6 +43,7 @@ from chat_server import (
     Connection,
     Dismissed,
     Gone,
+    LineFramer,
     State,
     Telnet,
     Throttle,
@@ -601,6 +603,7 @@ class Someone:
         self.queue = True
         self.reading = True
         self.taken = 0
+        self.input = LineFramer(100_000)
 
     def acknowledged(self) -> int:
         return self.taken
@@ -614,6 +617,7 @@ class Slowed:
 
     def __init__(self) -> None:
         self.time = 1000.0
+        self.chance = random.Random(1)
         self.said: Counter[Someone] = Counter()
         self.next_tick = self.time
         self.throttle = Throttle(Clock(lambda: self.time))
@@ -650,7 +654,8 @@ class Slowed:
                 for one in list(self.throttle.behind):
                     self.throttle.is_too_far_behind(one)
             self.throttle.let_speak()
-            said += sum(self.say(one, size) for one in flooders)
+            in_any_order = self.chance.sample(flooders, len(flooders))
+            said += sum(self.say(one, size) for one in in_any_order)
         return said
 
     def stays(self, seconds: float, taken: int) -> bool:
@@ -771,6 +776,27 @@ def test_whoever_has_been_silent_comes_before_many_hosts(slowed: Slowed) -> None
         slowed.flood([*crowd, talker], 1, 100)
         assert slowed.said[talker] > said
         slowed.flood(crowd, 15, MIN_READ)
+
+
+@pytest.mark.parametrize("hosts", [10, 100])
+def test_long_lines_of_many_hosts_do_not_mute_the_quiet(slowed: Slowed, hosts: int) -> None:
+    """A stranger with IPv6 has many networks, each of them a host that has said little so far."""
+    crowd: list[Any] = [Someone(host=f"host {number}") for number in range(hosts)]
+    talker: Any = Someone(host="another")
+    since, waited = slowed.time, [0.0]
+    for turn in range(1200):
+        slowed.pass_by(0.05)
+        slowed.throttle.let_speak()
+        for one in crowd:
+            if one.reading and slowed.throttle.allow(one, MIN_READ, 0):
+                is_end = len(one.input.partial) > 8000
+                one.input.feed(b"x" * MIN_READ + b"\n" * is_end)
+                slowed.throttle.charge_bytes(one, 8192 if is_end else MIN_READ)
+                slowed.throttle.note_said(8192 if is_end else 0)
+        if slowed.time >= since and slowed.say(talker, 64):
+            waited.append(slowed.time - since)
+            since += 3
+    assert len(waited) > 18 and max(waited) < 3
 
 
 def test_a_host_with_many_connections_has_no_more_than_another(slowed: Slowed) -> None:
