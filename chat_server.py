@@ -1507,7 +1507,7 @@ class Throttle:
         if self.slow and self.waiting:
             now = self.clock.now()
             self.clock.look_by(now + SHORT_TICK)
-            self.host_marks = {one: mark for one, mark in self.host_marks.items() if mark > self.heard}
+            self.host_marks = dict(one for one in self.host_marks.items() if one[1] > self.heard)
             ahead, loud_mark = self.mark - now, self.loud_mark
             # Whoever has yet to read its answers would use up a turn, and the loop would spin.
             may_speak = list(filter(self.has_read, self.waiting)) if ahead <= 2 * CREDIT else []
