@@ -1419,8 +1419,8 @@ WHY_NOT_CONNECTED = {
     "FAULT_18 FAULT_19 FAULT_20 FAULT_21": "its certificate is from an unknown authority; "
     "if it is a private one, give it with --tls-ca FILE",
     "WRONG_VERSION_NUMBER HTTP_REQUEST RECORD_LAYER_FAILURE": "no TLS there; leave out --tls",
-    "UNEXPECTED_EOF_WHILE_READING SSLEOFError SSLZeroReturnError": "it closed the connection in the "
-    "TLS handshake",
+    "UNEXPECTED_EOF_WHILE_READING SSLEOFError SSLZeroReturnError": "it closed the connection in "
+    "the TLS handshake",
     "ETIMEDOUT": "no answer; is it switched on, and does its firewall let port {port} through?",
     "EHOSTUNREACH": "no way there; is it switched on, and in the same network?",
     "ENETUNREACH": "no way there; is this machine in a network that leads to it?",
