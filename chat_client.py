@@ -878,7 +878,8 @@ KEYS = {key: binding[:-1] for binding in BINDINGS for key in binding[-1].split("
 BREAK = "\n  "  # before the rows of a message after the first
 MAX_DRAWN = 1024  # bytes above the row that go to the terminal at once, if that's not one line
 PACE_TIME = 0.5  # seconds without room for more after which a terminal's pace is known
-SLOW_TIME = 30.0  # seconds until it may be faster
+FAST = 48 * 1024  # bytes a second at which a key is soon seen, whatever waits before it
+SLOW_TIME = 30.0  # seconds until a slow terminal may be faster
 HELD = 16 * 1024  # bytes that a system may hold for a terminal
 BELL_PAUSE = 5.0  # seconds from one bell to the next, at least
 MEASURE_TIME = 0.3  # seconds for the terminal to say where the cursor is
@@ -1179,7 +1180,8 @@ class Terminal(Console):
         self.in_tmux = "TMUX" in os.environ and os.environ["TERM"].startswith(("screen", "tmux"))
         self.quiet_until = 0.0  # monotonic time before which no bell rings again
         self.pace = NEVER  # bytes a second that the terminal draws, while that is known
-        self.full_since = NEVER  # it has had no room, again and again, since then
+        self.full_at = 0.0  # when it had no room last
+        self.full_since = 0.0  # and since when that was so again and again
         self.taken = 0  # bytes that it has taken meanwhile
         self.width, self.height = 80, 24
         self.modes: list[Any] | None = None  # that it had, while we have it
@@ -1340,27 +1342,26 @@ class Terminal(Console):
         return len(self.output) + len(self.above)
 
     def update(self) -> None:
-        """Draws what is new, if what was drawn before has reached the terminal."""
-        if self.output or not self.modes or self.clear_rows in self.timers:
-            return
-        prompt = self.status + self.prompt
-        before, after = self.line.view(prompt, self.width)
-        if self.editor is self.secret:
-            before, after = fitting_end(self.status, self.width - 1), ""
-        self.before = before
-        if self.painter.colours and prompt and before.startswith(prompt):
-            before = f"{BOLD}{prompt}{NORMAL}{before[len(prompt) :]}"
-        row = ROW.format(before, after)
-        if self.above and self.rest not in self.timers:
-            self.draw_above()
-        elif row == self.row:
-            return
-        self.output += row.encode()
-        self.row = row
-        if self.pace < NEVER:
-            begins = self.timers.get(self.rest, time.monotonic())
-            self.timers[self.rest] = begins + len(self.output) / self.pace
-        self.write()
+        """Draws what is new, as long as the terminal takes it."""
+        while not self.output and self.modes and self.clear_rows not in self.timers:
+            prompt = self.status + self.prompt
+            before, after = self.line.view(prompt, self.width)
+            if self.editor is self.secret:
+                before, after = fitting_end(self.status, self.width - 1), ""
+            self.before = before
+            if self.painter.colours and prompt and before.startswith(prompt):
+                before = f"{BOLD}{prompt}{NORMAL}{before[len(prompt) :]}"
+            row = ROW.format(before, after)
+            if self.above and self.rest not in self.timers:
+                self.draw_above()
+            elif row == self.row:
+                return
+            self.output += row.encode()
+            self.row = row
+            if self.pace < NEVER:
+                begins = self.timers.get(self.rest, time.monotonic())
+                self.timers[self.rest] = begins + len(self.output) / self.pace
+            self.write()
 
     def draw_above(self) -> None:
         """Draws lines over the row: few, and no more until the terminal has surely drawn them, as a
@@ -1378,22 +1379,23 @@ class Terminal(Console):
         self.pace = NEVER
 
     def write(self, _: int = 0) -> None:
-        """Writes what the terminal takes. If it has no room for the rest, then and half a second
-        later, it is slow, and what it took in between tells its pace: what it holds is to be drawn
-        before more is drawn above the row, and it is not to fill again."""
+        """Writes what the terminal takes. If it has no room for the rest, again and again for half
+        a second, what it took meanwhile tells its pace. If that is slow, what it holds is to be
+        drawn before more is drawn above the row, and it is not to fill again."""
         before = len(self.output)
         super().write()
         self.taken += before - len(self.output)
         if self.output:
             now = time.monotonic()
-            full_for = now - self.full_since
-            if not 0 <= full_for < 2 * PACE_TIME:  # it has had room since, or was stopped
+            if now - self.full_at > PACE_TIME / 2:  # it has had room, or was stopped
                 self.full_since, self.taken = now, 0
-            elif full_for >= PACE_TIME and self.taken:
+            self.full_at = now
+            full_for = now - self.full_since
+            if full_for >= PACE_TIME and 0 < self.taken < FAST * full_for:
                 self.pace = 0.8 * self.taken / full_for  # it has room in steps of some 500 bytes
                 self.timers[self.rest] = now + HELD / self.pace
                 self.timers[self.forget_pace] = now + SLOW_TIME
-                self.full_since = NEVER
+                self.full_since, self.taken = now, 0
 
 
 def open_console(plain: bool, timestamps: bool) -> Console:

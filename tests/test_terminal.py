@@ -607,7 +607,8 @@ def untaken() -> chat_client.Terminal:
     console.modes, console.timers, console.status, console.prompt = ["taken"], {}, "", ""
     console.line, console.secret, console.width = chat_client.Editor(), None, 80
     console.painter = chat_client.Painter(False, False)
-    console.pace = console.full_since = float("inf")
+    console.pace = float("inf")
+    console.full_at = console.full_since = 0.0
     console.taken, console.screen = 0, -1
     return console
 
@@ -669,7 +670,11 @@ def test_keys_of_a_slow_terminal_are_soon_seen(monkeypatch: pytest.MonkeyPatch) 
     assert 0 < drawn < 1.1 * chat_client.MAX_DRAWN
     assert console.timers[console.rest] - clock[0] == pytest.approx(drawn / console.pace)
     console.forget_pace()
-    assert console.pace == float("inf")
+    del console.timers[console.rest]
+    room[0] = 10**9
+    console.write()
+    console.update()
+    assert not (console.above or console.output), "one that takes it all gets it all"
 
 
 def test_a_terminal_that_does_not_read_stops_neither_keys_nor_memory(
