@@ -264,6 +264,7 @@ class ChatProtocol:
         self.attended = attended  # somebody sits there, who can put right what goes wrong
         self.password = password
         self.ignored: dict[str, str] = {}  # names, by what folded() makes of them
+        self.followed: set[str] = set()  # those of them whose bearers were ignored under another
         self.was_room = False  # the other side has shown itself as one
         self.wanted = name  # by the user, even while somebody else has it
         self.begin()
@@ -391,12 +392,22 @@ class ChatProtocol:
         """Learns what became of a member; takes the name, if it is free and the user wants it."""
         self.names.pop(name, None)
         self.remember(name if what == "joined" else now)
-        if now and folded(name) in self.ignored:
-            self.ignored[folded(now)] = now
+        if what != "joined" and folded(name) != folded(now):
+            self.follow(folded(name), now)
         lacks_it = folded(self.wanted) not in (folded(self.name), folded(now))
         is_free = what in ("left", f"is now {now}") and folded(name) == folded(self.wanted)
         if is_free and lacks_it and not self.requested:
             self.request_name(self.wanted)
+
+    def follow(self, before: str, now: str) -> None:
+        """Hides what somebody who is ignored says under another name, but not what is said by
+        whoever takes that after them. `now` is empty if they have left."""
+        if before in self.ignored and now and folded(now) not in self.ignored:
+            self.ignored[folded(now)] = now
+            self.followed.add(folded(now))
+        if before in self.followed:
+            self.followed.remove(before)
+            del self.ignored[before]
 
     def remember(self, name: str) -> None:
         """Remembers somebody who is there."""
@@ -465,6 +476,7 @@ class ChatProtocol:
         if not name:
             told = f"ignored: {', '.join(self.ignored.values()) or 'nobody'}"
         elif self.ignored.pop(folded(name), None):
+            self.followed.discard(folded(name))
             told = f"what {name} says is shown again"
         else:
             self.ignored[folded(name)] = name

@@ -1397,25 +1397,26 @@ class Lag:
     It lasts until that member has caught up entirely: being under HIGH_WATER for a moment earns no
     new patience. A peer's kernel acknowledges in steps, when a good part of its buffer is free
     again: until then, somebody who reads looks stuck. A step can be twice the last, so it may owe
-    that much, or twice what it had acknowledged when it fell behind: 2 × 132 KiB at most.
+    that much, or twice what it had acknowledged when it fell behind; but few are over 132 KiB.
     """
 
-    __slots__ = ("acknowledged", "shortfall", "since", "step")
+    __slots__ = ("acknowledged", "latest", "shortfall", "since", "step")
 
     def __init__(self, conn: Connection, now: float) -> None:
         self.acknowledged = conn.acknowledged()  # what it took while it wasn't behind earns nothing
         self.shortfall = 0.0  # bytes
         self.since = now  # when that was counted last
         self.step = min(self.acknowledged, STEP)
+        self.latest = self.step  # bytes that it had taken then: a step can come in two parts
 
     def is_too_long(self, conn: Connection, now: float) -> bool:
         """Counts what it has taken since the last time; says whether it owes too much."""
         acknowledged = conn.acknowledged()
         taken = acknowledged - self.acknowledged
         self.shortfall = max(0.0, self.shortfall + PACE * (now - self.since) - taken)
-        self.acknowledged, self.since = acknowledged, now
-        self.step = min(taken, STEP) or self.step
-        return self.shortfall > max(PATIENCE * PACE, 2 * self.step)
+        self.step = min(taken + self.latest, STEP) if taken else self.step
+        self.acknowledged, self.since, self.latest = acknowledged, now, taken
+        return self.shortfall > max(PATIENCE * PACE, min(2 * self.step, 1.25 * STEP))
 
 
 class Throttle:
@@ -1568,8 +1569,7 @@ class Throttle:
             self.let_all_speak()
 
     def is_too_far_behind(self, conn: Connection) -> bool:
-        """Says whether somebody who is behind has taken too little, and is over HIGH_WATER or has
-        too many unread answers. It is looked at again after a second."""
+        """Says whether somebody who is behind owes too much. It is looked at again in a second."""
         now = self.clock.now()
         conn.until = now + TICK
         too_long = self.behind[conn].is_too_long(conn, now)
@@ -1758,7 +1758,8 @@ def check_voice(room: Room, member: Member, line: str) -> str:
     may_begin_so = room.names and (":" in line or not line.isascii())
     if may_begin_so and begins_like(line, room.looks):
         raise ValueError("not said, as it begins like what somebody here says; say it differently")
-    if line.partition(":")[0].endswith(PRIVATE):  # as if somebody had said it who has left
+    shown = "".join(filter(str.isprintable, compatible(line)))
+    if re.match(r"[^:]* \(private\) ?[^\w ]", shown):  # as if somebody had said it who has left
         raise ValueError("not said, as it would pass for a private message")
     return line
 
@@ -2725,7 +2726,8 @@ const page = Object.fromEntries([...document.querySelectorAll("[id]")].map((one)
 const { log, box } = page;
 let wanted = "", me = "";  // the name that the user wants, and that by which the room knows us
 let names = new Set(), others = [];  // who is known to be here; how many more, in the room's words
-let ignored = new Map();  // names that the user has had enough of, by fold(name)
+const ignored = new Map();  // names that the user has had enough of, by fold(name)
+const followed = new Map();  // for those that came from a change of name: what the user has typed
 let sent = [];  // lines that may not have arrived, each with the row that shows it, if any does
 let typed = [""];  // what the user has sent, each text once, and last what Down ends at
 let password = "", socket = null, wait = 1, lostAt = 0;
@@ -2908,7 +2910,7 @@ function catchUp(history) {  // shows what of it hasn't been shown before a conn
   const asText = (lines) => `\n${lines.join("\n")}\n`;
   const own = new Set(lines(".own:not(.private)"));
   const all = asText(history.filter((line) => !own.has(line)));
-  const last = asText(lines(".said").slice(-3)), at = all.lastIndexOf(last);
+  const last = asText(lines(".said").slice(-3)), at = all.indexOf(last);
   const missed = at < 0 ? all : all.slice(at + last.length);
   const gap = `Not connected from ${clock(8, lostAt)} to ${clock(8)}`;
   if (lostAt) show("gap", at < 0 ? `${gap}; messages may be missing` : gap);
@@ -2939,8 +2941,16 @@ function hearNews(name, joined, now) {
   const isFree = fold(name) === fold(wanted) && ![fold(me), fold(now)].includes(fold(wanted));
   const wasHere = names.delete(name);
   if (joined || (wasHere && now)) names.add(now || name);
-  if (now && ignored.delete(fold(name))) ignored.set(fold(now), now);
+  if (!joined) goOnIgnoring(name, now);
   if (isFree && me && !joined) send(`/name ${wanted}`);
+}
+
+function goOnIgnoring(name, now) {  // but whoever takes the name after them is another
+  const first = followed.get(fold(name)) || name;
+  if (!ignored.delete(fold(name))) return;
+  followed.delete(fold(name));
+  ignored.set(fold(now || first), now || first);
+  if (now) followed.set(fold(now), first);
 }
 
 function hearNames(text) {
@@ -3006,6 +3016,7 @@ function say(line) {
 }
 
 function ignore(name) {
+  followed.delete(fold(name));
   if (name && !ignored.delete(fold(name))) ignored.set(fold(name), name);
   return `ignored: ${[...ignored.values()].join(", ") || "nobody"}`;
 }

@@ -764,6 +764,18 @@ CONVERSATIONS = {
         | * what you said last may not have arrived:
         | *   two
     """,
+    "whoever takes a name after somebody ignored is heard": """
+        @
+        : /ignore Mal                       | * what Mal says is hidden; /ignore Mal shows it again
+        < * Mal is now Ann
+        - Ann: hidden
+        < * Ann is now Eve
+        - Eve: hidden
+        < * Eve left
+        < Ann: hi
+        < Eve: hi
+        - Mal: hidden
+    """,
     "whoever has left is not connected again": """
         < a relay
         / 0

@@ -639,6 +639,21 @@ def test_a_name_of_sharp_s_counts_twice_its_letters(hall: Hall) -> None:
     assert answer.startswith("* not said, as it begins like")
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("Joe (private): hi", "Joe\u00a0(private): hi", "Joe\u200b (private): hi"),
+        *("Joe (private)\u200b: hi", "Joe (priv\u00adate): hi", "Joe (private) : hi"),
+        *("Joe (private)\uff1a hi", "Joe (private)\ua789 hi", "Joe \uff08private\uff09: hi"),
+    ],
+    ids=ascii,
+)
+def test_nothing_looks_private_that_is_not(hall: Hall, line: str) -> None:
+    one, two = hall.join(), hall.join()
+    hall.say(two, f"{line}\n")
+    assert hall.heard(one) == []
+
+
 def test_combined_tricks(hall: Hall) -> None:
     """Some 2,000 of them; set TRICKS to try more."""
     chance = random.Random(1)

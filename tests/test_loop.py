@@ -889,6 +889,11 @@ def test_time_is_not_earned_in_advance(
     assert not slowed.stays(seconds if not before else 35, 0)
 
 
+def test_a_step_may_be_told_in_two_parts(slowed: Slowed) -> None:
+    steps = [(4, 57_000), (0.5, 9_000)] + 5 * [(7.5, 57_000), (0.5, 9_000)]
+    assert all(slowed.stays(*step) for step in steps)
+
+
 # Over sockets
 
 

@@ -335,6 +335,12 @@ def test_a_private_message_is_never_public_and_who_is_ignored_says_nothing(
     assert "psst" not in str(rows(ann, ".private"))
     say(ann, "/ignore", "/ignore Bert")
     assert rows(ann, ".notice")[-2:] == ["ignored: Bert", "ignored: nobody"]
+    say(ann, "/ignore Carl")
+    carl.send("/name Cleo\n/quit\n")  # whoever is called Cleo next is somebody else
+    shows(ann, "Cleo left")
+    say(ann, "/ignore")
+    assert rows(ann, ".notice")[-1] == "ignored: Carl"
+    say(ann, "/ignore Carl")
     ann.value("names.delete('Bert')")  # as in a room of which only 200 names are known
     bob.send("/msg Ann: psst\n")
     shows(ann, "psst")
@@ -717,6 +723,7 @@ def test_the_history_is_not_shown_twice(room: WebRoom, bob: Peer, page: Page) ->
     for history, new, missing in (
         (["a", "b", "c", "b", "c"], ["b", "c"], False),
         (["a", "b", "c"], [], False),
+        (["a", "b", "c", "x", "a", "b", "c"], ["x", "a", "b", "c"], False),  # who repeats hides none
         (["b", "c", "d"], ["b", "c", "d"], True),
         (["xa", "b", "c", "d"], ["xa", "b", "c", "d"], True),
         ([], [], True),
