@@ -610,8 +610,8 @@ UNFINISHED_KEY = (
     rf"\x1b+(?:\[\[?[0-?]*[ -/]*|O)?|\x1b\[M(?s:.{{0,2}})|{ANSWER}\x1b?"
     r"|\x1b\[200~(?!(?s:.*)\x1b\[201~)(?s:.*)"
 )
-# One key: a text that is pasted, an escape sequence, a click of the mouse, Alt and a character, or
-# a character.
+# One key: a text that is pasted, an escape sequence, a click of the mouse, Alt and a character, the
+# beginning of a sequence that was broken off, or a character.
 KEY = re.compile(
     rf"(?!(?:{UNFINISHED_KEY})\Z)(?:\x1b\[200~(?s:.*?)\x1b\[201~"
     rf"|{ANSWER}(?:\x07|\x1b\\|(?=\x1b))|\x1b\[M(?s:...)"
@@ -780,10 +780,12 @@ class Editor:
     def end_search(self) -> None:
         """Ends a search, if there is one, at the line that was found, as the Escape key does."""
         if self.sought is not None:
-            self.sought, self.heading, self.last = None, "", None
+            self.sought = None
+            self.last = None
+            self.heading = ""
 
     def give_up(self) -> None:
-        """Goes back to where the search began that it ends."""
+        """Ends a search, and goes back to where that began."""
         if self.last is Editor.search:
             self.recall(self.origin[0] - self.recalled)
             self.cursor = self.origin[1]

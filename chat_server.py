@@ -1411,11 +1411,11 @@ class Lag:
 
     def is_too_long(self, conn: Connection, now: float) -> bool:
         """Counts what it has taken since the last time; says whether it owes too much."""
-        acknowledged = conn.acknowledged()
-        taken = acknowledged - self.acknowledged
+        taken = conn.acknowledged() - self.acknowledged
+        self.acknowledged += taken
         self.shortfall = max(0.0, self.shortfall + PACE * (now - self.since) - taken)
         self.step = min(taken + self.latest, STEP) if taken else self.step
-        self.acknowledged, self.since, self.latest = acknowledged, now, taken
+        self.since, self.latest = now, taken
         return self.shortfall > max(PATIENCE * PACE, min(2 * self.step, 1.25 * STEP))
 
 
