@@ -2726,8 +2726,7 @@ const page = Object.fromEntries([...document.querySelectorAll("[id]")].map((one)
 const { log, box } = page;
 let wanted = "", me = "";  // the name that the user wants, and that by which the room knows us
 let names = new Set(), others = [];  // who is known to be here; how many more, in the room's words
-const ignored = new Map();  // names that the user has had enough of, by fold(name)
-const followed = new Map();  // for those that came from a change of name: what the user has typed
+const ignored = new Map();  // by fold(name): that name, and the one that the user had enough of
 let sent = [];  // lines that may not have arrived, each with the row that shows it, if any does
 let typed = [""];  // what the user has sent, each text once, and last what Down ends at
 let password = "", socket = null, wait = 1, lostAt = 0;
@@ -2912,8 +2911,8 @@ function catchUp(history) {  // shows what of it hasn't been shown before a conn
   const all = asText(history.filter((line) => !own.has(line)));
   const last = asText(lines(".said").slice(-3)), at = all.indexOf(last);
   const missed = at < 0 ? all : all.slice(at + last.length);
-  const gap = `Not connected from ${clock(8, lostAt)} to ${clock(8)}`;
-  if (lostAt) show("gap", at < 0 ? `${gap}; messages may be missing` : gap);
+  const doubt = at < 0 ? "; messages may be missing" : "";
+  if (lostAt) show("gap", `Not connected from ${clock(8, lostAt)} to ${clock(8)}${doubt}`);
   lostAt = 0;
   // They get no time, which nobody knows, and no color: others may have had these names then.
   for (const line of missed.split("\n").filter(Boolean)) show("said", line, "", "");
@@ -2939,18 +2938,11 @@ function hearNotice(text) {
 
 function hearNews(name, joined, now) {
   const isFree = fold(name) === fold(wanted) && ![fold(me), fold(now)].includes(fold(wanted));
-  const wasHere = names.delete(name);
+  const wasHere = names.delete(name), [, first] = ignored.get(fold(name)) || [];
   if (joined || (wasHere && now)) names.add(now || name);
-  if (!joined) goOnIgnoring(name, now);
+  // Whoever is ignored is so under any name; but whoever takes that after them is another.
+  if (!joined && ignored.delete(fold(name))) ignored.set(fold(now || first), [now || first, first]);
   if (isFree && me && !joined) send(`/name ${wanted}`);
-}
-
-function goOnIgnoring(name, now) {  // but whoever takes the name after them is another
-  const first = followed.get(fold(name)) || name;
-  if (!ignored.delete(fold(name))) return;
-  followed.delete(fold(name));
-  ignored.set(fold(now || first), now || first);
-  if (now) followed.set(fold(now), first);
 }
 
 function hearNames(text) {
@@ -3016,9 +3008,8 @@ function say(line) {
 }
 
 function ignore(name) {
-  followed.delete(fold(name));
-  if (name && !ignored.delete(fold(name))) ignored.set(fold(name), name);
-  return `ignored: ${[...ignored.values()].join(", ") || "nobody"}`;
+  if (name && !ignored.delete(fold(name))) ignored.set(fold(name), [name, name]);
+  return `ignored: ${[...ignored.values()].map(([now]) => now).join(", ") || "nobody"}`;
 }
 
 function write(text) {
