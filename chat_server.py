@@ -4116,7 +4116,9 @@ def show_page(args: argparse.Namespace, host: str, port: int, web_port: int) -> 
     secure = args.tls_cert is not None
     url = f"{'https' if secure else 'http'}://{format_address((host, web_port))}/"
     log.info("or, in a browser: %s", url)
-    for row in qr_code(url.encode()) if os.isatty(2) else ():
+    encoding = os.device_encoding(2) or ""  # none if it is no terminal
+    # A console of Windows has UTF-8 after chcp 65001; in another, blocks would come out as letters.
+    for row in qr_code(url.encode()) if encoding.lower() in ("utf-8", "cp65001") else ():
         log.info("%s", row)
     return Site([*args.host, *args.web_host], secure, web_port, url, port)
 

@@ -1104,18 +1104,22 @@ def test_a_scanner_reads_every_version(size: int, tmp_path: Path) -> None:
     assert qr_code(text.encode().ljust(107)) == []
 
 
-def test_a_terminal_shows_the_address_and_a_log_none_of_it(
+def test_a_terminal_shows_the_address_if_it_can_and_a_log_none_of_it(
     terminal: Callable[..., Terminal], start: Callable[..., Server], tmp_path: Path
 ) -> None:
     options = "--host", "127.0.0.1", "--port", "0", "--web", "0"
-    screen = terminal(sys.executable, path_of("chat_server.py"), *options)
+    command = sys.executable, path_of("chat_server.py"), *options
+    plain = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    screen, ascii_screen = terminal(*command), terminal(*command, env=plain)
     screen.expect("in a browser: ")
     url = screen.expect("\n")
     size = len(qr_code(url.encode())[0])
     rows = [screen.expect("\n")[-size:] for _ in range((size + 1) // 2)]
+    ascii_screen.expect("in a browser: ")
+    ascii_screen.process.send_signal(signal.SIGTERM)
     server = start("chat_server.py", web=True)
     server.stop()
-    assert not re.search("[\u2580-\u259f]", server.log())
+    assert not re.search("[\u2580-\u259f]", server.log() + ascii_screen.rest())
     assert decode(rows, tmp_path) == url
 
 
