@@ -21,6 +21,8 @@ import pytest
 from support import DEADLINE
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")  # of the command
+# Processes and pages that are kept for later: they only cost time.
+NEEDLESS = ("BackForwardCache", "SpareRendererForSitePerProcess", "ProactivelySwapBrowsingInstance")
 OPTIONS = [
     "--headless",
     "--remote-debugging-pipe",
@@ -34,10 +36,9 @@ OPTIONS = [
     *("--disable-background-timer-throttling", "--disable-renderer-backgrounding"),
     "--disable-backgrounding-occluded-windows",
     "--pull-to-refresh=1",  # as on Android
-    # What only costs time: a window that nobody asked for, processes and pages kept for later.
+    # What only costs time: a window that nobody asked for.
     *("--no-startup-window", "--disable-extensions"),
-    "--disable-features=BackForwardCache,SpareRendererForSitePerProcess,"
-    "ProactivelySwapBrowsingInstance",
+    f"--disable-features={','.join(NEEDLESS)}",
 ]
 # Chromium reads commands at descriptor 3 and writes at 4; one socket does for both.
 LAUNCHER = """
