@@ -6,9 +6,8 @@
     telnet localhost 7007                     try it
 
 One thread, one selectors loop, non-blocking sockets. What a client sends goes straight back; what
-the kernel doesn't take at once waits in a write buffer, and until that is empty the client isn't
-read from: TCP's flow control then keeps it from sending. So it can cost RECEIVE_SIZE at most.
-Standard library only, Python 3.8 or later. Copy this file anywhere and run it.
+the kernel doesn't take at once waits in a write buffer. Until that is empty the client isn't read
+from, and TCP keeps it from sending. Standard library only, Python 3.8 or later: copy it anywhere.
 """
 
 from __future__ import annotations
@@ -32,7 +31,6 @@ from typing import Any
 VERSION = "1.0"
 PORT = 7007  # RFC 862 says 7, but ports below 1024 are for the superuser alone
 MOST_CLIENTS = 480 if sys.platform == "win32" else 1_000_000  # Windows can wait for 512 sockets
-MAX_CLIENTS = min(10_000, MOST_CLIENTS)
 ACCEPT_BURST = 100  # newcomers admitted in one turn, so that a storm of them holds up nobody
 ACCEPT_REST = 0.1  # seconds until the next try after accept() failed
 # Bytes received at once, and so the most that waits to be sent back to a client. From 128 KiB on,
@@ -80,8 +78,7 @@ class EchoServer:
         self.logs_messages = log.isEnabledFor(logging.DEBUG)
         self.clients: set[Connection] = set()
         self.resting = [*listeners]  # not registered: where accept() failed, and all at first
-        self.rest_ends = 0.0  # monotonic seconds
-        self.newcomers_wait = False  # the last accept() failed
+        self.rest_ends = 0.0  # monotonic seconds; 0 unless the last accept() failed
         self.running = True
         self.selector = DefaultSelector()
 
@@ -115,14 +112,13 @@ class EchoServer:
         try:
             for _ in range(ACCEPT_BURST):
                 sock, address = listener.accept()
-                self.newcomers_wait = False
+                self.rest_ends = 0.0
                 self.admit(sock, format_address(address))
         except (BlockingIOError, ConnectionAbortedError):  # no more, or one that has left already
             pass
         except OSError as error:
-            if not self.newcomers_wait:
+            if not self.rest_ends:
                 log.warning("newcomers have to wait: %s", error.strerror)
-            self.newcomers_wait = True
             self.selector.unregister(listener)
             self.resting.append(listener)
             self.rest_ends = time.monotonic() + ACCEPT_REST
@@ -359,7 +355,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     host = "listen on this name or address, can be repeated; :: is every interface, IPv4 too"
     add("--host", action="append", help=f"{host} (default: localhost)")
     add("--port", type=int, default=PORT, help="0 takes a free one (default: %(default)s)")
-    add("--max-clients", type=int, default=MAX_CLIENTS, help="serve no more (default: %(default)s)")
+    most = "serve no more (default: %(default)s)"
+    add("--max-clients", type=int, default=min(10_000, MOST_CLIENTS), help=most)
     add("-v", "--verbose", action="store_true", help="log each message too")
     add("--version", action="version", version=f"%(prog)s {VERSION}")
     args = parser.parse_args(argv)
@@ -384,7 +381,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         if all(name[0] == "::1" or name[0].startswith("127.") for name in names):
             who = "only this machine can connect; --host :: lets the network in"
         log.info("listening on %s; %s", " and ".join(map(format_address, names)), who)
-        host = args.host[0] if args.host[0] not in ("*", *EVERY_INTERFACE) else socket.gethostname()
+        if (host := args.host[0]) in ("*", *EVERY_INTERFACE):  # the address that leads to the world
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                failed = sock.connect_ex(("192.0.2.1", 9))  # is nobody's (RFC 5737); sends nothing
+                host = socket.gethostname() if failed else sock.getsockname()[0]
         log.info("try it: telnet %s %d", host, names[0][1])
         EchoServer(listeners, args.max_clients).run(signals)
         log.info("stopped by %s", signal.Signals(signals.recv(1)[0]).name)
