@@ -2353,6 +2353,8 @@ class WebSocket(Lines):
         if size > 125:  # 126 or 127: the real one follows, in 2 or 8 bytes
             start += 2 if size == 126 else 8
             size = int.from_bytes(data[at + 2 : start], "big")
+        if size >> 63:
+            raise Dismissed(code=1002, note="sends a frame that is longer than any can be")
         start += 4  # the mask
         opcode = first & 0x0F
         if len(data) < start + (size if opcode >= CLOSE else 0):

@@ -257,6 +257,7 @@ FAULTS = {
         f"opcode {opcode}": (masked(opcode, b""), 1002, "uses an extension")
         for opcode in (3, 4, 5, 6, 7, 11, 12, 13, 14, 15)
     },
+    "2 ** 63 bytes": (b"\x81\xff" + (1 << 63).to_bytes(8, "big") + ZEROS, 1002, "longer than any"),
     "ping of 126": (masked(PING, b"x" * 126), 1002, "too long"),
     "close of 65536": (b"\x88\xff" + (1 << 16).to_bytes(8, "big"), 1002, "too long"),
     **{
