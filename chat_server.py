@@ -2290,7 +2290,7 @@ class WebSocket(Lines):
         self.left = 0  # bytes of its payload that have yet to come
         self.mask = b""  # for these
         self.in_message = False  # the latest frame with text isn't its message's last
-        self.tail = b""  # the beginning of a character
+        self.tail = b""  # the beginning of a character, or of CR LF
 
     def sift(self, data: bytes) -> tuple[bytes, bytes]:
         """As with any Lines; the answer is one to the last ping."""
@@ -2311,11 +2311,12 @@ class WebSocket(Lines):
         # No character goes on after the LF of its message, so that looking at many at once is fine.
         try:
             whole = utf_8_decode(text, "strict", False)[1]
+            whole -= text.endswith(b"\r")
             self.tail = text[whole:]
         except UnicodeDecodeError as error:
             whole = error.start
             self.end(1007, "sends text that is not UTF-8")
-        return text[:whole], pong
+        return text[:whole].replace(b"\r\n", b"\n"), pong
 
     def farewell(self, code: int) -> bytes:
         """Returns the frame that ends it; if the peer was first, the answer to that."""

@@ -215,6 +215,18 @@ def test_what_is_too_long_is_skipped_and_holds_no_memory() -> None:
     assert (heard.lines, heard.too_long) == (b"0123456789\nfine\n", 2)
 
 
+def test_the_end_of_a_line_does_not_make_it_too_long() -> None:
+    line = "0123456789"
+    stream = said(f"{line}\r", f"{line}\r\n", f"{line}\r\n{line}\r")
+    stream += masked(TEXT, line.encode() + b"\r", False) + masked(CONTINUATION, b"")
+    for pieces in ways(stream):
+        heard = Heard(max_line=len(line))
+        for piece in pieces:
+            heard.take(piece)
+        assert (heard.lines, heard.too_long) == (f"{line}\n".encode() * 5, 0)
+    assert hear(said("a\rb\r\rc\r\r")).lines == b"a\rb\r\rc\r\n"
+
+
 @pytest.mark.parametrize(
     "code", [0, *range(1000, 1004), *range(1007, 1015), 3000, 4999], ids=lambda code: code or "none"
 )
