@@ -95,6 +95,7 @@ ENDING_SIGNALS = [
 
 # --- Line framing --------------------------------------------------------------------------------
 
+SKIPPED = b"\0\x18"  # stands for a line that was too long; nobody types that
 
 class LineFramer:
     """Cuts a stream of bytes into whole lines, whatever pieces the stream comes in.
@@ -110,8 +111,9 @@ class LineFramer:
         self.partial = b""  # the unfinished last line
         self.skipping = False  # that line is too long: drop everything up to its newline
 
-    def feed(self, data: bytes) -> tuple[bytes, int]:
-        """Takes the bytes that came; returns the whole lines and how many lines were too long.
+    def feed(self, data: bytes) -> bytes:
+        """Takes the bytes that came; returns the whole lines, with SKIPPED in place of each that is
+        too long.
 
         The whole lines are one chunk of bytes, each line with its LF, because a chunk is searched
         or passed on with one call, however many lines are in it.
@@ -122,15 +124,14 @@ class LineFramer:
         data = self.partial + data
         end = data.rfind(b"\n") + 1
         chunk, self.partial = data[:end], data[end:]
-        skipped = 0
-        if len(self.partial) > self.max_line:
-            self.partial, self.skipping, skipped = b"", True, 1
         if self._has_long_line(chunk):
             lines = chunk.split(b"\n")
-            kept = [line for line in lines if len(line) <= self.max_line]
-            skipped += len(lines) - len(kept)
-            chunk = b"\n".join(kept)
-        return chunk, skipped
+            chunk = b"\n".join(line if len(line) <= self.max_line else SKIPPED for line in lines)
+        if len(self.partial) > self.max_line:
+            chunk += SKIPPED + b"\n"
+            self.partial = b""
+            self.skipping = True
+        return chunk
 
     def finish(self) -> bytes:
         """The stream has ended: returns its unfinished last line, with an LF, or nothing."""
@@ -1050,15 +1051,17 @@ class Console:
 
     def feed(self, data: bytes) -> None:
         """Takes what was typed; nothing means the end of input."""
-        chunk, too_long = self.framer.feed(data)
+        chunk = self.framer.feed(data)
         if not data:
             self.ended = True
             chunk = self.framer.finish()
         if self.at_start and chunk:
             chunk, self.at_start = without_mark(chunk), False
-        self.typed.extend(Line(terminal_text(line)) for line in chunk.split(b"\n")[:-1])
-        if too_long:
-            self.show(TOO_LONG)
+        for line in chunk.split(b"\n")[:-1]:
+            if line == SKIPPED:
+                self.show(TOO_LONG)
+            else:
+                self.typed.append(Line(terminal_text(line)))
 
     def take(self) -> Line:
         """Returns the next line that was typed."""
@@ -1962,12 +1965,10 @@ class Session:
         if unheard and wants_tls and not self.client.tls:
             self.end("the server closed it without a word; if it speaks TLS, use --tls")
             return
-        chunk, too_long = self.framer.feed(data)
+        chunk = self.framer.feed(data)
         if not data:
             self.end("" if self.stream_ended else "the server closed it")
             chunk = self.framer.finish()
-        if too_long:
-            self.protocol.to_show.append(TOO_LONG)
         self.hear(chunk)
 
     def hear(self, chunk: bytes) -> None:
@@ -1975,7 +1976,10 @@ class Session:
         protocol = self.protocol
         before = len(protocol.outgoing)
         for line in chunk.split(b"\n")[:-1]:
-            protocol.hear(terminal_text(line))
+            if line == SKIPPED:
+                protocol.to_show.append(TOO_LONG)
+            else:
+                protocol.hear(terminal_text(line))
             self.confirm()
         asks = len(protocol.outgoing) > before
         # Some servers end no line. Ours does, so there the rest is only late.

@@ -144,6 +144,7 @@ MAX_LINE = 8 * 1024  # bytes of a line without its newline; --max-line
 
 # --- Line framing --------------------------------------------------------------------------------
 
+SKIPPED = b"\0\x18"  # stands for a line that was too long; nobody types that
 
 class LineFramer:
     """Cuts a stream of bytes into whole lines, whatever pieces the stream comes in.
@@ -159,8 +160,9 @@ class LineFramer:
         self.partial = b""  # the unfinished last line
         self.skipping = False  # that line is too long: drop everything up to its newline
 
-    def feed(self, data: bytes) -> tuple[bytes, int]:
-        """Takes the bytes that came; returns the whole lines and how many lines were too long.
+    def feed(self, data: bytes) -> bytes:
+        """Takes the bytes that came; returns the whole lines, with SKIPPED in place of each that is
+        too long.
 
         The whole lines are one chunk of bytes, each line with its LF, because a chunk is searched
         or passed on with one call, however many lines are in it.
@@ -171,15 +173,14 @@ class LineFramer:
         data = self.partial + data
         end = data.rfind(b"\n") + 1
         chunk, self.partial = data[:end], data[end:]
-        skipped = 0
-        if len(self.partial) > self.max_line:
-            self.partial, self.skipping, skipped = b"", True, 1
         if self._has_long_line(chunk):
             lines = chunk.split(b"\n")
-            kept = [line for line in lines if len(line) <= self.max_line]
-            skipped += len(lines) - len(kept)
-            chunk = b"\n".join(kept)
-        return chunk, skipped
+            chunk = b"\n".join(line if len(line) <= self.max_line else SKIPPED for line in lines)
+        if len(self.partial) > self.max_line:
+            chunk += SKIPPED + b"\n"
+            self.partial = b""
+            self.skipping = True
+        return chunk
 
     def finish(self) -> bytes:
         """The stream has ended: returns its unfinished last line, with an LF, or nothing."""
@@ -496,7 +497,7 @@ class Room:
                 if at and (has_much_to_read or self.batch.size >= full):
                     return chunk[at:]
                 at += len(line) + 1
-                self.hear_line(member, clean(line))
+                self.hear_line(member, line)
                 if member not in self.members:  # it said /quit
                     return b""
             if time.process_time() > cpu_until:
@@ -523,10 +524,11 @@ class Room:
             return False
         return not COMMAND_OR_NOTICE.search(lines)
 
-    def hear_line(self, member: Member, line: str) -> None:
-        """Takes one line, clean and without its newline."""
-        if len(line.encode()) > self.max_line:  # it had broken bytes, which grow
-            self.refuse_long_line(member)
+    def hear_line(self, member: Member, data: bytes) -> None:
+        """Takes one line, as it came, without its newline."""
+        line = clean(data)
+        if data == SKIPPED or len(line.encode()) > self.max_line:  # broken bytes grow
+            self.tell(member, f"too long: a line has at most {self.max_line} bytes")
         elif line.startswith("//"):
             self.message(member, line[1:])
         elif line.startswith("/"):
@@ -549,9 +551,6 @@ class Room:
         said = data[len(member.prefix) :] if data.startswith(member.prefix) else data
         if said.strip():
             self.say(member, member.prefix + said)
-
-    def refuse_long_line(self, member: Member) -> None:
-        self.tell(member, f"too long: a line has at most {self.max_line} bytes")
 
     def say(self, member: Member, chunk: bytes) -> None:
         """Says whole lines, clean, to all but their author."""
@@ -1093,7 +1092,7 @@ class ChatServer:
             if data:
                 received = len(data)
                 limit += len(conn.input.partial)  # the beginning of a line was charged before
-                self.membership.frame(conn, data)
+                conn.unheard = conn.input.feed(data)
         if conn.unheard:
             self.hear(conn, limit, cpu_until)
         if conn.ended and not conn.unheard and conn in self.room.members:
@@ -1256,13 +1255,7 @@ class Membership:
         self.throttle.join(conn)
         conn.read_on(True)
         log.info("%s connected, members: %d", conn, len(self.room.members))
-        self.frame(conn, rest)
-
-    def frame(self, conn: Connection, data: bytes) -> None:
-        """Frames what a member has sent: its whole lines are then in `unheard`, which is empty."""
-        conn.unheard, too_long = conn.input.feed(data)
-        if too_long:
-            self.room.refuse_long_line(conn)
+        conn.unheard = conn.input.feed(rest)
 
     def has_input(self, conn: Connection) -> bool:
         """Says whether there is something to hear that the selector doesn't know of; the end counts
@@ -1990,12 +1983,12 @@ class Door:
     def take_password(self, conn: Connection) -> Steps:
         """Asks for the password, and returns what came after it."""
         conn.tell_now(notice("password?"))
-        given, rest, too_long = b"", b"", 0
-        while not given and not too_long:
+        given = rest = b""
+        while not given:
             first, newline, rest = (yield from self.hear(conn, conn.receive)).partition(b"\n")
             if not newline and conn.input.ended:
                 raise Dismissed
-            given, too_long = conn.input.feed(first + newline)
+            given = conn.input.feed(first + newline)
         while not self.may_try(conn.host):
             conn.until = min(conn.deadline, self.clock.now() + TICK)
             with suppress(TimeIsUp):
@@ -2048,9 +2041,8 @@ class Door:
 # --- Operators -----------------------------------------------------------------------------------
 
 # A line that may be a mistyped /op with an operator's password after it: the /op follows a space or
-# a speaker's name, or is in capitals. And the slash in any such line, of either width.
+# a speaker's name, or is in capitals.
 MISTYPED_OP = re.compile(r"(?:[^:]*:)? */ ?op(?!\w)", re.IGNORECASE)
-SLASH = re.compile("[/\uff0f]")
 
 
 class Operators:
@@ -2080,7 +2072,7 @@ class Operators:
 
     def check_password(self, member: Member, line: str) -> str:
         """Returns the line. Raises ValueError if it may have an operator's password in it."""
-        if SLASH.search(line):
+        if "/" in line or "\uff0f" in line:  # of either width
             shown = "".join(filter(str.isprintable, compatible(line)))
             if MISTYPED_OP.match(shown):
                 raise ValueError("not said, as it may have a password in it: begin it with /op")
@@ -3207,8 +3199,10 @@ def parse_request(data: bytes) -> tuple[str, str, dict[str, str]]:
 def upgrade(fields: dict[str, str]) -> bytes:
     """Returns the response that makes a WebSocket of the connection (RFC 6455, section 4.2), from
     the fields of the request. Raises Refusal."""
-    protocol, connection = fields.get("upgrade", ""), fields.get("connection", "")
-    is_upgrade = protocol.lower() == "websocket" and "upgrade" in connection.lower()
+    protocols, options = (
+        re.split("[\t ,]+", fields.get(name, "").lower()) for name in ("upgrade", "connection")
+    )
+    is_upgrade = "websocket" in protocols and "upgrade" in options
     if not is_upgrade or fields.get("sec-websocket-version") != "13":
         why = "This does not ask for WebSocket version 13; a proxy on the way may have changed it."
         needed = ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13")
@@ -4026,6 +4020,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--tls-cert and --tls-key go together")
     if args.web_host and args.web is None:
         parser.error("--web-host goes with --web")
+    if args.max_line > HARD_LIMIT // 4:  # one line is not to be what fills a queue
+        parser.error(f"--max-line can be {HARD_LIMIT // 4} at most")
     if sys.platform == "win32" and args.max_clients > MAX_CLIENTS:
         parser.error(f"on Windows --max-clients can be {MAX_CLIENTS} at most")
     return args

@@ -246,7 +246,7 @@ class Hearing:
         elif form == "* pong":
             self.check_answered(self.asked.pop(0).word)
             self.answers = []
-        elif form != REMOVED and not line.startswith("* too long"):  # that comes before its turn
+        elif form != REMOVED and not line.startswith("* too long"):  # to no word
             self.check_answer(self.asked[0] if self.asked else Asked("/quit", ""), line)
             self.answers.append(line)
         self.last = form

@@ -48,6 +48,7 @@ from chat_server import (
     HIGH_WATER,
     MAX_LINE,
     MAX_UNSENT,
+    SKIPPED,
     TLS_PIECE,
     Certificate,
     Connection,
@@ -163,13 +164,10 @@ class Heard:
         self.socket = WebSocket(max_line)
         self.lines = b""
         self.answers: list[bytes] = []
-        self.too_long = 0
 
     def take(self, data: bytes) -> None:
         text, answer = self.socket.sift(data)
-        chunk, too_long = self.socket.feed(text)
-        self.lines += chunk
-        self.too_long += too_long
+        self.lines += self.socket.feed(text)
         if answer:
             self.answers.append(answer)
         kept = self.socket
@@ -206,13 +204,13 @@ def test_what_is_too_long_is_skipped_and_holds_no_memory() -> None:
     heard.take(said("fine") + b"\x01\xff" + (1 << 62).to_bytes(8, "big") + b"\0\0\0\0")
     for _ in range(100):
         heard.take(b"x" * 1000)
-    assert (heard.lines, heard.too_long, heard.socket.ended) == (b"fine\n", 1, False)
+    assert (heard.lines, heard.socket.ended) == (b"fine\n" + SKIPPED + b"\n", False)
     heard = Heard(max_line=10)
     heard.take(masked(TEXT, b"x" * 9, False))
     for _ in range(100):
         heard.take(masked(CONTINUATION, b"y", False))
     heard.take(masked(CONTINUATION, b"") + said("0123456789", "0123456789x", "fine"))
-    assert (heard.lines, heard.too_long) == (b"0123456789\nfine\n", 2)
+    assert heard.lines.split(b"\n") == [SKIPPED, b"0123456789", SKIPPED, b"fine", b""]
 
 
 def test_the_end_of_a_line_does_not_make_it_too_long() -> None:
@@ -223,7 +221,7 @@ def test_the_end_of_a_line_does_not_make_it_too_long() -> None:
         heard = Heard(max_line=len(line))
         for piece in pieces:
             heard.take(piece)
-        assert (heard.lines, heard.too_long) == (f"{line}\n".encode() * 5, 0)
+        assert heard.lines == f"{line}\n".encode() * 5
     assert hear(said("a\rb\r\rc\r\r")).lines == b"a\rb\r\rc\r\n"
 
 
@@ -913,7 +911,7 @@ def receive(pieces: list[bytes], max_line: int = MAX_LINE) -> tuple[bytes, bytes
     for piece in pieces:
         text, more = one.sift(piece)
         answers += more
-        lines += one.feed(text)[0]
+        lines += one.feed(text)
         assert len(one.held) <= 5
     return lines + one.finish(), answers
 
@@ -1021,7 +1019,7 @@ def test_other_protocols_are_found_out_before_anything_is_heard(
             with pytest.raises(Dismissed) as dismissed:
                 for piece in pieces:
                     text, _ = one.sift(piece)
-                    assert one.feed(text)[0] == b""
+                    assert one.feed(text) == b""
             assert "speaks HTTP, SSH, IRC or the like" in dismissed.value.note
 
 

@@ -1152,6 +1152,7 @@ ROOMS = [*CHAT, *CLIENT]
         (CHAT, "--host ", 2, "no host is given"),
         (CHAT, "--web-host x.example", 2, "--web-host goes with --web"),
         (CHAT, "--tls-key x", 2, "--tls-cert and --tls-key go together"),
+        (CHAT, "--max-line 1048577", 2, "--max-line can be 1048576 at most"),
         (SERVERS, "--host no-such-host.invalid", 1, "host no-such-host.invalid is unknown; "),
         (SERVERS, f"--host {'x' * 70}", 1, "is unknown"),
         (SERVERS, "--host 203.0.113.1", 1, "203.0.113.1 is not an address of this machine"),
