@@ -95,7 +95,8 @@ ENDING_SIGNALS = [
 
 # --- Line framing --------------------------------------------------------------------------------
 
-SKIPPED = b"\0\x18"  # stands for a line that was too long; nobody types that
+SKIPPED = b"\0\x18"  # stands for a line that was too long; no text has it
+
 
 class LineFramer:
     """Cuts a stream of bytes into whole lines, whatever pieces the stream comes in.
@@ -124,7 +125,7 @@ class LineFramer:
         data = self.partial + data
         end = data.rfind(b"\n") + 1
         chunk, self.partial = data[:end], data[end:]
-        if self._has_long_line(chunk):
+        if self.has_long_line(chunk):
             lines = chunk.split(b"\n")
             chunk = b"\n".join(line if len(line) <= self.max_line else SKIPPED for line in lines)
         if len(self.partial) > self.max_line:
@@ -138,9 +139,9 @@ class LineFramer:
         last, self.partial = self.partial, b""
         return last + b"\n" if last else b""
 
-    def _has_long_line(self, chunk: bytes) -> bool:
-        # Jump from newline to the last newline within reach: 1 us for 64 KiB of short lines, where
-        # a regular expression takes 1,000.
+    def has_long_line(self, chunk: bytes) -> bool:
+        """Says whether a line is too long, by jumps from a newline to the last one within reach:
+        1 us for 64 KiB of short lines, where a regular expression takes 1,000."""
         at = 0
         while len(chunk) - at > self.max_line + 1:
             at = chunk.rfind(b"\n", at, at + self.max_line + 1) + 1
@@ -234,7 +235,7 @@ PASSWORD_QUESTION = "* password?"
 WRONG_PASSWORD = "* wrong password"
 PONG = "* pong"
 YOU_ARE_OUT = re.compile(r"\* you were removed by an operator; come back in \d+ min")
-BAD_NAME = re.compile(r"\* (a name .*): /name NAME")  # no name has a colon to look like it with
+BAD_NAME = re.compile(r"\* (a name .*): /name NAME")  # no name has a colon, so none looks like it
 # What a room says of its members. A name in it is believed if it has nothing in it with which that
 # could be read in another way.
 NAME = re.compile(
@@ -281,7 +282,7 @@ class ChatProtocol:
         self.why = ""  # what to tell the user if it ends before we are let in, as far as we know
         self.requested = ""  # a name that the room was asked for, until it answers
         self.names: dict[str, None] = {}  # that were seen here, the latest last
-        self.unseen: set[str] = set()  # commands that were our own idea, as long as unanswered
+        self.unseen: set[str] = set()  # commands of our own that are unanswered
         self.set_name(self.wanted)
 
     @property
@@ -334,7 +335,7 @@ class ChatProtocol:
         self.was_room = True
         if is_late and (self.password or self.attended):
             raise Disconnected("not let in: the room asked late for its password")
-        self.why = "not let in: the room waits no longer for the password"
+        self.why = "not let in: the room no longer waits for the password"
         if self.password:
             self.give_password(self.password)
 
@@ -891,7 +892,7 @@ KEYS = {key: binding[:-1] for binding in BINDINGS for key in binding[-1].split("
 # --- The consoles --------------------------------------------------------------------------------
 
 BREAK = "\n  "  # before the rows of a message after the first
-MAX_DRAWN = 1024  # bytes above the row that go to the terminal at once, if that's not one line
+MAX_DRAWN = 1024  # bytes above the row that go to the terminal at once, or one whole line
 PACE_TIME = 0.5  # seconds without room for more after which a terminal's pace is known
 FAST = 48 * 1024  # bytes a second at which a key is soon seen, whatever waits before it
 SLOW_TIME = 30.0  # seconds until a slow terminal may be faster
@@ -1487,7 +1488,7 @@ class Client:
     """One loop around a console and the connection to a server: it connects, and connects again.
 
     It keeps what outlives a connection, but for what the protocol knows; the lines that are not
-    sent are the console's. What the loop waits for follows from the state, anew in each turn.
+    sent are the console's. What the loop waits for is derived from the state in each turn.
     """
 
     def __init__(
@@ -1537,12 +1538,11 @@ class Client:
             if not (console.typed or console.ended):
                 self.turn()
                 continue
-            at_end = Line("exit" if console.attended else "/")  # of a script, there is no name
-            line = console.take() if console.typed else at_end
-            if line.leaves:
+            line = console.take() if console.typed else None
+            if line and line.leaves or not line and console.attended:
                 console.typed.clear()
                 return False
-            if line.command and not console.attended:
+            if not line or line.command and not console.attended:
                 first = "or the first line of the input"
                 raise Failure(f"no name was given; use --name NAME, {first}")
             console.echo_typed(f"name: {masked(line.text)}")
@@ -1617,7 +1617,7 @@ class Client:
         return bool(came)
 
     def stop_waiting(self) -> None:
-        """The time is over for which something was waited for."""
+        """What was waited for has not come in time."""
 
     def leave(self) -> None:
         """The user doesn't want to wait for a connection. Raises KeyboardInterrupt."""
@@ -1695,7 +1695,7 @@ class Client:
                 sock.do_handshake()
                 return sock
             if not self.wait(deadline - time.monotonic(), sock, EVENT_READ):
-                raise OSError(0, "no answer in TLS; does it speak it?")
+                raise OSError(0, "no answer in TLS; does it speak TLS?")
 
 
 def unacknowledged(sock: socket.socket) -> int:
@@ -1722,8 +1722,7 @@ class Session:
         self.framer = LineFramer(MAX_LINE)
         # What the user has to be told of the connection before doesn't keep us from this one.
         self.max_waiting = MAX_WAITING + self.console.waiting()
-        self.over = False  # the server has ended the stream, or the user waits no longer
-        self.lost = ""  # why it is over, if that was not as it should be
+        self.lost: str | None = None  # why it is over, "" if as it should be; None while it isn't
         self.left = False  # the user has said all and wants to go
         self.stream_ended = False  # our direction of the stream is
         self.must_send = False  # TLS has to send something before it can receive
@@ -1744,7 +1743,7 @@ class Session:
         self.console.candidates = self.protocol.candidates
         self.console.prompt, self.console.status = self.protocol.prompt, ""
         try:
-            while not self.over:
+            while self.lost is None:
                 self.forward_typed()
                 if self.said and not self.asked and not self.stream_ended:
                     self.ask()
@@ -1937,7 +1936,7 @@ class Session:
         try:
             if events & EVENT_READ:
                 self.receive(self.take())
-            if events & EVENT_WRITE and self.protocol.outgoing and not self.over:
+            if events & EVENT_WRITE and self.protocol.outgoing and self.lost is None:
                 self.send()
         except NOT_READY:  # readiness is a hint, not a promise
             pass
@@ -1954,7 +1953,7 @@ class Session:
 
     def end(self, lost: str = "") -> None:
         """It is over: `lost` says why, or else whoever wants to go has waited long enough."""
-        self.over, self.lost = True, lost
+        self.lost = lost
 
     def receive(self, data: bytes) -> None:
         """Lets the protocol have the lines in what was received; nothing means the end."""
@@ -2099,7 +2098,7 @@ def host_name(text: str) -> str:
 def port_number(text: str) -> int:
     """Returns the number. Raises ArgumentTypeError, which argparse shows."""
     if not text.isdecimal() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text} is not a port; those go from 0 to 65535")
+        raise argparse.ArgumentTypeError(f"{text} is not a port; ports are 0 to 65535")
     return int(text)
 
 
@@ -2122,7 +2121,7 @@ def host_and_port(host: str, port: str | None) -> tuple[str, int]:
     name = host_name(name)
     is_port = name.isdecimal() and int(name) <= 65535
     if is_port or not name.isprintable() or re.search(r"[][\s/@\\]|^[^:]*:[^:]*$|^$", name):
-        raise argparse.ArgumentTypeError(f"{host} is not a host; type it first, then the port")
+        raise argparse.ArgumentTypeError(f"{host} is not a host; type the host, then the port")
     return name, port_number(joined)
 
 
@@ -2131,7 +2130,7 @@ def name_option(text: str) -> str:
     # A command line can hold bytes that aren't UTF-8, and control characters.
     name = terminal_text(os.fsencode(text)).strip()
     if not name or name.startswith("/"):  # each message would begin with it
-        raise argparse.ArgumentTypeError("a name is text, and does not begin with a slash")
+        raise argparse.ArgumentTypeError("a name is text, without a slash first")
     return name
 
 
@@ -2145,7 +2144,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("host", nargs="?", metavar="HOST", default=HOST, help="(default: %(default)s)")
-    add("port", nargs="?", metavar="PORT", help=f"(default: {PORT}); HOST:PORT is taken too")
+    add("port", nargs="?", metavar="PORT", help=f"(default: {PORT}); HOST:PORT works too")
     add("--name", type=name_option, help="be known as NAME (default: ask)")
     add("--echo", action="store_true", help="talk to an echo server")
     add("--plain", action="store_true", help="no line editor, no colours")

@@ -7,7 +7,7 @@
     python3 chat_server.py --host :: --web    and with a browser: http://HOST:7080/
 
     python3 chat_server.py --host :: --tls-cert FILE --tls-key FILE --password-file FILE
-                                              a closed room: nobody eavesdrops, nobody else gets in
+                                              a closed room: nobody listens in, or gets in uninvited
 
 The protocol is lines of UTF-8 text, ended by LF or CRLF. A member sends
 
@@ -66,7 +66,6 @@ import os
 import random
 import re
 import select
-import selectors
 import signal
 import socket
 import stat
@@ -87,7 +86,7 @@ from collections.abc import (
 from contextlib import suppress
 from functools import partial
 from itertools import islice, product
-from selectors import EVENT_READ, EVENT_WRITE, BaseSelector
+from selectors import EVENT_READ, EVENT_WRITE, BaseSelector, DefaultSelector
 from typing import Any, Generator, cast
 
 try:  # Windows has none
@@ -123,8 +122,8 @@ class State(enum.Enum):
     CLOSED    nothing       no                            none
 
     From each of the first three, an error leads straight to CLOSED, and for a member so does
-    falling too far behind. But one that is found to have gone when something is sent to it is read
-    to the end of its stream first. During /quit, a member has left the room a moment before it is
+    falling too far behind. But if sending shows that a peer has gone, its stream is first read to
+    its end. During /quit, a member has left the room a moment before it is
     LEAVING.
     """
 
@@ -144,7 +143,8 @@ MAX_LINE = 8 * 1024  # bytes of a line without its newline; --max-line
 
 # --- Line framing --------------------------------------------------------------------------------
 
-SKIPPED = b"\0\x18"  # stands for a line that was too long; nobody types that
+SKIPPED = b"\0\x18"  # stands for a line that was too long; no text has it
+
 
 class LineFramer:
     """Cuts a stream of bytes into whole lines, whatever pieces the stream comes in.
@@ -173,7 +173,7 @@ class LineFramer:
         data = self.partial + data
         end = data.rfind(b"\n") + 1
         chunk, self.partial = data[:end], data[end:]
-        if self._has_long_line(chunk):
+        if self.has_long_line(chunk):
             lines = chunk.split(b"\n")
             chunk = b"\n".join(line if len(line) <= self.max_line else SKIPPED for line in lines)
         if len(self.partial) > self.max_line:
@@ -187,9 +187,9 @@ class LineFramer:
         last, self.partial = self.partial, b""
         return last + b"\n" if last else b""
 
-    def _has_long_line(self, chunk: bytes) -> bool:
-        # Jump from newline to the last newline within reach: 1 us for 64 KiB of short lines, where
-        # a regular expression takes 1,000.
+    def has_long_line(self, chunk: bytes) -> bool:
+        """Says whether a line is too long, by jumps from a newline to the last one within reach:
+        1 us for 64 KiB of short lines, where a regular expression takes 1,000."""
         at = 0
         while len(chunk) - at > self.max_line + 1:
             at = chunk.rfind(b"\n", at, at + self.max_line + 1) + 1
@@ -266,13 +266,13 @@ def take_back(text: str) -> str:
 
 def notice(text: str) -> bytes:
     """Returns the line with which the room itself says something. Clients trust it, so of
-    all that members choose, only names may be in one."""
+    what members write, only names may be in one."""
     return f"* {text}\n".encode()
 
 
 # --- Members and batches -------------------------------------------------------------------------
 
-TOLD_COST = 512  # extra bytes counted for each thing for one member alone, as nobody shares it
+TOLD_COST = 512  # bytes added for whatever goes to one member alone, as nobody shares it
 
 
 class Member:
@@ -293,7 +293,7 @@ class Member:
         self.name = ""  # none taken
         self.is_operator = False  # may remove others: part III
         self.prefix = b""  # what each of its messages begins with once it has a name: b"John: "
-        self.reachable = True  # it can still be sent to
+        self.reachable = True  # something can still be sent to it
         self.silent = True  # nothing has been heard from it: part III
         # What was for it alone and hasn't been taken yet, as in a batch's `told` and `whispered`:
         # answers to what it said, and what others said to it. Only the answers are its own doing.
@@ -321,7 +321,7 @@ class Batch:
         # Bytes for one member alone, plus TOLD_COST for each thing: answers; what others said.
         self.told: dict[Member, int] = {}
         self.whispered: dict[Member, int] = {}
-        self.leavers: list[Any] = []  # have left in this turn, and get what came before if they can
+        self.leavers: set[Any] = set()  # have left in this turn, and get what came before that
         self.text = b""  # all that was said, once the batch is sealed
         self.encoded = b""  # the same, encoded, once somebody needed that
 
@@ -357,7 +357,7 @@ class Batch:
     def end(self, member: Member) -> None:
         """A leaver gets nothing of what is said from here on."""
         self.cut(member, self.size, sys.maxsize, b"")
-        self.leavers.append(member)
+        self.leavers.add(member)
 
     def cut(self, member: Member, start: int, end: int, instead: bytes | memoryview) -> None:
         """Gives one member something else in place of a stretch; later cuts lie further on."""
@@ -480,12 +480,12 @@ class Room:
 
         Short lines can take a long time: `/who` in a crowd. So lines that aren't plain are heard
         only until the process has used that much CPU, but always some of them; and only as long as
-        there is memory for the answers. With a name added they can be long, too: once they have
-        come to `limit` bytes, the rest has to wait.
+        there is memory for the answers. An added name makes them longer: once they have come to
+        `limit` bytes, the rest has to wait.
         """
-        member.silent = False
         if not chunk.strip(b" \t\n"):  # Enter in nc, perhaps a million times
             return b""
+        member.silent = False
         if self.is_plain(member, chunk):
             self.say(member, chunk)
             return b""
@@ -625,8 +625,7 @@ class Room:
         self.batch.tell(member, self.help_lines)
 
     def ping(self, member: Member, _: str) -> None:
-        """Answers, so that a client knows that the network lives, and that all it has said before
-        was heard."""
+        """Answers: so a client knows that all it said before was heard, and the network lives."""
         self.tell(member, "pong")
 
 
@@ -640,7 +639,7 @@ class Room:
 
 # A turn of the loop should take 10 ms or so, as anybody's line may have to wait for the next.
 TURN = 0.010  # seconds of CPU for what came; whoever has cost least comes first
-TURN_READ = 256 * 1024  # bytes that are said, shared out as what is read from each
+TURN_READ = 256 * 1024  # bytes that are said, shared among all who are read
 TURN_DELIVERY = 32 * 1024 * 1024  # bytes that are delivered, to all members together
 MIN_READ = 512  # bytes: the least share that a connection gets, of a turn or of PACE
 FIRST_READ = 32 * 1024  # bytes read at once from a connection until their cost is known
@@ -671,7 +670,7 @@ class Gone(Exception):
     """A connection is of no further use, by its peer's doing; the text says why, for the log."""
 
     def see_to(self, membership: Membership, conn: Connection) -> None:
-        """Does what follows from it: part III knows a gentler way."""
+        """Closes the connection at once; Dismissed, in part III, says why first."""
         membership.disconnect(conn, str(self))
 
 
@@ -738,10 +737,10 @@ class Connection(Member):
         self.state = State.DOOR
         self.since = 0.0  # when it came into this state: like the next two, by the server's clock
         self.until = math.inf  # it can be left alone until then, if nothing comes
-        self.deadline = math.inf  # it can't go on for longer with what it is at
+        self.deadline = math.inf  # what it is at has to be over by then
         self.selector = selector
         self.events = 0  # for which it is registered with the selector
-        self.code = NORMAL  # why its stream ends
+        self.code = NORMAL  # tells its peer why the stream ends
         self.use(lines)
         self.unheard = b""  # whole lines that wait for the next turn
         self.cost = 0.0  # of the turns' time, as Costs counts it
@@ -749,7 +748,7 @@ class Connection(Member):
         self.read_size = FIRST_READ  # bytes that are read at once
         self.was_full = False  # the last read was as large as that
         self.reading = True  # its input is of interest, and has not ended
-        self.ended = False  # what it has to say has ended, or what comes isn't heard any more
+        self.ended = False  # nothing more is heard from it than what has come
         self.why = ""  # what ended it, for the log, if it wasn't its own end
         self.queue: deque[Batch] | None = None  # made when something has to wait
         self.offset = 0  # bytes already sent of its part of the first batch in the queue
@@ -800,7 +799,7 @@ class Connection(Member):
         return text
 
     def receive_bytes(self, limit: int) -> bytes:
-        """Returns what the kernel has. Once its stream has ended it isn't read from any more."""
+        """Returns what the kernel has, if anything, and notes the stream's end. Raises Gone."""
         try:
             data = self.sock.recv(limit)
         except BlockingIOError:  # readiness is a hint, not a promise
@@ -886,15 +885,15 @@ class Connection(Member):
             return sent
         except BlockingIOError:
             return 0
-        except ConnectionError as error:
+        except OSError as error:
             # A reset is reported once, perhaps here. A peer that had closed in good order, and
-            # resets what comes too late, causes another error: BrokenPipeError.
+            # resets what comes too late, causes another: BrokenPipeError, or macOS's EPROTOTYPE.
+            if not isinstance(error, ConnectionError) and error.errno != errno.EPROTOTYPE:
+                raise broken(error) from error
             if isinstance(error, ConnectionResetError):
                 self.why = str(broken(error))
             self.stop_sending()
             return 0
-        except OSError as error:
-            raise broken(error) from error
 
     def stop_sending(self) -> None:
         """The peer has gone; what it said before may still have to be read, and then its end.
@@ -960,7 +959,7 @@ class ChatServer:
             self.close_room()
             while self.membership.leaving and self.stop_signals == 1:
                 self.turn()
-            return 0 if not self.membership.leaving else 1
+            return 0 if not self.membership.leaving else 1  # a second signal cut that short
 
     def on_signal(self, signals: socket.socket) -> None:
         """Has the loop close the room; a second signal cuts the farewells short."""
@@ -1004,7 +1003,7 @@ class ChatServer:
         return bool(readable)
 
     def look_at_clock(self) -> None:
-        """Does what is due. It is the turn's end, so that what has come in time is heard before."""
+        """Does what is due. At the turn's end, so that what has come in time is heard first."""
         clock = self.clock
         if clock.next == math.inf:
             return
@@ -1046,7 +1045,7 @@ class ChatServer:
         share = max(MIN_READ, full // (len(readable) or 1))
         batch = self.room.batch
         costs: list[tuple[Connection, float]] = []
-        began = before = time.process_time()  # CPU: others on this machine are nobody's fault here
+        began = before = time.process_time()  # CPU: other processes are no member's fault
         for conn in sorted(readable, key=self.membership.costs.of):
             if batch.size >= full or before - began >= TURN:
                 self.membership.costs.charge(costs)
@@ -1069,6 +1068,7 @@ class ChatServer:
             return 0
         if self.clock.next == math.inf:
             return math.inf
+        # No longer than a TICK, or the clock wouldn't notice that the process is stopped meanwhile.
         return max(0.0, min(self.clock.next - self.clock.now(), TICK))
 
     # From a connection
@@ -1132,7 +1132,7 @@ class ChatServer:
                 record(batch.text)
             self.throttle.note_said(batch.size)
         else:
-            members = members & batch.cuts.keys()
+            members = batch.cuts.keys() & members
         for conn in list(members):
             try:
                 conn.write(batch)
@@ -1148,9 +1148,10 @@ class ChatServer:
 
     def flush(self, conn: Connection) -> None:
         """Sends as much of a connection's queue as the kernel takes now."""
+        waited = conn.size
         conn.flush()
         if conn.state is State.LEAVING:
-            self.membership.finish(conn)
+            self.membership.finish(conn, waited - conn.size)
         elif conn in self.throttle.behind:
             self.throttle.note_taken(conn)
 
@@ -1162,7 +1163,7 @@ OVERSLEPT = 1.0  # seconds that the loop can be late: more means that the proces
 
 class Clock:
     """The server's own running time, in seconds. Time for which the process was stopped (SIGSTOP,
-    a suspended host) doesn't count, but for a second: nobody could meet a deadline then."""
+    a suspended host) doesn't count, if it was over a second: nobody could meet a deadline then."""
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self.monotonic = monotonic
@@ -1174,7 +1175,7 @@ class Clock:
         return self.monotonic() - self.lost
 
     def look_by(self, moment: float) -> None:
-        """Has the loop look at what depends on time, then at the latest."""
+        """Has the loop look at what depends on time by then."""
         self.next = min(self.next, moment)
 
     def wake(self, timeout: float) -> None:
@@ -1241,6 +1242,8 @@ class Membership:
             action(conn, *more)
         except Gone as gone:
             gone.see_to(self, conn)
+        except OSError as error:  # such as that macOS knows no address of one that was reset
+            self.disconnect(conn, str(broken(error)))
         except Exception:
             log.exception("%s made the server stumble", conn)
             self.disconnect(conn, "closed")
@@ -1251,7 +1254,7 @@ class Membership:
         """Makes a member of somebody at the door. `rest` is what it has sent already."""
         self.move(conn, State.MEMBER)
         self.room.join(conn)
-        conn.cost = self.costs.latest  # with less, it would help to reconnect
+        conn.cost = self.costs.latest  # with less, reconnecting would pay
         self.throttle.join(conn)
         conn.read_on(True)
         log.info("%s connected, members: %d", conn, len(self.room.members))
@@ -1289,8 +1292,9 @@ class Membership:
             conn.tell_now(farewell, is_text=False)
         self.finish(conn)
 
-    def finish(self, conn: Connection) -> None:
+    def finish(self, conn: Connection, taken: int = 0) -> None:
         """Ends the stream to somebody who has left and has got everything; can be called again.
+        What it has `taken` of its queue gives it more time: as much as that takes at PACE.
 
         Then it waits for the peer to close too: closing with unread input sends a reset, and that
         destroys what is still on its way to the peer (RFC 2525, section 2.17). Once everything has
@@ -1301,6 +1305,8 @@ class Membership:
         if conn.reachable and not conn.wants_write():
             conn.end_stream()
         if conn.wants_write():
+            most = min(self.clock.now() + STEP / PACE, self.closes_at)
+            conn.until = conn.deadline = max(conn.deadline, min(most, conn.deadline + taken / PACE))
             return
         if not conn.reading:
             self.move(conn, State.CLOSED)
@@ -1378,8 +1384,8 @@ class Costs:
 PATIENCE = 5.0  # seconds of PACE that somebody may owe, at least
 STEP = 132 * 1024  # bytes that a reader can take before its kernel tells: Linux frees whole buffers
 # Who may speak while somebody is behind, in seconds of PACE: see Throttle.
-ALLOWANCE = 2.0  # that somebody may say at once, and still be quiet: 8 KiB, at twice the rate
-CREDIT = 4.0  # that the quiet may say before they are paid for; twice that if their host is quiet
+ALLOWANCE = 2.0  # that somebody may say at once, and still be quiet: 8 KiB, as marks move by twice
+CREDIT = 4.0  # that the room's mark may be ahead for the quiet; twice that if their host is quiet
 LOUD_TIME = 10.0  # after which somebody who was loud is quiet, at the latest
 LOUD_COST = 8  # the loud may say 1/8 of PACE although the room's mark is ahead
 
@@ -1784,7 +1790,7 @@ def host_of(peer: str) -> str:
 def loser_to(host: str, there: Iterable[Connection], now: float) -> Connection | None:
     """Returns who in a full place has to make room for a newcomer from `host`: the newest from the
     host that has most, if that has at least two more than `host`; else the oldest that has been
-    there for long without a word: in the room, of those from `host`. None if nobody has to."""
+    there for long without a word: in the room, only of those from `host`. None if nobody has to."""
     hosts = Counter(conn.host for conn in there)
     most = max(hosts, key=hosts.__getitem__)
     if hosts[most] - hosts[host] >= 2:
@@ -1832,7 +1838,7 @@ class Dismissed(Gone):
 
 
 class TimeIsUp(Gone):
-    """Nothing has come for as long as a newcomer may wait."""
+    """A newcomer's `until` is over: it was silent, had to wait, or is kept out by now."""
 
 
 # The steps a newcomer goes through. The generator yields whether it is waiting for input, and goes
@@ -1864,7 +1870,7 @@ class Door:
         self.barred: dict[str, float] = {}  # until when nobody can come in: by host, or address
         self.tried: dict[str, float] = {}  # when the wrong passwords from a host are paid for
         self.all_tried = 0.0  # and when those of all are
-        self.acceptor: Acceptor
+        self.acceptor: Acceptor  # which calls admit()
 
     # What the server asks for
 
@@ -2062,7 +2068,7 @@ class Operators:
         room.checks.append(self.check_password)
         room.suspects += [b"/", "\uff0f".encode()]
         room.commands.update({"/op": self.become_operator, "/kick": self.kick})
-        room.help_lines += notice("/op PASSWORD: be an operator, who can /kick NAME")
+        room.help_lines += notice("/op PASSWORD: be an operator; they can /kick NAME")
         room.is_reserved = self.is_barred
 
     def is_barred(self, name: str) -> bool:
@@ -2400,7 +2406,7 @@ TLS_PIECE = 8 * 1024  # bytes that are encrypted at once: what isn't sent of the
 # much time as a hundred times as many bytes of text.
 TLS_READ = 8 * 1024
 MAX_UNSENT = 16 * 1024  # bytes that may wait encrypted: a piece, and what TLS itself has to say
-HANDSHAKE_TIME = 10.0  # seconds for the rest, which takes a network two ways there and back
+HANDSHAKE_TIME = 10.0  # seconds for the rest, which takes two round trips
 
 
 def make_server_tls(cert: str, key: str) -> ssl.SSLContext:
@@ -2523,7 +2529,7 @@ class TLSConnection(Connection):
         context: ssl.SSLContext,
     ) -> None:
         self.tls: ssl.SSLObject | None = context.wrap_bio(self.incoming, self.outgoing, True)
-        self.ready = False  # it is known what the peer speaks, and hands are shaken
+        self.ready = False  # it is known what the peer speaks; if that is TLS, hands are shaken
         self.pending = b""  # text that came in one piece with the handshake
         self.unsent = b""  # encrypted, but not taken by the kernel: it comes before the queue
         super().__init__(sock, peer, host, selector, lines)
@@ -3332,7 +3338,7 @@ def answer_request(door: Door, conn: Connection, site: Site, request: bytes) -> 
 
 # === VI. The process =============================================================================
 #
-# What a server needs that people start from a shell, and what a room keeps. Whatever is in
+# What a server needs that people start from a shell, and what a room keeps. Most of what is in
 # echo_server.py too is there word for word. At the end everything is put together.
 
 # --- Streams, the log, signals, descriptors ------------------------------------------------------
@@ -3350,7 +3356,7 @@ def lacking(module: str, purpose: str) -> Failure:
 
 class LossyStream(io.TextIOBase):
     """Standard output or error that never waits for its reader: lines that aren't taken at once are
-    lost, and the next that can be written comes after one that says how many. The descriptor has to
+    lost, and the next one written follows a line that says how many. The descriptor has to
     stay a blocking one, as the shell shares it: so each write is small, and made only if there is
     room. Python's own stream would wait, and in the end make the exit status 120."""
 
@@ -3390,14 +3396,14 @@ def open_standard_streams() -> None:
 
 
 def open_log(verbose: bool) -> None:
-    """Starts the log, on standard error, each entry with its time in UTC, which makes no jump in
+    """Starts the log, on standard error, each entry with its time in UTC, which doesn't jump in
     spring and autumn. Systemd's journal has a time already (systemd.exec(5), JOURNAL_STREAM)."""
     error = os.fstat(2)
     in_journal = os.environ.get("JOURNAL_STREAM") == f"{error.st_dev}:{error.st_ino}"
     logging.Formatter.converter = time.gmtime
     form = "%(message)s" if in_journal else "%(asctime)s %(message)s"
     level = logging.DEBUG if verbose else logging.INFO
-    logging._srcfile = None  # nobody asks for the line of code, and to find it takes 3 us
+    logging._srcfile = None  # nobody needs the line of code, and finding it takes 3 us
     logging.basicConfig(format=form, datefmt="%Y-%m-%dT%H:%M:%SZ", level=level)
 
 
@@ -3412,8 +3418,8 @@ def log_said(text: bytes) -> None:
 
 
 def ending_signals() -> socket.socket:
-    """Returns a socket at which the signals that are to end the server arrive, as one more event
-    for the loop: a handler that raises would strike anywhere, between receiving and sending too."""
+    """Returns a socket on which the signals that end the server arrive, as one more event for the
+    loop: a handler that raises would strike anywhere, between receiving and sending too."""
     reader, writer = socket.socketpair()
     writer.setblocking(False)
     signal.set_wakeup_fd(writer.detach(), warn_on_full_buffer=False)  # open until the process ends
@@ -3425,19 +3431,20 @@ def ending_signals() -> socket.socket:
 
 def allow_descriptors(needed: int) -> int:
     """Raises the limit on open files to what is needed, or as far as it can be; returns that."""
-    with suppress(ImportError, OSError, ValueError):  # Windows has no limit, nor this module
+    with suppress(ImportError, OSError, ValueError):  # Windows has neither limit nor module
         import resource
 
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if 0 <= soft < needed:  # an infinite limit is -1, or very large
-            needed = needed if hard < 0 else min(needed, hard)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+            needed, wanted = soft, needed if hard < 0 else min(needed, hard)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            needed = wanted
     return needed
 
 
 # --- Listening, accepting ------------------------------------------------------------------------
 
-MAX_CLIENTS = 280 if sys.platform == "win32" else 10_000  # Windows can wait for 512 sockets
+MAX_CLIENTS = 280 if sys.platform == "win32" else 10_000  # select() on Windows takes 512 sockets
 # Names that stand for two addresses, whatever this host's resolver says: localhost (RFC 6761,
 # section 6.3), and every interface, of IPv6 and of IPv4.
 EVERY_INTERFACE = ("::", "0.0.0.0")
@@ -3461,7 +3468,7 @@ def set_options(sock: socket.socket) -> None:
 
 
 def find_addresses(host: str) -> list[tuple[int, Any]]:
-    """Returns the family and address of all that a host stands for, except those that this machine
+    """Returns the family and address of all that a host means, except those that this machine
     doesn't have, such as ::1 if IPv6 is switched off. Raises Failure."""
     found: list[tuple[int, Any]] = []
     try:
@@ -3484,7 +3491,7 @@ def open_listeners(hosts: Sequence[str], port: int, option: str = "--port") -> l
     """Returns non-blocking sockets that listen on `port` of every address of the hosts; 0 stands
     for one that is free on all of them. Raises Failure, which names the option for the port."""
     found = {one: host for host in hosts for one in find_addresses(host)}
-    # Where every interface is to be bound, no single one of that family can be.
+    # Where every interface is bound, none of its family can be bound too.
     whole = {family for family, address in found if address[0] in EVERY_INTERFACE}
     listeners: list[socket.socket] = []
     try:
@@ -3565,7 +3572,7 @@ class Acceptor:
         everyone who has one. If accepting fails, as when too many files are open, they still wait,
         and the loop would spin: so it doesn't look at the listeners until something else is due, or
         for a tenth of a second."""
-        over = time.process_time() + 0.003 / len(self.listeners)
+        over = time.process_time() + DOOR_SHARE / len(self.listeners)
         try:
             while time.process_time() < over:
                 sock, address = listener.accept()
@@ -3574,7 +3581,7 @@ class Acceptor:
                     set_options(sock)
                 self.admit(sock, format_address(address))
                 self.newcomers_wait = False
-        except (BlockingIOError, ConnectionAbortedError):  # no more, or one that has left already
+        except (BlockingIOError, ConnectionError):  # no more, or one that has left already
             pass
         except OSError as error:
             if not self.newcomers_wait:
@@ -3962,7 +3969,7 @@ def web_host(text: str) -> str:
 def port_number(text: str) -> int:
     """Returns the number. Raises ArgumentTypeError, which argparse shows."""
     if not text.isdecimal() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text} is not a port; those go from 0 to 65535")
+        raise argparse.ArgumentTypeError(f"{text} is not a port; ports are 0 to 65535")
     return int(text)
 
 
@@ -3989,18 +3996,19 @@ def make_parser() -> argparse.ArgumentParser:
     example = "example: python3 chat_server.py --host :: (then: python3 chat_client.py HOST)"
     parser = argparse.ArgumentParser(description=about, epilog=example, allow_abbrev=False)
     add = parser.add_argument
-    host = "listen on this name or address, can be repeated; :: is every interface, IPv4 too"
+    host = "listen on this name or address (repeatable); :: is every interface, IPv4 too"
     add("--host", type=own_host, action="append", help=f"{host} (default: localhost)")
     add("--port", type=port_number, default=PORT, help="0 takes a free one (default: %(default)s)")
     web = f"let browsers in, too, on this port (default: none; without a number {WEB_PORT})"
     add("--web", type=port_number, nargs="?", const=WEB_PORT, metavar="PORT", help=web)
-    name = "a further name by which browsers reach this host, can be repeated"
+    name = "a further name by which browsers reach this host (repeatable)"
     add("--web-host", type=web_host, action="append", default=[], metavar="NAME", help=name)
     crowd = "turn away more than N at once (default: %(default)s)"
     add("--max-clients", type=positive, default=MAX_CLIENTS, metavar="N", help=crowd)
     long = "skip lines that are longer (default: %(default)s)"
     add("--max-line", type=positive, default=MAX_LINE, metavar="BYTES", help=long)
-    add("--history", type=positive, default=0, metavar="N", help="give newcomers the last N lines")
+    last = "give newcomers the last N messages"
+    add("--history", type=positive, default=0, metavar="N", help=last)
     add("--transcript", metavar="FILE", help="add every public line to FILE, with its time")
     add("--password-file", metavar="FILE", help="ask for the password in FILE, or in CHAT_PASSWORD")
     add("--operator-file", metavar="FILE", help="whoever knows the password in FILE can /kick")
@@ -4089,7 +4097,7 @@ def make_server(
     site: Site | None = None,
 ) -> ChatServer:
     """Puts all parts together, for `size` members at most; a password that is empty is none."""
-    selector = selectors.DefaultSelector()
+    selector = DefaultSelector()
     elsewhere = site.for_browsers if site else "this room takes lines of text; it has no page"
 
     def connect(sock: socket.socket, peer: str) -> Connection:
@@ -4124,7 +4132,7 @@ def show_page(args: argparse.Namespace, host: str, port: int, web_port: int) -> 
 
 def allow_members(wanted: int) -> int:
     """Returns how many members there can be: with more than this process can open files for, one
-    host could take them all. With very few files it does without that: newcomers wait for one."""
+    host could take them all. With very few files it sets no limit: newcomers wait for one."""
     others = 2 * DOOR_SIZE + 32  # who is at the door, who leaves; the listeners, files
     possible = allow_descriptors(wanted + others) - others
     if not others < possible < wanted:

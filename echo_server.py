@@ -1,9 +1,8 @@
 #!/usr/bin/env python3
 """The TCP echo service of RFC 862: whatever a client sends comes back to it, byte for byte.
 
-    python3 echo_server.py                    for this machine, on port 7007
+    python3 echo_server.py                    for this machine: telnet localhost 7007
     python3 echo_server.py --host :: -v       for the whole network, logging each message
-    telnet localhost 7007                     try it
 
 One thread, one selectors loop, non-blocking sockets. What a client sends goes straight back; what
 the kernel doesn't take at once waits in a write buffer. Until that is empty the client isn't read
@@ -30,11 +29,11 @@ from typing import Any
 
 VERSION = "1.0"
 PORT = 7007  # RFC 862 says 7, but ports below 1024 are for the superuser alone
-MOST_CLIENTS = 480 if sys.platform == "win32" else 1_000_000  # Windows can wait for 512 sockets
+MOST_CLIENTS = 480 if sys.platform == "win32" else 1_000_000  # select() on Windows takes 512
 ACCEPT_BURST = 100  # newcomers admitted in one turn, so that a storm of them holds up nobody
 ACCEPT_REST = 0.1  # seconds until the next try after accept() failed
 # Bytes received at once, and so the most that waits to be sent back to a client. From 128 KiB on,
-# glibc's malloc() maps memory anew for each recv(): 10 us, when a short message takes 6 in all.
+# glibc's malloc() maps memory anew for each recv(): 10 us, where a short message takes 6 in all.
 RECEIVE_SIZE = 120 * 1024
 MAX_LOGGED_LINE = 8 * 1024  # bytes of a line that -v logs
 MAX_LOGGED = 100  # lines that are logged of what comes at once
@@ -77,7 +76,7 @@ class EchoServer:
         self.max_clients = max_clients
         self.logs_messages = log.isEnabledFor(logging.DEBUG)
         self.clients: set[Connection] = set()
-        self.resting = [*listeners]  # not registered: where accept() failed, and all at first
+        self.resting = [*listeners]  # not registered: all at first, then where accept() failed
         self.rest_ends = 0.0  # monotonic seconds; 0 unless the last accept() failed
         self.running = True
         self.selector = DefaultSelector()
@@ -114,7 +113,7 @@ class EchoServer:
                 sock, address = listener.accept()
                 self.rest_ends = 0.0
                 self.admit(sock, format_address(address))
-        except (BlockingIOError, ConnectionAbortedError):  # no more, or one that has left already
+        except (BlockingIOError, ConnectionError):  # no more, or one that has left already
             pass
         except OSError as error:
             if not self.rest_ends:
@@ -182,7 +181,7 @@ SEVERAL = {"localhost": ("::1", "127.0.0.1"), "::": EVERY_INTERFACE, "*": EVERY_
 
 def set_options(sock: socket.socket) -> None:
     """Sets what a connection needs, as far as the system has it. With keepalive the kernel asks a
-    silent peer whether it is still there: one that was unplugged is gone after two minutes."""
+    silent peer whether it is there: one that was unplugged is gone after two to 20 minutes."""
     keepalive = {"TCP_KEEPIDLE": 60, "TCP_KEEPALIVE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
     with suppress(OSError):  # some systems refuse for a connection that was reset already
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -194,7 +193,7 @@ def set_options(sock: socket.socket) -> None:
 
 
 def find_addresses(host: str) -> list[tuple[int, Any]]:
-    """Returns the family and address of all that a host stands for, except those that this machine
+    """Returns the family and address of all that a host means, except those that this machine
     doesn't have, such as ::1 if IPv6 is switched off. Raises Failure."""
     found: list[tuple[int, Any]] = []
     try:
@@ -217,7 +216,7 @@ def open_listeners(hosts: Sequence[str], port: int, option: str = "--port") -> l
     """Returns non-blocking sockets that listen on `port` of every address of the hosts; 0 stands
     for one that is free on all of them. Raises Failure, which names the option for the port."""
     found = {one: host for host in hosts for one in find_addresses(host)}
-    # Where every interface is to be bound, no single one of that family can be.
+    # Where every interface is bound, none of its family can be bound too.
     whole = {family for family, address in found if address[0] in EVERY_INTERFACE}
     listeners: list[socket.socket] = []
     try:
@@ -268,7 +267,7 @@ class Failure(Exception):
 
 class LossyStream(io.TextIOBase):
     """Standard output or error that never waits for its reader: lines that aren't taken at once are
-    lost, and the next that can be written comes after one that says how many. The descriptor has to
+    lost, and the next one written follows a line that says how many. The descriptor has to
     stay a blocking one, as the shell shares it: so each write is small, and made only if there is
     room. Python's own stream would wait, and in the end make the exit status 120."""
 
@@ -308,20 +307,20 @@ def open_standard_streams() -> None:
 
 
 def open_log(verbose: bool) -> None:
-    """Starts the log, on standard error, each entry with its time in UTC, which makes no jump in
+    """Starts the log, on standard error, each entry with its time in UTC, which doesn't jump in
     spring and autumn. Systemd's journal has a time already (systemd.exec(5), JOURNAL_STREAM)."""
     error = os.fstat(2)
     in_journal = os.environ.get("JOURNAL_STREAM") == f"{error.st_dev}:{error.st_ino}"
     logging.Formatter.converter = time.gmtime
     form = "%(message)s" if in_journal else "%(asctime)s %(message)s"
     level = logging.DEBUG if verbose else logging.INFO
-    logging._srcfile = None  # nobody asks for the line of code, and to find it takes 3 us
+    logging._srcfile = None  # nobody needs the line of code, and finding it takes 3 us
     logging.basicConfig(format=form, datefmt="%Y-%m-%dT%H:%M:%SZ", level=level)
 
 
 def ending_signals() -> socket.socket:
-    """Returns a socket at which the signals that are to end the server arrive, as one more event
-    for the loop: a handler that raises would strike anywhere, between receiving and sending too."""
+    """Returns a socket on which the signals that end the server arrive, as one more event for the
+    loop: a handler that raises would strike anywhere, between receiving and sending too."""
     reader, writer = socket.socketpair()
     writer.setblocking(False)
     signal.set_wakeup_fd(writer.detach(), warn_on_full_buffer=False)  # open until the process ends
@@ -333,13 +332,14 @@ def ending_signals() -> socket.socket:
 
 def allow_descriptors(needed: int) -> int:
     """Raises the limit on open files to what is needed, or as far as it can be; returns that."""
-    with suppress(ImportError, OSError, ValueError):  # Windows has no limit, nor this module
+    with suppress(ImportError, OSError, ValueError):  # Windows has neither limit nor module
         import resource
 
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if 0 <= soft < needed:  # an infinite limit is -1, or very large
-            needed = needed if hard < 0 else min(needed, hard)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+            needed, wanted = soft, needed if hard < 0 else min(needed, hard)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            needed = wanted
     return needed
 
 
@@ -352,18 +352,18 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     example = "example: python3 echo_server.py --host :: -v (then: telnet HOST 7007)"
     parser = argparse.ArgumentParser(description=about, epilog=example, allow_abbrev=False)
     add = parser.add_argument
-    host = "listen on this name or address, can be repeated; :: is every interface, IPv4 too"
+    host = "listen on this name or address (repeatable); :: is every interface, IPv4 too"
     add("--host", action="append", help=f"{host} (default: localhost)")
     add("--port", type=int, default=PORT, help="0 takes a free one (default: %(default)s)")
-    most = "serve no more (default: %(default)s)"
+    most = "serve at most this many (default: %(default)s)"
     add("--max-clients", type=int, default=min(10_000, MOST_CLIENTS), help=most)
     add("-v", "--verbose", action="store_true", help="log each message too")
     add("--version", action="version", version=f"%(prog)s {VERSION}")
     args = parser.parse_args(argv)
     if not 0 <= args.port <= 65535:
-        parser.error(f"{args.port} is not a port; those go from 0 to 65535")
+        parser.error(f"{args.port} is not a port; ports are 0 to 65535")
     if not 0 < args.max_clients <= MOST_CLIENTS:
-        parser.error(f"--max-clients goes from 1 to {MOST_CLIENTS}")
+        parser.error(f"--max-clients must be 1 to {MOST_CLIENTS}")
     args.host = [host.strip("[]") for host in args.host or ["localhost"]]
     return args
 

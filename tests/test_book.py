@@ -47,7 +47,7 @@ def main():
     logging.basicConfig(level=logging.INFO)
     listener = socket.create_server(("127.0.0.1", 0))
     log.info("listening on 127.0.0.1:%d; join: nothing else", listener.getsockname()[1])
-    selector = selectors.DefaultSelector()
+    selector = DefaultSelector()
     membership = Membership(Room(), Clock())
     server = ChatServer(selector, membership, Door(membership, selector, listener))
     signals, stop = socket.socketpair()

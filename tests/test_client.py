@@ -888,7 +888,7 @@ def test_while_tls_has_to_send_nothing_else_is_waited_for() -> None:
     sock: Any = SimpleNamespace(recv=blocked)
     session = Session(Client(FakeConsole(), EchoProtocol()), sock)
     session.serve(EVENT_READ)
-    assert (session.events(), session.over) == (EVENT_WRITE, False)
+    assert (session.events(), session.lost) == (EVENT_WRITE, None)
     session.serve(EVENT_WRITE)
     assert session.events() == EVENT_READ
 
@@ -1567,8 +1567,8 @@ def test_where_to_connect(host: str, port: str | None, place: tuple[str, int]) -
     assert chat_client.host_and_port(host, port) == place
 
 
-NO_HOST = "is not a host; type it first, then the port"
-NO_NAME = "a name is text, and does not begin with a slash"
+NO_HOST = "is not a host; type the host, then the port"
+NO_NAME = "a name is text, without a slash first"
 
 
 @pytest.mark.parametrize(
@@ -1578,9 +1578,9 @@ NO_NAME = "a name is text, and does not begin with a slash"
         (["7100", "lab1"], f"7100 {NO_HOST}"),
         (["-p7100", "localhost"], "there is no option -p"),
         (["--host=lab1", "7100"], "there is no option --host"),
-        (["lab1", "seven"], "seven is not a port; those go from 0 to 65535"),
-        (["lab1:70000"], "70000 is not a port; those go from 0 to 65535"),
-        (["lab1:"], " is not a port; those go from 0 to 65535"),
+        (["lab1", "seven"], "seven is not a port; ports are 0 to 65535"),
+        (["lab1:70000"], "70000 is not a port; ports are 0 to 65535"),
+        (["lab1:"], " is not a port; ports are 0 to 65535"),
         ([":7007"], "no host is given"),
         ([""], "no host is given"),
         (["lab1:1", "2"], f"lab1:1 {NO_HOST}"),

@@ -429,7 +429,7 @@ def test_without_the_option_there_are_no_operators() -> None:
     assert hall.heard(bob) == ["Ann:  /op x"]
     room = Staffed()
     room.hear(1, "/help\n")
-    room.peers[1].read_until("* /op PASSWORD: be an operator, who can /kick NAME\n")
+    room.peers[1].read_until("* /op PASSWORD: be an operator; they can /kick NAME\n")
 
 
 def test_an_operator_who_leaves_is_none_any_more_and_may_remove_another() -> None:

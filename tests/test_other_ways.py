@@ -758,7 +758,7 @@ def test_client_where_one_side_alone_speaks_tls(
     "silent, message",
     [
         (False, "it closed the connection in the TLS handshake"),
-        (True, "no answer in TLS; does it speak it?"),
+        (True, "no answer in TLS; does it speak TLS?"),
     ],
 )
 def test_tls_client_where_nobody_speaks(listener: Listener, silent: bool, message: str) -> None:

@@ -825,7 +825,7 @@ def test_the_password_is_not_seen_when_the_connection_is_lost_meanwhile(
     window, server = play_door(terminal, listener)
     window.type("sec")
     server.close()
-    shown = window.expect("* not let in: the room waits no longer for the password")
+    shown = window.expect("* not let in: the room no longer waits for the password")
     window.type("ret\r")
     server = listener.accept()
     server.send("* password?\n")
