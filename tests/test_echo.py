@@ -236,7 +236,7 @@ def test_each_shortage_is_logged_once_and_newcomers_get_in_after_it(
 ) -> None:
     """Nobody leaves meanwhile, and nothing else wakes a server; whoever has left already is no
     shortage."""
-    accept, failing = socket.socket.accept, [errno.ECONNABORTED]
+    accept, failing = socket.socket.accept, [errno.ECONNABORTED, errno.ECONNRESET]
 
     def fail(listener: socket.socket) -> Any:
         if failing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import random
 import select
@@ -10,6 +11,7 @@ import signal
 import socket
 from collections import Counter
 from typing import Any
+from unittest import mock
 
 import pytest
 from browser import PING, masked
@@ -528,6 +530,50 @@ def test_whoever_leaves_and_reads_slowly_has_the_whole_farewell_for_it(inside: I
     now += 1.0
     server.turn(0.01)
     assert conn.state is State.CLOSED
+
+
+@pytest.mark.parametrize("pace, gets_all", [(PACE + 1024, True), (PACE // 2, False)])
+def test_whoever_has_left_and_takes_its_pace_gets_all(
+    inside: Inside, monkeypatch: pytest.MonkeyPatch, pace: int, gets_all: bool
+) -> None:
+    """What it hasn't read when it ends its stream can take it longer than a farewell."""
+    server = inside.server
+    conn, peer = inside.join()
+    room, taken = [0], []
+
+    def send_some(_: Connection, data: bytes) -> int:
+        taken.append(min(len(data), room[0]))
+        room[0] = 0
+        return taken[-1]
+
+    monkeypatch.setattr(Connection, "send", send_some)
+    inside.say(b"x" * 12 * PACE + b"\n")
+    peer.half_close()
+    wait_for_input(conn)
+    now = server.clock.now()
+    server.clock.monotonic = lambda: now
+    while conn.wants_write():
+        now += 0.5
+        room[0] = pace // 2
+        server.turn(0)
+    assert (sum(taken) == 12 * PACE + 1) == gets_all, "else it is closed before"
+
+
+@pytest.mark.parametrize("number", [errno.EPIPE, errno.ECONNRESET, errno.EPROTOTYPE])
+def test_what_was_said_before_its_end_is_heard_although_nothing_can_be_sent(
+    inside: Inside, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """EPROTOTYPE is what macOS says while a connection is being taken down."""
+    conn, peer = inside.join()
+    monkeypatch.setattr(socket.socket, "send", mock.Mock(side_effect=OSError(number, "gone")))
+    inside.say(b"to nobody\n")
+    assert conn in inside.server.room.members and not conn.reachable
+    peer.sock.sendall(b"last words\n")
+    wait_for_input(conn)
+    said: list[bytes] = []
+    inside.server.recorders.append(said.append)
+    inside.server.turn()
+    assert said == [b"last words\n"]
 
 
 def test_whoever_is_dismissed_is_told_why_although_its_own_end_has_come(inside: Inside) -> None:

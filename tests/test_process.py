@@ -24,6 +24,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 from starter import ROOT
@@ -535,6 +536,13 @@ def test_no_more_are_let_in_than_files_can_be_opened(
     """Else one host could take them all."""
     monkeypatch.setattr(chat_server, "allow_descriptors", lambda needed: min(needed, limit))
     assert chat_server.allow_members(10_000) == members
+
+
+def test_a_limit_that_cannot_be_raised_stays_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on macOS, which allows less than it says."""
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 2**63 - 1))
+    monkeypatch.setattr(resource, "setrlimit", mock.Mock(side_effect=ValueError))
+    assert chat_server.allow_descriptors(10_000) == 256
 
 
 @both_servers
