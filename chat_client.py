@@ -893,7 +893,7 @@ KEYS = {key: binding[:-1] for binding in BINDINGS for key in binding[-1].split("
 
 BREAK = "\n  "  # before the rows of a message after the first
 MAX_DRAWN = 1024  # bytes above the row that go to the terminal at once, or one whole line
-PACE_TIME = 0.5  # seconds without room for more after which a terminal's pace is known
+PACE_TIME = 0.5  # seconds without room for more after which a terminal's pace is known, at least
 FAST = 48 * 1024  # bytes a second at which a key is soon seen, whatever waits before it
 SLOW_TIME = 30.0  # seconds until a slow terminal may be faster
 HELD = 16 * 1024  # bytes that a system may hold for a terminal
@@ -1198,9 +1198,9 @@ class Terminal(Console):
         self.in_tmux = "TMUX" in os.environ and os.environ["TERM"].startswith(("screen", "tmux"))
         self.quiet_until = 0.0  # monotonic time before which no bell rings again
         self.pace = NEVER  # bytes a second that the terminal draws, while that is known
-        self.full_at = 0.0  # when it had no room last
-        self.full_since = 0.0  # and since when that was so again and again
-        self.taken = 0  # bytes that it has taken meanwhile
+        self.taken = 0  # bytes that it has taken in all
+        # When it had no room, again and again without being fast meanwhile, and what it had taken.
+        self.full: list[tuple[float, int]] = []
         self.width, self.height = 80, 24
         self.modes: list[Any] | None = None  # that it had, while we have it
         self.take_over()
@@ -1373,6 +1373,7 @@ class Terminal(Console):
             if self.above and self.rest not in self.timers:
                 self.draw_above()
             elif row == self.row:
+                self.full.clear()
                 return
             self.output += row.encode()
             self.row = row
@@ -1397,23 +1398,28 @@ class Terminal(Console):
         self.pace = NEVER
 
     def write(self, _: int = 0) -> None:
-        """Writes what the terminal takes. If it has no room for the rest, again and again for half
-        a second, what it took meanwhile tells its pace. If that is slow, what it holds is to be
-        drawn before more is drawn above the row, and it is not to fill again."""
+        """Writes what the terminal takes. If it has no room for the rest, three times in a row,
+        what it took meanwhile tells its pace. If that is slow, what it holds is to be drawn before
+        more is drawn above the row, and it is not to fill again."""
         before = len(self.output)
         super().write()
         self.taken += before - len(self.output)
-        if self.output:
-            now = time.monotonic()
-            if now - self.full_at > PACE_TIME / 2:  # it has had room, or was stopped
-                self.full_since, self.taken = now, 0
-            self.full_at = now
-            full_for = now - self.full_since
-            if full_for >= PACE_TIME and 0 < self.taken < FAST * full_for:
-                self.pace = 0.8 * self.taken / full_for  # it has room in steps of some 500 bytes
-                self.timers[self.rest] = now + HELD / self.pace
-                self.timers[self.forget_pace] = now + SLOW_TIME
-                self.full_since, self.taken = now, 0
+        if not self.output:
+            return
+        now = time.monotonic()
+        if self.full:
+            full_at, had_taken = self.full[-1]
+            if self.taken == had_taken:
+                return
+            if self.taken - had_taken >= FAST * (now - full_at):  # before that it was only stopped
+                self.full.clear()
+        self.full.append((now, self.taken))
+        full_since, had_taken = self.full[0]
+        if len(self.full) > 2 and now - full_since >= PACE_TIME:
+            self.pace = 0.8 * (self.taken - had_taken) / (now - full_since)  # it comes in steps
+            self.timers[self.rest] = now + HELD / self.pace
+            self.timers[self.forget_pace] = now + SLOW_TIME
+            self.full.clear()
 
 
 def open_console(plain: bool, timestamps: bool) -> Console:
