@@ -164,7 +164,11 @@ NO_TEXT = dict.fromkeys(
     [*range(9), *range(10, 32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
 )
 
-OPERATOR = re.compile(r"\s*/op\s+", re.IGNORECASE)  # then comes a password
+# What nobody sees before a slash, of either width: blanks, and format characters such as zero-width
+# spaces, which come with what is pasted.
+UNSEEN = r"[\s\xad\u115f\u1160\u180e\u200b-\u200f\u2060-\u2064\u2800\u3164\ufeff\uffa0]*"
+COMMAND = re.compile(UNSEEN + r"[/\uff0f](?![/\uff0f])(.*)", re.DOTALL)
+OPERATOR = re.compile(UNSEEN + r"[/\uff0f]op\s+", re.IGNORECASE)  # then comes a password
 
 
 def without_mark(start: bytes) -> bytes:
@@ -204,8 +208,8 @@ class Line(NamedTuple):
     def command(self) -> str:
         """The text from its slash on, if it begins with one, and not with the two of a message. A
         blank before a command makes no message of it."""
-        text = self.text.lstrip()
-        return text if text.startswith("/") and not text.startswith("//") else ""
+        found = COMMAND.match(self.text)
+        return f"/{found[1]}" if found else ""
 
 
 class Phase(enum.Enum):
@@ -233,6 +237,7 @@ PRIVATE = " (private)"
 WELCOME = "Welcome to the chatroom!"
 PASSWORD_QUESTION = "* password?"
 WRONG_PASSWORD = "* wrong password"
+LEFT_OUT = "a line was too long"
 PONG = "* pong"
 YOU_ARE_OUT = re.compile(r"\* you were removed by an operator; come back in \d+ min")
 BAD_NAME = re.compile(r"\* (a name .*): /name NAME")  # no name has a colon, so none looks like it
@@ -244,12 +249,13 @@ NAME = re.compile(
 )
 NEWS = re.compile(rf"\* ({NAME.pattern}) (joined|left|was removed|is now ({NAME.pattern}))")
 HERE = re.compile(r"\* here: (?:\d+ unnamed|(.+?)(?: and \d+ unnamed)?)")
+UNCOUNTED = re.compile("[-.' :\u2018\u2019\u02bb\u02bc\u200c\u200d]")  # counts for nothing in a name
 MESSAGE_FOR = re.compile(r"/msg\s+([^:]*[^:\s])\s*:\s*(.*\S)\s*")
 
 
 def folded(name: str) -> str:
     """Returns what is the same for all ways to write a name that a room takes for the same."""
-    return unicodedata.normalize("NFKC", name).strip().casefold()
+    return UNCOUNTED.sub("", unicodedata.normalize("NFKC", name).casefold())
 
 
 class ChatProtocol:
@@ -278,7 +284,8 @@ class ChatProtocol:
         self.to_show: list[str] = []  # lines
         self.accepts_input = False  # it can be told what was typed
         self.calls_user = False  # somebody has said the user's name, or something in private
-        self.refused = False  # a command was, as there was no room to do it
+        self.answers = False  # the other side does, as only a room can, and not just greet like one
+        self.refused = ""  # why something that was typed was not sent, if there was such
         self.why = ""  # what to tell the user if it ends before we are let in, as far as we know
         self.requested = ""  # a name that the room was asked for, until it answers
         self.names: dict[str, None] = {}  # that were seen here, the latest last
@@ -361,6 +368,7 @@ class ChatProtocol:
         question = "/who" if here else "/ping" if line == PONG else ""
         hidden = question in self.unseen or line == f"* you are {self.name}"
         self.unseen.discard(question)
+        self.answers = self.answers or hidden
         if here:
             for name in [*filter(NAME.fullmatch, (here[1] or "").split(", ")), *self.names]:
                 self.remember(name)  # the latest last: who spoke is likelier to be meant
@@ -368,6 +376,8 @@ class ChatProtocol:
             self.hear_news(news[1], news[2], news[3] or "")
         elif YOU_ARE_OUT.fullmatch(line):
             raise Failure(line[2:])
+        elif line.startswith("* too long:"):
+            self.refused = LEFT_OUT
         elif self.requested:
             self.hear_answer(line)
         if not hidden:
@@ -388,6 +398,7 @@ class ChatProtocol:
         elif is_taken or bad:
             self.wanted = self.name
             self.requested = ""
+        self.answers = self.answers or is_taken or bool(bad)
         self.accepts_input = self.accepts_input or not self.requested
 
     def hear_news(self, name: str, what: str, now: str) -> None:
@@ -398,7 +409,7 @@ class ChatProtocol:
             self.follow(folded(name), now)
         lacks_it = folded(self.wanted) not in (folded(self.name), folded(now))
         is_free = what in ("left", f"is now {now}") and folded(name) == folded(self.wanted)
-        if is_free and lacks_it and not self.requested:
+        if is_free and lacks_it and folded(self.requested) != folded(self.wanted):
             self.request_name(self.wanted)
 
     def follow(self, before: str, now: str) -> None:
@@ -446,9 +457,9 @@ class ChatProtocol:
         """Takes a line from the user."""
         assert self.accepts_input
         text = line.text.lstrip()
-        if line.command and self.phase is not Phase.IN_ROOM:
-            self.refused = True
-            why = "no chat room has answered; //TEXT says /TEXT"
+        if line.command and not (self.answers and self.phase is Phase.IN_ROOM):
+            self.refused = "no chat room has answered"
+            why = f"{self.refused}; //TEXT says /TEXT"
             self.to_show.append(f"* not sent: {masked(line.command)} ({why})")
         elif line.command and line.alone:
             self.submit_command(line.command)
@@ -893,7 +904,7 @@ KEYS = {key: binding[:-1] for binding in BINDINGS for key in binding[-1].split("
 
 BREAK = "\n  "  # before the rows of a message after the first
 MAX_DRAWN = 1024  # bytes above the row that go to the terminal at once, or one whole line
-PACE_TIME = 0.5  # seconds without room for more after which a terminal's pace is known, at least
+PACE_TIME = 0.25  # seconds between two looks at what a terminal without room has taken, at least
 FAST = 48 * 1024  # bytes a second at which a key is soon seen, whatever waits before it
 SLOW_TIME = 30.0  # seconds until a slow terminal may be faster
 HELD = 16 * 1024  # bytes that a system may hold for a terminal
@@ -1011,6 +1022,7 @@ class Console:
         self.framer = LineFramer(MAX_LINE)
         self.at_start = True  # of the input
         self.ended = False  # nothing more will be typed
+        self.left_out = ""  # why something that was typed can't be sent, if there was such
         self.typed: deque[Line] = deque()  # lines that nobody has taken yet
         self.doubtful: list[str] = []  # lines of which nobody knows whether they have arrived
         self.screen = screen  # the descriptor that is written to
@@ -1061,6 +1073,7 @@ class Console:
         for line in chunk.split(b"\n")[:-1]:
             if line == SKIPPED:
                 self.show(TOO_LONG)
+                self.left_out = LEFT_OUT
             else:
                 self.typed.append(Line(terminal_text(line)))
 
@@ -1068,7 +1081,7 @@ class Console:
         """Returns the next line that was typed."""
         line = self.typed.popleft()
         if self.at_prompt and not self.attended:  # a terminal would have shown it
-            self.output += f"{line.text}\n".encode()
+            self.output += f"{masked(line.text)}\n".encode()
         self.at_prompt = False
         return line
 
@@ -1095,6 +1108,14 @@ class Console:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def forget_typed(self, kept: int) -> None:
+        """Drops the lines that were typed after so many others, while a password was checked that
+        was wrong: one may be the right one, and would be said to everyone."""
+        if len(self.typed) > kept:
+            self.show(f"* not sent, as it may be the password: lines: {len(self.typed) - kept}")
+        while len(self.typed) > kept:
+            self.typed.pop()
 
     def wants_to_leave(self) -> bool:
         """Says whether the user wants to go now, and not only when all that was typed is said."""
@@ -1337,6 +1358,10 @@ class Terminal(Console):
             self.status = prompt
         return None
 
+    def forget_typed(self, kept: int) -> None:
+        super().forget_typed(kept)
+        self.line.drop()  # as half of the password would be the start of a message
+
     def wants_to_leave(self) -> bool:
         return self.ended or any(line.leaves for line in self.typed)
 
@@ -1404,19 +1429,17 @@ class Terminal(Console):
         before = len(self.output)
         super().write()
         self.taken += before - len(self.output)
-        if not self.output:
-            return
         now = time.monotonic()
-        if self.full:
-            full_at, had_taken = self.full[-1]
-            if self.taken == had_taken:
-                return
-            if self.taken - had_taken >= FAST * (now - full_at):  # before that it was only stopped
-                self.full.clear()
-        self.full.append((now, self.taken))
-        full_since, had_taken = self.full[0]
-        if len(self.full) > 2 and now - full_since >= PACE_TIME:
-            self.pace = 0.8 * (self.taken - had_taken) / (now - full_since)  # it comes in steps
+        full_at, had_taken = self.full[-1] if self.full else (0.0, -1)
+        if not self.output or now - full_at < PACE_TIME or self.taken == had_taken:
+            return
+        self.full = [*self.full[-2:], (now, self.taken)]
+        times = zip(self.full, self.full[1:])
+        paces = [(taken - had) / (later - earlier) for (earlier, had), (later, taken) in times]
+        if paces and paces[-1] >= FAST:  # before that it was only stopped
+            del self.full[:-1]
+        elif len(paces) == 2:
+            self.pace = 0.8 * max(paces)  # it has room in steps, and may have been stopped once
             self.timers[self.rest] = now + HELD / self.pace
             self.timers[self.forget_pace] = now + SLOW_TIME
             self.full.clear()
@@ -1481,6 +1504,7 @@ LINGER = 1.0  # seconds at least for the server to close after the user has left
 MAX_WAITING = 64 * 1024  # bytes that wait for a slow reader before we stop reading the other side
 QUIET_TIME = 60.0  # seconds after which a room that is silent is asked whether it is there
 LOST_TIME = 15.0  # seconds in which a room that was asked something has to be heard of
+STEADY_TIME = 5.0  # seconds after which a connection is one that lasts
 RETRY_DELAYS = (1, 30)  # seconds until the next try to connect again: doubled from the first on
 
 SIOCOUTQ = 0x5411 if sys.platform == "linux" else 0  # bytes that the peer has yet to acknowledge
@@ -1519,6 +1543,7 @@ class Client:
         self.trouble = ""  # the last that the user was told; none while there is a connection
         self.doing = ""  # what the user sees while there is no connection
         self.patience = ANSWER_TIME  # seconds to wait for the server's answer
+        self.unasked = 0  # lines that had been typed when the user gave a password
 
     def run(self) -> None:
         """Connects and talks until the user leaves. Raises Failure, and KeyboardInterrupt if the
@@ -1566,6 +1591,7 @@ class Client:
             password = self.console.ask_secret("password: ")
             if password is not None:
                 self.protocol.give_password(password)
+                self.unasked = len(typed)
 
     def tell_lost(self, failure: Disconnected) -> None:
         """Tells the user that there is no connection, unless that is known, and what became of the
@@ -1578,6 +1604,8 @@ class Client:
         if why != self.trouble or asked_again:
             console.show(f"* {why}")
         self.trouble = why
+        if asked_again:
+            console.forget_typed(self.unasked)
         if console.doubtful:
             console.show(f"* {IN_DOUBT}:")
         for line in console.doubtful:
@@ -1615,12 +1643,17 @@ class Client:
             if console.interactive and console.wants_to_leave():
                 longer = LINGER if console.unsent() else 0.0
                 self.timers.setdefault(self.leave, time.monotonic() + longer)
-            unsent = f", lines that wait: {len(console.unsent())}" if console.unsent() else ""
-            console.status = f"({self.doing}{unsent}) "
+            self.tell_doing(self.doing)
             self.turn(*files)
         for action in (self.stop_waiting, self.leave):
             self.timers.pop(action, None)
         return bool(came)
+
+    def tell_doing(self, doing: str) -> None:
+        """Shows the user what keeps them waiting, unless that is their own answer."""
+        if not self.protocol.wants_password:
+            unsent = len(self.console.unsent())
+            self.console.status = f"({doing}{f', lines that wait: {unsent}' if unsent else ''}) "
 
     def stop_waiting(self) -> None:
         """What was waited for has not come in time."""
@@ -1726,6 +1759,7 @@ class Session:
         self.protocol = client.protocol
         self.sock = sock
         self.framer = LineFramer(MAX_LINE)
+        self.began = time.monotonic()
         # What the user has to be told of the connection before doesn't keep us from this one.
         self.max_waiting = MAX_WAITING + self.console.waiting()
         self.lost: str | None = None  # why it is over, "" if as it should be; None while it isn't
@@ -1748,6 +1782,7 @@ class Session:
         self.timers[self.stop_waiting] = time.monotonic() + max(least, self.client.patience)
         self.console.candidates = self.protocol.candidates
         self.console.prompt, self.console.status = self.protocol.prompt, ""
+        self.expect_answer()
         try:
             while self.lost is None:
                 self.forward_typed()
@@ -1756,18 +1791,19 @@ class Session:
                 self.see_off()
                 self.client.turn((self.sock, self.events(), self.serve))
         finally:
-            for action in (self.stop_waiting, self.end, self.lose):
+            for action in (self.stop_waiting, self.give_up, self.lose):
                 self.timers.pop(action, None)
             self.show()
             self.close_ledger()
         self.raise_failure()
 
     def settle(self) -> None:
-        """The connection is one that lasts, to one of our rooms or else for a while already."""
+        """There is a connection, to one of our rooms or else for a while already."""
         if self.client.trouble:
             self.console.show("* connected again")
         self.client.trouble = ""
-        self.client.delay = RETRY_DELAYS[0]
+        if time.monotonic() > self.began + STEADY_TIME:
+            self.client.delay = RETRY_DELAYS[0]
 
     def raise_failure(self) -> None:
         """Raises what has gone wrong, if anything has."""
@@ -1782,8 +1818,9 @@ class Session:
             raise disconnected(f"lost the connection: {self.lost}")
         if in_vain:
             raise Failure("left before everything had arrived")
-        if protocol.refused and not console.attended:
-            raise Failure("not everything was sent, as no chat room has answered")
+        refused = protocol.refused or console.left_out
+        if refused and not console.attended:
+            raise Failure(f"not everything was sent: {refused}")
 
     # What was said
 
@@ -1795,16 +1832,19 @@ class Session:
             self.expect_answer()
 
     def expect_answer(self) -> None:
-        """Begins the time anew in which a room has to be heard of."""
-        if self.protocol.phase is Phase.IN_ROOM:
-            seconds = LOST_TIME if self.asked else QUIET_TIME
+        """Begins the time anew in which a room has to be heard of, unless it waits for the user."""
+        protocol = self.protocol
+        self.timers.pop(self.lose, None)
+        if protocol.was_room and not protocol.wants_password and protocol.phase is not Phase.RELAY:
+            may_be_quiet = protocol.phase is Phase.IN_ROOM and not self.asked
+            seconds = QUIET_TIME if may_be_quiet else LOST_TIME
             self.timers[self.lose] = time.monotonic() + seconds
 
     def lose(self) -> None:
         """The room is silent: asks whether it is there; if that was asked, it isn't."""
         if not self.can_read():  # the silence is ours
             self.expect_answer()
-        elif self.asked or self.stream_ended:
+        elif self.asked or self.stream_ended or self.protocol.phase is not Phase.IN_ROOM:
             self.end(f"no answer for {LOST_TIME:.0f} s")
         else:
             self.ask()
@@ -1848,13 +1888,15 @@ class Session:
                 self.left = console.ended and console.attended  # Ctrl-D
                 break
             line = console.take()
-            self.timers.pop(self.end, None)
+            self.timers.pop(self.give_up, None)
             if line.leaves:
                 self.left = True
                 console.typed.clear()
                 console.echo_typed((protocol.prompt if protocol.is_echo else "") + line.text)
             else:
                 self.forward(line)
+        if protocol.was_room and protocol.phase in (Phase.WAITING, Phase.AT_DOOR):
+            self.client.tell_doing("waiting for the room")
 
     def forward(self, line: Line) -> None:
         """Lets the protocol have a line, and the user see it."""
@@ -1880,13 +1922,15 @@ class Session:
         no_more = self.left or (console.ended and not console.typed)
         if no_more and protocol.accepts_input and not (protocol.outgoing or self.stream_ended):
             self.stream_ended = True
-            self.timers.pop(self.end, None)
+            self.timers.pop(self.give_up, None)
             with suppress(OSError):
                 # The plain socket's: after that of TLS nothing that still comes would be decrypted.
                 socket.socket.shutdown(self.sock, socket.SHUT_WR)
         if self.left or console.wants_to_leave():
-            linger = max(LINGER, self.client.patience)
-            self.timers.setdefault(self.end, time.monotonic() + linger)
+            is_due = protocol.outgoing or (self.said and protocol.phase is Phase.IN_ROOM)
+            is_slow = is_due and not console.attended  # a script has time
+            linger = LOST_TIME if is_slow else max(LINGER, self.client.patience)
+            self.timers.setdefault(self.give_up, time.monotonic() + linger)
 
     def stop_waiting(self) -> None:
         """What was waited for may never come: an answer, or the end of a line."""
@@ -1954,11 +1998,16 @@ class Session:
         size = self.sock.send(self.protocol.outgoing)
         del self.protocol.outgoing[:size]
         self.sent += size
-        self.timers.pop(self.end, None)
-        self.expect_answer()
+        self.timers.pop(self.give_up, None)
+        if self.protocol.outgoing or self.lose not in self.timers:
+            self.expect_answer()  # else that only shows that our own system has room
 
-    def end(self, lost: str = "") -> None:
-        """It is over: `lost` says why, or else whoever wants to go has waited long enough."""
+    def give_up(self) -> None:
+        """Whoever wants to go has waited long enough. A room confirms what it has heard."""
+        self.end("no answer" if "/ping" in self.protocol.unseen else "")
+
+    def end(self, lost: str) -> None:
+        """It is over: `lost` says why, if that is not as it should be."""
         self.lost = lost
 
     def receive(self, data: bytes) -> None:
@@ -2015,9 +2064,10 @@ class Output(io.TextIOBase):
         self.descriptor = descriptor
 
     def write(self, text: str) -> int:
-        with suppress(OSError):
-            if ONLY_SOCKETS or is_ready(self.descriptor, EVENT_WRITE):
-                os.write(self.descriptor, text.encode("utf-8", "backslashreplace"))
+        data = text.encode("utf-8", "backslashreplace")
+        with suppress(OSError):  # a small piece has room where anything has
+            while data and (ONLY_SOCKETS or is_ready(self.descriptor, EVENT_WRITE, 0.1)):
+                data = data[os.write(self.descriptor, data[:128]) :]
         return len(text)
 
 
@@ -2103,7 +2153,7 @@ def host_name(text: str) -> str:
 
 def port_number(text: str) -> int:
     """Returns the number. Raises ArgumentTypeError, which argparse shows."""
-    if not text.isdecimal() or int(text) > 65535:
+    if not re.fullmatch("[0-9]{1,9}", text) or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"{text} is not a port; ports are 0 to 65535")
     return int(text)
 
@@ -2125,7 +2175,7 @@ def host_and_port(host: str, port: str | None) -> tuple[str, int]:
     if not colon or port is not None or (":" in name and not name.endswith("]")):
         name, joined = host, str(PORT) if port is None else port
     name = host_name(name)
-    is_port = name.isdecimal() and int(name) <= 65535
+    is_port = re.fullmatch("[0-9]{1,9}", name) and int(name) <= 65535
     if is_port or not name.isprintable() or re.search(r"[][\s/@\\]|^[^:]*:[^:]*$|^$", name):
         raise argparse.ArgumentTypeError(f"{host} is not a host; type the host, then the port")
     return name, port_number(joined)

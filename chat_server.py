@@ -3968,7 +3968,7 @@ def web_host(text: str) -> str:
 
 def port_number(text: str) -> int:
     """Returns the number. Raises ArgumentTypeError, which argparse shows."""
-    if not text.isdecimal() or int(text) > 65535:
+    if not re.fullmatch("[0-9]{1,9}", text) or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"{text} is not a port; ports are 0 to 65535")
     return int(text)
 

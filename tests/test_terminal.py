@@ -608,8 +608,7 @@ def untaken() -> chat_client.Terminal:
     console.line, console.secret, console.width = chat_client.Editor(), None, 80
     console.painter = chat_client.Painter(False, False)
     console.pace = float("inf")
-    console.full_at = console.full_since = 0.0
-    console.taken, console.screen = 0, -1
+    console.full, console.taken, console.screen = [], 0, -1
     return console
 
 
