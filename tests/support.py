@@ -728,6 +728,11 @@ class Terminal:
         before, _, self.shown = self.shown.partition(text)
         return before
 
+    def answer(self, question: str, keys: str) -> None:
+        """Waits until the question is shown, and types."""
+        self.expect(question)
+        self.type(keys)
+
     def read(self, timeout: float) -> str:
         """Returns what is shown next, with \\n for the terminal's \\r\\n; nothing at the end."""
         if not select.select([self.master], [], [], max(0.0, timeout))[0]:

@@ -387,8 +387,7 @@ def test_terminal_is_given_back_as_it_was(listener: Listener, terminal: Run, way
     else:
         os.kill(pid, signal.SIGSTOP)
         os.kill(pid, signal.SIGCONT)
-        window.expect("\x1b[?2004h")
-        window.type("\x03\x03")
+        window.answer("\x1b[?2004h", "\x03\x03")
     window.expect("\x1b[?2004l")
     window.expect(f"status {status}")
     assert modes(window) == before
@@ -417,8 +416,7 @@ def test_closed_window_ends_the_client(play: Play) -> None:
 def test_a_paste_ends_after_a_silence(in_room: Talk) -> None:
     window, server = in_room
     window.type("\x1b[200~cut off")
-    window.expect("cut off")
-    window.type("\r")
+    window.answer("cut off", "\r")
     server.expect("John: cut off\n")
 
 
@@ -426,8 +424,7 @@ def test_a_paste_ends_after_a_silence(in_room: Talk) -> None:
 def test_whoever_leaves_at_once_has_said_all(room: Server, terminal: Run, keys: str) -> None:
     ann = room.join("Ann")
     window = terminal(*CLIENT, "localhost", str(room.port))
-    window.expect("name: ")
-    window.type(f"John\rbye\r{keys}")
+    window.answer("name: ", f"John\rbye\r{keys}")
     ann.expect("* John joined\n", "John: bye\n", "* John left\n")
     assert window.wait() == 0
 
@@ -492,8 +489,7 @@ def test_lines_outlive_a_connection_that_breaks(listener: Listener, play: Play) 
         window.expect(line[:10])
     server.reset()
     window.expect("* lost the connection: ")
-    window.expect("* what you said last may not have arrived:")
-    window.type("meanwhile\r")
+    window.answer("* what you said last may not have arrived:", "meanwhile\r")
     server = listener.accept()
     welcome(server)
     told = re.findall(r"\*   <(\d+)>x+", window.expect("* connected again"))
@@ -689,8 +685,7 @@ def test_lines_typed_before_the_question_are_said_behind_the_door(play: Play) ->
     window, server = play(client=PLAIN)
     window.type("one\ntwo\n")
     server.send("* password?\n")
-    window.expect("password: ")
-    window.type("secret\n")
+    window.answer("password: ", "secret\n")
     server.expect("secret\n")
     welcome(server)
     said = [line for line in iter(server.line, b"John: two\n") if line.startswith(b"John")]
@@ -702,10 +697,8 @@ def test_half_a_line_is_no_password(play: Play) -> None:
     window.type("half")
     window.expect("half")
     server.send("* password?\n")
-    window.expect("(finish this line, then the password)")
-    window.type(" a line\r")
-    window.expect("password: ")
-    window.type("secret\r")
+    window.answer("(finish this line, then the password)", " a line\r")
+    window.answer("password: ", "secret\r")
     server.expect("secret\n")
     welcome(server)
     server.expect("John: half a line\n")
