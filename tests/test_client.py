@@ -51,19 +51,7 @@ from support import (
 )
 
 import chat_client
-from chat_client import (
-    MAX_LINE,
-    MAX_WAITING,
-    NEVER,
-    TOO_LONG,
-    ChatProtocol,
-    Client,
-    Disconnected,
-    EchoProtocol,
-    Failure,
-    Line,
-    Session,
-)
+from chat_client import MAX_LINE, MAX_WAITING, TOO_LONG, ChatProtocol, Client, EchoProtocol, Line
 
 # Every moment at which something can be said
 
@@ -330,7 +318,7 @@ class Conversation:
                 return
             except KeyboardInterrupt:
                 pass
-            except Failure as failure:
+            except chat_client.Failure as failure:
                 ending = str(failure)
             finally:
                 for network in self.networks:
@@ -342,7 +330,7 @@ class Conversation:
         """Stands in for the client's connecting: later it succeeds as the script says."""
         if self.step and self.step[0] not in "=?<-":
             self.tried.append(self.now)
-            raise Disconnected("nobody there")
+            raise chat_client.Disconnected("nobody there")
         self.networks.append(Network())
         return self.networks[-1]
 
@@ -351,7 +339,7 @@ class Conversation:
         _, events, handle = more[0] if more else (None, 0, lambda _: None)
         if events & EVENT_WRITE and self.networks[-1].room:
             handle(EVENT_WRITE)
-        elif min(self.client.timers.values(), default=NEVER) > self.now:
+        elif min(self.client.timers.values(), default=chat_client.NEVER) > self.now:
             self.check()
             if not self.steps:
                 raise Told
@@ -412,465 +400,406 @@ def converse(script: str) -> Conversation:
 
 
 LETTERS = "x" * 31
-CONVERSATIONS = {
-    "a message has the name before it, and two slashes are one, but not in a block": """
-        ~ 0.5
-        : Hi                                + John: Hi
-        :
-        :   indented   + John:   indented
-        : //shrug                           + John: /shrug
-        ; //shrug                           + John: //shrug
-    """,
-    "a blank makes no message of a command": """
-        @
-        :  /msg Ann: psst                   > /msg Ann: psst   | to Ann (private): psst
-        :   //shrug   + John: /shrug
-    """,
-    "a server that drips keeps nobody waiting": """
-        : hi
-        - * no welcome
-        ~ 0.3
-        - * no welcome
-        ~ 0.3
-        | * no welcome
-        | * no welcome
-        + John: hi
-    """,
-    "nor does it where there is no room": """
-        < Ann: hi
-        : \t/op psst
-        | * not sent: /op **** (no chat room has answered; //TEXT says /TEXT)
-        ;  / psst
-        | * not sent: / psst (no chat room has answered; //TEXT says /TEXT)
-    """,
-    "a room may never answer": """
-        : hi
-        & John
-        < * Ann joined
-        ~ 0.5                               + John: hi
-    """,
-    "a taken name gets an underscore, and is not too long then": f"""
-        $ {LETTERS}x
-        & {LETTERS}x
-        < * {LETTERS}x is taken             > /name {LETTERS}_
-        : hi
-        < * you are {LETTERS}_              + {LETTERS}_: hi
-    """,
-    "asking for names comes to an end": f"""
-        $ {LETTERS}_
-        & {LETTERS}_
-        < * {LETTERS}_ is taken
-        : hi                                + {LETTERS}_: hi
-    """,
-    "a name that is none is forgotten": """
-        $ a:b
-        & a:b
-        : hi
-        < * a name has no colon in it joined
-        < * a name has no colon in it: /name NAME   + a:b: hi
-        : /name Ann                         > /name Ann
-        < * a name has letters and digits in it: /name NAME
-        : ho                                + a:b: ho
-    """,
-    "a name that was refused is not asked for again": """
-        @
-        : /name a:b                         > /name a:b
-        < * a name has letters and digits in it: /name NAME
-        - * pong
-        x                                   | * lost the connection: the server closed it
-        =
-        &= John
-    """,
-    "a new name is followed": """
-        @
-        : /name Jim                         > /name Jim
-        : hi
-        < * you are Jim                     + Jim: hi
-    """,
-    "only the answer to one's own question is one's name": """
-        @
-        < * you are Bob joined
-        < * you are Bob
-        : /nick Zoe                         > /name Zoe
-        : hi
-        < * John is now Zoe is taken
-        < * the room is closing
-        < * Zoe is taken                    > /name Zoe_
-        < * you are Zoe_                    + Zoe_: hi
-        : /name                             > /name
-        : ho                                + Zoe_: ho
-    """,
-    "no name is asked for before the last question is answered": """
-        && John
-        : /name Jim                         > /name Jim
-        < * Jim left
-        < * John left
-        < * you are Jim
-        : hi                                + Jim: hi
-    """,
-    "somebody may be faster to take the name": """
-        && John
-        < * John left                       > /name John
-        < * John is taken                   > /name John_
-        - * you are John_
-        : /name Jim                         > /name Jim
-        < * you are Jim
-        < * John left
-    """,
-    **{
-        f"the wanted name is taken when it is free, but not by removal: {freed}": f"""
-        && John
-        < * Johnny left
-        < * John_ is now John_
-        < * John is now JOHN
-        < * John was removed
-        < Ann: * John left
-        < {freed}                           > /name John
-        : hi
-        < * you are John                    + John: hi
-        < {freed}
-    """
-        for freed in ("* John left", "* JOHN left", "* John is now Bob")
-    },
-    "a relay may say what a room says": """
-        < Ann: hi
-        < Welcome to the chatroom!
-        < * password?
-        < * you are somebody else
-        : hi                                + John: hi
-    """,
-    "a late welcome is a welcome": """
-        ~ 0.5
-        : hi                                + John: hi
-        & John
-    """,
-    "a password is given once, and only where it is asked for first": """
-        $ Ann secret
-        : hi
-        - * password?                       > secret
-        ~ 10
-        < * password?
-        =
-        < Bob: hi                           + Ann: hi
-        < * password?
-    """,
-    "what was said before a late question is not the password": """
-        $ Ann secret
-        ~ 5
-        / 11
-        : hi                                + Ann: hi
-        : there                             > Ann   | Ann: there
-        - * password?
-        | * not let in: the room asked late for its password   (hi)   (there)
-    """,
-    "a wrong password is asked for again": """
-        $ Ann wrong
-        - * password?                       > wrong
-        < * wrong password
-        ? \ufeffright
-        =
-        - * password?                       > right
-    """,
-    "what outlives a connection": """
-        - * password?
-        ? secret                            > secret
-        & John
-        - * you are John
-        : /name Jim                         > /name Jim
-        < * you are Jim
-        - * pong
-        x                                   | * lost the connection: the server closed it
-        : hi
-        =
-        ~ 5
-        - * password?                       > secret
-        &= Jim
-        < * Jim is taken                    > /name Jim_
-        < * you are Jim_                    + Jim_: hi
-        - * pong
-        x reset                             | * lost the connection: reset
-        =
-        - * password?                       > secret
-        &= Jim
-    """,
-    "whoever is ignored is not heard, under another name and over a new connection": """
-        @
-        : /ignore                           | * ignored: nobody
-        : /ignore  Ann                      | * what Ann says is hidden; /ignore Ann shows it again
-        - Ann: John!
-        - ANN (private): John!
-        < Bob: hi
-        < * Ann is now Zoe
-        - Zoe: John
-        < Anna: hi
-        x                                   | * lost the connection: the server closed it
-        =
-        @
-        - ann: hi
-        : /ignore                           | * ignored: Ann, Zoe
-        : /ignore ANN                       | * what ANN says is shown again
-        : /ignore zoe                       | * what zoe says is shown again
-        < Ann: hi
-    """,
-    "help tells of what the client does itself": """
-        @
-        : /help                             > /help
-        | * /ignore NAME: hide what NAME says, or show it again
-    """,
-    "what one says in private looks private": """
-        @
-        : /msg  Ann Lee :  a: b             > /msg  Ann Lee :  a: b   | to Ann Lee (private): a: b
-        : /msg Ann                          > /msg Ann
-        : /msg Ann:                         > /msg Ann:
-        : /msg : x                          > /msg : x
-    """,
-    "only the answers to questions of our own are hidden": """
-        & John
-        - * you are John
-        - * here: John and 2 unnamed
-        : /who                              > /who
-        < * here: John
-        - * pong
-        : /ping                             > /ping   > /ping
-        - * pong
-        < * pong
-    """,
-    "what a room has heard is known": """
-        @
-        : one                               + John: one   > /ping
-        : /msg Ann: psst                    > /msg Ann: psst   | to Ann (private): psst
-        - * pong                            > /ping
-        - * pong
-        : two                               + John: two
-        < Ann: hi
-        x reset                             | * lost the connection: reset   (two)
-        =
-        @
-        x                                   | * lost the connection: the server closed it
-    """,
-    "a relay that speaks has read what was sent": """
-        < a relay
-        / 15
-        : one                               + John: one
-        : two                               > John:   | John: two
-        < Ann: hi
-        x                                   | * lost the connection: the server closed it   (two)
-    """,
-    "a quiet room is asked whether it is there": """
-        @
-        ~ 59
-        ~ 1                                 > /ping
-        - * pong
-        ~ 59
-        ~ 1                                 > /ping
-        ~ 14
-        ~ 1                                 | * lost the connection: no answer for 15 s
-    """,
-    "a room that is asked and silent is lost": f"""
-        @
-        ~ 59
-        : one                               + John: one   > /ping
-        ~ 14
-        < Ann: hi
-        ~ 14
-        < Ann: ho
-        - * pong
-        ~ 59
-        : two                               + John: two   > /ping
-        # {MAX_WAITING}
-        ~ 30
-        # 0
-        ~ 30                                | * lost the connection: no answer for 15 s   (two)
-    """,
-    "what was said to a server that vanishes is told, and what it got nothing of waits": """
-        < a relay
-        / 15
-        : one                               + John: one
-        : two                               > John:   | John: two
-        : three                             | John: three
-        x reset                             | * lost the connection: reset   (one)   (two)
-        : four
-        =
-        < a relay                           + John: three   + John: four
-        x                                   | * lost the connection: the server closed it   (three)   (four)
-    """,
-    "whoever wants out is kept no longer by what the server asks": """
-        / 0
-        : exit
-        < Welcome to the chatroom!
-        ~ 0.4
-        < * John is taken
-        ~ 0.4
-        < * John_ is taken
-        ~ 0.4                               ! left before everything had arrived
-    """,
-    "whoever leaves has time as long as something goes out": """
-        < a relay
-        / 0
-        : last words                        | John: last words
-        : exit
-        ~ 0.9
-        / 4                                 > John
-        ~ 0.9
-        / 8                                 > : last w
-        ~ 0.9
-        / 5                                 > ords
-        ~ 0.9
-        ~ 0.1                               ! left
-    """,
-    "whoever leaves has that time from the moment at which the last line could go out": """
-        & John
-        / 0
-        : last words
-        : exit
-        ~ 0.5                               | John: last words
-        ~ 0.9
-        ~ 0.1                               ! left before everything had arrived
-    """,
-    "the end of our stream is nothing that was said": """
-        < a relay
-        : one                               + John: one
-        : exit
-        * 1
-        ~ 1                                 ! left
-    """,
-    "what nobody has acknowledged may not have arrived": """
-        < a relay
-        : one                               + John: one
-        : exit
-        * 2
-        ~ 1                                 ! left before everything had arrived
-    """,
-    "what a relay says shows nothing of what has yet to reach it": """
-        < a relay
-        : one                               + John: one
-        : two                               + John: two
-        * 10
-        < Ann: hi
-        x reset                             | * lost the connection: reset   (two)
-    """,
-    "whoever takes a name after somebody ignored is heard": """
-        @
-        : /ignore Mal                       | * what Mal says is hidden; /ignore Mal shows it again
-        < * Mal is now Ann
-        - Ann: hidden
-        < * Ann is now Eve
-        - Eve: hidden
-        < * Eve left
-        < Ann: hi
-        < Eve: hi
-        - Mal: hidden
-    """,
-    "whoever has left is not connected again": """
-        < a relay
-        / 0
-        : last words                        | John: last words
-        : exit
-        x                                   ! lost the connection: the server closed it
-    """,
-    "somebody who was removed does not come back": """
-        @
-        - * you were removed by an operator; come back in 10 min
-        ! you were removed by an operator; come back in 10 min
-    """,
-    "the first connection must speak what we speak": """
-        x
-        ! lost the connection: the server closed it without a word; if it speaks TLS, use --tls
-    """,
-    "where a room was, a connection without a word is only lost": """
-        @
-        x                                   | * lost the connection: the server closed it
-        =
-        ~ 10
-        x
-        | * lost the connection: the server closed it without a word; if it speaks TLS, use --tls
-    """,
-    "a full room is tried again and told once": """
-        - * the room is full
-        x                                   | * not let in: the room is full
-        =
-        - * the room is full
-        x
-        =
-        &= John
-    """,
-    "a welcome that comes late ends nothing": """
-        ~ 0.5
-        : hi                                + John: hi
-        : exit
-        < Welcome to the chatroom!
-        ~ 1                                 ! left
-    """,
-    "in a room an unfinished line is only late": """
-        _ Welcome
-        ~ 0.6
-        -  to the chatroom!                 > /name John   > /who
-        | Welcome to the chatroom!
-        _ Ann: hal
-        ~ 10
-        - f                                 | Ann: half
-    """,
-    "elsewhere an unfinished line is one after a while, or at the end": """
-        _ Ann: hal
-        ~ 0.5                               | Ann: hal
-        < f
-        _ bye
-        x                                   | bye   | * lost the connection: the server closed it
-    """,
-    "a script has one password": """
-        % Ann wrong
-        - * password?                       > wrong
-        - * wrong password                  ! wrong password
-    """,
-    "an echo server answers each line, and whoever wants out has time for each": """
-        (echo)
-        : one                               > one
-        : two
-        : three
-        : exit
-        ~ 0.4
-        - one                               > two   | recv: one
-        ~ 0.4
-        - two                               > three   | recv: two
-        ~ 0.4
-        - three                             | recv: three
-        ~ 0.9
-        ~ 0.1                               ! left
-    """,
-    "an echo server that does not answer keeps nobody": """
-        (echo)
-        : one                               > one
-        : two
-        ~ 0.5                               > two
-        : exit
-        ~ 0.5
-        ~ 1                                 ! left
-    """,
-    "the bell is for the user's name in what somebody says, and for what is private": """
-        @
-        < Ann: hi john!                     ^
-        < hello John                        ^
-        < Ann (private): hi                 ^
-        < Ann (private) hi
-        < Ann: johnny
-        < John: hi
-        < * John is now Jim
-    """,
-}
+# What each shows, and then its script.
+CONVERSATIONS = f"""
+a message has the name before it, and two slashes are one, but not in a block
+    ~ 0.5
+    : Hi                                + John: Hi
+    :
+    :   indented   + John:   indented
+    : //shrug                           + John: /shrug
+    ; //shrug                           + John: //shrug
+a blank makes no message of a command
+    @
+    :  /msg Ann: psst                   > /msg Ann: psst   | to Ann (private): psst
+    :   //shrug   + John: /shrug
+a server that drips keeps nobody waiting
+    : hi
+    - * no welcome
+    ~ 0.3
+    - * no welcome
+    ~ 0.3
+    | * no welcome
+    | * no welcome
+    + John: hi
+nor does it where there is no room
+    < Ann: hi
+    : \t/op psst
+    | * not sent: /op **** (no chat room has answered; //TEXT says /TEXT)
+    ;  / psst
+    | * not sent: / psst (no chat room has answered; //TEXT says /TEXT)
+a room may never answer
+    : hi
+    & John
+    < * Ann joined
+    ~ 0.5                               + John: hi
+a taken name gets an underscore, and is not too long then
+    $ {LETTERS}x
+    & {LETTERS}x
+    < * {LETTERS}x is taken             > /name {LETTERS}_
+    : hi
+    < * you are {LETTERS}_              + {LETTERS}_: hi
+asking for names comes to an end
+    $ {LETTERS}_
+    & {LETTERS}_
+    < * {LETTERS}_ is taken
+    : hi                                + {LETTERS}_: hi
+a name that is none is forgotten
+    $ a:b
+    & a:b
+    : hi
+    < * a name has no colon in it joined
+    < * a name has no colon in it: /name NAME   + a:b: hi
+    : /name Ann                         > /name Ann
+    < * a name has letters and digits in it: /name NAME
+    : ho                                + a:b: ho
+a name that was refused is not asked for again
+    @
+    : /name a:b                         > /name a:b
+    < * a name has letters and digits in it: /name NAME
+    - * pong
+    x                                   | * lost the connection: the server closed it
+    =
+    &= John
+only the answer to one's own question is one's name
+    @
+    < * you are Bob joined
+    < * you are Bob
+    : /nick Zoe                         > /name Zoe
+    : hi
+    < * John is now Zoe is taken
+    < * the room is closing
+    < * Zoe is taken                    > /name Zoe_
+    < * you are Zoe_                    + Zoe_: hi
+    : /name                             > /name
+    : ho                                + Zoe_: ho
+no name is asked for before the last question is answered, nor one that is no longer wanted
+    && John
+    : /name Jim                         > /name Jim
+    < * Jim left
+    < * John left
+    < * you are Jim
+    : hi                                + Jim: hi
+    < * John left
+the wanted name is taken whenever it is free, which it is not after a removal
+    && John
+    < * Johnny left
+    < * John_ is now John_
+    < * John is now JOHN
+    < * John was removed
+    < Ann: * John left
+    < * John left                       > /name John
+    < * John is taken                   > /name John_
+    - * you are John_
+    < * JOHN left                       > /name John
+    < * John is taken                   > /name John_
+    - * you are John_
+    < * John is now Bob                 > /name John
+    : hi
+    < * you are John                    + John: hi
+    < * John left
+    < * JOHN left
+    < * John is now Bob
+a relay may say what a room says
+    < Ann: hi
+    < Welcome to the chatroom!
+    < * password?
+    < * you are somebody else
+    : hi                                + John: hi
+a late welcome is a welcome
+    ~ 0.5
+    : hi                                + John: hi
+    & John
+a password is given once, and only where it is asked for first
+    $ Ann secret
+    : hi
+    - * password?                       > secret
+    ~ 10
+    < * password?
+    =
+    < Bob: hi                           + Ann: hi
+    < * password?
+what was said before a late question is not the password
+    $ Ann secret
+    ~ 5
+    / 11
+    : hi                                + Ann: hi
+    : there                             > Ann   | Ann: there
+    - * password?
+    | * not let in: the room asked late for its password   (hi)   (there)
+a wrong password is asked for again
+    $ Ann wrong
+    - * password?                       > wrong
+    < * wrong password
+    ? \ufeffright
+    =
+    - * password?                       > right
+what outlives a connection
+    - * password?
+    ? secret                            > secret
+    & John
+    - * you are John
+    : /name Jim                         > /name Jim
+    < * you are Jim
+    - * pong
+    x                                   | * lost the connection: the server closed it
+    : hi
+    =
+    ~ 5
+    - * password?                       > secret
+    &= Jim
+    < * Jim is taken                    > /name Jim_
+    < * you are Jim_                    + Jim_: hi
+    - * pong
+    x reset                             | * lost the connection: reset
+    =
+    - * password?                       > secret
+    &= Jim
+whoever is ignored is not heard, under another name and over a new connection
+    @
+    : /ignore                           | * ignored: nobody
+    : /ignore  Ann                      | * what Ann says is hidden; /ignore Ann shows it again
+    - Ann: John!
+    - ANN (private): John!
+    < Bob: hi
+    < * Ann is now Zoe
+    - Zoe: John
+    < Anna: hi
+    x                                   | * lost the connection: the server closed it
+    =
+    @
+    - ann: hi
+    : /ignore                           | * ignored: Ann, Zoe
+    : /ignore ANN                       | * what ANN says is shown again
+    : /ignore zoe                       | * what zoe says is shown again
+    < Ann: hi
+help tells of what the client does itself
+    @
+    : /help                             > /help
+    | * /ignore NAME: hide what NAME says, or show it again
+what one says in private looks private
+    @
+    : /msg  Ann Lee :  a: b             > /msg  Ann Lee :  a: b   | to Ann Lee (private): a: b
+    : /msg Ann                          > /msg Ann
+    : /msg Ann:                         > /msg Ann:
+    : /msg : x                          > /msg : x
+only the answers to questions of our own are hidden
+    & John
+    - * you are John
+    - * here: John and 2 unnamed
+    : /who                              > /who
+    < * here: John
+    - * pong
+    : /ping                             > /ping   > /ping
+    - * pong
+    < * pong
+what a room has heard is known
+    @
+    : one                               + John: one   > /ping
+    : /msg Ann: psst                    > /msg Ann: psst   | to Ann (private): psst
+    - * pong                            > /ping
+    - * pong
+    : two                               + John: two
+    < Ann: hi
+    x reset                             | * lost the connection: reset   (two)
+    =
+    @
+    x                                   | * lost the connection: the server closed it
+a relay that speaks has read what was sent
+    < a relay
+    / 15
+    : one                               + John: one
+    : two                               > John:   | John: two
+    < Ann: hi
+    x                                   | * lost the connection: the server closed it   (two)
+a quiet room is asked whether it is there
+    @
+    ~ 59
+    ~ 1                                 > /ping
+    - * pong
+    ~ 59
+    ~ 1                                 > /ping
+    ~ 14
+    ~ 1                                 | * lost the connection: no answer for 15 s
+a room that is asked and silent is lost
+    @
+    ~ 59
+    : one                               + John: one   > /ping
+    ~ 14
+    < Ann: hi
+    ~ 14
+    < Ann: ho
+    - * pong
+    ~ 59
+    : two                               + John: two   > /ping
+    # {MAX_WAITING}
+    ~ 30
+    # 0
+    ~ 30                                | * lost the connection: no answer for 15 s   (two)
+what was said to a server that vanishes is told, and what it got nothing of waits
+    < a relay
+    / 15
+    : one                               + John: one
+    : two                               > John:   | John: two
+    : three                             | John: three
+    x reset                             | * lost the connection: reset   (one)   (two)
+    : four
+    =
+    < a relay                           + John: three   + John: four
+    x                                   | * lost the connection: the server closed it
+    (three)   (four)
+whoever wants out is kept no longer by what the server asks
+    / 0
+    : exit
+    < Welcome to the chatroom!
+    ~ 0.4
+    < * John is taken
+    ~ 0.4
+    < * John_ is taken
+    ~ 0.4                               ! left before everything had arrived
+whoever leaves has time as long as something goes out
+    < a relay
+    / 0
+    : last words                        | John: last words
+    : exit
+    ~ 0.9
+    / 4                                 > John
+    ~ 0.9
+    / 8                                 > : last w
+    ~ 0.9
+    / 5                                 > ords
+    ~ 0.9
+    ~ 0.1                               ! left
+whoever leaves has that time from the moment at which the last line could go out
+    & John
+    / 0
+    : last words
+    : exit
+    ~ 0.5                               | John: last words
+    ~ 0.9
+    ~ 0.1                               ! left before everything had arrived
+the end of our stream is nothing that was said
+    < a relay
+    : one                               + John: one
+    : exit
+    * 1
+    ~ 1                                 ! left
+what nobody has acknowledged may not have arrived
+    < a relay
+    : one                               + John: one
+    : exit
+    * 2
+    ~ 1                                 ! left before everything had arrived
+what a relay says shows nothing of what has yet to reach it
+    < a relay
+    : one                               + John: one
+    : two                               + John: two
+    * 10
+    < Ann: hi
+    x reset                             | * lost the connection: reset   (two)
+whoever takes a name after somebody ignored is heard
+    @
+    : /ignore Mal                       | * what Mal says is hidden; /ignore Mal shows it again
+    < * Mal is now Ann
+    - Ann: hidden
+    < * Ann is now Eve
+    - Eve: hidden
+    < * Eve left
+    < Ann: hi
+    < Eve: hi
+    - Mal: hidden
+whoever has left is not connected again
+    < a relay
+    / 0
+    : last words                        | John: last words
+    : exit
+    x                                   ! lost the connection: the server closed it
+somebody who was removed does not come back
+    @
+    - * you were removed by an operator; come back in 10 min
+    ! you were removed by an operator; come back in 10 min
+the first connection must speak what we speak
+    x
+    ! lost the connection: the server closed it without a word; if it speaks TLS, use --tls
+where a room was, a connection without a word is only lost
+    @
+    x                                   | * lost the connection: the server closed it
+    =
+    ~ 10
+    x
+    | * lost the connection: the server closed it without a word; if it speaks TLS, use --tls
+a full room is tried again and told once
+    - * the room is full
+    x                                   | * not let in: the room is full
+    =
+    - * the room is full
+    x
+    =
+    &= John
+a welcome that comes late ends nothing
+    ~ 0.5
+    : hi                                + John: hi
+    : exit
+    < Welcome to the chatroom!
+    ~ 1                                 ! left
+in a room an unfinished line is only late
+    _ Welcome
+    ~ 0.6
+    -  to the chatroom!                 > /name John   > /who
+    | Welcome to the chatroom!
+    _ Ann: hal
+    ~ 10
+    - f                                 | Ann: half
+elsewhere an unfinished line is one after a while, or at the end
+    _ Ann: hal
+    ~ 0.5                               | Ann: hal
+    < f
+    _ bye
+    x                                   | bye   | * lost the connection: the server closed it
+a script has one password
+    % Ann wrong
+    - * password?                       > wrong
+    - * wrong password                  ! wrong password
+an echo server answers each line, and whoever wants out has time for each
+    (echo)
+    : one                               > one
+    : two
+    : three
+    : exit
+    ~ 0.4
+    - one                               > two   | recv: one
+    ~ 0.4
+    - two                               > three   | recv: two
+    ~ 0.4
+    - three                             | recv: three
+    ~ 0.9
+    ~ 0.1                               ! left
+an echo server that does not answer keeps nobody
+    (echo)
+    : one                               > one
+    : two
+    ~ 0.5                               > two
+    : exit
+    ~ 0.5
+    ~ 1                                 ! left
+the bell is for the user's name in what somebody says, and for what is private
+    @
+    < Ann: hi john!                     ^
+    < hello John                        ^
+    < Ann (private): hi                 ^
+    < Ann (private) hi
+    < Ann: johnny
+    < John: hi
+    < * John is now Jim
+"""
 
 
-@pytest.mark.parametrize("script", CONVERSATIONS.values(), ids=CONVERSATIONS)
-def test_a_conversation(script: str) -> None:
-    converse(script)
+SCRIPTS = dict(re.findall(r"^(\S.*)\n((?: .*\n)+)", CONVERSATIONS, re.MULTILINE))
 
 
-def test_while_tls_has_to_send_nothing_else_is_waited_for() -> None:
-    sock = mock.Mock(**{"recv.side_effect": ssl.SSLWantWriteError})
-    session = unconnected(EchoProtocol(), sock)
-    session.serve(EVENT_READ)
-    assert (session.events(), session.over) == (EVENT_WRITE, False)
-    session.serve(EVENT_WRITE)
-    assert session.events() == EVENT_READ
+@pytest.mark.parametrize("title", SCRIPTS)
+def test_a_conversation(title: str) -> None:
+    converse(SCRIPTS[title])
 
 
 @pytest.mark.parametrize(
@@ -996,7 +925,7 @@ def test_how_long_a_first_word_is_waited_for(
     client.addresses = [(socket.AF_INET, 1, 0, "", ("127.0.0.1", 1))]
     monkeypatch.setattr(client, "connect_to", connect_to)
     with client.connect() as sock:
-        session = Session(client, sock)
+        session = chat_client.Session(client, sock)
         session.see_off()
         assert session.timers[session.end] == clock[0] + max(chat_client.LINGER, patience)
         waits = []
@@ -1108,8 +1037,8 @@ def test_a_server_that_drips_in_the_handshake_gains_no_time(
 
 def test_a_first_connection_that_fails_is_not_tried_again() -> None:
     client = Client(FakeConsole(), ChatProtocol("J"))
-    with pytest.raises(Disconnected, match="nobody listens"):
-        client.tell_lost(Disconnected("nobody listens"))
+    with pytest.raises(chat_client.Disconnected, match="nobody listens"):
+        client.tell_lost(chat_client.Disconnected("nobody listens"))
 
 
 def unknown(host: str) -> str:
@@ -1158,7 +1087,7 @@ def test_the_known_addresses_stay_where_no_name_server_answers() -> None:
     """And nothing is said of it, by the thread that has looked them up, into the terminal."""
     one = Client(FakeConsole(), ChatProtocol("J"), addresses=["known"])
     one.wait = lambda *_: True  # type: ignore[method-assign]
-    fails = mock.patch.object(chat_client, "look_up", side_effect=Failure)
+    fails = mock.patch.object(chat_client, "look_up", side_effect=chat_client.Failure)
     at_once = mock.Mock(side_effect=lambda target, daemon: SimpleNamespace(start=target))
     with fails as look_up, mock.patch.object(chat_client.threading, "Thread", at_once):
         one.look_up_again()
