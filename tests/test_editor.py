@@ -7,6 +7,7 @@ import random
 import re
 import time
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 from support import Typing, typed
@@ -34,6 +35,7 @@ def shown(editor: Typing) -> str:
 
 
 FLAG, FAMILY = "\U0001f1e9\U0001f1ea", "\U0001f469\u200d\U0001f467"
+HINDI = "\u0939\u093f\u0928\u094d\u0926\u0940"
 HEART, THUMB = "\u2764\ufe0f", "\U0001f44d\U0001f3fd"
 SEEN_AS_ONE = ["\u4f60", "e\u0301", "\u0915\u093f", FLAG, FAMILY, HEART, THUMB]
 # Keys, and what comes of them, step by step. No keys are a silence.
@@ -71,10 +73,7 @@ KEYS: list[tuple[str, ...]] = [
     ("a\x1b\x03b", "b|"),
     ("cafe\u0301s e\u0301te\u0301\x01\x1bd", "| e\u0301te\u0301"),
     ("e\u0301te\u0301 cafe\u0301\x17", "e\u0301te\u0301 |"),
-    (
-        "\u0939\u093f\u0928\u094d\u0926\u0940 x\x01\x1bf!",
-        "\u0939\u093f\u0928\u094d\u0926\u0940!| x",
-    ),
+    (f"{HINDI} x\x01\x1bf!", f"{HINDI}!| x"),
     ("\U0001f1e9\U0001f1ea\U0001f1eb\U0001f1f7\x7f", "\U0001f1e9\U0001f1ea|"),
     ("snake_case, (etc)\x17", "snake_case, |"),
     ("x, snake_case\x17", "x, |"),
@@ -123,14 +122,8 @@ KEYS: list[tuple[str, ...]] = [
     ("one\rtwo\r\rdraft", "one↵two↵↵draft|", UP, "two|", UP * 3, "one|", f"{DOWN}!", "two!|"),
     ("one\rdraft", "one↵draft|", f"{UP}{DOWN * 2}", "draft|"),
     (
-        "1\r2\r3\r",
-        "1↵2↵3↵|",
-        f"{UP}{UP}\r",
-        "2↵|",
-        f"new{DOWN}",
-        "new|",
-        f"{UP * 2}{DOWN * 2}",
-        "new|",
+        *("1\r2\r3\r", "1↵2↵3↵|", f"{UP}{UP}\r", "2↵|", f"new{DOWN}", "new|"),
+        *(f"{UP * 2}{DOWN * 2}", "new|"),
     ),
     ("hi\r/op secret\r /OP  secret\r", "hi↵/op secret↵ /OP  secret↵|", UP, "hi|"),
     (
@@ -294,19 +287,14 @@ def test_no_width_is_assumed_too_small(text: str, width: int) -> None:
     assert text_width(text) == width
 
 
-def test_timestamps_are_hours_and_minutes_and_a_new_day_has_a_line(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    day = [1]
-    clock = SimpleNamespace(
-        strftime=lambda form: time.strftime(form, (2024, 2, day[0], 14, 3, 59, 3, 32, -1))
-    )
-    monkeypatch.setattr(chat_client, "time", clock)
+def test_timestamps_are_hours_and_minutes_and_a_new_day_has_a_line() -> None:
     stamping = painter(stamps=True)
-    lines = [stamping.paint("a"), stamping.paint("b")]
-    day[0] = 2
-    lines += [stamping.paint("c"), stamping.paint("d"), painter().paint("e")]
-    assert lines == ["[14:03] a", "[14:03] b", "* 2024-02-02\n[14:03] c", "[14:03] d", "e"]
+    lines = [(1, "[14:03] a"), (1, "[14:03] b"), (2, "* 2024-02-02\n[14:03] c"), (2, "[14:03] d")]
+    for day, shown in lines:
+        now = (2024, 2, day, 14, 3, 59, 3, 32, -1)
+        clock = SimpleNamespace(strftime=lambda form, now=now: time.strftime(form, now))
+        with mock.patch.object(chat_client, "time", clock):
+            assert stamping.paint(shown[-1]) == shown
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,7 @@ def test_common_tools_are_full_members(start: Callable[..., Server], tool: str) 
     place = [f"localhost:{room.port}"] if options else ["localhost", str(room.port)]
     process = subprocess.Popen(
         [needs(program), *options, *place],
+        bufsize=0,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -86,7 +87,6 @@ def test_common_tools_are_full_members(start: Callable[..., Server], tool: str) 
     assert process.stdin and process.stdout
     assert process.stdout.readline() == b"Welcome to the chatroom!\n"
     process.stdin.write(b"hello\n")
-    process.stdin.flush()
     john.expect("hello\n")
     john.send("hi\n")
     assert process.stdout.readline() == b"John: hi\n"
@@ -98,18 +98,13 @@ def test_common_tools_are_full_members(start: Callable[..., Server], tool: str) 
 
 def test_client_with_a_broker_that_is_not_ours(terminal: Run) -> None:
     port = free_port()
-    broker = subprocess.Popen([needs("ncat"), "--broker", "-l", "127.0.0.1", str(port)])
-    try:
-        wait_until_listening(port)
-        one, two = (
-            terminal(*PLAIN, "127.0.0.1", str(port), "--name", name) for name in ("One", "Two")
-        )
-        one.type("anybody?\n")
-        one.expect("anybody?\nOne: anybody?\n")
-        two.type("me\n")
-        two.answer("Two: me\n", "exit\n")
-        one.type("exit\n")
-        assert (one.wait(), two.wait()) == (0, 0)
-    finally:
-        broker.kill()
-        broker.wait()
+    terminal(needs("ncat"), "--broker", "-l", "127.0.0.1", str(port))
+    wait_until_listening(port)
+    command = [*PLAIN, "127.0.0.1", str(port), "--name"]
+    one, two = terminal(*command, "One"), terminal(*command, "Two")
+    one.type("anybody?\n")
+    one.expect("anybody?\nOne: anybody?\n")
+    two.type("me\n")
+    two.answer("Two: me\n", "exit\n")
+    one.type("exit\n")
+    assert (one.wait(), two.wait()) == (0, 0)
