@@ -67,15 +67,6 @@ def play(listener: Listener, terminal: Run) -> Play:
 
 
 @pytest.fixture
-def in_room(play: Play) -> Talk:
-    """John at a client, and the room that he has joined."""
-    window, server = play()
-    welcome(server)
-    window.expect("Welcome to the chatroom!")
-    return window, server
-
-
-@pytest.fixture
 def at_door(play: Play) -> Talk:
     """A client that is asked for the password, and its server."""
     window, server = play("* password?\n")
@@ -120,10 +111,8 @@ def test_lines_arriving_while_one_is_edited_leave_it_intact(room: Server, window
     window.keys(*["Left"] * 22)  # after "jumps"
     for number in range(200):
         ann.send(f"line {number}\n")
-        if number % 10 == 0:
-            window.keys("x")
-        elif number % 10 == 5:
-            window.keys("BSpace")
+        if number % 5 == 0:
+            window.keys("BSpace" if number % 10 else "x")
     window.expect(*(f"Ann: line {number}" for number in range(200)), f"John: {text}")
     window.keys("Enter")
     ann.expect(f"John: {text}\n")
@@ -406,8 +395,8 @@ def test_closed_window_ends_the_client(play: Play) -> None:
     assert window.wait() in (1, 129)
 
 
-def test_a_paste_ends_after_a_silence(in_room: Talk) -> None:
-    window, server = in_room
+def test_a_paste_ends_after_a_silence(play: Play) -> None:
+    window, server = play("a relay\n")
     window.type("\x1b[200~cut off")
     window.answer("cut off", "\r")
     server.expect("John: cut off\n")
