@@ -246,8 +246,8 @@ class Network(socket.socket):
         return len(taken)
 
 
-EVENTS = "<:;?.@~x=/#*_-"
-SHORT = {
+EVENTS = "<:;?.@~x=/#*_-"  # what the steps of a script begin with
+SHORT = {  # what stands there for several lines, or between two
     "&& (.*)": r"& \1\n< * \1 is taken\n> /name \1_\n< * you are \1_",
     "&= (.*)": r"- Welcome to the chatroom!\n| * connected again\n| Welcome to the chatroom!"
     r"\n> /name \1\n> /who",
