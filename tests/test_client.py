@@ -803,6 +803,15 @@ def test_a_conversation(title: str) -> None:
     converse(SCRIPTS[title])
 
 
+def test_while_tls_has_to_send_nothing_else_is_waited_for() -> None:
+    sock = mock.Mock(**{"recv.side_effect": ssl.SSLWantWriteError})
+    session = unconnected(EchoProtocol(), sock)
+    session.serve(EVENT_READ)
+    assert (session.events(), session.over) == (EVENT_WRITE, False)
+    session.serve(EVENT_WRITE)
+    assert session.events() == EVENT_READ
+
+
 NOTICES = """
 * you were removed by an operator; come back in 10 min joined
 * you were removed by an operator; come back in 10 min is now Bob
@@ -1214,8 +1223,8 @@ def test_standard_input_can_be_a_file(room: Server, tmp_path: Path) -> None:
     for path in (tmp_path / "input", Path(os.devnull)):
         with path.open("rb") as file:
             done = client("localhost", room.port, "--name", "J", stdin=file)
-        assert (done.stdout[: len(WELCOME)], done.stderr) == (WELCOME.decode(), "")
-        assert done.returncode == 0
+        shown = done.stdout[: len(WELCOME)].encode()
+        assert (shown, done.stderr, done.returncode) == (WELCOME, "", 0)
     other.expect("* J joined\n", "J: from a file\n", *["* J left\n", "* J joined\n"], "* J left\n")
 
 
@@ -1242,8 +1251,7 @@ def test_closed_standard_output_is_one_clear_line(listener: Listener, closed: st
         os.close(read_end)
         server.send("two\n")
     _, errors = process.communicate(timeout=DEADLINE)
-    assert errors == b"chat_client.py: standard output is closed\n"
-    assert process.returncode == 1
+    assert (errors, process.returncode) == (b"chat_client.py: standard output is closed\n", 1)
 
 
 @pytest.mark.parametrize("streams", ["exec 2> >(:); wait $!", "exec 2>/dev/full"])
@@ -1269,8 +1277,7 @@ def test_a_flood_from_the_server_into_a_slow_pipe_stays_within_bounds(listener: 
             sent += server.sock.send(line * 64)
     status = Path(f"/proc/{process.pid}/status")
     if status.exists():
-        kilobytes = int(status.read_text().split("VmRSS:")[1].split()[0])
-        assert kilobytes < 40_000
+        assert int(status.read_text().split("VmRSS:")[1].split()[0]) < 40_000  # kilobytes
     process.stdin.write(b"hi\n")  # which is no reason not to be heard
     process.stdin.flush()
     server.sock.settimeout(DEADLINE)
