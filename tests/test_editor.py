@@ -290,11 +290,11 @@ def test_no_width_is_assumed_too_small(text: str, width: int) -> None:
 def test_timestamps_are_hours_and_minutes_and_a_new_day_has_a_line() -> None:
     stamping = painter(stamps=True)
     lines = [(1, "[14:03] a"), (1, "[14:03] b"), (2, "* 2024-02-02\n[14:03] c"), (2, "[14:03] d")]
-    for day, shown in lines:
+    for day, line in lines:
         now = (2024, 2, day, 14, 3, 59, 3, 32, -1)
         clock = SimpleNamespace(strftime=lambda form, now=now: time.strftime(form, now))
         with mock.patch.object(chat_client, "time", clock):
-            assert stamping.paint(shown[-1]) == shown
+            assert stamping.paint(line[-1]) == line
 
 
 @pytest.mark.parametrize(

@@ -40,8 +40,8 @@ from support import (
 import chat_client
 from chat_client import TOO_LONG, Painter
 
-Talk = Tuple[Terminal, Peer]
-Play = Callable[..., Talk]
+Talk = Tuple[Terminal, Peer]  # a client, and its server
+Play = Callable[..., Talk]  # what the fixture `play` is
 SECRET = {"CHAT_PASSWORD": "secret"}
 
 
