@@ -30,7 +30,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+import typing
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 from unittest import mock
@@ -638,6 +639,11 @@ class Listener:
         """Has the conversation with the first client, in a thread."""
         threading.Thread(target=lambda: conversation(self.accept()), daemon=True).start()
 
+    @property
+    def address(self) -> list[str]:
+        """What the client is told, to find it."""
+        return ["127.0.0.1", str(self.port)]
+
     def accept(self) -> Peer:
         sock, _ = self.listener.accept()
         sock.settimeout(DEADLINE)
@@ -681,12 +687,20 @@ def wait_until_listening(port: int) -> None:
 
 
 class Terminal:
-    """A command in a pseudo-terminal of its own, driven like a person would."""
+    """A command in a pseudo-terminal of its own, driven like a person would. `env` is what its
+    environment has that ours hasn't."""
 
-    def __init__(self, *command: str, size: tuple[int, int] = (24, 80), **popen: Any) -> None:
+    def __init__(
+        self,
+        *command: str,
+        size: tuple[int, int] = (24, 80),
+        env: Mapping[str, str] = XTERM,
+        **popen: Any,
+    ) -> None:
         pty = pytest.importorskip("pty")
         self.master, slave = pty.openpty()
         self.resize(*size)
+        popen["env"] = {**XTERM, **env}
         streams = {"stdin": slave, "stdout": slave, "stderr": slave, **popen}
         if not can_fork(command, **streams):
             streams.update(start_new_session=True, preexec_fn=take_terminal)
@@ -714,6 +728,11 @@ class Terminal:
         before, _, self.shown = self.shown.partition(text)
         return before
 
+    def answer(self, question: str, keys: str) -> None:
+        """Waits until the question is shown, and types."""
+        self.expect(question)
+        self.type(keys)
+
     def read(self, timeout: float) -> str:
         """Returns what is shown next, with \\n for the terminal's \\r\\n; nothing at the end."""
         if not select.select([self.master], [], [], max(0.0, timeout))[0]:
@@ -740,6 +759,9 @@ class Terminal:
         self.process.kill()
         self.process.wait()
         os.close(self.master)
+
+
+Run = typing.Callable[..., Terminal]  # what the fixture `terminal` is
 
 
 class Screen:
@@ -833,10 +855,6 @@ def take_terminal() -> None:
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
-def in_terminal(terminal: Callable[..., Terminal], *options: str, **environment: str) -> Terminal:
-    return terminal(*CLIENT, *options, env={**XTERM, **environment})
-
-
 def modes(window: Terminal) -> list[Any]:
     import termios
 
@@ -868,14 +886,17 @@ class Window:
     def type(self, text: str) -> None:
         self.command("send-keys", "-l", text)
 
+    def say(self, text: str) -> None:
+        self.type(text)
+        self.keys("Enter")
+
     def paste(self, text: str) -> None:
         self.command("set-buffer", text)
         self.command("paste-buffer", "-p")
 
     def run(self, *words: str, more: str = "") -> None:
         """Has the shell run a command, and `more` as the shell understands it."""
-        self.type(f"PS1='$ '; clear; {shlex.join(words) if len(words) > 1 else words[0]}{more}")
-        self.keys("Enter")
+        self.say(f"PS1='$ '; clear; {shlex.join(words) if len(words) > 1 else words[0]}{more}")
 
     def wait_for(self, text: str) -> None:
         """Waits until a text is on the screen."""

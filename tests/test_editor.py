@@ -7,6 +7,7 @@ import random
 import re
 import time
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 from support import Typing, typed
@@ -33,7 +34,11 @@ def shown(editor: Typing) -> str:
     return finished + line + passed
 
 
-# Keys, and what comes of them, step by step.
+FLAG, FAMILY = "\U0001f1e9\U0001f1ea", "\U0001f469\u200d\U0001f467"
+HINDI = "\u0939\u093f\u0928\u094d\u0926\u0940"
+HEART, THUMB = "\u2764\ufe0f", "\U0001f44d\U0001f3fd"
+SEEN_AS_ONE = ["\u4f60", "e\u0301", "\u0915\u093f", FLAG, FAMILY, HEART, THUMB]
+# Keys, and what comes of them, step by step. No keys are a silence.
 KEYS: list[tuple[str, ...]] = [
     ("abc\x1bOHx\x1b[4~y", "xabcy|"),
     ("abc\x01\x05", "abc|"),
@@ -68,10 +73,7 @@ KEYS: list[tuple[str, ...]] = [
     ("a\x1b\x03b", "b|"),
     ("cafe\u0301s e\u0301te\u0301\x01\x1bd", "| e\u0301te\u0301"),
     ("e\u0301te\u0301 cafe\u0301\x17", "e\u0301te\u0301 |"),
-    (
-        "\u0939\u093f\u0928\u094d\u0926\u0940 x\x01\x1bf!",
-        "\u0939\u093f\u0928\u094d\u0926\u0940!| x",
-    ),
+    (f"{HINDI} x\x01\x1bf!", f"{HINDI}!| x"),
     ("\U0001f1e9\U0001f1ea\U0001f1eb\U0001f1f7\x7f", "\U0001f1e9\U0001f1ea|"),
     ("snake_case, (etc)\x17", "snake_case, |"),
     ("x, snake_case\x17", "x, |"),
@@ -102,6 +104,15 @@ KEYS: list[tuple[str, ...]] = [
     ("a\x1b]b\x1bPc", "abc|"),
     ("a\x1b]11;half\x1b[Db", "b|a"),
     ("one\x1bOM\x1b[A", "one↵one|"),
+    *(
+        (f"a{half}", "a|", "", "a|", "b", "ab|")
+        for half in ("\x1b", "\x1b[1;", "\x1b]11;rgb:", "\x1bP1$r", "\x1b[M !", "\x1b]11;rgb:0\x1b")
+    ),
+    *(  # what one sees as a character is one to the keys
+        (f"a{char}b{LEFT * 2}", f"a|{char}b", RIGHT, f"a{char}|b", "\x7f", "a|b")
+        for char in SEEN_AS_ONE
+    ),
+    *((f"a{char}b\x01{RIGHT}\x04", "a|b") for char in SEEN_AS_ONE),
     # Ends of a line, and what is none of its business
     ("one\rtwo\nthree", "one↵two↵three|"),
     ("abc\x03", "|", "\x03", "| '\\x03'"),
@@ -111,14 +122,8 @@ KEYS: list[tuple[str, ...]] = [
     ("one\rtwo\r\rdraft", "one↵two↵↵draft|", UP, "two|", UP * 3, "one|", f"{DOWN}!", "two!|"),
     ("one\rdraft", "one↵draft|", f"{UP}{DOWN * 2}", "draft|"),
     (
-        "1\r2\r3\r",
-        "1↵2↵3↵|",
-        f"{UP}{UP}\r",
-        "2↵|",
-        f"new{DOWN}",
-        "new|",
-        f"{UP * 2}{DOWN * 2}",
-        "new|",
+        *("1\r2\r3\r", "1↵2↵3↵|", f"{UP}{UP}\r", "2↵|", f"new{DOWN}", "new|"),
+        *(f"{UP * 2}{DOWN * 2}", "new|"),
     ),
     ("hi\r/op secret\r /OP  secret\r", "hi↵/op secret↵ /OP  secret↵|", UP, "hi|"),
     (
@@ -132,6 +137,7 @@ KEYS: list[tuple[str, ...]] = [
     (f"one\rtwo\rdraft{UP}!{UP}?", "one↵two↵one?|", DOWN, "two!|", f"\r{UP * 3}", "two!↵one|"),
     (f"one\rdr{LEFT}\x12one\x07x", "one↵dx|r", f"{UP}{LEFT}\x12x\x07\x07!", "on!|e"),
     (f"one\rx\x12{pasted('o~n~e'.replace('~', chr(0)))}", "one↵(search: one) one|"),
+    ("one\r\x12on\x1b", "one↵(search: on) one|", "", "one|", "x", "onex|"),
     ("one\r\x12on\x1b!", "one↵one!|", "\x12on\x1b\r", "one!↵|", "\x12o\x1bbx", "x|one!"),
     # Tab
     ("an\t", "Ann: |", "\t", "Anton: |", "\t", "an|", "\t", "Ann: |", "b\t", "Ann: Bob Lee |"),
@@ -145,6 +151,9 @@ KEYS: list[tuple[str, ...]] = [
         *("f\r", "ab↵cd↵e↵f↵|", UP, "ab\ncd\ne\nf|"),
     ),
     (f"{PASTE}half\x03\r", "|", "\x03", "|", "x", "x|"),  # the end of what is pasted is lost
+    (pasted("//x\nhi") + "\r", "//x↵hi↵|"),  # which may be no command
+    (pasted("hi\n//x") + "\r", "hi↵//x↵|"),
+    (pasted("a /b\nc") + "\r", "a /b↵c↵|"),
     (pasted("y\r" * 20) + "\r", "y↵" * 20 + "|"),
     (
         *(pasted("y\r" * 21) + "\r", "(21 lines: Enter says them) " + "y\n" * 21 + "|"),
@@ -157,13 +166,11 @@ KEYS: list[tuple[str, ...]] = [
 def test_keys_do_what_a_shell_user_expects(steps: tuple[str, ...]) -> None:
     editor = typed("")
     for keys, look in zip(steps[::2], steps[1::2]):
-        assert shown(typed(keys, editor)) == look
-
-
-def test_the_escape_key_alone_ends_a_search() -> None:
-    editor = typed("one\r\x12on\x1b")
-    editor.feed_silence()
-    assert shown(typed("x", editor)) == "one↵onex|"
+        if keys:
+            typed(keys, editor)
+        else:
+            editor.feed_silence()
+        assert shown(editor) == look
 
 
 @pytest.mark.parametrize("line", ["/msg Ann: psst", " /op secret", "/", "/usr/bin"])
@@ -177,11 +184,6 @@ def test_enter_asks_before_it_says_what_may_be_a_command(line: str, others: str)
         assert shown(editor) == question
         assert shown(typed("x\x7f", editor)) == f"{block}|", "any other key takes the question back"
         assert shown(typed("\r\r", editor)) == block.replace("\n", "↵") + "↵|"
-
-
-@pytest.mark.parametrize("block", ["//x\nhi", "hi\n//x", "a /b\nc"])
-def test_enter_asks_nothing_where_nothing_may_be_a_command(block: str) -> None:
-    assert shown(typed(pasted(block) + "\r")) == block.replace("\n", "↵") + "↵|"
 
 
 def test_only_a_line_that_stands_alone_leaves() -> None:
@@ -207,14 +209,6 @@ def test_keys_may_come_in_any_pieces() -> None:
         assert shown(editor) == look
 
 
-def test_half_a_key_is_none_after_a_silence() -> None:
-    for half in ("\x1b", "\x1b[1;", "\x1b]11;rgb:", "\x1bP1$r", "\x1b[M !", "\x1b]11;rgb:0\x1b"):
-        editor = typed(f"a{half}")
-        assert shown(editor) == "a|"
-        editor.feed_silence()
-        assert shown(typed("b", editor)) == "ab|"
-
-
 def test_any_bytes_leave_the_editor_in_order() -> None:
     for seed in range(100):
         chance = random.Random(seed)
@@ -236,25 +230,6 @@ def test_a_very_long_line_takes_no_time() -> None:
         typed("x\x1b[20m" * 499 + "x\x1b[20", editor)
         typed("m", editor)
     assert shown(typed(END_PASTE, editor)) == "x" * 50_000 + "|"
-
-
-@pytest.mark.parametrize(
-    "character",
-    [
-        "\u4f60",
-        "e\u0301",
-        "\u0915\u093f",
-        "\U0001f1e9\U0001f1ea",
-        "\U0001f469\u200d\U0001f467",
-        "\u2764\ufe0f",
-        "\U0001f44d\U0001f3fd",
-    ],
-)
-def test_a_visible_character_is_edited_as_one(character: str) -> None:
-    assert shown(typed(f"a{character}b{LEFT}{LEFT}")) == f"a|{character}b"
-    assert shown(typed(f"a{character}b\x01{RIGHT}{RIGHT}")) == f"a{character}|b"
-    assert shown(typed(f"a{character}b{LEFT}\x7f")) == "a|b"
-    assert shown(typed(f"a{character}b\x01{RIGHT}\x04")) == "a|b"
 
 
 @pytest.mark.parametrize(
@@ -312,19 +287,14 @@ def test_no_width_is_assumed_too_small(text: str, width: int) -> None:
     assert text_width(text) == width
 
 
-def test_timestamps_are_hours_and_minutes_and_a_new_day_has_a_line(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    day = [1]
-    clock = SimpleNamespace(
-        strftime=lambda form: time.strftime(form, (2024, 2, day[0], 14, 3, 59, 3, 32, -1))
-    )
-    monkeypatch.setattr(chat_client, "time", clock)
+def test_timestamps_are_hours_and_minutes_and_a_new_day_has_a_line() -> None:
     stamping = painter(stamps=True)
-    lines = [stamping.paint("a"), stamping.paint("b")]
-    day[0] = 2
-    lines += [stamping.paint("c"), stamping.paint("d"), painter().paint("e")]
-    assert lines == ["[14:03] a", "[14:03] b", "* 2024-02-02\n[14:03] c", "[14:03] d", "e"]
+    lines = [(1, "[14:03] a"), (1, "[14:03] b"), (2, "* 2024-02-02\n[14:03] c"), (2, "[14:03] d")]
+    for day, line in lines:
+        now = (2024, 2, day, 14, 3, 59, 3, 32, -1)
+        clock = SimpleNamespace(strftime=lambda form, now=now: time.strftime(form, now))
+        with mock.patch.object(chat_client, "time", clock):
+            assert stamping.paint(line[-1]) == line
 
 
 @pytest.mark.parametrize(

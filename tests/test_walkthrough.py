@@ -9,8 +9,8 @@ import pytest
 from support import (
     DEADLINE,
     PLAIN,
+    Run,
     Server,
-    Terminal,
     free_port,
     needs,
     needs_ipv6,
@@ -19,53 +19,41 @@ from support import (
 
 
 @pytest.mark.parametrize("host", ["localhost", "::1", "127.0.0.1"])
-def test_step_1_telnet_to_the_echo_server(
-    echo: Server, terminal: Callable[..., Terminal], host: str
-) -> None:
+def test_step_1_telnet_to_the_echo_server(echo: Server, terminal: Run, host: str) -> None:
     if host == "::1":
         needs_ipv6()
     window = terminal(needs("telnet"), host, str(echo.port))
     window.expect(f"Connected to {host}.")
-    window.expect("Escape character is '^]'.\n")
-    window.type("Hello Coding Challenges!\n")
-    window.expect("Hello Coding Challenges!\nHello Coding Challenges!\n")
-    window.type("\x1d")
-    window.expect("telnet> ")
-    window.type("quit\n")
+    window.answer("Escape character is '^]'.\n", "Hello Coding Challenges!\n")
+    window.answer("Hello Coding Challenges!\nHello Coding Challenges!\n", "\x1d")
+    window.answer("telnet> ", "quit\n")
     window.expect("Connection closed.")
     assert window.wait() == 0
 
 
-def test_step_2_client_of_the_echo_server(echo: Server, terminal: Callable[..., Terminal]) -> None:
+def test_step_2_client_of_the_echo_server(echo: Server, terminal: Run) -> None:
     window = terminal(*PLAIN, "--echo", "localhost", str(echo.port))
-    window.expect("send: ")
-    window.type("test\n")
-    window.expect("test\nrecv: test\nsend: ")
-    window.type("quit\n")
+    window.answer("send: ", "test\n")
+    window.answer("test\nrecv: test\nsend: ", "quit\n")
     assert window.rest() == "quit\n"
     assert window.wait() == 0
 
 
-def test_step_3_chat_client_with_the_echo_server(
-    echo: Server, terminal: Callable[..., Terminal]
-) -> None:
+def test_step_3_chat_client_with_the_echo_server(echo: Server, terminal: Run) -> None:
     window = terminal(*PLAIN, "localhost", str(echo.port))
-    window.expect("name: ")
-    window.type("John\n")
+    window.answer("name: ", "John\n")
     window.expect("John\n")
     echo.wait_for_log("connected")
     window.type("Hi\n")
-    window.expect("Hi\nJohn: Hi\nJohn: Hi\n")
-    window.type("exit\n")
+    window.answer("Hi\nJohn: Hi\nJohn: Hi\n", "exit\n")
     assert window.rest() == "exit\n"
     assert window.wait() == 0
 
 
-def test_step_4_two_clients_in_the_room(room: Server, terminal: Callable[..., Terminal]) -> None:
+def test_step_4_two_clients_in_the_room(room: Server, terminal: Run) -> None:
     john, other = (terminal(*PLAIN, "localhost", str(room.port)) for _ in range(2))
     for window, name in (john, "John"), (other, "OtherJohn"):
-        window.expect("name: ")
-        window.type(f"{name}\n")
+        window.answer("name: ", f"{name}\n")
         window.expect(f"{name}\nWelcome to the chatroom!\n")
     john.expect("* OtherJohn joined\n")
     other.type("Hi!\n")
@@ -76,10 +64,8 @@ def test_step_4_two_clients_in_the_room(room: Server, terminal: Callable[..., Te
         john.expect(f"{line}\nJohn: {line}\n")
         other.expect(f"John: {line}\n")
     other.type("Writing a Coding Challenge!\n")
-    john.expect("OtherJohn: Writing a Coding Challenge!\n")
-    john.type("Same!\n")
-    john.expect("Same!\nJohn: Same!\n")
-    john.type("exit\n")
+    john.answer("OtherJohn: Writing a Coding Challenge!\n", "Same!\n")
+    john.answer("Same!\nJohn: Same!\n", "exit\n")
     assert john.rest() == "exit\n"
     assert john.wait() == 0
     other.expect("John: Same!\n* John left\n")
@@ -93,6 +79,7 @@ def test_common_tools_are_full_members(start: Callable[..., Server], tool: str) 
     place = [f"localhost:{room.port}"] if options else ["localhost", str(room.port)]
     process = subprocess.Popen(
         [needs(program), *options, *place],
+        bufsize=0,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -100,7 +87,6 @@ def test_common_tools_are_full_members(start: Callable[..., Server], tool: str) 
     assert process.stdin and process.stdout
     assert process.stdout.readline() == b"Welcome to the chatroom!\n"
     process.stdin.write(b"hello\n")
-    process.stdin.flush()
     john.expect("hello\n")
     john.send("hi\n")
     assert process.stdout.readline() == b"John: hi\n"
@@ -110,21 +96,15 @@ def test_common_tools_are_full_members(start: Callable[..., Server], tool: str) 
     process.wait(DEADLINE)
 
 
-def test_client_with_a_broker_that_is_not_ours(terminal: Callable[..., Terminal]) -> None:
+def test_client_with_a_broker_that_is_not_ours(terminal: Run) -> None:
     port = free_port()
-    broker = subprocess.Popen([needs("ncat"), "--broker", "-l", "127.0.0.1", str(port)])
-    try:
-        wait_until_listening(port)
-        one, two = (
-            terminal(*PLAIN, "127.0.0.1", str(port), "--name", name) for name in ("One", "Two")
-        )
-        one.type("anybody?\n")
-        one.expect("anybody?\nOne: anybody?\n")
-        two.type("me\n")
-        two.expect("Two: me\n")
-        two.type("exit\n")
-        one.type("exit\n")
-        assert (one.wait(), two.wait()) == (0, 0)
-    finally:
-        broker.kill()
-        broker.wait()
+    terminal(needs("ncat"), "--broker", "-l", "127.0.0.1", str(port))
+    wait_until_listening(port)
+    command = [*PLAIN, "127.0.0.1", str(port), "--name"]
+    one, two = terminal(*command, "One"), terminal(*command, "Two")
+    one.type("anybody?\n")
+    one.expect("anybody?\nOne: anybody?\n")
+    two.type("me\n")
+    two.answer("Two: me\n", "exit\n")
+    one.type("exit\n")
+    assert (one.wait(), two.wait()) == (0, 0)
