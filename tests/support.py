@@ -37,7 +37,7 @@ from unittest import mock
 
 import pytest
 from browser import WebSocketPeer
-from starter import COMPILED, ROOT, can_fork, launch
+from starter import COMPILED, ROOT, can_fork, launch, take_terminal
 
 import chat_client
 from chat_server import (
@@ -47,6 +47,7 @@ from chat_server import (
     MAX_UNSENT,
     Certificate,
     ChatServer,
+    Clock,
     Connection,
     Room,
     State,
@@ -60,6 +61,7 @@ TLS_OPTIONS = ["--tls-cert", str(CERTS / "room.pem"), "--tls-key", str(CERTS / "
 TRUSTED = ["--tls-ca", str(CERTS / "room.pem")]
 DEADLINE = 60.0  # seconds; generous, because a loaded machine is no failure
 WELCOME = b"Welcome to the chatroom!\n"
+PASSWORD = "correct horse"  # of the fixture `password`
 MODULES = COMPILED / "modules"
 CLIENT = [sys.executable, str(COMPILED / "chat_client.py")]
 PLAIN = [*CLIENT, "--plain"]
@@ -112,13 +114,10 @@ def allow_many_descriptors() -> None:
 def eventually(condition: Callable[[], Any], what: str = "") -> Any:
     """Waits until the condition is true and returns its value."""
     deadline = time.monotonic() + DEADLINE
-    while True:
-        value = condition()
-        if value:
-            return value
-        if time.monotonic() > deadline:
-            raise AssertionError(f"did not happen: {what or condition}")
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"did not happen: {what or condition}"
         time.sleep(0.005)
+    return value
 
 
 class Server:
@@ -177,14 +176,12 @@ class Server:
 
     def wait_for_log(self, pattern: str) -> re.Match[str]:
         def look() -> re.Match[str] | None:
-            if self.process.poll() is not None and not re.search(pattern, self.log()):
-                raise AssertionError(f"the server has ended: {self.log()}")
-            return re.search(pattern, self.log())
+            has_ended = self.process.poll() is not None  # before we look for its last words
+            found = re.search(pattern, self.log())
+            assert found or not has_ended, f"the server has ended: {self.log()}"
+            return found
 
-        eventually(look, f"{pattern} in the log")
-        found = look()
-        assert found
-        return found
+        return cast("re.Match[str]", eventually(look, f"{pattern} in the log"))
 
     def dial(
         self,
@@ -224,25 +221,22 @@ class Server:
         peer.expect(WELCOME)
         if name:
             peer.send(f"/name {name}\n")
-            heard: list[bytes] = []
-            while not heard or heard[-1] != f"* you are {name}\n".encode():
-                heard.append(peer.line())
-                assert heard[-1], f"the stream has ended: {heard}"
-            peer.buffer = b"".join(heard[:-1]) + peer.buffer
+            peer.buffer = peer.read_until(f"* you are {name}\n") + peer.buffer
         return peer
+
+    def proc(self, file: str) -> str:
+        """Returns what Linux tells of the process."""
+        path = Path(f"/proc/{self.process.pid}/{file}")
+        if not path.exists():
+            pytest.skip("needs /proc")
+        return path.read_text()
 
     def memory(self) -> int:
         """Returns the bytes of memory that the process has in use."""
-        status = Path(f"/proc/{self.process.pid}/status")
-        if not status.exists():
-            pytest.skip("needs /proc")
-        return int(status.read_text().split("VmRSS:")[1].split()[0]) * 1024
+        return int(self.proc("status").split("VmRSS:")[1].split()[0]) * 1024
 
     def cpu_seconds(self) -> float:
-        stat = Path(f"/proc/{self.process.pid}/stat")
-        if not stat.exists():
-            pytest.skip("needs /proc")
-        fields = stat.read_text().rpartition(")")[2].split()
+        fields = self.proc("stat").rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def stop(self, number: int = signal.SIGTERM, peers: Sequence[Peer] = ()) -> int:
@@ -259,6 +253,9 @@ class Server:
         self.process.wait()
 
 
+Start = Callable[..., Server]  # what the fixture `start` is
+
+
 def trusting(certificate: Path) -> ssl.SSLContext:
     return ssl.create_default_context(cafile=str(certificate))
 
@@ -271,9 +268,7 @@ IMPATIENT = (
 )
 
 
-def patched(
-    start: Callable[..., Server], tmp_path: Path, patch: str, *options: str, **more: Any
-) -> Server:
+def patched(start: Start, tmp_path: Path, patch: str, *options: str, **more: Any) -> Server:
     """Starts a room of which something was changed."""
     (tmp_path / "patched.py").write_text(
         f"import sys\nsys.path[:0] = [{str(MODULES)!r}, {str(ROOT / 'tests')!r}]\nimport chat_server\n"
@@ -380,6 +375,14 @@ def checked_server(
     """Returns a server that doesn't run, with the options of make_server()."""
     with mock.patch("chat_server.ChatServer", CheckedServer):
         return cast(CheckedServer, make_server(listeners, room or Room(), **options))
+
+
+class StoppedClock:
+    """The time of a room, which passes only by what is added to it."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.now = clock.now()
+        clock.monotonic = lambda: self.now
 
 
 def pair() -> tuple[socket.socket, Peer]:
@@ -517,6 +520,10 @@ def unconnected(
     return chat_client.Session(chat_client.Client(console or FakeConsole(), protocol), sock)
 
 
+def as_bytes(text: bytes | str) -> bytes:
+    return text.encode() if isinstance(text, str) else text
+
+
 class Peer:
     """The other end of a connection, which reads with a deadline."""
 
@@ -524,21 +531,13 @@ class Peer:
         self.sock = sock
         self.buffer = b""
 
-    def send_and_half_close(self, data: bytes) -> None:
-        self.send(data)
-        self.half_close()
-
     def send(self, data: bytes | str) -> None:
-        self.sock.sendall(data.encode() if isinstance(data, str) else data)
+        self.sock.sendall(as_bytes(data))
 
     def read(self, size: int) -> bytes:
         """Returns exactly so many bytes, fewer at the end of the stream."""
-        parts = [self.buffer]
-        missing = size - len(self.buffer)
-        while missing > 0:
-            data = self.sock.recv(min(missing, 1 << 20))
-            if not data:
-                break
+        parts, missing = [self.buffer], size - len(self.buffer)
+        while missing > 0 and (data := self.sock.recv(min(missing, 1 << 20))):
             parts.append(data)
             missing -= len(data)
         data = b"".join(parts)
@@ -547,10 +546,7 @@ class Peer:
 
     def line(self) -> bytes:
         """Returns the next line with its newline; at the end of the stream, what is left."""
-        while b"\n" not in self.buffer:
-            data = self.sock.recv(65536)
-            if not data:
-                break
+        while b"\n" not in self.buffer and (data := self.sock.recv(65536)):
             self.buffer += data
         end = self.buffer.find(b"\n") + 1 or len(self.buffer)
         line, self.buffer = self.buffer[:end], self.buffer[end:]
@@ -559,33 +555,30 @@ class Peer:
     def expect(self, *lines: bytes | str) -> None:
         """The next lines are these."""
         for line in lines:
-            assert self.line() == (line.encode() if isinstance(line, str) else line)
+            assert self.line() == as_bytes(line)
 
-    def read_until(self, line: bytes | str) -> None:
-        """Reads lines until this one has come."""
-        wanted = line.encode() if isinstance(line, str) else line
-        got = b""
-        while got != wanted:
-            got = self.line()
-            assert got, f"the stream has ended before {wanted!r}"
+    def read_until(self, line: bytes | str) -> bytes:
+        """Reads lines until this one has come; returns those before it."""
+        before: list[bytes] = []
+        while (got := self.line()) != as_bytes(line):
+            assert got, f"the stream has ended before {line!r}: {before}"
+            before.append(got)
+        return b"".join(before)
 
     def rest(self) -> bytes:
         """Returns everything up to the end of the stream."""
-        parts = [self.buffer]
-        self.buffer = b""
-        while True:
-            data = self.sock.recv(1 << 20)
-            if not data:
-                return b"".join(parts)
+        parts, self.buffer = [self.buffer], b""
+        while data := self.sock.recv(1 << 20):
             parts.append(data)
+        return b"".join(parts)
 
     def available(self) -> bytes:
         """Returns what has come by now, without waiting."""
         parts, self.buffer = [self.buffer], b""
         self.sock.setblocking(False)
         with contextlib.suppress(BlockingIOError, ssl.SSLWantReadError):
-            while parts[-1] or len(parts) == 1:
-                parts.append(self.sock.recv(1 << 20))
+            while data := self.sock.recv(1 << 20):
+                parts.append(data)
         self.sock.settimeout(DEADLINE)
         return b"".join(parts)
 
@@ -689,7 +682,7 @@ class Terminal:
         self.resize(*size)
         streams = {"stdin": slave, "stdout": slave, "stderr": slave, **popen}
         if not can_fork(command, **streams):
-            streams.update(start_new_session=True, preexec_fn=take_terminal)
+            streams["preexec_fn"] = take_terminal
         self.process = launch(command, **streams)
         os.close(slave)
         self.shown = ""
@@ -725,12 +718,10 @@ class Terminal:
 
     def rest(self) -> str:
         """Returns all that is still shown until the command ends."""
-        while True:
-            more = self.read(DEADLINE)
-            if not more:
-                rest, self.shown = self.shown, ""
-                return rest
+        while more := self.read(DEADLINE):
             self.shown += more
+        rest, self.shown = self.shown, ""
+        return rest
 
     def wait(self) -> int:
         """Returns the exit status."""
@@ -780,10 +771,7 @@ class Screen:
         eventually(is_there, text)
 
     def read_all(self) -> None:
-        while True:
-            text = self.window.read(0)
-            if not text:
-                break
+        while text := self.window.read(0):
             for match in self.PIECE.finditer(text.replace("\n", "\r\n")):
                 self.take(*match.groups())
 
@@ -823,14 +811,6 @@ class Screen:
         row = self.rows[self.y].ljust(self.x)
         self.rows[self.y] = row[: self.x] + char + row[self.x + 1 :]
         self.x += 1
-
-
-def take_terminal() -> None:
-    """Makes standard input the terminal that Ctrl-C and Ctrl-Z work on. Runs in the child."""
-    import fcntl
-    import termios
-
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 def in_terminal(terminal: Callable[..., Terminal], *options: str, **environment: str) -> Terminal:
@@ -889,15 +869,12 @@ class Window:
     def expect(self, *last: str) -> None:
         """Waits until these are the last lines."""
 
-        def are_last() -> bool:
-            seen[:] = [line for line in self.lines() if line]
-            return seen[-len(last) :] == list(last)
+        def shown() -> list[str]:
+            return [line for line in self.lines() if line][-len(last) :]
 
-        seen: list[str] = []
-        try:
-            eventually(are_last)
-        except AssertionError:
-            raise AssertionError(f"expected {last}, seen {seen[-len(last) - 5 :]}") from None
+        with contextlib.suppress(AssertionError):
+            eventually(lambda: shown() == [*last])
+        assert shown() == [*last]
 
     def cursor(self) -> int:
         return int(self.command("display-message", "-p", "#{cursor_x}"))

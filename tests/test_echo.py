@@ -101,7 +101,7 @@ def test_a_thousand_clients_at_once_get_every_byte_and_resets_end_others_alone(
     assert "Traceback" not in echo.log()
 
 
-def test_more_than_max_clients_are_turned_away(start: Callable[..., Server]) -> None:
+def test_more_than_max_clients_are_turned_away(start: Start) -> None:
     echo = start("echo_server.py", "--max-clients", "2")
     first, second = echo.connect(), echo.connect()
     second.send(b"in")
@@ -115,7 +115,7 @@ def test_more_than_max_clients_are_turned_away(start: Callable[..., Server]) -> 
 
 
 def test_verbose_log_shows_messages_as_lines_without_their_tricks(
-    start: Callable[..., Server],
+    start: Start,
 ) -> None:
     echo = start("echo_server.py", "-v")
     client = echo.connect()

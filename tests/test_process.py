@@ -154,7 +154,7 @@ def different_pythons() -> list[str]:
 @pytest.mark.parametrize("tls", [False, True])
 @pytest.mark.parametrize("python", pythons())
 def test_each_script_runs_alone_in_an_empty_folder_and_no_python_warns_of_anything(
-    python: str, tls: bool, start: Callable[..., Server], tmp_path: Path, password: list[str]
+    python: str, tls: bool, start: Start, tmp_path: Path, password: list[str]
 ) -> None:
     for script in SCRIPTS:
         (tmp_path / script[:-3]).mkdir()
@@ -213,7 +213,7 @@ def run_lame(tmp_path: Path, python: str, *options: str) -> subprocess.Completed
 
 @pytest.mark.parametrize("python", different_pythons())
 def test_servers_do_without_modules_that_they_do_not_need_and_name_those_that_they_do(
-    python: str, start: Callable[..., Server], tmp_path: Path, password: list[str]
+    python: str, start: Start, tmp_path: Path, password: list[str]
 ) -> None:
     for script in SERVERS:
         file = lame(tmp_path, script, python)
@@ -245,7 +245,7 @@ def test_servers_need_only_what_is_in_debians_python3_minimal() -> None:
         assert needed <= {*names.split(), "typing", "unicodedata", "__future__"}
 
 
-def test_tls_with_a_library_that_lacks_a_name(start: Callable[..., Server], tmp_path: Path) -> None:
+def test_tls_with_a_library_that_lacks_a_name(start: Start, tmp_path: Path) -> None:
     """LibreSSL and PyPy."""
     lacks = "import ssl\nvars(ssl).pop('OP_NO_RENEGOTIATION', None)"
     room = patched(start, tmp_path, lacks, tls=True)
@@ -264,7 +264,7 @@ BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHON
     "streams", [">/dev/full 2>/dev/full", "> >(:) 2> >(:)", "2>&-", "<&- >&- 2>&-"]
 )
 def test_standard_streams_never_change_what_is_done_or_the_exit_status(
-    start: Callable[..., Server], python: str, streams: str
+    start: Start, python: str, streams: str
 ) -> None:
     within = [needs("bash"), "-c", f'exec "$@" {streams}', "bash"]
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -281,7 +281,7 @@ def test_standard_streams_never_change_what_is_done_or_the_exit_status(
         assert server.stop(peers=serves(server, script)) == 0
 
 
-def test_a_server_serves_when_its_terminal_is_gone(start: Callable[..., Server]) -> None:
+def test_a_server_serves_when_its_terminal_is_gone(start: Start) -> None:
     master, slave = pty.openpty()
     server = start("echo_server.py", "-v", stderr=slave, env=BUFFERED)
     os.close(slave)
@@ -374,7 +374,7 @@ def test_lines_of_a_log_that_is_read_now_and_then_are_whole_or_counted(log: Stop
 
 @all_logs
 def test_no_script_waits_for_a_reader_of_its_log_or_of_why_it_ends(
-    start: Callable[..., Server], log: StoppedLog
+    start: Start, log: StoppedLog
 ) -> None:
     log.stop()
     for script in SERVERS:
@@ -402,7 +402,7 @@ def allow_bytes(size: int, pid: int = 0) -> None:
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
-def test_log_on_a_disk_that_is_full_for_a_moment(start: Callable[..., Server]) -> None:
+def test_log_on_a_disk_that_is_full_for_a_moment(start: Start) -> None:
     server = start("echo_server.py")
     server.wait_for_log(r"try it: telnet .*\n")  # the last line at the start
     before = server.log().count("\n")
@@ -416,7 +416,7 @@ def test_log_on_a_disk_that_is_full_for_a_moment(start: Callable[..., Server]) -
 
 
 def test_times_are_in_utc_and_the_journal_has_its_own(
-    start: Callable[..., Server], tmp_path: Path
+    start: Start, tmp_path: Path
 ) -> None:
     """What is said is in the transcript, and with -v in the log."""
     files = [tmp_path / "log0", tmp_path / "log1"]  # which `start` takes
@@ -483,7 +483,7 @@ def test_signals_that_end_a_script_arrive(monkeypatch: pytest.MonkeyPatch) -> No
 
 @both_servers
 def test_a_closed_terminal_ends_a_server_well_but_not_with_nohup(
-    start: Callable[..., Server], script: str
+    start: Start, script: str
 ) -> None:
     ignore = partial(signal.signal, signal.SIGHUP, signal.SIG_IGN)
     detached = start(script, preexec_fn=lambda: ignore() and None)
@@ -497,7 +497,7 @@ def test_a_closed_terminal_ends_a_server_well_but_not_with_nohup(
 
 
 def test_a_signal_after_the_end_leaves_no_trace(
-    start: Callable[..., Server], tmp_path: Path
+    start: Start, tmp_path: Path
 ) -> None:
     late = "import atexit, signal\natexit.register(signal.raise_signal, signal.SIGTERM)"
     room = patched(start, tmp_path, late)
@@ -508,7 +508,7 @@ def test_a_signal_after_the_end_leaves_no_trace(
 
 @both_servers
 def test_descriptor_limit_is_raised_as_far_as_it_can_be_and_newcomers_wait_then(
-    start: Callable[..., Server], script: str
+    start: Start, script: str
 ) -> None:
     lower = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (64, 100))
     server = start(script, preexec_fn=lower)
@@ -540,7 +540,7 @@ def test_no_more_are_let_in_than_files_can_be_opened(
 @both_servers
 @pytest.mark.parametrize("limit", range(5, 12, 2))
 def test_few_descriptors_are_no_traceback(
-    start: Callable[..., Server], tmp_path: Path, script: str, limit: int
+    start: Start, tmp_path: Path, script: str, limit: int
 ) -> None:
     lower = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (limit, limit))
     with contextlib.suppress(AssertionError, OSError):  # as it may have ended by then
@@ -810,7 +810,7 @@ def test_what_of_a_transcript_was_said(line: str, said: str | None) -> None:
 
 
 def test_history_survives_restarts_on_the_same_port_even_one_in_the_middle_of_a_line(
-    start: Callable[..., Server], tmp_path: Path
+    start: Start, tmp_path: Path
 ) -> None:
     file = tmp_path / "transcript"
     said = ["Ann: one", f"Ann: {TIME}two", f"{TIME}three"]
@@ -852,7 +852,7 @@ def hint(server: Server) -> str:
 
 
 @both_servers
-def test_the_log_says_who_can_connect_and_how(start: Callable[..., Server], script: str) -> None:
+def test_the_log_says_who_can_connect_and_how(start: Start, script: str) -> None:
     needs_ipv6()
     server = start(script, port=0)
     assert hint(server).endswith(f" localhost {server.port}")
@@ -1048,7 +1048,7 @@ def test_hint_where_the_certificate_itself_cannot_be_copied(
 
 
 def test_what_the_log_says_works_when_pasted_in_another_folder_of_the_network(
-    start: Callable[..., Server], tmp_path: Path, password: list[str]
+    start: Start, tmp_path: Path, password: list[str]
 ) -> None:
     folder = tmp_path / "there"
     folder.mkdir()
@@ -1105,7 +1105,7 @@ def test_a_scanner_reads_every_version(size: int, tmp_path: Path) -> None:
 
 
 def test_a_terminal_shows_the_address_and_a_log_none_of_it(
-    terminal: Callable[..., Terminal], start: Callable[..., Server], tmp_path: Path
+    terminal: Callable[..., Terminal], start: Start, tmp_path: Path
 ) -> None:
     options = "--host", "127.0.0.1", "--port", "0", "--web", "0"
     screen = terminal(sys.executable, path_of("chat_server.py"), *options)
