@@ -30,9 +30,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Callable, cast
 from unittest import mock
 
 import pytest
@@ -40,21 +41,8 @@ from browser import WebSocketPeer
 from starter import COMPILED, ROOT, can_fork, launch, take_terminal
 
 import chat_client
-from chat_server import (
-    BATCH_COST,
-    HIGH_WATER,
-    MAX_UNREAD,
-    MAX_UNSENT,
-    Certificate,
-    ChatServer,
-    Clock,
-    Connection,
-    Room,
-    State,
-    TLSConnection,
-    identity,
-    make_server,
-)
+import chat_server
+from chat_server import Certificate, ChatServer, Clock, Connection, Room, State, TLSConnection
 
 CERTS = ROOT / "tests" / "certs"
 TLS_OPTIONS = ["--tls-cert", str(CERTS / "room.pem"), "--tls-key", str(CERTS / "room.key")]
@@ -72,8 +60,7 @@ PORTS: dict[int, socket.socket] = {}  # that free_port() has given out, and what
 NOT_IN_MINIMAL = ["bz2", "fcntl", "getpass", "hmac", "readline", "resource", "termios", "zlib"]
 XTERM = {**os.environ, "TERM": "xterm-256color", "NO_COLOR": "", "TMUX": ""}
 
-# Which tests run over each kind of connection; see the fixture `start`.
-plain_and_tls = pytest.mark.parametrize("start", ["plain", "tls"], indirect=True)
+# For tests that run over each kind of connection; see the fixture `start`.
 every_kind = pytest.mark.parametrize("start", ["plain", "tls", "web"], indirect=True)
 
 
@@ -160,8 +147,9 @@ class Server:
             raise
 
     def run(self, command: list[str], stderr: int | None, **popen: Any) -> Any:
-        with open(self.log_file, "wb") as file, open(os.devnull, "r+b") as null:
+        with open(self.log_file, "wb") as file:
             log = file.fileno() if stderr is None else stderr
+            null = subprocess.DEVNULL
             return launch(command, stdin=null, stdout=null, stderr=log, **popen)
 
     def port_in_log(self, pattern: str) -> int:
@@ -194,8 +182,7 @@ class Server:
         the server speaks it, and as a browser's WebSocket if the members, or this one, are to have
         browsers."""
         web = self.web if web is None else web
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        sock = socket.socket(family, socket.SOCK_STREAM)
+        sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
         if receive_buffer:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         sock.settimeout(DEADLINE)
@@ -299,21 +286,20 @@ def check_invariants(server: ChatServer) -> None:
         assert conn in server.membership.has_more or not server.membership.has_input(conn)
     assert server.membership.has_more <= everyone
     for key, owner in room.names.items():
-        assert owner in room.members and key == identity(owner.name)
+        assert owner in room.members and key == chat_server.identity(owner.name)
     assert len(room.names) == sum(1 for conn in members if conn.name)
     assert sum(room.looks.values()) == len(room.names)
     assert set(throttle.waiting) == {conn for conn in members if not conn.reading}
-    over = {one for one in members if one.size > HIGH_WATER}
+    over = {one for one in members if one.size > chat_server.HIGH_WATER}
     assert throttle.slow in over if over else throttle.slow is None
-    unread = {one for one in throttle.waiting if one.unread_answers > MAX_UNREAD}
+    unread = {one for one in throttle.waiting if one.unread_answers > chat_server.MAX_UNREAD}
     assert over | unread <= set(throttle.behind) <= {one for one in members if one.queue}
     assert throttle.slow or not set(throttle.waiting) - unread
     assert all(one in throttle.waiting for one in members if one.mark == math.inf)
     for conn in leaving - set(room.batch.leavers):  # those will be seen off with that batch
         assert not conn.unheard
-        assert conn.wants_write() or (conn.reading and not conn.reachable), (
-            "should be closed by now"
-        )
+        is_due = not conn.wants_write() and (conn.reachable or not conn.reading)
+        assert not is_due, "should be closed by now"
 
 
 def check_connection(conn: Connection) -> None:
@@ -330,13 +316,13 @@ def check_connection(conn: Connection) -> None:
     assert conn.encode == conn.input.encode
     gets = [len(batch.part_for(conn, conn.encode)) for batch in queue]
     assert 0 <= conn.offset < (gets[0] if gets else 1)
-    assert conn.size == sum(gets) + BATCH_COST * len(gets) - conn.offset
+    assert conn.size == sum(gets) + chat_server.BATCH_COST * len(gets) - conn.offset
 
 
 def check_tls(conn: TLSConnection) -> None:
     """What holds of one besides that, if it speaks TLS."""
     assert not conn.incoming.pending and not conn.outgoing.pending
-    assert len(conn.unsent) <= MAX_UNSENT
+    assert len(conn.unsent) <= chat_server.MAX_UNSENT
     assert conn.wants_write() == bool(conn.unsent or conn.queue)
     assert not conn.tls or conn.unsent or not conn.queue
     assert conn.tls or not conn.unsent
@@ -350,6 +336,12 @@ class CheckedServer(ChatServer):
 
     def admit(self, sock: socket.socket, peer: str) -> None:
         self.door.admit(sock, peer)
+
+    def meet(self, address: str = "peer") -> Peer:
+        """Admits somebody who comes from there, and returns their end of the connection."""
+        sock, peer = pair()
+        self.admit(sock, address)
+        return peer
 
 
 def checked(step: Callable[..., Any]) -> Callable[..., Any]:
@@ -374,7 +366,7 @@ def checked_server(
 ) -> CheckedServer:
     """Returns a server that doesn't run, with the options of make_server()."""
     with mock.patch("chat_server.ChatServer", CheckedServer):
-        return cast(CheckedServer, make_server(listeners, room or Room(), **options))
+        return cast(CheckedServer, chat_server.make_server(listeners, room or Room(), **options))
 
 
 class StoppedClock:
@@ -401,9 +393,8 @@ class Inside:
         self.server = checked_server(**options)
 
     def join(self) -> tuple[Connection, Peer]:
-        sock, peer = pair()
         before = set(self.server.room.members)
-        self.server.admit(sock, "peer")
+        peer = self.server.meet()
         self.server.deliver(self.server.room.take_batch())
         peer.expect(WELCOME)
         (conn,) = set(self.server.room.members) - before
@@ -424,18 +415,13 @@ def tls_room(**options: Any) -> CheckedServer:
 def tls_member() -> tuple[CheckedServer, TLSConnection, Peer]:
     """Returns such a room, its one member, and that one's peer."""
     server = tls_room()
-    sock, peer = pair()
-    server.admit(sock, "peer")
+    peer = server.meet()
     context = trusting(CERTS / "room.pem")
-
-    def shake_hands() -> None:
-        peer.sock = context.wrap_socket(peer.sock, server_hostname="localhost")
-
-    thread = threading.Thread(target=shake_hands)
-    thread.start()
-    while not server.room.members:
-        server.turn()
-    thread.join(DEADLINE)
+    with ThreadPoolExecutor() as pool:
+        shaken = pool.submit(context.wrap_socket, peer.sock, server_hostname="localhost")
+        while not server.room.members:
+            server.turn()
+        peer.sock = shaken.result(DEADLINE)
     peer.expect(WELCOME)
     (conn,) = server.room.members
     assert isinstance(conn, TLSConnection)
@@ -663,14 +649,11 @@ def free_port() -> int:
 
 
 def wait_until_listening(port: int) -> None:
-    def connects() -> bool:
-        try:
-            socket.create_connection(("127.0.0.1", port)).close()
-        except ConnectionRefusedError:
-            return False
-        return True
+    def listens() -> bool:
+        with socket.socket() as sock:
+            return sock.connect_ex(("127.0.0.1", port)) == 0
 
-    eventually(connects)
+    eventually(listens)
 
 
 class Terminal:

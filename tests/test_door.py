@@ -15,11 +15,13 @@ import unicodedata
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
+from pytest import LogCaptureFixture, MonkeyPatch
 from support import (
     DEADLINE,
     PASSWORD,
@@ -33,9 +35,7 @@ from support import (
     client,
     eventually,
     every_kind,
-    pair,
     patched,
-    run,
     tls_room,
 )
 from test_room import ASTERISKS, COLONS, TAKEN, Hall
@@ -124,9 +124,7 @@ def test_nobody_is_at_the_door_for_long(
     make: Callable[..., Any], said: bytes, seconds: float, heard: bytes
 ) -> None:
     server = make(password=b"secret")
-    clock = StoppedClock(server.clock)
-    sock, peer = pair()
-    server.admit(sock, "peer")
+    clock, peer = StoppedClock(server.clock), server.meet()
     if said:
         peer.send(said)
         server.turn()
@@ -226,16 +224,6 @@ def test_the_operators_password_fits_a_line_and_is_as_it_is_heard_in_one(tmp_pat
         chat_server.read_passwords(args)
 
 
-@pytest.mark.parametrize(
-    "names", ["--password-file", "--operator-file", "--transcript", "--tls-cert --tls-key"]
-)
-def test_a_variable_of_the_shell_that_is_not_set_opens_no_room(names: str) -> None:
-    options = [word for name in names.split() for word in (name, "")]
-    done = run("chat_server.py", "--port", "0", *options)
-    assert done.stderr.startswith("chat_server.py: cannot ")
-    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-
-
 def test_client_gives_its_password(start: Start, password: list[str]) -> None:
     environment = {**os.environ, "CHAT_PASSWORD": PASSWORD}
     room = start("chat_server.py", env=environment)
@@ -302,7 +290,7 @@ def test_a_ban_that_is_over_keeps_out_neither_host_nor_name() -> None:
     ],
 )
 def test_where_somebody_is_kept_out_whose_name_is_anyway(
-    monkeypatch: pytest.MonkeyPatch, here: str, peer: str, kept_out: list[str]
+    monkeypatch: MonkeyPatch, here: str, peer: str, kept_out: list[str]
 ) -> None:
     """Of the room's own network, it is the address alone: everybody may be in there. And nobody of
     this machine, from which all come who come through a proxy."""
@@ -312,7 +300,7 @@ def test_where_somebody_is_kept_out_whose_name_is_anyway(
         conn.peer, conn.host = peer, host_of(peer)
     room.hear(0, "/kick N1\n")
     assert list(room.server.door.barred) == kept_out
-    with pytest.raises(Dismissed) if kept_out else suppress():
+    with pytest.raises(Dismissed) if kept_out else nullcontext():
         room.server.door.check_host(room.conns[2])
     room.hear(2, "/name n1\n")
     room.peers[2].expect("* N1 was removed\n", "* n1 is taken\n")
@@ -341,15 +329,14 @@ def test_whoever_is_unnamed_is_removed_by_its_address(start: Start, operators: l
 
 
 class Staffed(Inside):
-    """Members called N0, N1, ..., of whom the first is an operator."""
+    """Members called N0, N1, ..., of whom the first is an operator; then perhaps one more."""
 
-    def __init__(self, count: int = 2) -> None:
+    def __init__(self, count: int = 2, *more: str) -> None:
         super().__init__(operator=OPERATORS.encode())
-        joined = [self.join() for _ in range(count)]
-        self.conns = [conn for conn, _ in joined]
-        self.peers = [peer for _, peer in joined]
-        for number in range(count):
-            self.hear(number, f"/name N{number}\n")
+        names = [*(f"N{number}" for number in range(count)), *more]
+        self.conns, self.peers = map(list, zip(*(self.join() for _ in names)))
+        for number, name in enumerate(names):
+            self.hear(number, f"/name {name}\n" if name else "/ping\n")
         self.hear(0, f"/op {OPERATORS}\n")
         self.say(b"ready\n")
         for peer in self.peers:
@@ -447,20 +434,15 @@ def test_guessing_is_slow_for_each_host_however_many_connections_it_has() -> Non
     room.peers[1].expect("* you are an operator\n")
 
 
-def test_passwords_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    compared = []
-
-    def record(given: bytes, password: bytes) -> bool:
-        compared.append(given)
-        return given == password
-
-    monkeypatch.setattr(hmac, "compare_digest", record)
+def test_passwords_are_compared_in_constant_time(monkeypatch: MonkeyPatch) -> None:
+    compare = mock.Mock(side_effect=lambda given, password: given == password)
+    monkeypatch.setattr(hmac, "compare_digest", compare)
     Staffed().hear(1, "/op guess\n")
     server = checked_server(password=b"secret")
-    sock, peer = pair()
-    server.admit(sock, "peer")
+    peer = server.meet()
     peer.send("secret\n")
     server.turn()
+    compared = [call[0][0] for call in compare.call_args_list]
     assert compared == [OPERATORS.encode(), b"guess", b"secret"]
 
 
@@ -473,27 +455,21 @@ MISTYPED += ["\u200b/op", "\ufeff/op", "\uff0f\uff4f\uff50", "John: \uff0fop"]
 
 @pytest.mark.parametrize("name", ["", "John", "Ann"])
 def test_the_password_is_seen_nowhere(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str
+    monkeypatch: MonkeyPatch, caplog: LogCaptureFixture, name: str
 ) -> None:
     """However it is mistyped, alone or among others; and no answer sets off another."""
     monkeypatch.setattr(chat_server, "WRONG_TIME", 0)
     caplog.set_level("DEBUG")  # so that what is said is logged, too
-    room = Staffed()
-    conn, peer = room.join()
-    room.conns.append(conn)
-    room.peers.append(peer)
-    prefix = f"{name}: " if name else ""
+    room = Staffed(2, name)
     lines = [f"{line} {OPERATORS}\n" for line in MISTYPED]
-    last = f"/op {OPERATORS} x\n{prefix}not /op, but /opera\n"
-    for text in (f"/name {name}\n" * bool(name), *lines, "".join([*lines, last])):
-        if text:
-            room.hear(2, text)
-    while conn.unheard:
+    last = f"{name}: not /op, but /opera\n" if name else "not /op, but /opera\n"
+    for text in (*lines, "".join([*lines, f"/op {OPERATORS} x\n", last])):
+        room.hear(2, text)
+    while room.conns[2].unheard:
         room.server.turn()
-    heard = [f"* {name} joined\n"] * bool(name) + [f"{prefix}not /op, but /opera\n"]
-    room.peers[1].expect(*heard)
+    room.peers[1].expect(last)
     assert "opera" in caplog.text and OPERATORS not in caplog.text
-    for answer in peer.available().decode().splitlines():
+    for answer in room.peers[2].available().decode().splitlines():
         assert answer.startswith("* ") and not chat_server.MISTYPED_OP.match(answer)
 
 
@@ -535,20 +511,11 @@ def hall() -> Hall:
         "\u0639\u0644\u06cc\u0631\u0636\u0627: hi",
         # what turns it around
         *("\u202eAnn: hi", "An\u202bn: hi", "\u200b\u0301 \u2067* Ann left"),
-        # one in other code points
-        *(
-            "\u0627\u0654\u062d\u0645\u062f: hi",
-            "\u0627\u062d\u0645\u062f: hi",
-            "\u0928\u093c\u0930: hi",
-        ),
-        *(
-            "\u0b92\u0bd7: hi",
-            "\u1025\u102e: hi",
-            "\u304b\u3099: hi",
-            "\u2e9f: hi",
-            "\u03b1\u03b9: hi",
-        ),
-        *("\u03b1\u0345: hi", "\u0386\u0345: hi", "\u20a8: hi", "a\uff3fb: hi"),
+        # one of those above in other code points, in that order
+        *("\u0627\u0654\u062d\u0645\u062f: hi", "\u0627\u062d\u0645\u062f: hi"),
+        *("\u0928\u093c\u0930: hi", "\u0b92\u0bd7: hi", "\u1025\u102e: hi", "\u304b\u3099: hi"),
+        *("\u2e9f: hi", "\u03b1\u03b9: hi", "\u03b1\u0345: hi", "\u0386\u0345: hi", "\u20a8: hi"),
+        "a\uff3fb: hi",
         pytest.param("\u1112\u1161\u11ab" * 32 + ": hi", id="syllables"),
         pytest.param("\u00df" * 20 + "\u2236 hi", id="sharp s"),
         # what looks private, with a name that nobody has
@@ -723,9 +690,8 @@ def test_one_host_cannot_fill_the_room() -> None:
 
     def come(host: int, said: bytes = b"") -> Peer:
         clock.now += 0.01
-        sock, peer = pair()
+        peer = server.meet(f"192.0.2.{host}:7")
         peer.send(said)
-        server.admit(sock, f"192.0.2.{host}:7")
         server.turn(0)
         return peer
 
@@ -741,7 +707,7 @@ def test_one_host_cannot_fill_the_room() -> None:
     assert silent[0].rest().endswith(b"and your place goes to somebody else\n")
 
 
-def test_nobody_keeps_others_out_by_leaving(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_keeps_others_out_by_leaving(monkeypatch: MonkeyPatch) -> None:
     """Whoever quits and doesn't close has a place for a while, as members do."""
     monkeypatch.setattr(chat_server, "DOOR_SIZE", 1)
     inside = Inside(size=1)
@@ -752,11 +718,8 @@ def test_nobody_keeps_others_out_by_leaving(monkeypatch: pytest.MonkeyPatch) -> 
         leavers[-1].send(b"/quit\n")
         while server.room.members:
             server.turn()
-    sock, peer = pair()
-    server.admit(sock, "peer")
-    assert peer.rest() == b""
-    sock, peer = pair()
-    server.admit(sock, "192.0.2.2:7")
+    assert server.meet().rest() == b""
+    peer = server.meet("192.0.2.2:7")
     server.deliver(server.room.take_batch())
     assert peer.line() == WELCOME
 
@@ -785,8 +748,7 @@ class AtDoor:
     def __init__(self) -> None:
         self.server = checked_server(password=b"secret")
         self.door = self.server.door
-        sock, self.peer = pair()
-        self.door.admit(sock, "192.0.2.1:7")
+        self.peer = self.server.meet("192.0.2.1:7")
         (self.conn,) = self.server.membership.newcomers
         self.peer.expect("* password?\n")
 
@@ -879,27 +841,26 @@ def test_whoever_is_dismissed_is_read_to_its_end(at_door: AtDoor) -> None:
 
 
 def test_whoever_cannot_be_told_why_yet_is_let_go_at_once(
-    caplog: pytest.LogCaptureFixture,
+    caplog: LogCaptureFixture,
 ) -> None:
     """Before hands are shaken there is no way to tell it anything."""
     caplog.set_level("INFO")
     server = tls_room()
-    sock, _peer = pair()
-    server.admit(sock, "peer")
+    _peer = server.meet()
     (conn,) = server.membership.newcomers
     Dismissed("the room is full").see_to(server.membership, conn)
     assert conn.state is State.CLOSED
     assert caplog.messages == ["peer could not be told why, members: 0"]
 
 
-def test_the_door_takes_no_more_than_its_share_of_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_door_takes_no_more_than_its_share_of_a_turn(monkeypatch: MonkeyPatch) -> None:
     monkeypatch.setattr(chat_server, "DOOR_SHARE", -math.inf)  # which each step exceeds
     server = checked_server(password=b"secret")
-    knocking = [pair() for _ in range(3)]
-    for sock, peer in knocking:
-        server.admit(sock, "peer")
+    peers = [server.meet() for _ in range(3)]
+    for peer in peers:
         peer.send("secret\n")
-        select.select([sock], [], [], DEADLINE)
+    for conn in server.membership.newcomers:
+        select.select([conn.sock], [], [], DEADLINE)
     for turn in range(1, 4):
         server.turn()
         assert len(server.room.members) == turn
