@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from selectors import EVENT_READ, EVENT_WRITE
 from typing import Any
+from unittest import mock
 
 import pytest
 from pytest import LogCaptureFixture, MonkeyPatch
@@ -133,28 +134,19 @@ def echo_client(peer_name: str = "peer") -> tuple[Any, echo_server.Connection, P
     return server, conn, peer
 
 
-class Reluctant:
-    """A socket of which the kernel takes only so many bytes at once; for 0 it takes nothing now."""
-
-    def __init__(self, sock: socket.socket, *sizes: int) -> None:
-        self.sock = sock
-        self.sizes = [*sizes]
-
-    def send(self, data: bytes) -> int:
-        size = self.sizes.pop(0) if self.sizes else len(data)
-        if not size:
-            raise BlockingIOError
-        return self.sock.send(data[:size])
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.sock, name)
-
-
 @pytest.mark.parametrize("sizes", [(3, 3, 3), (0, 9), (0, 0, 1, 0, 8)])
 def test_an_echo_takes_as_many_sends_as_it_needs(sizes: tuple[int, ...]) -> None:
+    """The kernel takes only so many bytes at once; for 0 it takes nothing now."""
     server, conn, peer = echo_client()
-    reluctant: Any = Reluctant(conn.sock, *sizes)
-    conn.sock = reluctant
+    sock, left = conn.sock, [*sizes]
+
+    def send(data: bytes) -> int:
+        size = left.pop(0) if left else len(data)
+        if not size:
+            raise BlockingIOError
+        return sock.send(data[:size])
+
+    conn.sock = mock.Mock(wraps=sock, send=send)
     server.serve(conn, EVENT_READ)  # that it is ready is a hint, not a promise
     peer.send(b"0123456789")
     peer.half_close()
@@ -197,9 +189,7 @@ def test_a_bug_of_the_echo_server_ends_one_connection_alone(
     assert "ValueError: a bug" in caplog.text
 
 
-def test_an_endless_line_costs_no_memory_and_many_lines_are_counted(
-    caplog: LogCaptureFixture,
-) -> None:
+def test_an_endless_line_costs_no_memory_and_many_are_counted(caplog: LogCaptureFixture) -> None:
     caplog.set_level("DEBUG")
     _server, conn, _peer = echo_client()
     for count in (100, 101):

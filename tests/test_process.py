@@ -379,10 +379,9 @@ def test_log_on_a_disk_that_is_full_for_a_moment(tmp_path: Path) -> None:
 
 def test_times_are_in_utc_and_the_journal_has_its_own(start: Start, tmp_path: Path) -> None:
     """What is said is in the transcript, and with -v in the log."""
-    files = [tmp_path / "log0", tmp_path / "log1"]  # which `start` takes
-    for file in files:
-        file.touch()
-    journal = f"{files[0].stat().st_dev}:{files[0].stat().st_ino}"
+    log = tmp_path / "log0"  # which `start` takes first
+    log.touch()
+    journal = f"{log.stat().st_dev}:{log.stat().st_ino}"
     env = {**os.environ, "JOURNAL_STREAM": journal, "TZ": "Etc/GMT+7"}
     options = ["-v", "--transcript", str(tmp_path / "transcript")]
     room = start("chat_server.py", *options, env=env, within=["env"])
