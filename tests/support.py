@@ -133,8 +133,10 @@ class Server:
         path = str(cwd / script) if cwd else path_of(script, python)
         web_options = ["--web", str(free_port())] if web else []
         command = [path, "--port", str(self.port), *(TLS_OPTIONS if tls else ()), *web_options]
-        command += options
-        self.process = self.run([*within, python, *command], stderr, cwd=cwd or ROOT, **popen)
+        command = [*within, python, *command, *options]
+        with open(log, "wb") as file:
+            popen.update(stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, cwd=cwd or ROOT)
+            self.process = launch(command, stderr=file if stderr is None else stderr, **popen)
         try:
             if stderr is not None:
                 wait_until_listening(self.port)
@@ -145,12 +147,6 @@ class Server:
         except AssertionError:
             self.kill()
             raise
-
-    def run(self, command: list[str], stderr: int | None, **popen: Any) -> Any:
-        with open(self.log_file, "wb") as file:
-            log = file.fileno() if stderr is None else stderr
-            null = subprocess.DEVNULL
-            return launch(command, stdin=null, stdout=null, stderr=log, **popen)
 
     def port_in_log(self, pattern: str) -> int:
         return int(self.wait_for_log(pattern).group(1))
@@ -249,10 +245,8 @@ def trusting(certificate: Path) -> ssl.SSLContext:
 
 # For `patched`: a room that waits half a second for a stuck member, not five. What a member has
 # read earns it time, and here less of it.
-IMPATIENT = (
-    "chat_server.PATIENCE, chat_server.STEP, chat_server.TICK = 0.5, 0, 0.25\n"
-    "chat_server.PACE = 65536"
-)
+IMPATIENT = "chat_server.PATIENCE, chat_server.STEP, chat_server.TICK = 0.5, 0, 0.25\n"
+IMPATIENT += "chat_server.PACE = 65536"
 
 
 def patched(start: Start, tmp_path: Path, patch: str, *options: str, **more: Any) -> Server:
@@ -312,21 +306,16 @@ def check_connection(conn: Connection) -> None:
     assert not owed or conn.reachable
     assert not queue or conn.ready
     if isinstance(conn, TLSConnection):
-        check_tls(conn)
+        assert not conn.incoming.pending and not conn.outgoing.pending
+        assert len(conn.unsent) <= chat_server.MAX_UNSENT
+        assert owed == bool(conn.unsent or queue)
+        assert not conn.tls or conn.unsent or not queue
+        assert conn.tls or not conn.unsent
+        assert not conn.pending or conn.ready
     assert conn.encode == conn.input.encode
     gets = [len(batch.part_for(conn, conn.encode)) for batch in queue]
     assert 0 <= conn.offset < (gets[0] if gets else 1)
     assert conn.size == sum(gets) + chat_server.BATCH_COST * len(gets) - conn.offset
-
-
-def check_tls(conn: TLSConnection) -> None:
-    """What holds of one besides that, if it speaks TLS."""
-    assert not conn.incoming.pending and not conn.outgoing.pending
-    assert len(conn.unsent) <= chat_server.MAX_UNSENT
-    assert conn.wants_write() == bool(conn.unsent or conn.queue)
-    assert not conn.tls or conn.unsent or not conn.queue
-    assert conn.tls or not conn.unsent
-    assert not conn.pending or conn.ready
 
 
 class CheckedServer(ChatServer):

@@ -32,7 +32,6 @@ from support import (
     Start,
     StoppedClock,
     checked_server,
-    client,
     eventually,
     every_kind,
     patched,
@@ -191,9 +190,7 @@ def test_the_log_warns_of_a_password_in_the_clear(
         (b"\xff\xfe" + "\u010a \u0a05\r\nx".encode("utf-16-le"), "\u010a \u0a05".encode()),
         (b"\xfe\xff" + "\u010a \u0a05\r\nx".encode("utf-16-be"), "\u010a \u0a05".encode()),
         (None, "cannot read the password file"),
-        (b"", "there is no password in"),
-        (b"  \t\r\n", "there is no password in"),
-        ("größer\n".encode("latin-1"), "there is no password in"),
+        *((data, "there is no password in") for data in (b"", b"  \t\r\n", b"gr\xf6\xdfer\n")),
         ("secret\n".encode("utf-16-le"), "there is no password in"),  # without a mark before it
         (b"\x30\x82\x01\x0a\x02", "there is no password in"),  # such as a key in another format
     ],
@@ -213,29 +210,18 @@ def test_password_files(
     assert "\n" not in str(failure.value)
 
 
-def test_the_operators_password_fits_a_line_and_is_as_it_is_heard_in_one(tmp_path: Path) -> None:
+def test_passwords_fit_a_line_and_the_operators_is_as_it_is_heard_in_one(
+    tmp_path: Path, monkeypatch: MonkeyPatch
+) -> None:
+    """The room's may come from the environment."""
+    monkeypatch.setenv("CHAT_PASSWORD", " the room's \nx")
+    assert chat_client.read_password(None) == b" the room's "
     args = Namespace(password_file=None, operator_file=str(tmp_path / "file"), max_line=20)
     (tmp_path / "file").write_text(f" {'x' * 16} \n")
-    assert chat_server.read_passwords(args) == (b"", b"x" * 16)
+    assert chat_server.read_passwords(args) == (b" the room's ", b"x" * 16)
     (tmp_path / "file").write_text("x" * 17)
     with pytest.raises(chat_server.Failure, match="the password is longer than a line may be"):
         chat_server.read_passwords(args)
-
-
-def test_client_gives_its_password(start: Start, password: list[str]) -> None:
-    environment = {**os.environ, "CHAT_PASSWORD": PASSWORD}
-    room = start("chat_server.py", env=environment)
-    ann = get_in(room)
-    options = ["localhost", room.port, "--name", "John"]
-    for more, env in ((password, None), ([], environment)):
-        done = client(*options, *more, typed="hi\n", env=env)
-        assert (done.stdout, done.returncode) == ("Welcome to the chatroom!\nJohn: hi\n", 0)
-        ann.expect("* John joined\n", "John: hi\n", "* John left\n")
-    done = client(*options, typed="hi\n")
-    assert (done.returncode, "--password-file" in done.stderr) == (1, True)
-    assert "wrong password" not in room.log()
-    done = client(*options, typed="hi\n", env={**environment, "CHAT_PASSWORD": "wrong"})
-    assert (done.stderr, done.returncode) == ("chat_client.py: wrong password\n", 1)
 
 
 # Operators remove somebody
