@@ -80,22 +80,20 @@ def needs(command: str) -> str:
 
 def needs_ipv6() -> None:
     """Skips the test where IPv6 is switched off."""
-    try:
-        with socket.socket(socket.AF_INET6) as one:
-            one.bind(("::1", 0))
-    except OSError:
-        pytest.skip("this machine has no IPv6")
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET6) as one:
+        one.bind(("::1", 0))
+        return
+    pytest.skip("this machine has no IPv6")
 
 
 def allow_many_descriptors() -> None:
     """A thousand clients are a thousand sockets in the tests' process."""
-    try:
+    with contextlib.suppress(ImportError):
         import resource
-    except ImportError:
-        return
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 16_384 if hard == resource.RLIM_INFINITY else min(hard, 16_384)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = 16_384 if hard == resource.RLIM_INFINITY else min(hard, 16_384)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def eventually(condition: Callable[[], Any], what: str = "") -> Any:
