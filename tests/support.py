@@ -250,8 +250,8 @@ IMPATIENT += "chat_server.PACE = 65536"
 def patched(start: Start, tmp_path: Path, patch: str, *options: str, **more: Any) -> Server:
     """Starts a room of which something was changed."""
     (tmp_path / "patched.py").write_text(
-        f"import sys\nsys.path[:0] = [{str(MODULES)!r}, {str(ROOT / 'tests')!r}]\nimport chat_server\n"
-        f"{patch}\nsys.exit(chat_server.main())\n"
+        f"import sys\nsys.path[:0] = [{str(MODULES)!r}, {str(ROOT / 'tests')!r}]\n"
+        f"import chat_server\n{patch}\nsys.exit(chat_server.main())\n"
     )
     return start("patched.py", *options, cwd=tmp_path, **more)
 
@@ -445,8 +445,8 @@ def patched_client(patch: str, python: str = sys.executable) -> list[str]:
     """Returns the command of a client, before whose import something was changed."""
     folder = MODULES if python == sys.executable else ROOT
     code = (
-        f"import sys\nsys.path.insert(0, {str(folder)!r})\nsys.argv[0] = 'chat_client.py'\n{patch}\n"
-        "import chat_client\nchat_client.open_outputs()\nsys.exit(chat_client.main())"
+        f"import sys\nsys.path.insert(0, {str(folder)!r})\nsys.argv[0] = 'chat_client.py'\n"
+        f"{patch}\nimport chat_client\nchat_client.open_outputs()\nsys.exit(chat_client.main())"
     )
     return [python, "-c", code]
 
