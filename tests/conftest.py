@@ -33,14 +33,14 @@ def forget_where_we_were_started() -> None:
 
 forget_where_we_were_started()
 
-from support import Listener, Server, Terminal, allow_many_descriptors
+from support import PASSWORD, Listener, Server, Start, Terminal, allow_many_descriptors
 from workers import pytest_runtestloop  # noqa: F401
 
 allow_many_descriptors()
 
 
 @pytest.fixture
-def start(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[..., Server]]:
+def start(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Start]:
     """start("chat_server.py", "--history", "3") returns a running Server; stopped after the test.
 
     A test that is parametrized with it decides by "plain", "tls", "web" or "tls web" what its
@@ -61,13 +61,20 @@ def start(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[.
 
 
 @pytest.fixture
-def room(start: Callable[..., Server]) -> Server:
+def room(start: Start) -> Server:
     return start("chat_server.py")
 
 
 @pytest.fixture
-def echo(start: Callable[..., Server]) -> Server:
+def echo(start: Start) -> Server:
     return start("echo_server.py")
+
+
+@pytest.fixture
+def password(tmp_path: Path) -> list[str]:
+    """The option with which a room is closed, and a client gets in."""
+    (tmp_path / "password").write_text(f"{PASSWORD}\nsecond line\n")
+    return ["--password-file", str(tmp_path / "password")]
 
 
 @pytest.fixture

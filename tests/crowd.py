@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import selectors
 import ssl
 import time
 from collections.abc import Callable, Iterable
+from selectors import EVENT_READ, EVENT_WRITE, DefaultSelector
 
 from support import DEADLINE, WELCOME, Server
 
@@ -22,8 +22,8 @@ class Walker:
         self.most = 1 << 20  # bytes that it reads at once
         self.ended = False  # the server has closed, or reset, the connection
         self.closed = False  # we have
-        if hasattr(self.sock, "pending") and self.sock.pending():
-            self.move(selectors.EVENT_READ)  # it came together with the answer to the upgrade
+        if self.has_more():
+            self.move(EVENT_READ)  # it came together with the answer to the upgrade
 
     def say(self, data: bytes) -> None:
         self.outgoing = memoryview(bytes(self.outgoing) + data)
@@ -34,23 +34,24 @@ class Walker:
     def wants(self) -> int:
         if self.closed:
             return 0
-        reading = self.reading and not self.ended
-        return (selectors.EVENT_READ if reading else 0) | (
-            selectors.EVENT_WRITE if self.has_to_send() else 0
-        )
+        return EVENT_READ * (self.reading and not self.ended) | EVENT_WRITE * self.has_to_send()
 
     def has_to_send(self) -> bool:
         return bool(self.outgoing or getattr(self.sock, "outgoing", b""))  # a browser's frames
 
+    def has_more(self) -> bool:
+        """Says whether there is something to receive that isn't in the kernel any more."""
+        return hasattr(self.sock, "pending") and bool(self.sock.pending())
+
     def move(self, events: int) -> None:
         try:
-            if events & selectors.EVENT_WRITE and self.has_to_send():
+            if events & EVENT_WRITE and self.has_to_send():
                 self.outgoing = self.outgoing[self.sock.send(self.outgoing[:65536]) :]
-            if events & selectors.EVENT_READ:
+            if events & EVENT_READ:
                 data = self.sock.recv(self.most)
                 self.received += data
                 self.ended = not data
-                if data and hasattr(self.sock, "pending") and self.sock.pending():
+                if data and self.has_more():
                     self.move(events)
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             pass
@@ -66,17 +67,15 @@ class Walker:
 def pump(walkers: Iterable[Walker], until: Callable[[], bool], wait: float = 0.02) -> None:
     """Moves the walkers' bytes until the condition holds."""
     deadline = time.monotonic() + DEADLINE
-    with selectors.DefaultSelector() as selector:
+    with DefaultSelector() as selector:
         registered: dict[Walker, int] = {}
         while not until():
             assert time.monotonic() < deadline, "did not happen in time"
             for walker in walkers:
                 wants, has = walker.wants(), registered.get(walker, 0)
-                if wants == has:
-                    continue
-                if has:
+                if wants != has and has:
                     selector.unregister(walker.sock)
-                if wants:
+                if wants != has and wants:
                     selector.register(walker.sock, wants, walker)
                 registered[walker] = wants
             for key, events in selector.select(wait):

@@ -49,12 +49,10 @@ def readings(line: str) -> list[Reading]:
     if not line.startswith("* ") and "(" not in line:  # most lines
         return found
     for form, pattern in FORMS.items():
-        match = pattern.fullmatch(line)
-        if match and "names" in match.groupdict():
-            names = match["names"].split(", ")
+        if match := pattern.fullmatch(line):
+            is_list = "names" in pattern.groupindex
+            names = match["names"].split(", ") if is_list else match.groups()
             found.append(Reading(form, tuple(one for one in names if not one.endswith(" more"))))
-        elif match:
-            found.append(Reading(form, match.groups()))
     if not found and line.startswith("* ") and re.search("[,:;]", line):
         found.append(Reading(EXPLANATION))
     return found

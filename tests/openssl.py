@@ -9,12 +9,16 @@ from typing import Any
 import pytest
 
 
+class Pointer(ctypes.c_void_p):
+    """An address, which stays one: of a plain c_void_p, a call would make a number."""
+
+
 def load_openssl() -> Any:
     """Returns the library that Python's own ssl uses, or skips the test where it can't be had."""
     try:
         library = ctypes.CDLL(ssl._ssl.__file__)  # type: ignore[attr-defined]
         for name in ("TLS_client_method", "SSL_CTX_new", "SSL_new", "BIO_s_mem", "BIO_new"):
-            getattr(library, name).restype = ctypes.c_void_p
+            getattr(library, name).restype = Pointer
         library.SSL_key_update.restype = ctypes.c_int
     except (AttributeError, OSError):
         pytest.skip("this Python's OpenSSL can't be called")
@@ -25,48 +29,37 @@ class KeyChanger:
     """A client that isn't connected to anything: what it receives is fed, what it sends taken."""
 
     def __init__(self) -> None:
-        self.library = load_openssl()
-        self.ssl = self.call("SSL_new", self.call("SSL_CTX_new", self.call("TLS_client_method")))
-        self.incoming = self.call("BIO_new", self.call("BIO_s_mem"))
-        self.outgoing = self.call("BIO_new", self.call("BIO_s_mem"))
-        self.call("SSL_set_bio", self.ssl, self.incoming, self.outgoing)
-        self.call("SSL_set_connect_state", self.ssl)
-
-    def call(self, function: str, *given: Any) -> Any:
-        pointers = [ctypes.c_void_p(one) if isinstance(one, Pointer) else one for one in given]
-        result = getattr(self.library, function)(*pointers)
-        pointed = getattr(self.library, function).restype is ctypes.c_void_p
-        return Pointer(result) if pointed else result
+        self.library = library = load_openssl()
+        self.ssl = library.SSL_new(library.SSL_CTX_new(library.TLS_client_method()))
+        self.incoming, self.outgoing = (library.BIO_new(library.BIO_s_mem()) for _ in range(2))
+        library.SSL_set_bio(self.ssl, self.incoming, self.outgoing)
+        library.SSL_set_connect_state(self.ssl)
 
     def feed(self, data: bytes) -> None:
-        self.call("BIO_write", self.incoming, data, len(data))
+        self.library.BIO_write(self.incoming, data, len(data))
 
     def take(self) -> bytes:
         buffer = ctypes.create_string_buffer(1 << 20)
-        size = self.call("BIO_read", self.outgoing, buffer, len(buffer))
+        size = self.library.BIO_read(self.outgoing, buffer, len(buffer))
         return buffer.raw[: max(0, size)]
 
     def shake_hands(self) -> bytes:
         """Goes on with the handshake; returns what to send."""
-        self.call("SSL_do_handshake", self.ssl)
+        self.library.SSL_do_handshake(self.ssl)
         return self.take()
 
     def is_ready(self) -> bool:
         """Says whether the handshake is done."""
-        return bool(self.call("SSL_is_init_finished", self.ssl))
+        return bool(self.library.SSL_is_init_finished(self.ssl))
 
     def change_keys(self, times: int, answered: bool = False) -> bytes:
         """Returns that many orders to change keys, perhaps such that have to be answered."""
         for _ in range(times):
-            assert self.call("SSL_key_update", self.ssl, int(answered)) == 1
-            self.call("SSL_do_handshake", self.ssl)
+            assert self.library.SSL_key_update(self.ssl, int(answered)) == 1
+            self.library.SSL_do_handshake(self.ssl)
         return self.take()
 
     def say(self, text: bytes) -> bytes:
         """Returns what to send for a text."""
-        self.call("SSL_write", self.ssl, text, len(text))
+        self.library.SSL_write(self.ssl, text, len(text))
         return self.take()
-
-
-class Pointer(int):
-    """An address, which is wider than a C int."""

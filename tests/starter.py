@@ -82,12 +82,8 @@ class Forked(subprocess.Popen):  # type: ignore[type-arg]
         # The child's end of each stream, and ours; -1 where there is none.
         pairs = [(more[9], more[10]), (more[12], more[11]), (more[14], more[13])]
         streams = [number if one == -1 else one for number, (one, _) in enumerate(pairs)]
-        order = {
-            "command": args[1:],
-            "cwd": str(cwd or os.getcwd()),
-            "env": dict(env or os.environ),
-        }
-        self.pid = start(order, streams)
+        place = {"cwd": str(cwd or os.getcwd()), "env": dict(env or os.environ)}
+        self.pid = start({"command": args[1:], **place}, streams)
         self._child_created = True
         for theirs, ours in pairs:
             if ours != -1:
@@ -137,7 +133,7 @@ def serve(orders: socket.socket) -> dict[str, Any] | None:
     """Takes orders; in the process that one is for, returns it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # we end with the tests
     while True:
-        data, rights, _, _ = orders.recvmsg(1 << 20, socket.CMSG_SPACE(3 * array.array("i").itemsize))
+        data, rights, _, _ = orders.recvmsg(1 << 20, 100)
         if not data:
             return None
         streams = array.array("i", rights[0][2])
@@ -170,16 +166,21 @@ def take_streams(streams: Sequence[int]) -> None:
     sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)
 
 
+def take_terminal() -> None:
+    """Makes standard input the terminal that Ctrl-C and Ctrl-Z work on. Runs in the child."""
+    import fcntl
+    import termios
+
+    os.setsid()
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
 def run(order: dict[str, Any]) -> None:
     os.chdir(order["cwd"])
     os.environ.clear()
     os.environ.update(order["env"])
     if os.isatty(0):
-        import fcntl
-        import termios
-
-        os.setsid()
-        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        take_terminal()
     sys.argv = order["command"]
     sys.path[0] = os.path.dirname(sys.argv[0])
     main = types.ModuleType("__main__")

@@ -30,37 +30,26 @@ import subprocess
 import sys
 import threading
 import time
-import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Callable, cast
 from unittest import mock
 
 import pytest
 from browser import WebSocketPeer
-from starter import COMPILED, ROOT, can_fork, launch
+from starter import COMPILED, ROOT, can_fork, launch, take_terminal
 
 import chat_client
-from chat_server import (
-    BATCH_COST,
-    HIGH_WATER,
-    MAX_UNREAD,
-    MAX_UNSENT,
-    Certificate,
-    ChatServer,
-    Connection,
-    Room,
-    State,
-    TLSConnection,
-    identity,
-    make_server,
-)
+import chat_server
+from chat_server import Certificate, ChatServer, Clock, Connection, Room, State, TLSConnection
 
 CERTS = ROOT / "tests" / "certs"
 TLS_OPTIONS = ["--tls-cert", str(CERTS / "room.pem"), "--tls-key", str(CERTS / "room.key")]
 TRUSTED = ["--tls-ca", str(CERTS / "room.pem")]
 DEADLINE = 60.0  # seconds; generous, because a loaded machine is no failure
 WELCOME = b"Welcome to the chatroom!\n"
+PASSWORD = "correct horse"  # of the fixture `password`
 MODULES = COMPILED / "modules"
 CLIENT = [sys.executable, str(COMPILED / "chat_client.py")]
 PLAIN = [*CLIENT, "--plain"]
@@ -71,8 +60,7 @@ PORTS: dict[int, socket.socket] = {}  # that free_port() has given out, and what
 NOT_IN_MINIMAL = ["bz2", "fcntl", "getpass", "hmac", "readline", "resource", "termios", "zlib"]
 XTERM = {**os.environ, "TERM": "xterm-256color", "NO_COLOR": "", "TMUX": ""}
 
-# Which tests run over each kind of connection; see the fixture `start`.
-plain_and_tls = pytest.mark.parametrize("start", ["plain", "tls"], indirect=True)
+# For tests that run over each kind of connection; see the fixture `start`.
 every_kind = pytest.mark.parametrize("start", ["plain", "tls", "web"], indirect=True)
 
 
@@ -92,34 +80,29 @@ def needs(command: str) -> str:
 
 def needs_ipv6() -> None:
     """Skips the test where IPv6 is switched off."""
-    try:
-        with socket.socket(socket.AF_INET6) as one:
-            one.bind(("::1", 0))
-    except OSError:
-        pytest.skip("this machine has no IPv6")
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET6) as one:
+        one.bind(("::1", 0))
+        return
+    pytest.skip("this machine has no IPv6")
 
 
 def allow_many_descriptors() -> None:
     """A thousand clients are a thousand sockets in the tests' process."""
-    try:
+    with contextlib.suppress(ImportError):
         import resource
-    except ImportError:
-        return
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 16_384 if hard == resource.RLIM_INFINITY else min(hard, 16_384)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = 16_384 if hard == resource.RLIM_INFINITY else min(hard, 16_384)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def eventually(condition: Callable[[], Any], what: str = "") -> Any:
     """Waits until the condition is true and returns its value."""
     deadline = time.monotonic() + DEADLINE
-    while True:
-        value = condition()
-        if value:
-            return value
-        if time.monotonic() > deadline:
-            raise AssertionError(f"did not happen: {what or condition}")
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"did not happen: {what or condition}"
         time.sleep(0.005)
+    return value
 
 
 class Server:
@@ -148,8 +131,10 @@ class Server:
         path = str(cwd / script) if cwd else path_of(script, python)
         web_options = ["--web", str(free_port())] if web else []
         command = [path, "--port", str(self.port), *(TLS_OPTIONS if tls else ()), *web_options]
-        command += options
-        self.process = self.run([*within, python, *command], stderr, cwd=cwd or ROOT, **popen)
+        command = [*within, python, *command, *options]
+        with open(log, "wb") as file:
+            popen.update(stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, cwd=cwd or ROOT)
+            self.process = launch(command, stderr=file if stderr is None else stderr, **popen)
         try:
             if stderr is not None:
                 wait_until_listening(self.port)
@@ -160,11 +145,6 @@ class Server:
         except AssertionError:
             self.kill()
             raise
-
-    def run(self, command: list[str], stderr: int | None, **popen: Any) -> Any:
-        with open(self.log_file, "wb") as file, open(os.devnull, "r+b") as null:
-            log = file.fileno() if stderr is None else stderr
-            return launch(command, stdin=null, stdout=null, stderr=log, **popen)
 
     def port_in_log(self, pattern: str) -> int:
         return int(self.wait_for_log(pattern).group(1))
@@ -178,14 +158,12 @@ class Server:
 
     def wait_for_log(self, pattern: str) -> re.Match[str]:
         def look() -> re.Match[str] | None:
-            if self.process.poll() is not None and not re.search(pattern, self.log()):
-                raise AssertionError(f"the server has ended: {self.log()}")
-            return re.search(pattern, self.log())
+            has_ended = self.process.poll() is not None  # before we look for its last words
+            found = re.search(pattern, self.log())
+            assert found or not has_ended, f"the server has ended: {self.log()}"
+            return found
 
-        eventually(look, f"{pattern} in the log")
-        found = look()
-        assert found
-        return found
+        return cast("re.Match[str]", eventually(look, f"{pattern} in the log"))
 
     def dial(
         self,
@@ -198,8 +176,7 @@ class Server:
         the server speaks it, and as a browser's WebSocket if the members, or this one, are to have
         browsers."""
         web = self.web if web is None else web
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        sock = socket.socket(family, socket.SOCK_STREAM)
+        sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
         if receive_buffer:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         sock.settimeout(DEADLINE)
@@ -225,25 +202,22 @@ class Server:
         peer.expect(WELCOME)
         if name:
             peer.send(f"/name {name}\n")
-            heard: list[bytes] = []
-            while not heard or heard[-1] != f"* you are {name}\n".encode():
-                heard.append(peer.line())
-                assert heard[-1], f"the stream has ended: {heard}"
-            peer.buffer = b"".join(heard[:-1]) + peer.buffer
+            peer.buffer = peer.read_until(f"* you are {name}\n") + peer.buffer
         return peer
+
+    def proc(self, file: str) -> str:
+        """Returns what Linux tells of the process."""
+        path = Path(f"/proc/{self.process.pid}/{file}")
+        if not path.exists():
+            pytest.skip("needs /proc")
+        return path.read_text()
 
     def memory(self) -> int:
         """Returns the bytes of memory that the process has in use."""
-        status = Path(f"/proc/{self.process.pid}/status")
-        if not status.exists():
-            pytest.skip("needs /proc")
-        return int(status.read_text().split("VmRSS:")[1].split()[0]) * 1024
+        return int(self.proc("status").split("VmRSS:")[1].split()[0]) * 1024
 
     def cpu_seconds(self) -> float:
-        stat = Path(f"/proc/{self.process.pid}/stat")
-        if not stat.exists():
-            pytest.skip("needs /proc")
-        fields = stat.read_text().rpartition(")")[2].split()
+        fields = self.proc("stat").rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def stop(self, number: int = signal.SIGTERM, peers: Sequence[Peer] = ()) -> int:
@@ -260,25 +234,24 @@ class Server:
         self.process.wait()
 
 
+Start = Callable[..., Server]  # what the fixture `start` is
+
+
 def trusting(certificate: Path) -> ssl.SSLContext:
     return ssl.create_default_context(cafile=str(certificate))
 
 
 # For `patched`: a room that waits half a second for a stuck member, not five. What a member has
 # read earns it time, and here less of it.
-IMPATIENT = (
-    "chat_server.PATIENCE, chat_server.STEP, chat_server.TICK = 0.5, 0, 0.25\n"
-    "chat_server.PACE = 65536"
-)
+IMPATIENT = "chat_server.PATIENCE, chat_server.STEP, chat_server.TICK = 0.5, 0, 0.25\n"
+IMPATIENT += "chat_server.PACE = 65536"
 
 
-def patched(
-    start: Callable[..., Server], tmp_path: Path, patch: str, *options: str, **more: Any
-) -> Server:
+def patched(start: Start, tmp_path: Path, patch: str, *options: str, **more: Any) -> Server:
     """Starts a room of which something was changed."""
     (tmp_path / "patched.py").write_text(
-        f"import sys\nsys.path[:0] = [{str(MODULES)!r}, {str(ROOT / 'tests')!r}]\nimport chat_server\n"
-        f"{patch}\nsys.exit(chat_server.main())\n"
+        f"import sys\nsys.path[:0] = [{str(MODULES)!r}, {str(ROOT / 'tests')!r}]\n"
+        f"import chat_server\n{patch}\nsys.exit(chat_server.main())\n"
     )
     return start("patched.py", *options, cwd=tmp_path, **more)
 
@@ -305,21 +278,20 @@ def check_invariants(server: ChatServer) -> None:
         assert conn in server.membership.has_more or not server.membership.has_input(conn)
     assert server.membership.has_more <= everyone
     for key, owner in room.names.items():
-        assert owner in room.members and key == identity(owner.name)
+        assert owner in room.members and key == chat_server.identity(owner.name)
     assert len(room.names) == sum(1 for conn in members if conn.name)
     assert sum(room.looks.values()) == len(room.names)
     assert set(throttle.waiting) == {conn for conn in members if not conn.reading}
-    over = {one for one in members if one.size > HIGH_WATER}
+    over = {one for one in members if one.size > chat_server.HIGH_WATER}
     assert throttle.slow in over if over else throttle.slow is None
-    unread = {one for one in throttle.waiting if one.unread_answers > MAX_UNREAD}
+    unread = {one for one in throttle.waiting if one.unread_answers > chat_server.MAX_UNREAD}
     assert over | unread <= set(throttle.behind) <= {one for one in members if one.queue}
     assert throttle.slow or not set(throttle.waiting) - unread
     assert all(one in throttle.waiting for one in members if one.mark == math.inf)
     for conn in leaving - set(room.batch.leavers):  # those will be seen off with that batch
         assert not conn.unheard
-        assert conn.wants_write() or (conn.reading and not conn.reachable), (
-            "should be closed by now"
-        )
+        is_due = not conn.wants_write() and (conn.reachable or not conn.reading)
+        assert not is_due, "should be closed by now"
 
 
 def check_connection(conn: Connection) -> None:
@@ -332,21 +304,16 @@ def check_connection(conn: Connection) -> None:
     assert not owed or conn.reachable
     assert not queue or conn.ready
     if isinstance(conn, TLSConnection):
-        check_tls(conn)
+        assert not conn.incoming.pending and not conn.outgoing.pending
+        assert len(conn.unsent) <= chat_server.MAX_UNSENT
+        assert owed == bool(conn.unsent or queue)
+        assert not conn.tls or conn.unsent or not queue
+        assert conn.tls or not conn.unsent
+        assert not conn.pending or conn.ready
     assert conn.encode == conn.input.encode
     gets = [len(batch.part_for(conn, conn.encode)) for batch in queue]
     assert 0 <= conn.offset < (gets[0] if gets else 1)
-    assert conn.size == sum(gets) + BATCH_COST * len(gets) - conn.offset
-
-
-def check_tls(conn: TLSConnection) -> None:
-    """What holds of one besides that, if it speaks TLS."""
-    assert not conn.incoming.pending and not conn.outgoing.pending
-    assert len(conn.unsent) <= MAX_UNSENT
-    assert conn.wants_write() == bool(conn.unsent or conn.queue)
-    assert not conn.tls or conn.unsent or not conn.queue
-    assert conn.tls or not conn.unsent
-    assert not conn.pending or conn.ready
+    assert conn.size == sum(gets) + chat_server.BATCH_COST * len(gets) - conn.offset
 
 
 class CheckedServer(ChatServer):
@@ -356,6 +323,12 @@ class CheckedServer(ChatServer):
 
     def admit(self, sock: socket.socket, peer: str) -> None:
         self.door.admit(sock, peer)
+
+    def meet(self, address: str = "peer") -> Peer:
+        """Admits somebody who comes from there, and returns their end of the connection."""
+        sock, peer = pair()
+        self.admit(sock, address)
+        return peer
 
 
 def checked(step: Callable[..., Any]) -> Callable[..., Any]:
@@ -380,7 +353,15 @@ def checked_server(
 ) -> CheckedServer:
     """Returns a server that doesn't run, with the options of make_server()."""
     with mock.patch("chat_server.ChatServer", CheckedServer):
-        return cast(CheckedServer, make_server(listeners, room or Room(), **options))
+        return cast(CheckedServer, chat_server.make_server(listeners, room or Room(), **options))
+
+
+class StoppedClock:
+    """The time of a room, which passes only by what is added to it."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.now = clock.now()
+        clock.monotonic = lambda: self.now
 
 
 def pair() -> tuple[socket.socket, Peer]:
@@ -399,9 +380,8 @@ class Inside:
         self.server = checked_server(**options)
 
     def join(self) -> tuple[Connection, Peer]:
-        sock, peer = pair()
         before = set(self.server.room.members)
-        self.server.admit(sock, "peer")
+        peer = self.server.meet()
         self.server.deliver(self.server.room.take_batch())
         peer.expect(WELCOME)
         (conn,) = set(self.server.room.members) - before
@@ -422,18 +402,13 @@ def tls_room(**options: Any) -> CheckedServer:
 def tls_member() -> tuple[CheckedServer, TLSConnection, Peer]:
     """Returns such a room, its one member, and that one's peer."""
     server = tls_room()
-    sock, peer = pair()
-    server.admit(sock, "peer")
+    peer = server.meet()
     context = trusting(CERTS / "room.pem")
-
-    def shake_hands() -> None:
-        peer.sock = context.wrap_socket(peer.sock, server_hostname="localhost")
-
-    thread = threading.Thread(target=shake_hands)
-    thread.start()
-    while not server.room.members:
-        server.turn()
-    thread.join(DEADLINE)
+    with ThreadPoolExecutor() as pool:
+        shaken = pool.submit(context.wrap_socket, peer.sock, server_hostname="localhost")
+        while not server.room.members:
+            server.turn()
+        peer.sock = shaken.result(DEADLINE)
     peer.expect(WELCOME)
     (conn,) = server.room.members
     assert isinstance(conn, TLSConnection)
@@ -470,8 +445,8 @@ def patched_client(patch: str, python: str = sys.executable) -> list[str]:
     """Returns the command of a client, before whose import something was changed."""
     folder = MODULES if python == sys.executable else ROOT
     code = (
-        f"import sys\nsys.path.insert(0, {str(folder)!r})\nsys.argv[0] = 'chat_client.py'\n{patch}\n"
-        "import chat_client\nchat_client.open_outputs()\nsys.exit(chat_client.main())"
+        f"import sys\nsys.path.insert(0, {str(folder)!r})\nsys.argv[0] = 'chat_client.py'\n"
+        f"{patch}\nimport chat_client\nchat_client.open_outputs()\nsys.exit(chat_client.main())"
     )
     return [python, "-c", code]
 
@@ -518,6 +493,10 @@ def unconnected(
     return chat_client.Session(chat_client.Client(console or FakeConsole(), protocol), sock)
 
 
+def as_bytes(text: bytes | str) -> bytes:
+    return text.encode() if isinstance(text, str) else text
+
+
 class Peer:
     """The other end of a connection, which reads with a deadline."""
 
@@ -525,21 +504,13 @@ class Peer:
         self.sock = sock
         self.buffer = b""
 
-    def send_and_half_close(self, data: bytes) -> None:
-        self.send(data)
-        self.half_close()
-
     def send(self, data: bytes | str) -> None:
-        self.sock.sendall(data.encode() if isinstance(data, str) else data)
+        self.sock.sendall(as_bytes(data))
 
     def read(self, size: int) -> bytes:
         """Returns exactly so many bytes, fewer at the end of the stream."""
-        parts = [self.buffer]
-        missing = size - len(self.buffer)
-        while missing > 0:
-            data = self.sock.recv(min(missing, 1 << 20))
-            if not data:
-                break
+        parts, missing = [self.buffer], size - len(self.buffer)
+        while missing > 0 and (data := self.sock.recv(min(missing, 1 << 20))):
             parts.append(data)
             missing -= len(data)
         data = b"".join(parts)
@@ -548,10 +519,7 @@ class Peer:
 
     def line(self) -> bytes:
         """Returns the next line with its newline; at the end of the stream, what is left."""
-        while b"\n" not in self.buffer:
-            data = self.sock.recv(65536)
-            if not data:
-                break
+        while b"\n" not in self.buffer and (data := self.sock.recv(65536)):
             self.buffer += data
         end = self.buffer.find(b"\n") + 1 or len(self.buffer)
         line, self.buffer = self.buffer[:end], self.buffer[end:]
@@ -560,33 +528,30 @@ class Peer:
     def expect(self, *lines: bytes | str) -> None:
         """The next lines are these."""
         for line in lines:
-            assert self.line() == (line.encode() if isinstance(line, str) else line)
+            assert self.line() == as_bytes(line)
 
-    def read_until(self, line: bytes | str) -> None:
-        """Reads lines until this one has come."""
-        wanted = line.encode() if isinstance(line, str) else line
-        got = b""
-        while got != wanted:
-            got = self.line()
-            assert got, f"the stream has ended before {wanted!r}"
+    def read_until(self, line: bytes | str) -> bytes:
+        """Reads lines until this one has come; returns those before it."""
+        before: list[bytes] = []
+        while (got := self.line()) != as_bytes(line):
+            assert got, f"the stream has ended before {line!r}: {before}"
+            before.append(got)
+        return b"".join(before)
 
     def rest(self) -> bytes:
         """Returns everything up to the end of the stream."""
-        parts = [self.buffer]
-        self.buffer = b""
-        while True:
-            data = self.sock.recv(1 << 20)
-            if not data:
-                return b"".join(parts)
+        parts, self.buffer = [self.buffer], b""
+        while data := self.sock.recv(1 << 20):
             parts.append(data)
+        return b"".join(parts)
 
     def available(self) -> bytes:
         """Returns what has come by now, without waiting."""
         parts, self.buffer = [self.buffer], b""
         self.sock.setblocking(False)
         with contextlib.suppress(BlockingIOError, ssl.SSLWantReadError):
-            while parts[-1] or len(parts) == 1:
-                parts.append(self.sock.recv(1 << 20))
+            while data := self.sock.recv(1 << 20):
+                parts.append(data)
         self.sock.settimeout(DEADLINE)
         return b"".join(parts)
 
@@ -676,14 +641,11 @@ def free_port() -> int:
 
 
 def wait_until_listening(port: int) -> None:
-    def connects() -> bool:
-        try:
-            socket.create_connection(("127.0.0.1", port)).close()
-        except ConnectionRefusedError:
-            return False
-        return True
+    def listens() -> bool:
+        with socket.socket() as sock:
+            return sock.connect_ex(("127.0.0.1", port)) == 0
 
-    eventually(connects)
+    eventually(listens)
 
 
 class Terminal:
@@ -703,7 +665,7 @@ class Terminal:
         popen["env"] = {**XTERM, **env}
         streams = {"stdin": slave, "stdout": slave, "stderr": slave, **popen}
         if not can_fork(command, **streams):
-            streams.update(start_new_session=True, preexec_fn=take_terminal)
+            streams["preexec_fn"] = take_terminal
         self.process = launch(command, **streams)
         os.close(slave)
         self.shown = ""
@@ -744,12 +706,10 @@ class Terminal:
 
     def rest(self) -> str:
         """Returns all that is still shown until the command ends."""
-        while True:
-            more = self.read(DEADLINE)
-            if not more:
-                rest, self.shown = self.shown, ""
-                return rest
+        while more := self.read(DEADLINE):
             self.shown += more
+        rest, self.shown = self.shown, ""
+        return rest
 
     def wait(self) -> int:
         """Returns the exit status."""
@@ -761,7 +721,7 @@ class Terminal:
         os.close(self.master)
 
 
-Run = typing.Callable[..., Terminal]  # what the fixture `terminal` is
+Run = Callable[..., Terminal]  # what the fixture `terminal` is
 
 
 class Screen:
@@ -802,10 +762,7 @@ class Screen:
         eventually(is_there, text)
 
     def read_all(self) -> None:
-        while True:
-            text = self.window.read(0)
-            if not text:
-                break
+        while text := self.window.read(0):
             for match in self.PIECE.finditer(text.replace("\n", "\r\n")):
                 self.take(*match.groups())
 
@@ -847,12 +804,6 @@ class Screen:
         self.x += 1
 
 
-def take_terminal() -> None:
-    """Makes standard input the terminal that Ctrl-C and Ctrl-Z work on. Runs in the child."""
-    import fcntl
-    import termios
-
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 def modes(window: Terminal) -> list[Any]:
@@ -910,15 +861,12 @@ class Window:
     def expect(self, *last: str) -> None:
         """Waits until these are the last lines."""
 
-        def are_last() -> bool:
-            seen[:] = [line for line in self.lines() if line]
-            return seen[-len(last) :] == list(last)
+        def shown() -> list[str]:
+            return [line for line in self.lines() if line][-len(last) :]
 
-        seen: list[str] = []
-        try:
-            eventually(are_last)
-        except AssertionError:
-            raise AssertionError(f"expected {last}, seen {seen[-len(last) - 5 :]}") from None
+        with contextlib.suppress(AssertionError):
+            eventually(lambda: shown() == [*last])
+        assert shown() == [*last]
 
     def cursor(self) -> int:
         return int(self.command("display-message", "-p", "#{cursor_x}"))

@@ -97,11 +97,9 @@ class Worker:
 
     def tests(self, shares: int) -> Iterator[tuple[int, pytest.Item | None]]:
         """Yields the shares' numbers and tests as long as there are some, then -1 and None."""
-        number = os.read(shares, 1)
-        while number:
+        while number := os.read(shares, 1):
             for test in share(self.session, number[0]):
                 yield number[0], test
-            number = os.read(shares, 1)
         yield -1, None
 
     def set_up_plugins(self) -> None:
