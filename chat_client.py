@@ -1504,7 +1504,7 @@ LINGER = 1.0  # seconds at least for the server to close after the user has left
 MAX_WAITING = 64 * 1024  # bytes that wait for a slow reader before we stop reading the other side
 QUIET_TIME = 60.0  # seconds after which a room that is silent is asked whether it is there
 LOST_TIME = 15.0  # seconds in which a room that was asked something has to be heard of
-STEADY_TIME = 5.0  # seconds after which a connection is one that lasts
+BRIEF = 5.0  # seconds: a connection that ends sooner is none that lasts
 RETRY_DELAYS = (1, 30)  # seconds until the next try to connect again: doubled from the first on
 
 SIOCOUTQ = 0x5411 if sys.platform == "linux" else 0  # bytes that the peer has yet to acknowledge
@@ -1802,7 +1802,7 @@ class Session:
         if self.client.trouble:
             self.console.show("* connected again")
         self.client.trouble = ""
-        if time.monotonic() > self.began + STEADY_TIME:
+        if time.monotonic() > self.began + BRIEF:
             self.client.delay = RETRY_DELAYS[0]
 
     def raise_failure(self) -> None:
