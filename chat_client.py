@@ -1191,7 +1191,11 @@ class Terminal(Console):
         self.above = bytearray()  # waits to be drawn above the row
         self.row = ""  # as it was drawn last
         self.before = ""  # what of it is before the cursor
-        self.in_tmux = "TMUX" in os.environ and os.environ["TERM"].startswith(("screen", "tmux"))
+        kind = os.environ["TERM"]
+        self.in_tmux = "TMUX" in os.environ and kind.startswith(("screen", "tmux"))
+        # One of VTE's, such as GNOME's. An xterm that is started there inherits its variable.
+        is_vte = os.environ.get("VTE_VERSION") and "XTERM_VERSION" not in os.environ
+        self.in_vte = bool(is_vte) and kind.startswith("xterm")
         self.quiet_until = 0.0  # monotonic time before which no bell rings again
         self.pace = NEVER  # bytes a second that the terminal draws, while that is known
         self.full_at = 0.0  # when it had no room last
@@ -1266,12 +1270,15 @@ class Terminal(Console):
 
     def measure(self, column: int) -> None:
         """The terminal says where the cursor is. In the last column it tells nothing, unless it is
-        known that this terminal wraps. After a row that is full, tmux says that it is beyond."""
+        known that this terminal wraps. After a row that is full, tmux says that it is beyond, and
+        VTE that it is in the last column."""
         rows, wrapped = wrapped_place(self.before, self.width)
+        last = self.width - 1
         if (wrapped, column) == (self.width, 0):
             rows, wrapped = rows + 1, 0
-        last = self.width - 1
-        is_wrapped = column == wrapped and (column != last or self.in_tmux)
+        elif self.in_vte:
+            wrapped = min(wrapped, last)
+        is_wrapped = column == wrapped and (column != last or self.in_tmux or self.in_vte)
         if self.clear_rows in self.timers and (is_wrapped or column >= last):
             self.clear_rows(rows if is_wrapped else 0)
 

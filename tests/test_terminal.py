@@ -317,6 +317,25 @@ def test_where_a_terminal_reflows_or_not_nothing_is_lost_and_nothing_left_behind
     assert [line for line in screen.rows if line] == [*lines, "<" + row[2 - columns :]]
 
 
+@pytest.mark.parametrize("size, columns", [(300, 40), (72, 39)], ids=["to half", "to full rows"])
+def test_no_piece_of_a_row_stays_in_gnome_terminal(
+    listener: Listener, terminal: Callable[..., Terminal], size: int, columns: int
+) -> None:
+    """It reflows as tmux does, so a cursor in the last column is one of a row that has wrapped."""
+    options = ("127.0.0.1", str(listener.port), "--name", "John")
+    window = in_terminal(terminal, *options, VTE_VERSION="7006")
+    screen = Screen(window, reflows=True, stays=True)
+    server = listener.accept()
+    server.send("line\n")
+    screen.expect("line")
+    window.type("0123456789" * (size // 10) + "xy")
+    screen.expect("xy")
+    screen.resize(columns)
+    row = "0123456789" * 9 + "xy"
+    screen.expect("<" + row[2 - columns :])
+    assert [line for line in screen.rows if line] == ["line", "<" + row[2 - columns :]]
+
+
 def test_a_row_that_is_wider_than_assumed_leaves_nothing_behind(
     listener: Listener, terminal: Callable[..., Terminal]
 ) -> None:
