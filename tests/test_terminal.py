@@ -696,6 +696,29 @@ def test_keys_of_a_slow_terminal_are_soon_seen(monkeypatch: pytest.MonkeyPatch) 
     assert not (console.above or console.output), "one that takes it all gets it all"
 
 
+def test_nothing_is_drawn_while_a_window_is_dragged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is drawn for one size may come when the window has the next."""
+    clock, width = [100.0], [80]
+    monkeypatch.setattr(chat_client, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(chat_client, "window_size", lambda: (width[0], 24))
+    console = untaken()
+    console.before, console.in_tmux, console.in_vte = "x" * 79, False, False
+    console.above += b"line\n"
+    for width[0] in range(79, 39, -1):
+        console.resize()
+        console.measure(width[0] - 1)  # an answer for a size that has passed
+        console.update()
+        clock[0] += 0.25
+        assert (console.output, min(console.timers.values()) > clock[0]) == (b"", True)
+    clock[0] += 0.1
+    assert console.timers.pop(console.settle) < clock[0]
+    console.settle()
+    console.update()
+    assert console.output == b"\x1b[6n"
+    console.measure(39)
+    assert console.output.endswith(chat_client.CLEAR_BELOW.encode()) and not console.timers
+
+
 def test_a_terminal_that_does_not_read_stops_neither_keys_nor_memory(
     listener: Listener, terminal: Callable[..., Terminal]
 ) -> None:
