@@ -1290,6 +1290,8 @@ class Terminal(Console):
             wrapped = min(wrapped, last)
         is_wrapped = column == wrapped and (column != last or self.in_tmux or self.in_vte)
         is_awaited = self.clear_rows in self.timers and self.settle not in self.timers
+        with suppress(OSError):  # the terminal is gone
+            is_awaited = is_awaited and window_size() == (self.width, self.height)
         if is_awaited and (is_wrapped or column >= last):
             self.clear_rows(rows if is_wrapped else 0)
 

@@ -715,6 +715,10 @@ def test_nothing_is_drawn_while_a_window_is_dragged(monkeypatch: pytest.MonkeyPa
     console.settle()
     console.update()
     assert console.output == b"\x1b[6n"
+    width[0] = 39  # of which nobody has told yet
+    console.measure(38)
+    assert console.output == b"\x1b[6n"
+    width[0] = 40
     console.measure(39)
     assert console.output.endswith(chat_client.CLEAR_BELOW.encode()) and not console.timers
 
