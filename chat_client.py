@@ -1194,9 +1194,10 @@ class Terminal(Console):
         self.before = ""  # what of it is before the cursor
         kind = os.environ["TERM"]
         self.in_tmux = "TMUX" in os.environ and kind.startswith(("screen", "tmux"))
-        # One of VTE's, such as GNOME's. An xterm that is started there inherits its variable.
-        is_vte = os.environ.get("VTE_VERSION") and "XTERM_VERSION" not in os.environ
-        self.in_vte = bool(is_vte) and kind.startswith("xterm")
+        # One of VTE's, such as GNOME's. Another that is started there inherits its variable.
+        is_another = any(map(os.environ.get, ("XTERM_VERSION", "TERM_PROGRAM")))
+        is_vte = bool(os.environ.get("VTE_VERSION")) and not is_another
+        self.in_vte = is_vte and kind.startswith("xterm")
         self.quiet_until = 0.0  # monotonic time before which no bell rings again
         self.pace = NEVER  # bytes a second that the terminal draws, while that is known
         self.full_at = 0.0  # when it had no room last

@@ -68,7 +68,8 @@ SERVERS = SCRIPTS[:2]
 PORTS: dict[int, socket.socket] = {}  # that free_port() has given out, and what marks them as ours
 
 NOT_IN_MINIMAL = ["bz2", "fcntl", "getpass", "hmac", "readline", "resource", "termios", "zlib"]
-XTERM = {**os.environ, "TERM": "xterm-256color", "NO_COLOR": "", "TMUX": "", "VTE_VERSION": ""}
+NO_MORE = dict.fromkeys(("NO_COLOR", "TMUX", "VTE_VERSION", "XTERM_VERSION", "TERM_PROGRAM"), "")
+XTERM = {**os.environ, "TERM": "xterm-256color", **NO_MORE}
 
 # Which tests run over each kind of connection; see the fixture `start`.
 plain_and_tls = pytest.mark.parametrize("start", ["plain", "tls"], indirect=True)
