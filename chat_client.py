@@ -909,6 +909,7 @@ FAST = 48 * 1024  # bytes a second at which a key is soon seen, whatever waits b
 SLOW_TIME = 30.0  # seconds until a slow terminal may be faster
 HELD = 16 * 1024  # bytes that a system may hold for a terminal
 BELL_PAUSE = 5.0  # seconds from one bell to the next, at least
+STEADY_TIME = 0.3  # seconds without a new size after which a window is no longer dragged
 MEASURE_TIME = 0.3  # seconds for the terminal to say where the cursor is
 
 # The escape sequences that go to the terminal (ECMA-48, DEC's VT100, xterm), and what each does.
@@ -1216,7 +1217,12 @@ class Terminal(Console):
         self.above = bytearray()  # waits to be drawn above the row
         self.row = ""  # as it was drawn last
         self.before = ""  # what of it is before the cursor
-        self.in_tmux = "TMUX" in os.environ and os.environ["TERM"].startswith(("screen", "tmux"))
+        kind = os.environ["TERM"]
+        self.in_tmux = "TMUX" in os.environ and kind.startswith(("screen", "tmux"))
+        # One of VTE's, such as GNOME's. Another that is started there inherits its variable.
+        is_another = any(map(os.environ.get, ("XTERM_VERSION", "TERM_PROGRAM")))
+        is_vte = bool(os.environ.get("VTE_VERSION")) and not is_another
+        self.in_vte = is_vte and kind.startswith("xterm")
         self.quiet_until = 0.0  # monotonic time before which no bell rings again
         self.pace = NEVER  # bytes a second that the terminal draws, while that is known
         self.taken = 0  # bytes that it has taken in all
@@ -1279,31 +1285,47 @@ class Terminal(Console):
             self.resize()
 
     def resize(self) -> None:
-        """The window has another size, and a row that is now too wide was cut off by the terminal,
-        or wrapped into several: the column of the cursor tells which."""
+        """The window has another size. Nothing is drawn until that stays: a row that is drawn for a
+        size that has passed may be cut off, and then wrapped, and nobody knows where it begins. And
+        tmux tells of a size up to a quarter of a second late."""
         with suppress(OSError):  # the terminal is gone, as the next read will tell
             self.width, self.height = window_size()
+        if self.before:
+            self.timers[self.settle] = time.monotonic() + STEADY_TIME
+            self.timers[self.clear_rows] = self.timers[self.settle] + MEASURE_TIME
+        else:
+            self.clear_rows()
+
+    def settle(self) -> None:
+        """The size stays. A row that is now too wide was cut off by the terminal, or wrapped into
+        several: the column of the cursor tells which."""
         if text_width(self.before) < self.width:
             self.clear_rows()
         else:
             self.output += b"\x1b[6n"  # DSR 6: where is the cursor?
-            self.timers[self.clear_rows] = time.monotonic() + MEASURE_TIME
 
     def measure(self, column: int) -> None:
         """The terminal says where the cursor is. In the last column it tells nothing, unless it is
-        known that this terminal wraps. After a row that is full, tmux says that it is beyond."""
+        known that this terminal wraps. After a row that is full, tmux says that it is beyond, and
+        VTE that it is in the last column."""
         rows, wrapped = wrapped_place(self.before, self.width)
+        last = self.width - 1
         if (wrapped, column) == (self.width, 0):
             rows, wrapped = rows + 1, 0
-        last = self.width - 1
-        is_wrapped = column == wrapped and (column != last or self.in_tmux)
-        if self.clear_rows in self.timers and (is_wrapped or column >= last):
+        elif self.in_vte:
+            wrapped = min(wrapped, last)
+        is_wrapped = column == wrapped and (column != last or self.in_tmux or self.in_vte)
+        is_awaited = self.clear_rows in self.timers and self.settle not in self.timers
+        with suppress(OSError):  # the terminal is gone
+            is_awaited = is_awaited and window_size() == (self.width, self.height)
+        if is_awaited and (is_wrapped or column >= last):
             self.clear_rows(rows if is_wrapped else 0)
 
     def clear_rows(self, above: int = 0) -> None:
         """Clears the row of the cursor, and what is below it, and so many rows above it that are
         surely ours."""
-        self.timers.pop(self.clear_rows, None)
+        for action in (self.settle, self.clear_rows):
+            self.timers.pop(action, None)
         up = f"\x1b[{above}A" if above else ""  # CUU
         self.output += f"{up}{CLEAR_BELOW}".encode()
         self.row = self.before = ""

@@ -58,7 +58,8 @@ SERVERS = SCRIPTS[:2]
 PORTS: dict[int, socket.socket] = {}  # that free_port() has given out, and what marks them as ours
 
 NOT_IN_MINIMAL = ["bz2", "fcntl", "getpass", "hmac", "readline", "resource", "termios", "zlib"]
-XTERM = {**os.environ, "TERM": "xterm-256color", "NO_COLOR": "", "TMUX": ""}
+NO_MORE = dict.fromkeys(("NO_COLOR", "TMUX", "VTE_VERSION", "XTERM_VERSION", "TERM_PROGRAM"), "")
+XTERM = {**os.environ, "TERM": "xterm-256color", **NO_MORE}
 
 # For tests that run over each kind of connection; see the fixture `start`.
 every_kind = pytest.mark.parametrize("start", ["plain", "tls", "web"], indirect=True)
@@ -730,9 +731,10 @@ class Screen:
 
     PIECE = re.compile(r"\x1b\[([?0-9;]*)([A-Za-z])|\x1b([78])|([\r\n\x07])|(.)")
 
-    def __init__(self, window: Terminal, reflows: bool = False) -> None:
+    def __init__(self, window: Terminal, reflows: bool = False, stays: bool = False) -> None:
         self.window = window
         self.reflows = reflows
+        self.stays = stays  # after a reflowed row that is full, the cursor is in its last column
         self.height, self.width = 24, 80
         self.rows = [""]  # those that have scrolled off too
         self.x = self.y = 0
@@ -747,8 +749,9 @@ class Screen:
         pieces = [row[start : start + columns] for start in range(0, len(row) or 1, columns)]
         self.rows[self.y : self.y + 1] = pieces if self.reflows else pieces[:1]
         if self.reflows:
-            self.y += self.x // columns
-            self.x %= columns
+            full = self.stays and 0 < self.x and self.x % columns == 0
+            self.y += self.x // columns - full
+            self.x = columns if full else self.x % columns
         self.x = min(self.x, columns - 1)
         self.window.resize(self.height, columns)
 

@@ -307,6 +307,20 @@ def test_where_a_terminal_reflows_or_not_nothing_is_lost_and_nothing_left_behind
     assert [line for line in screen.rows if line] == [*lines, "<" + row[2 - columns :]]
 
 
+@pytest.mark.parametrize("size, columns", [(300, 40), (72, 39)], ids=["to half", "to full rows"])
+def test_no_piece_of_a_row_stays_in_gnome_terminal(play: Play, size: int, columns: int) -> None:
+    """It reflows as tmux does, so a cursor in the last column is one of a row that has wrapped."""
+    window, _server = play("line\n", env={"VTE_VERSION": "7006"})
+    screen = Screen(window, reflows=True, stays=True)
+    screen.expect("line")
+    window.type("0123456789" * (size // 10) + "xy")
+    screen.expect("xy")
+    screen.resize(columns)
+    row = "0123456789" * 9 + "xy"
+    screen.expect("<" + row[2 - columns :])
+    assert [line for line in screen.rows if line] == ["line", "<" + row[2 - columns :]]
+
+
 def test_a_row_that_is_wider_than_assumed_leaves_nothing_behind(play: Play) -> None:
     window, _server = play("hi\n")
     screen = Screen(window)  # in which each combining mark takes a column
@@ -536,6 +550,33 @@ def test_keys_of_a_slow_terminal_are_soon_seen(monkeypatch: pytest.MonkeyPatch) 
     console.write()
     console.update()
     assert not (console.above or console.output), "one that takes it all gets it all"
+
+
+def test_nothing_is_drawn_while_a_window_is_dragged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is drawn for one size may come when the window has the next."""
+    clock, width = [100.0], [80]
+    monkeypatch.setattr(chat_client, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(chat_client, "window_size", lambda: (width[0], 24))
+    console = untaken()
+    console.before, console.in_tmux, console.in_vte = "x" * 79, False, False
+    console.above += b"line\n"
+    for width[0] in range(79, 39, -1):
+        console.resize()
+        console.measure(width[0] - 1)  # an answer for a size that has passed
+        console.update()
+        clock[0] += 0.25
+        assert (console.output, min(console.timers.values()) > clock[0]) == (b"", True)
+    clock[0] += 0.1
+    assert console.timers.pop(console.settle) < clock[0]
+    console.settle()
+    console.update()
+    assert console.output == b"\x1b[6n"
+    width[0] = 39  # of which nobody has told yet
+    console.measure(38)
+    assert console.output == b"\x1b[6n"
+    width[0] = 40
+    console.measure(39)
+    assert console.output.endswith(chat_client.CLEAR_BELOW.encode()) and not console.timers
 
 
 def test_a_terminal_that_does_not_read_stops_neither_keys_nor_memory(play: Play) -> None:
