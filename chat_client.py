@@ -1625,7 +1625,7 @@ class Client:
             raise failure
         if why != self.trouble or asked_again:
             console.show(f"* {why}")
-        self.trouble = why
+        self.trouble = "" if asked_again else why
         if asked_again:
             console.forget_typed(self.unasked)
         if console.doubtful:

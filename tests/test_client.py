@@ -418,6 +418,18 @@ a blank makes no message of a command
     @
     :  /msg Ann: psst                   > /msg Ann: psst   | to Ann (private): psst
     :   //shrug   + John: /shrug
+nor does what nobody sees, nor a slash of double width
+    @
+    : \u200b\ufeff/msg Ann: psst         > /msg Ann: psst   | to Ann (private): psst
+    : \u2060 \u3164\uff0fwho               > /who
+whoever only greets like a room gets no command
+    < Welcome to the chatroom!          > /name John   > /who
+    ~ 0.5
+    : hi                                + John: hi
+    : /op psst
+    | * not sent: /op **** (no chat room has answered; //TEXT says /TEXT)
+    - * here: Ann, John
+    : /op psst                          > /op psst
 nor does it where there is no room
     < Ann: hi
     : \t/op psst
@@ -530,6 +542,39 @@ a wrong password is asked for again
     ? \ufeffright
     =
     - * password?                       > right
+what is typed while a password is checked may be the right one
+    : hi
+    - * password?
+    ? sercet                            > sercet
+    : secret
+    < * wrong password                  | * not sent, as it may be the password: lines: 1
+    ? secret
+    =
+    - * password?                       > secret
+    & John
+    - * you are John                    + John: hi
+a room that doesn't answer at the door is lost
+    - * password?
+    ~ 60
+    ? secret                            > secret
+    ~ 14
+    ~ 1                                 | * not let in: the room no longer waits for the password
+whoever types into the void is told as soon as whoever waits
+    @
+    : one                               + John: one
+    ~ 5
+    : two                               + John: two
+    ~ 5
+    : three                             + John: three
+    ~ 5                                 | * lost the connection: no answer for 15 s
+    (one)   (two)   (three)
+a room that was there and says nothing any more is lost
+    @
+    x                                   | * lost the connection: the server closed it
+    =
+    : hi
+    ~ 14
+    ~ 1                                 | * lost the connection: no answer for 15 s
 what outlives a connection
     - * password?
     ? secret                            > secret
@@ -694,6 +739,18 @@ what a relay says shows nothing of what has yet to reach it
     * 10
     < Ann: hi
     x reset                             | * lost the connection: reset   (two)
+a name that is free while another is asked for is asked for again
+    && John
+    : /name Jim                         > /name Jim
+    < * Jim is taken                    > /name Jim_
+    : hi
+    < * jim left                        > /name Jim
+    < * you are Jim_
+    < * you are Jim                     + Jim: hi
+whoever is ignored is so in any spelling
+    @
+    : /ignore lab-1:                    | * what lab-1: says is hidden; /ignore lab-1: shows it again
+    - Lab 1: hi
 whoever takes a name after somebody ignored is heard
     @
     : /ignore Mal                       | * what Mal says is hidden; /ignore Mal shows it again
@@ -757,6 +814,22 @@ a script ends with the connection
     % John
     < a relay
     x                                   ! lost the connection: the server closed it
+a script has time, as long as the room has yet to confirm what it has said
+    % John
+    @
+    : hi                                + John: hi
+    : exit
+    ~ 14
+    - * pong
+    x                                   ! left
+a line that the room leaves out is one that is missed
+    % John
+    @
+    : hi                                + John: hi
+    < * too long: a line has at most 1 byte
+    - * pong
+    .
+    x                                   ! not everything was sent: a line was too long
 a script has one password
     % Ann wrong
     - * password?                       > wrong
@@ -987,6 +1060,13 @@ def test_tries_to_connect_again_are_ever_rarer_until_one_lasts() -> None:
     script = f"{lost}\n{first}{pauses}=\n~ 30   | * connected again\n{lost}\n{first}"
     with mock.patch.object(random, "uniform", lambda low, high: high):
         assert converse(script).tried == [1, 3, 7, 15, 31, 61, 91, 192]
+
+
+def test_a_room_that_breaks_off_at_once_is_tried_ever_more_rarely() -> None:
+    lost, again = "x   | * lost the connection: the server closed it\n", "=\n&= John\n"
+    with mock.patch.object(random, "uniform", lambda low, high: high):
+        for script, delay in ((2 * (lost + again), 4), (2 * (lost + again) + "~ 6\n< hi\n", 1)):
+            assert converse(f"@\n{script}").client.delay == delay
 
 
 def nobody(script: str, port: str) -> str:
@@ -1461,3 +1541,12 @@ def test_python_without_tls(room: Server) -> None:
     done = finish([*minimal, f"localhost:{room.port}", "--tls", "--name", "J"])
     why = "this Python was built without TLS; leave out --tls and --tls-ca"
     assert (done.stderr, done.returncode) == (f"chat_client.py: {why}\n", 1)
+
+
+def test_last_words_keep_nobody_who_does_not_read_them() -> None:
+    reader, writer = os.pipe()
+    output = chat_client.Output(writer)
+    assert output.write("x" * 200_000) == 200_000
+    assert 1024 < len(os.read(reader, 200_000)) < 200_000, "as much as there was room for"
+    os.close(reader)
+    os.close(writer)
