@@ -2717,8 +2717,8 @@ const ASK_AFTER = 12, LOST_AFTER = 18, PATIENCE = 5, MAX_WAIT = 30;
 const NEWS = /^(.+) (?:(joined)|left|was removed|is now (.+))$/;
 const NAME = /^\/name /, PING = /^\/ping\b/;
 const NEVER_REFUSED = /^\/(?:help|who|names|ping|op|quit|exit)\b/;
-// A blank before it, or a full-width slash, makes no message of a command: it may be private.
-const COMMAND = /^\s*[/\uff0f](?![/\uff0f])\S*/, PRIVATE = /^\/msg\b\s*([^:]*):?\s*/;
+// What is unseen before it, or a full-width slash, makes no message of it: it may be private.
+const COMMAND = /^[\s\p{Cf}\u2800\u3164]*[/\uff0f](?![/\uff0f])\S*/u, PRIVATE = /^\/msg\b\s*([^:]*):?\s*/;
 // A link ends before what ends a sentence, and before a bracket that isn't opened in it.
 const LINK = new RegExp("\\b(https?://(?:A|\\(A*\\))*(?:[\\w/#$%&*+=@~|\\p{L}\\p{N}-]|\\(A*\\)))"
   .replace(/A/g, "[!#-'*-;=?-~\\p{L}\\p{M}\\p{N}]"), "iu");
@@ -2727,10 +2727,10 @@ const page = Object.fromEntries([...document.querySelectorAll("[id]")].map((one)
 const { log, box } = page;
 let wanted = "", me = "";  // the name that the user wants, and that by which the room knows us
 let names = new Set(), others = [];  // who is known to be here; how many more, in the room's words
-const ignored = new Map();  // by fold(name): that name, and the one that the user had enough of
+const ignored = new Map();  // by identity(): a name, and the one that the user had enough of
 let sent = [];  // lines that may not have arrived, each with the row that shows it, if any does
 let typed = [""];  // what the user has sent, each text once, and last what Down ends at
-let password = "", socket = null, wait = 1, lostAt = 0;
+let password = "", socket = null, wait = 1, joinedAt = 0, lostAt = 0;
 let silence = 0, retry = 0;  // seconds since anything was heard, and after which to connect, if any
 // Whether we are in; and whether all that the page asks then is answered; what others said before.
 let inRoom = false, isReady = false, history = [], isDue = false;
@@ -2739,7 +2739,8 @@ let following = true, place = 0, unread = 0, listed = "", settling = 0, isShifte
 
 const fold = (name = "") => name.normalize("NFKC").toLowerCase();
 const clock = (size = 5, time = Date.now()) => new Date(time).toTimeString().slice(0, size);
-const asCommand = (text) => text.replace(COMMAND, (word) => fold(word.trim()));
+const identity = (name) => fold(name).replace(/[-.' :\u2018\u2019\u02bb\u02bc\u200c\u200d]/g, "");
+const asCommand = (text) => text.replace(COMMAND, (word) => fold(word.replace(/^[^/\uff0f]+/, "")));
 const link = (href) => make("a", { href, target: "_blank", rel: "noopener noreferrer" }, href);
 // The words of a text, with a blank around each; in some alphabets every letter is one.
 const words = (text) => ` ${(fold(text).match(/\p{Lo}|[\p{Ll}\p{N}]+/gu) || []).join(" ")} `;
@@ -2845,6 +2846,7 @@ function connect() {
 
 function lose({ code }) {
   if (inRoom) lostAt = Date.now() - 1000 * silence;
+  if (inRoom && lostAt > joinedAt + 5000) wait = 1;  // else it may break off again at once
   if (code === 1000) return hangUp("You have left.", true);
   if (code === 1008) return hangUp(page.why.textContent || "You were removed from the room.");
   const what = code === 1013 ? "The room is full." : "Not connected.";
@@ -2879,7 +2881,7 @@ function hear(line) {
   const kind = isPrivate ? "private" : isMention(text || line) ? "said mention" : "said";
   if (!inRoom) hearAtDoor(line);
   else if (line.startsWith("* ")) hearNotice(line.slice(2));
-  else if (ignored.has(fold(speaker))) return;
+  else if (ignored.has(identity(speaker))) return;
   else if (!isReady && !isPrivate) history.push(line);
   else if (names.has(speaker)) show(kind, text, speaker);
   else if (show(kind, line) && !others.length && !sent.length) send("/who");  // who came in silence
@@ -2890,7 +2892,7 @@ function hearAtDoor(line) {
   if (line === "* password?") return enter(false, "This room has a password.");
   if (line === "* wrong password") return enter(false, "That is not the password.");
   if (line.startsWith("* ")) return report(line.slice(2));
-  [inRoom, wait] = [true, 1];  // it's the welcome
+  [inRoom, joinedAt] = [true, Date.now()];  // it's the welcome
   if (!lostAt) show("notice", line);
   if (wanted) send(`/name ${wanted}`);
   send("/who");
@@ -2938,11 +2940,12 @@ function hearNotice(text) {
 }
 
 function hearNews(name, joined, now) {
-  const isFree = fold(name) === fold(wanted) && ![fold(me), fold(now)].includes(fold(wanted));
-  const wasHere = names.delete(name), [, first] = ignored.get(fold(name)) || [];
+  const [key, mine, next, wish] = [name, me, now, wanted].map((one) => identity(one));
+  const isFree = key === wish && mine !== wish && next !== wish;
+  const wasHere = names.delete(name), [, first] = ignored.get(key) || [];
   if (joined || (wasHere && now)) names.add(now || name);
   // Whoever is ignored is so under any name; but whoever takes that after them is another.
-  if (!joined && ignored.delete(fold(name))) ignored.set(fold(now || first), [now || first, first]);
+  if (!joined && ignored.delete(key)) ignored.set(identity(now || first), [now || first, first]);
   if (isFree && me && !joined) send(`/name ${wanted}`);
 }
 
@@ -2956,7 +2959,7 @@ function takeName(name, row) {
   names.delete(me);
   names.add(me = name);
   if (row) wanted = name;
-  return row || fold(name) !== fold(wanted);
+  return row || identity(name) !== identity(wanted);
 }
 
 function refuse(line, row) {  // marks what the room didn't take, and gives it back
@@ -3009,7 +3012,7 @@ function say(line) {
 }
 
 function ignore(name) {
-  if (name && !ignored.delete(fold(name))) ignored.set(fold(name), [name, name]);
+  if (name && !ignored.delete(identity(name))) ignored.set(identity(name), [name, name]);
   return `ignored: ${[...ignored.values()].map(([now]) => now).join(", ") || "nobody"}`;
 }
 
