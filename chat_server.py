@@ -652,7 +652,7 @@ PACE = 8 * 1024  # bytes a second
 HARD_LIMIT = 4 * 1024 * 1024  # bytes in a queue, however steadily it is read
 BATCH_COST = 128  # bytes added for each batch in a queue, or each turn: short ones aren't free
 
-TICK = 1.0  # seconds between looks at what depends on time
+TICK = 1.0  # seconds between looks at those who are behind; the longest sleep before a deadline
 SHORT_TICK = 0.05  # seconds: the same for those who wait to speak, and for those who are leaving
 LAST_CALL = 1.0  # seconds for a closing room to hear what had arrived before
 FAREWELL = 5.0  # seconds for whoever leaves to get what was said before, and for the room to close
@@ -2715,10 +2715,10 @@ const MAX_PASTED = 20;  // lines that are sent without a question
 // answer is due, it is lost; what an answer may take when the user is back; the most between tries.
 const ASK_AFTER = 12, LOST_AFTER = 18, PATIENCE = 5, MAX_WAIT = 30;
 const NEWS = /^(.+) (?:(joined)|left|was removed|is now (.+))$/;
-const NAME = /^\/name /, PING = /^\/ping\b/;
+const NAME = /^\/name /, PING = /^\/ping\b/, PRIVATE = /^\/msg\b\s*([^:]*):?\s*/;
 const NEVER_REFUSED = /^\/(?:help|who|names|ping|op|quit|exit)\b/;
 // What is unseen before it, or a full-width slash, makes no message of it: it may be private.
-const COMMAND = /^[\s\p{Cf}\u2800\u3164]*[/\uff0f](?![/\uff0f])\S*/u, PRIVATE = /^\/msg\b\s*([^:]*):?\s*/;
+const COMMAND = /^[\s\p{Cf}\u2800\u3164]*[/\uff0f](?![/\uff0f])\S*/u;
 // A link ends before what ends a sentence, and before a bracket that isn't opened in it.
 const LINK = new RegExp("\\b(https?://(?:A|\\(A*\\))*(?:[\\w/#$%&*+=@~|\\p{L}\\p{N}-]|\\(A*\\)))"
   .replace(/A/g, "[!#-'*-;=?-~\\p{L}\\p{M}\\p{N}]"), "iu");
