@@ -407,9 +407,9 @@ class ChatProtocol:
         self.remember(name if what == "joined" else now)
         if what != "joined" and folded(name) != folded(now):
             self.follow(folded(name), now)
-        lacks_it = folded(self.wanted) not in (folded(self.name), folded(now))
+        has_it = folded(self.wanted) in (folded(self.requested or self.name), folded(now))
         is_free = what in ("left", f"is now {now}") and folded(name) == folded(self.wanted)
-        if is_free and lacks_it and folded(self.requested) != folded(self.wanted):
+        if is_free and not has_it:
             self.request_name(self.wanted)
 
     def follow(self, before: str, now: str) -> None:

@@ -740,7 +740,11 @@ what a relay says shows nothing of what has yet to reach it
     < Ann: hi
     x reset                             | * lost the connection: reset   (two)
 a name that is free while another is asked for is asked for again
-    && John
+    & John
+    < * John is taken                   > /name John_
+    < * John left                       > /name John
+    < * you are John_
+    - * you are John
     : /name Jim                         > /name Jim
     < * Jim is taken                    > /name Jim_
     : hi
