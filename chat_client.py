@@ -457,7 +457,9 @@ class ChatProtocol:
         """Takes a line from the user."""
         assert self.accepts_input
         text = line.text.lstrip()
-        if line.command and not (self.answers and self.phase is Phase.IN_ROOM):
+        is_ours = line.alone and line.command.split(" ")[0] == "/ignore"  # not the room's business
+        can_ask = self.answers and self.phase is Phase.IN_ROOM
+        if line.command and not (can_ask or is_ours):
             self.refused = "no chat room has answered"
             why = f"{self.refused}; //TEXT says /TEXT"
             self.to_show.append(f"* not sent: {masked(line.command)} ({why})")
@@ -2079,8 +2081,8 @@ class Disconnected(Failure):
 
 
 class Output(io.TextIOBase):
-    """Standard output or error for our last words: what it doesn't take at once is lost, and keeps
-    us no longer. Python's own stream would wait, and in the end make the exit status 120."""
+    """Standard output or error for our last words: what it has no room for in a second is lost, and
+    keeps us no longer. Python's own stream would wait, and in the end exit with status 120."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
@@ -2088,7 +2090,7 @@ class Output(io.TextIOBase):
     def write(self, text: str) -> int:
         data = text.encode("utf-8", "backslashreplace")
         with suppress(OSError):  # a small piece has room where anything has
-            while data and (ONLY_SOCKETS or is_ready(self.descriptor, EVENT_WRITE, 0.1)):
+            while data and (ONLY_SOCKETS or is_ready(self.descriptor, EVENT_WRITE, 1.0)):
                 data = data[os.write(self.descriptor, data[:128]) :]
         return len(text)
 

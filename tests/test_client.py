@@ -751,6 +751,10 @@ a name that is free while another is asked for is asked for again
     < * jim left                        > /name Jim
     < * you are Jim_
     < * you are Jim                     + Jim: hi
+whoever is ignored is so in a relay, too
+    < Bob: hi
+    : /ignore Bob                       | * what Bob says is hidden; /ignore Bob shows it again
+    - Bob: hello?
 whoever is ignored is so in any spelling
     @
     : /ignore lab-1:                    | * what lab-1: says is hidden; /ignore lab-1: shows it again
