@@ -1238,7 +1238,10 @@ class Terminal(Console):
             modes = modes if os.tcgetpgrp(0) == os.getpgrp() else None
         if not modes:
             return
-        self.clear_rows()
+        with suppress(OSError):
+            self.width, self.height = window_size()
+        is_known = self.in_tmux or self.in_vte  # how a row wraps: there is no time to ask
+        self.clear_rows(wrapped_place(self.before, self.width)[0] if is_known else 0)
         self.output += self.above + b"\x1b[?2004l"  # it marks nothing any more
         self.above.clear()
         with suppress(OSError, Failure):

@@ -296,6 +296,22 @@ def test_no_piece_of_a_row_stays_either_where(
     window.expect("line 28", "line 29", "".join(typed(text).view("John: ", columns)))
 
 
+def test_no_piece_of_a_row_stays_when_the_client_is_stopped_at_once(
+    listener: Listener, window: Window
+) -> None:
+    window.run(*CLIENT, "127.0.0.1", str(listener.port), "--name", "John")
+    server = listener.accept()
+    server.send("".join(f"line {number}\n" for number in range(30)))
+    window.expect("line 29", "John:")
+    window.type("0123456789" * 12)
+    window.expect("line 29", "<" + ("0123456789" * 12)[-78:])
+    window.resize(40)
+    window.keys("C-z")
+    window.wait_for("Stopped")
+    lines = window.lines()
+    assert "0123456789" not in "".join(lines[lines.index("line 29") :])
+
+
 @pytest.mark.parametrize("reflows", [False, True])
 @pytest.mark.parametrize("width", [75, 23])
 def test_where_a_terminal_reflows_or_not_nothing_is_lost_and_nothing_left_behind(
@@ -627,6 +643,7 @@ def untaken() -> chat_client.Terminal:
     console.line, console.secret, console.width = chat_client.Editor(), None, 80
     console.painter = chat_client.Painter(False, False)
     console.pace = float("inf")
+    console.before, console.in_tmux, console.in_vte = "", False, False
     console.full_at = console.full_since = 0.0
     console.taken, console.screen = 0, -1
     return console
@@ -702,7 +719,7 @@ def test_nothing_is_drawn_while_a_window_is_dragged(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(chat_client, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     monkeypatch.setattr(chat_client, "window_size", lambda: (width[0], 24))
     console = untaken()
-    console.before, console.in_tmux, console.in_vte = "x" * 79, False, False
+    console.before = "x" * 79
     console.above += b"line\n"
     for width[0] in range(79, 39, -1):
         console.resize()
