@@ -1193,7 +1193,8 @@ class Terminal(Console):
         self.row = ""  # as it was drawn last
         self.before = ""  # what of it is before the cursor
         kind = os.environ["TERM"]
-        self.in_tmux = "TMUX" in os.environ and kind.startswith(("screen", "tmux"))
+        in_tmux = bool({"TMUX", "STY"} & set(os.environ))  # or in GNU screen, which is like it
+        self.in_tmux = in_tmux and kind.startswith(("screen", "tmux"))
         # One of VTE's, such as GNOME's. Another that is started there inherits its variable.
         is_another = any(map(os.environ.get, ("XTERM_VERSION", "TERM_PROGRAM")))
         is_vte = bool(os.environ.get("VTE_VERSION")) and not is_another

@@ -333,14 +333,21 @@ def test_where_a_terminal_reflows_or_not_nothing_is_lost_and_nothing_left_behind
     assert [line for line in screen.rows if line] == [*lines, "<" + row[2 - columns :]]
 
 
-@pytest.mark.parametrize("size, columns", [(300, 40), (72, 39)], ids=["to half", "to full rows"])
-def test_no_piece_of_a_row_stays_in_gnome_terminal(
-    listener: Listener, terminal: Callable[..., Terminal], size: int, columns: int
+@pytest.mark.parametrize(
+    "name, size, columns",
+    [("GNOME's terminal", 300, 40), ("GNOME's terminal", 72, 39), ("GNU screen", 300, 40)],
+    ids=["GNOME's terminal, to half", "GNOME's terminal, to full rows", "GNU screen, to half"],
+)
+def test_no_piece_of_a_row_stays_in(
+    listener: Listener, terminal: Callable[..., Terminal], name: str, size: int, columns: int
 ) -> None:
     """It reflows as tmux does, so a cursor in the last column is one of a row that has wrapped."""
+    is_vte = name == "GNOME's terminal"
+    more = {"VTE_VERSION": "7006"} if is_vte else {"STY": "1.pts-1", "TERM": "screen"}
+    environment = {key: value for key, value in {**XTERM, **more}.items() if value}
     options = ("127.0.0.1", str(listener.port), "--name", "John")
-    window = in_terminal(terminal, *options, VTE_VERSION="7006")
-    screen = Screen(window, reflows=True, stays=True)
+    window = terminal(*CLIENT, *options, env=environment)
+    screen = Screen(window, reflows=True, stays=is_vte)
     server = listener.accept()
     server.send("line\n")
     screen.expect("line")
