@@ -1220,7 +1220,8 @@ class Terminal(Console):
         self.row = ""  # as it was drawn last
         self.before = ""  # what of it is before the cursor
         kind = os.environ["TERM"]
-        self.in_tmux = "TMUX" in os.environ and kind.startswith(("screen", "tmux"))
+        in_tmux = bool({"TMUX", "STY"} & set(os.environ))  # or in GNU screen, which is like it
+        self.in_tmux = in_tmux and kind.startswith(("screen", "tmux"))
         # One of VTE's, such as GNOME's. Another that is started there inherits its variable.
         is_another = any(map(os.environ.get, ("XTERM_VERSION", "TERM_PROGRAM")))
         is_vte = bool(os.environ.get("VTE_VERSION")) and not is_another
@@ -1265,7 +1266,10 @@ class Terminal(Console):
             modes = modes if os.tcgetpgrp(0) == os.getpgrp() else None
         if not modes:
             return
-        self.clear_rows()
+        with suppress(OSError):
+            self.width, self.height = window_size()
+        is_known = self.in_tmux or self.in_vte  # how a row wraps: there is no time to ask
+        self.clear_rows(wrapped_place(self.before, self.width)[0] if is_known else 0)
         self.output += self.above + b"\x1b[?2004l"  # it marks nothing any more
         self.above.clear()
         with suppress(OSError, Failure):

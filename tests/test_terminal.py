@@ -43,6 +43,7 @@ from chat_client import TOO_LONG, Painter
 Talk = Tuple[Terminal, Peer]  # a client, and its server
 Play = Callable[..., Talk]  # what the fixture `play` is
 SECRET = {"CHAT_PASSWORD": "secret"}
+SCREEN = {"STY": "1.pts-1", "TERM": "screen"}
 
 
 @pytest.fixture
@@ -287,6 +288,22 @@ def test_no_piece_of_a_row_stays_when_the_window_gets_narrower(
     expect(f"{text}!", columns)
 
 
+def test_no_piece_of_a_row_stays_when_the_client_is_stopped_at_once(
+    listener: Listener, window: Window
+) -> None:
+    window.run(*CLIENT, "127.0.0.1", str(listener.port), "--name", "John")
+    server = listener.accept()
+    server.send("".join(f"line {number}\n" for number in range(30)))
+    window.expect("line 29", "John:")
+    window.type("0123456789" * 12)
+    window.expect("line 29", "<" + ("0123456789" * 12)[-78:])
+    window.resize(40)
+    window.keys("C-z")
+    window.wait_for("Stopped")
+    lines = window.lines()
+    assert "0123456789" not in "".join(lines[lines.index("line 29") :])
+
+
 @pytest.mark.parametrize("reflows", [False, True])
 @pytest.mark.parametrize("width", [75, 23])
 def test_where_a_terminal_reflows_or_not_nothing_is_lost_and_nothing_left_behind(
@@ -307,11 +324,17 @@ def test_where_a_terminal_reflows_or_not_nothing_is_lost_and_nothing_left_behind
     assert [line for line in screen.rows if line] == [*lines, "<" + row[2 - columns :]]
 
 
-@pytest.mark.parametrize("size, columns", [(300, 40), (72, 39)], ids=["to half", "to full rows"])
-def test_no_piece_of_a_row_stays_in_gnome_terminal(play: Play, size: int, columns: int) -> None:
+@pytest.mark.parametrize(
+    "env, size, columns",
+    [({"VTE_VERSION": "7006"}, 300, 40), ({"VTE_VERSION": "7006"}, 72, 39), (SCREEN, 300, 40)],
+    ids=["GNOME's terminal, to half", "GNOME's terminal, to full rows", "GNU screen, to half"],
+)
+def test_no_piece_of_a_row_stays_in(
+    play: Play, env: dict[str, str], size: int, columns: int
+) -> None:
     """It reflows as tmux does, so a cursor in the last column is one of a row that has wrapped."""
-    window, _server = play("line\n", env={"VTE_VERSION": "7006"})
-    screen = Screen(window, reflows=True, stays=True)
+    window, _server = play("line\n", env=env)
+    screen = Screen(window, reflows=True, stays=env is not SCREEN)
     screen.expect("line")
     window.type("0123456789" * (size // 10) + "xy")
     screen.expect("xy")
@@ -483,6 +506,7 @@ def untaken() -> chat_client.Terminal:
     console.painter = chat_client.Painter(False, False)
     console.pace = float("inf")
     console.full, console.quiet_until = [], 0.0
+    console.before, console.in_tmux, console.in_vte = "", False, False
     console.taken, console.screen = 0, -1
     return console
 
@@ -558,7 +582,7 @@ def test_nothing_is_drawn_while_a_window_is_dragged(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(chat_client, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     monkeypatch.setattr(chat_client, "window_size", lambda: (width[0], 24))
     console = untaken()
-    console.before, console.in_tmux, console.in_vte = "x" * 79, False, False
+    console.before = "x" * 79
     console.above += b"line\n"
     for width[0] in range(79, 39, -1):
         console.resize()
