@@ -249,7 +249,7 @@ NAME = re.compile(
 )
 NEWS = re.compile(rf"\* ({NAME.pattern}) (joined|left|was removed|is now ({NAME.pattern}))")
 HERE = re.compile(r"\* here: (?:\d+ unnamed|(.+?)(?: and \d+ unnamed)?)")
-UNCOUNTED = re.compile("[-.' :\u2018\u2019\u02bb\u02bc\u200c\u200d]")  # counts for nothing in a name
+UNCOUNTED = re.compile("[-.' :\u2018\u2019\u02bb\u02bc\u200c\u200d]")  # in a name
 MESSAGE_FOR = re.compile(r"/msg\s+([^:]*[^:\s])\s*:\s*(.*\S)\s*")
 
 
@@ -1219,13 +1219,12 @@ class Terminal(Console):
         self.above = bytearray()  # waits to be drawn above the row
         self.row = ""  # as it was drawn last
         self.before = ""  # what of it is before the cursor
-        kind = os.environ["TERM"]
-        in_tmux = bool({"TMUX", "STY"} & set(os.environ))  # or in GNU screen, which is like it
-        self.in_tmux = in_tmux and kind.startswith(("screen", "tmux"))
-        # One of VTE's, such as GNOME's. Another that is started there inherits its variable.
-        is_another = any(map(os.environ.get, ("XTERM_VERSION", "TERM_PROGRAM")))
-        is_vte = bool(os.environ.get("VTE_VERSION")) and not is_another
-        self.in_vte = is_vte and kind.startswith("xterm")
+        # Two kinds are known to wrap a row that is too wide for them: tmux, and GNU screen; and
+        # VTE's, such as GNOME's. Another that is started there inherits its variable.
+        kind, given = os.environ["TERM"], os.environ.get
+        self.in_tmux = kind.startswith(("screen", "tmux")) and bool(given("TMUX") or given("STY"))
+        is_another = given("XTERM_VERSION") or given("TERM_PROGRAM")
+        self.in_vte = kind.startswith("xterm") and bool(given("VTE_VERSION") and not is_another)
         self.quiet_until = 0.0  # monotonic time before which no bell rings again
         self.pace = NEVER  # bytes a second that the terminal draws, while that is known
         self.taken = 0  # bytes that it has taken in all
