@@ -2682,7 +2682,7 @@ button { background: var(--strong); color: var(--back); overflow-wrap: normal; }
 ul { position: absolute; z-index: 2; top: 100%; right: .5em; width: 16em; max-height: 60vh;
   padding: 0; overflow: auto; list-style: none; background: var(--back); border: 1px solid; }
 li > * { display: block; width: 100%; text-align: start; color: var(--dim); }
-li button { background: none; border: 0; }
+li button { background: none; border: 0; overflow-wrap: anywhere; }
 #log { grid-row: 2; overflow-y: auto; overflow-anchor: none; border-block: 1px solid #8886; }
 /* The times are a column, so that no part of a long message looks like another message. */
 #log p { padding: .15em .8em .15em 4em; white-space: pre-wrap; }
@@ -2716,9 +2716,9 @@ const MAX_PASTED = 20;  // lines that are sent without a question
 const ASK_AFTER = 12, LOST_AFTER = 18, PATIENCE = 5, MAX_WAIT = 30;
 const NEWS = /^(.+) (?:(joined)|left|was removed|is now (.+))$/;
 const NAME = /^\/name /, PING = /^\/ping\b/, PRIVATE = /^\/msg\b\s*([^:]*):?\s*/;
-const NEVER_REFUSED = /^\/(?:help|who|names|ping|op|quit|exit)\b/;
+const NEVER_REFUSED = /^\/(?:help|who|names|ping|op|kick|quit|exit)\b/;
 // What is unseen before it, or a full-width slash, makes no message of it: it may be private.
-const COMMAND = /^[\s\p{Cf}\u2800\u3164]*[/\uff0f](?![/\uff0f])\S*/u;
+const COMMAND = /^[\s\p{C}\p{DI}\u2800]*[/\uff0f](?![/\uff0f])\S*/u;
 // A link ends before what ends a sentence, and before a bracket that isn't opened in it.
 const LINK = new RegExp("\\b(https?://(?:A|\\(A*\\))*(?:[\\w/#$%&*+=@~|\\p{L}\\p{N}-]|\\(A*\\)))"
   .replace(/A/g, "[!#-'*-;=?-~\\p{L}\\p{M}\\p{N}]"), "iu");
@@ -2731,7 +2731,8 @@ const ignored = new Map();  // by identity(): a name, and the one that the user 
 let sent = [];  // lines that may not have arrived, each with the row that shows it, if any does
 let typed = [""];  // what the user has sent, each text once, and last what Down ends at
 let password = "", socket = null, wait = 1, joinedAt = 0, lostAt = 0;
-let silence = 0, retry = 0;  // seconds since anything was heard, and after which to connect, if any
+let silence = 0, heardAt = 0;  // seconds, and when anything was heard last
+let retry = 0;  // when to connect, if ever; a page that is hidden may look only once a minute
 // Whether we are in; and whether all that the page asks then is answered; what others said before.
 let inRoom = false, isReady = false, history = [], isDue = false;
 // Whether the page stays at its end, and where it has put itself.
@@ -2743,7 +2744,8 @@ const identity = (name) => fold(name).replace(/[-.' :\u2018\u2019\u02bb\u02bc\u2
 const asCommand = (text) => text.replace(COMMAND, (word) => fold(word.replace(/^[^/\uff0f]+/, "")));
 const link = (href) => make("a", { href, target: "_blank", rel: "noopener noreferrer" }, href);
 // The words of a text, with a blank around each; in some alphabets every letter is one.
-const words = (text) => ` ${(fold(text).match(/\p{Lo}|[\p{Ll}\p{N}]+/gu) || []).join(" ")} `;
+const WORD = /[\p{Lo}\p{Lm}]\p{M}*|[\p{Ll}\p{N}][\p{Ll}\p{N}\p{M}]*/gu;
+const words = (text) => ` ${(fold(text).match(WORD) || []).join(" ")} `;
 const isMention = (text) => wanted && words(text).includes(words(wanted));
 const mark = (row, why) => row.lastChild.append(make("em", {}, ` (${why})`));
 const fresh = document.createDocumentFragment();  // rows that the log gets when it settles
@@ -2769,7 +2771,8 @@ function inColor(name) {  // names that are alike, such as Lab 1 and Lab 2, are 
 function show(kind, text, speaker = "", hour = clock()) {
   const parts = text.split(LINK).map((part, at) => (at % 2 ? link(part) : part));
   const words = make("span", {}, make("bdi", {}, ...parts));
-  const isNews = hour && /^(?:said|private)/.test(kind) && (document.hidden || !following);
+  const isNew = (hour || lostAt) && (document.hidden || !following);
+  const isNews = isNew && /^(?:said|private)/.test(kind);
   if (speaker) words.prepend(inColor(speaker), /private/.test(kind) ? " (private): " : ": ");
   if (speaker && kind === "own private") words.prepend("to ");
   if (isNews && !unread) fresh.append(unreadLine);
@@ -2781,9 +2784,10 @@ function settle(isAsked) {  // adds rows: measuring takes some ms, so once for m
   settling = 0;
   log.onscroll();  // or what the user has just done would be measured with the new rows
   log.append(fresh);
-  const isFull = log.childElementCount > MAX_ROWS, height = isFull && log.scrollHeight;
+  const bottom = () => log.lastChild.getBoundingClientRect().bottom;  // scrollHeight is rounded
+  const isFull = log.childElementCount > MAX_ROWS, height = isFull && bottom();
   while (log.childElementCount > MAX_ROWS) log.firstChild.remove();
-  if (isFull) log.scrollTop += log.scrollHeight - height;
+  if (isFull) log.scrollTop = place += bottom() - height;
   follow(isAsked || following);
   if (following && !document.hidden) unread = 0;
   page.jump.hidden = following;
@@ -2795,7 +2799,7 @@ function settle(isAsked) {  // adds rows: measuring takes some ms, so once for m
 function follow(isAsked = following) {  // after rows or the page's size have changed
   following = isAsked;
   if (following) log.scrollTop = log.scrollHeight;
-  place = log.scrollTop;
+  if (Math.abs(log.scrollTop - place) >= 1) place = log.scrollTop;
 }
 
 function showNames() {
@@ -2821,6 +2825,7 @@ function report(text, canConnect = false) {
 function enter(isIn, why = "") {  // the room, or goes back to the door
   if (!isIn) hangUp("");
   page.lock.hidden = !/password/.test(why);
+  page.nick.value = wanted;
   page.door.hidden = isIn;
   page.room.hidden = !isIn;
   report(why);
@@ -2845,20 +2850,20 @@ function connect() {
 }
 
 function lose({ code }) {
-  if (inRoom) lostAt = Date.now() - 1000 * silence;
+  if (inRoom) lostAt = lostAt || heardAt;
   if (inRoom && lostAt > joinedAt + 5000) wait = 1;  // else it may break off again at once
   if (code === 1000) return hangUp("You have left.", true);
   if (code === 1008) return hangUp(page.why.textContent || "You were removed from the room.");
   const what = code === 1013 ? "The room is full." : "Not connected.";
   const seconds = wait * (0.5 + Math.random() / 2);  // not all pages in the same moment
   hangUp(`${what} Next try in ${Math.ceil(seconds)} s; what you type is kept.`, true);
-  [retry, wait] = [seconds, Math.min(2 * wait, MAX_WAIT)];
+  [retry, wait] = [Date.now() + 1000 * seconds, Math.min(2 * wait, MAX_WAIT)];
 }
 
 function listen() {  // each second, but not while a page sleeps: then it couldn't have heard
   const isAwaited = !inRoom || sent.length;
   silence += 1;
-  if (!socket && retry && silence >= retry) connect();
+  if (!socket && retry && Date.now() >= retry) connect();
   else if (socket && isAwaited && silence >= LOST_AFTER) lose({ code: 1006 });  // without a close
   else if (!isAwaited && silence >= ASK_AFTER) send(page.who.open ? "/who" : "/ping");
 }
@@ -2871,7 +2876,7 @@ function wake() {  // whoever was away, such as a phone, may have lost the conne
 }
 
 function receive({ data }) {
-  silence = 0;
+  [silence, heardAt] = [0, Date.now()];
   for (const line of data.split("\n").slice(0, -1)) if (socket) hear(line);
   settling = settling || setTimeout(settle, PAUSE + log.childElementCount / 16);
 }
@@ -2912,13 +2917,14 @@ function catchUp(history) {  // shows what of it hasn't been shown before a conn
   const asText = (lines) => `\n${lines.join("\n")}\n`;
   const own = new Set(lines(".own:not(.private)"));
   const all = asText(history.filter((line) => !own.has(line)));
-  const last = asText(lines(".said").slice(-3)), at = all.indexOf(last);
+  const heard = lines(".said").filter((line) => !ignored.has(identity(line.split(": ")[0])));
+  const last = asText(heard.slice(-3)), at = all.indexOf(last);
   const missed = at < 0 ? all : all.slice(at + last.length);
   const doubt = at < 0 ? "; messages may be missing" : "";
   if (lostAt) show("gap", `Not connected from ${clock(8, lostAt)} to ${clock(8)}${doubt}`);
-  lostAt = 0;
   // They get no time, which nobody knows, and no color: others may have had these names then.
   for (const line of missed.split("\n").filter(Boolean)) show("said", line, "", "");
+  lostAt = 0;
 }
 
 function hearNotice(text) {
@@ -2932,7 +2938,7 @@ function hearNotice(text) {
   else if (ownName) isShown = takeName(ownName, row);
   else if (text.startsWith("here: ")) isShown = hearNames(text.slice(6)) || row;
   else if (asksName && me) isShown = false;  // ours was free again, and somebody else was faster
-  else if (asksName && text.endsWith(" is taken")) send(`${line}_`);
+  else if (asksName && text.endsWith(" is taken")) send(line.replace(/(.{37}).+/u, "$1") + "_");
   else if (asksName) return enter(false, text.replace(": /name NAME", ""));
   else if (row && !/^(?:bye|the room is closing|you were removed.*)$/.test(text)) refuse(line, row);
   if (isShown) show("notice", text);
@@ -2964,22 +2970,26 @@ function takeName(name, row) {
 
 function refuse(line, row) {  // marks what the room didn't take, and gives it back
   if (NEVER_REFUSED.test(line) || row.querySelector("em")) return;
-  mark(row, "not sent");
+  mark(row, "not sent");  // and what may be private stays away from what may not
+  if (box.value && [line, box.value].some((text) => COMMAND.test(text))) return;
   write([line, box.value].filter(Boolean).join("\n"));
 }
 
 function save() {  // for a reload, also by a phone that needed the memory
+  let left = 1e6;  // characters; browsers keep some millions
   settle();
   const rows = [...log.querySelectorAll("p:not(.unread):not(.hint)")].slice(-MAX_KEPT)
-    .map((row) => [row.className, row.lastChild.textContent, "", row.firstChild.textContent]);
-  const state = { wanted, password, rows, draft: box.value, lostAt: lostAt || Date.now() };
-  const isIn = !page.room.hidden && (socket || retry);
+    .map((row) => [row.className, row.lastChild.textContent, "", row.firstChild.textContent])
+    .reverse().filter((row) => (left -= row[1].length) > 0).reverse();
+  const state = { wanted, password, rows, draft: box.value, ignored: [...ignored] };
+  state.lostAt = lostAt || Date.now();
+  const isIn = page.room.hidden ? log.childElementCount > 1 : socket || retry;
   keep("sessionStorage", isIn ? JSON.stringify(state) : "");
   keep("localStorage", wanted);
 }
 
 function send(line, row) {
-  socket.send(line);
+  socket.send(PING.test(line) ? "/ping" : line);
   if (!PING.test(line)) socket.send("/ping");  // the answer shows that the line has arrived
   sent.push({ line, row });
 }
@@ -3001,18 +3011,20 @@ function speak() {
   if (!/^\/op/.test(asCommand(box.value))) typed.splice(-1, 0, box.value);
   write("");
   settle(true);
+  save();
 }
 
 function say(line) {
   const [whole, to] = PRIVATE.exec(line) || [];
   if (/^\/ignore\b/.test(line)) show("notice", ignore(line.slice(8).trim()));
   else if (to && line !== whole) send(line, show("own private", line.slice(whole.length), to));
-  else if (!COMMAND.test(line)) send(line, show("own", line.replace(/^\/\//, "/"), me));
-  else send(line, show("own command", line.replace(/^(\/op\S*) .*/, "$1 \u2026")));
+  else if (!/^\/(?!\/)/.test(line)) send(line, show("own", line.replace(/^\/\//, "/"), me));
+  else send(line, show("own command", line.replace(/^(\/op\S*)\s.*/s, "$1 \u2026")));
 }
 
 function ignore(name) {
-  if (name && !ignored.delete(identity(name))) ignored.set(identity(name), [name, name]);
+  const key = identity(name);
+  if (key && !ignored.delete(key)) ignored.set(key, [name, name]);
   return `ignored: ${[...ignored.values()].map(([now]) => now).join(", ") || "nobody"}`;
 }
 
@@ -3074,8 +3086,9 @@ page.who.ontoggle = () => page.who.open && isReady && send("/who");  // the unna
 WIDE.onchange = () => { page.who.open = WIDE.matches; };
 document.onclick = ({ target }) => {  // whoever touches a name writes to that one alone
   const name = (target.closest("b, #list button") || {}).innerText;
-  if (name && name !== me) write(`/msg ${name}: ${asCommand(box.value).replace(PRIVATE, "")}`);
-  if (!target.closest("#count")) WIDE.onchange();
+  const draft = asCommand(box.value).replace(/^\/msg\b([^:\n]*:)?\s*/, "");
+  if (name && name !== me) write(`/msg ${name}: ${draft}`);
+  if (!WIDE.matches && !target.closest("#count")) WIDE.onchange();
 };
 document.onkeydown = ({ key }) => { if (key === "Escape") WIDE.onchange(); };
 window.ononline = window.onpageshow = wake;
@@ -3090,6 +3103,9 @@ page.nick.focus();
 if (kept) {
   ({ wanted, password, lostAt } = kept);
   for (const row of kept.rows) show(...row);
+  for (const one of kept.ignored) ignored.set(...one);
+  unread = 0;
+  unreadLine.remove();
   enter(true);
   write(kept.draft);
   connect();
