@@ -166,7 +166,10 @@ NO_TEXT = dict.fromkeys(
 
 # What nobody sees before a slash, of either width: blanks, and format characters such as zero-width
 # spaces, which come with what is pasted.
-UNSEEN = r"[\s\xad\u115f\u1160\u180e\u200b-\u200f\u2060-\u2064\u2800\u3164\ufeff\uffa0]*"
+UNSEEN = (
+    r"[\s\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2060-\u206f"
+    r"\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\U000e0000-\U000e0fff]*"
+)
 COMMAND = re.compile(UNSEEN + r"[/\uff0f](?![/\uff0f])(.*)", re.DOTALL)
 OPERATOR = re.compile(UNSEEN + r"[/\uff0f]op\s+", re.IGNORECASE)  # then comes a password
 
@@ -203,6 +206,11 @@ class Line(NamedTuple):
     def leaves(self) -> bool:
         """Says whether it is the wish to leave."""
         return self.alone and self.text.strip() in ("quit", "exit", "/quit", "/exit")
+
+    @property
+    def is_ours(self) -> bool:
+        """Says whether it is a command that is no room's business."""
+        return self.alone and self.command.partition(" ")[0] == "/ignore"
 
     @property
     def command(self) -> str:
@@ -398,7 +406,7 @@ class ChatProtocol:
         elif is_taken or bad:
             self.wanted = self.name
             self.requested = ""
-        self.answers = self.answers or is_taken or bool(bad)
+        self.answers = self.answers or is_taken or not self.requested
         self.accepts_input = self.accepts_input or not self.requested
 
     def hear_news(self, name: str, what: str, now: str) -> None:
@@ -457,9 +465,7 @@ class ChatProtocol:
         """Takes a line from the user."""
         assert self.accepts_input
         text = line.text.lstrip()
-        is_ours = line.alone and line.command.split(" ")[0] == "/ignore"  # not the room's business
-        can_ask = self.answers and self.phase is Phase.IN_ROOM
-        if line.command and not (can_ask or is_ours):
+        if line.command and not (self.phase is Phase.IN_ROOM or line.is_ours):
             self.refused = "no chat room has answered"
             why = f"{self.refused}; //TEXT says /TEXT"
             self.to_show.append(f"* not sent: {masked(line.command)} ({why})")
@@ -488,7 +494,7 @@ class ChatProtocol:
 
     def ignore(self, name: str) -> None:
         """Hides what somebody says, or shows it again; without a name, tells whom it ignores."""
-        if not name:
+        if not folded(name):
             told = f"ignored: {', '.join(self.ignored.values()) or 'nobody'}"
         elif self.ignored.pop(folded(name), None):
             self.followed.discard(folded(name))
@@ -1115,10 +1121,11 @@ class Console:
     def forget_typed(self, kept: int) -> None:
         """Drops the lines that were typed after so many others, while a password was checked that
         was wrong: one may be the right one, and would be said to everyone."""
-        if len(self.typed) > kept:
-            self.show(f"* not sent, as it may be the password: lines: {len(self.typed) - kept}")
-        while len(self.typed) > kept:
-            self.typed.pop()
+        late = [self.typed.pop() for _ in range(len(self.typed) - kept)]
+        self.typed.extend(line for line in late if line.leaves)
+        dropped = sum(not line.leaves for line in late)
+        if dropped:
+            self.show(f"* not sent, as it may be the password: lines: {dropped}")
 
     def wants_to_leave(self) -> bool:
         """Says whether the user wants to go now, and not only when all that was typed is said."""
@@ -1528,6 +1535,7 @@ CONNECT_TIME = 10.0  # seconds for each address of a host, and for a TLS handsha
 QUESTION_TIME = 5.0  # seconds to wait for a question when we have a password to give
 ANSWER_TIME = 0.5  # seconds at least to wait for a welcome or an answer that may never come
 LINGER = 1.0  # seconds at least for the server to close after the user has left
+PATIENCE = 5.0  # seconds at least for a room to confirm what the user has said before
 MAX_WAITING = 64 * 1024  # bytes that wait for a slow reader before we stop reading the other side
 QUIET_TIME = 60.0  # seconds after which a room that is silent is asked whether it is there
 LOST_TIME = 15.0  # seconds in which a room that was asked something has to be heard of
@@ -1570,7 +1578,7 @@ class Client:
         self.trouble = ""  # the last that the user was told; none while there is a connection
         self.doing = ""  # what the user sees while there is no connection
         self.patience = ANSWER_TIME  # seconds to wait for the server's answer
-        self.unasked = 0  # lines that had been typed when the user gave a password
+        self.unasked: int | None = None  # lines that had been typed when the user gave a password
 
     def run(self) -> None:
         """Connects and talks until the user leaves. Raises Failure, and KeyboardInterrupt if the
@@ -1631,8 +1639,9 @@ class Client:
         if why != self.trouble or asked_again:
             console.show(f"* {why}")
         self.trouble = "" if asked_again else why
-        if asked_again:
+        if asked_again and self.unasked is not None:
             console.forget_typed(self.unasked)
+        self.unasked = None
         if console.doubtful:
             console.show(f"* {IN_DOUBT}:")
         for line in console.doubtful:
@@ -1816,12 +1825,15 @@ class Session:
                 if self.said and not self.asked and not self.stream_ended:
                     self.ask()
                 self.see_off()
+                self.console.update()  # whether we may read follows from what is left to draw
                 self.client.turn((self.sock, self.events(), self.serve))
         finally:
             for action in (self.stop_waiting, self.give_up, self.lose):
                 self.timers.pop(action, None)
             self.show()
             self.close_ledger()
+            if time.monotonic() > self.began + BRIEF:
+                self.client.delay = RETRY_DELAYS[0]
         self.raise_failure()
 
     def settle(self) -> None:
@@ -1829,8 +1841,6 @@ class Session:
         if self.client.trouble:
             self.console.show("* connected again")
         self.client.trouble = ""
-        if time.monotonic() > self.began + BRIEF:
-            self.client.delay = RETRY_DELAYS[0]
 
     def raise_failure(self) -> None:
         """Raises what has gone wrong, if anything has."""
@@ -1863,7 +1873,7 @@ class Session:
         protocol = self.protocol
         self.timers.pop(self.lose, None)
         if protocol.was_room and not protocol.wants_password and protocol.phase is not Phase.RELAY:
-            may_be_quiet = protocol.phase is Phase.IN_ROOM and not self.asked
+            may_be_quiet = protocol.answers and not self.asked
             seconds = QUIET_TIME if may_be_quiet else LOST_TIME
             self.timers[self.lose] = time.monotonic() + seconds
 
@@ -1871,7 +1881,7 @@ class Session:
         """The room is silent: asks whether it is there; if that was asked, it isn't."""
         if not self.can_read():  # the silence is ours
             self.expect_answer()
-        elif self.asked or self.stream_ended or self.protocol.phase is not Phase.IN_ROOM:
+        elif self.asked or self.stream_ended or not self.protocol.answers:
             self.end(f"no answer for {LOST_TIME:.0f} s")
         else:
             self.ask()
@@ -1914,6 +1924,9 @@ class Session:
             if not console.typed:
                 self.left = console.ended and console.attended  # Ctrl-D
                 break
+            is_for_room = console.typed[0].command and not console.typed[0].is_ours
+            if is_for_room and protocol.phase is Phase.IN_ROOM and not protocol.answers:
+                break  # it may only greet like a room
             line = console.take()
             self.timers.pop(self.give_up, None)
             if line.leaves:
@@ -1954,9 +1967,9 @@ class Session:
                 # The plain socket's: after that of TLS nothing that still comes would be decrypted.
                 socket.socket.shutdown(self.sock, socket.SHUT_WR)
         if self.left or console.wants_to_leave():
-            is_due = protocol.outgoing or (self.said and protocol.phase is Phase.IN_ROOM)
-            is_slow = is_due and not console.attended  # a script has time
-            linger = LOST_TIME if is_slow else max(LINGER, self.client.patience)
+            linger = max(LINGER, self.client.patience)
+            if self.said and protocol.answers:  # the room has yet to confirm that
+                linger = max(linger, PATIENCE if console.attended else LOST_TIME)
             self.timers.setdefault(self.give_up, time.monotonic() + linger)
 
     def stop_waiting(self) -> None:
@@ -2031,7 +2044,7 @@ class Session:
 
     def give_up(self) -> None:
         """Whoever wants to go has waited long enough. A room confirms what it has heard."""
-        self.end("no answer" if "/ping" in self.protocol.unseen else "")
+        self.end("no answer" if self.said and self.protocol.answers else "")
 
     def end(self, lost: str) -> None:
         """It is over: `lost` says why, if that is not as it should be."""

@@ -975,6 +975,7 @@ class ChatServer:
         self.throttle.let_all_speak()
         now = self.clock.now()
         self.membership.closes_at = now + FAREWELL
+        self.clock.look_by(now + FAREWELL)  # those who are leaving already have no longer
         over, quiet = now + LAST_CALL, now + SHORT_TICK
         while self.clock.now() < min(over, quiet) and self.stop_signals == 1:
             # What is still on its way comes a moment after we have read; until then, a turn may
@@ -1330,14 +1331,14 @@ class Membership:
         for these if they are given more time. So all have to be taken."""
         now = self.clock.now()
         for conn in list(conns):
-            if conn.state is not State.CLOSED and now >= conn.until:
+            if conn.state is not State.CLOSED and now >= min(conn.until, self.closes_at):
                 yield conn
             self.clock.look_by(conn.until)
 
     def meet_deadlines(self) -> None:
         """Does what is due for members, and for those who are leaving."""
         for conn in self.overdue(self.leaving):
-            if self.clock.now() >= conn.deadline:
+            if self.clock.now() >= min(conn.deadline, self.closes_at):
                 self.move(conn, State.CLOSED)
             else:
                 self.guard(self.finish, conn)
@@ -1354,8 +1355,7 @@ class Costs:
     """What each has cost in turns that were too short for all who had something to say, in seconds:
     of CPU, or of a turn that was full. Whoever's host has cost least is read first, and within a
     host, whoever has cost least: so a flood gains nothing from many connections. Somebody silent
-    falls at most a turn behind the others, and may cost that much before it has to wait like them.
-    """
+    falls at most a turn behind the others, and may cost that much before it waits like them."""
 
     def __init__(self) -> None:
         self.latest = 0.0  # the highest cost at which anybody was read

@@ -427,9 +427,8 @@ whoever only greets like a room gets no command
     ~ 0.5
     : hi                                + John: hi
     : /op psst
-    | * not sent: /op **** (no chat room has answered; //TEXT says /TEXT)
-    - * here: Ann, John
-    : /op psst                          > /op psst
+    : ho
+    - * here: Ann, John                 > /op psst   + John: ho
 nor does it where there is no room
     < Ann: hi
     : \t/op psst
@@ -553,6 +552,26 @@ what is typed while a password is checked may be the right one
     - * password?                       > secret
     & John
     - * you are John                    + John: hi
+but what is typed while there is no connection is kept
+    - * password?
+    ? secret                            > secret
+    & John
+    - * you are John
+    x                                   | * lost the connection: the server closed it
+    : hi
+    =
+    - * password?                       > secret
+    < * wrong password
+    ? other
+    =
+    - * password?                       > other
+    & John
+    - * you are John                    + John: hi
+and the wish to leave is one
+    - * password?
+    ? sercet                            > sercet
+    : exit
+    < * wrong password                  ! left
 a room that doesn't answer at the door is lost
     - * password?
     ~ 60
@@ -719,7 +738,7 @@ whoever leaves has that time from the moment at which the last line could go out
     : exit
     ~ 0.5                               | John: last words
     ~ 0.9
-    ~ 0.1                               ! lost the connection: no answer
+    ~ 0.1                               ! left before everything had arrived
 the end of our stream is nothing that was said
     < a relay
     : one                               + John: one
@@ -751,6 +770,10 @@ a name that is free while another is asked for is asked for again
     < * jim left                        > /name Jim
     < * you are Jim_
     < * you are Jim                     + Jim: hi
+nobody is ignored by a name that is none
+    < hi
+    : /ignore -                         | * ignored: nobody
+    < hi
 whoever is ignored is so in a relay, too
     < Bob: hi
     : /ignore Bob                       | * what Bob says is hidden; /ignore Bob shows it again
@@ -830,6 +853,15 @@ a script has time, as long as the room has yet to confirm what it has said
     ~ 14
     - * pong
     x                                   ! left
+a script is told what the room has not confirmed
+    % John
+    @
+    : one                               + John: one
+    : two                               + John: two
+    : exit
+    - * pong
+    ~ 14
+    ~ 1                                 ! lost the connection: no answer
 a line that the room leaves out is one that is missed
     % John
     @
