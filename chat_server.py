@@ -1333,7 +1333,7 @@ class Membership:
         for conn in list(conns):
             if conn.state is not State.CLOSED and now >= min(conn.until, self.closes_at):
                 yield conn
-            self.clock.look_by(conn.until)
+            self.clock.look_by(min(conn.until, self.closes_at))
 
     def meet_deadlines(self) -> None:
         """Does what is due for members, and for those who are leaving."""

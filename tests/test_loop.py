@@ -9,6 +9,7 @@ import select
 import selectors
 import signal
 import socket
+import time
 from collections import Counter
 from typing import Any
 from unittest import mock
@@ -557,6 +558,30 @@ def test_whoever_has_left_and_takes_its_pace_gets_all(
         room[0] = pace // 2
         server.turn(0)
     assert (sum(taken) == 12 * PACE + 1) == gets_all, "else it is closed before"
+
+
+def test_a_room_that_ends_waits_no_longer_for_whoever_was_leaving(
+    inside: Inside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even if that has just taken much, and so would have more time."""
+    server, later = inside.server, [0.0]
+    conn, peer = inside.join()
+    monkeypatch.setattr(Connection, "send", lambda _, data: min(len(data), room.pop()))
+    room = [10 * PACE, 0, 0]
+    inside.say(b"x" * 12 * PACE + b"\n")
+    peer.half_close()
+    wait_for_input(conn)
+    server.turn(0)
+    server.turn(0)
+    assert conn.deadline > server.clock.now() + chat_server.FAREWELL + 1
+    room[:] = [0] * 1000
+    server.clock.monotonic = lambda: time.monotonic() + later[0]
+    server.close_room()
+    for _ in range(7):  # more at once would pass for a process that was stopped
+        assert conn.state is State.LEAVING or later[0] > chat_server.FAREWELL - 1
+        later[0] += 0.8
+        server.turn(0)
+    assert conn.state is State.CLOSED
 
 
 @pytest.mark.parametrize("number", [errno.EPIPE, errno.ECONNRESET, errno.EPROTOTYPE])
