@@ -307,6 +307,16 @@ def test_what_the_room_refuses_is_marked_and_given_back(ann: Page) -> None:
     ann.value("send('y'.repeat(60), show('own', 'y', me))")
     settled(ann)
     assert ann.value("box.value") == f"{'y' * 60}\nsomething else"
+    ann.value("write('/msg Zed: half a sec')")  # nothing public is put before it
+    ann.value("send('z'.repeat(60), show('own', 'z', me))")
+    settled(ann)
+    assert ann.value("box.value") == "/msg Zed: half a sec"
+    ann.value("write('')")
+    say(ann, "/ping?", "/ping\u00a0", "delivered")  # one answer each, as to any /ping
+    settled(ann)
+    assert rows(ann, ".own")[-1] == "Anna: delivered"
+    say(ann, "/op\u3000sesame")
+    assert rows(ann, ".own")[-1] == "/op \u2026"
 
 
 def test_a_private_message_is_never_public_and_who_is_ignored_says_nothing(
@@ -321,7 +331,13 @@ def test_a_private_message_is_never_public_and_who_is_ignored_says_nothing(
     said = ["one", "two", "three", "four", "five", "six"]
     bob.expect("* Carl joined\n", *[f"Ann (private): {text}\n" for text in said])
     assert rows(ann, ".own") == [f"to Bob (private): {text}" for text in said]
-    say(ann, "/msg Bob\nseven")
+    say(ann, "\ufe0f/msg Bob: seven")
+    bob.expect("Ann (private): seven\n")
+    say(ann, "one\n /msg Bob: in a paste")
+    carl.expect("Ann: one\n", "Ann:  /msg Bob: in a paste\n")
+    bob.expect("Ann: one\n", "Ann:  /msg Bob: in a paste\n")
+    assert rows(ann, ".own")[-1] == "Ann:  /msg Bob: in a paste"
+    say(ann, "/msg Bob\neight")
     settled(ann)
     ann.value("box.value = ''")
     say(ann, "aloud")
@@ -333,8 +349,8 @@ def test_a_private_message_is_never_public_and_who_is_ignored_says_nothing(
     shows(ann, "last")
     assert rows(ann, ".said") == ["Carl: last"]
     assert "psst" not in str(rows(ann, ".private"))
-    say(ann, "/ignore", "/ignore Bert")
-    assert rows(ann, ".notice")[-2:] == ["ignored: Bert", "ignored: nobody"]
+    say(ann, "/ignore", "/ignore Bert", "/ignore -")
+    assert rows(ann, ".notice")[-3:] == ["ignored: Bert", *["ignored: nobody"] * 2]
     say(ann, "/ignore Carl")
     carl.send("/name Cleo\n/quit\n")  # whoever is called Cleo next is somebody else
     shows(ann, "Cleo left")
@@ -647,12 +663,15 @@ def test_a_closed_room_asks_for_its_password_and_a_reload_leads_back(
     page.press("Enter")
     shows(page, "Welcome to the chatroom!")
     settled(page)
+    page.value("show('said', '\"'.repeat(3e6))")  # more than a browser keeps
     say(page, "One")
     settled(page)
     page.value("show('private', 'Two', 'Bob')")
+    say(page, "/ignore Eve")
     page.type("Half a li")
     page.call("Page.reload")
     page.wait_for("document.readyState === 'complete' && isReady")
+    assert page.value("[...ignored.keys(), unread]") == ["eve", 0]
     page.type("ne")
     page.value("settle()")
     assert page.value("[me, box.value]") == ["Ann", "Half a line"]
