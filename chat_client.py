@@ -230,7 +230,8 @@ class Phase(enum.Enum):
     IN_ROOM   the welcome           waits while a name is requested; may be a command
     RELAY     what somebody said    goes out
 
-    A command goes out in a room alone. Elsewhere it would be said to everyone, so it is refused.
+    A command goes out in a room alone, once that has answered something. Elsewhere it would be said
+    to everyone, so it is refused.
     """
 
     WAITING = enum.auto()
@@ -461,8 +462,13 @@ class ChatProtocol:
         self.password = without_mark(password)
         self.outgoing += self.password + b"\n"
 
+    def has_to_wait(self, line: Line) -> bool:
+        """Says whether a line waits for the room's first answer: it may only greet like one."""
+        is_for_room = line.command and not (line.is_ours or line.leaves)
+        return bool(is_for_room) and self.phase is Phase.IN_ROOM and not self.answers
+
     def submit(self, line: Line) -> None:
-        """Takes a line from the user."""
+        """Takes a line from the user, unless that has to wait."""
         assert self.accepts_input
         text = line.text.lstrip()
         if line.command and not (self.phase is Phase.IN_ROOM or line.is_ours):
@@ -1226,8 +1232,8 @@ class Terminal(Console):
         self.above = bytearray()  # waits to be drawn above the row
         self.row = ""  # as it was drawn last
         self.before = ""  # what of it is before the cursor
-        # Two kinds are known to wrap a row that is too wide for them: tmux, and GNU screen; and
-        # VTE's, such as GNOME's. Another that is started there inherits its variable.
+        # Two kinds are known to wrap a row that is too wide for them: tmux, with GNU screen; and
+        # VTE's, such as GNOME's. (Another that is started there inherits its variable.)
         kind, given = os.environ["TERM"], os.environ.get
         self.in_tmux = kind.startswith(("screen", "tmux")) and bool(given("TMUX") or given("STY"))
         is_another = given("XTERM_VERSION") or given("TERM_PROGRAM")
@@ -1605,10 +1611,10 @@ class Client:
                 self.turn()
                 continue
             line = console.take() if console.typed else None
-            if line and line.leaves or not line and console.attended:
+            if line.leaves if line else console.attended:
                 console.typed.clear()
                 return False
-            if not line or line.command and not console.attended:
+            if not line or (line.command and not console.attended):
                 first = "or the first line of the input"
                 raise Failure(f"no name was given; use --name NAME, {first}")
             console.echo_typed(f"name: {masked(line.text)}")
@@ -1924,9 +1930,8 @@ class Session:
             if not console.typed:
                 self.left = console.ended and console.attended  # Ctrl-D
                 break
-            is_for_room = console.typed[0].command and not console.typed[0].is_ours
-            if is_for_room and protocol.phase is Phase.IN_ROOM and not protocol.answers:
-                break  # it may only greet like a room
+            if protocol.has_to_wait(console.typed[0]):
+                break
             line = console.take()
             self.timers.pop(self.give_up, None)
             if line.leaves:

@@ -3103,7 +3103,7 @@ page.nick.focus();
 if (kept) {
   ({ wanted, password, lostAt } = kept);
   for (const row of kept.rows) show(...row);
-  for (const one of kept.ignored) ignored.set(...one);
+  for (const one of kept.ignored || []) ignored.set(...one);  // there may be a newer page by now
   unread = 0;
   unreadLine.remove();
   enter(true);
@@ -4004,7 +4004,7 @@ def parse_known(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> 
 
 def positive(text: str) -> int:
     """Returns the number. Raises ArgumentTypeError, which argparse shows."""
-    if not text.isdecimal() or not 0 < int(text) <= 10**9:
+    if not re.fullmatch("[0-9]{1,10}", text) or not 0 < int(text) <= 10**9:
         raise argparse.ArgumentTypeError(f"{text} is not a number from 1 to 1,000,000,000")
     return int(text)
 
