@@ -1541,7 +1541,7 @@ CONNECT_TIME = 10.0  # seconds for each address of a host, and for a TLS handsha
 QUESTION_TIME = 5.0  # seconds to wait for a question when we have a password to give
 ANSWER_TIME = 0.5  # seconds at least to wait for a welcome or an answer that may never come
 LINGER = 1.0  # seconds at least for the server to close after the user has left
-PATIENCE = 3.0  # seconds at least for a room to confirm what the user has said before
+CONFIRM_TIME = 3.0  # seconds at least for a room to confirm what the user has said before
 MAX_WAITING = 64 * 1024  # bytes that wait for a slow reader before we stop reading the other side
 QUIET_TIME = 60.0  # seconds after which a room that is silent is asked whether it is there
 LOST_TIME = 15.0  # seconds in which a room that was asked something has to be heard of
@@ -1974,7 +1974,7 @@ class Session:
         if self.left or console.wants_to_leave():
             linger = max(LINGER, self.client.patience)
             if self.said and protocol.answers:  # the room has yet to confirm that
-                linger = max(linger, PATIENCE if console.attended else LOST_TIME)
+                linger = max(linger, CONFIRM_TIME if console.attended else LOST_TIME)
             self.timers.setdefault(self.give_up, time.monotonic() + linger)
 
     def stop_waiting(self) -> None:
