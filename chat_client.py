@@ -84,8 +84,9 @@ ONLY_SOCKETS = sys.platform == "win32"
 
 # Not epoll, which takes no regular file as standard input (EPERM). select() takes none of the
 # descriptors from 1024 on, which we may get if we inherit many, and on macOS poll() no terminal.
-WITH_POLL = hasattr(selectors, "PollSelector") and sys.platform != "darwin"
-Selector = selectors.PollSelector if WITH_POLL else selectors.SelectSelector
+Selector: type[selectors.BaseSelector] = selectors.SelectSelector
+if hasattr(selectors, "PollSelector") and sys.platform != "darwin":
+    Selector = selectors.PollSelector
 
 # The signals that would end us without giving the terminal back, as far as the system has them.
 ENDING_SIGNALS = [
@@ -246,8 +247,6 @@ PRIVATE = " (private)"
 WELCOME = "Welcome to the chatroom!"
 PASSWORD_QUESTION = "* password?"
 WRONG_PASSWORD = "* wrong password"
-LEFT_OUT = "a line was too long"
-PONG = "* pong"
 YOU_ARE_OUT = re.compile(r"\* you were removed by an operator; come back in \d+ min")
 BAD_NAME = re.compile(r"\* (a name .*): /name NAME")  # no name has a colon, so none looks like it
 # What a room says of its members. A name in it is believed if it has nothing in it with which that
@@ -374,7 +373,7 @@ class ChatProtocol:
     def hear_room(self, line: str) -> None:
         """Follows what the room itself says, and shows it, unless it answers an idea of our own."""
         news, here = NEWS.fullmatch(line), HERE.fullmatch(line)
-        question = "/who" if here else "/ping" if line == PONG else ""
+        question = "/who" if here else "/ping" if line == "* pong" else ""
         hidden = question in self.unseen or line == f"* you are {self.name}"
         self.unseen.discard(question)
         self.answers = self.answers or hidden
@@ -386,7 +385,7 @@ class ChatProtocol:
         elif YOU_ARE_OUT.fullmatch(line):
             raise Failure(line[2:])
         elif line.startswith("* too long:"):
-            self.refused = LEFT_OUT
+            self.refused = line[2:]
         elif self.requested:
             self.hear_answer(line)
         if not hidden:
@@ -624,8 +623,6 @@ def reached(text: str, place: int, step: int, unit: re.Pattern[str] | None = Non
 # --- The line editor -----------------------------------------------------------------------------
 
 MAX_UNASKED = 20  # lines that go out without a question
-MAX_RECALLED = 1000  # lines in the history
-MAX_UNDONE = 20  # typed characters that are one change
 CTRL_C, CTRL_D, CTRL_L, CTRL_Z = "\x03", "\x04", "\x0c", "\x1a"
 ENDS = CTRL_C + CTRL_D  # they are for the line only if there is one
 PASTE_START, PASTE_END = "\x1b[200~", "\x1b[201~"  # what the terminal puts around what is pasted
@@ -666,7 +663,7 @@ class Editor:
         self.never_ours = never_ours  # those of which that is true even if there is a line
         self.text = ""
         self.cursor = 0  # an index of text
-        self.history: deque[str] = deque(maxlen=MAX_RECALLED)
+        self.history: deque[str] = deque(maxlen=1000)
         self.recalled = 0  # place in the history, counted from its end; 0 is the line itself
         self.left: dict[int, str] = {}  # how lines were left that were shown before, by place
         self.origin = (0, 0)  # place and cursor where a search began
@@ -723,7 +720,7 @@ class Editor:
         if self.sought is not None and self.press_in_search(method, given):
             return
         before, goes_on = (self.text, self.cursor), method is self.last is Editor.insert
-        goes_on = goes_on and self.cursor - self.changes[-1][1] < MAX_UNDONE
+        goes_on = goes_on and self.cursor - self.changes[-1][1] < 20  # typed, for one undo
         method(self, *given)
         if self.text != before[0] and not goes_on and method not in (Editor.undo, Editor.enter):
             self.changes.append(before)
@@ -1088,7 +1085,7 @@ class Console:
         for line in chunk.split(b"\n")[:-1]:
             if line == SKIPPED:
                 self.show(TOO_LONG)
-                self.left_out = LEFT_OUT
+                self.left_out = "a line was too long"
             else:
                 self.typed.append(Line(terminal_text(line)))
 
@@ -1235,9 +1232,10 @@ class Terminal(Console):
         # Two kinds are known to wrap a row that is too wide for them: tmux, with GNU screen; and
         # VTE's, such as GNOME's. (Another that is started there inherits its variable.)
         kind, given = os.environ["TERM"], os.environ.get
-        self.in_tmux = kind.startswith(("screen", "tmux")) and bool(given("TMUX") or given("STY"))
+        in_tmux = kind.startswith(("screen", "tmux")) and (given("TMUX") or given("STY"))
         is_another = given("XTERM_VERSION") or given("TERM_PROGRAM")
         self.in_vte = kind.startswith("xterm") and bool(given("VTE_VERSION") and not is_another)
+        self.wraps = bool(in_tmux or self.in_vte)
         self.quiet_until = 0.0  # monotonic time before which no bell rings again
         self.pace = NEVER  # bytes a second that the terminal draws, while that is known
         self.taken = 0  # bytes that it has taken in all
@@ -1280,8 +1278,8 @@ class Terminal(Console):
             return
         with suppress(OSError):
             self.width, self.height = window_size()
-        is_known = self.in_tmux or self.in_vte  # how a row wraps: there is no time to ask
-        self.clear_rows(wrapped_place(self.before, self.width)[0] if is_known else 0)
+        # There is no time to ask where the cursor is.
+        self.clear_rows(wrapped_place(self.before, self.width)[0] if self.wraps else 0)
         self.output += self.above + b"\x1b[?2004l"  # it marks nothing any more
         self.above.clear()
         with suppress(OSError, Failure):
@@ -1332,7 +1330,7 @@ class Terminal(Console):
             rows, wrapped = rows + 1, 0
         elif self.in_vte:
             wrapped = min(wrapped, last)
-        is_wrapped = column == wrapped and (column != last or self.in_tmux or self.in_vte)
+        is_wrapped = column == wrapped and (column != last or self.wraps)
         is_awaited = self.clear_rows in self.timers and self.settle not in self.timers
         with suppress(OSError):  # the terminal is gone
             is_awaited = is_awaited and window_size() == (self.width, self.height)

@@ -869,7 +869,7 @@ a line that the room leaves out is one that is missed
     < * too long: a line has at most 1 byte
     - * pong
     .
-    x                                   ! not everything was sent: a line was too long
+    x                                   ! not everything was sent: too long: a line has at most 1 byte
 a script has one password
     % Ann wrong
     - * password?                       > wrong

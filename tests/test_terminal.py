@@ -506,7 +506,7 @@ def untaken() -> chat_client.Terminal:
     console.painter = chat_client.Painter(False, False)
     console.pace = float("inf")
     console.full, console.quiet_until = [], 0.0
-    console.before, console.in_tmux, console.in_vte = "", False, False
+    console.before, console.wraps, console.in_vte = "", False, False
     console.taken, console.screen = 0, -1
     return console
 
