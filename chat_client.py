@@ -52,7 +52,7 @@ from contextlib import ExitStack, closing, suppress
 from functools import lru_cache
 from itertools import takewhile
 from selectors import EVENT_READ, EVENT_WRITE
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable, NamedTuple, Tuple
 from urllib.parse import quote
 
 try:
@@ -87,6 +87,10 @@ ONLY_SOCKETS = sys.platform == "win32"
 Selector: type[selectors.BaseSelector] = selectors.SelectSelector
 if hasattr(selectors, "PollSelector") and sys.platform != "darwin":
     Selector = selectors.PollSelector
+
+# What the loop waits for: a file, the events there, 0 for none now, and the handler, which is given
+# the events that have come.
+File = Tuple[Any, int, Callable[[int], object]]
 
 # The signals that would end us without giving the terminal back, as far as the system has them.
 ENDING_SIGNALS = [
@@ -1043,9 +1047,8 @@ class Console:
         self.status = ""  # what stands before that as long as there is no connection
         self.at_prompt = False
 
-    def files(self) -> list[tuple[Any, int, Callable[[int], object]]]:
-        """Returns what to wait for: each file, the events there, 0 for none now, and the handler,
-        which is given the events that have come."""
+    def files(self) -> list[File]:
+        """Returns what to wait for."""
         typing = (self.input, EVENT_READ if self.wants_input() else 0, self.read)
         signals = (self.signals, EVENT_READ, self.on_signal)
         writing = (self.screen, EVENT_WRITE if self.output else 0, self.write)
@@ -1654,14 +1657,14 @@ class Client:
 
     # The loop
 
-    def turn(self, *more: tuple[Any, int, Callable[[int], object]]) -> None:
+    def turn(self, more: Callable[[], Sequence[File]] = tuple) -> None:
         """Waits until something can be moved or is due, and does it; of what is due, the first.
-        `more` is what to wait for apart from the console's files."""
+        `more` returns what to wait for apart from the console's files."""
         self.ask_password()
-        self.console.update()
+        self.console.update()  # first, as what is left to draw decides what is waited for
         left = None if not self.timers else max(0.0, min(self.timers.values()) - time.monotonic())
         with Selector() as selector:
-            for file, events, handler in [*self.console.files(), *more]:
+            for file, events, handler in [*self.console.files(), *more()]:
                 if events:
                     selector.register(file, events, handler)
             for key, ready in selector.select(left):
@@ -1684,7 +1687,7 @@ class Client:
                 longer = LINGER if console.unsent() else 0.0
                 self.timers.setdefault(self.leave, time.monotonic() + longer)
             self.tell_doing(self.doing)
-            self.turn(*files)
+            self.turn(lambda: files)
         for action in (self.stop_waiting, self.leave):
             self.timers.pop(action, None)
         return bool(came)
@@ -1829,8 +1832,7 @@ class Session:
                 if self.said and not self.asked and not self.stream_ended:
                     self.ask()
                 self.see_off()
-                self.console.update()  # whether we may read follows from what is left to draw
-                self.client.turn((self.sock, self.events(), self.serve))
+                self.client.turn(self.files)
         finally:
             for action in (self.stop_waiting, self.give_up, self.lose):
                 self.timers.pop(action, None)
@@ -2009,10 +2011,11 @@ class Session:
         """Says whether the user reads as fast as the server writes."""
         return self.console.waiting() < self.max_waiting
 
-    def events(self) -> int:
-        """Returns what the socket is waited for."""
+    def files(self) -> list[File]:
+        """Returns what to wait for: the socket."""
         reading = EVENT_READ if self.can_read() and not self.must_send else 0
-        return reading | (EVENT_WRITE if self.protocol.outgoing or self.must_send else 0)
+        writing = EVENT_WRITE if self.protocol.outgoing or self.must_send else 0
+        return [(self.sock, reading | writing, self.serve)]
 
     def take(self) -> bytes:
         """Receives what has come. A TLS record has at most 16 KiB, so nothing that is decrypted

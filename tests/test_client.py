@@ -330,9 +330,9 @@ class Conversation:
         self.networks.append(Network())
         return self.networks[-1]
 
-    def turn(self, *more: tuple[Any, int, Callable[[int], object]]) -> None:
+    def turn(self, more: Callable[[], Sequence[chat_client.File]] = tuple) -> None:
         """Stands in for the client's turn: sends what there is, or has the next thing happen."""
-        _, events, handle = more[0] if more else (None, 0, lambda _: None)
+        _, events, handle = more()[0] if more() else (None, 0, lambda _: None)
         if events & EVENT_WRITE and self.networks[-1].room:
             handle(EVENT_WRITE)
         elif min(self.client.timers.values(), default=chat_client.NEVER) > self.now:
@@ -920,9 +920,9 @@ def test_while_tls_has_to_send_nothing_else_is_waited_for() -> None:
     sock = mock.Mock(**{"recv.side_effect": ssl.SSLWantWriteError})
     session = unconnected(EchoProtocol(), sock)
     session.serve(EVENT_READ)
-    assert (session.events(), session.lost) == (EVENT_WRITE, None)
+    assert (session.files()[0][1], session.lost) == (EVENT_WRITE, None)
     session.serve(EVENT_WRITE)
-    assert session.events() == EVENT_READ
+    assert session.files()[0][1] == EVENT_READ
 
 
 NOTICES = """
@@ -1070,6 +1070,16 @@ def test_what_is_due_can_be_dropped_by_what_was_due_before_it() -> None:
     client.timers.update({first: 0.0, second: 0.0})
     client.turn()
     assert (first.call_count, second.call_count, client.timers) == (1, 0, {})
+
+
+def test_what_is_waited_for_follows_from_what_is_left_to_draw() -> None:
+    """Else a server would not be read, although there is room, until a key is pressed."""
+    calls = mock.Mock(files=mock.Mock(return_value=()))
+    client = Client(FakeConsole(), ChatProtocol("J"))
+    client.console.update = calls.update  # type: ignore[method-assign]
+    client.timers[calls.due] = 0.0
+    client.turn(calls.files)
+    assert calls.method_calls == [mock.call.update(), mock.call.files(), mock.call.due()]
 
 
 # Connecting
