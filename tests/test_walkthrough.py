@@ -6,16 +6,7 @@ import subprocess
 from collections.abc import Callable
 
 import pytest
-from support import (
-    DEADLINE,
-    PLAIN,
-    Run,
-    Server,
-    free_port,
-    needs,
-    needs_ipv6,
-    wait_until_listening,
-)
+from support import DEADLINE, PLAIN, Run, Server, needs, needs_ipv6
 
 
 @pytest.mark.parametrize("host", ["localhost", "::1", "127.0.0.1"])
@@ -94,17 +85,3 @@ def test_common_tools_are_full_members(start: Callable[..., Server], tool: str) 
     process.stdin.close()
     assert process.stdout.read() == b"* bye\n"
     process.wait(DEADLINE)
-
-
-def test_client_with_a_broker_that_is_not_ours(terminal: Run) -> None:
-    port = free_port()
-    terminal(needs("ncat"), "--broker", "-l", "127.0.0.1", str(port))
-    wait_until_listening(port)
-    command = [*PLAIN, "127.0.0.1", str(port), "--name"]
-    one, two = terminal(*command, "One"), terminal(*command, "Two")
-    one.type("anybody?\n")
-    one.expect("anybody?\nOne: anybody?\n")
-    two.type("me\n")
-    two.answer("Two: me\n", "exit\n")
-    one.type("exit\n")
-    assert (one.wait(), two.wait()) == (0, 0)
