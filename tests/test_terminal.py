@@ -20,7 +20,6 @@ import pytest
 from support import (
     CLIENT,
     MODULES,
-    PASSWORD,
     PLAIN,
     Listener,
     Peer,
@@ -390,15 +389,6 @@ def test_a_paste_ends_after_a_silence(play: Play) -> None:
     server.expect("John: cut off\n")
 
 
-@pytest.mark.parametrize("keys", ["\x03", "\x04", "exit\r"])
-def test_whoever_leaves_at_once_has_said_all(room: Server, terminal: Run, keys: str) -> None:
-    ann = room.join("Ann")
-    window = terminal(*CLIENT, "localhost", str(room.port))
-    window.answer("name: ", f"John\rbye\r{keys}")
-    ann.expect("* John joined\n", "John: bye\n", "* John left\n")
-    assert window.wait() == 0
-
-
 STATES = ["lost-\x03", "connecting-\x04"]
 STATES += [f"silent-{keys}" for keys in ("\x03", "\x04", "\x04\x03", "exit\r")]
 
@@ -644,22 +634,6 @@ def test_ways_to_leave_when_the_password_is_asked_for(
     assert modes(window)[3] == modes(terminal("true"))[3]
     rest = window.rest()
     assert message in rest and "half" not in rest
-
-
-def test_a_wrong_password_is_asked_for_again(
-    start: Callable[..., Server], terminal: Run, password: list[str]
-) -> None:
-    room = start("chat_server.py", *password)
-    window = terminal(*PLAIN, "localhost", str(room.port), "--name", "John")
-    shown = ""
-    for answer in ("wrong", "worse"):
-        window.answer("password: ", f"{answer}\r")
-        shown += window.expect("* wrong password")
-    window.answer("password: ", f"{PASSWORD}\r")
-    shown += window.expect("Welcome to the chatroom!")
-    assert not re.search(f"wrong\n|worse|{PASSWORD}", shown)
-    window.type("exit\r")
-    assert window.wait() == 0
 
 
 def asked_for_secret(typed: bytes, before: bytes = b"") -> chat_client.Terminal:
