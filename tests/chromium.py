@@ -227,6 +227,7 @@ class Page:
         window = self.browser.call("Browser.getWindowForTarget", targetId=target)["windowId"]
         bounds = {"windowState": "minimized" if hidden else "normal"}
         self.browser.call("Browser.setWindowBounds", windowId=window, bounds=bounds)
+        self.wait_for(f"document.hidden === {json.dumps(hidden)}")
 
     def prefer(self, feature: str, value: str) -> None:
         """Has the user prefer something that CSS can ask for."""

@@ -225,7 +225,7 @@ def converse(script: str) -> Conversation:
     return talk
 
 
-LETTERS = "x" * 31
+LETTERS, LONG = "x" * 31, "x" * (MAX_LINE + 1)
 # What each shows, and then its script.
 CONVERSATIONS = f"""
 a message has the name before it, and two slashes are one, but not in a block
@@ -307,8 +307,9 @@ the wanted name is taken whenever it is free, which it is not after a removal
     : hi   < * you are John             + John: hi
     < * John left   < * JOHN left
     < * John is now Bob
-a relay may say what a room says, and only text of it is shown
+a relay may say what a room says, of which only text is shown, and no line that is too long
     - Ann: \x1b[2Jh\x07i               | Ann: hi
+    - {LONG}   | {TOO_LONG}
     < Welcome to the chatroom!
     < * password?
     < * you are somebody else   : hi    + John: hi
@@ -953,7 +954,6 @@ LEFT_OUT = "not everything was sent: a line was too long"
 NO_PASSWORD = "the room wants a password; give it with --password-file FILE"
 FULL, TLS = "the room is full", "this room speaks TLS; use --tls"
 BROKEN = "lost the connection: "
-LONG = "x" * (MAX_LINE + 1)
 MANY = "".join(f"J: {number}\n" for number in range(2000))
 ENDS = {
     "full": (f"* {FULL}\n", "", "close", "hi\n", None, f"not let in: {FULL}"),
@@ -1136,23 +1136,6 @@ def test_names_that_are_none_at_a_terminal(room: Server, terminal: Run) -> None:
     window.type("a:b\n")  # whoever sits there can choose another
     window.answer("* a name has letters and digits", "/name Ann\n")
     other.expect("* Ann joined\n")
-
-
-def test_an_interrupt_is_noticed_whichever_thread_gets_it(terminal: Run, tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "go")
-    patch = (
-        "import signal, threading\n"
-        f"strike = lambda: (open({str(tmp_path / 'go')!r}).read(), signal.raise_signal(2))\n"
-        "threading.Thread(target=strike, daemon=True).start()"
-    )
-    window = terminal(*patched_client(patch), "--plain")
-    window.expect("name: ")
-    status = Path(f"/proc/{window.process.pid}/stat")
-    if status.exists():  # the loop waits before the signal comes
-        eventually(lambda: status.read_text().rpartition(")")[2].split()[0] == "S")
-    (tmp_path / "go").write_text("")
-    assert window.wait() == 0
-    assert "Traceback" not in window.rest()
 
 
 def test_an_interrupt_in_the_first_moments_is_no_traceback(terminal: Run, tmp_path: Path) -> None:
