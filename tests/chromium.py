@@ -115,11 +115,6 @@ class Browser:
         message, _, self.buffer = self.buffer.partition(b"\0")
         return json.loads(message)
 
-    def new_page(self) -> Page:
-        self.page = Page(self, self.window)
-        self.page.begin()
-        return self.page
-
     def kill(self) -> None:
         with self.sock:
             os.killpg(self.process.pid, signal.SIGKILL)
@@ -129,15 +124,13 @@ class Browser:
 class Page:
     """What is set for a page ends with its session."""
 
-    def __init__(self, browser: Browser, target: str) -> None:
+    def __init__(self, browser: Browser) -> None:
         self.browser = browser
-        self.target = target
-        attached = browser.call("Target.attachToTarget", targetId=target, flatten=True)
+        attached = browser.call("Target.attachToTarget", targetId=browser.window, flatten=True)
         self.session = attached["sessionId"]
         self.requests: list[str] = []  # URLs that the page has asked for
         self.complaints: list[str] = []  # what the browser has against the page
-
-    def begin(self) -> None:
+        browser.page = self
         for domain in ("Page", "Network", "Log", "Runtime"):
             self.call(f"{domain}.enable")
         self.before_load(WATCH)
@@ -230,16 +223,15 @@ class Page:
 
     def hide(self, hidden: bool) -> None:
         """Minimizes the page's window, or shows it again."""
-        window = self.browser.call("Browser.getWindowForTarget", targetId=self.target)["windowId"]
+        target = self.browser.window
+        window = self.browser.call("Browser.getWindowForTarget", targetId=target)["windowId"]
         bounds = {"windowState": "minimized" if hidden else "normal"}
         self.browser.call("Browser.setWindowBounds", windowId=window, bounds=bounds)
+        self.wait_for(f"document.hidden === {json.dumps(hidden)}")
 
-    def set_dark(self, dark: bool) -> None:
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.call("Emulation.setEmulatedMedia", features=[scheme])
-
-    def trust_any_certificate(self) -> None:
-        self.call("Security.setIgnoreCertificateErrors", ignore=True)
+    def prefer(self, feature: str, value: str) -> None:
+        """Has the user prefer something that CSS can ask for."""
+        self.call("Emulation.setEmulatedMedia", features=[{"name": feature, "value": value}])
 
     def faults(self) -> list[str]:
         """Returns what the page has done against its policy, and its errors."""

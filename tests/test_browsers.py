@@ -134,15 +134,12 @@ def test_names_that_can_be_given(given: str, name: str) -> None:
         assert ask(get(Host=host), web_host(given)).status == 200
 
 
-def test_a_host_to_listen_on_is_a_name_for_browsers() -> None:
+def test_options_that_give_names() -> None:
     args = chat_server.parse_args(["--host", "chat.example.org", "--web"])
     site = chat_server.show_page(args, "chat.example.org", 7007, 7080)
     assert site.respond(get(Host="chat.example.org"), False).startswith(b"HTTP/1.1 200 ")
-
-
-def test_a_name_goes_with_a_page_on_any_port() -> None:
     args = chat_server.parse_args(["--web", "0", "--web-host", "PC"])
-    assert (args.web, args.web_host) == (0, ["pc"])
+    assert (args.web, args.web_host) == (0, ["pc"]), "it goes with a page on any port"
 
 
 @pytest.mark.parametrize(
@@ -375,34 +372,36 @@ def closing_code(peer: Peer) -> int | None:
 
 
 @web_and_tls
-def test_browsers_and_others_talk(start: Callable[..., Server]) -> None:
-    room = start("chat_server.py", "--history", "2", "--max-clients", "3")
-    john, mary = room.join("John", web=False), room.join("Mary")
-    john.expect("* Mary joined\n")
-    mary.send("Hi!\nIt's \u672c.\n")
-    frames = masked(TEXT, b""), masked(TEXT, b"one\r\n\ntwo"), masked(PING, b"ping")
-    mary.sock.sock.sendall(b"".join(frames))
-    john.expect("Mary: Hi!\n", "Mary: It's \u672c.\n", "Mary: one\n", "Mary: two\n")
-    john.send("Hello\n")
-    mary.expect("John: Hello\n")
-    mary.send("/who\n")
-    mary.expect("* here: John, Mary\n")
-    assert mary.sock.pongs == [b"ping"]
-    late = room.connect()
-    late.expect(WELCOME, "Mary: two\n", "John: Hello\n")
+def test_browsers_are_told_by_a_code_why_it_ends(
+    start: Callable[..., Server], tmp_path: Path
+) -> None:
+    (tmp_path / "operators").write_text("open sesame\n")
+    options = ["--max-clients", "2", "--operator-file", str(tmp_path / "operators")]
+    room = start("chat_server.py", *options)
+    mary, eve = room.join("Mary"), room.join("Eve", source="127.0.0.2")
     too_late = room.connect()
     too_late.expect("* the room is full\n")
     assert closing_code(too_late) == 1013
+    mary.send("/op open sesame\n/kick Eve\n")
+    mary.expect("* Eve joined\n", "* you are an operator\n", "* Eve was removed\n")
+    eve.expect("* you were removed by an operator; come back in 10 min\n")
+    assert closing_code(eve) == 1008
+    page = visit(room, get(Host="localhost"))  # which can say it better than the browser
+    assert page.line().startswith(b"HTTP/1.1 200 ")
+    eve = room.connect(source="127.0.0.2")
+    assert eve.line().startswith(b"* you, or somebody at your address, was removed; ")
+    assert closing_code(eve) == 1008
+    assert "sesame" not in room.log()
+    john = room.join("John")
+    mary.sock.sock.sendall(masked(TEXT, b"one\r\n\ntwo") + masked(PING, b"ping"))
     mary.send("/quit\n")
-    mary.expect("* bye\n")
-    assert closing_code(mary) == 1000
-    john.expect("* Mary left\n")
-    john.close()
-    late.expect("* Mary left\n", "* John left\n")
+    john.expect("Mary: one\n", "Mary: two\n", "* Mary left\n")
+    mary.expect("* John joined\n", "* bye\n")
+    assert (closing_code(mary), mary.sock.pongs) == (1000, [b"ping"])
     room.process.terminate()
-    late.expect("* the room is closing\n")
-    assert closing_code(late) == 1001
-    late.close()
+    john.expect("* the room is closing\n")
+    assert closing_code(john) == 1001
+    john.close()
     assert room.process.wait(DEADLINE) == 0
 
 
@@ -461,26 +460,6 @@ def test_browsers_share_a_frame() -> None:
     first, second, own = (batch.part_for(conn, conn.encode) for conn in conns)
     assert first is second
     assert (first, own) == (b"\x81\x06hello\n", b"")
-
-
-@web_and_tls
-def test_operators_and_whom_they_remove_can_have_browsers(
-    start: Callable[..., Server], tmp_path: Path
-) -> None:
-    (tmp_path / "operators").write_text("open sesame\n")
-    room = start("chat_server.py", "--operator-file", str(tmp_path / "operators"))
-    mary, eve = room.join("Mary"), room.join("Eve", source="127.0.0.2")
-    mary.expect("* Eve joined\n")
-    mary.send("/op open sesame\n/kick Eve\n")
-    mary.expect("* you are an operator\n", "* Eve was removed\n")
-    eve.expect("* you were removed by an operator; come back in 10 min\n")
-    assert closing_code(eve) == 1008
-    page = visit(room, get(Host="localhost"))  # which can say it better than the browser
-    assert page.line().startswith(b"HTTP/1.1 200 ")
-    eve = room.connect(source="127.0.0.2")
-    assert eve.line().startswith(b"* you, or somebody at your address, was removed; ")
-    assert closing_code(eve) == 1008
-    assert "sesame" not in room.log()
 
 
 # What is not a member

@@ -135,10 +135,13 @@ def echo_client(peer_name: str = "peer") -> tuple[Any, echo_server.Connection, P
 
 
 @pytest.mark.parametrize("sizes", [(3, 3, 3), (0, 9), (0, 0, 1, 0, 8)])
-def test_an_echo_takes_as_many_sends_as_it_needs(sizes: tuple[int, ...]) -> None:
+def test_an_echo_takes_as_many_sends_as_it_needs_and_no_look_at_the_clock(
+    monkeypatch: MonkeyPatch, sizes: tuple[int, ...]
+) -> None:
     """The kernel takes only so many bytes at once; for 0 it takes nothing now."""
     server, conn, peer = echo_client()
     sock, left = conn.sock, [*sizes]
+    monkeypatch.setattr(echo_server, "time", None)
 
     def send(data: bytes) -> int:
         size = left.pop(0) if left else len(data)
@@ -159,14 +162,6 @@ def test_an_echo_takes_as_many_sends_as_it_needs(sizes: tuple[int, ...]) -> None
     assert peer.rest() == b"0123456789"
     assert not server.clients
     assert conn.sock.fileno() == -1
-
-
-def test_an_echo_costs_no_look_at_the_clock(monkeypatch: MonkeyPatch) -> None:
-    server, _conn, peer = echo_client()
-    peer.send("hi\n")
-    monkeypatch.setattr(echo_server, "time", None)
-    server.turn()
-    peer.expect("hi\n")
 
 
 def test_a_bug_of_the_echo_server_ends_one_connection_alone(

@@ -31,9 +31,8 @@ LOW_CONTRAST = """
   for (const element of document.querySelectorAll("body *")) {
     const text = [...element.childNodes].filter((n) => n.nodeType === 3 && n.data.trim());
     if (!text.length || !element.getClientRects().length) continue;
-    const [a, b] = [getComputedStyle(element).color, behind(element)].map(light).sort();
-    const [low, high] = [Math.min(a, b), Math.max(a, b)];
-    const contrast = (high + 0.05) / (low + 0.05);
+    const lights = [getComputedStyle(element).color, behind(element)].map(light);
+    const contrast = (Math.max(...lights) + 0.05) / (Math.min(...lights) + 0.05);
     if (contrast < 4.5) found.push(`${text[0].data}: ${contrast}`);
   }
   return found;
@@ -51,7 +50,7 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 @pytest.fixture
 def page(chromium: Browser) -> Iterator[Page]:
     """A page, which may do nothing against its own policy, and ask nobody else for anything."""
-    one = chromium.new_page()
+    one = Page(chromium)
     one.resize(*SIZES["desktop"])
     yield one
     faults, requests = one.faults(), one.requests
@@ -235,9 +234,6 @@ def test_what_is_said_is_only_ever_text_with_names_and_addresses(
         ann.value(f"hear('* {name} joined')")
         assert ann.value("[...names].sort()") == ["Ann", "Bob", name]
         ann.value(f"hear('* {name} left')")
-    bob.send("/msg Ann: a secret\n")
-    shows(ann, "a secret")
-    assert rows(ann, ".private") == ["Bob (private): a secret"]
 
 
 def test_each_row_keeps_its_order_and_its_color(bob: Peer, ann: Page) -> None:
@@ -252,8 +248,7 @@ def test_each_row_keeps_its_order_and_its_color(bob: Peer, ann: Page) -> None:
     for neighbours in ["Ann", "John"], ["Lab 1", "Lab 2", "Lab 3"], ["Ann", "Ann_"]:
         found = ann.value(hues % neighbours)
         assert all(60 < abs(a - b) < 300 for a, b in zip(found, found[1:]))
-    features = [{"name": "forced-colors", "value": "active"}]
-    ann.call("Emulation.setEmulatedMedia", features=features)
+    ann.prefer("forced-colors", "active")
     ann.value("for (const kind of ['said', 'private', 'said mention']) show(kind, 'x', 'Bob')")
     ann.value("settle()")
     lines = "[...log.children].slice(-3).map((row) => getComputedStyle(row).borderLeftWidth)"
@@ -433,7 +428,6 @@ def test_what_is_unread_is_counted_and_marked(bob: Peer, ann: Page) -> None:
     shows(ann, "Bob: one")
     title = ann.value("document.title")
     ann.hide(True)
-    ann.wait_for("document.hidden")
     bob.send("two\n/msg Ann: three\n")
     ann.wait_for(f"document.title === '(2) {title}'")
     ann.hide(False)
@@ -441,7 +435,6 @@ def test_what_is_unread_is_counted_and_marked(bob: Peer, ann: Page) -> None:
     kinds = "[...log.children].map((row) => row.className).join()"
     assert ann.value(kinds).endswith("said,unread,said,private")
     ann.hide(True)
-    ann.wait_for("document.hidden")
     bob.send("four\n")
     shows(ann, "Bob: four")
     assert ann.value(kinds).endswith("said,said,private,unread,said")
@@ -451,20 +444,6 @@ LONG = "a message that takes several rows on a phone " * 3
 TWO_FRAMES = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
 IS_LOW = "following && log.scrollHeight - log.clientHeight - log.scrollTop < 2"
 SEEN = "document.elementFromPoint(200, 300).innerText"
-
-
-def test_whoever_reads_further_up_stays_there(bob: Peer, ann: Page) -> None:
-    ann.value("for (let row = 0; row < 200; row++) show('said', `${row}`); settle()")
-    ann.wait_for(IS_LOW)
-    ann.value("log.scrollTop -= 300")
-    ann.wait_for("!following")
-    before = ann.value(SEEN)
-    bob.send("new\n")
-    shows(ann, "New messages: 1")
-    assert ann.value(SEEN) == before
-    ann.click("#jump")
-    ann.wait_for(IS_LOW)
-    assert ann.value("page.jump.hidden")
 
 
 @pytest.mark.parametrize("down", [-4, -400])
@@ -514,13 +493,15 @@ def test_a_page_has_5000_rows_at_most_and_its_reader_stays_where_it_is(
     ann.value("log.scrollTop -= 300")
     ann.wait_for("!following")
     before = ann.value(SEEN)
-    ann.value("show('said', 'one more'), settle()")
-    assert ann.value("log.childElementCount") == 5000
-    assert ann.value(SEEN) == before
-    bob.send("".join(f"{number}\n" for number in range(100)))
-    ann.wait_for("log.lastChild.innerText.endsWith('Bob: 99') && !settling")
-    assert ann.value("log.childElementCount") == 5000
-    assert ann.value(SEEN) == before
+    for count in 1, 100:
+        bob.send("".join(f"{number} of {count}\n" for number in range(count)))
+        ann.wait_for(f"log.lastChild.innerText.endsWith(' of {count}') && !settling")
+        assert ann.value("log.childElementCount") == 5000
+        assert ann.value(SEEN) == before
+    shows(ann, "New messages: 101")
+    ann.click("#jump")
+    ann.wait_for(IS_LOW)
+    assert ann.value("page.jump.hidden")
 
 
 def test_everything_can_be_read_and_touched(room: WebRoom, bob: Peer, page: Page) -> None:
@@ -531,8 +512,8 @@ def test_everything_can_be_read_and_touched(room: WebRoom, bob: Peer, page: Page
 
     def check() -> None:
         assert page.value(small) == []
-        for dark in True, False:
-            page.set_dark(dark)
+        for scheme in "dark", "light":
+            page.prefer("prefers-color-scheme", scheme)
             assert page.value(LOW_CONTRAST) == []
 
     page.open(room.url)
@@ -563,11 +544,14 @@ def test_everything_can_be_read_and_touched(room: WebRoom, bob: Peer, page: Page
 
 
 def test_the_people_stand_beside_the_messages(room: WebRoom, bob: Peer, ann: Page) -> None:
-    other = room.server.join()
+    others = [room.server.join()]
+    others[0].send("Note: buy milk\n")  # whoever came in silence is counted when they speak
+    ann.wait_for("page.count.innerText === '3 here'")
+    others.append(room.server.join())
     ann.value("page.who.open = false")
     ann.click("summary")  # the unnamed come in silence
-    ann.wait_for("page.list.innerText === 'Ann (you)\\nBob\\n1 unnamed'")
-    assert ann.value("page.count.innerText") == "3 here"
+    ann.wait_for("page.list.innerText === 'Ann (you)\\nBob\\n2 unnamed'")
+    assert ann.value("page.count.innerText") == "4 here"
     assert not [row for row in rows(ann) if "here:" in row], "it wasn't the user who asked"
     box = "document.querySelector('%s').getBoundingClientRect()"
     assert ann.value(f"{box % '#list'}.left >= {box % '#log'}.right")
@@ -578,16 +562,7 @@ def test_the_people_stand_beside_the_messages(room: WebRoom, bob: Peer, ann: Pag
     ann.wait_for("!page.list.innerText.includes('Carl')")
     ann.click("#box")
     say(ann, "/who")
-    shows(ann, "here: Ann, Bert and 1 unnamed")
-    other.close()
-
-
-def test_whoever_came_in_silence_is_counted_when_they_speak(room: WebRoom, ann: Page) -> None:
-    other = room.server.join()
-    other.send("Note: buy milk\n")
-    shows(ann, "Note: buy milk")
-    ann.wait_for("page.count.innerText === '3 here'")
-    other.close()
+    shows(ann, "here: Ann, Bert and 2 unnamed")
 
 
 def test_on_a_phone_the_people_are_in_a_panel_and_the_keyboard_is_enough(
@@ -817,7 +792,7 @@ def test_a_full_room_is_tried_again(start: Callable[..., Server], page: Page) ->
 def test_through_tls_for_whoever_has_no_name_and_keeps_nothing(
     room: WebRoom, bob: Peer, page: Page
 ) -> None:
-    page.trust_any_certificate()
+    page.call("Security.setIgnoreCertificateErrors", ignore=True)
     page.before_load(
         "Object.defineProperty(window, 'localStorage', "
         "{ get() { throw new DOMException('forbidden', 'SecurityError'); } })"

@@ -21,7 +21,6 @@ from support import (
     CLIENT,
     MODULES,
     PLAIN,
-    WELCOME,
     Listener,
     Peer,
     Run,
@@ -38,12 +37,11 @@ from support import (
 )
 
 import chat_client
-from chat_client import TOO_LONG, Painter
+from chat_client import Painter
 
 Talk = Tuple[Terminal, Peer]  # a client, and its server
 Play = Callable[..., Talk]  # what the fixture `play` is
 SECRET = {"CHAT_PASSWORD": "secret"}
-SCREEN = {"STY": "1.pts-1", "TERM": "screen"}
 
 
 @pytest.fixture
@@ -77,31 +75,16 @@ def at_door(play: Play) -> Talk:
 # What the screen shows
 
 
-def enter(window: Window, room: Server, name: str = "John", more: str = "") -> Peer:
+def enter(window: Window, room: Server, more: str = "") -> Peer:
     """Starts a client there, and waits until it is in the room; returns a member who is too."""
     ann = room.join("Ann")
-    window.run(*CLIENT, "localhost", str(room.port), "--name", name, more=more)
+    window.run(*CLIENT, "localhost", str(room.port), more=more)
     if not more:
-        window.expect("Welcome to the chatroom!", f"{name}:")
-        ann.expect(f"* {name} joined\n")
+        window.expect("name:")
+        window.say("John")
+        window.expect("name: John", "Welcome to the chatroom!", "John:")
+        ann.expect("* John joined\n")
     return ann
-
-
-def test_walk_through_with_the_typed_line_as_local_echo(room: Server, window: Window) -> None:
-    ann = room.join("Ann")
-    window.run(*CLIENT, "localhost", str(room.port))
-    window.expect("name:")
-    window.say("John")
-    window.expect("name: John", "Welcome to the chatroom!", "John:")
-    ann.expect("* John joined\n")
-    for line in ("How's things?", "What are you doing?"):
-        window.say(line)
-        ann.expect(f"John: {line}\n")
-    ann.send("Writing a Coding Challenge!\n/quit\n")
-    said = ["John: How's things?", "John: What are you doing?", "Ann: Writing a Coding Challenge!"]
-    window.expect("Welcome to the chatroom!", *said, "* Ann left", "John:")
-    window.say("exit")
-    window.expect(*said, "* Ann left", "exit", "$")
 
 
 def test_lines_arriving_while_one_is_edited_leave_it_intact(room: Server, window: Window) -> None:
@@ -119,15 +102,15 @@ def test_lines_arriving_while_one_is_edited_leave_it_intact(room: Server, window
 
 
 def test_wide_and_combined_characters_keep_the_cursor_right(room: Server, window: Window) -> None:
-    ann = enter(window, room, "J")
+    ann = enter(window, room)
     window.type("a\u4f60\u597de\u0301\U0001f600z")
-    window.expect("J: a\u4f60\u597de\u0301\U0001f600z")
-    eventually(lambda: window.cursor() == len("J: ") + 1 + 2 + 2 + 1 + 2 + 1)
+    window.expect("John: a\u4f60\u597de\u0301\U0001f600z")
+    eventually(lambda: window.cursor() == len("John: ") + 1 + 2 + 2 + 1 + 2 + 1)
     window.keys("Left", "Left")
-    eventually(lambda: window.cursor() == len("J: ") + 1 + 2 + 2 + 1)
+    eventually(lambda: window.cursor() == len("John: ") + 1 + 2 + 2 + 1)
     window.type("!")
     window.keys("Left", "BSpace", "BSpace", "Enter")
-    ann.expect("J: a\u4f60!\U0001f600z\n")
+    ann.expect("John: a\u4f60!\U0001f600z\n")
 
 
 def test_long_line_in_a_window_that_changes(room: Server, window: Window) -> None:
@@ -165,7 +148,7 @@ def test_pasted_block_waits_and_goes_out_as_messages(room: Server, window: Windo
 @pytest.mark.parametrize("way", ["C-z, fg", "C-z, bg, bg, fg", "&, fg"])
 def test_the_client_comes_back_from_the_background(room: Server, window: Window, way: str) -> None:
     first, *steps = way.split(", ")
-    ann = enter(window, room, more=" &" if first == "&" else "")
+    ann = enter(window, room, more=" --name John &" if first == "&" else "")
     if first == "C-z":
         window.type("half")
         window.expect("John: half")
@@ -227,24 +210,6 @@ def test_tab_history_and_redraw(room: Server, window: Window) -> None:
     assert [line for line in window.lines() if line] == [line for line in before if line]
 
 
-def test_hostile_server_gets_only_text_onto_the_screen(listener: Listener, window: Window) -> None:
-    window.run(*CLIENT, *listener.address, "--name", "John")
-    server = listener.accept()
-    server.send("begin\n")
-    window.expect("begin", "John:")
-    window.type("half")
-    server.send(
-        b"\x1b[2J\x1b[1;1Hone\r\n\x1b]0;title\x07two\x00\x08\n\xff\xfethree\n"
-        b"\x9b31mfour \xc2\x9b31m\nfi\rve\x1b[?1049h\n\x1b[\x1b\x1b]x\n"
-        + b"y" * 1_000_000
-        + b"\nend\n"
-    )
-    shown = ["begin", "one", "two", "\ufffd\ufffdthree", "\ufffd31mfour", "five", TOO_LONG, "end"]
-    window.expect(*shown, "John: half")
-    window.say(" fine")
-    assert server.line() == b"John: half fine\n"
-
-
 DIGITS = "0123456789"
 WIDE = "\u65e5\u672c\u8a9e incomprehensibilities \u65e5\u672c\u8a9e"
 # What is typed in 80 columns, and how many there are then. To half of them: cut off or wrapped, the
@@ -258,6 +223,7 @@ NARROWED = {
     "by a split": (12 * DIGITS, []),
     "wide characters": (WIDE, [18]),
     "at the top": ("half", [79]),
+    "and the client is stopped at once": (12 * DIGITS, [40]),
 }
 
 
@@ -282,66 +248,51 @@ def test_no_piece_of_a_row_stays_when_the_window_gets_narrower(
         window.command("split-window", "-h", "-d", "cat")
     for columns in narrowed:
         window.resize(columns)
-        expect(text, columns)
+        if "stopped" not in where:
+            expect(text, columns)
+            continue
+        window.keys("C-z")
+        window.wait_for("Stopped")
+        lines = window.lines()
+        assert DIGITS not in "".join(lines[lines.index("line 29") :])
+        return
     columns = narrowed[-1] if narrowed else 40
     window.type("!")
     expect(f"{text}!", columns)
 
 
-def test_no_piece_of_a_row_stays_when_the_client_is_stopped_at_once(
-    listener: Listener, window: Window
-) -> None:
-    window.run(*CLIENT, "127.0.0.1", str(listener.port), "--name", "John")
-    server = listener.accept()
-    server.send("".join(f"line {number}\n" for number in range(30)))
-    window.expect("line 29", "John:")
-    window.type("0123456789" * 12)
-    window.expect("line 29", "<" + ("0123456789" * 12)[-78:])
-    window.resize(40)
-    window.keys("C-z")
-    window.wait_for("Stopped")
-    lines = window.lines()
-    assert "0123456789" not in "".join(lines[lines.index("line 29") :])
+# What a terminal has in its environment; whether it reflows rows; so much is typed, and how many
+# columns there are then. One that reflows as tmux does may have the cursor of a row that is wrapped
+# in its last column.
+GNOME, SCREEN = {"VTE_VERSION": "7006"}, {"STY": "1.pts-1", "TERM": "screen"}
+TERMINALS = {
+    "xterm": ({}, False, 70, [75]),
+    "xterm, in steps": ({}, False, 70, range(75, 24, -5)),
+    "one that reflows": ({}, True, 70, [75]),
+    "one that reflows, in steps": ({}, True, 70, range(75, 24, -5)),
+    "GNOME's terminal, to half": (GNOME, True, 300, [40]),
+    "GNOME's terminal, to full rows": (GNOME, True, 70, [39]),
+    "GNU screen, to half": (SCREEN, True, 300, [40]),
+}
 
 
-@pytest.mark.parametrize("reflows", [False, True])
-@pytest.mark.parametrize("width", [75, 23])
-def test_where_a_terminal_reflows_or_not_nothing_is_lost_and_nothing_left_behind(
-    play: Play, width: int, reflows: bool
+@pytest.mark.parametrize("env, reflows, size, narrowed", TERMINALS.values(), ids=TERMINALS)
+def test_nothing_is_lost_and_no_piece_of_a_row_stays_in(
+    play: Play, env: dict[str, str], reflows: bool, size: int, narrowed: Sequence[int]
 ) -> None:
     patient = patched_client("import chat_client; chat_client.MEASURE_TIME = 1000")
-    window, server = play(client=patient)
-    screen = Screen(window, reflows=reflows)  # which has to say where its cursor is
+    window, server = play(client=patient, env=env)
+    screen = Screen(window, reflows=reflows, stays=env is GNOME)  # which says where its cursor is
     lines = [f"Ann: {number}" for number in range(15)]
     server.send("".join(f"{line}\n" for line in lines))
     screen.expect("Ann: 14")
-    row = "John: " + 7 * DIGITS
-    window.type(7 * DIGITS)
-    screen.expect(row)
-    for columns in range(75, width - 1, -5):
+    row = "John: " + (30 * DIGITS)[:size] + "xy"
+    window.type(row[len("John: ") :])
+    screen.expect("xy")
+    for columns in narrowed:
         screen.resize(columns)
         screen.expect("<" + row[2 - columns :])
     assert [line for line in screen.rows if line] == [*lines, "<" + row[2 - columns :]]
-
-
-@pytest.mark.parametrize(
-    "env, size, columns",
-    [({"VTE_VERSION": "7006"}, 300, 40), ({"VTE_VERSION": "7006"}, 72, 39), (SCREEN, 300, 40)],
-    ids=["GNOME's terminal, to half", "GNOME's terminal, to full rows", "GNU screen, to half"],
-)
-def test_no_piece_of_a_row_stays_in(
-    play: Play, env: dict[str, str], size: int, columns: int
-) -> None:
-    """It reflows as tmux does, so a cursor in the last column is one of a row that has wrapped."""
-    window, _server = play("line\n", env=env)
-    screen = Screen(window, reflows=True, stays=env is not SCREEN)
-    screen.expect("line")
-    window.type("0123456789" * (size // 10) + "xy")
-    screen.expect("xy")
-    screen.resize(columns)
-    row = "0123456789" * 9 + "xy"
-    screen.expect("<" + row[2 - columns :])
-    assert [line for line in screen.rows if line] == ["line", "<" + row[2 - columns :]]
 
 
 def test_a_row_that_is_wider_than_assumed_leaves_nothing_behind(play: Play) -> None:
@@ -438,21 +389,14 @@ def test_a_paste_ends_after_a_silence(play: Play) -> None:
     server.expect("John: cut off\n")
 
 
-@pytest.mark.parametrize("keys", ["\x03", "\x04", "exit\r"])
-def test_whoever_leaves_at_once_has_said_all(room: Server, terminal: Run, keys: str) -> None:
-    ann = room.join("Ann")
-    window = terminal(*CLIENT, "localhost", str(room.port))
-    window.answer("name: ", f"John\rbye\r{keys}")
-    ann.expect("* John joined\n", "John: bye\n", "* John left\n")
-    assert window.wait() == 0
+STATES = ["lost-\x03", "connecting-\x04"]
+STATES += [f"silent-{keys}" for keys in ("\x03", "\x04", "\x04\x03", "exit\r")]
 
 
-STATES = ["lost-\x03", "connecting-\x04", "silent-\x03", "silent-\x04", "silent-exit\r"]
-
-
+@pytest.mark.parametrize("typed", ["important\r/who\r", ""])
 @pytest.mark.parametrize("state, keys", [one.split("-") for one in STATES])
-def test_whoever_leaves_is_told_what_was_not_said(
-    listener: Listener, play: Play, state: str, keys: str
+def test_nobody_is_kept_and_whoever_leaves_is_told_what_was_not_said(
+    listener: Listener, play: Play, state: str, keys: str, typed: str
 ) -> None:
     if state == "connecting":  # the server doesn't shake hands
         window, server = play(client=[*CLIENT, "--tls"])
@@ -464,22 +408,14 @@ def test_whoever_leaves_is_told_what_was_not_said(
         listener.listener.close()
         server.close()
         window.expect("(trying again in")
-    window.type("important\r/who\r")
-    if state != "silent":
+    window.type(typed)
+    if typed and state != "silent":
         window.expect("lines that wait: 2)")
     window.type(keys)
-    assert window.wait() == 1
+    assert window.wait() == bool(typed)
     rest = window.rest()
-    assert "not sent: important; /who\n" in rest
-    assert rest.count("chat_client.py: ") == 1
-
-
-@pytest.mark.parametrize("keys", ["exit\r", "\x04\x03"])
-def test_nobody_is_kept_by_a_door_that_stays_shut(play: Play, keys: str) -> None:
-    window, server = play("* password?\n", env=SECRET)
-    server.expect("secret\n")
-    window.type(keys)
-    assert window.wait() == 0
+    assert "not sent: important; /who\n" in rest or not typed
+    assert rest.count("chat_client.py: ") == bool(typed)
 
 
 def test_flood_leaves_the_keys_alive_and_control_c_leaves_at_once(play: Play) -> None:
@@ -688,18 +624,6 @@ def test_lines_typed_before_the_question_are_said_behind_the_door(play: Play) ->
     assert said == [b"John: one\n"]
 
 
-def test_half_a_line_is_no_password(play: Play) -> None:
-    window, server = play()
-    window.type("half")
-    window.expect("half")
-    server.send("* password?\n")
-    window.answer("(finish this line, then the password)", " a line\r")
-    window.answer("password: ", "secret\r")
-    server.expect("secret\n")
-    welcome(server)
-    server.expect("John: half a line\n")
-
-
 @pytest.mark.parametrize("keys, status, message", [("half\x03", 0, ""), ("\x04", 1, "no password")])
 def test_ways_to_leave_when_the_password_is_asked_for(
     at_door: Talk, terminal: Run, keys: str, status: int, message: str
@@ -712,59 +636,30 @@ def test_ways_to_leave_when_the_password_is_asked_for(
     assert message in rest and "half" not in rest
 
 
-def test_half_a_password_that_nobody_wants_any_more_is_not_said(at_door: Talk) -> None:
-    window, server = at_door
-    window.type("sec")
-    welcome(server)
-    server.send("* Ann joined\n")
-    shown = window.expect("* Ann joined")
-    window.type("ret\rhi\r")
-    server.expect("John: hi\n")
-    window.type("exit\r")
-    assert "ret" not in shown + window.rest()
-
-
-def test_the_password_is_not_seen_when_the_connection_is_lost_meanwhile(
-    listener: Listener, at_door: Talk
-) -> None:
-    window, server = at_door
-    window.type("sec")
-    server.close()
-    shown = window.expect("* not let in: the room no longer waits for the password")
-    window.type("ret\r")
-    server = listener.accept()
-    server.send("* password?\n")
-    server.expect("secret\n")
-    server.send(WELCOME)
-    shown += window.expect("Welcome")
-    assert "sec" not in shown and "ret" not in shown
-
-
-@pytest.mark.parametrize("options", [[], ["--plain"]])
-def test_a_wrong_password_is_asked_for_again(
-    start: Callable[..., Server], terminal: Run, tmp_path: Path, options: list[str]
-) -> None:
-    (tmp_path / "password").write_text("secret\n")
-    room = start("chat_server.py", "--password-file", str(tmp_path / "password"))
-    window = terminal(*CLIENT, "localhost", str(room.port), "--name", "John", *options)
-    shown = ""
-    for answer in ("wrong", "worse"):
-        window.answer("password: ", f"{answer}\r")
-        shown += window.expect("* wrong password")
-    window.answer("password: ", "secret\r")
-    shown += window.expect("Welcome to the chatroom!")
-    assert not re.search("wrong\n|worse|secret", shown)
-    window.type("exit\r")
-    assert window.wait() == 0
-
-
-def asked_for_secret(typed: bytes = b"") -> chat_client.Terminal:
-    """Returns a terminal that has asked for a secret, and where that much was typed then."""
+def asked_for_secret(typed: bytes, before: bytes = b"") -> chat_client.Terminal:
+    """Returns a terminal that has asked for a secret, and where that much was typed then, and
+    before."""
     console = untaken()
     console.ended, console.typed = False, console.line.lines
+    console.line.feed(before)
     assert console.ask_secret("password: ") is None
     console.feed(typed)
     return console
+
+
+def test_half_a_line_is_no_password_nor_half_a_password_a_line() -> None:
+    console = asked_for_secret(b" a line\r", before=b"half")
+    assert console.status == "(finish this line, then the password) "
+    assert console.ask_secret("password: ") is None
+    console.feed(b"sec")
+    assert console.ask_secret("password: ") is None, "the connection may be another by now"
+    console.feed(b"ret\r")
+    assert console.ask_secret("password: ") == b"secret"
+    assert [line.text for line in console.typed] == ["half a line"]
+    console = asked_for_secret(b"sec")
+    console.invite("John: ")  # the room has let the user in without it
+    console.feed(b"ret\rhi\r")
+    assert [line.text for line in console.typed] == ["hi"]
 
 
 def test_a_secret_is_neither_shown_nor_kept() -> None:

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable
+from subprocess import DEVNULL, PIPE
+from typing import Any
 
 import pytest
-from support import (
-    DEADLINE,
-    PLAIN,
-    Run,
-    Server,
-    free_port,
-    needs,
-    needs_ipv6,
-    wait_until_listening,
-)
+from support import DEADLINE, PLAIN, Run, Server, launch, needs, needs_ipv6
 
 
 @pytest.mark.parametrize("host", ["localhost", "::1", "127.0.0.1"])
@@ -77,14 +69,8 @@ def test_common_tools_are_full_members(start: Callable[..., Server], tool: str) 
     john = room.join("John")
     program, *options = tool.split()
     place = [f"localhost:{room.port}"] if options else ["localhost", str(room.port)]
-    process = subprocess.Popen(
-        [needs(program), *options, *place],
-        bufsize=0,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    )
-    assert process.stdin and process.stdout
+    streams: dict[str, Any] = {"stdin": PIPE, "stdout": PIPE, "stderr": DEVNULL, "bufsize": 0}
+    process: Any = launch([needs(program), *options, *place], **streams)
     assert process.stdout.readline() == b"Welcome to the chatroom!\n"
     process.stdin.write(b"hello\n")
     john.expect("hello\n")
@@ -94,17 +80,3 @@ def test_common_tools_are_full_members(start: Callable[..., Server], tool: str) 
     process.stdin.close()
     assert process.stdout.read() == b"* bye\n"
     process.wait(DEADLINE)
-
-
-def test_client_with_a_broker_that_is_not_ours(terminal: Run) -> None:
-    port = free_port()
-    terminal(needs("ncat"), "--broker", "-l", "127.0.0.1", str(port))
-    wait_until_listening(port)
-    command = [*PLAIN, "127.0.0.1", str(port), "--name"]
-    one, two = terminal(*command, "One"), terminal(*command, "Two")
-    one.type("anybody?\n")
-    one.expect("anybody?\nOne: anybody?\n")
-    two.type("me\n")
-    two.answer("Two: me\n", "exit\n")
-    one.type("exit\n")
-    assert (one.wait(), two.wait()) == (0, 0)
