@@ -61,14 +61,11 @@ except ImportError:  # a Python built without OpenSSL can do everything but TLS
     ssl = None  # type: ignore[assignment]
 try:
     import fcntl
+    import getpass
     import termios
     import tty
 except ImportError:  # on Windows, and in a Python of the bare minimum, such as python3-minimal
     fcntl = termios = None  # type: ignore[assignment]
-try:
-    import getpass
-except ImportError:
-    getpass = None  # type: ignore[assignment]
 
 VERSION = "1.0"
 
@@ -166,7 +163,7 @@ ESCAPE = re.compile(
     r"|\x1b[ -/]*[0-~]?"
 )
 NO_TEXT = dict.fromkeys(
-    [*range(9), *range(10, 32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
+    [*range(9), *range(10, 32), *range(127, 160), *range(0x2028, 0x202F), *range(0x2066, 0x206A)]
 )
 
 # What nobody sees before a slash, of either width: blanks, and format characters such as zero-width
@@ -210,7 +207,8 @@ class Line(NamedTuple):
     @property
     def leaves(self) -> bool:
         """Says whether it is the wish to leave."""
-        return self.alone and self.text.strip() in ("quit", "exit", "/quit", "/exit")
+        is_command = self.command.partition(" ")[0] in ("/quit", "/exit")
+        return self.alone and (is_command or self.text.strip() in ("quit", "exit"))
 
     @property
     def is_ours(self) -> bool:
@@ -230,7 +228,7 @@ class Phase(enum.Enum):
 
     phase     what was heard        what is typed                                  may become
     WAITING   nothing, or notices   waits, until the time for an answer is over;   any other
-                                    longer where a room has been
+                                    longer where there was a room
     AT_DOOR   password?             waits: it would be taken for the password      IN_ROOM, RELAY
     IN_ROOM   the welcome           waits while a name is requested; may be a command
     RELAY     what somebody said    goes out
@@ -252,7 +250,7 @@ WELCOME = "Welcome to the chatroom!"
 PASSWORD_QUESTION = "* password?"
 WRONG_PASSWORD = "* wrong password"
 YOU_ARE_OUT = re.compile(r"\* you were removed by an operator; come back in \d+ min")
-BAD_NAME = re.compile(r"\* (a name .*): /name NAME")  # no name has a colon, so none looks like it
+BAD_NAME = re.compile(r"\* (a name .*|too long): .*")  # no name has a colon, so none looks like it
 # What a room says of its members. A name in it is believed if it has nothing in it with which that
 # could be read in another way.
 NAME = re.compile(
@@ -283,8 +281,9 @@ class ChatProtocol:
     def __init__(self, name: str = "", password: bytes = b"", attended: bool = True) -> None:
         self.attended = attended  # somebody sits there, who can put right what goes wrong
         self.password = password
-        self.ignored: dict[str, str] = {}  # names, by what folded() makes of them
-        self.followed: set[str] = set()  # those of them whose bearers were ignored under another
+        # Names, by what folded() makes of them, and whether it is the bearer's other name that the
+        # user has had enough of.
+        self.ignored: dict[str, tuple[str, bool]] = {}
         self.was_room = False  # the other side has shown itself as one
         self.wanted = name  # by the user, even while somebody else has it
         self.begin()
@@ -311,8 +310,15 @@ class ChatProtocol:
 
     def stop_waiting(self) -> None:
         """Goes on as well as it can: the answer that it waits for may never come."""
-        if self.phase is Phase.IN_ROOM or not self.was_room:
+        if not (self.answers if self.phase is Phase.IN_ROOM else self.was_room):
             self.accepts_input = True
+
+    def be_relay(self) -> None:
+        """The other side is no room of ours: there is no answer to wait for."""
+        self.phase = Phase.RELAY
+        self.why = ""
+        self.unseen.clear()
+        self.accepts_input = True
 
     def set_name(self, name: str) -> None:
         """Puts this name before each message from now on."""
@@ -354,16 +360,15 @@ class ChatProtocol:
         self.was_room = True
         if is_late and (self.password or self.attended):
             raise Disconnected("not let in: the room asked late for its password")
-        self.why = "not let in: the room no longer waits for the password"
         if self.password:
             self.give_password(self.password)
+        else:
+            self.why = "not let in: the room no longer waits for the password"
 
     def hear_message(self, line: str) -> None:
         """Shows what somebody said, and learns from it who is there."""
-        if self.phase is not Phase.IN_ROOM:  # some other relay: there is no answer to wait for
-            self.phase = Phase.RELAY
-            self.why = ""
-            self.accepts_input = True
+        if self.phase is not Phase.IN_ROOM:
+            self.be_relay()
         speaker, colon, text = line.partition(": ")
         name = speaker.replace(PRIVATE, "") if colon else ""
         if folded(name) in self.ignored:
@@ -388,10 +393,10 @@ class ChatProtocol:
             self.hear_news(news[1], news[2], news[3] or "")
         elif YOU_ARE_OUT.fullmatch(line):
             raise Failure(line[2:])
-        elif line.startswith("* too long:"):
-            self.refused = line[2:]
         elif self.requested:
             self.hear_answer(line)
+        if line.startswith("* too long:"):
+            self.refused = line[2:]
         if not hidden:
             self.to_show.append(line)
 
@@ -428,10 +433,8 @@ class ChatProtocol:
         """Hides what somebody who is ignored says under another name, but not what is said by
         whoever takes that after them. `now` is empty if they have left."""
         if before in self.ignored and now and folded(now) not in self.ignored:
-            self.ignored[folded(now)] = now
-            self.followed.add(folded(now))
-        if before in self.followed:
-            self.followed.remove(before)
+            self.ignored[folded(now)] = (now, True)
+        if before in self.ignored and self.ignored[before][1]:
             del self.ignored[before]
 
     def remember(self, name: str) -> None:
@@ -463,6 +466,7 @@ class ChatProtocol:
     def give_password(self, password: bytes) -> None:
         """Takes what the user answered to `wants_password`."""
         self.password = without_mark(password)
+        self.why = ""
         self.outgoing += self.password + b"\n"
 
     def has_to_wait(self, line: Line) -> bool:
@@ -504,12 +508,11 @@ class ChatProtocol:
     def ignore(self, name: str) -> None:
         """Hides what somebody says, or shows it again; without a name, tells whom it ignores."""
         if not folded(name):
-            told = f"ignored: {', '.join(self.ignored.values()) or 'nobody'}"
+            told = f"ignored: {', '.join(one for one, _ in self.ignored.values()) or 'nobody'}"
         elif self.ignored.pop(folded(name), None):
-            self.followed.discard(folded(name))
             told = f"what {name} says is shown again"
         else:
-            self.ignored[folded(name)] = name
+            self.ignored[folded(name)] = (name, False)
             told = f"what {name} says is hidden; /ignore {name} shows it again"
         self.to_show.append(f"* {told}")
 
@@ -524,6 +527,7 @@ class EchoProtocol(ChatProtocol):
         self.phase = Phase.RELAY
         self.prompt = "send: "
         self.accepts_input = True
+        self.answers = not self.attended  # a script wants to see them all
 
     def hear(self, line: str) -> None:
         self.to_show.append(f"recv: {line}")
@@ -628,7 +632,6 @@ def reached(text: str, place: int, step: int, unit: re.Pattern[str] | None = Non
 
 MAX_UNASKED = 20  # lines that go out without a question
 CTRL_C, CTRL_D, CTRL_L, CTRL_Z = "\x03", "\x04", "\x0c", "\x1a"
-ENDS = CTRL_C + CTRL_D  # they are for the line only if there is one
 PASTE_START, PASTE_END = "\x1b[200~", "\x1b[201~"  # what the terminal puts around what is pasted
 # What a terminal answers when somebody, perhaps long gone, asks it for something: ECMA-48's OSC and
 # DCS, and kitty's APC. Alt-] and the like begin in the same way, but no digit comes after them.
@@ -715,9 +718,10 @@ class Editor:
             key = key[1:]
         text = "" if key[0] == "\x1b" else key.translate(NO_TEXT)
         method, *given = KEYS.get(key, (Editor.insert, text))
+        has_line = self.text or self.sought is not None
         if key.startswith(PASTE_START):
             method, given = Editor.paste, [key[len(PASTE_START) : -len(PASTE_END)]]
-        elif not (key in KEYS or text) or key in (self.never_ours if self.text else ENDS):
+        elif not (key in KEYS or text) or key in (self.never_ours if has_line else CTRL_C + CTRL_D):
             self.pass_on(key)
             return
         self.heading = ""
@@ -1103,16 +1107,14 @@ class Console:
     def ask_secret(self, prompt: str) -> bytes | None:
         """Asks for what nobody may see, and returns it; None if it isn't typed yet: ask again in
         the next turn of the loop. Raises Failure if nobody can be asked, or answers."""
-        can_ask = getpass and (termios or ONLY_SOCKETS)  # without an echo
-        if not (self.attended and can_ask):
+        if not (self.attended and termios):  # else it would be seen
             raise Failure("the room wants a password; give it with --password-file FILE")
         while not self.ended and is_ready(self.input, EVENT_READ):
             self.read()  # getpass() drops what was typed before the question
         self.write_all()
         # The loop doesn't run meanwhile, so signals have to strike at once.
         handlers: dict[int, Any] = dict.fromkeys(ENDING_SIGNALS, raise_for_signal)
-        if termios:  # not Ctrl-Z: after `fg` the terminal would show what is typed
-            handlers[signal.SIGTSTP] = signal.SIG_IGN
+        handlers[signal.SIGTSTP] = signal.SIG_IGN  # after `fg` one would see what is typed
         before = {number: signal.signal(number, one) for number, one in handlers.items()}
         try:
             return getpass.getpass(prompt).encode("utf-8", "surrogateescape")
@@ -1131,7 +1133,7 @@ class Console:
         self.typed.extend(line for line in late if line.leaves)
         dropped = sum(not line.leaves for line in late)
         if dropped:
-            self.show(f"* not sent, as it may be the password: lines: {dropped}")
+            self.show(f"* lines not sent, as they may hold the password: {dropped}")
 
     def wants_to_leave(self) -> bool:
         """Says whether the user wants to go now, and not only when all that was typed is said."""
@@ -1358,7 +1360,7 @@ class Terminal(Console):
         if not data:
             self.modes, self.ended = None, True  # the terminal is gone
         # Enter ends a secret: what comes after it is none.
-        for keys in re.findall(rb"[^\r\n]*[\r\n]?", data) if self.secret else [data]:
+        for keys in re.findall(rb"[^\r\n]*[\r\n]|[^\r\n]+", data) if self.secret else [data]:
             self.editor.feed(keys)
         # Then the end of a key, or of what is pasted, has got lost.
         self.timers[self.editor.feed_silence] = time.monotonic() + 1.0
@@ -1392,7 +1394,7 @@ class Terminal(Console):
         if self.secret and self.secret.lines:
             answer, self.secret, self.status = self.secret.lines[0].text, None, ""
             return answer.encode()
-        if not self.secret and self.line.begun:  # which is none, and was typed without knowing
+        if not self.secret and self.line.begun:  # begun before the question
             self.status = "(finish this line, then the password) "
         else:
             self.secret = self.secret or Editor(pass_on=self.do, never_ours=CTRL_C)
@@ -1400,8 +1402,12 @@ class Terminal(Console):
         return None
 
     def forget_typed(self, kept: int) -> None:
+        if self.line.text:  # half of the password would be the start of a message
+            self.typed.append(Line(self.line.text))
         super().forget_typed(kept)
-        self.line.drop()  # as half of the password would be the start of a message
+        self.line.history.clear()
+        self.line.changes.clear()
+        self.line.drop()
 
     def wants_to_leave(self) -> bool:
         return self.ended or any(line.leaves for line in self.typed)
@@ -1410,7 +1416,7 @@ class Terminal(Console):
 
     def invite(self, prompt: str, ask: bool = False) -> None:
         if self.editor is self.line or not self.editor.begun:  # else half a secret stays one
-            self.secret, self.status = None, ""
+            self.secret = None
         self.prompt = prompt
 
     def show(self, line: str) -> None:
@@ -1509,8 +1515,8 @@ WHY_NOT_CONNECTED = {
     "FAULT_18 FAULT_19 FAULT_20 FAULT_21": "its certificate is from an unknown authority; "
     "if it is a private one, give it with --tls-ca FILE",
     "WRONG_VERSION_NUMBER HTTP_REQUEST RECORD_LAYER_FAILURE": "no TLS there; leave out --tls",
-    "UNEXPECTED_EOF_WHILE_READING SSLEOFError SSLZeroReturnError": "it closed the connection in "
-    "the TLS handshake",
+    "UNEXPECTED_EOF_WHILE_READING SSLEOFError SSLZeroReturnError": "it closed the connection "
+    "during the TLS handshake",
     "ETIMEDOUT": "no answer; is it switched on, and does its firewall let port {port} through?",
     "EHOSTUNREACH": "no way there; is it switched on, and in the same network?",
     "ENETUNREACH": "no way there; is this machine in a network that leads to it?",
@@ -1539,13 +1545,12 @@ def why_not_connected(errors: Sequence[OSError], host: str, port: int, script: s
 # --- The client and its sessions -----------------------------------------------------------------
 
 CONNECT_TIME = 10.0  # seconds for each address of a host, and for a TLS handshake
-QUESTION_TIME = 5.0  # seconds to wait for a question when we have a password to give
 ANSWER_TIME = 0.5  # seconds at least to wait for a welcome or an answer that may never come
 LINGER = 1.0  # seconds at least for the server to close after the user has left
 CONFIRM_TIME = 3.0  # seconds at least for a room to confirm what the user has said before
 MAX_WAITING = 64 * 1024  # bytes that wait for a slow reader before we stop reading the other side
 QUIET_TIME = 60.0  # seconds after which a room that is silent is asked whether it is there
-LOST_TIME = 15.0  # seconds in which a room that was asked something has to be heard of
+LOST_TIME = 15.0  # seconds in which a room has to be heard of that was asked, or is to ask, us
 BRIEF = 5.0  # seconds: a connection that ends sooner is none that lasts
 RETRY_DELAYS = (1, 30)  # seconds until the next try to connect again: doubled from the first on
 
@@ -1583,7 +1588,7 @@ class Client:
         self.was_connected = False
         self.delay: float = RETRY_DELAYS[0]  # seconds until the next try
         self.trouble = ""  # the last that the user was told; none while there is a connection
-        self.doing = ""  # what the user sees while there is no connection
+        self.doing = ""  # what keeps the user waiting, if anything does
         self.patience = ANSWER_TIME  # seconds to wait for the server's answer
         self.unasked: int | None = None  # lines that had been typed when the user gave a password
 
@@ -1627,11 +1632,16 @@ class Client:
         return True
 
     def ask_password(self) -> None:
-        """Gets the password from the user, if the room wants it."""
-        typed = self.console.typed  # without knowing of the question: it is said behind the door
-        if self.protocol.wants_password and not (typed and typed[0].leaves):
-            password = self.console.ask_secret("password: ")
-            if password is not None:
+        """Gets the password from the user, if the room wants it; else tells what they wait for."""
+        console = self.console
+        typed = console.typed  # without knowing of the question: it is said behind the door
+        if not self.protocol.wants_password:
+            unsent = len(console.unsent())
+            lines = f", lines that wait: {unsent}" if unsent else ""
+            console.status = f"({self.doing}{lines}) " if self.doing else ""
+        elif not (typed and typed[0].leaves):
+            password = console.ask_secret("password: ")
+            if password:
                 self.protocol.give_password(password)
                 self.unasked = len(typed)
 
@@ -1683,20 +1693,13 @@ class Client:
         files = [(sock, events, came.append)] if sock else []
         self.timers[self.stop_waiting] = time.monotonic() + seconds
         while self.protocol.wants_password or (not came and self.stop_waiting in self.timers):
-            if console.interactive and console.wants_to_leave():
+            if console.attended and console.wants_to_leave():
                 longer = LINGER if console.unsent() else 0.0
                 self.timers.setdefault(self.leave, time.monotonic() + longer)
-            self.tell_doing(self.doing)
             self.turn(lambda: files)
         for action in (self.stop_waiting, self.leave):
             self.timers.pop(action, None)
         return bool(came)
-
-    def tell_doing(self, doing: str) -> None:
-        """Shows the user what keeps them waiting, unless that is their own answer."""
-        if not self.protocol.wants_password:
-            unsent = len(self.console.unsent())
-            self.console.status = f"({doing}{f', lines that wait: {unsent}' if unsent else ''}) "
 
     def stop_waiting(self) -> None:
         """What was waited for has not come in time."""
@@ -1803,12 +1806,11 @@ class Session:
         self.sock = sock
         self.framer = LineFramer(MAX_LINE)
         self.began = time.monotonic()
-        # What the user has to be told of the connection before doesn't keep us from this one.
+        # What is still to be shown of the previous connection doesn't hold up this one.
         self.max_waiting = MAX_WAITING + self.console.waiting()
         self.lost: str | None = None  # why it is over, "" if as it should be; None while it isn't
         self.left = False  # the user has said all and wants to go
         self.stream_ended = False  # our direction of the stream is
-        self.must_send = False  # TLS has to send something before it can receive
         # What was said: the bytes that the system has taken; the lines that may not have arrived,
         # each with the number of bytes up to its end; and how many bytes there were when the room
         # was asked whether it has heard them, until it answers.
@@ -1821,10 +1823,10 @@ class Session:
         """Talks until it is over, or the user has left. Raises Disconnected if that wasn't the
         user's will, and Failure if there is no use in trying again."""
         self.protocol.begin()
-        least = QUESTION_TIME if self.protocol.password else 0.0
+        least = LOST_TIME if self.protocol.password else 0.0
         self.timers[self.stop_waiting] = time.monotonic() + max(least, self.client.patience)
         self.console.candidates = self.protocol.candidates
-        self.console.prompt, self.console.status = self.protocol.prompt, ""
+        self.console.prompt = self.protocol.prompt
         self.expect_answer()
         try:
             while self.lost is None:
@@ -1884,17 +1886,22 @@ class Session:
             self.timers[self.lose] = time.monotonic() + seconds
 
     def lose(self) -> None:
-        """The room is silent: asks whether it is there; if that was asked, it isn't."""
+        """The room is silent: asks whether it is there; if that was asked, it isn't. One that has
+        got all we said, and never answered anything, only greets like a room."""
+        protocol = self.protocol
+        only_greets = protocol.phase is Phase.IN_ROOM and not protocol.answers
         if not self.can_read():  # the silence is ours
             self.expect_answer()
-        elif self.asked or self.stream_ended or not self.protocol.answers:
-            self.end(f"no answer for {LOST_TIME:.0f} s")
+        elif only_greets and not (self.stream_ended or unacknowledged(self.sock)):
+            protocol.be_relay()
+        elif self.asked or self.stream_ended or not protocol.answers:
+            self.lost = f"no answer for {LOST_TIME:.0f} s"
         else:
             self.ask()
 
     def confirm(self) -> None:
         """The server has said something: forgets what that shows to have been heard. Whoever can't
-        be asked has heard all that has got there, if it still speaks."""
+        be asked, and still speaks, is taken to have heard all that has arrived."""
         is_relay = self.protocol.phase is Phase.RELAY
         heard = self.sent - unacknowledged(self.sock) if is_relay else self.asked
         if "/ping" not in self.protocol.unseen:
@@ -1937,11 +1944,13 @@ class Session:
             if line.leaves:
                 self.left = True
                 console.typed.clear()
+                console.typed.append(line)  # so nothing more is taken, and no connection follows
                 console.echo_typed((protocol.prompt if protocol.is_echo else "") + line.text)
             else:
                 self.forward(line)
-        if protocol.was_room and protocol.phase in (Phase.WAITING, Phase.AT_DOOR):
-            self.client.tell_doing("waiting for the room")
+        is_outside = protocol.phase in (Phase.WAITING, Phase.AT_DOOR)
+        waits = protocol.was_room and (is_outside or console.unsent())
+        self.client.doing = "waiting for the room" if waits else ""
 
     def forward(self, line: Line) -> None:
         """Lets the protocol have a line, and the user see it."""
@@ -1983,7 +1992,8 @@ class Session:
         late = [line[: len(rest)] for line in (WELCOME, PASSWORD_QUESTION, WRONG_PASSWORD)]
         if not self.can_read():  # the silence is ours
             self.timers[self.stop_waiting] = time.monotonic() + self.client.patience
-        elif self.protocol.phase is not Phase.IN_ROOM and rest not in late:
+            return
+        if self.protocol.phase is not Phase.IN_ROOM and rest not in late:
             self.hear(self.framer.finish())
         self.protocol.stop_waiting()
         if self.protocol.accepts_input:
@@ -1996,7 +2006,7 @@ class Session:
         if protocol.phase is Phase.IN_ROOM:
             self.settle()
         if protocol.phase is Phase.WAITING and not protocol.accepts_input and console.interactive:
-            return  # it may be all that there will be: then it is the reason that is told
+            return  # it may be all that there will be: then it is told as the reason
         console.painter.me = protocol.name
         for line in protocol.to_show:
             console.show(line)
@@ -2013,34 +2023,25 @@ class Session:
 
     def files(self) -> list[File]:
         """Returns what to wait for: the socket."""
-        reading = EVENT_READ if self.can_read() and not self.must_send else 0
-        writing = EVENT_WRITE if self.protocol.outgoing or self.must_send else 0
+        reading = EVENT_READ if self.can_read() else 0
+        writing = EVENT_WRITE if self.protocol.outgoing else 0
         return [(self.sock, reading | writing, self.serve)]
 
-    def take(self) -> bytes:
-        """Receives what has come. A TLS record has at most 16 KiB, so nothing that is decrypted
-        stays behind unseen."""
-        try:
-            return self.sock.recv(RECEIVE_SIZE)
-        except NOT_READY[2:]:  # SSLWantWriteError; to try again at once would be to spin
-            self.must_send = True
-            raise
-
     def serve(self, events: int) -> None:
-        """Receives and sends once, as the socket is ready for it."""
-        self.must_send = False
+        """Receives and sends once, as the socket is ready for it. A TLS record has at most 16 KiB,
+        so nothing that is decrypted stays behind unseen."""
         try:
             if events & EVENT_READ:
-                self.receive(self.take())
+                self.receive(self.sock.recv(RECEIVE_SIZE))
             if events & EVENT_WRITE and self.protocol.outgoing and self.lost is None:
                 self.send()
         except NOT_READY:  # readiness is a hint, not a promise
             pass
         except OSError as error:
-            self.end(error.strerror or str(error))
+            self.lost = error.strerror or str(error)
 
     def send(self) -> None:
-        """Sends what the system takes. As long as that is something, there is time."""
+        """Sends what the system takes. While it takes something, there is no hurry."""
         size = self.sock.send(self.protocol.outgoing)
         del self.protocol.outgoing[:size]
         self.sent += size
@@ -2050,11 +2051,7 @@ class Session:
 
     def give_up(self) -> None:
         """Whoever wants to go has waited long enough. A room confirms what it has heard."""
-        self.end("no answer" if self.said and self.protocol.answers else "")
-
-    def end(self, lost: str) -> None:
-        """It is over: `lost` says why, if that is not as it should be."""
-        self.lost = lost
+        self.lost = "no answer" if self.said and self.protocol.answers else ""
 
     def receive(self, data: bytes) -> None:
         """Lets the protocol have the lines in what was received; nothing means the end."""
@@ -2063,11 +2060,11 @@ class Session:
         wants_tls = data.startswith(b"\x15\x03") or not (data or may_close)  # RFC 8446, 5.1: alert
         unheard = self.protocol.phase is Phase.WAITING and not self.framer.partial
         if unheard and wants_tls and not self.client.tls:
-            self.end("the server closed it without a word; if it speaks TLS, use --tls")
+            self.lost = "the server closed it without a word; if it speaks TLS, use --tls"
             return
         chunk = self.framer.feed(data)
         if not data:
-            self.end("" if self.stream_ended else "the server closed it")
+            self.lost = "" if self.stream_ended else "the server closed it"
             chunk = self.framer.finish()
         self.hear(chunk)
 
@@ -2087,7 +2084,9 @@ class Session:
         if self.stream_ended:  # too late for the name that a late welcome asks for
             protocol.outgoing.clear()
         elif asks or is_unfinished:
-            self.timers[self.stop_waiting] = time.monotonic() + self.client.patience
+            # What a script says under another name is refused, and nobody is there to say it again.
+            least = CONFIRM_TIME if asks and not protocol.attended else 0.0
+            self.timers[self.stop_waiting] = time.monotonic() + max(least, self.client.patience)
         self.show()
 
 
@@ -2143,7 +2142,7 @@ def open_signal_socket(*numbers: int) -> socket.socket:
 
 
 def raise_for_signal(number: int, _: Any) -> None:
-    """Ends the client as a signal wants it: raises KeyboardInterrupt or SystemExit. The loop calls
+    """Ends the client as a signal asks: raises KeyboardInterrupt or SystemExit. The loop calls
     it; where no loop runs, it is the signal's handler."""
     if number == signal.SIGINT:
         raise KeyboardInterrupt
@@ -2232,7 +2231,7 @@ def name_option(text: str) -> str:
     # A command line can hold bytes that aren't UTF-8, and control characters.
     name = terminal_text(os.fsencode(text)).strip()
     if not name or name.startswith("/"):  # each message would begin with it
-        raise argparse.ArgumentTypeError("a name is text, without a slash first")
+        raise argparse.ArgumentTypeError("a name is text that does not begin with a slash")
     return name
 
 

@@ -90,7 +90,7 @@ class Conversation:
     happens next:
 
     $ NAME PASSWORD   there is somebody of that name at the client; % for a script of that name
-    (echo)            there is somebody who talks to an echo server
+    (echo)            there is somebody who talks to an echo server; % (echo) for a script
     < TEXT            the other side says a line, and it is shown; - if it isn't; _ without its end
     : TEXT            the user types one, which waits as long as it has to; ; in a pasted block
     ? TEXT            the user gives a password
@@ -121,7 +121,7 @@ class Conversation:
         _, name, password = f"{who}  ".split(" ")[:3]
         self.console = FakeConsole(attended=who[0] != "%")
         self.console.echo_typed = lambda line: None  # type: ignore[method-assign]
-        kind = EchoProtocol if who == "(echo)" else ChatProtocol
+        kind = EchoProtocol if who.endswith("(echo)") else ChatProtocol
         self.protocol = kind(name, password.encode(), self.console.attended)
         self.client: Any = Client(self.console, self.protocol)
         self.client.turn, self.client.connect = self.turn, self.connect
@@ -247,6 +247,13 @@ whoever only greets like a room gets no command
     ~ 0.5   : hi                        + John: hi
     : /op psst   : ho
     - * here: Ann, John                 > /op psst   + John: ho
+and is another relay, once it has had the time for an answer and has got what was said
+    & John   ~ 0.5   : hi               + John: hi
+    : /op psst   ~ 14.9   ~ 0.1
+    | * not sent: /op **** (no chat room has answered; //TEXT says /TEXT)
+    < Ann: ho   ~ 60   x                | * lost the connection: the server closed it
+but a network that takes nothing is dead
+    & John   * 9   ~ 14   ~ 1           | * lost the connection: no answer for 15 s
 nor does it where there is no room
     < Ann: hi   : \t/op psst
     | * not sent: /op **** (no chat room has answered; //TEXT says /TEXT)
@@ -255,6 +262,16 @@ nor does it where there is no room
 a room may never answer
     : hi   & John   < * Ann joined
     ~ 0.5                               + John: hi
+a room that has answered will do so again
+    @   : /name Bob                     > /name Bob
+    : hi   ~ 14   < * you are Bob       + Bob: hi
+    : /name Ann                         > /name Ann
+    : ho   < * too long: a line has at most 9 bytes   + Bob: ho
+a script says nothing under a name that is not its own, however slow the room or its reader
+    % John
+    & John   ~ 1.2   : hi   # {MAX_WAITING}   ~ 9   # 0
+    < * John is taken                   > /name John_
+    < * you are John_                   + John_: hi
 a taken name gets an underscore, and is not too long then
     $ {LETTERS}x
     & {LETTERS}x
@@ -324,13 +341,13 @@ a password is given once, and only where it is asked for first
     < * password?
 what was said before a late question is not the password
     $ Ann secret
-    ~ 5   / 11   : hi                   + Ann: hi
+    ~ 15   / 11   : hi                  + Ann: hi
     : there                             > Ann   | Ann: there
     - * password?
     | * not let in: the room asked late for its password   (hi)   (there)
 what is typed while a password is checked may be the right one
     : hi   - * password?   ? sercet     > sercet
-    : secret   < * wrong password       | * not sent, as it may be the password: lines: 1
+    : secret   < * wrong password       | * lines not sent, as they may hold the password: 1
     ? secret   =   - * password?        > secret
     & John   - * you are John           + John: hi
 but what is typed while there is no connection is kept
@@ -343,9 +360,19 @@ but what is typed while there is no connection is kept
 and the wish to leave is one
     - * password?   ? sercet            > sercet
     : exit   < * wrong password         ! left
+whoever has left does not come back for a late question
+    : exit   ~ 0.5   - * password?
+    | * not let in: the room asked late for its password   ! left
+nothing is no password
+    - * password?   ?
+    ? secret                            > secret
+what comes after the wish to leave is nobody's business
+    @   : exit   : ls   x               ! left
+and that has nothing to do with more words
+    @   : /quit see you   x             ! left
 a room that doesn't answer at the door is lost
     - * password?   ~ 60   ? secret     > secret
-    ~ 14   ~ 1                          | * not let in: the room no longer waits for the password
+    ~ 14   ~ 1                          | * lost the connection: no answer for 15 s
 whoever types into the void is told as soon as whoever waits
     @   : one                           + John: one
     ~ 5   : two                         + John: two
@@ -540,6 +567,11 @@ an echo server that does not answer keeps nobody
     : one                               > one
     : two   ~ 0.5                       > two
     : exit   ~ 0.5   ~ 1                ! left
+but a script wants to see all that it has asked for
+    % (echo)
+    : one                               > one
+    .   ~ 14   - one                    | recv: one
+    x                                   ! left
 the bell is for the user's name in what somebody says, and for what is private
     @   < Ann: hi john!                 ^
     < hello John                        ^
@@ -631,15 +663,6 @@ def test_what_is_said_goes_where_it_should_or_the_user_is_told(
         assert outcome != "doubted" or talk.seen.count(f"*   {hidden}\n") == 1
         assert outcome != "lost" or hidden in str(talk.console.losses())
         assert kind != "password" or text not in talk.seen or way == "block"
-
-
-def test_while_tls_has_to_send_nothing_else_is_waited_for() -> None:
-    sock = mock.Mock(**{"recv.side_effect": ssl.SSLWantWriteError})
-    session = unconnected(EchoProtocol(), sock)
-    session.serve(EVENT_READ)
-    assert (session.files()[0][1], session.lost) == (EVENT_WRITE, None)
-    session.serve(EVENT_WRITE)
-    assert session.files()[0][1] == EVENT_READ
 
 
 NOTICES = """
@@ -765,6 +788,20 @@ def test_the_wish_to_leave_ends_no_connection_that_comes_in_time() -> None:
     one = Client(FakeConsole("last words", "exit"), ChatProtocol("J"))
     assert not one.wait(0.0)
     assert not one.timers
+
+
+def test_the_password_keeps_nobody_who_wants_to_leave_a_plain_terminal() -> None:
+    client = Client(FakeConsole("quit"), ChatProtocol("J"))
+    client.console.interactive, client.protocol.phase = False, chat_client.Phase.AT_DOOR
+    with pytest.raises(KeyboardInterrupt):
+        client.wait(0.0)
+
+
+def test_what_waits_for_the_room_is_counted_where_it_was_typed() -> None:
+    talk = converse("@   : /name Bob   > /name Bob\n: one   : two")
+    assert talk.console.status == "(waiting for the room, lines that wait: 2) "
+    talk = converse("@   : /name Bob   > /name Bob\n: one   < * you are Bob   + Bob: one")
+    assert talk.console.status == ""
 
 
 def test_what_is_due_can_be_dropped_by_what_was_due_before_it() -> None:
@@ -1171,7 +1208,7 @@ def test_where_to_connect(host: str) -> None:
 
 NO_HOSTS = [["7007"], ["lab1 7007"], ["tcp://lab1:7007"], ["lab1/"], ["me@lab1"]]
 NO_HOSTS += [["[::1"], ["[]:7"], ["7100", "lab1"], ["lab1:1", "2"], ["[::1]:1", "1"]]
-NO_NAME = "a name is text, without a slash first"
+NO_NAME = "a name is text that does not begin with a slash"
 WRONG = [
     *((words, f"{words[0]} is not a host; type the host, then the port") for words in NO_HOSTS),
     (["lab1", "seven"], "seven is not a port; ports are 0 to 65535"),

@@ -133,6 +133,7 @@ KEYS: list[tuple[str, ...]] = [
     (f"one\rtwo\rdraft{UP}!{UP}?", "one↵two↵one?|", DOWN, "two!|", f"\r{UP * 3}", "two!↵one|"),
     (f"one\rdr{LEFT}\x12one\x07x", "one↵dx|r", f"{UP}{LEFT}\x12x\x07\x07!", "on!|e"),
     (f"one\rx\x12{pasted('o~n~e'.replace('~', chr(0)))}", "one↵(search: one) one|"),
+    ("one\r\x12\x03", "one↵|", "\x12on\x03", "|", "\x03", "| '\\x03'"),
     ("one\r\x12on\x1b", "one↵(search: on) one|", "", "one|", "x", "onex|"),
     ("one\r\x12on\x1b!", "one↵one!|", "\x12on\x1b\r", "one!↵|", "\x12o\x1bbx", "x|one!"),
     # Tab

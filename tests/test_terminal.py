@@ -677,6 +677,22 @@ def test_a_secret_is_neither_shown_nor_kept() -> None:
         assert os.read(reader, 1000).startswith(f"\x1b[?7l\r{row}\x1b7".encode())
 
 
+@pytest.mark.parametrize("begun, rest", [(b"\x1b", b"[D"), (b"\x1b[20", b"0~et\x1b[201~")])
+def test_a_key_may_come_in_pieces_while_a_secret_is_typed(begun: bytes, rest: bytes) -> None:
+    console = asked_for_secret(b"secr" + begun)
+    console.feed(rest + b"\r")
+    assert console.ask_secret("password: ") == (b"secret" if b"et" in rest else b"secr")
+
+
+def test_what_was_typed_while_a_wrong_password_was_checked_can_not_be_brought_back() -> None:
+    console = asked_for_secret(b"wrong\rsecret\rsec\x01ret")
+    assert console.ask_secret("password: ") == b"wrong"
+    console.forget_typed(0)
+    assert console.above == b"* lines not sent, as they may hold the password: 2\n"
+    console.line.feed(b"\x1f\x1f\x1b[A")
+    assert (console.line.text, list(console.typed)) == ("", [])
+
+
 @pytest.mark.parametrize("keys", [b"\x1f", b"\x19", b"\x1b[A", b"\x12se"])
 def test_a_secret_can_not_be_brought_back(keys: bytes) -> None:
     console = asked_for_secret(b"secret\r" + keys)
