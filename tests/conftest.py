@@ -33,7 +33,7 @@ def forget_where_we_were_started() -> None:
 
 forget_where_we_were_started()
 
-from support import PASSWORD, Listener, Server, Start, Terminal, allow_many_descriptors
+from support import PASSWORD, Kernel, Listener, Server, Start, Terminal, allow_many_descriptors
 from workers import pytest_runtestloop  # noqa: F401
 
 allow_many_descriptors()
@@ -82,6 +82,11 @@ def listener() -> Iterator[Listener]:
     one = Listener()
     yield one
     one.listener.close()
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
+    return Kernel(monkeypatch)
 
 
 @pytest.fixture

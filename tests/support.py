@@ -365,6 +365,21 @@ class StoppedClock:
         clock.monotonic = lambda: self.now
 
 
+class Kernel:
+    """What takes the bytes that are sent to peers: as many as there is room for, and then none."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.room = math.inf
+        send = Connection.send
+
+        def send_some(conn: Connection, data: bytes) -> int:
+            taken = send(conn, data[: int(min(self.room, len(data)))]) if self.room else 0
+            self.room -= taken
+            return taken
+
+        monkeypatch.setattr(Connection, "send", send_some)
+
+
 def pair() -> tuple[socket.socket, Peer]:
     """Returns the two ends of a connection: the server's, and the peer's."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -372,6 +387,12 @@ def pair() -> tuple[socket.socket, Peer]:
         ours, _ = listener.accept()
     ours.setblocking(False)
     return ours, Peer(theirs)
+
+
+def reach(conn: Connection, peer: Peer, said: bytes | str = b"") -> None:
+    """What a peer says, or else the end of its stream, reaches its connection, but isn't read yet."""
+    peer.send(said) if said else peer.half_close()
+    select.select([conn.sock], [], [], DEADLINE)
 
 
 class Inside:
@@ -805,8 +826,6 @@ class Screen:
         row = self.rows[self.y].ljust(self.x)
         self.rows[self.y] = row[: self.x] + char + row[self.x + 1 :]
         self.x += 1
-
-
 
 
 def modes(window: Terminal) -> list[Any]:
