@@ -3,6 +3,7 @@ certificate."""
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import select
@@ -12,8 +13,8 @@ import socket
 import ssl
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,22 +22,27 @@ from typing import Any
 import pytest
 from browser import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, masked
 from openssl import KeyChanger
+from pytest import LogCaptureFixture, MonkeyPatch
 from support import (
     CERTS,
     DEADLINE,
     MODULES,
     WELCOME,
+    Kernel,
     Listener,
     Peer,
+    Run,
     Server,
+    Start,
+    StoppedClock,
     Terminal,
     check_invariants,
     client,
     eventually,
     finish,
     needs,
-    pair,
     patched_client,
+    reach,
     tls_member,
     tls_room,
     trusting,
@@ -44,23 +50,7 @@ from support import (
 
 import chat_client
 import chat_server
-from chat_server import (
-    HIGH_WATER,
-    MAX_LINE,
-    MAX_UNSENT,
-    SKIPPED,
-    TLS_PIECE,
-    Certificate,
-    Connection,
-    Dismissed,
-    Gone,
-    Site,
-    State,
-    Telnet,
-    TLSConnection,
-    WebSocket,
-    typed,
-)
+from chat_server import MAX_LINE, MAX_UNSENT, SKIPPED, Certificate, Gone, State, Telnet, WebSocket
 
 tls = pytest.mark.parametrize("start", ["tls"], indirect=True)
 
@@ -69,9 +59,7 @@ tls = pytest.mark.parametrize("start", ["tls"], indirect=True)
 
 
 @pytest.mark.parametrize("mode", ["line", "character"])
-def test_telnet_hears_and_is_heard_after_any_key(
-    room: Server, terminal: Callable[..., Terminal], mode: str
-) -> None:
+def test_telnet_hears_and_is_heard_after_any_key(room: Server, terminal: Run, mode: str) -> None:
     john = room.join("John")
 
     def is_heard(window: Terminal, keys: str, said: str) -> bool:
@@ -106,9 +94,7 @@ def test_telnet_hears_and_is_heard_after_any_key(
         "plink -raw -P {port} {host}",
     ],
 )
-def test_other_programs_hear_and_are_heard(
-    room: Server, terminal: Callable[..., Terminal], command: str
-) -> None:
+def test_other_programs_hear_and_are_heard(room: Server, terminal: Run, command: str) -> None:
     john = room.join("John")
     program, *options = command.format(host="127.0.0.1", port=room.port).split()
     window = terminal(needs(program), *options)
@@ -141,17 +127,6 @@ def test_nobody_hears_what_is_meant_for_another_server(room: Server) -> None:
     assert not any(word in room.log() for word in ("Boss", "SECRET"))
 
 
-def test_whoever_has_sent_one_letter_hears_what_others_say(room: Server) -> None:
-    slow, ann = room.join(), room.join("Ann")
-    slow.expect("* Ann joined\n")
-    for letter in "GET /":
-        slow.send(letter)
-        ann.send("hi\n")
-        slow.expect("Ann: hi\n")
-    slow.send("x me some coffee\n")
-    ann.expect("GET /x me some coffee\n")
-
-
 # WebSocket, without I/O
 
 LETTERS = "aé本😀z"  # of 1, 2, 3, 4 bytes
@@ -179,20 +154,19 @@ class Heard:
         return self.socket.ended, self.socket.code
 
 
-def hear(stream: bytes, sizes: Sequence[int] = (), max_line: int = 1000) -> Heard:
-    """Has a stream heard in pieces of these sizes, the rest at once."""
+def ways(data: bytes) -> Iterator[list[bytes]]:
+    """Yields some ways in which data can come in pieces: whole, byte by byte, cut at any place."""
+    yield [data]
+    yield [data[at : at + 1] for at in range(len(data))]
+    for at in range(1, min(len(data), 200)):
+        yield [data[:at], data[at:]]
+
+
+def hear(pieces: list[bytes], max_line: int = 1000) -> Heard:
     heard = Heard(max_line)
-    for size in sizes:
-        heard.take(stream[:size])
-        stream = stream[size:]
-    heard.take(stream)
+    for piece in pieces:
+        heard.take(piece)
     return heard
-
-
-def in_all_ways(stream: bytes) -> list[Heard]:
-    """Has a stream heard at once, byte by byte, and in two pieces that meet anywhere."""
-    cuts = range(1, len(stream))
-    return [hear(stream), hear(stream, [1] * len(stream)), *(hear(stream, [cut]) for cut in cuts)]
 
 
 def said(*texts: str) -> bytes:
@@ -218,11 +192,8 @@ def test_the_end_of_a_line_does_not_make_it_too_long() -> None:
     stream = said(f"{line}\r", f"{line}\r\n", f"{line}\r\n{line}\r")
     stream += masked(TEXT, line.encode() + b"\r", False) + masked(CONTINUATION, b"")
     for pieces in ways(stream):
-        heard = Heard(max_line=len(line))
-        for piece in pieces:
-            heard.take(piece)
-        assert heard.lines == f"{line}\n".encode() * 5
-    assert hear(said("a\rb\r\rc\r\r")).lines == b"a\rb\r\rc\r\n"
+        assert hear(pieces, max_line=len(line)).lines == f"{line}\n".encode() * 5
+    assert hear([said("a\rb\r\rc\r\r")]).lines == b"a\rb\r\rc\r\n"
 
 
 @pytest.mark.parametrize(
@@ -231,7 +202,7 @@ def test_the_end_of_a_line_does_not_make_it_too_long() -> None:
 def test_close_is_answered_with_its_own_code(code: int) -> None:
     """One without a code is a normal one."""
     close = masked(CLOSE, code.to_bytes(2, "big") + "gréat".encode() if code else b"")
-    for heard in in_all_ways(said("a") + close + said("not heard") + UNMASKED):
+    for heard in map(hear, ways(said("a") + close + said("not heard") + UNMASKED)):
         assert (heard.lines, heard.socket.why) == (b"a\n", "")
         assert heard.end() == (True, code or 1000)
         assert heard.socket.farewell(1001) == b"\x88\x02" + (code or 1000).to_bytes(2, "big")
@@ -250,7 +221,7 @@ def test_close_is_answered_with_its_own_code(code: int) -> None:
 def test_payload_of_any_size(size: int, header: bytes) -> None:
     text = b"0123456789" * (size // 10) + b"x" * (size % 10)
     assert WebSocket.encode(text) == header + text
-    assert hear(masked(TEXT, text), max_line=70000).lines == text + b"\n"
+    assert hear([masked(TEXT, text)], max_line=70000).lines == text + b"\n"
 
 
 UNMASKED = b"\x81\x03abc"
@@ -295,7 +266,8 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_each_fault_has_its_code_and_drops_only_what_is_not_whole(fault: str) -> None:
     stream, code, why = FAULTS[fault]
-    for heard in in_all_ways(said("one", "two") + stream + said("not heard") + masked(PING, b"")):
+    stream = said("one", "two") + stream + said("not heard") + masked(PING, b"")
+    for heard in map(hear, ways(stream)):
         assert heard.lines == b"one\ntwo\n"
         assert heard.end() == (True, code)
         assert why in heard.socket.why  # for which an unfinished line is none
@@ -312,7 +284,7 @@ def test_each_fault_has_its_code_and_drops_only_what_is_not_whole(fault: str) ->
 )
 def test_text_is_refused_at_the_first_byte_that_cannot_be_right(bad: bytes) -> None:
     text = LETTERS.encode() + bad
-    heard = hear(b"\x01\xff" + (1 << 40).to_bytes(8, "big") + ZEROS + text[:-1])
+    heard = hear([b"\x01\xff" + (1 << 40).to_bytes(8, "big") + ZEROS + text[:-1]])
     assert not heard.socket.ended
     heard.take(text[-1:])
     assert heard.end() == (True, 1007)
@@ -337,12 +309,13 @@ def test_any_messages_in_any_fragments_and_pieces_give_their_lines(seed: int) ->
     unfinished = masked(TEXT, b"x", False) + UNMASKED
     ends = [(stream, code) for stream, code, _ in FAULTS.values()]
     end, code = chance.choice([(masked(CLOSE, b""), 1000), (unfinished, 1002), *ends])
-    sizes = chance.choices([1, 2, 3, 50, 500], k=len(stream))
-    heard = hear(stream + end + said("not heard"), sizes)
+    whole = stream + end + said("not heard")
+    cuts = sorted(chance.choices(range(len(whole)), k=chance.choice([1, len(whole) // 3])))
+    heard = hear([whole[at:to] for at, to in zip([0, *cuts], [*cuts, len(whole)])])
     assert (heard.lines, heard.end()) == (lines, (True, code))
     answered = iter(pings)
     assert all(answer[2:] in answered for answer in heard.answers), "not in their order"
-    everything = hear(stream, [1] * len(stream))
+    everything = hear([stream[at : at + 1] for at in range(len(stream))])
     assert everything.lines == lines
     assert everything.answers == [b"\x8a" + bytes([len(ping)]) + ping for ping in pings]
 
@@ -358,16 +331,13 @@ class Visitor:
 
     def __init__(self, version: str = "TLSv1_3", **options: Any) -> None:
         self.server = tls_room(**options)
-        now = self.server.clock.now()
-        self.server.clock.monotonic = lambda: now  # no time passes
+        StoppedClock(self.server.clock)
         self.said: list[bytes] = []  # of which the room has heard
         self.server.recorders.append(self.said.append)
-        sock, self.peer = pair()
+        self.peer = self.server.meet("192.0.2.1:7")
         self.peer.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.server.admit(sock, "192.0.2.1:7")
-        (conn,) = self.server.membership.newcomers
-        assert isinstance(conn, TLSConnection)
-        self.conn = conn
+        (self.conn,) = self.server.membership.newcomers
+        assert isinstance(self.conn, chat_server.TLSConnection)
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         context = trusting(CERTS / "room.pem")
         context.set_ciphers("DEFAULT:@SECLEVEL=0")  # for old versions
@@ -529,60 +499,40 @@ def test_what_came_with_the_handshake_of_whoever_is_kept_out_does_not_keep_the_l
     assert one.server.timeout() != 0
 
 
-@contextmanager
-def slow_kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """A kernel that takes as many bytes as are put into the list, and then none."""
-    room = [0]
-    send = Connection.send
-
-    def send_some(conn: Connection, data: bytes) -> int:
-        taken = send(conn, data[: room[0]]) if room[0] else 0
-        room[0] -= taken
-        return taken
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Connection, "send", send_some)
-        yield room
-
-
-def test_end_that_came_with_a_request_is_seen_although_the_kernel_is_full(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    site = Site([], True)
+def test_end_that_came_with_a_request_is_seen_although_the_kernel_is_full(kernel: Kernel) -> None:
+    site = chat_server.Site([], True)
     one = Visitor(site=site)
     site.port = one.conn.sock.getsockname()[1]
     one.send(one.shake_hands())
-    with slow_kernel(monkeypatch):
-        one.send(one.say(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n") + one.end())
-        assert one.conn.state is State.LEAVING
-        one.peer.half_close()
-        one.server.turn()
-        assert not one.conn.reading
+    kernel.room = 0
+    one.send(one.say(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n") + one.end())
+    assert one.conn.state is State.LEAVING
+    one.peer.half_close()
+    one.server.turn()
+    assert not one.conn.reading
 
 
 @pytest.mark.parametrize("waiting, taken", [(b"", 1000), (b"", 0), (b"last words\n", 1000)])
 def test_nothing_is_sent_in_the_clear_after_the_end(
-    monkeypatch: pytest.MonkeyPatch, waiting: bytes, taken: int
+    kernel: Kernel, waiting: bytes, taken: int
 ) -> None:
     """Which comes after all that waits, and waits itself while the kernel takes nothing."""
     one = Visitor().join()
-    with slow_kernel(monkeypatch) as kernel, suppress(Gone):
-        one.conn.send(waiting)
-        kernel[0] = taken
-        one.conn.end_stream()
-        assert one.conn.reachable == bool(waiting or not taken)
-        for _ in range(3):
+    kernel.room = 0
+    one.conn.send(waiting)
+    kernel.room = taken
+    one.conn.end_stream()
+    assert one.conn.reachable == bool(waiting or not taken)
+    with suppress(Gone):
+        for more in (0, 0, 1000):
+            kernel.room += more
             one.conn.tell_now(b"never in the clear\n")
             one.conn.flush()
-        kernel[0] = 1000
-        one.conn.flush()
     assert one.hear() == waiting
     assert not one.incoming.pending
 
 
-def test_text_that_cannot_be_encrypted_is_not_taken_for_sent(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_text_that_cannot_be_encrypted_is_not_taken_for_sent(monkeypatch: MonkeyPatch) -> None:
     """As in the middle of a new handshake, where the library can't refuse that."""
 
     def wait(engine: ssl.SSLObject, data: bytes) -> int:
@@ -594,14 +544,11 @@ def test_text_that_cannot_be_encrypted_is_not_taken_for_sent(
         one.conn.send(b"hi\n")
 
 
-def test_whoever_makes_tls_answer_and_does_not_read_is_let_go(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_whoever_makes_tls_answer_and_does_not_read_is_let_go(caplog: LogCaptureFixture) -> None:
     """As by orders to change keys."""
     caplog.set_level("INFO")
     server, changer = tls_room(), KeyChanger()
-    sock, peer = pair()
-    server.admit(sock, "peer")
+    peer = server.meet()
     while not server.room.members:
         data = changer.shake_hands()
         if data:
@@ -611,8 +558,8 @@ def test_whoever_makes_tls_answer_and_does_not_read_is_let_go(
         if not changer.is_ready():
             changer.feed(peer.sock.recv(1 << 16))
     (conn,) = server.room.members
-    assert isinstance(conn, TLSConnection)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    assert isinstance(conn, chat_server.TLSConnection)
+    conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     peer.sock.setblocking(False)
     orders = memoryview(b"")
@@ -627,25 +574,22 @@ def test_whoever_makes_tls_answer_and_does_not_read_is_let_go(
     assert "makes TLS answer, and does not read the answers" in caplog.text
 
 
-def test_stuck_member_has_at_most_a_record_beside_its_queue(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_stuck_member_has_at_most_a_record_beside_its_queue(kernel: Kernel) -> None:
     server, conn, peer = tls_member()
     said, waiting = b"", b""
-    while conn.size < HIGH_WATER // 2:
+    while conn.size < chat_server.HIGH_WATER // 2:
         chunk = b"%d %s\n" % (len(said), b"x" * 20_000)
         said += chunk
         server.room.batch.say(chunk, None)
         server.deliver(server.room.take_batch())
         assert not waiting or conn.unsent == waiting, "nothing more is encrypted"
         waiting = conn.unsent
-    assert 0 < len(waiting) <= TLS_PIECE + 100 < MAX_UNSENT <= 2 * TLS_PIECE
-    peer.send(b"hi\n")
-    select.select([conn.sock], [], [], DEADLINE)
-    with slow_kernel(monkeypatch) as kernel:
-        kernel[0] = 1000
-        assert conn.receive_text(100) == b"hi\n"
-        assert kernel[0] == 1000, "and nothing is sent, as there is nothing new"
+    assert 0 < len(waiting) <= chat_server.TLS_PIECE + 100 < MAX_UNSENT
+    reach(conn, peer, b"hi\n")
+    kernel.room = 1000
+    assert conn.receive_text(100) == b"hi\n"
+    assert kernel.room == 1000, "and nothing is sent, as there is nothing new"
+    kernel.room = math.inf
     received = bytearray()
 
     def read_some() -> bool:
@@ -660,25 +604,23 @@ def test_stuck_member_has_at_most_a_record_beside_its_queue(
 
 
 @pytest.mark.parametrize("step", [7, 700])
-def test_farewell_is_whole_although_the_kernel_is_full(
-    monkeypatch: pytest.MonkeyPatch, step: int
-) -> None:
+def test_farewell_is_whole_although_the_kernel_is_full(kernel: Kernel, step: int) -> None:
     """All that was said comes, then close_notify, which raises no SSLEOFError."""
     server, conn, peer = tls_member()
     peer.sock.suppress_ragged_eofs = False
-    with slow_kernel(monkeypatch) as room:
-        server.room.batch.say(b"first\n", None)
+    kernel.room = 0
+    for said in (b"first\n", b"second\n"):
+        assert not conn.queue
+        server.room.batch.say(said, None)
         server.deliver(server.room.take_batch())
-        assert conn.unsent and not conn.queue
-        server.room.batch.say(b"second\n", None)
-        server.deliver(server.room.take_batch())
-        assert conn.queue
-        server.close_room()
-        turns = 0
-        while conn.wants_write() and conn.sock.fileno() != -1:
-            room[0] = step
-            server.turn()
-            turns += 1
+        assert conn.unsent
+    assert conn.queue
+    server.close_room()
+    turns = 0
+    while conn.wants_write() and conn.sock.fileno() != -1:
+        kernel.room = step
+        server.turn()
+        turns += 1
     assert turns > (10 if step == 7 else 0)
     assert peer.rest() == b"first\nsecond\n* the room is closing\n"
     peer.close()
@@ -690,9 +632,7 @@ def test_farewell_is_whole_although_the_kernel_is_full(
 
 
 @pytest.mark.parametrize("python", [sys.executable, "pypy3"])
-def test_whoever_breaks_tls_is_told_why_and_nobody_else_notices(
-    start: Callable[..., Server], python: str
-) -> None:
+def test_whoever_breaks_tls_is_told_why_and_nobody_else_notices(start: Start, python: str) -> None:
     """By an alert, which is what a client needs to say more than that it was cut off. OpenSSL has
     one place for errors, and PyPy leaves them there."""
     room = start("chat_server.py", tls=True, python=needs(python))
@@ -743,7 +683,7 @@ def test_no_group_but_a_curve_is_agreed_on(room: Server) -> None:
     ],
 )
 def test_client_where_one_side_alone_speaks_tls(
-    start: Callable[..., Server], has_tls: bool, options: list[str], message: str
+    start: Start, has_tls: bool, options: list[str], message: str
 ) -> None:
     room = start("chat_server.py", tls=has_tls)
     ann = room.join("Ann")
@@ -785,7 +725,7 @@ def test_tls_client_where_nobody_speaks(listener: Listener, silent: bool, messag
     ],
 )
 def test_client_says_what_is_wrong_with_a_certificate(
-    start: Callable[..., Server], certificate: str, authority: str | None, message: str
+    start: Start, certificate: str, authority: str | None, message: str
 ) -> None:
     files = ["--tls-cert", f"{CERTS / certificate}.pem", "--tls-key", f"{CERTS / certificate}.key"]
     room = start("chat_server.py", *files)
@@ -819,7 +759,7 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def test_newcomers_get_the_new_certificate_and_nobody_is_cut_off(
-    start: Callable[..., Server], files: tuple[Path, Path]
+    start: Start, files: tuple[Path, Path]
 ) -> None:
     cert, key = files
     room = start("chat_server.py", "--tls-cert", str(cert), "--tls-key", str(key))
@@ -838,7 +778,7 @@ def test_newcomers_get_the_new_certificate_and_nobody_is_cut_off(
 
 
 def test_each_reason_for_the_old_one_is_logged_once(
-    files: tuple[Path, Path], caplog: pytest.LogCaptureFixture
+    files: tuple[Path, Path], caplog: LogCaptureFixture
 ) -> None:
     """And a change can come so soon after the last that the time of the file doesn't show it."""
     cert, _ = files
@@ -865,7 +805,7 @@ def test_each_reason_for_the_old_one_is_logged_once(
 
 
 def test_files_that_change_while_they_are_loaded_are_loaded_again(
-    files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+    files: tuple[Path, Path], monkeypatch: MonkeyPatch
 ) -> None:
     load = chat_server.make_server_tls
 
@@ -894,14 +834,6 @@ def test_a_pipe_in_place_of_a_certificate_is_not_waited_for(files: tuple[Path, P
 
 
 BOM = b"\xef\xbb\xbf"
-
-
-def ways(data: bytes) -> Iterator[list[bytes]]:
-    """Yields some ways in which data can come in pieces: whole, byte by byte, cut at any place."""
-    yield [data]
-    yield [data[at : at + 1] for at in range(len(data))]
-    for at in range(1, min(len(data), 60)):
-        yield [data[:at], data[at:]]
 
 
 def receive(pieces: list[bytes], max_line: int = MAX_LINE) -> tuple[bytes, bytes]:
@@ -976,7 +908,7 @@ def test_clean_data_is_passed_on_untouched() -> None:
 
 
 def test_a_password_is_what_was_typed_and_not_taken_back() -> None:
-    assert typed(b"sec\xffret\x7f\x7f\x7fret\r\n") == b"sec\xffret"
+    assert chat_server.typed(b"sec\xffret\x7f\x7f\x7fret\r\n") == b"sec\xffret"
 
 
 # The first bytes
@@ -1016,7 +948,7 @@ def test_other_protocols_are_found_out_before_anything_is_heard(
     for pieces in ([data], [data[:20], data[20:]], bits) if is_one_line else ([data],):
         for max_line in (30, MAX_LINE):
             one = Telnet(max_line)
-            with pytest.raises(Dismissed) as dismissed:
+            with pytest.raises(chat_server.Dismissed) as dismissed:
                 for piece in pieces:
                     text, _ = one.sift(piece)
                     assert one.feed(text) == b""
