@@ -65,7 +65,6 @@ if sys.platform == "win32":
 
 import pty
 import resource
-from resource import RLIM_INFINITY
 
 STAMP = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ "
 both_servers = pytest.mark.parametrize("script", SERVERS)
@@ -116,8 +115,7 @@ def test_help_has_every_option_and_an_example(script: str) -> None:
     assert done.returncode == 0
     assert "example: python3 " + script in done.stdout
     options = re.findall(r'add\("(--[a-z-]+)"', (ROOT / script).read_text())
-    assert options
-    assert all(option in done.stdout for option in options)
+    assert options and all(option in done.stdout for option in options)
     assert run(script, "--version").stdout == f"{script} {chat_server.VERSION}\n"
 
 
@@ -237,9 +235,7 @@ def test_tls_with_a_library_that_lacks_a_name(start: Start, tmp_path: Path) -> N
 BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
 
 
-def goes_on(
-    start: Start, stderr: int, within: Sequence[str] = (), python: str = sys.executable
-) -> None:
+def goes_on(start: Start, stderr: int, *within: str, python: str = sys.executable) -> None:
     """Whatever becomes of the standard streams, no script waits for their reader, a server does
     what it is for, and each exit status is as always."""
     given: dict[str, Any] = {"stderr": stderr, "env": BUFFERED}
@@ -265,8 +261,8 @@ def goes_on(
 def test_standard_streams_never_change_what_is_done_or_the_exit_status(
     start: Start, python: str, streams: str
 ) -> None:
-    within = [needs("bash"), "-c", f'exec "$@" {streams}', "bash"]
-    goes_on(start, subprocess.DEVNULL, within, python)
+    within = needs("bash"), "-c", f'exec "$@" {streams}', "bash"
+    goes_on(start, subprocess.DEVNULL, *within, python=python)
 
 
 # A log that takes nothing more: whoever reads it has stopped, or the disk is full. The server goes
@@ -356,10 +352,10 @@ def test_no_script_waits_for_a_reader_of_its_log(start: Start, log: StoppedLog) 
 def almost_full_disk(file: Path, room: int) -> Iterator[None]:
     """For a moment there is room for only so many bytes more, as far as this process can tell."""
     try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size + room, RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size + room, -1))
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (RLIM_INFINITY, RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1))
 
 
 def test_log_on_a_disk_that_is_full_for_a_moment(tmp_path: Path) -> None:
@@ -398,9 +394,7 @@ def test_times_are_in_utc_and_the_journal_has_its_own(start: Start, tmp_path: Pa
         assert abs(at - time.time()) < 3600
 
 
-def test_logged_lines_show_only_what_can_be_printed_and_a_hundred_at_once(
-    caplog: LogCaptureFixture,
-) -> None:
+def test_logged_lines_are_printable_and_a_hundred_at_once(caplog: LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     lines = ['it\'s "plain" \\x1b ü 本', "\x1b[31m it's \\n\tred", "\u2028\u202e \x85"]
     shown = [lines[0], "\\x1b[31m it's \\n\\tred", "\\u2028\\u202e \\x85"]
@@ -434,23 +428,13 @@ def test_signals_that_end_a_script_arrive(monkeypatch: MonkeyPatch) -> None:
 
 
 @both_servers
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
-def test_a_signal_ends_a_server_cleanly(start: Start, script: str, name: str) -> None:
-    server = start(script)
-    assert server.stop(getattr(signal, name), serves(server, script)) == 0
-    assert server.log().endswith(f"stopped by {name}\n")
-    assert "Traceback" not in server.log()
-    with pytest.raises(ConnectionRefusedError):
-        server.connect()
-
-
-@both_servers
 def test_a_closed_terminal_does_not_end_a_server_with_nohup(start: Start, script: str) -> None:
     ignore = partial(signal.signal, signal.SIGHUP, signal.SIG_IGN)
     server = start(script, preexec_fn=lambda: ignore() and None)
     server.process.send_signal(signal.SIGHUP)
-    assert server.stop(peers=serves(server, script)) == 0
+    assert server.stop(signal.SIGINT, serves(server, script)) == 0
     assert "SIGHUP" not in server.log()
+    assert server.log().endswith("stopped by SIGINT\n")
 
 
 def test_a_signal_after_the_end_leaves_no_trace(start: Start, tmp_path: Path) -> None:
@@ -462,7 +446,7 @@ def test_a_signal_after_the_end_leaves_no_trace(start: Start, tmp_path: Path) ->
 
 
 @both_servers
-def test_descriptor_limit_is_raised_as_far_as_it_can_be_and_newcomers_wait_then(
+def test_descriptor_limit_is_raised_as_far_as_can_be_and_then_newcomers_wait(
     start: Start, script: str
 ) -> None:
     lower = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (64, 100))
@@ -492,7 +476,7 @@ def test_no_more_are_let_in_than_files_can_be_opened(
     assert chat_server.allow_members(10_000) == members
 
 
-def test_a_limit_that_cannot_be_raised_stays_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_limit_that_cannot_be_raised_stays_what_it_is(monkeypatch: MonkeyPatch) -> None:
     """As on macOS, which allows less than it says."""
     monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 2**63 - 1))
     monkeypatch.setattr(resource, "setrlimit", mock.Mock(side_effect=ValueError))
@@ -531,9 +515,7 @@ BOTH, ALL = ["::1", "127.0.0.1"], ["::", "0.0.0.0"]
         (["::1", "*", "::"], ALL),
     ],
 )
-def test_each_host_means_all_its_addresses_once_on_one_port(
-    hosts: list[str], addresses: list[str]
-) -> None:
+def test_hosts_mean_all_their_addresses_on_one_port(hosts: list[str], addresses: list[str]) -> None:
     needs_ipv6()
     listeners = open_listeners(hosts, 0)
     names = [one.getsockname() for one in listeners]
@@ -1144,15 +1126,11 @@ def test_bad_certificates(
     pem_folder: Path, monkeypatch: MonkeyPatch, cert: str, key: str, message: str
 ) -> None:
     monkeypatch.chdir(pem_folder)
-    with pytest.raises(chat_server.Failure) as failure:
+    with pytest.raises(chat_server.Failure, match=rf"\A{re.escape(message)}.*\Z"):
         chat_server.make_server_tls(cert, key)
-    assert str(failure.value).startswith(message)
-    assert "\n" not in str(failure.value)
 
 
-def test_pass_phrase_is_not_asked_for_on_the_terminal(
-    pem_folder: Path, terminal: Callable[..., Any]
-) -> None:
+def test_pass_phrase_is_not_asked_for_on_the_terminal(pem_folder: Path, terminal: Run) -> None:
     command = [sys.executable, path_of("chat_server.py"), "--tls-cert", "room.pem"]
     window = terminal(*command, "--tls-key", "locked.key", cwd=pem_folder)
     shown = window.rest()
