@@ -20,23 +20,9 @@ from typing import Any
 from unittest import mock
 
 import pytest
+import support
 from pytest import LogCaptureFixture, MonkeyPatch
-from support import (
-    DEADLINE,
-    PASSWORD,
-    WELCOME,
-    Inside,
-    Peer,
-    Server,
-    Start,
-    StoppedClock,
-    checked_server,
-    eventually,
-    every_kind,
-    patched,
-    reach,
-    tls_room,
-)
+from support import PASSWORD, WELCOME, Inside, Peer, Server, Start, StoppedClock, checked_server
 from test_room import ASTERISKS, COLONS, TAKEN, Hall
 
 import chat_client
@@ -75,7 +61,7 @@ def get_in(room: Server, source: str = "") -> Peer:
 # The password
 
 
-@every_kind
+@support.every_kind
 def test_whoever_knows_the_password_is_a_member_and_what_follows_it_counts(closed: Server) -> None:
     ann, bob = get_in(closed), closed.connect()
     bob.send(f"{PASSWORD}\n{'x' * 9000}\n/name Bob\nBob: hi\nBob: unfin")
@@ -91,7 +77,7 @@ def test_a_stranger_has_one_try_hears_nothing_and_counts_for_nobody(
 ) -> None:
     """A wrong password is answered after a tenth of a second here, not a second."""
     patch = "chat_server.WRONG_TIME, chat_server.TRIES_AHEAD, chat_server.TICK = 0.1, 0.3, 0.1"
-    room = patched(start, tmp_path, patch, *password)
+    room = support.patched(start, tmp_path, patch, *password)
     member = get_in(room)
     guesses = ["wrong", "", PASSWORD.upper(), f" {PASSWORD}", "x" * 10_000]
     guesses += [f"{PASSWORD}x", f"{PASSWORD} ", f"{PASSWORD} {PASSWORD}"]
@@ -110,8 +96,8 @@ def test_a_stranger_has_one_try_hears_nothing_and_counts_for_nobody(
 @pytest.mark.parametrize(
     "make, said, seconds, heard",
     [
-        (tls_room, b"", chat_server.HELLO_TIME, b"* this room speaks TLS; use --tls\n"),
-        (tls_room, b"\x16\x03\x01", chat_server.HANDSHAKE_TIME, b""),
+        (support.tls_room, b"", chat_server.HELLO_TIME, b"* this room speaks TLS; use --tls\n"),
+        (support.tls_room, b"\x16\x03\x01", chat_server.HANDSHAKE_TIME, b""),
         (checked_server, b"sec", chat_server.DOOR_TIME, b"* password?\n"),
         (checked_server, b"guess\n", chat_server.WRONG_TIME, b"* password?\n* wrong password\n"),
     ],
@@ -150,19 +136,19 @@ def test_a_crowd_at_the_door_disturbs_nobody_and_another_host_gets_in(closed: Se
 def test_a_full_door_is_full_only_for_who_has_to_wait_there(start: Start, tmp_path: Path) -> None:
     """A hundred hosts have one idle connection each: after a while the oldest makes room."""
     patch = "chat_server.HELLO_TIME, chat_server.DOOR_TIME = 0.3, 1000.0"
-    room = patched(start, tmp_path, patch, web=True)
+    room = support.patched(start, tmp_path, patch, web=True)
     address = ("127.0.0.1", room.web_port)
     sources = [(f"127.0.3.{number}", 0) for number in range(1, 101)]
-    crowd = [Peer(socket.create_connection(address, DEADLINE, one)) for one in sources]
+    crowd = [Peer(socket.create_connection(address, support.DEADLINE, one)) for one in sources]
     room.join("Ann", web=False)
 
     def gets_the_page() -> bool:
-        with suppress(OSError), socket.create_connection(address, DEADLINE) as sock:
+        with suppress(OSError), socket.create_connection(address, support.DEADLINE) as sock:
             sock.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
             return b" 200 OK" in sock.recv(1000)
         return False
 
-    eventually(gets_the_page)
+    support.eventually(gets_the_page)
     assert crowd[0].rest() == b""
 
 
@@ -326,7 +312,7 @@ class Staffed(Inside):
 
     def hear(self, number: int, text: str, more: tuple[Connection, ...] = ()) -> None:
         """The room hears what one says, in one turn with what others have said, and delivers."""
-        reach(self.conns[number], self.peers[number], text)
+        support.reach(self.conns[number], self.peers[number], text)
         self.server.read_all({self.conns[number], *more})
         self.server.deliver(self.server.room.take_batch())
 
@@ -385,7 +371,7 @@ def test_whoever_is_removed_gets_everything_although_it(how: str) -> None:
         assert conn in room.server.membership.leaving, "it has yet to close itself"
     else:
         conn.cost = 9999  # so that it is read after the operator
-        reach(conn, peer)
+        support.reach(conn, peer)
         room.hear(0, "N0: bye\n/kick N1\n", more=(conn,))
     peer.expect("N0: bye\n", REMOVED)
     assert peer.rest() == b""
@@ -695,7 +681,7 @@ class AtDoor:
 
     def say(self, data: bytes) -> Connection:
         """Says something, which the door hears; returns the connection."""
-        reach(self.conn, self.peer, data)
+        support.reach(self.conn, self.peer, data)
         self.door.serve([self.conn])
         return self.conn
 
@@ -772,7 +758,7 @@ def test_nobody_is_told_to_come_back_too_early(at_door: AtDoor) -> None:
 def test_whoever_cannot_be_told_why_yet_is_let_go_at_once(caplog: LogCaptureFixture) -> None:
     """Before hands are shaken there is no way to tell it anything."""
     caplog.set_level("INFO")
-    server = tls_room()
+    server = support.tls_room()
     _peer = server.meet()
     (conn,) = server.membership.newcomers
     Dismissed("the room is full").see_to(server.membership, conn)
@@ -785,7 +771,7 @@ def test_the_door_takes_no_more_than_its_share_of_a_turn(monkeypatch: MonkeyPatc
     server = checked_server(password=b"secret")
     peers = [server.meet() for _ in range(3)]
     for conn, peer in zip(server.membership.newcomers, peers):
-        reach(conn, peer, "secret\n")
+        support.reach(conn, peer, "secret\n")
     for turn in range(1, 4):
         server.turn()
         assert len(server.room.members) == turn

@@ -14,22 +14,10 @@ from typing import Any
 from unittest import mock
 
 import pytest
+import support
 from browser import PING, masked
 from pytest import LogCaptureFixture, MonkeyPatch
-from support import (
-    DEADLINE,
-    Inside,
-    Kernel,
-    Peer,
-    Server,
-    StoppedClock,
-    check_connection,
-    checked_server,
-    eventually,
-    pair,
-    reach,
-    tls_member,
-)
+from support import DEADLINE, Inside, Kernel, Peer, StoppedClock, checked_server, reach, tls_member
 
 import chat_server
 from chat_server import CREDIT, HIGH_WATER, MAX_UNREAD, MIN_READ, PACE, Batch, Connection, State
@@ -52,7 +40,7 @@ def fall_behind(inside: Inside, stuck: Connection, *readers: Peer) -> None:
 
 
 def connection() -> tuple[Connection, Peer]:
-    sock, peer = pair()
+    sock, peer = support.pair()
     given = selectors.DefaultSelector(), chat_server.Telnet(8192)
     return Connection(sock, "peer", "host", *given), peer
 
@@ -81,13 +69,13 @@ def test_queue_gives_each_its_part_of_each_batch_in_order(kernel: Kernel, step: 
     silent.seal()
     for one in (batch, silent, said(b"three\n")):
         conn.write(one)
-        check_connection(conn)
+        support.check_connection(conn)
     assert conn.unread_answers == chat_server.TOLD_COST + len(b"answer\n")
     assert not silent.cuts
     while conn.queue:
         kernel.room = step
         conn.flush()
-        check_connection(conn)
+        support.check_connection(conn)
     peer.expect("one\n", "answer\n", "two\n", "three\n")
     assert (conn.size, conn.unread_answers, list(batch.cuts)) == (0, 0, [other])
 
@@ -99,7 +87,7 @@ def test_whoever_asks_and_does_not_read_is_disconnected(kernel: Kernel) -> None:
         for _ in range(MAX_UNREAD // chat_server.TOLD_COST + 2):
             reach(conn, peer, b"\xff\xfd\x06")
             conn.receive(100)
-            check_connection(conn)
+            support.check_connection(conn)
     assert 0 < conn.unread_answers - MAX_UNREAD < 2 * chat_server.TOLD_COST
 
 
@@ -444,7 +432,7 @@ def test_whoever_has_left_is_closed_after_its_own_close(
         server.turn()
     assert peer.rest() == b"* bye\n"
     assert conn in server.membership.leaving
-    eventually(lambda: not chat_server.unacknowledged(conn.sock))
+    support.eventually(lambda: not chat_server.unacknowledged(conn.sock))
     server.membership.finish(conn)
     assert conn.deadline - server.clock.now() < 1, "its place is soon free without that"
     peer.close()
@@ -895,7 +883,7 @@ def test_a_step_may_be_told_in_two_parts(slowed: Slowed) -> None:
 # Over sockets
 
 
-def test_second_signal_ends_it_at_once(room: Server) -> None:
+def test_second_signal_ends_it_at_once(room: support.Server) -> None:
     one, _stuck = room.join(), room.join(receive_buffer=4096)
     one.send(("x" * 1000 + "\n") * 200 + "/who\n")  # more than the kernels take
     one.expect("* here: 2 unnamed\n")

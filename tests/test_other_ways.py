@@ -20,33 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import support
 from browser import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, masked
 from openssl import KeyChanger
 from pytest import LogCaptureFixture, MonkeyPatch
-from support import (
-    CERTS,
-    DEADLINE,
-    MODULES,
-    WELCOME,
-    Kernel,
-    Listener,
-    Peer,
-    Run,
-    Server,
-    Start,
-    StoppedClock,
-    Terminal,
-    check_invariants,
-    client,
-    eventually,
-    finish,
-    needs,
-    patched_client,
-    reach,
-    tls_member,
-    tls_room,
-    trusting,
-)
+from support import CERTS, DEADLINE, Kernel, Peer, Run, Server, Start, finish, needs, trusting
 
 import chat_client
 import chat_server
@@ -62,7 +40,7 @@ tls = pytest.mark.parametrize("start", ["tls"], indirect=True)
 def test_telnet_hears_and_is_heard_after_any_key(room: Server, terminal: Run, mode: str) -> None:
     john = room.join("John")
 
-    def is_heard(window: Terminal, keys: str, said: str) -> bool:
+    def is_heard(window: support.Terminal, keys: str, said: str) -> bool:
         """Telnet drops what is typed while it changes the terminal's mode, and suspends itself at
         Ctrl-Z, sooner or later."""
         window.process.send_signal(signal.SIGCONT)
@@ -79,24 +57,21 @@ def test_telnet_hears_and_is_heard_after_any_key(room: Server, terminal: Run, mo
             window.type("\x1d")
             window.expect("telnet> ")
             window.type("mode character\n")
-        eventually(partial(is_heard, window, "\nready\n", f"Tel{number}: ready\n"))
+        support.eventually(partial(is_heard, window, "\nready\n", f"Tel{number}: ready\n"))
         window.type(keys)
-        eventually(partial(is_heard, window, "\nhelloo\x7f\n", f"Tel{number}: hello\n"))
+        support.eventually(partial(is_heard, window, "\nhelloo\x7f\n", f"Tel{number}: hello\n"))
         john.send("can you see me?\n")
         window.expect("John: can you see me?\n")
 
 
 @pytest.mark.parametrize(
     "command",
-    [
-        "busybox telnet {host} {port}",
-        "plink -telnet -P {port} {host}",
-        "plink -raw -P {port} {host}",
-    ],
+    ["busybox telnet HOST PORT", "plink -telnet -P PORT HOST", "plink -raw -P PORT HOST"],
 )
 def test_other_programs_hear_and_are_heard(room: Server, terminal: Run, command: str) -> None:
     john = room.join("John")
-    program, *options = command.format(host="127.0.0.1", port=room.port).split()
+    place = {"HOST": "127.0.0.1", "PORT": str(room.port)}
+    program, *options = (place.get(word, word) for word in command.split())
     window = terminal(needs(program), *options)
     window.expect("Welcome to the chatroom!\n")
     window.type("/name Tel\n")
@@ -211,11 +186,8 @@ def test_close_is_answered_with_its_own_code(code: int) -> None:
 @pytest.mark.parametrize(
     "size, header",
     [
-        (0, b"\x81\0"),
-        (125, b"\x81\x7d"),
-        (126, b"\x81\x7e\0\x7e"),
-        (65535, b"\x81\x7e\xff\xff"),
-        (65536, b"\x81\x7f\0\0\0\0\0\1\0\0"),
+        *((0, b"\x81\0"), (125, b"\x81\x7d"), (126, b"\x81\x7e\0\x7e")),
+        *((65535, b"\x81\x7e\xff\xff"), (65536, b"\x81\x7f\0\0\0\0\0\1\0\0")),
     ],
 )
 def test_payload_of_any_size(size: int, header: bytes) -> None:
@@ -330,8 +302,8 @@ class Visitor:
     """Somebody who speaks TLS to a room that doesn't run, and whose bytes can be seen."""
 
     def __init__(self, version: str = "TLSv1_3", **options: Any) -> None:
-        self.server = tls_room(**options)
-        StoppedClock(self.server.clock)
+        self.server = support.tls_room(**options)
+        support.StoppedClock(self.server.clock)
         self.said: list[bytes] = []  # of which the room has heard
         self.server.recorders.append(self.said.append)
         self.peer = self.server.meet("192.0.2.1:7")
@@ -364,7 +336,7 @@ class Visitor:
 
     def join(self, step: int = 1 << 20) -> Visitor:
         self.send(self.shake_hands(step), step)
-        assert self.hear() == WELCOME
+        assert self.hear() == support.WELCOME
         return self
 
     def say(self, *texts: bytes) -> bytes:
@@ -428,8 +400,7 @@ def test_the_end_comes_after_the_text_before_it(version: str) -> None:
 @pytest.mark.parametrize(
     "version, garbage",
     [
-        ("TLSv1_2", b"\x17\x03\x03\0\x30" + b"x" * 48),
-        ("TLSv1_3", b"\x17\x03\x03\0\x30" + b"x" * 48),
+        *((version, b"\x17\x03\x03\0\x30" + b"x" * 48) for version in ("TLSv1_2", "TLSv1_3")),
         ("TLSv1_2", b"GET / HTTP/1.1"),  # found out before there is as much as a record
         ("TLSv1_3", b"\x16\x03\x01\xff\xff"),
         ("TLSv1_3", b"\x00\x03\x03\x00\x10"),
@@ -485,7 +456,7 @@ def test_what_comes_in_one_piece_with_the_handshake_is_heard(password: bytes) ->
         one.server.turn()
     assert one.said == [b"hi\n"]
     heard = one.hear()
-    while not heard.endswith(WELCOME):
+    while not heard.endswith(support.WELCOME):
         heard += one.hear()
 
 
@@ -547,7 +518,7 @@ def test_text_that_cannot_be_encrypted_is_not_taken_for_sent(monkeypatch: Monkey
 def test_whoever_makes_tls_answer_and_does_not_read_is_let_go(caplog: LogCaptureFixture) -> None:
     """As by orders to change keys."""
     caplog.set_level("INFO")
-    server, changer = tls_room(), KeyChanger()
+    server, changer = support.tls_room(), KeyChanger()
     peer = server.meet()
     while not server.room.members:
         data = changer.shake_hands()
@@ -575,7 +546,7 @@ def test_whoever_makes_tls_answer_and_does_not_read_is_let_go(caplog: LogCapture
 
 
 def test_stuck_member_has_at_most_a_record_beside_its_queue(kernel: Kernel) -> None:
-    server, conn, peer = tls_member()
+    server, conn, peer = support.tls_member()
     said, waiting = b"", b""
     while conn.size < chat_server.HIGH_WATER // 2:
         chunk = b"%d %s\n" % (len(said), b"x" * 20_000)
@@ -585,7 +556,7 @@ def test_stuck_member_has_at_most_a_record_beside_its_queue(kernel: Kernel) -> N
         assert not waiting or conn.unsent == waiting, "nothing more is encrypted"
         waiting = conn.unsent
     assert 0 < len(waiting) <= chat_server.TLS_PIECE + 100 < MAX_UNSENT
-    reach(conn, peer, b"hi\n")
+    support.reach(conn, peer, b"hi\n")
     kernel.room = 1000
     assert conn.receive_text(100) == b"hi\n"
     assert kernel.room == 1000, "and nothing is sent, as there is nothing new"
@@ -597,16 +568,15 @@ def test_stuck_member_has_at_most_a_record_beside_its_queue(kernel: Kernel) -> N
         server.flush(conn)
         return not conn.wants_write()
 
-    eventually(read_some)
+    support.eventually(read_some)
     assert received + peer.read(len(said) - len(received)) == said
     assert (conn.size, conn.queue) == (0, None)
-    check_invariants(server)
 
 
 @pytest.mark.parametrize("step", [7, 700])
 def test_farewell_is_whole_although_the_kernel_is_full(kernel: Kernel, step: int) -> None:
     """All that was said comes, then close_notify, which raises no SSLEOFError."""
-    server, conn, peer = tls_member()
+    server, conn, peer = support.tls_member()
     peer.sock.suppress_ragged_eofs = False
     kernel.room = 0
     for said in (b"first\n", b"second\n"):
@@ -676,39 +646,21 @@ def test_no_group_but_a_curve_is_agreed_on(room: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    "has_tls, options, message",
-    [
-        (True, [], "not let in: this room speaks TLS; use --tls"),
-        (False, ["--tls"], "cannot connect to port {} on localhost: no TLS there; leave out --tls"),
-    ],
-)
-def test_client_where_one_side_alone_speaks_tls(
-    start: Start, has_tls: bool, options: list[str], message: str
-) -> None:
-    room = start("chat_server.py", tls=has_tls)
-    ann = room.join("Ann")
-    done = client("localhost", room.port, "--name", "J", *options, typed="hi\n")
-    assert (done.stderr, done.returncode) == (f"chat_client.py: {message.format(room.port)}\n", 1)
-    room.wait_for_log("does not speak TLS" if has_tls else "speaks TLS to a room that doesn't")
-    ann.send("/who\n")
-    ann.expect("* here: Ann\n")
-
-
-@pytest.mark.parametrize(
     "silent, message",
     [
         (False, "it closed the connection in the TLS handshake"),
         (True, "no answer in TLS; does it speak TLS?"),
     ],
 )
-def test_tls_client_where_nobody_speaks(listener: Listener, silent: bool, message: str) -> None:
+def test_tls_client_where_nobody_speaks(listener: Any, silent: bool, message: str) -> None:
     def hang_up(peer: Peer) -> None:
         peer.sock.recv(65536)  # all that comes, or to close would be a reset
         if silent:
             peer.rest()
         peer.close()
 
-    hasty = patched_client(f"import chat_client; chat_client.CONNECT_TIME = {1 if silent else 20}")
+    patch = f"import chat_client; chat_client.CONNECT_TIME = {1 if silent else 20}"
+    hasty = support.patched_client(patch)
     listener.serve(hang_up)
     done = finish([*hasty, "127.0.0.1", str(listener.port), "--name", "J", "--tls"], "hi\n")
     where = f"cannot connect to port {listener.port} on 127.0.0.1"
@@ -716,25 +668,25 @@ def test_tls_client_where_nobody_speaks(listener: Listener, silent: bool, messag
 
 
 @pytest.mark.parametrize(
-    "certificate, authority, message",
+    "cert, trust, message",
     [
-        ("room", None, "from an unknown authority; if it is a private one, give it with --tls-ca"),
-        ("room", "other", "from an unknown authority"),
-        ("other", "other", "is not for localhost"),
-        ("expired", "expired", "has expired"),
+        ("room", "", "not let in: this room speaks TLS; use --tls\n"),
+        ("", "--tls", "cannot connect to port {} on localhost: no TLS there; leave out --tls\n"),
+        ("room", "--tls", "authority; if it is a private one, give it with --tls-ca"),
+        ("room", "--tls-ca=other.pem", "from an unknown authority"),
+        ("other", "--tls-ca=other.pem", "is not for localhost"),
+        ("expired", "--tls-ca=expired.pem", "has expired"),
     ],
 )
-def test_client_says_what_is_wrong_with_a_certificate(
-    start: Start, certificate: str, authority: str | None, message: str
-) -> None:
-    files = ["--tls-cert", f"{CERTS / certificate}.pem", "--tls-key", f"{CERTS / certificate}.key"]
-    room = start("chat_server.py", *files)
-    trust = ["--tls-ca", f"{CERTS / authority}.pem"] if authority else ["--tls"]
-    done = client("localhost", room.port, "--name", "J", *trust, typed="hi\n")
-    assert done.returncode == 1
-    assert message in done.stderr
-    assert done.stderr.count("\n") == 1
-    assert "connected" not in room.log()
+def test_client_says_why_tls_fails(start: Start, cert: str, trust: str, message: str) -> None:
+    files = ["--tls-cert", f"{CERTS / cert}.pem", "--tls-key", f"{CERTS / cert}.key"]
+    room = start("chat_server.py", *(files if cert else ()))
+    more = [trust] if trust else []
+    done = support.client("localhost", room.port, "--name=J", *more, typed="hi\n", cwd=CERTS)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert message.format(room.port) in done.stderr
+    room.wait_for_log("speak.* TLS|lost: |left the door")
+    assert "J at " not in room.log()
 
 
 # A certificate that is renewed on disk
@@ -825,7 +777,7 @@ def test_files_that_change_while_they_are_loaded_are_loaded_again(
 
 def test_a_pipe_in_place_of_a_certificate_is_not_waited_for(files: tuple[Path, Path]) -> None:
     code = (
-        f"import os, sys; sys.path.insert(0, {str(MODULES)!r}); import chat_server\n"
+        f"import os, sys; sys.path.insert(0, {str(support.MODULES)!r}); import chat_server\n"
         "certificate = chat_server.Certificate(*sys.argv[1:])\n"
         "os.unlink(sys.argv[1]); os.mkfifo(sys.argv[1])\n"
         "assert certificate.current() is certificate.current()"
@@ -863,23 +815,20 @@ def receive(pieces: list[bytes], max_line: int = MAX_LINE) -> tuple[bytes, bytes
         (b"a\xff\xfa\x18\xff\xff\xf0b\xff\xf0c\n", b"ac\n", b""),
         (b"a\xff\xfa\x18\xff\xfd\x06b\n", b"ab\n", b"\xff\xfc\x06"),  # one that was broken off
         (b"a\xff\xf0\xff\xf1\xff\xf2\xff\xf3\xff\xf5\xff\xf6\xff\xf9\xff\xecb\n", b"ab\n", b""),
-        (b"ab\xff\xf7c\n", b"ab\bc\n", b""),  # erase character
-        (b"ab\xff\xf8c\n", b"ab\x15c\n", b""),  # erase line
+        # erase character, erase line
+        *((b"ab\xff\xf7c\n", b"ab\bc\n", b""), (b"ab\xff\xf8c\n", b"ab\x15c\n", b"")),
         (b"\xffes a\xff\n", b"\xffes a\xff\n", b""),  # Latin 1, not telnet
         (b"a\r\0b\r\nc\rd\r\r\n\r\0", b"a\nb\nc\rd\r\n\n", b""),
         (b"a\r\xff\xf1\0b\n", b"a\nb\n", b""),
         *((b"a" + end, b"a\n", b"") for end in (b"\xff", b"\xff\xfd", b"\r")),
-        (BOM + b"/name Bob\n", b"/name Bob\n", b""),
-        (BOM + b"hi", b"hi\n", b""),
-        (b"hi\n" + BOM + b"x\n", b"hi\n" + BOM + b"x\n", b""),  # only at the start of a stream
-        (b" " + BOM + b"x\n", b" " + BOM + b"x\n", b""),
-        (b"\xef\xbb\xbe\n", b"\xef\xbb\xbe\n", b""),
-        ("\uff21\n".encode(), "\uff21\n".encode(), b""),  # begins with the same byte
+        *((BOM + b"/name Bob\n", b"/name Bob\n", b""), (BOM + b"hi", b"hi\n", b"")),
+        # only at the start of a stream; the last two begin with the same byte
+        *((before + BOM + b"x\n", before + BOM + b"x\n", b"") for before in (b"hi\n", b" ")),
+        *((text, text, b"") for text in (b"\xef\xbb\xbe\n", "\uff21\n".encode())),
     ],
 )
-def test_what_is_around_the_text_is_taken_out_however_it_is_split(
-    data: bytes, text: bytes, answers: bytes
-) -> None:
+def test_what_is_around_a_text_is_taken_out(data: bytes, text: bytes, answers: bytes) -> None:
+    """However it is split."""
     for pieces in ways(data):
         assert receive(pieces) == (text, answers)
 
@@ -915,36 +864,26 @@ def test_a_password_is_what_was_typed_and_not_taken_back() -> None:
 
 
 @pytest.mark.parametrize(
-    "request_line",
+    "line",
     [
-        b"GET / HTTP/1.1\r\n",
-        b"M-SEARCH * HTTP/1.1\r\n",
-        b"any /lower HTTP/2\n",
-        b"GET http://localhost:7007/ HTTP/1.1\r\n",
-        b"CONNECT localhost:7007 HTTP/1.1\r\n",
+        *(b"GET / HTTP/1.1\r\n", b"M-SEARCH * HTTP/1.1\r\n", b"any /lower HTTP/2\n"),
+        *(b"GET http://localhost:7007/ HTTP/1.1\r\n", b"CONNECT localhost:7007 HTTP/1.1\r\n"),
         b"GET /\r\n",  # HTTP/0.9
-        b"GET /" + b"x" * 100_000,
-        b"GET /" + b"x" * (MAX_LINE - 8) + b" HTTP/1.1\r\n",
-        b"SSH-2.0-OpenSSH_9.6\r\n",
-        b"EHLO scanner.example.org\r\nMAIL FROM:<a@b.example>\r\n",
-        b"*1\r\n$4\r\nPING\r\n",
-        b"PASS hunter2\r\nNICK bob\r\nUSER bob 0 * :Bob\r\n",
-        b"NICK bob\nUSER bob 0 * :Bob\n",
-        b"OPTIONS / RTSP/1.0\r\nCSeq: 1\r\n",
-        b"OPTIONS sip:nm SIP/2.0\r\n",
-        b"CAP LS\r\n",
+        *(b"GET /" + b"x" * 100_000, b"GET /" + b"x" * (MAX_LINE - 8) + b" HTTP/1.1\r\n"),
+        *(b"SSH-2.0-OpenSSH_9.6\r\n", b"EHLO scanner.example.org\r\nMAIL FROM:<a@b.example>\r\n"),
+        *(b"*1\r\n$4\r\nPING\r\n", b"PASS hunter2\r\nNICK bob\r\nUSER bob 0 * :Bob\r\n"),
+        *(b"NICK bob\nUSER bob 0 * :Bob\n", b"OPTIONS / RTSP/1.0\r\nCSeq: 1\r\n"),
+        *(b"OPTIONS sip:nm SIP/2.0\r\n", b"CAP LS\r\n"),
     ],
     ids=lambda line: line[:12].decode(),
 )
 @pytest.mark.parametrize("before", [b"", BOM, b"\xff\xfb\x1f"], ids=["", "mark", "telnet"])
-def test_other_protocols_are_found_out_before_anything_is_heard(
-    before: bytes, request_line: bytes
-) -> None:
-    data = before + request_line + b"Host: x\r\n\r\n/name Boss\nrun this\n"
+def test_other_protocols_are_found_out_before_anything_is_heard(before: bytes, line: bytes) -> None:
+    data = before + line + b"Host: x\r\n\r\n/name Boss\nrun this\n"
     head, rest = data[:300], data[300:]
     bits = [head[at : at + 1] for at in range(len(head))]
     bits += [rest[at : at + 999] for at in range(0, len(rest), 999)]
-    is_one_line = b"\n" not in request_line[:-1]  # else they have to come together
+    is_one_line = b"\n" not in line[:-1]  # else they have to come together
     for pieces in ([data], [data[:20], data[20:]], bits) if is_one_line else ([data],):
         for max_line in (30, MAX_LINE):
             one = Telnet(max_line)

@@ -27,33 +27,10 @@ from typing import Any, Callable, List
 from unittest import mock
 
 import pytest
+import support
 from pytest import LogCaptureFixture, MonkeyPatch
 from starter import ROOT
-from support import (
-    CERTS,
-    DEADLINE,
-    MODULES,
-    NOT_IN_MINIMAL,
-    PASSWORD,
-    SCRIPTS,
-    SERVERS,
-    TLS_OPTIONS,
-    TRUSTED,
-    WELCOME,
-    Peer,
-    Run,
-    Server,
-    Start,
-    checked_server,
-    eventually,
-    finish,
-    free_port,
-    needs,
-    needs_ipv6,
-    patched,
-    path_of,
-    run,
-)
+from support import SCRIPTS, SERVERS, TLS_OPTIONS, Run, Server, Start, finish, needs, path_of, run
 
 import chat_client
 import chat_server
@@ -70,7 +47,7 @@ STAMP = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ "
 both_servers = pytest.mark.parametrize("script", SERVERS)
 
 
-def serves(server: Server, script: str) -> list[Peer]:
+def serves(server: Server, script: str) -> list[support.Peer]:
     """The server does what it is for; returns who is connected then."""
     ann = server.connect()
     if script == "echo_server.py":
@@ -78,7 +55,7 @@ def serves(server: Server, script: str) -> list[Peer]:
         ann.expect("hello\n")
         return [ann]
     ann.send("/name Ann\n")
-    ann.expect(WELCOME, "* you are Ann\n")
+    ann.expect(support.WELCOME, "* you are Ann\n")
     bob = server.join("Bob")
     ann.expect("* Bob joined\n")
     for number in range(20):
@@ -158,7 +135,8 @@ def test_each_script_runs_alone_in_an_empty_folder_and_no_python_warns_of_anythi
     options = [*password, "--history", "2", "--transcript", str(tmp_path / "transcript")]
     folder = tmp_path / "chat_server"
     room = start("chat_server.py", "-v", *options, cwd=folder, tls=tls, **given)
-    said = finish([*client, str(room.port), *password, *(TRUSTED if tls else ())], "John\nHi\n")
+    trusted = support.TRUSTED if tls else []
+    said = finish([*client, str(room.port), *password, *trusted], "John\nHi\n")
     assert said.stdout == "name: John\nWelcome to the chatroom!\nJohn: Hi\n"
     assert (said.stderr, said.returncode) == ("", 0)
     echo = start("echo_server.py", "-v", cwd=tmp_path / "echo_server", tls=False, **given)
@@ -167,7 +145,7 @@ def test_each_script_runs_alone_in_an_empty_folder_and_no_python_warns_of_anythi
     for server in (room, echo):
         peers = [server.connect() for _ in range(4)]
         for number, peer in enumerate(peers):
-            peer.send(f"{PASSWORD}\n/name N{number}\n/who\nhi \x1b\n/msg N0: psst\n/nick\n")
+            peer.send(f"{support.PASSWORD}\n/name N{number}\n/who\nhi \x1b\n/msg N0: psst\n/nick\n")
             peer.line()
         peers[0].reset()
         peers[1].half_close()
@@ -180,7 +158,7 @@ def test_each_script_runs_alone_in_an_empty_folder_and_no_python_warns_of_anythi
 
 # Modules and names that a Python may lack
 
-DISPENSABLE = {*NOT_IN_MINIMAL, "ssl", "tty"}
+DISPENSABLE = {*support.NOT_IN_MINIMAL, "ssl", "tty"}
 
 
 def lame(tmp_path: Path, script: str, python: str) -> str:
@@ -224,7 +202,7 @@ def test_servers_need_only_what_is_in_debians_python3_minimal() -> None:
 def test_tls_with_a_library_that_lacks_a_name(start: Start, tmp_path: Path) -> None:
     """LibreSSL and PyPy."""
     lacks = "import ssl\nvars(ssl).pop('OP_NO_RENEGOTIATION', None)"
-    room = patched(start, tmp_path, lacks, tls=True)
+    room = support.patched(start, tmp_path, lacks, tls=True)
     assert room.stop(peers=serves(room, "chat_server.py")) == 0
     assert "Traceback" not in room.log()
 
@@ -289,7 +267,7 @@ class StoppedLog:
             self.reader = self.writer
         elif self.kind == "ctrl-s":
             os.write(self.reader, b"\x13")
-            eventually(lambda: not select.select([], [self.writer], [], 0)[1])
+            support.eventually(lambda: not select.select([], [self.writer], [], 0)[1])
         else:
             os.set_blocking(self.writer, False)
             with contextlib.suppress(BlockingIOError):
@@ -329,7 +307,7 @@ def test_lines_of_a_log_that_is_read_now_and_then_are_whole_or_counted(log: Stop
 
     writer = threading.Thread(target=write_all, daemon=True)
     writer.start()
-    writer.join(DEADLINE)
+    writer.join(support.DEADLINE)
     assert not writer.is_alive(), "it waits for a reader"
     lines = "".join([*read, log.read()]).split("\n")[:-1]
     told = [int(found[1]) for found in map(LOST.fullmatch, lines) if found]
@@ -418,7 +396,7 @@ def test_signals_that_end_a_script_arrive(monkeypatch: MonkeyPatch) -> None:
         with begin() as signals:
             for number in numbers:
                 os.kill(os.getpid(), number)
-                assert eventually(partial(signals.recv, 9)) == bytes([number])
+                assert support.eventually(partial(signals.recv, 9)) == bytes([number])
             for _ in range(3000):  # more than it holds
                 signal.raise_signal(signal.SIGTERM)
             os.close(signal.set_wakeup_fd(-1))
@@ -439,7 +417,7 @@ def test_a_closed_terminal_does_not_end_a_server_with_nohup(start: Start, script
 
 def test_a_signal_after_the_end_leaves_no_trace(start: Start, tmp_path: Path) -> None:
     late = "import atexit, signal\natexit.register(signal.raise_signal, signal.SIGTERM)"
-    room = patched(start, tmp_path, late)
+    room = support.patched(start, tmp_path, late)
     member = room.join()  # before that, a signal would find it as any process is at its start
     assert room.stop(peers=[member]) == 0
     assert room.log().splitlines()[-1].endswith("stopped by SIGTERM")
@@ -516,7 +494,7 @@ BOTH, ALL = ["::1", "127.0.0.1"], ["::", "0.0.0.0"]
     ],
 )
 def test_hosts_mean_all_their_addresses_on_one_port(hosts: list[str], addresses: list[str]) -> None:
-    needs_ipv6()
+    support.needs_ipv6()
     listeners = open_listeners(hosts, 0)
     names = [one.getsockname() for one in listeners]
     assert [host for host, *_ in names] == addresses
@@ -565,7 +543,7 @@ def test_each_connection_gets_the_socket_options(
         listener.setblocking(False)
         monkeypatch.setattr(module, "sys", SimpleNamespace(platform=platform, intern=sys.intern))
     is_room = module is chat_server
-    server: Any = checked_server([listener]) if is_room else module.EchoServer([], 9)
+    server: Any = support.checked_server([listener]) if is_room else module.EchoServer([], 9)
     with listener, peers[0]:
         (server.door.acceptor if is_room else server).accept(listener)
         (conn,) = server.room.members if is_room else server.clients
@@ -580,7 +558,7 @@ def test_each_connection_gets_the_socket_options(
 def test_admission_that_fails_ends_that_connection_alone(caplog: LogCaptureFixture) -> None:
     """Whoever has left already makes nobody wait."""
     listeners = open_listeners(["127.0.0.1"], 0)
-    server = checked_server(listeners)
+    server = support.checked_server(listeners)
     acceptor = server.door.acceptor
 
     def come() -> None:
@@ -725,7 +703,7 @@ def test_history_survives_restarts_on_the_same_port_even_one_in_the_middle_of_a_
     file = tmp_path / "transcript"
     said = ["Ann: one", f"Ann: {TIME}two", f"{TIME}three"]
     file.write_text("".join(f"{TIME}{line}\n" for line in [*said, "* Ann left"]) + f"{TIME}torn")
-    options, port = ["--history", "3", "--transcript", str(file)], free_port()
+    options, port = ["--history", "3", "--transcript", str(file)], support.free_port()
     for number in range(3):
         room = start("chat_server.py", *options, port=port)
         ann, bob = room.join(), room.join()
@@ -763,7 +741,7 @@ def hint(server: Server) -> str:
 
 @both_servers
 def test_the_log_says_who_can_connect_and_how(start: Start, script: str) -> None:
-    needs_ipv6()
+    support.needs_ipv6()
     server = start(script, port=0)
     assert hint(server).endswith(f" localhost {server.port}")
     assert "only this machine can connect" in server.log()
@@ -847,7 +825,7 @@ def test_own_addresses_are_all_that_work_the_likeliest_first(
     """In a network of its own, with the name of each interface, its addresses, and whether it is
     up, down, or unplugged; or what has the default route."""
     if any(":" in address for address in expected):
-        needs_ipv6()
+        support.needs_ipv6()
     changes = []
     for name, *addresses, state in map(str.split, interfaces):
         if state == "default":
@@ -859,7 +837,7 @@ def test_own_addresses_are_all_that_work_the_likeliest_first(
         changes += [f"link set {name} up"] if state != "down" else []
     program = "import chat_server; print('found', *chat_server.own_addresses())"
     command = [*in_network(*changes), sys.executable, "-c", program]
-    done = finish(command, stdin=subprocess.DEVNULL, cwd=MODULES)
+    done = finish(command, stdin=subprocess.DEVNULL, cwd=support.MODULES)
     own = [one for one in done.stdout.split()[1:] if not one.startswith(("127.", "::1", "fe80:"))]
     assert own == expected, done.stderr
 
@@ -916,7 +894,7 @@ def test_hint_has_hosts_by_which_others_reach_this_machine_and_for_which_its_cer
     ],
 )
 def test_hint_warns_of_a_certificate_that_clients_refuse(told: Told, name: str, why: str) -> None:
-    options = ["", str(CERTS / f"{name}.pem"), "", str(CERTS / f"{name}.key")]
+    options = ["", str(support.CERTS / f"{name}.pem"), "", str(support.CERTS / f"{name}.key")]
     warning, _, join, *_ = told([ELSEWHERE], (), options)
     assert warning.startswith(f"clients will refuse {options[1]}: {why}; make or get one that")
     assert join.startswith(f"join: python3 chat_client.py {ELSEWHERE} 7007 --tls")
@@ -931,7 +909,7 @@ def test_hint_for_this_machine_has_the_whole_path(told: Told, monkeypatch: Monke
 
 def test_hint_where_the_certificate_itself_cannot_be_copied(tmp_path: Path, told: Told) -> None:
     """Its authority is what has to be trusted, or the key is in the same file."""
-    options = certificate(tmp_path, f"IP:{ELSEWHERE}", authority=str(CERTS / "room"))
+    options = certificate(tmp_path, f"IP:{ELSEWHERE}", authority=str(support.CERTS / "room"))
     assert told([ELSEWHERE], (), options)[1:] == [
         f"join: python3 chat_client.py {ELSEWHERE} 7007 --tls-ca FILE",
         f"FILE is the certificate of the authority behind {options[1]}",
@@ -954,7 +932,7 @@ def test_what_the_log_says_works_when_pasted_in_another_folder_of_the_network(
     changes = ["link add lan type bridge", "address add 10.9.8.1/24 dev lan", "link set lan up"]
 
     def pasted(command: str, typed: str) -> str:
-        env = {**os.environ, "CHAT_PASSWORD": PASSWORD}
+        env = {**os.environ, "CHAT_PASSWORD": support.PASSWORD}
         enter = [needs("nsenter"), "--net", "--target", str(room.process.pid)]
         return finish([*enter, "sh", "-c", command], typed, cwd=folder, env=env).stdout
 
@@ -1069,7 +1047,7 @@ def test_what_keeps_a_script_from_starting_is_one_clear_line(
     tmp_path: Path, scripts: list[str], options: str, status: int, message: str
 ) -> None:
     if "fe80:" in options:
-        needs_ipv6()
+        support.needs_ipv6()
     (tmp_path / "folder").mkdir()
     (tmp_path / "empty").write_text("\n")
     (tmp_path / "long").write_text("x" * 100)
@@ -1092,7 +1070,7 @@ def pem_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with files that are no good, beside good ones."""
     folder = tmp_path_factory.mktemp("pem")
     for name in ("room.pem", "room.key", "other.key"):
-        shutil.copy(CERTS / name, folder)
+        shutil.copy(support.CERTS / name, folder)
     for name in ("pem", "key"):
         text = (folder / f"room.{name}").read_text().replace("KEY-----\nM", "KEY-----\nA")
         text = text.replace("CERTIFICATE-----\nM", "CERTIFICATE-----\nA")
