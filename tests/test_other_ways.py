@@ -515,31 +515,22 @@ def test_text_that_cannot_be_encrypted_is_not_taken_for_sent(monkeypatch: Monkey
         one.conn.send(b"hi\n")
 
 
-def test_whoever_makes_tls_answer_and_does_not_read_is_let_go(caplog: LogCaptureFixture) -> None:
+def test_whoever_makes_tls_answer_and_does_not_read_is_let_go(
+    kernel: Kernel, caplog: LogCaptureFixture
+) -> None:
     """As by orders to change keys."""
     caplog.set_level("INFO")
     server, changer = support.tls_room(), KeyChanger()
     peer = server.meet()
-    while not server.room.members:
-        data = changer.shake_hands()
-        if data:
-            peer.send(data)
-        if data or changer.is_ready():
-            server.turn()
-        if not changer.is_ready():
-            changer.feed(peer.sock.recv(1 << 16))
-    (conn,) = server.room.members
+    (conn,) = server.membership.newcomers
     assert isinstance(conn, chat_server.TLSConnection)
-    conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-    peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    peer.sock.setblocking(False)
-    orders = memoryview(b"")
-    for _ in range(2000):
-        if conn not in server.room.members:
-            break
-        orders = orders or memoryview(changer.change_keys(500, answered=True))
-        with suppress(BlockingIOError, ConnectionError):
-            orders = orders[peer.sock.send(orders) :]
+    while not changer.is_ready():
+        support.reach(conn, peer, changer.shake_hands())
+        server.turn()
+        changer.feed(peer.available())
+    kernel.room = 0
+    while conn in server.room.members:
+        support.reach(conn, peer, changer.change_keys(50, answered=True))
         server.turn()
         assert len(conn.unsent) <= MAX_UNSENT
     assert "makes TLS answer, and does not read the answers" in caplog.text
