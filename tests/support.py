@@ -2,6 +2,7 @@
 
 Server, patched                   one of the servers as a process, which others dial and join
 checked_server, Inside, tls_room  a room that doesn't run, whose invariants are checked
+StoppedClock, Kernel, reach       its time, what takes what it sends, what it can read
 client, finish, patched_client    a command in pipes, until it ends
 FakeConsole, unconnected          the client without a terminal, or without a connection
 Peer, Listener, welcome           the other end of a connection; a server that a test plays
@@ -98,7 +99,7 @@ def allow_many_descriptors() -> None:
 
 
 def eventually(condition: Callable[[], Any], what: str = "") -> Any:
-    """Waits until the condition is true and returns its value."""
+    """Waits until the condition is true, and returns its value."""
     deadline = time.monotonic() + DEADLINE
     while not (value := condition()):
         assert time.monotonic() < deadline, f"did not happen: {what or condition}"
@@ -140,15 +141,12 @@ class Server:
             if stderr is not None:
                 wait_until_listening(self.port)
             else:
-                self.port = self.port_in_log(r"listening on .*?:(\d+)[ ;]")
+                self.port = int(self.wait_for_log(r"listening on .*?:(\d+)[ ;]")[1])
             if web:
-                self.web_port = self.port_in_log(r"in a browser: https?://.*:(\d+)/")
+                self.web_port = int(self.wait_for_log(r"in a browser: https?://.*:(\d+)/")[1])
         except AssertionError:
             self.kill()
             raise
-
-    def port_in_log(self, pattern: str) -> int:
-        return int(self.wait_for_log(pattern).group(1))
 
     def log(self) -> str:
         return self.log_file.read_text()
@@ -167,11 +165,7 @@ class Server:
         return cast("re.Match[str]", eventually(look, f"{pattern} in the log"))
 
     def dial(
-        self,
-        host: str = "127.0.0.1",
-        receive_buffer: int = 0,
-        source: str = "",
-        web: bool | None = None,
+        self, host: str = "127.0.0.1", receive_buffer: int = 0, source: str = "", web: Any = None
     ) -> Any:
         """Returns a socket that is connected, from a source address if one is given, through TLS if
         the server speaks it, and as a browser's WebSocket if the members, or this one, are to have
@@ -675,11 +669,7 @@ class Terminal:
     environment has that ours hasn't."""
 
     def __init__(
-        self,
-        *command: str,
-        size: tuple[int, int] = (24, 80),
-        env: Mapping[str, str] = XTERM,
-        **popen: Any,
+        self, *command: str, size: Any = (24, 80), env: Mapping[str, str] = XTERM, **popen: Any
     ) -> None:
         pty = pytest.importorskip("pty")
         self.master, slave = pty.openpty()
