@@ -437,8 +437,7 @@ def hall() -> Hall:
         *(f"{mark}Ann: I quit" for mark in "\u0301\u20dd\u11a8\u1160\ud7b0\u0903\u200b\ufe0f"),
         *(f"{mark}* Ann left" for mark in "\u0301\u20dd\u11a8\u1160\ud7b0\u0903\u200b\ufe0f"),
         *("\u0301\u11a8\u0301Ann: hi", " \u0301 \u0301Ann: hi", "* \u3164Ann left"),
-        pytest.param("\u0301" * 1000 + "Ann: hi", id="long"),
-        pytest.param("\u02d0\u2800" * 1000 + "Ann: hi", id="longer"),
+        *("\u0301" * 1000 + "Ann: hi", "\u02d0\u2800" * 1000 + "Ann: hi"),
         *("An\u11a8n: hi", "A\u0304nn: hi", "A\u200cnn: hi", "A\u180bnn\u3164: hi"),
         # what may look like an asterisk and a blank; a colon, see below
         *(f" {asterisk}\u2800Ann left" for asterisk in ASTERISKS),
@@ -453,14 +452,13 @@ def hall() -> Hall:
         *("\u0627\u0654\u062d\u0645\u062f: hi", "\u0627\u062d\u0645\u062f: hi"),
         *("\u0928\u093c\u0930: hi", "\u0b92\u0bd7: hi", "\u1025\u102e: hi", "\u304b\u3099: hi"),
         *("\u2e9f: hi", "\u03b1\u03b9: hi", "\u03b1\u0345: hi", "\u0386\u0345: hi", "\u20a8: hi"),
-        "a\uff3fb: hi",
-        pytest.param("\u1112\u1161\u11ab" * 32 + ": hi", id="syllables"),
-        pytest.param("\u00df" * 20 + "\u2236 hi", id="sharp s"),
+        *("a\uff3fb: hi", "\u1112\u1161\u11ab" * 32 + ": hi", "\u00df" * 20 + "\u2236 hi"),
         # what looks private, with a name that nobody has
         *("Joe (private): hi", "Joe\u00a0(private): hi", "Joe\u200b (private): hi"),
         *("Joe (private)\u200b: hi", "Joe (priv\u00adate): hi", "Joe (private) : hi"),
         *("Joe (private)\uff1a hi", "Joe (private)\ua789 hi", "Joe \uff08private\uff09: hi"),
     ],
+    ids=lambda line: ascii(line[:20]),
 )
 def test_nobody_passes_for_another_or_for_the_room(hall: Hall, line: str) -> None:
     one, two = hall.join(), hall.join()
@@ -522,11 +520,8 @@ def test_combined_tricks(hall: Hall) -> None:
         *("> Ann: I quit", "I saw Ann: \u2026", "Ann (she is 5) says hi", "Ann, hi \U0001f600"),
         *("\u00e9t\u00e9: oui", "\u2217bold\u2217", "*\u00e9*", "\u2018Ann: hi\u2019"),
         *("\U0001f600 hi", "\U0001f600\U0001f600: hi", "\u2764\ufe0f hi"),
-        "1\ufe0f\u20e3 one: \u2022",
-        *("\u2022 item", "\u2014 so?", "\u00ab Oui \u00bb: non", "\u00a1Hola!"),
-        pytest.param("\u250c\u2500\u2500\u2510" * 200, id="box"),
-        pytest.param("\u2705 " * 1000, id="long"),
-        pytest.param("a\u0301" * 1000, id="accents"),
+        *("\u2022 item", "\u2014 so?", "\u00ab Oui \u00bb: non", "\u00a1Hola!", "1\ufe0f\u20e3 one: \u2022"),
+        *("\u250c\u2500\u2500\u2510" * 200, "\u2705 " * 1000, "a\u0301" * 1000),
         "\u0421\u043c\u043e\u0442\u0440\u0438 README: \u0442\u0430\u043c",
         *("\u1112\u1161\u11ab: decomposed", "e\u0301: decomposed too"),
         "\u0928\u092e\u0938\u094d\u0924\u0947: \u0926\u0941\u0928\u093f\u092f\u093e",
@@ -536,6 +531,7 @@ def test_combined_tricks(hall: Hall) -> None:
         "\u0633\u0644\u0627\u0645: \u0645\u06cc\u200c\u0631\u0648\u0645",
         "\u0e2a\u0e27\u0e31\u0e2a\u0e14\u0e35: \u0e04\u0e23\u0e31\u0e1a",
     ],
+    ids=lambda line: ascii(line[:20]),
 )
 def test_other_lines_are_relayed_byte_for_byte(hall: Hall, line: str) -> None:
     one, two = hall.join(), hall.join()
@@ -543,18 +539,12 @@ def test_other_lines_are_relayed_byte_for_byte(hall: Hall, line: str) -> None:
     assert hall.heard(two) == [line]
 
 
-def test_nothing_turns_a_part_of_a_line_around(hall: Hall) -> None:
-    one, two = hall.join(), hall.join()
-    hall.say(one, "\u202e:nnA\nA\u202eih :nn\n\u202e\n")
-    assert hall.heard(two) == [":nnA", "Aih :nn"]
-
-
-@pytest.mark.parametrize("mark", ["\u061c", "\u200e", "\u200f"])
+@pytest.mark.parametrize("mark", ["\u061c", "\u200e", "\u200f", "\u202e"])
 def test_no_mark_makes_it_look_as_if_somebody_else_had_said_it(hall: Hall, mark: str) -> None:
     hall.join("12")
     hall.join("\u05d0\u05d1")
     one, two = hall.join(), hall.join()
-    hall.say(one, f"{mark} :12{mark}hi\n")  # seen as "12: hi" behind some marks
+    hall.say(one, f"{mark}\n{mark} :12{mark}hi\n")  # seen as "12: hi" behind some marks
     hall.say(one, mark.join("\u05d2 :\u05d1\u05d0") + "\n")  # and this as its reverse
     assert hall.heard(two) == [" :12hi", "\u05d2 :\u05d1\u05d0"]
 

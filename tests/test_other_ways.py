@@ -198,35 +198,25 @@ def test_payload_of_any_size(size: int, header: bytes) -> None:
 
 UNMASKED = b"\x81\x03abc"
 ZEROS = b"\0\0\0\0"  # a mask that changes nothing
-NOT_UTF_8 = "sends text that is not UTF-8"
+EMPTY = b"\x80" + ZEROS  # what follows on the first byte of a frame with nothing in it
+EXTENSION, NOT_UTF_8 = "uses an extension", "sends text that is not UTF-8"
+NO_CODES = (0, 999, 1004, 1005, 1006, 1015, 1016, 2000, 2999, 5000, 65535)
 FAULTS = {
     "no mask": (UNMASKED, 1002, "sends a frame without a mask"),
     "no mask, ping": (b"\x89\x00", 1002, "sends a frame without a mask"),
-    **{
-        f"RSV {bit:#x}": (bytes([0x81 | bit]) + b"\x80" + ZEROS, 1002, "uses an extension")
-        for bit in (0x40, 0x20, 0x10)
-    },
-    **{
-        f"opcode {opcode}": (masked(opcode, b""), 1002, "uses an extension")
-        for opcode in (3, 4, 5, 6, 7, 11, 12, 13, 14, 15)
-    },
+    **{f"RSV {bit:#x}": (bytes([0x81 | bit]) + EMPTY, 1002, EXTENSION) for bit in (64, 32, 16)},
+    **{f"opcode {n}": (masked(n, b""), 1002, EXTENSION) for n in (*range(3, 8), *range(11, 16))},
     "2 ** 63 bytes": (b"\x81\xff" + (1 << 63).to_bytes(8, "big") + ZEROS, 1002, "longer than any"),
     "ping of 126": (masked(PING, b"x" * 126), 1002, "too long"),
     "close of 65536": (b"\x88\xff" + (1 << 16).to_bytes(8, "big"), 1002, "too long"),
-    **{
-        f"fragment of {opcode}": (masked(opcode, b"", False), 1002, "a control frame in fragments")
-        for opcode in (CLOSE, PING, PONG)
-    },
+    **{f"part {n}": (masked(n, b"", False), 1002, "in fragments") for n in (CLOSE, PING, PONG)},
     "continuation": (masked(CONTINUATION, b"x"), 1002, "goes on with none"),
     "first continuation": (masked(CONTINUATION, b"x", False), 1002, "goes on with none"),
     "text in another": (masked(TEXT, b"x", False) + masked(TEXT, b"y"), 1002, "in another"),
     "binary": (masked(BINARY, b"x"), 1003, "sends binary frames"),
     "binary fragment": (masked(BINARY, b"", False), 1003, "sends binary frames"),
     "close of 1 byte": (masked(CLOSE, b"\x03"), 1002, "a close code that does not exist"),
-    **{
-        f"close {code}": (masked(CLOSE, code.to_bytes(2, "big")), 1002, "a close code")
-        for code in (0, 999, 1004, 1005, 1006, 1015, 1016, 2000, 2999, 5000, 65535)
-    },
+    **{f"close {n}": (masked(CLOSE, n.to_bytes(2, "big")), 1002, "a close code") for n in NO_CODES},
     "reason": (masked(CLOSE, b"\x03\xe8\xff"), 1007, "gives a reason that is not UTF-8"),
     "half a reason": (masked(CLOSE, b"\x03\xe8\xc3"), 1007, "gives a reason that is not UTF-8"),
     "bad text": (masked(TEXT, b"\xff") + UNMASKED, 1007, NOT_UTF_8),
