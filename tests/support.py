@@ -62,9 +62,6 @@ NOT_IN_MINIMAL = ["bz2", "fcntl", "getpass", "hmac", "readline", "resource", "te
 NO_MORE = dict.fromkeys(("NO_COLOR", "TMUX", "VTE_VERSION", "XTERM_VERSION", "TERM_PROGRAM"), "")
 XTERM = {**os.environ, "TERM": "xterm-256color", **NO_MORE}
 
-# For tests that run over each kind of connection; see the fixture `start`.
-every_kind = pytest.mark.parametrize("start", ["plain", "tls", "web"], indirect=True)
-
 
 def path_of(script: str, python: str = sys.executable) -> str:
     """Returns the path of a script for a Python: compiled, if we run on the same."""

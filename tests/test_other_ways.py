@@ -116,13 +116,11 @@ class Heard:
         self.answers: list[bytes] = []
 
     def take(self, data: bytes) -> None:
-        text, answer = self.socket.sift(data)
-        self.lines += self.socket.feed(text)
-        if answer:
-            self.answers.append(answer)
         kept = self.socket
-        assert len(kept.held) <= 6 + 125
-        assert len(kept.tail) <= 3
+        text, answer = kept.sift(data)
+        self.lines += kept.feed(text)
+        self.answers += [answer] if answer else []
+        assert len(kept.held) <= 6 + 125 and len(kept.tail) <= 3
         assert len(kept.partial) <= kept.max_line
 
     def end(self) -> tuple[bool, int]:

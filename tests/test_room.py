@@ -177,16 +177,6 @@ def test_the_text_that_goes_out_counts(name: str) -> None:
 # Who gets what of a turn
 
 
-def test_each_gets_what_others_said_in_the_same_order_and_answers_in_place(hall: Hall) -> None:
-    one, two, three = hall.join(), hall.join("Two"), hall.join()
-    hall.say(two, "Two: a\n")
-    hall.say(one, "b\n/who\nc\n")
-    hall.say(two, "Two: d\n")
-    assert hall.heard(one) == ["Two: a", "* here: Two and 2 unnamed", "Two: d"]
-    assert hall.heard(two) == ["b", "c"]
-    assert hall.heard(three) == ["Two: a", "b", "c", "Two: d"]
-
-
 @pytest.mark.parametrize("count", [0, 3])
 def test_newcomers_get_the_welcome_then_the_history_and_nothing_else_of_before(count: int) -> None:
     hall = Hall(history=count)
@@ -197,15 +187,6 @@ def test_newcomers_get_the_welcome_then_the_history_and_nothing_else_of_before(c
     hall.say(one, "Jim: 5\n")
     known = ["John: 2", "John: 3", "John: 4"] if count else []
     assert hall.heard(newcomer) == [chat_server.WELCOME, *known, "Jim: 5"]
-
-
-def test_whoever_leaves_gets_what_was_said_before_in_the_same_turn(hall: Hall) -> None:
-    one, two = hall.join(), hall.join("Two")
-    hall.say(one, "before\n")
-    hall.room.leave(two)
-    hall.say(one, "after\n")
-    assert hall.heard(two) == ["before"]
-    assert hall.heard(one) == ["* Two left"]
 
 
 def test_all_share_a_text_and_whoever_has_got_its_part_leaves_nothing_behind(hall: Hall) -> None:
