@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -33,31 +34,29 @@ def forget_where_we_were_started() -> None:
 
 forget_where_we_were_started()
 
-from support import PASSWORD, Listener, Server, Start, Terminal, allow_many_descriptors
+from support import PASSWORD, Kernel, Listener, Run, Server, Start, Terminal, allow_many_descriptors
 from workers import pytest_runtestloop  # noqa: F401
 
 allow_many_descriptors()
 
 
 @pytest.fixture
-def start(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Start]:
+def start(tmp_path: Path, request: pytest.FixtureRequest) -> Start:
     """start("chat_server.py", "--history", "3") returns a running Server; stopped after the test.
 
     A test that is parametrized with it decides by "plain", "tls", "web" or "tls web" what its
     servers speak with those who join.
     """
-    servers: list[Server] = []
+    logs = (tmp_path / f"log{number}" for number in count())
     kind = getattr(request, "param", "plain")
 
     def start_server(script: str, *options: str, **more: Any) -> Server:
-        more.setdefault("tls", "tls" in kind)
-        more.setdefault("web", "web" in kind)
-        servers.append(Server(script, *options, log=tmp_path / f"log{len(servers)}", **more))
-        return servers[-1]
+        kinds = {"tls": "tls" in kind, "web": "web" in kind}
+        server = Server(script, *options, log=next(logs), **{**kinds, **more})
+        request.addfinalizer(server.kill)
+        return server
 
-    yield start_server
-    for server in servers:
-        server.kill()
+    return start_server
 
 
 @pytest.fixture
@@ -85,14 +84,17 @@ def listener() -> Iterator[Listener]:
 
 
 @pytest.fixture
-def terminal() -> Iterator[Callable[..., Terminal]]:
+def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
+    return Kernel(monkeypatch)
+
+
+@pytest.fixture
+def terminal(request: pytest.FixtureRequest) -> Run:
     """terminal("python", "x.py") runs a command in a pseudo-terminal until the test ends."""
-    terminals: list[Terminal] = []
 
     def run(*command: str, **more: Any) -> Terminal:
-        terminals.append(Terminal(*command, **more))
-        return terminals[-1]
+        one = Terminal(*command, **more)
+        request.addfinalizer(one.kill)
+        return one
 
-    yield run
-    for one in terminals:
-        one.kill()
+    return run

@@ -2,6 +2,7 @@
 
 Server, patched                   one of the servers as a process, which others dial and join
 checked_server, Inside, tls_room  a room that doesn't run, whose invariants are checked
+StoppedClock, Kernel, reach       its time, what takes what it sends, what it can read
 client, finish, patched_client    a command in pipes, until it ends
 FakeConsole, unconnected          the client without a terminal, or without a connection
 Peer, Listener, welcome           the other end of a connection; a server that a test plays
@@ -61,9 +62,6 @@ NOT_IN_MINIMAL = ["bz2", "fcntl", "getpass", "hmac", "readline", "resource", "te
 NO_MORE = dict.fromkeys(("NO_COLOR", "TMUX", "VTE_VERSION", "XTERM_VERSION", "TERM_PROGRAM"), "")
 XTERM = {**os.environ, "TERM": "xterm-256color", **NO_MORE}
 
-# For tests that run over each kind of connection; see the fixture `start`.
-every_kind = pytest.mark.parametrize("start", ["plain", "tls", "web"], indirect=True)
-
 
 def path_of(script: str, python: str = sys.executable) -> str:
     """Returns the path of a script for a Python: compiled, if we run on the same."""
@@ -98,7 +96,7 @@ def allow_many_descriptors() -> None:
 
 
 def eventually(condition: Callable[[], Any], what: str = "") -> Any:
-    """Waits until the condition is true and returns its value."""
+    """Waits until the condition is true, and returns its value."""
     deadline = time.monotonic() + DEADLINE
     while not (value := condition()):
         assert time.monotonic() < deadline, f"did not happen: {what or condition}"
@@ -140,15 +138,12 @@ class Server:
             if stderr is not None:
                 wait_until_listening(self.port)
             else:
-                self.port = self.port_in_log(r"listening on .*?:(\d+)[ ;]")
+                self.port = int(self.wait_for_log(r"listening on .*?:(\d+)[ ;]")[1])
             if web:
-                self.web_port = self.port_in_log(r"in a browser: https?://.*:(\d+)/")
+                self.web_port = int(self.wait_for_log(r"in a browser: https?://.*:(\d+)/")[1])
         except AssertionError:
             self.kill()
             raise
-
-    def port_in_log(self, pattern: str) -> int:
-        return int(self.wait_for_log(pattern).group(1))
 
     def log(self) -> str:
         return self.log_file.read_text()
@@ -167,11 +162,7 @@ class Server:
         return cast("re.Match[str]", eventually(look, f"{pattern} in the log"))
 
     def dial(
-        self,
-        host: str = "127.0.0.1",
-        receive_buffer: int = 0,
-        source: str = "",
-        web: bool | None = None,
+        self, host: str = "127.0.0.1", receive_buffer: int = 0, source: str = "", web: Any = None
     ) -> Any:
         """Returns a socket that is connected, from a source address if one is given, through TLS if
         the server speaks it, and as a browser's WebSocket if the members, or this one, are to have
@@ -365,6 +356,21 @@ class StoppedClock:
         clock.monotonic = lambda: self.now
 
 
+class Kernel:
+    """What takes the bytes that are sent to peers: as many as there is room for, and then none."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.room = math.inf
+        send = Connection.send
+
+        def send_some(conn: Connection, data: bytes) -> int:
+            taken = send(conn, data[: int(min(self.room, len(data)))]) if self.room else 0
+            self.room -= taken
+            return taken
+
+        monkeypatch.setattr(Connection, "send", send_some)
+
+
 def pair() -> tuple[socket.socket, Peer]:
     """Returns the two ends of a connection: the server's, and the peer's."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -372,6 +378,12 @@ def pair() -> tuple[socket.socket, Peer]:
         ours, _ = listener.accept()
     ours.setblocking(False)
     return ours, Peer(theirs)
+
+
+def reach(conn: Connection, peer: Peer, said: bytes | str = b"") -> None:
+    """What a peer says, or else the end of its stream, reaches its connection, but isn't read yet."""
+    peer.send(said) if said else peer.half_close()
+    select.select([conn.sock], [], [], DEADLINE)
 
 
 class Inside:
@@ -654,11 +666,7 @@ class Terminal:
     environment has that ours hasn't."""
 
     def __init__(
-        self,
-        *command: str,
-        size: tuple[int, int] = (24, 80),
-        env: Mapping[str, str] = XTERM,
-        **popen: Any,
+        self, *command: str, size: Any = (24, 80), env: Mapping[str, str] = XTERM, **popen: Any
     ) -> None:
         pty = pytest.importorskip("pty")
         self.master, slave = pty.openpty()
@@ -805,8 +813,6 @@ class Screen:
         row = self.rows[self.y].ljust(self.x)
         self.rows[self.y] = row[: self.x] + char + row[self.x + 1 :]
         self.x += 1
-
-
 
 
 def modes(window: Terminal) -> list[Any]:

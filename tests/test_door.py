@@ -8,7 +8,6 @@ import math
 import os
 import random
 import re
-import select
 import socket
 import time
 import unicodedata
@@ -21,22 +20,9 @@ from typing import Any
 from unittest import mock
 
 import pytest
+import support
 from pytest import LogCaptureFixture, MonkeyPatch
-from support import (
-    DEADLINE,
-    PASSWORD,
-    WELCOME,
-    Inside,
-    Peer,
-    Server,
-    Start,
-    StoppedClock,
-    checked_server,
-    eventually,
-    every_kind,
-    patched,
-    tls_room,
-)
+from support import PASSWORD, WELCOME, Inside, Peer, Server, Start, StoppedClock, checked_server
 from test_room import ASTERISKS, COLONS, TAKEN, Hall
 
 import chat_client
@@ -54,19 +40,14 @@ def operators(tmp_path: Path) -> list[str]:
     return ["--operator-file", str(tmp_path / "operators")]
 
 
-@pytest.fixture
-def closed(start: Start, password: list[str]) -> Server:
-    return start("chat_server.py", *password)
-
-
 def knock(room: Server, source: str = "") -> Peer:
     peer = room.connect(source=source)
     peer.expect("* password?\n")
     return peer
 
 
-def get_in(room: Server, source: str = "") -> Peer:
-    peer = knock(room, source)
+def get_in(room: Server) -> Peer:
+    peer = knock(room)
     peer.send(f"{PASSWORD}\r\n")
     peer.expect(WELCOME)
     return peer
@@ -75,23 +56,12 @@ def get_in(room: Server, source: str = "") -> Peer:
 # The password
 
 
-@every_kind
-def test_whoever_knows_the_password_is_a_member_and_what_follows_it_counts(closed: Server) -> None:
-    ann, bob = get_in(closed), closed.connect()
-    bob.send(f"{PASSWORD}\n{'x' * 9000}\n/name Bob\nBob: hi\nBob: unfin")
-    ann.expect("* Bob joined\n", "Bob: hi\n")
-    bob.send("ished\n")
-    ann.expect("Bob: unfinished\n")
-    bob.expect("* password?\n", WELCOME, "* too long: a line has at most 8192 bytes\n")
-    bob.expect("* you are Bob\n")
-
-
 def test_a_stranger_has_one_try_hears_nothing_and_counts_for_nobody(
     start: Start, tmp_path: Path, password: list[str]
 ) -> None:
     """A wrong password is answered after a tenth of a second here, not a second."""
     patch = "chat_server.WRONG_TIME, chat_server.TRIES_AHEAD, chat_server.TICK = 0.1, 0.3, 0.1"
-    room = patched(start, tmp_path, patch, *password)
+    room = support.patched(start, tmp_path, patch, *password)
     member = get_in(room)
     guesses = ["wrong", "", PASSWORD.upper(), f" {PASSWORD}", "x" * 10_000]
     guesses += [f"{PASSWORD}x", f"{PASSWORD} ", f"{PASSWORD} {PASSWORD}"]
@@ -110,8 +80,8 @@ def test_a_stranger_has_one_try_hears_nothing_and_counts_for_nobody(
 @pytest.mark.parametrize(
     "make, said, seconds, heard",
     [
-        (tls_room, b"", chat_server.HELLO_TIME, b"* this room speaks TLS; use --tls\n"),
-        (tls_room, b"\x16\x03\x01", chat_server.HANDSHAKE_TIME, b""),
+        (support.tls_room, b"", chat_server.HELLO_TIME, b"* this room speaks TLS; use --tls\n"),
+        (support.tls_room, b"\x16\x03\x01", chat_server.HANDSHAKE_TIME, b""),
         (checked_server, b"sec", chat_server.DOOR_TIME, b"* password?\n"),
         (checked_server, b"guess\n", chat_server.WRONG_TIME, b"* password?\n* wrong password\n"),
     ],
@@ -133,13 +103,14 @@ def test_nobody_is_at_the_door_for_long(
     assert peer.rest() == heard
 
 
-def test_a_crowd_at_the_door_disturbs_nobody_and_another_host_gets_in(closed: Server) -> None:
-    ann, bob = get_in(closed), get_in(closed)
-    crowd = [knock(closed, source="127.0.0.2") for _ in range(100)]
-    assert closed.connect(source="127.0.0.2").rest() == b"* the room is full\n"
-    late = knock(closed)  # from a host that has no place there
+def test_a_crowd_at_the_door_disturbs_nobody_else(start: Start, password: list[str]) -> None:
+    room = start("chat_server.py", *password)
+    ann, bob = get_in(room), get_in(room)
+    crowd = [knock(room, source="127.0.0.2") for _ in range(100)]
+    assert room.connect(source="127.0.0.2").rest() == b"* the room is full\n"
+    late = knock(room)  # from a host that has no place there
     assert crowd[-1].rest() == b"", "it came last, of the host that has most"
-    closed.wait_for_log("had to make room at the door")
+    room.wait_for_log("had to make room at the door")
     ann.send("hi\n")
     bob.expect("hi\n")
     for one in (crowd[0], late):
@@ -147,24 +118,22 @@ def test_a_crowd_at_the_door_disturbs_nobody_and_another_host_gets_in(closed: Se
         one.expect(WELCOME)
 
 
-def test_a_full_door_is_full_only_for_those_who_have_to_wait_there(
-    start: Start, tmp_path: Path
-) -> None:
+def test_a_full_door_is_full_only_for_who_has_to_wait_there(start: Start, tmp_path: Path) -> None:
     """A hundred hosts have one idle connection each: after a while the oldest makes room."""
     patch = "chat_server.HELLO_TIME, chat_server.DOOR_TIME = 0.3, 1000.0"
-    room = patched(start, tmp_path, patch, web=True)
+    room = support.patched(start, tmp_path, patch, web=True)
     address = ("127.0.0.1", room.web_port)
     sources = [(f"127.0.3.{number}", 0) for number in range(1, 101)]
-    crowd = [Peer(socket.create_connection(address, DEADLINE, one)) for one in sources]
+    crowd = [Peer(socket.create_connection(address, support.DEADLINE, one)) for one in sources]
     room.join("Ann", web=False)
 
     def gets_the_page() -> bool:
-        with suppress(OSError), socket.create_connection(address, DEADLINE) as sock:
+        with suppress(OSError), socket.create_connection(address, support.DEADLINE) as sock:
             sock.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
             return b" 200 OK" in sock.recv(1000)
         return False
 
-    eventually(gets_the_page)
+    support.eventually(gets_the_page)
     assert crowd[0].rest() == b""
 
 
@@ -195,19 +164,15 @@ def test_the_log_warns_of_a_password_in_the_clear(
         (b"\x30\x82\x01\x0a\x02", "there is no password in"),  # such as a key in another format
     ],
 )
-def test_password_files(
-    tmp_path: Path, module: Any, content: bytes | None, given: bytes | str
-) -> None:
+def test_password_files(tmp_path: Path, module: Any, content: Any, given: bytes | str) -> None:
     file = tmp_path / "password"
     if content is not None:
         file.write_bytes(content)
     if isinstance(given, bytes):
         assert module.read_password(str(file)) == given
         return
-    with pytest.raises(module.Failure) as failure:
+    with pytest.raises(module.Failure, match=rf"\A{given} {file}.*\Z"):
         module.read_password(str(file))
-    assert str(failure.value).startswith(f"{given} {file}")
-    assert "\n" not in str(failure.value)
 
 
 def test_passwords_fit_a_line_and_the_operators_is_as_it_is_heard_in_one(
@@ -227,35 +192,12 @@ def test_passwords_fit_a_line_and_the_operators_is_as_it_is_heard_in_one(
 # Operators remove somebody
 
 
-def test_an_operator_removes_somebody_whose_host_and_name_are_kept_out(
-    start: Start, operators: list[str], password: list[str]
-) -> None:
-    room = start("chat_server.py", *operators, *password)
-    ann, bob, second, carol = (get_in(room, f"127.0.0.{host}") for host in (1, 2, 2, 3))
-    at_door, other = knock(room, "127.0.0.2"), knock(room, "127.0.0.4")
-    bob.send("/name Bob\n")
-    ann.expect("* Bob joined\n")
-    ann.send(f"/op {OPERATORS}\n/name Ann\nbye\n/kick BOB\n")
-    ann.expect("* you are an operator\n", "* you are Ann\n", "* Bob was removed\n")
-    bob.expect("* you are Bob\n", "* Ann joined\n", "Ann: bye\n", REMOVED)
-    assert bob.rest() == b""
-    for one in (second, carol):
-        one.expect("* Bob joined\n", "* Ann joined\n", "Ann: bye\n", "* Bob was removed\n")
-    room.wait_for_log(r"Bob at 127.0.0.2:\d+ was removed by Ann at 127.0.0.1:\d+, members: 3\n")
-    for peer in (at_door, *(room.connect(source="127.0.0.2") for _ in range(3))):
-        assert peer.rest().decode() == KEPT_OUT
-    carol.send("/name bob\n")
-    carol.expect("* bob is taken\n")
-    other.send(f"{PASSWORD}\nhi\n")
-    second.expect("hi\n")
-    second.send("still here\n")  # it was a member already
-    carol.expect("hi\n", "still here\n")
-
-
-def test_a_ban_that_is_over_keeps_out_neither_host_nor_name() -> None:
+def test_a_ban_that_is_over_keeps_out_neither_host_nor_name(caplog: LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     room = Staffed()
     clock = StoppedClock(room.server.clock)
     room.hear(0, "/kick N1\n")
+    assert "N1 at peer was removed by N0 at peer, members: 1" in caplog.messages
     clock.now += chat_server.BAN_TIME
     room.rejoin(1)  # from the same host
     room.hear(1, "/name N1\n")
@@ -287,7 +229,7 @@ def test_where_somebody_is_kept_out_whose_name_is_anyway(
     with pytest.raises(Dismissed) if kept_out else nullcontext():
         room.server.door.check_host(room.conns[2])
     room.hear(2, "/name n1\n")
-    room.peers[2].expect("* N1 was removed\n", "* n1 is taken\n")
+    room.peers[2].expect("* N1 was removed\n", "* n1 is taken\n")  # it was a member already
 
 
 def test_whoever_is_unnamed_is_removed_by_its_address(start: Start, operators: list[str]) -> None:
@@ -332,10 +274,8 @@ class Staffed(Inside):
 
     def hear(self, number: int, text: str, more: tuple[Connection, ...] = ()) -> None:
         """The room hears what one says, in one turn with what others have said, and delivers."""
-        conn = self.conns[number]
-        self.peers[number].send(text)
-        select.select([conn.sock], [], [], DEADLINE)
-        self.server.read_all({conn, *more})
+        support.reach(self.conns[number], self.peers[number], text)
+        self.server.read_all({self.conns[number], *more})
         self.server.deliver(self.server.room.take_batch())
 
 
@@ -393,8 +333,7 @@ def test_whoever_is_removed_gets_everything_although_it(how: str) -> None:
         assert conn in room.server.membership.leaving, "it has yet to close itself"
     else:
         conn.cost = 9999  # so that it is read after the operator
-        peer.half_close()
-        select.select([conn.sock], [], [], DEADLINE)
+        support.reach(conn, peer)
         room.hear(0, "N0: bye\n/kick N1\n", more=(conn,))
     peer.expect("N0: bye\n", REMOVED)
     assert peer.rest() == b""
@@ -483,8 +422,7 @@ def hall() -> Hall:
         *(f"{mark}Ann: I quit" for mark in "\u0301\u20dd\u11a8\u1160\ud7b0\u0903\u200b\ufe0f"),
         *(f"{mark}* Ann left" for mark in "\u0301\u20dd\u11a8\u1160\ud7b0\u0903\u200b\ufe0f"),
         *("\u0301\u11a8\u0301Ann: hi", " \u0301 \u0301Ann: hi", "* \u3164Ann left"),
-        pytest.param("\u0301" * 1000 + "Ann: hi", id="long"),
-        pytest.param("\u02d0\u2800" * 1000 + "Ann: hi", id="longer"),
+        *("\u0301" * 1000 + "Ann: hi", "\u02d0\u2800" * 1000 + "Ann: hi"),
         *("An\u11a8n: hi", "A\u0304nn: hi", "A\u200cnn: hi", "A\u180bnn\u3164: hi"),
         # what may look like an asterisk and a blank; a colon, see below
         *(f" {asterisk}\u2800Ann left" for asterisk in ASTERISKS),
@@ -499,14 +437,13 @@ def hall() -> Hall:
         *("\u0627\u0654\u062d\u0645\u062f: hi", "\u0627\u062d\u0645\u062f: hi"),
         *("\u0928\u093c\u0930: hi", "\u0b92\u0bd7: hi", "\u1025\u102e: hi", "\u304b\u3099: hi"),
         *("\u2e9f: hi", "\u03b1\u03b9: hi", "\u03b1\u0345: hi", "\u0386\u0345: hi", "\u20a8: hi"),
-        "a\uff3fb: hi",
-        pytest.param("\u1112\u1161\u11ab" * 32 + ": hi", id="syllables"),
-        pytest.param("\u00df" * 20 + "\u2236 hi", id="sharp s"),
+        *("a\uff3fb: hi", "\u1112\u1161\u11ab" * 32 + ": hi", "\u00df" * 20 + "\u2236 hi"),
         # what looks private, with a name that nobody has
         *("Joe (private): hi", "Joe\u00a0(private): hi", "Joe\u200b (private): hi"),
         *("Joe (private)\u200b: hi", "Joe (priv\u00adate): hi", "Joe (private) : hi"),
         *("Joe (private)\uff1a hi", "Joe (private)\ua789 hi", "Joe \uff08private\uff09: hi"),
     ],
+    ids=lambda line: ascii(line[:20]),
 )
 def test_nobody_passes_for_another_or_for_the_room(hall: Hall, line: str) -> None:
     one, two = hall.join(), hall.join()
@@ -568,13 +505,10 @@ def test_combined_tricks(hall: Hall) -> None:
         *("> Ann: I quit", "I saw Ann: \u2026", "Ann (she is 5) says hi", "Ann, hi \U0001f600"),
         *("\u00e9t\u00e9: oui", "\u2217bold\u2217", "*\u00e9*", "\u2018Ann: hi\u2019"),
         *("\U0001f600 hi", "\U0001f600\U0001f600: hi", "\u2764\ufe0f hi"),
-        "1\ufe0f\u20e3 one: \u2022",
         *("\u2022 item", "\u2014 so?", "\u00ab Oui \u00bb: non", "\u00a1Hola!"),
-        pytest.param("\u250c\u2500\u2500\u2510" * 200, id="box"),
-        pytest.param("\u2705 " * 1000, id="long"),
-        pytest.param("a\u0301" * 1000, id="accents"),
+        *("\u250c\u2500\u2500\u2510" * 200, "\u2705 " * 1000, "a\u0301" * 1000),
         "\u0421\u043c\u043e\u0442\u0440\u0438 README: \u0442\u0430\u043c",
-        *("\u1112\u1161\u11ab: decomposed", "e\u0301: decomposed too"),
+        *("\u1112\u1161\u11ab: decomposed", "e\u0301: decomposed too", "1\ufe0f\u20e3 one: \u2022"),
         "\u0928\u092e\u0938\u094d\u0924\u0947: \u0926\u0941\u0928\u093f\u092f\u093e",
         "\u092e\u0948\u0902 \u0920\u0940\u0915 \u0939\u0942\u0901\u0964",
         "\u4f60\u597d\uff1a\u4e16\u754c\u3002",
@@ -582,6 +516,7 @@ def test_combined_tricks(hall: Hall) -> None:
         "\u0633\u0644\u0627\u0645: \u0645\u06cc\u200c\u0631\u0648\u0645",
         "\u0e2a\u0e27\u0e31\u0e2a\u0e14\u0e35: \u0e04\u0e23\u0e31\u0e1a",
     ],
+    ids=lambda line: ascii(line[:20]),
 )
 def test_other_lines_are_relayed_byte_for_byte(hall: Hall, line: str) -> None:
     one, two = hall.join(), hall.join()
@@ -589,18 +524,12 @@ def test_other_lines_are_relayed_byte_for_byte(hall: Hall, line: str) -> None:
     assert hall.heard(two) == [line]
 
 
-def test_nothing_turns_a_part_of_a_line_around(hall: Hall) -> None:
-    one, two = hall.join(), hall.join()
-    hall.say(one, "\u202e:nnA\nA\u202eih :nn\n\u202e\n")
-    assert hall.heard(two) == [":nnA", "Aih :nn"]
-
-
-@pytest.mark.parametrize("mark", ["\u061c", "\u200e", "\u200f"])
+@pytest.mark.parametrize("mark", ["\u061c", "\u200e", "\u200f", "\u202e"])
 def test_no_mark_makes_it_look_as_if_somebody_else_had_said_it(hall: Hall, mark: str) -> None:
     hall.join("12")
     hall.join("\u05d0\u05d1")
     one, two = hall.join(), hall.join()
-    hall.say(one, f"{mark} :12{mark}hi\n")  # seen as "12: hi" behind some marks
+    hall.say(one, f"{mark}\n{mark} :12{mark}hi\n")  # seen as "12: hi" behind some marks
     hall.say(one, mark.join("\u05d2 :\u05d1\u05d0") + "\n")  # and this as its reverse
     assert hall.heard(two) == [" :12hi", "\u05d2 :\u05d1\u05d0"]
 
@@ -615,14 +544,6 @@ def test_nothing_looks_private_in_a_room_without_names_either() -> None:
 
 
 # No answer sets off another
-
-
-def test_a_line_like_the_rooms_is_explained_once(hall: Hall) -> None:
-    one, two = hall.join(), hall.join()
-    hall.say(one, "* a\n* b\n\u2217 c\nfine\n")
-    assert hall.heard(two) == ["fine"]
-    (answer,) = hall.heard(one)
-    assert answer.startswith("* only the room begins a line")
 
 
 @pytest.mark.parametrize("names", [[], ["Ann", "Bob"]])
@@ -663,31 +584,6 @@ def test_a_host_is_an_address_or_a_network_of_64_bits() -> None:
         assert host_of(f"[{host}]:7") == host_of(f"[{same}]:8") != host_of(f"[{other}]:7")
     assert host_of("192.0.2.1:7") == "192.0.2.1"
     assert host_of("somebody") == ""  # whose address is not known, on macOS
-
-
-def test_one_host_cannot_fill_the_room() -> None:
-    """Its newest has to go for whoever is from a host that has two fewer, or more than that; or
-    whoever from the newcomer's own host has been silent for long."""
-    server = checked_server(size=5)
-    clock = StoppedClock(server.clock)
-
-    def come(host: int, said: bytes = b"") -> Peer:
-        clock.now += 0.01
-        peer = server.meet(f"192.0.2.{host}:7")
-        peer.send(said)
-        server.turn(0)
-        return peer
-
-    crowd = [come(2, b"I am not silent\n") for _ in range(5)]
-    for _ in range(3):
-        assert come(2, b"/name Eve\n").rest() == b"* the room is full\n"
-    silent = [come(1) for _ in range(2)]
-    for lost in (crowd.pop(), crowd.pop()):
-        assert lost.rest().endswith(b"and your place goes to somebody else\n")
-    assert come(1).rest() == b"* the room is full\n"
-    clock.now += chat_server.SILENCE + 1
-    come(1).expect(WELCOME)
-    assert silent[0].rest().endswith(b"and your place goes to somebody else\n")
 
 
 def test_nobody_keeps_others_out_by_leaving(monkeypatch: MonkeyPatch) -> None:
@@ -737,8 +633,7 @@ class AtDoor:
 
     def say(self, data: bytes) -> Connection:
         """Says something, which the door hears; returns the connection."""
-        self.peer.send(data)
-        select.select([self.conn.sock], [], [], DEADLINE)
+        support.reach(self.conn, self.peer, data)
         self.door.serve([self.conn])
         return self.conn
 
@@ -812,21 +707,10 @@ def test_nobody_is_told_to_come_back_too_early(at_door: AtDoor) -> None:
         at_door.door.check_host(at_door.conn)
 
 
-def test_whoever_is_dismissed_is_read_to_its_end(at_door: AtDoor) -> None:
-    """A close before that would be a reset, which destroys what it is told."""
-    membership = at_door.server.membership
-    conn = at_door.say(b"guess\n")
-    at_door.peer.send(b"another guess\n")
-    membership.guard(at_door.door.go_on, conn, True)
-    at_door.server.deliver(membership.room.take_batch())
-    assert conn in membership.leaving and conn.reading
-    assert at_door.peer.rest() == b"* wrong password\n"
-
-
 def test_whoever_cannot_be_told_why_yet_is_let_go_at_once(caplog: LogCaptureFixture) -> None:
     """Before hands are shaken there is no way to tell it anything."""
     caplog.set_level("INFO")
-    server = tls_room()
+    server = support.tls_room()
     _peer = server.meet()
     (conn,) = server.membership.newcomers
     Dismissed("the room is full").see_to(server.membership, conn)
@@ -838,10 +722,8 @@ def test_the_door_takes_no_more_than_its_share_of_a_turn(monkeypatch: MonkeyPatc
     monkeypatch.setattr(chat_server, "DOOR_SHARE", -math.inf)  # which each step exceeds
     server = checked_server(password=b"secret")
     peers = [server.meet() for _ in range(3)]
-    for peer in peers:
-        peer.send("secret\n")
-    for conn in server.membership.newcomers:
-        select.select([conn.sock], [], [], DEADLINE)
+    for conn, peer in zip(server.membership.newcomers, peers):
+        support.reach(conn, peer, "secret\n")
     for turn in range(1, 4):
         server.turn()
         assert len(server.room.members) == turn

@@ -3,6 +3,7 @@ certificate."""
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import select
@@ -12,55 +13,22 @@ import socket
 import ssl
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import support
 from browser import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, masked
 from openssl import KeyChanger
-from support import (
-    CERTS,
-    DEADLINE,
-    MODULES,
-    WELCOME,
-    Listener,
-    Peer,
-    Server,
-    Terminal,
-    check_invariants,
-    client,
-    eventually,
-    finish,
-    needs,
-    pair,
-    patched_client,
-    tls_member,
-    tls_room,
-    trusting,
-)
+from pytest import LogCaptureFixture, MonkeyPatch
+from support import CERTS, DEADLINE, Kernel, Peer, Run, Server, Start, finish, needs, trusting
 
 import chat_client
 import chat_server
-from chat_server import (
-    HIGH_WATER,
-    MAX_LINE,
-    MAX_UNSENT,
-    SKIPPED,
-    TLS_PIECE,
-    Certificate,
-    Connection,
-    Dismissed,
-    Gone,
-    Site,
-    State,
-    Telnet,
-    TLSConnection,
-    WebSocket,
-    typed,
-)
+from chat_server import MAX_LINE, MAX_UNSENT, SKIPPED, Certificate, Gone, State, Telnet, WebSocket
 
 tls = pytest.mark.parametrize("start", ["tls"], indirect=True)
 
@@ -69,12 +37,10 @@ tls = pytest.mark.parametrize("start", ["tls"], indirect=True)
 
 
 @pytest.mark.parametrize("mode", ["line", "character"])
-def test_telnet_hears_and_is_heard_after_any_key(
-    room: Server, terminal: Callable[..., Terminal], mode: str
-) -> None:
+def test_telnet_hears_and_is_heard_after_any_key(room: Server, terminal: Run, mode: str) -> None:
     john = room.join("John")
 
-    def is_heard(window: Terminal, keys: str, said: str) -> bool:
+    def is_heard(window: support.Terminal, keys: str, said: str) -> bool:
         """Telnet drops what is typed while it changes the terminal's mode, and suspends itself at
         Ctrl-Z, sooner or later."""
         window.process.send_signal(signal.SIGCONT)
@@ -91,26 +57,21 @@ def test_telnet_hears_and_is_heard_after_any_key(
             window.type("\x1d")
             window.expect("telnet> ")
             window.type("mode character\n")
-        eventually(partial(is_heard, window, "\nready\n", f"Tel{number}: ready\n"))
+        support.eventually(partial(is_heard, window, "\nready\n", f"Tel{number}: ready\n"))
         window.type(keys)
-        eventually(partial(is_heard, window, "\nhelloo\x7f\n", f"Tel{number}: hello\n"))
+        support.eventually(partial(is_heard, window, "\nhelloo\x7f\n", f"Tel{number}: hello\n"))
         john.send("can you see me?\n")
         window.expect("John: can you see me?\n")
 
 
 @pytest.mark.parametrize(
     "command",
-    [
-        "busybox telnet {host} {port}",
-        "plink -telnet -P {port} {host}",
-        "plink -raw -P {port} {host}",
-    ],
+    ["busybox telnet HOST PORT", "plink -telnet -P PORT HOST", "plink -raw -P PORT HOST"],
 )
-def test_other_programs_hear_and_are_heard(
-    room: Server, terminal: Callable[..., Terminal], command: str
-) -> None:
+def test_other_programs_hear_and_are_heard(room: Server, terminal: Run, command: str) -> None:
     john = room.join("John")
-    program, *options = command.format(host="127.0.0.1", port=room.port).split()
+    place = {"HOST": "127.0.0.1", "PORT": str(room.port)}
+    program, *options = (place.get(word, word) for word in command.split())
     window = terminal(needs(program), *options)
     window.expect("Welcome to the chatroom!\n")
     window.type("/name Tel\n")
@@ -141,17 +102,6 @@ def test_nobody_hears_what_is_meant_for_another_server(room: Server) -> None:
     assert not any(word in room.log() for word in ("Boss", "SECRET"))
 
 
-def test_whoever_has_sent_one_letter_hears_what_others_say(room: Server) -> None:
-    slow, ann = room.join(), room.join("Ann")
-    slow.expect("* Ann joined\n")
-    for letter in "GET /":
-        slow.send(letter)
-        ann.send("hi\n")
-        slow.expect("Ann: hi\n")
-    slow.send("x me some coffee\n")
-    ann.expect("GET /x me some coffee\n")
-
-
 # WebSocket, without I/O
 
 LETTERS = "aé本😀z"  # of 1, 2, 3, 4 bytes
@@ -166,33 +116,30 @@ class Heard:
         self.answers: list[bytes] = []
 
     def take(self, data: bytes) -> None:
-        text, answer = self.socket.sift(data)
-        self.lines += self.socket.feed(text)
-        if answer:
-            self.answers.append(answer)
         kept = self.socket
-        assert len(kept.held) <= 6 + 125
-        assert len(kept.tail) <= 3
+        text, answer = kept.sift(data)
+        self.lines += kept.feed(text)
+        self.answers += [answer] if answer else []
+        assert len(kept.held) <= 6 + 125 and len(kept.tail) <= 3
         assert len(kept.partial) <= kept.max_line
 
     def end(self) -> tuple[bool, int]:
         return self.socket.ended, self.socket.code
 
 
-def hear(stream: bytes, sizes: Sequence[int] = (), max_line: int = 1000) -> Heard:
-    """Has a stream heard in pieces of these sizes, the rest at once."""
+def ways(data: bytes) -> Iterator[list[bytes]]:
+    """Yields some ways in which data can come in pieces: whole, byte by byte, cut at any place."""
+    yield [data]
+    yield [data[at : at + 1] for at in range(len(data))]
+    for at in range(1, min(len(data), 200)):
+        yield [data[:at], data[at:]]
+
+
+def hear(pieces: list[bytes], max_line: int = 1000) -> Heard:
     heard = Heard(max_line)
-    for size in sizes:
-        heard.take(stream[:size])
-        stream = stream[size:]
-    heard.take(stream)
+    for piece in pieces:
+        heard.take(piece)
     return heard
-
-
-def in_all_ways(stream: bytes) -> list[Heard]:
-    """Has a stream heard at once, byte by byte, and in two pieces that meet anywhere."""
-    cuts = range(1, len(stream))
-    return [hear(stream), hear(stream, [1] * len(stream)), *(hear(stream, [cut]) for cut in cuts)]
 
 
 def said(*texts: str) -> bytes:
@@ -218,11 +165,8 @@ def test_the_end_of_a_line_does_not_make_it_too_long() -> None:
     stream = said(f"{line}\r", f"{line}\r\n", f"{line}\r\n{line}\r")
     stream += masked(TEXT, line.encode() + b"\r", False) + masked(CONTINUATION, b"")
     for pieces in ways(stream):
-        heard = Heard(max_line=len(line))
-        for piece in pieces:
-            heard.take(piece)
-        assert heard.lines == f"{line}\n".encode() * 5
-    assert hear(said("a\rb\r\rc\r\r")).lines == b"a\rb\r\rc\r\n"
+        assert hear(pieces, max_line=len(line)).lines == f"{line}\n".encode() * 5
+    assert hear([said("a\rb\r\rc\r\r")]).lines == b"a\rb\r\rc\r\n"
 
 
 @pytest.mark.parametrize(
@@ -231,7 +175,7 @@ def test_the_end_of_a_line_does_not_make_it_too_long() -> None:
 def test_close_is_answered_with_its_own_code(code: int) -> None:
     """One without a code is a normal one."""
     close = masked(CLOSE, code.to_bytes(2, "big") + "gréat".encode() if code else b"")
-    for heard in in_all_ways(said("a") + close + said("not heard") + UNMASKED):
+    for heard in map(hear, ways(said("a") + close + said("not heard") + UNMASKED)):
         assert (heard.lines, heard.socket.why) == (b"a\n", "")
         assert heard.end() == (True, code or 1000)
         assert heard.socket.farewell(1001) == b"\x88\x02" + (code or 1000).to_bytes(2, "big")
@@ -240,50 +184,37 @@ def test_close_is_answered_with_its_own_code(code: int) -> None:
 @pytest.mark.parametrize(
     "size, header",
     [
-        (0, b"\x81\0"),
-        (125, b"\x81\x7d"),
-        (126, b"\x81\x7e\0\x7e"),
-        (65535, b"\x81\x7e\xff\xff"),
-        (65536, b"\x81\x7f\0\0\0\0\0\1\0\0"),
+        *((0, b"\x81\0"), (125, b"\x81\x7d"), (126, b"\x81\x7e\0\x7e")),
+        *((65535, b"\x81\x7e\xff\xff"), (65536, b"\x81\x7f\0\0\0\0\0\1\0\0")),
     ],
 )
 def test_payload_of_any_size(size: int, header: bytes) -> None:
     text = b"0123456789" * (size // 10) + b"x" * (size % 10)
     assert WebSocket.encode(text) == header + text
-    assert hear(masked(TEXT, text), max_line=70000).lines == text + b"\n"
+    assert hear([masked(TEXT, text)], max_line=70000).lines == text + b"\n"
 
 
 UNMASKED = b"\x81\x03abc"
 ZEROS = b"\0\0\0\0"  # a mask that changes nothing
-NOT_UTF_8 = "sends text that is not UTF-8"
+EMPTY = b"\x80" + ZEROS  # what follows on the first byte of a frame with nothing in it
+EXTENSION, NOT_UTF_8 = "uses an extension", "sends text that is not UTF-8"
+NO_CODES = (0, 999, 1004, 1005, 1006, 1015, 1016, 2000, 2999, 5000, 65535)
 FAULTS = {
     "no mask": (UNMASKED, 1002, "sends a frame without a mask"),
     "no mask, ping": (b"\x89\x00", 1002, "sends a frame without a mask"),
-    **{
-        f"RSV {bit:#x}": (bytes([0x81 | bit]) + b"\x80" + ZEROS, 1002, "uses an extension")
-        for bit in (0x40, 0x20, 0x10)
-    },
-    **{
-        f"opcode {opcode}": (masked(opcode, b""), 1002, "uses an extension")
-        for opcode in (3, 4, 5, 6, 7, 11, 12, 13, 14, 15)
-    },
+    **{f"RSV {bit:#x}": (bytes([0x81 | bit]) + EMPTY, 1002, EXTENSION) for bit in (64, 32, 16)},
+    **{f"opcode {n}": (masked(n, b""), 1002, EXTENSION) for n in (*range(3, 8), *range(11, 16))},
     "2 ** 63 bytes": (b"\x81\xff" + (1 << 63).to_bytes(8, "big") + ZEROS, 1002, "longer than any"),
     "ping of 126": (masked(PING, b"x" * 126), 1002, "too long"),
     "close of 65536": (b"\x88\xff" + (1 << 16).to_bytes(8, "big"), 1002, "too long"),
-    **{
-        f"fragment of {opcode}": (masked(opcode, b"", False), 1002, "a control frame in fragments")
-        for opcode in (CLOSE, PING, PONG)
-    },
+    **{f"part {n}": (masked(n, b"", False), 1002, "in fragments") for n in (CLOSE, PING, PONG)},
     "continuation": (masked(CONTINUATION, b"x"), 1002, "goes on with none"),
     "first continuation": (masked(CONTINUATION, b"x", False), 1002, "goes on with none"),
     "text in another": (masked(TEXT, b"x", False) + masked(TEXT, b"y"), 1002, "in another"),
     "binary": (masked(BINARY, b"x"), 1003, "sends binary frames"),
     "binary fragment": (masked(BINARY, b"", False), 1003, "sends binary frames"),
     "close of 1 byte": (masked(CLOSE, b"\x03"), 1002, "a close code that does not exist"),
-    **{
-        f"close {code}": (masked(CLOSE, code.to_bytes(2, "big")), 1002, "a close code")
-        for code in (0, 999, 1004, 1005, 1006, 1015, 1016, 2000, 2999, 5000, 65535)
-    },
+    **{f"close {n}": (masked(CLOSE, n.to_bytes(2, "big")), 1002, "a close code") for n in NO_CODES},
     "reason": (masked(CLOSE, b"\x03\xe8\xff"), 1007, "gives a reason that is not UTF-8"),
     "half a reason": (masked(CLOSE, b"\x03\xe8\xc3"), 1007, "gives a reason that is not UTF-8"),
     "bad text": (masked(TEXT, b"\xff") + UNMASKED, 1007, NOT_UTF_8),
@@ -295,7 +226,8 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_each_fault_has_its_code_and_drops_only_what_is_not_whole(fault: str) -> None:
     stream, code, why = FAULTS[fault]
-    for heard in in_all_ways(said("one", "two") + stream + said("not heard") + masked(PING, b"")):
+    stream = said("one", "two") + stream + said("not heard") + masked(PING, b"")
+    for heard in map(hear, ways(stream)):
         assert heard.lines == b"one\ntwo\n"
         assert heard.end() == (True, code)
         assert why in heard.socket.why  # for which an unfinished line is none
@@ -312,7 +244,7 @@ def test_each_fault_has_its_code_and_drops_only_what_is_not_whole(fault: str) ->
 )
 def test_text_is_refused_at_the_first_byte_that_cannot_be_right(bad: bytes) -> None:
     text = LETTERS.encode() + bad
-    heard = hear(b"\x01\xff" + (1 << 40).to_bytes(8, "big") + ZEROS + text[:-1])
+    heard = hear([b"\x01\xff" + (1 << 40).to_bytes(8, "big") + ZEROS + text[:-1]])
     assert not heard.socket.ended
     heard.take(text[-1:])
     assert heard.end() == (True, 1007)
@@ -337,12 +269,13 @@ def test_any_messages_in_any_fragments_and_pieces_give_their_lines(seed: int) ->
     unfinished = masked(TEXT, b"x", False) + UNMASKED
     ends = [(stream, code) for stream, code, _ in FAULTS.values()]
     end, code = chance.choice([(masked(CLOSE, b""), 1000), (unfinished, 1002), *ends])
-    sizes = chance.choices([1, 2, 3, 50, 500], k=len(stream))
-    heard = hear(stream + end + said("not heard"), sizes)
+    whole = stream + end + said("not heard")
+    cuts = sorted(chance.choices(range(len(whole)), k=chance.choice([1, len(whole) // 3])))
+    heard = hear([whole[at:to] for at, to in zip([0, *cuts], [*cuts, len(whole)])])
     assert (heard.lines, heard.end()) == (lines, (True, code))
     answered = iter(pings)
     assert all(answer[2:] in answered for answer in heard.answers), "not in their order"
-    everything = hear(stream, [1] * len(stream))
+    everything = hear([stream[at : at + 1] for at in range(len(stream))])
     assert everything.lines == lines
     assert everything.answers == [b"\x8a" + bytes([len(ping)]) + ping for ping in pings]
 
@@ -357,17 +290,14 @@ class Visitor:
     """Somebody who speaks TLS to a room that doesn't run, and whose bytes can be seen."""
 
     def __init__(self, version: str = "TLSv1_3", **options: Any) -> None:
-        self.server = tls_room(**options)
-        now = self.server.clock.now()
-        self.server.clock.monotonic = lambda: now  # no time passes
+        self.server = support.tls_room(**options)
+        support.StoppedClock(self.server.clock)
         self.said: list[bytes] = []  # of which the room has heard
         self.server.recorders.append(self.said.append)
-        sock, self.peer = pair()
+        self.peer = self.server.meet("192.0.2.1:7")
         self.peer.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.server.admit(sock, "192.0.2.1:7")
-        (conn,) = self.server.membership.newcomers
-        assert isinstance(conn, TLSConnection)
-        self.conn = conn
+        (self.conn,) = self.server.membership.newcomers
+        assert isinstance(self.conn, chat_server.TLSConnection)
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         context = trusting(CERTS / "room.pem")
         context.set_ciphers("DEFAULT:@SECLEVEL=0")  # for old versions
@@ -394,7 +324,7 @@ class Visitor:
 
     def join(self, step: int = 1 << 20) -> Visitor:
         self.send(self.shake_hands(step), step)
-        assert self.hear() == WELCOME
+        assert self.hear() == support.WELCOME
         return self
 
     def say(self, *texts: bytes) -> bytes:
@@ -458,8 +388,7 @@ def test_the_end_comes_after_the_text_before_it(version: str) -> None:
 @pytest.mark.parametrize(
     "version, garbage",
     [
-        ("TLSv1_2", b"\x17\x03\x03\0\x30" + b"x" * 48),
-        ("TLSv1_3", b"\x17\x03\x03\0\x30" + b"x" * 48),
+        *((version, b"\x17\x03\x03\0\x30" + b"x" * 48) for version in ("TLSv1_2", "TLSv1_3")),
         ("TLSv1_2", b"GET / HTTP/1.1"),  # found out before there is as much as a record
         ("TLSv1_3", b"\x16\x03\x01\xff\xff"),
         ("TLSv1_3", b"\x00\x03\x03\x00\x10"),
@@ -515,7 +444,7 @@ def test_what_comes_in_one_piece_with_the_handshake_is_heard(password: bytes) ->
         one.server.turn()
     assert one.said == [b"hi\n"]
     heard = one.hear()
-    while not heard.endswith(WELCOME):
+    while not heard.endswith(support.WELCOME):
         heard += one.hear()
 
 
@@ -529,60 +458,40 @@ def test_what_came_with_the_handshake_of_whoever_is_kept_out_does_not_keep_the_l
     assert one.server.timeout() != 0
 
 
-@contextmanager
-def slow_kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """A kernel that takes as many bytes as are put into the list, and then none."""
-    room = [0]
-    send = Connection.send
-
-    def send_some(conn: Connection, data: bytes) -> int:
-        taken = send(conn, data[: room[0]]) if room[0] else 0
-        room[0] -= taken
-        return taken
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Connection, "send", send_some)
-        yield room
-
-
-def test_end_that_came_with_a_request_is_seen_although_the_kernel_is_full(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    site = Site([], True)
+def test_end_that_came_with_a_request_is_seen_although_the_kernel_is_full(kernel: Kernel) -> None:
+    site = chat_server.Site([], True)
     one = Visitor(site=site)
     site.port = one.conn.sock.getsockname()[1]
     one.send(one.shake_hands())
-    with slow_kernel(monkeypatch):
-        one.send(one.say(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n") + one.end())
-        assert one.conn.state is State.LEAVING
-        one.peer.half_close()
-        one.server.turn()
-        assert not one.conn.reading
+    kernel.room = 0
+    one.send(one.say(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n") + one.end())
+    assert one.conn.state is State.LEAVING
+    one.peer.half_close()
+    one.server.turn()
+    assert not one.conn.reading
 
 
 @pytest.mark.parametrize("waiting, taken", [(b"", 1000), (b"", 0), (b"last words\n", 1000)])
 def test_nothing_is_sent_in_the_clear_after_the_end(
-    monkeypatch: pytest.MonkeyPatch, waiting: bytes, taken: int
+    kernel: Kernel, waiting: bytes, taken: int
 ) -> None:
     """Which comes after all that waits, and waits itself while the kernel takes nothing."""
     one = Visitor().join()
-    with slow_kernel(monkeypatch) as kernel, suppress(Gone):
-        one.conn.send(waiting)
-        kernel[0] = taken
-        one.conn.end_stream()
-        assert one.conn.reachable == bool(waiting or not taken)
-        for _ in range(3):
+    kernel.room = 0
+    one.conn.send(waiting)
+    kernel.room = taken
+    one.conn.end_stream()
+    assert one.conn.reachable == bool(waiting or not taken)
+    with suppress(Gone):
+        for more in (0, 0, 1000):
+            kernel.room += more
             one.conn.tell_now(b"never in the clear\n")
             one.conn.flush()
-        kernel[0] = 1000
-        one.conn.flush()
     assert one.hear() == waiting
     assert not one.incoming.pending
 
 
-def test_text_that_cannot_be_encrypted_is_not_taken_for_sent(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_text_that_cannot_be_encrypted_is_not_taken_for_sent(monkeypatch: MonkeyPatch) -> None:
     """As in the middle of a new handshake, where the library can't refuse that."""
 
     def wait(engine: ssl.SSLObject, data: bytes) -> int:
@@ -595,57 +504,42 @@ def test_text_that_cannot_be_encrypted_is_not_taken_for_sent(
 
 
 def test_whoever_makes_tls_answer_and_does_not_read_is_let_go(
-    caplog: pytest.LogCaptureFixture,
+    kernel: Kernel, caplog: LogCaptureFixture
 ) -> None:
     """As by orders to change keys."""
     caplog.set_level("INFO")
-    server, changer = tls_room(), KeyChanger()
-    sock, peer = pair()
-    server.admit(sock, "peer")
-    while not server.room.members:
-        data = changer.shake_hands()
-        if data:
-            peer.send(data)
-        if data or changer.is_ready():
-            server.turn()
-        if not changer.is_ready():
-            changer.feed(peer.sock.recv(1 << 16))
-    (conn,) = server.room.members
-    assert isinstance(conn, TLSConnection)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-    peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    peer.sock.setblocking(False)
-    orders = memoryview(b"")
-    for _ in range(2000):
-        if conn not in server.room.members:
-            break
-        orders = orders or memoryview(changer.change_keys(500, answered=True))
-        with suppress(BlockingIOError, ConnectionError):
-            orders = orders[peer.sock.send(orders) :]
+    server, changer = support.tls_room(), KeyChanger()
+    peer = server.meet()
+    (conn,) = server.membership.newcomers
+    assert isinstance(conn, chat_server.TLSConnection)
+    while not changer.is_ready():
+        support.reach(conn, peer, changer.shake_hands())
+        server.turn()
+        changer.feed(peer.available())
+    kernel.room = 0
+    while conn in server.room.members:
+        support.reach(conn, peer, changer.change_keys(50, answered=True))
         server.turn()
         assert len(conn.unsent) <= MAX_UNSENT
     assert "makes TLS answer, and does not read the answers" in caplog.text
 
 
-def test_stuck_member_has_at_most_a_record_beside_its_queue(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    server, conn, peer = tls_member()
+def test_stuck_member_has_at_most_a_record_beside_its_queue(kernel: Kernel) -> None:
+    server, conn, peer = support.tls_member()
     said, waiting = b"", b""
-    while conn.size < HIGH_WATER // 2:
+    while conn.size < chat_server.HIGH_WATER // 2:
         chunk = b"%d %s\n" % (len(said), b"x" * 20_000)
         said += chunk
         server.room.batch.say(chunk, None)
         server.deliver(server.room.take_batch())
         assert not waiting or conn.unsent == waiting, "nothing more is encrypted"
         waiting = conn.unsent
-    assert 0 < len(waiting) <= TLS_PIECE + 100 < MAX_UNSENT <= 2 * TLS_PIECE
-    peer.send(b"hi\n")
-    select.select([conn.sock], [], [], DEADLINE)
-    with slow_kernel(monkeypatch) as kernel:
-        kernel[0] = 1000
-        assert conn.receive_text(100) == b"hi\n"
-        assert kernel[0] == 1000, "and nothing is sent, as there is nothing new"
+    assert 0 < len(waiting) <= chat_server.TLS_PIECE + 100 < MAX_UNSENT
+    support.reach(conn, peer, b"hi\n")
+    kernel.room = 1000
+    assert conn.receive_text(100) == b"hi\n"
+    assert kernel.room == 1000, "and nothing is sent, as there is nothing new"
+    kernel.room = math.inf
     received = bytearray()
 
     def read_some() -> bool:
@@ -653,32 +547,29 @@ def test_stuck_member_has_at_most_a_record_beside_its_queue(
         server.flush(conn)
         return not conn.wants_write()
 
-    eventually(read_some)
+    support.eventually(read_some)
     assert received + peer.read(len(said) - len(received)) == said
     assert (conn.size, conn.queue) == (0, None)
-    check_invariants(server)
 
 
 @pytest.mark.parametrize("step", [7, 700])
-def test_farewell_is_whole_although_the_kernel_is_full(
-    monkeypatch: pytest.MonkeyPatch, step: int
-) -> None:
+def test_farewell_is_whole_although_the_kernel_is_full(kernel: Kernel, step: int) -> None:
     """All that was said comes, then close_notify, which raises no SSLEOFError."""
-    server, conn, peer = tls_member()
+    server, conn, peer = support.tls_member()
     peer.sock.suppress_ragged_eofs = False
-    with slow_kernel(monkeypatch) as room:
-        server.room.batch.say(b"first\n", None)
+    kernel.room = 0
+    for said in (b"first\n", b"second\n"):
+        assert not conn.queue
+        server.room.batch.say(said, None)
         server.deliver(server.room.take_batch())
-        assert conn.unsent and not conn.queue
-        server.room.batch.say(b"second\n", None)
-        server.deliver(server.room.take_batch())
-        assert conn.queue
-        server.close_room()
-        turns = 0
-        while conn.wants_write() and conn.sock.fileno() != -1:
-            room[0] = step
-            server.turn()
-            turns += 1
+        assert conn.unsent
+    assert conn.queue
+    server.close_room()
+    turns = 0
+    while conn.wants_write() and conn.sock.fileno() != -1:
+        kernel.room = step
+        server.turn()
+        turns += 1
     assert turns > (10 if step == 7 else 0)
     assert peer.rest() == b"first\nsecond\n* the room is closing\n"
     peer.close()
@@ -690,9 +581,7 @@ def test_farewell_is_whole_although_the_kernel_is_full(
 
 
 @pytest.mark.parametrize("python", [sys.executable, "pypy3"])
-def test_whoever_breaks_tls_is_told_why_and_nobody_else_notices(
-    start: Callable[..., Server], python: str
-) -> None:
+def test_whoever_breaks_tls_is_told_why_and_nobody_else_notices(start: Start, python: str) -> None:
     """By an alert, which is what a client needs to say more than that it was cut off. OpenSSL has
     one place for errors, and PyPy leaves them there."""
     room = start("chat_server.py", tls=True, python=needs(python))
@@ -736,39 +625,21 @@ def test_no_group_but_a_curve_is_agreed_on(room: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    "has_tls, options, message",
-    [
-        (True, [], "not let in: this room speaks TLS; use --tls"),
-        (False, ["--tls"], "cannot connect to port {} on localhost: no TLS there; leave out --tls"),
-    ],
-)
-def test_client_where_one_side_alone_speaks_tls(
-    start: Callable[..., Server], has_tls: bool, options: list[str], message: str
-) -> None:
-    room = start("chat_server.py", tls=has_tls)
-    ann = room.join("Ann")
-    done = client("localhost", room.port, "--name", "J", *options, typed="hi\n")
-    assert (done.stderr, done.returncode) == (f"chat_client.py: {message.format(room.port)}\n", 1)
-    room.wait_for_log("does not speak TLS" if has_tls else "speaks TLS to a room that doesn't")
-    ann.send("/who\n")
-    ann.expect("* here: Ann\n")
-
-
-@pytest.mark.parametrize(
     "silent, message",
     [
         (False, "it closed the connection in the TLS handshake"),
         (True, "no answer in TLS; does it speak TLS?"),
     ],
 )
-def test_tls_client_where_nobody_speaks(listener: Listener, silent: bool, message: str) -> None:
+def test_tls_client_where_nobody_speaks(listener: Any, silent: bool, message: str) -> None:
     def hang_up(peer: Peer) -> None:
         peer.sock.recv(65536)  # all that comes, or to close would be a reset
         if silent:
             peer.rest()
         peer.close()
 
-    hasty = patched_client(f"import chat_client; chat_client.CONNECT_TIME = {1 if silent else 20}")
+    patch = f"import chat_client; chat_client.CONNECT_TIME = {1 if silent else 20}"
+    hasty = support.patched_client(patch)
     listener.serve(hang_up)
     done = finish([*hasty, "127.0.0.1", str(listener.port), "--name", "J", "--tls"], "hi\n")
     where = f"cannot connect to port {listener.port} on 127.0.0.1"
@@ -776,25 +647,25 @@ def test_tls_client_where_nobody_speaks(listener: Listener, silent: bool, messag
 
 
 @pytest.mark.parametrize(
-    "certificate, authority, message",
+    "cert, trust, message",
     [
-        ("room", None, "from an unknown authority; if it is a private one, give it with --tls-ca"),
-        ("room", "other", "from an unknown authority"),
-        ("other", "other", "is not for localhost"),
-        ("expired", "expired", "has expired"),
+        ("room", "", "not let in: this room speaks TLS; use --tls\n"),
+        ("", "--tls", "cannot connect to port {} on localhost: no TLS there; leave out --tls\n"),
+        ("room", "--tls", "authority; if it is a private one, give it with --tls-ca"),
+        ("room", "--tls-ca=other.pem", "from an unknown authority"),
+        ("other", "--tls-ca=other.pem", "is not for localhost"),
+        ("expired", "--tls-ca=expired.pem", "has expired"),
     ],
 )
-def test_client_says_what_is_wrong_with_a_certificate(
-    start: Callable[..., Server], certificate: str, authority: str | None, message: str
-) -> None:
-    files = ["--tls-cert", f"{CERTS / certificate}.pem", "--tls-key", f"{CERTS / certificate}.key"]
-    room = start("chat_server.py", *files)
-    trust = ["--tls-ca", f"{CERTS / authority}.pem"] if authority else ["--tls"]
-    done = client("localhost", room.port, "--name", "J", *trust, typed="hi\n")
-    assert done.returncode == 1
-    assert message in done.stderr
-    assert done.stderr.count("\n") == 1
-    assert "connected" not in room.log()
+def test_client_says_why_tls_fails(start: Start, cert: str, trust: str, message: str) -> None:
+    files = ["--tls-cert", f"{CERTS / cert}.pem", "--tls-key", f"{CERTS / cert}.key"]
+    room = start("chat_server.py", *(files if cert else ()))
+    more = [trust] if trust else []
+    done = support.client("localhost", room.port, "--name=J", *more, typed="hi\n", cwd=CERTS)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert message.format(room.port) in done.stderr
+    room.wait_for_log("speak.* TLS|lost: |left the door")
+    assert "J at " not in room.log()
 
 
 # A certificate that is renewed on disk
@@ -819,7 +690,7 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def test_newcomers_get_the_new_certificate_and_nobody_is_cut_off(
-    start: Callable[..., Server], files: tuple[Path, Path]
+    start: Start, files: tuple[Path, Path]
 ) -> None:
     cert, key = files
     room = start("chat_server.py", "--tls-cert", str(cert), "--tls-key", str(key))
@@ -838,7 +709,7 @@ def test_newcomers_get_the_new_certificate_and_nobody_is_cut_off(
 
 
 def test_each_reason_for_the_old_one_is_logged_once(
-    files: tuple[Path, Path], caplog: pytest.LogCaptureFixture
+    files: tuple[Path, Path], caplog: LogCaptureFixture
 ) -> None:
     """And a change can come so soon after the last that the time of the file doesn't show it."""
     cert, _ = files
@@ -865,7 +736,7 @@ def test_each_reason_for_the_old_one_is_logged_once(
 
 
 def test_files_that_change_while_they_are_loaded_are_loaded_again(
-    files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+    files: tuple[Path, Path], monkeypatch: MonkeyPatch
 ) -> None:
     load = chat_server.make_server_tls
 
@@ -885,7 +756,7 @@ def test_files_that_change_while_they_are_loaded_are_loaded_again(
 
 def test_a_pipe_in_place_of_a_certificate_is_not_waited_for(files: tuple[Path, Path]) -> None:
     code = (
-        f"import os, sys; sys.path.insert(0, {str(MODULES)!r}); import chat_server\n"
+        f"import os, sys; sys.path.insert(0, {str(support.MODULES)!r}); import chat_server\n"
         "certificate = chat_server.Certificate(*sys.argv[1:])\n"
         "os.unlink(sys.argv[1]); os.mkfifo(sys.argv[1])\n"
         "assert certificate.current() is certificate.current()"
@@ -894,14 +765,6 @@ def test_a_pipe_in_place_of_a_certificate_is_not_waited_for(files: tuple[Path, P
 
 
 BOM = b"\xef\xbb\xbf"
-
-
-def ways(data: bytes) -> Iterator[list[bytes]]:
-    """Yields some ways in which data can come in pieces: whole, byte by byte, cut at any place."""
-    yield [data]
-    yield [data[at : at + 1] for at in range(len(data))]
-    for at in range(1, min(len(data), 60)):
-        yield [data[:at], data[at:]]
 
 
 def receive(pieces: list[bytes], max_line: int = MAX_LINE) -> tuple[bytes, bytes]:
@@ -931,23 +794,20 @@ def receive(pieces: list[bytes], max_line: int = MAX_LINE) -> tuple[bytes, bytes
         (b"a\xff\xfa\x18\xff\xff\xf0b\xff\xf0c\n", b"ac\n", b""),
         (b"a\xff\xfa\x18\xff\xfd\x06b\n", b"ab\n", b"\xff\xfc\x06"),  # one that was broken off
         (b"a\xff\xf0\xff\xf1\xff\xf2\xff\xf3\xff\xf5\xff\xf6\xff\xf9\xff\xecb\n", b"ab\n", b""),
-        (b"ab\xff\xf7c\n", b"ab\bc\n", b""),  # erase character
-        (b"ab\xff\xf8c\n", b"ab\x15c\n", b""),  # erase line
+        # erase character, erase line
+        *((b"ab\xff\xf7c\n", b"ab\bc\n", b""), (b"ab\xff\xf8c\n", b"ab\x15c\n", b"")),
         (b"\xffes a\xff\n", b"\xffes a\xff\n", b""),  # Latin 1, not telnet
         (b"a\r\0b\r\nc\rd\r\r\n\r\0", b"a\nb\nc\rd\r\n\n", b""),
         (b"a\r\xff\xf1\0b\n", b"a\nb\n", b""),
         *((b"a" + end, b"a\n", b"") for end in (b"\xff", b"\xff\xfd", b"\r")),
-        (BOM + b"/name Bob\n", b"/name Bob\n", b""),
-        (BOM + b"hi", b"hi\n", b""),
-        (b"hi\n" + BOM + b"x\n", b"hi\n" + BOM + b"x\n", b""),  # only at the start of a stream
-        (b" " + BOM + b"x\n", b" " + BOM + b"x\n", b""),
-        (b"\xef\xbb\xbe\n", b"\xef\xbb\xbe\n", b""),
-        ("\uff21\n".encode(), "\uff21\n".encode(), b""),  # begins with the same byte
+        *((BOM + b"/name Bob\n", b"/name Bob\n", b""), (BOM + b"hi", b"hi\n", b"")),
+        # only at the start of a stream; the last two begin with the same byte
+        *((before + BOM + b"x\n", before + BOM + b"x\n", b"") for before in (b"hi\n", b" ")),
+        *((text, text, b"") for text in (b"\xef\xbb\xbe\n", "\uff21\n".encode())),
     ],
 )
-def test_what_is_around_the_text_is_taken_out_however_it_is_split(
-    data: bytes, text: bytes, answers: bytes
-) -> None:
+def test_what_is_around_a_text_is_taken_out(data: bytes, text: bytes, answers: bytes) -> None:
+    """However it is split."""
     for pieces in ways(data):
         assert receive(pieces) == (text, answers)
 
@@ -976,47 +836,37 @@ def test_clean_data_is_passed_on_untouched() -> None:
 
 
 def test_a_password_is_what_was_typed_and_not_taken_back() -> None:
-    assert typed(b"sec\xffret\x7f\x7f\x7fret\r\n") == b"sec\xffret"
+    assert chat_server.typed(b"sec\xffret\x7f\x7f\x7fret\r\n") == b"sec\xffret"
 
 
 # The first bytes
 
 
 @pytest.mark.parametrize(
-    "request_line",
+    "line",
     [
-        b"GET / HTTP/1.1\r\n",
-        b"M-SEARCH * HTTP/1.1\r\n",
-        b"any /lower HTTP/2\n",
-        b"GET http://localhost:7007/ HTTP/1.1\r\n",
-        b"CONNECT localhost:7007 HTTP/1.1\r\n",
+        *(b"GET / HTTP/1.1\r\n", b"M-SEARCH * HTTP/1.1\r\n", b"any /lower HTTP/2\n"),
+        *(b"GET http://localhost:7007/ HTTP/1.1\r\n", b"CONNECT localhost:7007 HTTP/1.1\r\n"),
         b"GET /\r\n",  # HTTP/0.9
-        b"GET /" + b"x" * 100_000,
-        b"GET /" + b"x" * (MAX_LINE - 8) + b" HTTP/1.1\r\n",
-        b"SSH-2.0-OpenSSH_9.6\r\n",
-        b"EHLO scanner.example.org\r\nMAIL FROM:<a@b.example>\r\n",
-        b"*1\r\n$4\r\nPING\r\n",
-        b"PASS hunter2\r\nNICK bob\r\nUSER bob 0 * :Bob\r\n",
-        b"NICK bob\nUSER bob 0 * :Bob\n",
-        b"OPTIONS / RTSP/1.0\r\nCSeq: 1\r\n",
-        b"OPTIONS sip:nm SIP/2.0\r\n",
-        b"CAP LS\r\n",
+        *(b"GET /" + b"x" * 100_000, b"GET /" + b"x" * (MAX_LINE - 8) + b" HTTP/1.1\r\n"),
+        *(b"SSH-2.0-OpenSSH_9.6\r\n", b"EHLO scanner.example.org\r\nMAIL FROM:<a@b.example>\r\n"),
+        *(b"*1\r\n$4\r\nPING\r\n", b"PASS hunter2\r\nNICK bob\r\nUSER bob 0 * :Bob\r\n"),
+        *(b"NICK bob\nUSER bob 0 * :Bob\n", b"OPTIONS / RTSP/1.0\r\nCSeq: 1\r\n"),
+        *(b"OPTIONS sip:nm SIP/2.0\r\n", b"CAP LS\r\n"),
     ],
     ids=lambda line: line[:12].decode(),
 )
 @pytest.mark.parametrize("before", [b"", BOM, b"\xff\xfb\x1f"], ids=["", "mark", "telnet"])
-def test_other_protocols_are_found_out_before_anything_is_heard(
-    before: bytes, request_line: bytes
-) -> None:
-    data = before + request_line + b"Host: x\r\n\r\n/name Boss\nrun this\n"
+def test_other_protocols_are_found_out_before_anything_is_heard(before: bytes, line: bytes) -> None:
+    data = before + line + b"Host: x\r\n\r\n/name Boss\nrun this\n"
     head, rest = data[:300], data[300:]
     bits = [head[at : at + 1] for at in range(len(head))]
     bits += [rest[at : at + 999] for at in range(0, len(rest), 999)]
-    is_one_line = b"\n" not in request_line[:-1]  # else they have to come together
+    is_one_line = b"\n" not in line[:-1]  # else they have to come together
     for pieces in ([data], [data[:20], data[20:]], bits) if is_one_line else ([data],):
         for max_line in (30, MAX_LINE):
             one = Telnet(max_line)
-            with pytest.raises(Dismissed) as dismissed:
+            with pytest.raises(chat_server.Dismissed) as dismissed:
                 for piece in pieces:
                     text, _ = one.sift(piece)
                     assert one.feed(text) == b""
