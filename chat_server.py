@@ -2781,25 +2781,23 @@ function show(kind, text, speaker = "", hour = clock()) {
 }
 
 function settle(isAsked) {  // adds rows: measuring takes some ms, so once for many of them
+  const moved = log.scrollTop - place;  // by the user, as the page knows where it has put itself
+  const rest = log.scrollHeight - log.clientHeight - log.scrollTop;
   settling = 0;
-  log.onscroll();  // or what the user has just done would be measured with the new rows
+  if (Math.abs(moved) >= 1) following = rest < (moved < 0 ? 2 : 40);
+  if (isAsked) following = true;
   log.append(fresh);
   const bottom = () => log.lastChild.getBoundingClientRect().bottom;  // scrollHeight is rounded
-  const isFull = log.childElementCount > MAX_ROWS, height = isFull && bottom();
+  const before = bottom();
   while (log.childElementCount > MAX_ROWS) log.firstChild.remove();
-  if (isFull) log.scrollTop = place += bottom() - height;
-  follow(isAsked || following);
+  const shift = following ? log.scrollHeight : bottom() - before;
+  if (shift) log.scrollTop += shift;
+  place = log.scrollTop;
   if (following && !document.hidden) unread = 0;
   page.jump.hidden = following;
   page.jump.textContent = unread ? `New messages: ${unread}` : "To the end";
   document.title = (unread ? `(${unread}) ` : "") + TITLE;
   showNames();
-}
-
-function follow(isAsked = following) {  // after rows or the page's size have changed
-  following = isAsked;
-  if (following) log.scrollTop = log.scrollHeight;
-  if (Math.abs(log.scrollTop - place) >= 1) place = log.scrollTop;
 }
 
 function showNames() {
@@ -3070,14 +3068,8 @@ box.oninput = () => {
   page.say.innerText = "Send";
 };
 [page.say.onclick, page.again.onclick, page.jump.onclick] = [speak, connect, () => settle(true)];
-log.onscroll = () => {  // not by the user if it is where the page has put itself
-  const moved = log.scrollTop - place;
-  if (Math.abs(moved) < 1) return;
-  place += moved;
-  following = log.scrollHeight - log.clientHeight - place < (moved < 0 ? 2 : 40);
-  settle();
-};
-new ResizeObserver(() => follow()).observe(log);  // such as by a phone's keyboard
+log.onscroll = () => { if (Math.abs(log.scrollTop - place) >= 1) settle(); };
+new ResizeObserver(() => settle()).observe(log);  // such as by a phone's keyboard
 log.oncopy = (event) => {  // a message a line, where browsers copy paragraphs
   event.clipboardData.setData("text/plain", `${getSelection()}`.replace(/\n+/g, "\n"));
   event.preventDefault();
