@@ -2730,11 +2730,11 @@ let names = new Set(), others = [];  // who is known to be here; how many more, 
 const ignored = new Map();  // by identity(): a name, and the one that the user had enough of
 let sent = [];  // lines that may not have arrived, each with the row that shows it, if any does
 let typed = [""];  // what the user has sent, each text once, and last what Down ends at
-let password = "", socket = null, wait = 1, joinedAt = 0, lostAt = 0;
-let silence = 0, heardAt = 0;  // seconds, and when anything was heard last
+let password = "", socket = null, wait = 1, silence = 0;  // the last two in seconds
+let joinedAt = 0, lostAt = 0;  // when we came in, if we are; when the room was heard last, if ever
 let retry = 0;  // when to connect, if ever; a page that is hidden may look only once a minute
-// Whether we are in; and whether all that the page asks then is answered; what others said before.
-let inRoom = false, isReady = false, history = [], isDue = false;
+// Whether all that the page asks first is answered, what others said before, and whether we spoke.
+let isReady = false, history = [], isDue = false;
 // Whether the page stays at its end, and where it has put itself.
 let following = true, place = 0, unread = 0, listed = "", settling = 0, isShifted = false;
 
@@ -2834,7 +2834,7 @@ function hangUp(why, canConnect) {
   if (socket) socket.onmessage = socket.onclose = null;
   if (socket) socket.close();
   for (const { row } of sent) if (row) mark(row, "perhaps not sent");
-  [socket, inRoom, isReady, silence, retry] = [null, false, false, 0, 0];
+  [socket, joinedAt, isReady, silence, retry] = [null, 0, false, 0, 0];
   [me, names, others, sent, history] = ["", new Set(), [], [], []];
   showNames();
   report(why, canConnect);
@@ -2848,8 +2848,7 @@ function connect() {
 }
 
 function lose({ code }) {
-  if (inRoom) lostAt = lostAt || heardAt;
-  if (inRoom && lostAt > joinedAt + 5000) wait = 1;  // else it may break off again at once
+  if (joinedAt && lostAt > joinedAt + 5000) wait = 1;  // else it may break off again at once
   if (code === 1000) return hangUp("You have left.", true);
   if (code === 1008) return hangUp(page.why.textContent || "You were removed from the room.");
   const what = code === 1013 ? "The room is full." : "Not connected.";
@@ -2859,7 +2858,7 @@ function lose({ code }) {
 }
 
 function listen() {  // each second, but not while a page sleeps: then it couldn't have heard
-  const isAwaited = !inRoom || sent.length;
+  const isAwaited = !joinedAt || sent.length;
   silence += 1;
   if (!socket && retry && Date.now() >= retry) connect();
   else if (socket && isAwaited && silence >= LOST_AFTER) lose({ code: 1006 });  // without a close
@@ -2870,19 +2869,20 @@ function wake() {  // whoever was away, such as a phone, may have lost the conne
   settle();
   if (retry) return connect();
   silence = Math.max(silence, LOST_AFTER - PATIENCE);
-  if (inRoom) send("/ping");
+  if (joinedAt) send("/ping");
 }
 
 function receive({ data }) {
-  [silence, heardAt] = [0, Date.now()];
+  silence = 0;
   for (const line of data.split("\n").slice(0, -1)) if (socket) hear(line);
+  if (isReady) lostAt = Date.now();
   settling = settling || setTimeout(settle, PAUSE + log.childElementCount / 16);
 }
 
 function hear(line) {
   const [, speaker, isPrivate, text] = /^([^:]*?)( \(private\))?: (.*)$/s.exec(line) || [];
   const kind = isPrivate ? "private" : isMention(text || line) ? "said mention" : "said";
-  if (!inRoom) hearAtDoor(line);
+  if (!joinedAt) hearAtDoor(line);
   else if (line.startsWith("* ")) hearNotice(line.slice(2));
   else if (ignored.has(identity(speaker))) return;
   else if (!isReady && !isPrivate) history.push(line);
@@ -2895,7 +2895,7 @@ function hearAtDoor(line) {
   if (line === "* password?") return enter(false, "This room has a password.");
   if (line === "* wrong password") return enter(false, "That is not the password.");
   if (line.startsWith("* ")) return report(line.slice(2));
-  [inRoom, joinedAt] = [true, Date.now()];  // it's the welcome
+  joinedAt = Date.now();  // it's the welcome
   if (!lostAt) show("notice", line);
   if (wanted) send(`/name ${wanted}`);
   send("/who");
@@ -2922,7 +2922,6 @@ function catchUp(history) {  // shows what of it hasn't been shown before a conn
   if (lostAt) show("gap", `Not connected from ${clock(8, lostAt)} to ${clock(8)}${doubt}`);
   // They get no time, which nobody knows, and no color: others may have had these names then.
   for (const line of missed.split("\n").filter(Boolean)) show("said", line, "", "");
-  lostAt = 0;
 }
 
 function hearNotice(text) {
@@ -2940,7 +2939,7 @@ function hearNotice(text) {
   else if (asksName) return enter(false, text.replace(": /name NAME", ""));
   else if (row && !/^(?:bye|the room is closing|you were removed.*)$/.test(text)) refuse(line, row);
   if (isShown) show("notice", text);
-  if (inRoom && !isReady && !sent.length) beKnown();
+  if (joinedAt && !isReady && !sent.length) beKnown();
 }
 
 function hearNews(name, joined, now) {
@@ -2979,8 +2978,7 @@ function save() {  // for a reload, also by a phone that needed the memory
   const rows = [...log.querySelectorAll("p:not(.unread):not(.hint)")].slice(-MAX_KEPT)
     .map((row) => [row.className, row.lastChild.textContent, "", row.firstChild.textContent])
     .reverse().filter((row) => (left -= row[1].length) > 0).reverse();
-  const state = { wanted, password, rows, draft: box.value, ignored: [...ignored] };
-  state.lostAt = lostAt || Date.now();
+  const state = { wanted, password, lostAt, rows, draft: box.value, ignored: [...ignored] };
   const isIn = page.room.hidden ? log.childElementCount > 1 : socket || retry;
   keep("sessionStorage", isIn ? JSON.stringify(state) : "");
   keep("localStorage", wanted);
