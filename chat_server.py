@@ -2711,9 +2711,8 @@ const PLACE = location.host + location.pathname.replace(/\/$/, ""), TITLE = `Cha
 const MAX_ROWS = 5000, MAX_KEPT = 500;  // rows in all, and those that outlive a reload
 const PAUSE = 100;  // ms until rows that have come are added; more where there are many
 const MAX_PASTED = 20;  // lines that are sent without a question
-// Seconds of silence after which the page asks whether the network lives, and after which, if an
-// answer is due, it is lost; what an answer may take when the user is back; the most between tries.
-const ASK_AFTER = 12, LOST_AFTER = 18, PATIENCE = 5, MAX_WAIT = 30;
+const ASK_AFTER = 13, LOST_AFTER = 18;  // seconds of silence until it asks, and until it gives up
+const MAX_WAIT = 30;  // seconds between two tries to connect
 const NEWS = /^(.+) (?:(joined)|left|was removed|is now (.+))$/;
 const NAME = /^\/name /, PING = /^\/ping\b/, PRIVATE = /^\/msg\b\s*([^:]*):?\s*/;
 const NEVER_REFUSED = /^\/(?:help|who|names|ping|op|kick|quit|exit)\b/;
@@ -2771,7 +2770,7 @@ function inColor(name) {  // names that are alike, such as Lab 1 and Lab 2, are 
 function show(kind, text, speaker = "", hour = clock()) {
   const parts = text.split(LINK).map((part, at) => (at % 2 ? link(part) : part));
   const words = make("span", {}, make("bdi", {}, ...parts));
-  const isNew = (hour || lostAt) && (document.hidden || !following);
+  const isNew = socket && (hour || lostAt) && (document.hidden || !following);
   const isNews = isNew && /^(?:said|private)/.test(kind);
   if (speaker) words.prepend(inColor(speaker), /private/.test(kind) ? " (private): " : ": ");
   if (speaker && kind === "own private") words.prepend("to ");
@@ -2815,18 +2814,17 @@ function showNames() {
   page.list.replaceChildren(...items.map((item) => make("li", {}, item)));
 }
 
-function report(text, canConnect = false) {
-  (page.room.hidden ? page.why : page.state).textContent = text;
+function report(text, canConnect = false) {  // at the door and in the room: one is hidden
+  page.why.textContent = page.state.textContent = text;
   page.again.hidden = !canConnect;
 }
 
 function enter(isIn, why = "") {  // the room, or goes back to the door
-  if (!isIn) hangUp("");
   page.lock.hidden = !/password/.test(why);
   page.nick.value = wanted;
   page.door.hidden = isIn;
   page.room.hidden = !isIn;
-  report(why);
+  if (!isIn) hangUp(why);
   (isIn ? box : page.lock.hidden ? page.nick : page.secret).focus();
 }
 
@@ -2843,8 +2841,7 @@ function hangUp(why, canConnect) {
 function connect() {
   hangUp("Connecting\u2026");
   socket = new WebSocket((location.origin + location.pathname).replace("http", "ws"));
-  socket.onmessage = receive;
-  socket.onclose = lose;
+  Object.assign(socket, { onmessage: receive, onclose: lose });
 }
 
 function lose({ code }) {
@@ -2868,7 +2865,7 @@ function listen() {  // each second, but not while a page sleeps: then it couldn
 function wake() {  // whoever was away, such as a phone, may have lost the connection meanwhile
   settle();
   if (retry) return connect();
-  silence = Math.max(silence, LOST_AFTER - PATIENCE);
+  silence = Math.max(silence, ASK_AFTER);
   if (joinedAt) send("/ping");
 }
 
@@ -2943,13 +2940,11 @@ function hearNotice(text) {
 }
 
 function hearNews(name, joined, now) {
-  const [key, mine, next, wish] = [name, me, now, wanted].map((one) => identity(one));
-  const isFree = key === wish && mine !== wish && next !== wish;
-  const wasHere = names.delete(name), [, first] = ignored.get(key) || [];
+  const key = identity(name), [, first] = ignored.get(key) || [], wasHere = names.delete(name);
   if (joined || (wasHere && now)) names.add(now || name);
   // Whoever is ignored is so under any name; but whoever takes that after them is another.
   if (!joined && ignored.delete(key)) ignored.set(identity(now || first), [now || first, first]);
-  if (isFree && me && !joined) send(`/name ${wanted}`);
+  if (!joined && me && key === identity(wanted)) send(`/name ${wanted}`);
 }
 
 function hearNames(text) {
@@ -3088,18 +3083,15 @@ document.onvisibilitychange = () => (document.hidden ? save() : wake());
 const pulse = setInterval(listen, 1000), kept = JSON.parse(keep("sessionStorage") || "null");
 for (const heading of document.querySelectorAll("h1")) heading.textContent = TITLE;
 WIDE.onchange();
-page.nick.value = wanted = keep("localStorage");
-page.nick.focus();
+wanted = keep("localStorage");
 if (kept) {
   ({ wanted, password, lostAt } = kept);
   for (const row of kept.rows) show(...row);
   for (const one of kept.ignored || []) ignored.set(...one);  // there may be a newer page by now
-  unread = 0;
-  unreadLine.remove();
-  enter(true);
   write(kept.draft);
   connect();
 }
+enter(Boolean(kept));
 settle();
 """
 
