@@ -2732,8 +2732,8 @@ let typed = [""];  // what the user has sent, each text once, and last what Down
 let password = "", socket = null, wait = 1, silence = 0;  // the last two in seconds
 let joinedAt = 0, lostAt = 0;  // when we came in, if we are; when the room was heard last, if ever
 let retry = 0;  // when to connect, if ever; a page that is hidden may look only once a minute
-// Whether all that the page asks first is answered, what others said before, and whether we spoke.
-let isReady = false, history = [], isDue = false;
+// Whether all that the page asks first is answered; what others and the user said before that.
+let isReady = false, history = [], due = "";
 // Whether the page stays at its end, and where it has put itself.
 let following = true, place = 0, unread = 0, listed = "", settling = 0, isShifted = false;
 
@@ -2904,7 +2904,7 @@ function beKnown() {
   if (page.room.hidden) enter(true);
   settle();
   catchUp(history.slice(-MAX_ROWS));
-  if (isDue) speak();
+  if (box.value === due) speak();
 }
 
 function catchUp(history) {  // shows what of it hasn't been shown before a connection was lost
@@ -2986,18 +2986,17 @@ function send(line, row) {
 }
 
 function speak() {
-  const lines = box.value.split(/\r\n?|\n/).filter((line) => line.trim());
+  const lines = box.value.split("\n").filter((line) => line.trim());
   const label = lines.length > MAX_PASTED ? `Send ${lines.length} lines` : "Send";
-  isDue = !isReady;  // then it is sent later, unless it is changed meanwhile
-  if (isDue || !lines.length) return;
+  due = isReady ? "" : box.value;  // it is sent later, unless it is changed meanwhile
+  if (due || !lines.length) return;
   const isMeant = page.say.innerText === label;  // or it's a question, which Enter answers
   page.say.innerText = label;
   if (!isMeant) return page.say.focus();
-  const [isPrivate, to] = PRIVATE.exec(asCommand(lines[0])) || [];
-  lines.forEach((line, at) => {  // in a paste, nothing is a command but what makes it private
-    if (lines.length === 1 || (isPrivate && !at)) say(asCommand(line));
-    else say(isPrivate ? `/msg ${to}: ${line}` : line.replace(/^\//, "//"));
-  });
+  const [first, ...rest] = lines, [isPrivate, to] = PRIVATE.exec(asCommand(first)) || [];
+  // In a paste, nothing is a command but what makes it private.
+  say(isPrivate || !rest.length ? asCommand(first) : first.replace(/^\//, "//"));
+  for (const line of rest) say(isPrivate ? `/msg ${to}: ${line}` : line.replace(/^\//, "//"));
   typed = typed.filter((text) => text !== box.value);
   if (!/^\/op/.test(asCommand(box.value))) typed.splice(-1, 0, box.value);
   write("");
@@ -3056,10 +3055,7 @@ box.onbeforeinput = (event) => {  // Enter, when what was being composed was lef
   event.preventDefault();
   speak();
 };
-box.oninput = () => {
-  isDue = false;
-  page.say.innerText = "Send";
-};
+box.oninput = () => { page.say.innerText = "Send"; };
 [page.say.onclick, page.again.onclick, page.jump.onclick] = [speak, connect, () => settle(true)];
 log.onscroll = () => { if (Math.abs(log.scrollTop - place) >= 1) settle(); };
 new ResizeObserver(() => settle()).observe(log);  // such as by a phone's keyboard
