@@ -2676,31 +2676,29 @@ button { background: var(--strong); color: var(--back); overflow-wrap: normal; }
 #door { max-width: 22em; margin: 0 auto; padding: 12vh 1em 1em; }
 #room { display: grid; grid: auto minmax(0, 1fr) auto auto / minmax(0, 1fr) auto; height: 100%;
   max-width: 76em; margin: 0 auto; }
-#room > * { grid-column: 1 / 3; }
-#room h1 { grid-area: 1 / 1; font-size: 1em; }
-#who { grid-area: 1 / 2; position: relative; }
-ul { position: absolute; z-index: 2; top: 100%; right: .5em; width: 16em; max-height: 60vh;
-  padding: 0; overflow: auto; list-style: none; background: var(--back); border: 1px solid; }
-li > * { display: block; width: 100%; text-align: start; color: var(--dim); }
-li button { background: none; border: 0; overflow-wrap: anywhere; }
+#room h1 { font-size: 1em; }
+#room > div { grid-column: 1 / 3; }
+ul { position: absolute; right: .5em; width: 16em; max-height: 60vh; padding: 0; overflow: auto;
+  list-style: none; background: var(--back); border: 1px solid; }
+li > * { display: block; width: 100%; text-align: start; overflow-wrap: anywhere;
+  background: none; border: 0; }
 #log { grid-row: 2; overflow-y: auto; overflow-anchor: none; border-block: 1px solid #8886; }
 /* The times are a column, so that no part of a long message looks like another message. */
 #log p { padding: .15em .8em .15em 4em; white-space: pre-wrap; }
-time { display: inline-block; width: 3.5em; margin-left: -3.5em; color: var(--dim);
-  -webkit-user-select: none; user-select: none; }
+time { display: inline-block; width: 3.5em; margin-left: -3.5em; -webkit-user-select: none; }
 b { color: hsl(var(--hue), 70%, var(--ink)); cursor: pointer; }
 .own { background: hsl(215, 70%, var(--tint)); }
 #log .private { background: hsl(275, 70%, var(--tint)); }
 .mention { background: hsl(46, 70%, var(--tint)); }
 #log .private, #log .mention { border-left: 4px solid var(--strong); padding-left: 3.75em; }
 .gap, #offline { background: hsl(8, 80%, var(--tint)); }
-.notice, .hint, ::placeholder { color: var(--dim); opacity: 1; }
+time, li > *, .notice, .hint, ::placeholder { color: var(--dim); opacity: 1; }
 .unread, em, #why { color: hsl(5, 70%, var(--ink)); }
 #again, #jump, #form { margin: .4em .8em; }
-#jump { grid-row: 2; place-self: end center; }
+#jump { grid-area: 2 / 1 / 3 / 3; place-self: end center; }
 #offline, #form { display: flex; align-items: center; justify-content: space-between; gap: .6em; }
 #box { flex: 1; min-width: 0; max-height: 30vh; resize: none; field-sizing: content; }
-@media (min-width: 1000px) { #room > * { grid-column: 1; }
+@media (min-width: 1000px) { #room > div, #jump { grid-column: 1; }
   #who { grid-area: 1 / 2 / 5; border-left: 1px solid #8886; overflow: auto; }
   ul { position: static; max-height: none; border: 0; } }
 """
@@ -3058,7 +3056,7 @@ box.onbeforeinput = (event) => {  // Enter, when what was being composed was lef
 box.oninput = () => { page.say.innerText = "Send"; };
 [page.say.onclick, page.again.onclick, page.jump.onclick] = [speak, connect, () => settle(true)];
 log.onscroll = () => { if (Math.abs(log.scrollTop - place) >= 1) settle(); };
-new ResizeObserver(() => settle()).observe(log);  // such as by a phone's keyboard
+new ResizeObserver(() => settle(following)).observe(log);  // such as by a phone's keyboard
 log.oncopy = (event) => {  // a message a line, where browsers copy paragraphs
   event.clipboardData.setData("text/plain", `${getSelection()}`.replace(/\n+/g, "\n"));
   event.preventDefault();
