@@ -2727,9 +2727,8 @@ let names = new Set(), others = [];  // who is known to be here; how many more, 
 const ignored = new Map();  // by identity(): a name, and the one that the user had enough of
 let sent = [];  // lines that may not have arrived, each with the row that shows it, if any does
 let typed = [""];  // what the user has sent, each text once, and last what Down ends at
-let password = "", socket = null, wait = 1, silence = 0;  // the last two in seconds
+let password = "", socket = null, retry = 0, wait = 1, silence = 0;  // the last two in seconds
 let joinedAt = 0, lostAt = 0;  // when we came in, if we are; when the room was heard last, if ever
-let retry = 0;  // when to connect, if ever; a page that is hidden may look only once a minute
 // Whether all that the page asks first is answered; what others and the user said before that.
 let isReady = false, history = [], due = "";
 // Whether the page stays at its end, and where it has put itself.
@@ -2827,12 +2826,12 @@ function enter(isIn, why = "") {  // the room, or goes back to the door
 }
 
 function hangUp(why, canConnect) {
-  if (socket) socket.onmessage = socket.onclose = null;
-  if (socket) socket.close();
+  if (socket) Object.assign(socket, { onmessage: null, onclose: null }).close();
+  clearTimeout(retry);
   for (const { row } of sent) if (row) mark(row, "perhaps not sent");
   [socket, joinedAt, isReady, silence, retry] = [null, 0, false, 0, 0];
   [me, names, others, sent, history] = ["", new Set(), [], [], []];
-  showNames();
+  settle();
   report(why, canConnect);
 }
 
@@ -2845,18 +2844,17 @@ function connect() {
 function lose({ code }) {
   if (joinedAt && lostAt > joinedAt + 5000) wait = 1;  // else it may break off again at once
   if (code === 1000) return hangUp("You have left.", true);
-  if (code === 1008) return hangUp(page.why.textContent || "You were removed from the room.");
+  if (code === 1008) return hangUp(joinedAt ? "You were removed from the room." : page.why.innerText);
   const what = code === 1013 ? "The room is full." : "Not connected.";
   const seconds = wait * (0.5 + Math.random() / 2);  // not all pages in the same moment
   hangUp(`${what} Next try in ${Math.ceil(seconds)} s; what you type is kept.`, true);
-  [retry, wait] = [Date.now() + 1000 * seconds, Math.min(2 * wait, MAX_WAIT)];
+  [retry, wait] = [setTimeout(connect, 1000 * seconds), Math.min(2 * wait, MAX_WAIT)];
 }
 
 function listen() {  // each second, but not while a page sleeps: then it couldn't have heard
   const isAwaited = !joinedAt || sent.length;
   silence += 1;
-  if (!socket && retry && Date.now() >= retry) connect();
-  else if (socket && isAwaited && silence >= LOST_AFTER) lose({ code: 1006 });  // without a close
+  if (socket && isAwaited && silence >= LOST_AFTER) lose({ code: 1006 });  // without a close
   else if (!isAwaited && silence >= ASK_AFTER) send(page.who.open ? "/who" : "/ping");
 }
 
@@ -2903,6 +2901,7 @@ function beKnown() {
   settle();
   catchUp(history.slice(-MAX_ROWS));
   if (box.value === due) speak();
+  due = "";
 }
 
 function catchUp(history) {  // shows what of it hasn't been shown before a connection was lost
@@ -2978,8 +2977,8 @@ function save() {  // for a reload, also by a phone that needed the memory
 }
 
 function send(line, row) {
-  socket.send(PING.test(line) ? "/ping" : line);
-  if (!PING.test(line)) socket.send("/ping");  // the answer shows that the line has arrived
+  if (!PING.test(line)) socket.send(line);
+  socket.send("/ping");  // the answer shows that the line has arrived
   sent.push({ line, row });
 }
 
@@ -3007,7 +3006,7 @@ function say(line) {
   if (/^\/ignore\b/.test(line)) show("notice", ignore(line.slice(8).trim()));
   else if (to && line !== whole) send(line, show("own private", line.slice(whole.length), to));
   else if (!/^\/(?!\/)/.test(line)) send(line, show("own", line.replace(/^\/\//, "/"), me));
-  else send(line, show("own command", line.replace(/^(\/op\S*)\s.*/s, "$1 \u2026")));
+  else send(line, show("own", line.replace(/^(\/op\S*)\s.*/s, "$1 \u2026")));
 }
 
 function ignore(name) {
@@ -3070,8 +3069,7 @@ document.onclick = ({ target }) => {  // whoever touches a name writes to that o
   if (!WIDE.matches && !target.closest("#count")) WIDE.onchange();
 };
 document.onkeydown = ({ key }) => { if (key === "Escape") WIDE.onchange(); };
-window.ononline = window.onpageshow = wake;
-window.onpagehide = save;
+Object.assign(window, { ononline: wake, onpageshow: wake, onpagehide: save });
 document.onvisibilitychange = () => (document.hidden ? save() : wake());
 
 const pulse = setInterval(listen, 1000), kept = JSON.parse(keep("sessionStorage") || "null");
@@ -3086,7 +3084,6 @@ if (kept) {
   connect();
 }
 enter(Boolean(kept));
-settle();
 """
 
 PAGE = f"""<!doctype html>
