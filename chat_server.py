@@ -2698,9 +2698,8 @@ time, li > *, .notice, .hint, ::placeholder { color: var(--dim); opacity: 1; }
 #jump { grid-area: 2 / 1 / 3 / 3; place-self: end center; }
 #offline, #form { display: flex; align-items: center; justify-content: space-between; gap: .6em; }
 #box { flex: 1; min-width: 0; max-height: 30vh; resize: none; field-sizing: content; }
-@media (min-width: 1000px) { #room > div, #jump { grid-column: 1; }
-  #who { grid-area: 1 / 2 / 5; border-left: 1px solid #8886; overflow: auto; }
-  ul { position: static; max-height: none; border: 0; } }
+@media (min-width: 1000px) { ul { position: static; max-height: none; border: 0; }
+  #who { grid-area: 1 / 3 / 5; border-left: 1px solid #8886; overflow: auto; } }
 """
 
 SCRIPT = r"""
@@ -2760,13 +2759,12 @@ function keep(storage, ...text) {  // or, without one, returns what is kept; a u
 
 function inColor(name) {  // names that are alike, such as Lab 1 and Lab 2, are far apart in hue
   const number = [...name].reduce((sum, char) => (31 * sum + char.codePointAt(0)) % 2 ** 30, 0);
-  const style = `--hue: ${(number * 137.508) % 360}`;
-  return make("b", { style }, make("bdi", {}, name));  // a bdi's direction is its own affair
+  return make("b", { style: `--hue: ${(number * 137.508) % 360}` }, make("bdi", {}, name));
 }
 
 function show(kind, text, speaker = "", hour = clock()) {
   const parts = text.split(LINK).map((part, at) => (at % 2 ? link(part) : part));
-  const words = make("span", {}, make("bdi", {}, ...parts));
+  const words = make("span", {}, make("bdi", {}, ...parts));  // its direction is its own affair
   const isNew = socket && (hour || lostAt) && (document.hidden || !following);
   const isNews = isNew && /^(?:said|private)/.test(kind);
   if (speaker) words.prepend(inColor(speaker), /private/.test(kind) ? " (private): " : ": ");
@@ -2783,7 +2781,7 @@ function settle(isAsked) {  // adds rows: measuring takes some ms, so once for m
   if (Math.abs(moved) >= 1) following = rest < (moved < 0 ? 2 : 40);
   if (isAsked) following = true;
   log.append(fresh);
-  const bottom = () => log.lastChild.getBoundingClientRect().bottom;  // scrollHeight is rounded
+  const bottom = () => log.lastChild?.getBoundingClientRect().bottom;  // scrollHeight is rounded
   const before = bottom();
   while (log.childElementCount > MAX_ROWS) log.firstChild.remove();
   const shift = following ? log.scrollHeight : bottom() - before;
@@ -2844,7 +2842,8 @@ function connect() {
 function lose({ code }) {
   if (joinedAt && lostAt > joinedAt + 5000) wait = 1;  // else it may break off again at once
   if (code === 1000) return hangUp("You have left.", true);
-  if (code === 1008) return hangUp(joinedAt ? "You were removed from the room." : page.why.innerText);
+  if (code === 1008 && joinedAt) return hangUp("You were removed from the room.");
+  if (code === 1008) return hangUp(page.why.textContent);  // as the room has said
   const what = code === 1013 ? "The room is full." : "Not connected.";
   const seconds = wait * (0.5 + Math.random() / 2);  // not all pages in the same moment
   hangUp(`${what} Next try in ${Math.ceil(seconds)} s; what you type is kept.`, true);
@@ -2898,7 +2897,6 @@ function beKnown() {
   isReady = true;
   report("");
   if (page.room.hidden) enter(true);
-  settle();
   catchUp(history.slice(-MAX_ROWS));
   if (box.value === due) speak();
   due = "";
@@ -2906,16 +2904,15 @@ function beKnown() {
 
 function catchUp(history) {  // shows what of it hasn't been shown before a connection was lost
   const lines = (kind) => [...log.querySelectorAll(kind)].map((row) => row.lastChild.textContent);
-  const asText = (lines) => `\n${lines.join("\n")}\n`;
   const own = new Set(lines(".own:not(.private)"));
-  const all = asText(history.filter((line) => !own.has(line)));
+  const all = history.filter((line) => !own.has(line));
   const heard = lines(".said").filter((line) => !ignored.has(identity(line.split(": ")[0])));
-  const last = asText(heard.slice(-3)), at = all.indexOf(last);
-  const missed = at < 0 ? all : all.slice(at + last.length);
+  const last = heard.slice(-3);
+  const at = all.findIndex((_, at) => last.every((line, more) => line === all[at + more]));
   const doubt = at < 0 ? "; messages may be missing" : "";
   if (lostAt) show("gap", `Not connected from ${clock(8, lostAt)} to ${clock(8)}${doubt}`);
   // They get no time, which nobody knows, and no color: others may have had these names then.
-  for (const line of missed.split("\n").filter(Boolean)) show("said", line, "", "");
+  for (const line of all.slice(at < 0 ? 0 : at + last.length)) show("said", line, "", "");
 }
 
 function hearNotice(text) {
@@ -3055,7 +3052,10 @@ box.onbeforeinput = (event) => {  // Enter, when what was being composed was lef
 box.oninput = () => { page.say.innerText = "Send"; };
 [page.say.onclick, page.again.onclick, page.jump.onclick] = [speak, connect, () => settle(true)];
 log.onscroll = () => { if (Math.abs(log.scrollTop - place) >= 1) settle(); };
-new ResizeObserver(() => settle(following)).observe(log);  // such as by a phone's keyboard
+new ResizeObserver(() => {  // such as by a phone's keyboard
+  if (following) log.scrollTop = log.scrollHeight;
+  place = log.scrollTop;
+}).observe(log);
 log.oncopy = (event) => {  // a message a line, where browsers copy paragraphs
   event.clipboardData.setData("text/plain", `${getSelection()}`.replace(/\n+/g, "\n"));
   event.preventDefault();
