@@ -2670,7 +2670,7 @@ a { color: var(--strong); direction: ltr; unicode-bidi: isolate; }
 #room h1, #state:not(:empty), li span, summary, input, textarea, button { padding: .7em .8em; }
 input, textarea, button { font: inherit; color: inherit; background: var(--back);
   border: 1px solid var(--dim); border-radius: .4em; }
-button { background: var(--strong); color: var(--back); overflow-wrap: normal; }
+button { background: var(--strong); color: var(--back); }
 :focus-visible { outline: 3px solid var(--strong); outline-offset: -2px; }
 #door, label { display: grid; gap: .6em; }
 #door { max-width: 22em; margin: 0 auto; padding: 12vh 1em 1em; }
@@ -2680,8 +2680,7 @@ button { background: var(--strong); color: var(--back); overflow-wrap: normal; }
 #room > div { grid-column: 1 / 3; }
 ul { position: absolute; right: .5em; width: 16em; max-height: 60vh; padding: 0; overflow: auto;
   list-style: none; background: var(--back); border: 1px solid; }
-li > * { display: block; width: 100%; text-align: start; overflow-wrap: anywhere;
-  background: none; border: 0; }
+li > * { display: block; width: 100%; text-align: start; background: none; border: 0; }
 #log { grid-row: 2; overflow-y: auto; overflow-anchor: none; border-block: 1px solid #8886; }
 /* The times are a column, so that no part of a long message looks like another message. */
 #log p { padding: .15em .8em .15em 4em; white-space: pre-wrap; }
@@ -2694,7 +2693,7 @@ b { color: hsl(var(--hue), 70%, var(--ink)); cursor: pointer; }
 .gap, #offline { background: hsl(8, 80%, var(--tint)); }
 time, li > *, .notice, .hint, ::placeholder { color: var(--dim); opacity: 1; }
 .unread, em, #why { color: hsl(5, 70%, var(--ink)); }
-#again, #jump, #form { margin: .4em .8em; }
+#again, #jump, #form { margin: .4em .8em; overflow-wrap: normal; }
 #jump { grid-area: 2 / 1 / 3 / 3; place-self: end center; }
 #offline, #form { display: flex; align-items: center; justify-content: space-between; gap: .6em; }
 #box { flex: 1; min-width: 0; max-height: 30vh; resize: none; field-sizing: content; }
@@ -2906,10 +2905,9 @@ function catchUp(history) {  // shows what of it hasn't been shown before a conn
   const lines = (kind) => [...log.querySelectorAll(kind)].map((row) => row.lastChild.textContent);
   const own = new Set(lines(".own:not(.private)"));
   const all = history.filter((line) => !own.has(line));
-  const heard = lines(".said").filter((line) => !ignored.has(identity(line.split(": ")[0])));
-  const last = heard.slice(-3);
+  const last = lines(".said").filter((one) => !ignored.has(identity(one.split(": ")[0]))).slice(-3);
   const at = all.findIndex((_, at) => last.every((line, more) => line === all[at + more]));
-  const doubt = at < 0 ? "; messages may be missing" : "";
+  const doubt = (last.length ? at >= 0 : !all.length) ? "" : "; messages may be missing";
   if (lostAt) show("gap", `Not connected from ${clock(8, lostAt)} to ${clock(8)}${doubt}`);
   // They get no time, which nobody knows, and no color: others may have had these names then.
   for (const line of all.slice(at < 0 ? 0 : at + last.length)) show("said", line, "", "");
