@@ -2720,13 +2720,15 @@ const LINK = new RegExp("\\b(https?://(?:A|\\(A*\\))*(?:[\\w/#$%&*+=@~|\\p{L}\\p
 const WIDE = matchMedia("(min-width: 1000px)");  // as in the style
 const page = Object.fromEntries([...document.querySelectorAll("[id]")].map((one) => [one.id, one]));
 const { log, box } = page;
-let wanted = "", me = "";  // the name that the user wants, and that by which the room knows us
+const kept = JSON.parse(keep("sessionStorage") || "{}");  // before a reload, by an older page too
+// The name that the user wants, and that by which the room knows us.
+let wanted = kept.wanted ?? keep("localStorage"), me = "", password = kept.password || "";
 let names = new Set(), others = [];  // who is known to be here; how many more, in the room's words
-const ignored = new Map();  // by identity(): a name, and the one that the user had enough of
+const ignored = new Map(kept.ignored);  // by identity(): a name, and the one the user had enough of
 let sent = [];  // lines that may not have arrived, each with the row that shows it, if any does
 let typed = [""];  // what the user has sent, each text once, and last what Down ends at
-let password = "", socket = null, retry = 0, wait = 1, silence = 0;  // the last two in seconds
-let joinedAt = 0, lostAt = 0;  // when we came in, if we are; when the room was heard last, if ever
+let socket = null, retry = 0, wait = 1, silence = 0;  // the last two in seconds
+let joinedAt = 0, lostAt = kept.lostAt || 0;  // when we came in, if we are; when it was heard last
 // Whether all that the page asks first is answered; what others and the user said before that.
 let isReady = false, history = [], due = "";
 // Whether the page stays at its end, and where it has put itself.
@@ -3070,18 +3072,15 @@ document.onkeydown = ({ key }) => { if (key === "Escape") WIDE.onchange(); };
 Object.assign(window, { ononline: wake, onpageshow: wake, onpagehide: save });
 document.onvisibilitychange = () => (document.hidden ? save() : wake());
 
-const pulse = setInterval(listen, 1000), kept = JSON.parse(keep("sessionStorage") || "null");
+const pulse = setInterval(listen, 1000);
 for (const heading of document.querySelectorAll("h1")) heading.textContent = TITLE;
 WIDE.onchange();
-wanted = keep("localStorage");
-if (kept) {
-  ({ wanted, password, lostAt } = kept);
+if (kept.rows) {
   for (const row of kept.rows) show(...row);
-  for (const one of kept.ignored || []) ignored.set(...one);  // there may be a newer page by now
   write(kept.draft);
   connect();
 }
-enter(Boolean(kept));
+enter(Boolean(kept.rows));
 """
 
 PAGE = f"""<!doctype html>
