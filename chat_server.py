@@ -2706,9 +2706,8 @@ SCRIPT = r"""
 const PLACE = location.host + location.pathname.replace(/\/$/, ""), TITLE = `Chat on ${PLACE}`;
 const MAX_ROWS = 5000, MAX_KEPT = 500;  // rows in all, and those that outlive a reload
 const PAUSE = 100;  // ms until rows that have come are added; more where there are many
-const MAX_PASTED = 20;  // lines that are sent without a question
 const ASK_AFTER = 13, LOST_AFTER = 18;  // seconds of silence until it asks, and until it gives up
-const MAX_WAIT = 30;  // seconds between two tries to connect
+const MAX_WAIT = 30, MAX_PASTED = 20;  // seconds between two tries; lines without a question
 const NEWS = /^(.+) (?:(joined)|left|was removed|is now (.+))$/;
 const NAME = /^\/name /, PING = /^\/ping\b/, PRIVATE = /^\/msg\b\s*([^:]*):?\s*/;
 const NEVER_REFUSED = /^\/(?:help|who|names|ping|op|kick|quit|exit)\b/;
@@ -2721,18 +2720,17 @@ const WIDE = matchMedia("(min-width: 1000px)");  // as in the style
 const page = Object.fromEntries([...document.querySelectorAll("[id]")].map((one) => [one.id, one]));
 const { log, box } = page;
 const kept = JSON.parse(keep("sessionStorage") || "{}");  // before a reload, by an older page too
-// The name that the user wants, and that by which the room knows us.
-let wanted = kept.wanted ?? keep("localStorage"), me = "", password = kept.password || "";
+let wanted = kept.wanted ?? keep("localStorage"), me = "";  // how the user and the room call us
 let names = new Set(), others = [];  // who is known to be here; how many more, in the room's words
 const ignored = new Map(kept.ignored);  // by identity(): a name, and the one the user had enough of
 let sent = [];  // lines that may not have arrived, each with the row that shows it, if any does
-let typed = [""];  // what the user has sent, each text once, and last what Down ends at
-let socket = null, retry = 0, wait = 1, silence = 0;  // the last two in seconds
+let typed = [""], offers = [];  // what was sent, each once, and what Down ends at; what Tab offers
+let socket = null, retry = 0, isShifted = false, wait = 1, silence = 0;  // the last two in seconds
 let joinedAt = 0, lostAt = kept.lostAt || 0;  // when we came in, if we are; when it was heard last
 // Whether all that the page asks first is answered; what others and the user said before that.
-let isReady = false, history = [], due = "";
-// Whether the page stays at its end, and where it has put itself.
-let following = true, place = 0, unread = 0, listed = "", settling = 0, isShifted = false;
+let isReady = false, history = [], due = "", password = kept.password || "";
+// Whether the page stays at its end, where it has put itself, and what is seen rather far up.
+let following = true, place = 0, upper = log, unread = 0, listed = "", settling = 0;
 
 const fold = (name = "") => name.normalize("NFKC").toLowerCase();
 const clock = (size = 5, time = Date.now()) => new Date(time).toTimeString().slice(0, size);
@@ -2782,12 +2780,12 @@ function settle(isAsked) {  // adds rows: measuring takes some ms, so once for m
   if (Math.abs(moved) >= 1) following = rest < (moved < 0 ? 2 : 40);
   if (isAsked) following = true;
   log.append(fresh);
-  const bottom = () => log.lastChild?.getBoundingClientRect().bottom;  // scrollHeight is rounded
-  const before = bottom();
+  const bottom = () => log.lastChild?.getBoundingClientRect().bottom, before = bottom();
   while (log.childElementCount > MAX_ROWS) log.firstChild.remove();
-  const shift = following ? log.scrollHeight : bottom() - before;
+  const shift = following ? log.scrollHeight : bottom() - before;  // the latter isn't rounded
   if (shift) log.scrollTop += shift;
   place = log.scrollTop;
+  upper = document.elementFromPoint(log.offsetLeft + 9, log.offsetTop + log.clientHeight / 4);
   if (following && !document.hidden) unread = 0;
   page.jump.hidden = following;
   page.jump.textContent = unread ? `New messages: ${unread}` : "To the end";
@@ -3018,12 +3016,15 @@ function write(text) {
   box.focus();
 }
 
-function complete() {  // the word before the cursor to a name; false if none begins so
-  const [, before, part] = /^(.*\s|)(\S+)$/s.exec(box.value.slice(0, box.selectionEnd)) || [];
-  const name = [...names].find((name) => part && fold(name).startsWith(fold(part)));
+function complete() {  // the word before the cursor to a name, then to the next; or returns false
+  const text = box.value.slice(0, box.selectionEnd);
+  const [, before, part] = /^(.*\s|)(\S+)$/s.exec(text) || [];
+  const found = [...names].filter((name) => part && fold(name).startsWith(fold(part)));
   const after = /^(?:\/msg )?$/.test(before) ? ": " : " ";
-  if (!name) return false;
-  box.setRangeText(before + name + after, 0, box.selectionEnd, "end");
+  if (!offers.includes(text)) offers = found.map((name) => before + name + after);
+  const next = offers[(offers.indexOf(text) + 1) % offers.length];
+  if (!next || next === text) return false;
+  box.setRangeText(next, 0, box.selectionEnd, "end");
 }
 
 function recall(key) {  // what was sent before, or after that; false if the user has typed
@@ -3052,10 +3053,12 @@ box.onbeforeinput = (event) => {  // Enter, when what was being composed was lef
 box.oninput = () => { page.say.innerText = "Send"; };
 [page.say.onclick, page.again.onclick, page.jump.onclick] = [speak, connect, () => settle(true)];
 log.onscroll = () => { if (Math.abs(log.scrollTop - place) >= 1) settle(); };
-new ResizeObserver(() => {  // such as by a phone's keyboard
+window.onresize = () => {  // as by a phone that is turned; it comes before any scroll it causes
   if (following) log.scrollTop = log.scrollHeight;
+  else if (upper) upper.scrollIntoView({ block: "nearest" });
   place = log.scrollTop;
-}).observe(log);
+};
+new ResizeObserver(window.onresize).observe(log);  // such as by its keyboard
 log.oncopy = (event) => {  // a message a line, where browsers copy paragraphs
   event.clipboardData.setData("text/plain", `${getSelection()}`.replace(/\n+/g, "\n"));
   event.preventDefault();
@@ -3101,8 +3104,8 @@ PAGE = f"""<!doctype html>
 <main id="room" hidden>
   <h1></h1>
   <details id="who"><summary id="count"></summary><ul id="list"></ul></details>
-  <div id="log" role="log" aria-label="Messages" tabindex="0"><p class="hint">Touch a name to write
-    to them alone; /ignore NAME hides what they say, /help says more.</p></div>
+  <div id="log" role="log" aria-label="Messages" tabindex="0"><p class="hint"
+>Touch a name to write to them alone; /ignore NAME hides what they say, /help says more.</p></div>
   <button id="jump" hidden></button>
   <div id="offline"><p id="state" role="status"></p>
     <button id="again" hidden>Connect now</button></div>
