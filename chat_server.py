@@ -2785,7 +2785,7 @@ function settle(isAsked) {  // adds rows: measuring takes some ms, so once for m
   const shift = following ? log.scrollHeight : bottom() - before;  // the latter isn't rounded
   if (shift) log.scrollTop += shift;
   place = log.scrollTop;
-  upper = document.elementFromPoint(log.offsetLeft + 9, log.offsetTop + log.clientHeight / 4);
+  if (moved) upper = document.elementFromPoint(innerWidth / 2, log.offsetTop + innerHeight / 6);
   if (following && !document.hidden) unread = 0;
   page.jump.hidden = following;
   page.jump.textContent = unread ? `New messages: ${unread}` : "To the end";
