@@ -2670,39 +2670,35 @@ a { color: var(--strong); direction: ltr; unicode-bidi: isolate; }
 #room h1, #state:not(:empty), li span, summary, input, textarea, button { padding: .7em .8em; }
 input, textarea, button { font: inherit; color: inherit; background: var(--back);
   border: 1px solid var(--dim); border-radius: .4em; }
-button { background: var(--strong); color: var(--back); overflow-wrap: normal; }
+button { background: var(--strong); color: var(--back); }
 :focus-visible { outline: 3px solid var(--strong); outline-offset: -2px; }
 #door, label { display: grid; gap: .6em; }
 #door { max-width: 22em; margin: 0 auto; padding: 12vh 1em 1em; }
 #room { display: grid; grid: auto minmax(0, 1fr) auto auto / minmax(0, 1fr) auto; height: 100%;
   max-width: 76em; margin: 0 auto; }
-#room > * { grid-column: 1 / 3; }
-#room h1 { grid-area: 1 / 1; font-size: 1em; }
-#who { grid-area: 1 / 2; position: relative; }
-ul { position: absolute; z-index: 2; top: 100%; right: .5em; width: 16em; max-height: 60vh;
-  padding: 0; overflow: auto; list-style: none; background: var(--back); border: 1px solid; }
-li > * { display: block; width: 100%; text-align: start; color: var(--dim); }
-li button { background: none; border: 0; overflow-wrap: anywhere; }
+#room h1 { font-size: 1em; }
+#room > div { grid-column: 1 / 3; }
+ul { position: absolute; right: .5em; width: 16em; max-height: 60vh; padding: 0; overflow: auto;
+  list-style: none; background: var(--back); border: 1px solid; }
+li > * { display: block; width: 100%; text-align: start; background: none; border: 0; }
 #log { grid-row: 2; overflow-y: auto; overflow-anchor: none; border-block: 1px solid #8886; }
 /* The times are a column, so that no part of a long message looks like another message. */
 #log p { padding: .15em .8em .15em 4em; white-space: pre-wrap; }
-time { display: inline-block; width: 3.5em; margin-left: -3.5em; color: var(--dim);
-  -webkit-user-select: none; user-select: none; }
+time { display: inline-block; width: 3.5em; margin-left: -3.5em; -webkit-user-select: none; }
 b { color: hsl(var(--hue), 70%, var(--ink)); cursor: pointer; }
 .own { background: hsl(215, 70%, var(--tint)); }
 #log .private { background: hsl(275, 70%, var(--tint)); }
 .mention { background: hsl(46, 70%, var(--tint)); }
 #log .private, #log .mention { border-left: 4px solid var(--strong); padding-left: 3.75em; }
 .gap, #offline { background: hsl(8, 80%, var(--tint)); }
-.notice, .hint, ::placeholder { color: var(--dim); opacity: 1; }
+time, li > *, .notice, .hint, ::placeholder { color: var(--dim); opacity: 1; }
 .unread, em, #why { color: hsl(5, 70%, var(--ink)); }
-#again, #jump, #form { margin: .4em .8em; }
-#jump { grid-row: 2; place-self: end center; }
+#again, #jump, #form { margin: .4em .8em; overflow-wrap: normal; }
+#jump { grid-area: 2 / 1 / 3 / 3; place-self: end center; }
 #offline, #form { display: flex; align-items: center; justify-content: space-between; gap: .6em; }
 #box { flex: 1; min-width: 0; max-height: 30vh; resize: none; field-sizing: content; }
-@media (min-width: 1000px) { #room > * { grid-column: 1; }
-  #who { grid-area: 1 / 2 / 5; border-left: 1px solid #8886; overflow: auto; }
-  ul { position: static; max-height: none; border: 0; } }
+@media (min-width: 1000px) { ul { position: static; max-height: none; border: 0; }
+  #who { grid-area: 1 / 3 / 5; border-left: 1px solid #8886; overflow: auto; } }
 """
 
 SCRIPT = r"""
@@ -2710,10 +2706,8 @@ SCRIPT = r"""
 const PLACE = location.host + location.pathname.replace(/\/$/, ""), TITLE = `Chat on ${PLACE}`;
 const MAX_ROWS = 5000, MAX_KEPT = 500;  // rows in all, and those that outlive a reload
 const PAUSE = 100;  // ms until rows that have come are added; more where there are many
-const MAX_PASTED = 20;  // lines that are sent without a question
-// Seconds of silence after which the page asks whether the network lives, and after which, if an
-// answer is due, it is lost; what an answer may take when the user is back; the most between tries.
-const ASK_AFTER = 12, LOST_AFTER = 18, PATIENCE = 5, MAX_WAIT = 30;
+const ASK_AFTER = 13, LOST_AFTER = 18;  // seconds of silence until it asks, and until it gives up
+const MAX_WAIT = 30, MAX_PASTED = 20;  // seconds between two tries; lines without a question
 const NEWS = /^(.+) (?:(joined)|left|was removed|is now (.+))$/;
 const NAME = /^\/name /, PING = /^\/ping\b/, PRIVATE = /^\/msg\b\s*([^:]*):?\s*/;
 const NEVER_REFUSED = /^\/(?:help|who|names|ping|op|kick|quit|exit)\b/;
@@ -2725,18 +2719,18 @@ const LINK = new RegExp("\\b(https?://(?:A|\\(A*\\))*(?:[\\w/#$%&*+=@~|\\p{L}\\p
 const WIDE = matchMedia("(min-width: 1000px)");  // as in the style
 const page = Object.fromEntries([...document.querySelectorAll("[id]")].map((one) => [one.id, one]));
 const { log, box } = page;
-let wanted = "", me = "";  // the name that the user wants, and that by which the room knows us
+const kept = JSON.parse(keep("sessionStorage") || "{}");  // before a reload, by an older page too
+let wanted = kept.wanted ?? keep("localStorage"), me = "";  // how the user and the room call us
 let names = new Set(), others = [];  // who is known to be here; how many more, in the room's words
-const ignored = new Map();  // by identity(): a name, and the one that the user had enough of
+const ignored = new Map(kept.ignored);  // by identity(): a name, and the one the user had enough of
 let sent = [];  // lines that may not have arrived, each with the row that shows it, if any does
-let typed = [""];  // what the user has sent, each text once, and last what Down ends at
-let password = "", socket = null, wait = 1, joinedAt = 0, lostAt = 0;
-let silence = 0, heardAt = 0;  // seconds, and when anything was heard last
-let retry = 0;  // when to connect, if ever; a page that is hidden may look only once a minute
-// Whether we are in; and whether all that the page asks then is answered; what others said before.
-let inRoom = false, isReady = false, history = [], isDue = false;
-// Whether the page stays at its end, and where it has put itself.
-let following = true, place = 0, unread = 0, listed = "", settling = 0, isShifted = false;
+let typed = [""], offers = [];  // what was sent, each once, and what Down ends at; what Tab offers
+let socket = null, retry = 0, isShifted = false, wait = 1, silence = 0;  // the last two in seconds
+let joinedAt = 0, lostAt = kept.lostAt || 0;  // when we came in, if we are; when it was heard last
+// Whether all that the page asks first is answered; what others and the user said before that.
+let isReady = false, history = [], due = "", password = kept.password || "";
+// Whether the page stays at its end, where it has put itself, and what is seen rather far up.
+let following = true, place = 0, upper = log, unread = 0, listed = "", settling = 0;
 
 const fold = (name = "") => name.normalize("NFKC").toLowerCase();
 const clock = (size = 5, time = Date.now()) => new Date(time).toTimeString().slice(0, size);
@@ -2764,14 +2758,13 @@ function keep(storage, ...text) {  // or, without one, returns what is kept; a u
 
 function inColor(name) {  // names that are alike, such as Lab 1 and Lab 2, are far apart in hue
   const number = [...name].reduce((sum, char) => (31 * sum + char.codePointAt(0)) % 2 ** 30, 0);
-  const style = `--hue: ${(number * 137.508) % 360}`;
-  return make("b", { style }, make("bdi", {}, name));  // a bdi's direction is its own affair
+  return make("b", { style: `--hue: ${(number * 137.508) % 360}` }, make("bdi", {}, name));
 }
 
 function show(kind, text, speaker = "", hour = clock()) {
   const parts = text.split(LINK).map((part, at) => (at % 2 ? link(part) : part));
-  const words = make("span", {}, make("bdi", {}, ...parts));
-  const isNew = (hour || lostAt) && (document.hidden || !following);
+  const words = make("span", {}, make("bdi", {}, ...parts));  // its direction is its own affair
+  const isNew = socket && (hour || lostAt) && (document.hidden || !following);
   const isNews = isNew && /^(?:said|private)/.test(kind);
   if (speaker) words.prepend(inColor(speaker), /private/.test(kind) ? " (private): " : ": ");
   if (speaker && kind === "own private") words.prepend("to ");
@@ -2781,25 +2774,23 @@ function show(kind, text, speaker = "", hour = clock()) {
 }
 
 function settle(isAsked) {  // adds rows: measuring takes some ms, so once for many of them
+  const moved = log.scrollTop - place;  // by the user, as the page knows where it has put itself
+  const rest = log.scrollHeight - log.clientHeight - log.scrollTop;
   settling = 0;
-  log.onscroll();  // or what the user has just done would be measured with the new rows
+  if (Math.abs(moved) >= 1) following = rest < (moved < 0 ? 2 : 40);
+  if (isAsked) following = true;
   log.append(fresh);
-  const bottom = () => log.lastChild.getBoundingClientRect().bottom;  // scrollHeight is rounded
-  const isFull = log.childElementCount > MAX_ROWS, height = isFull && bottom();
+  const bottom = () => log.lastChild?.getBoundingClientRect().bottom, before = bottom();
   while (log.childElementCount > MAX_ROWS) log.firstChild.remove();
-  if (isFull) log.scrollTop = place += bottom() - height;
-  follow(isAsked || following);
+  const shift = following ? log.scrollHeight : bottom() - before;  // the latter isn't rounded
+  if (shift) log.scrollTop += shift;
+  place = log.scrollTop;
+  if (moved) upper = document.elementFromPoint(innerWidth / 2, log.offsetTop + innerHeight / 6);
   if (following && !document.hidden) unread = 0;
   page.jump.hidden = following;
   page.jump.textContent = unread ? `New messages: ${unread}` : "To the end";
   document.title = (unread ? `(${unread}) ` : "") + TITLE;
   showNames();
-}
-
-function follow(isAsked = following) {  // after rows or the page's size have changed
-  following = isAsked;
-  if (following) log.scrollTop = log.scrollHeight;
-  if (Math.abs(log.scrollTop - place) >= 1) place = log.scrollTop;
 }
 
 function showNames() {
@@ -2817,74 +2808,72 @@ function showNames() {
   page.list.replaceChildren(...items.map((item) => make("li", {}, item)));
 }
 
-function report(text, canConnect = false) {
-  (page.room.hidden ? page.why : page.state).textContent = text;
+function report(text, canConnect = false) {  // at the door and in the room: one is hidden
+  page.why.textContent = page.state.textContent = text;
   page.again.hidden = !canConnect;
 }
 
 function enter(isIn, why = "") {  // the room, or goes back to the door
-  if (!isIn) hangUp("");
   page.lock.hidden = !/password/.test(why);
   page.nick.value = wanted;
   page.door.hidden = isIn;
   page.room.hidden = !isIn;
-  report(why);
+  if (!isIn) hangUp(why);
   (isIn ? box : page.lock.hidden ? page.nick : page.secret).focus();
 }
 
 function hangUp(why, canConnect) {
-  if (socket) socket.onmessage = socket.onclose = null;
-  if (socket) socket.close();
+  if (socket) Object.assign(socket, { onmessage: null, onclose: null }).close();
+  clearTimeout(retry);
   for (const { row } of sent) if (row) mark(row, "perhaps not sent");
-  [socket, inRoom, isReady, silence, retry] = [null, false, false, 0, 0];
+  [socket, joinedAt, isReady, silence, retry] = [null, 0, false, 0, 0];
   [me, names, others, sent, history] = ["", new Set(), [], [], []];
-  showNames();
+  settle();
   report(why, canConnect);
 }
 
 function connect() {
   hangUp("Connecting\u2026");
   socket = new WebSocket((location.origin + location.pathname).replace("http", "ws"));
-  socket.onmessage = receive;
-  socket.onclose = lose;
+  Object.assign(socket, { onmessage: receive, onclose: lose });
 }
 
 function lose({ code }) {
-  if (inRoom) lostAt = lostAt || heardAt;
-  if (inRoom && lostAt > joinedAt + 5000) wait = 1;  // else it may break off again at once
+  if (joinedAt && lostAt > joinedAt + 5000) wait = 1;  // else it may break off again at once
   if (code === 1000) return hangUp("You have left.", true);
-  if (code === 1008) return hangUp(page.why.textContent || "You were removed from the room.");
+  if (code === 1008 && joinedAt) return hangUp("You were removed from the room.");
+  if (code === 1008) return hangUp(page.why.textContent);  // as the room has said
   const what = code === 1013 ? "The room is full." : "Not connected.";
   const seconds = wait * (0.5 + Math.random() / 2);  // not all pages in the same moment
   hangUp(`${what} Next try in ${Math.ceil(seconds)} s; what you type is kept.`, true);
-  [retry, wait] = [Date.now() + 1000 * seconds, Math.min(2 * wait, MAX_WAIT)];
+  [retry, wait] = [setTimeout(connect, 1000 * seconds), Math.min(2 * wait, MAX_WAIT)];
 }
 
 function listen() {  // each second, but not while a page sleeps: then it couldn't have heard
-  const isAwaited = !inRoom || sent.length;
+  const isAwaited = !joinedAt || sent.length;
   silence += 1;
-  if (!socket && retry && Date.now() >= retry) connect();
-  else if (socket && isAwaited && silence >= LOST_AFTER) lose({ code: 1006 });  // without a close
+  if (socket && isAwaited && silence >= LOST_AFTER) lose({ code: 1006 });  // without a close
   else if (!isAwaited && silence >= ASK_AFTER) send(page.who.open ? "/who" : "/ping");
 }
 
 function wake() {  // whoever was away, such as a phone, may have lost the connection meanwhile
   settle();
   if (retry) return connect();
-  silence = Math.max(silence, LOST_AFTER - PATIENCE);
-  if (inRoom) send("/ping");
+  silence = Math.max(silence, ASK_AFTER);
+  if (joinedAt) send("/ping");
 }
 
 function receive({ data }) {
-  [silence, heardAt] = [0, Date.now()];
+  silence = 0;
   for (const line of data.split("\n").slice(0, -1)) if (socket) hear(line);
+  if (isReady) lostAt = Date.now();
   settling = settling || setTimeout(settle, PAUSE + log.childElementCount / 16);
 }
 
 function hear(line) {
   const [, speaker, isPrivate, text] = /^([^:]*?)( \(private\))?: (.*)$/s.exec(line) || [];
   const kind = isPrivate ? "private" : isMention(text || line) ? "said mention" : "said";
-  if (!inRoom) hearAtDoor(line);
+  if (!joinedAt) hearAtDoor(line);
   else if (line.startsWith("* ")) hearNotice(line.slice(2));
   else if (ignored.has(identity(speaker))) return;
   else if (!isReady && !isPrivate) history.push(line);
@@ -2897,7 +2886,7 @@ function hearAtDoor(line) {
   if (line === "* password?") return enter(false, "This room has a password.");
   if (line === "* wrong password") return enter(false, "That is not the password.");
   if (line.startsWith("* ")) return report(line.slice(2));
-  [inRoom, joinedAt] = [true, Date.now()];  // it's the welcome
+  joinedAt = Date.now();  // it's the welcome
   if (!lostAt) show("notice", line);
   if (wanted) send(`/name ${wanted}`);
   send("/who");
@@ -2907,24 +2896,21 @@ function beKnown() {
   isReady = true;
   report("");
   if (page.room.hidden) enter(true);
-  settle();
   catchUp(history.slice(-MAX_ROWS));
-  if (isDue) speak();
+  if (box.value === due) speak();
+  due = "";
 }
 
 function catchUp(history) {  // shows what of it hasn't been shown before a connection was lost
   const lines = (kind) => [...log.querySelectorAll(kind)].map((row) => row.lastChild.textContent);
-  const asText = (lines) => `\n${lines.join("\n")}\n`;
   const own = new Set(lines(".own:not(.private)"));
-  const all = asText(history.filter((line) => !own.has(line)));
-  const heard = lines(".said").filter((line) => !ignored.has(identity(line.split(": ")[0])));
-  const last = asText(heard.slice(-3)), at = all.indexOf(last);
-  const missed = at < 0 ? all : all.slice(at + last.length);
-  const doubt = at < 0 ? "; messages may be missing" : "";
+  const all = history.filter((line) => !own.has(line));
+  const last = lines(".said").filter((one) => !ignored.has(identity(one.split(": ")[0]))).slice(-3);
+  const at = all.findIndex((_, at) => last.every((line, more) => line === all[at + more]));
+  const doubt = (last.length ? at >= 0 : !all.length) ? "" : "; messages may be missing";
   if (lostAt) show("gap", `Not connected from ${clock(8, lostAt)} to ${clock(8)}${doubt}`);
   // They get no time, which nobody knows, and no color: others may have had these names then.
-  for (const line of missed.split("\n").filter(Boolean)) show("said", line, "", "");
-  lostAt = 0;
+  for (const line of all.slice(at < 0 ? 0 : at + last.length)) show("said", line, "", "");
 }
 
 function hearNotice(text) {
@@ -2942,17 +2928,15 @@ function hearNotice(text) {
   else if (asksName) return enter(false, text.replace(": /name NAME", ""));
   else if (row && !/^(?:bye|the room is closing|you were removed.*)$/.test(text)) refuse(line, row);
   if (isShown) show("notice", text);
-  if (inRoom && !isReady && !sent.length) beKnown();
+  if (joinedAt && !isReady && !sent.length) beKnown();
 }
 
 function hearNews(name, joined, now) {
-  const [key, mine, next, wish] = [name, me, now, wanted].map((one) => identity(one));
-  const isFree = key === wish && mine !== wish && next !== wish;
-  const wasHere = names.delete(name), [, first] = ignored.get(key) || [];
+  const key = identity(name), [, first] = ignored.get(key) || [], wasHere = names.delete(name);
   if (joined || (wasHere && now)) names.add(now || name);
   // Whoever is ignored is so under any name; but whoever takes that after them is another.
   if (!joined && ignored.delete(key)) ignored.set(identity(now || first), [now || first, first]);
-  if (isFree && me && !joined) send(`/name ${wanted}`);
+  if (!joined && me && key === identity(wanted)) send(`/name ${wanted}`);
 }
 
 function hearNames(text) {
@@ -2981,32 +2965,30 @@ function save() {  // for a reload, also by a phone that needed the memory
   const rows = [...log.querySelectorAll("p:not(.unread):not(.hint)")].slice(-MAX_KEPT)
     .map((row) => [row.className, row.lastChild.textContent, "", row.firstChild.textContent])
     .reverse().filter((row) => (left -= row[1].length) > 0).reverse();
-  const state = { wanted, password, rows, draft: box.value, ignored: [...ignored] };
-  state.lostAt = lostAt || Date.now();
+  const state = { wanted, password, lostAt, rows, draft: box.value, ignored: [...ignored] };
   const isIn = page.room.hidden ? log.childElementCount > 1 : socket || retry;
   keep("sessionStorage", isIn ? JSON.stringify(state) : "");
   keep("localStorage", wanted);
 }
 
 function send(line, row) {
-  socket.send(PING.test(line) ? "/ping" : line);
-  if (!PING.test(line)) socket.send("/ping");  // the answer shows that the line has arrived
+  if (!PING.test(line)) socket.send(line);
+  socket.send("/ping");  // the answer shows that the line has arrived
   sent.push({ line, row });
 }
 
 function speak() {
-  const lines = box.value.split(/\r\n?|\n/).filter((line) => line.trim());
+  const lines = box.value.split("\n").filter((line) => line.trim());
   const label = lines.length > MAX_PASTED ? `Send ${lines.length} lines` : "Send";
-  isDue = !isReady;  // then it is sent later, unless it is changed meanwhile
-  if (isDue || !lines.length) return;
+  due = isReady ? "" : box.value;  // it is sent later, unless it is changed meanwhile
+  if (due || !lines.length) return;
   const isMeant = page.say.innerText === label;  // or it's a question, which Enter answers
   page.say.innerText = label;
   if (!isMeant) return page.say.focus();
-  const [isPrivate, to] = PRIVATE.exec(asCommand(lines[0])) || [];
-  lines.forEach((line, at) => {  // in a paste, nothing is a command but what makes it private
-    if (lines.length === 1 || (isPrivate && !at)) say(asCommand(line));
-    else say(isPrivate ? `/msg ${to}: ${line}` : line.replace(/^\//, "//"));
-  });
+  const [first, ...rest] = lines, [isPrivate, to] = PRIVATE.exec(asCommand(first)) || [];
+  // In a paste, nothing is a command but what makes it private.
+  say(isPrivate || !rest.length ? asCommand(first) : first.replace(/^\//, "//"));
+  for (const line of rest) say(isPrivate ? `/msg ${to}: ${line}` : line.replace(/^\//, "//"));
   typed = typed.filter((text) => text !== box.value);
   if (!/^\/op/.test(asCommand(box.value))) typed.splice(-1, 0, box.value);
   write("");
@@ -3019,7 +3001,7 @@ function say(line) {
   if (/^\/ignore\b/.test(line)) show("notice", ignore(line.slice(8).trim()));
   else if (to && line !== whole) send(line, show("own private", line.slice(whole.length), to));
   else if (!/^\/(?!\/)/.test(line)) send(line, show("own", line.replace(/^\/\//, "/"), me));
-  else send(line, show("own command", line.replace(/^(\/op\S*)\s.*/s, "$1 \u2026")));
+  else send(line, show("own", line.replace(/^(\/op\S*)\s.*/s, "$1 \u2026")));
 }
 
 function ignore(name) {
@@ -3034,12 +3016,15 @@ function write(text) {
   box.focus();
 }
 
-function complete() {  // the word before the cursor to a name; false if none begins so
-  const [, before, part] = /^(.*\s|)(\S+)$/s.exec(box.value.slice(0, box.selectionEnd)) || [];
-  const name = [...names].find((name) => part && fold(name).startsWith(fold(part)));
+function complete() {  // the word before the cursor to a name, then to the next; or returns false
+  const text = box.value.slice(0, box.selectionEnd);
+  const [, before, part] = /^(.*\s|)(\S+)$/s.exec(text) || [];
+  const found = [...names].filter((name) => part && fold(name).startsWith(fold(part)));
   const after = /^(?:\/msg )?$/.test(before) ? ": " : " ";
-  if (!name) return false;
-  box.setRangeText(before + name + after, 0, box.selectionEnd, "end");
+  if (!offers.includes(text)) offers = found.map((name) => before + name + after);
+  const next = offers[(offers.indexOf(text) + 1) % offers.length];
+  if (!next || next === text) return false;
+  box.setRangeText(next, 0, box.selectionEnd, "end");
 }
 
 function recall(key) {  // what was sent before, or after that; false if the user has typed
@@ -3065,19 +3050,15 @@ box.onbeforeinput = (event) => {  // Enter, when what was being composed was lef
   event.preventDefault();
   speak();
 };
-box.oninput = () => {
-  isDue = false;
-  page.say.innerText = "Send";
-};
+box.oninput = () => { page.say.innerText = "Send"; };
 [page.say.onclick, page.again.onclick, page.jump.onclick] = [speak, connect, () => settle(true)];
-log.onscroll = () => {  // not by the user if it is where the page has put itself
-  const moved = log.scrollTop - place;
-  if (Math.abs(moved) < 1) return;
-  place += moved;
-  following = log.scrollHeight - log.clientHeight - place < (moved < 0 ? 2 : 40);
-  settle();
+log.onscroll = () => { if (Math.abs(log.scrollTop - place) >= 1) settle(); };
+window.onresize = () => {  // as by a phone that is turned; it comes before any scroll it causes
+  if (following) log.scrollTop = log.scrollHeight;
+  else if (upper) upper.scrollIntoView({ block: "nearest" });
+  place = log.scrollTop;
 };
-new ResizeObserver(() => follow()).observe(log);  // such as by a phone's keyboard
+new ResizeObserver(window.onresize).observe(log);  // such as by its keyboard
 log.oncopy = (event) => {  // a message a line, where browsers copy paragraphs
   event.clipboardData.setData("text/plain", `${getSelection()}`.replace(/\n+/g, "\n"));
   event.preventDefault();
@@ -3091,26 +3072,18 @@ document.onclick = ({ target }) => {  // whoever touches a name writes to that o
   if (!WIDE.matches && !target.closest("#count")) WIDE.onchange();
 };
 document.onkeydown = ({ key }) => { if (key === "Escape") WIDE.onchange(); };
-window.ononline = window.onpageshow = wake;
-window.onpagehide = save;
+Object.assign(window, { ononline: wake, onpageshow: wake, onpagehide: save });
 document.onvisibilitychange = () => (document.hidden ? save() : wake());
 
-const pulse = setInterval(listen, 1000), kept = JSON.parse(keep("sessionStorage") || "null");
+const pulse = setInterval(listen, 1000);
 for (const heading of document.querySelectorAll("h1")) heading.textContent = TITLE;
 WIDE.onchange();
-page.nick.value = wanted = keep("localStorage");
-page.nick.focus();
-if (kept) {
-  ({ wanted, password, lostAt } = kept);
+if (kept.rows) {
   for (const row of kept.rows) show(...row);
-  for (const one of kept.ignored || []) ignored.set(...one);  // there may be a newer page by now
-  unread = 0;
-  unreadLine.remove();
-  enter(true);
   write(kept.draft);
   connect();
 }
-settle();
+enter(Boolean(kept.rows));
 """
 
 PAGE = f"""<!doctype html>
@@ -3131,8 +3104,8 @@ PAGE = f"""<!doctype html>
 <main id="room" hidden>
   <h1></h1>
   <details id="who"><summary id="count"></summary><ul id="list"></ul></details>
-  <div id="log" role="log" aria-label="Messages" tabindex="0"><p class="hint">Touch a name to write
-    to them alone; /ignore NAME hides what they say, /help says more.</p></div>
+  <div id="log" role="log" aria-label="Messages" tabindex="0"><p class="hint"
+>Touch a name to write to them alone; /ignore NAME hides what they say, /help says more.</p></div>
   <button id="jump" hidden></button>
   <div id="offline"><p id="state" role="status"></p>
     <button id="again" hidden>Connect now</button></div>

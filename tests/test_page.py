@@ -381,6 +381,22 @@ def test_tab_completes_names_and_up_brings_back(room: WebRoom, ann: Page) -> Non
     assert others
 
 
+def test_another_tab_takes_the_next_name(room: WebRoom, ann: Page) -> None:
+    others = [room.server.join(f"Lab {number}") for number in (1, 2, 3)]
+    ann.wait_for("names.size === 5")
+    ann.type("/msg la")
+    for number in 1, 2, 3, 1:
+        ann.press("Tab")
+        assert ann.value("box.value") == f"/msg Lab {number}: "
+    ann.type("Hi b")
+    for _ in range(2):
+        assert ann.value("document.activeElement.id") == "box"
+        ann.press("Tab")
+        assert ann.value("box.value") == "/msg Lab 1: Hi Bob "
+    assert ann.value("document.activeElement.id") == "say", "there is no other"
+    assert others
+
+
 def test_keyboards_that_compose_what_they_type(bob: Peer, ann: Page) -> None:
     ann.resize(*SIZES["phone"])
     ann.click("#box")
@@ -479,6 +495,27 @@ def test_the_page_follows_whatever_size_it_has_and_while_its_reader_types(ann: P
     ann.value("for (let row = 0; row < 9; row++) show('said', 'more')")
     ann.value("settle(); log.onscroll()")
     assert ann.value("following")
+
+
+def test_whoever_turns_a_phone_is_still_where_they_were(ann: Page) -> None:
+    seen = "[...log.children].filter((row) => row.offsetTop < log.offsetTop + log.scrollTop + %s)"
+    upright, sideways = (360, 640), (640, 360)
+    ann.resize(*upright, True)
+    ann.value(f"for (let row = 0; row < 200; row++) show('said', '{LONG}'); settle()")
+    ann.type("many\nlines\n" * 5)  # whose place grows and shrinks with the page
+    for size in sideways, upright, (1000, 700), upright, sideways, upright:
+        ann.resize(*size, True)
+        ann.value(TWO_FRAMES)
+        ann.wait_for(IS_LOW)
+    ann.value("log.scrollTop -= 3000")
+    ann.wait_for("!following")
+    upper = ann.value(f"{seen % 'log.clientHeight / 4'}.length")
+    for size in (360, 500), upright, sideways, upright, sideways:
+        ann.resize(*size, True)
+        ann.value(TWO_FRAMES)
+        first, last = (ann.value(f"{seen % edge}.length") for edge in ("1", "log.clientHeight"))
+        assert first <= upper <= last
+    assert not ann.value("following")
 
 
 def test_a_page_has_5000_rows_at_most_and_its_reader_stays_where_it_is(
