@@ -3053,12 +3053,12 @@ box.onbeforeinput = (event) => {  // Enter, when what was being composed was lef
 box.oninput = () => { page.say.innerText = "Send"; };
 [page.say.onclick, page.again.onclick, page.jump.onclick] = [speak, connect, () => settle(true)];
 log.onscroll = () => { if (Math.abs(log.scrollTop - place) >= 1) settle(); };
-window.onresize = () => {  // as by a phone that is turned; it comes before any scroll it causes
+window.onresize = ({ type }) => {  // as a phone is turned, and before any scroll which that causes
   if (following) log.scrollTop = log.scrollHeight;
-  else if (upper) upper.scrollIntoView({ block: "nearest" });
+  else if (type && upper) upper.scrollIntoView({ block: "nearest" });
   place = log.scrollTop;
 };
-new ResizeObserver(window.onresize).observe(log);  // such as by its keyboard
+new ResizeObserver(window.onresize).observe(log);  // of no type: as the box grows
 log.oncopy = (event) => {  // a message a line, where browsers copy paragraphs
   event.clipboardData.setData("text/plain", `${getSelection()}`.replace(/\n+/g, "\n"));
   event.preventDefault();
