@@ -688,7 +688,7 @@ def test_a_notice_that_can_be_read_in_two_ways_is_only_shown(line: str) -> None:
     assert chat.candidates("") == ["John"]
 
 
-def test_who_is_there_is_learnt_from_all_that_is_said() -> None:
+def test_who_is_there_is_learnt_from_all_that_is_said_up_to_a_limit() -> None:
     chat = converse("@").protocol
     heard = ["Anna: hi", "Ann (private): hi", "* Anton joined", "* Bob is now An", "Zoe: Anne: hi"]
     heard += ["* here: Angus, John, 5 more and 2 unnamed", "John: in another window"]
@@ -696,10 +696,6 @@ def test_who_is_there_is_learnt_from_all_that_is_said() -> None:
         chat.hear(line)
     assert chat.candidates("an") == ["An", "Ann", "Anna", "Angus"]
     assert chat.candidates("jo") == chat.candidates("5") == []
-
-
-def test_names_that_are_remembered_have_a_limit() -> None:
-    chat = converse("@").protocol
     for number in range(chat_client.MAX_NAMES + 10):
         chat.hear(f"name {number}: hi")
     assert len(chat.candidates("name")) == chat_client.MAX_NAMES
@@ -914,10 +910,7 @@ NO_FILE, A_FOLDER = os.strerror(errno.ENOENT), os.strerror(errno.EISDIR)
 TROUBLES = [
     (JOHN, CANNOT + nobody("chat_server.py", "{port}")),
     ("127.0.0.1 {port} --echo", CANNOT + nobody("echo_server.py", "{port}")),
-    *(
-        (f"{one} --name J", UNKNOWN.format(one))
-        for one in ("no-such-host.invalid", "x" * 70, "::x")
-    ),
+    *((f"{one} --name J", UNKNOWN.format(one)) for one in ("no-host.invalid", "x" * 70, "::x")),
     (f"{JOHN} --password-file no/file", f"cannot read the password file no/file: {NO_FILE}"),
     (f"{JOHN} --password-file .", f"cannot read the password file .: {A_FOLDER}"),
     (JOHN, "there is no password in CHAT_PASSWORD; its first line has to be one, and UTF-8 text"),

@@ -359,7 +359,7 @@ def test_a_private_message_is_never_public_and_who_is_ignored_says_nothing(
 
 
 def test_tab_completes_names_and_up_brings_back(room: WebRoom, ann: Page) -> None:
-    others = [room.server.join(name) for name in ("Bobby", "Lab 1")]
+    _others = [room.server.join(name) for name in ("Bobby", "Lab 1")]
     ann.wait_for("names.size === 4")
     completions = ("b", "Bob: "), ("bobb", "Bobby: "), ("Hi la", "Hi Lab 1 ")
     for typed, done in (*completions, ("/msg lab", "/msg Lab 1: ")):
@@ -378,7 +378,6 @@ def test_tab_completes_names_and_up_brings_back(room: WebRoom, ann: Page) -> Non
     ann.type("mine")
     ann.press("ArrowUp")
     assert ann.value("box.value") == "mine"
-    assert others
 
 
 def test_another_tab_takes_the_next_name(room: WebRoom, ann: Page) -> None:
