@@ -1516,7 +1516,7 @@ WHY_NOT_CONNECTED = {
     "if it is a private one, give it with --tls-ca FILE",
     "WRONG_VERSION_NUMBER HTTP_REQUEST RECORD_LAYER_FAILURE": "no TLS there; leave out --tls",
     "UNEXPECTED_EOF_WHILE_READING SSLEOFError SSLZeroReturnError": "it closed the connection "
-    "during the TLS handshake",
+    "in the TLS handshake",
     "ETIMEDOUT": "no answer; is it switched on, and does its firewall let port {port} through?",
     "EHOSTUNREACH": "no way there; is it switched on, and in the same network?",
     "ENETUNREACH": "no way there; is this machine in a network that leads to it?",

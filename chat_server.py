@@ -85,7 +85,7 @@ from collections.abc import (
 )
 from contextlib import suppress
 from functools import partial
-from itertools import islice, product
+from itertools import accumulate, islice, product
 from selectors import EVENT_READ, EVENT_WRITE, BaseSelector, DefaultSelector
 from typing import Any, Generator, cast
 
@@ -123,8 +123,7 @@ class State(enum.Enum):
 
     From each of the first three, an error leads straight to CLOSED, and for a member so does
     falling too far behind. But if sending shows that a peer has gone, its stream is first read to
-    its end. During /quit, a member has left the room a moment before it is
-    LEAVING.
+    its end. During /quit, a member has left the room a moment before it is LEAVING.
     """
 
     DOOR = enum.auto()
@@ -335,7 +334,7 @@ class Batch:
 
     def tell(self, member: Member, data: bytes, by_another: bool = False) -> None:
         """Puts whole lines at the end, for one member alone: an answer to what it said, or what
-        another says to it. Does nothing if it has gone: that could only delay its own end.
+        another says to it. Does nothing if it has gone: that could only delay its leaving.
         """
         if not member.reachable:
             return
@@ -592,7 +591,9 @@ class Room:
             del self.looks[look(name)]
 
     def who(self, member: Member, _: str) -> None:
-        shown = [other.name for other in islice(self.names.values(), MAX_WHO)]
+        named = list(islice(self.names.values(), MAX_WHO))
+        sizes = accumulate(len(other.prefix) for other in named)
+        shown = [other.name for other, size in zip(named, sizes) if size <= MAX_UNREAD]
         if len(self.names) > len(shown):
             shown.append(f"{len(self.names) - len(shown)} more")
         unnamed = len(self.members) - len(self.names)
@@ -690,7 +691,7 @@ def broken(error: OSError) -> Gone:
 
 class Connection(Member):
     """Somebody's connection: one socket, and all of its reading, writing and registering. Whatever
-    receives or sends raises Gone when the peer's doing has put an end to it.
+    receives or sends raises Gone once the peer has put an end to it.
 
     It is also the room's Member, so that neither has to be looked up from the other. What a stream
     may be wrapped in is left to a subclass, in part IV.
@@ -965,7 +966,9 @@ class ChatServer:
         """Has the loop close the room; a second signal cuts the farewells short."""
         for number in signals.recv(16):
             log.info("stopped by %s", signal.Signals(number).name)
-            self.stop_signals += 1
+            # Whoever closes a window sends SIGHUP twice, and a login session SIGTERM and then that.
+            if not self.stop_signals or number in (signal.SIGINT, signal.SIGTERM):
+                self.stop_signals += 1
 
     def close_room(self) -> None:
         """Lets nobody in any more, hears what had arrived before, and says goodbye to everyone."""
@@ -1006,8 +1009,6 @@ class ChatServer:
     def look_at_clock(self) -> None:
         """Does what is due. At the turn's end, so that what has come in time is heard first."""
         clock = self.clock
-        if clock.next == math.inf:
-            return
         clock.wake(0.0)  # the process may have been stopped in this turn
         if clock.now() >= clock.next:
             clock.next = math.inf
@@ -1043,7 +1044,7 @@ class ChatServer:
         """
         crowd = len(self.room.members) or 1
         full = min(TURN_READ, TURN_DELIVERY // crowd)
-        share = max(MIN_READ, full // (len(readable) or 1))
+        share = max(MIN_READ, full // len(readable))
         batch = self.room.batch
         costs: list[tuple[Connection, float]] = []
         began = before = time.process_time()  # CPU: other processes are no member's fault
@@ -1083,17 +1084,18 @@ class ChatServer:
                 self.membership.finish(conn)
             return
         said = self.room.batch.size
-        if not self.stop_signals:  # else all that arrives is heard, however much that is
+        if not self.stop_signals:  # else what arrives is heard, as long as nobody loses it for that
             limit = self.throttle.allow(conn, limit, said)
+        elif any(one.size > HARD_LIMIT // 2 for one in self.throttle.behind):
+            return
         if not limit:
             return
         received = 0
         if not conn.unheard:
             data = conn.receive(limit)
-            if data:
-                received = len(data)
-                limit += len(conn.input.partial)  # the beginning of a line was charged before
-                conn.unheard = conn.input.feed(data)
+            received = len(data)
+            limit += len(conn.input.partial)  # the beginning of a line was charged before
+            conn.unheard = conn.input.feed(data)
         if conn.unheard:
             self.hear(conn, limit, cpu_until)
         if conn.ended and not conn.unheard and conn in self.room.members:
@@ -1142,7 +1144,7 @@ class ChatServer:
             except Gone as gone:  # much as in guard(), which would cost each delivery a call
                 self.membership.disconnect(conn, str(gone))
             except Exception:
-                log.exception("%s made the server stumble", conn)
+                log.exception("serving %s failed", conn)
                 self.membership.disconnect(conn, "closed")
         for conn in batch.leavers:
             self.membership.guard(self.membership.see_off, conn, batch)
@@ -1246,7 +1248,7 @@ class Membership:
         except OSError as error:  # such as that macOS knows no address of one that was reset
             self.disconnect(conn, str(broken(error)))
         except Exception:
-            log.exception("%s made the server stumble", conn)
+            log.exception("serving %s failed", conn)
             self.disconnect(conn, "closed")
 
     # In
@@ -1306,7 +1308,7 @@ class Membership:
         if conn.reachable and not conn.wants_write():
             conn.end_stream()
         if conn.wants_write():
-            most = min(self.clock.now() + STEP / PACE, self.closes_at)
+            most = self.clock.now() + STEP / PACE
             conn.until = conn.deadline = max(conn.deadline, min(most, conn.deadline + taken / PACE))
             return
         if not conn.reading:
@@ -1758,7 +1760,7 @@ def check_voice(room: Room, member: Member, line: str) -> str:
     if may_begin_so and begins_like(line, room.looks):
         raise ValueError("not said, as it begins like what somebody here says; say it differently")
     shown = "".join(filter(str.isprintable, compatible(line)))
-    if re.match(r"[^:]* \(private\) ?[^\w ]", shown):  # as if somebody had said it who has left
+    if re.match(r"[^:]* \(private\) ?(?::|[^\w\0-\x7f])", shown):  # as if somebody had said it who has left
         raise ValueError("not said, as it would pass for a private message")
     return line
 
@@ -2123,7 +2125,9 @@ class Operators:
         """Removes somebody, who gets all that was said before. Its name and its host are kept out;
         of this machine's own network, in which everybody may be, the address alone; of the machine
         itself, from which all come who come through a proxy, only the name."""
-        here = format_address(conn.sock.getsockname())
+        here = ""
+        with suppress(OSError):  # macOS knows no address of one that was reset
+            here = format_address(conn.sock.getsockname())
         place = conn.host if conn.host != host_of(here) else address_in(conn.peer)
         minutes = math.ceil(BAN_TIME / 60)
         self.room.tell(conn, f"you were removed by an operator; come back in {minutes} min")
@@ -2135,7 +2139,7 @@ class Operators:
         else:
             self.room.tell(by, f"{conn.peer} was removed")
         log.info("%s was removed by %s, members: %d", conn, by, len(self.room.members))
-        if place != address_in(here):
+        if address_in(here) != place != "127.0.0.1":
             self.door.bar(place)
 
 
@@ -2177,7 +2181,7 @@ TELNET_TEXT = {b"\xff\xff": b"\xff", b"\xff\xf7": b"\b", b"\xff\xf8": b"\x15"}
 class Telnet(Lines):
     """What a peer sends, from its first byte on: lines, and what can be around them.
 
-    Besides an unfinished line it holds at most five bytes.
+    Besides an unfinished line it holds at most four bytes.
     """
 
     __slots__ = ("elsewhere", "held", "in_first_line")
@@ -2205,7 +2209,7 @@ class Telnet(Lines):
         """Returns the first bytes without a byte order mark, as Windows puts one before texts."""
         if data.startswith(TLS_HANDSHAKE):
             raise Gone("speaks TLS to a room that doesn't")
-        if len(data) < 3 and any(start.startswith(data) for start in (BOM_UTF8, *TLS_HANDSHAKE)):
+        if any(start.startswith(data) for start in (BOM_UTF8, *TLS_HANDSHAKE)):
             self.held = data
             return b""
         return data[len(BOM_UTF8) :] if data.startswith(BOM_UTF8) else data
@@ -2275,7 +2279,7 @@ class WebSocket(Lines):
     """
 
     __slots__ = ("code", "ended", "held", "in_message", "left", "mask", "opcode", "tail", "why")
-    max_read = 64 * 1024  # frames without text are the dearest bytes that come
+    max_read = 64 * 1024  # frames without text are the most expensive bytes
     encode = staticmethod(partial(frame, TEXT))
 
     def __init__(self, max_line: int) -> None:
@@ -2627,8 +2631,8 @@ class TLSConnection(Connection):
 
 
 def shake_hands(door: Door, conn: TLSConnection) -> Steps:
-    """Shakes hands with a newcomer. One that doesn't begin to speaks no TLS: then this is a
-    connection like any other. Returns the plain text that has come instead, if any."""
+    """Shakes hands with a newcomer. One that doesn't begin one speaks no TLS: then this
+    is a connection like any other. Returns the plain text that has come instead, if any."""
     door.allow_time(conn, HELLO_TIME)
     data = b""
     with suppress(TimeIsUp):
@@ -3312,7 +3316,7 @@ def answer_request(door: Door, conn: Connection, site: Site, request: bytes) -> 
         except Gone:
             if request:
                 raise
-            # A check whether we are up, or somebody who waits for a word from us.
+            # Somebody checks whether we are up, or waits for a word from us.
             raise Dismissed(site.for_others) from None
     if not is_http(request):
         raise Dismissed(site.for_others)
@@ -3633,7 +3637,7 @@ class History:
 
 # --- The transcript ------------------------------------------------------------------------------
 
-MAX_REPLAYED = 256 * 1024  # bytes of a transcript that are looked at for what was said before
+MAX_REPLAYED = 2 * 1024 * 1024  # bytes of a transcript that are looked at for a history
 
 
 def said_before(lines: bytes, longest: int) -> bytes:

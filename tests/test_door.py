@@ -213,6 +213,8 @@ def test_a_ban_that_is_over_keeps_out_neither_host_nor_name(caplog: LogCaptureFi
         ("[2001:db8::1]:7", "[2001:db8::1]:8", []),
         ("[::1]:7", "[::1]:8", []),
         ("127.0.0.1:7", "127.0.0.1:8", []),
+        ("127.0.1.1:7", "127.0.0.1:8", []),  # Debian's address for the host's own name
+        ("", "192.0.2.9:8", ["192.0.2.9"]),  # macOS has none of a connection that was reset
     ],
 )
 def test_where_somebody_is_kept_out_whose_name_is_anyway(
@@ -221,7 +223,7 @@ def test_where_somebody_is_kept_out_whose_name_is_anyway(
     """Of the room's own network, it is the address alone: everybody may be in there. And nobody of
     this machine, from which all come who come through a proxy."""
     room = Staffed(3)
-    monkeypatch.setattr(chat_server, "format_address", lambda _: here)
+    monkeypatch.setattr(chat_server, "format_address", mock.Mock(side_effect=None if here else OSError, return_value=here))
     for conn in room.conns[1:]:
         conn.peer, conn.host = peer, host_of(peer)
     room.hear(0, "/kick N1\n")
@@ -539,8 +541,13 @@ def test_nothing_looks_private_in_a_room_without_names_either() -> None:
     hall = Hall()
     one, two = hall.join(), hall.join()
     hall.say(one, "Bob (private): meet me\nBob (private):\nBob (private) is: a friend\n")
-    assert hall.heard(two) == ["Bob (private) is: a friend"]
-    assert hall.heard(one) == ["* not said, as it would pass for a private message"] * 2
+    hall.say(one, "/ping\nCall me (private), s'il vous pla\u00eet\n")
+    assert hall.heard(two) == [
+        "Bob (private) is: a friend",
+        "Call me (private), s'il vous pla\u00eet",
+    ]
+    refusal = "* not said, as it would pass for a private message"
+    assert hall.heard(one) == [refusal, refusal, "* pong"]
 
 
 # No answer sets off another

@@ -10,6 +10,7 @@ import selectors
 import signal
 import socket
 from collections import Counter
+from contextlib import suppress
 from typing import Any
 from unittest import mock
 
@@ -893,3 +894,26 @@ def test_second_signal_ends_it_at_once(room: support.Server) -> None:
         room.connect()
     room.process.send_signal(signal.SIGTERM)
     assert room.process.wait(DEADLINE) == 1
+
+
+def test_a_window_that_is_closed_cuts_nothing_short(room: support.Server) -> None:
+    """The kernel and the shell each send a SIGHUP then."""
+    one, slow = room.join(), room.join(receive_buffer=4096)
+    one.send(("x" * 1000 + "\n") * 200 + "/who\n")  # more than the kernels take
+    one.expect("* here: 2 unnamed\n")
+    for sent, number in enumerate([signal.SIGTERM, signal.SIGHUP, signal.SIGHUP], 1):
+        room.process.send_signal(number)
+        support.eventually(lambda sent=sent: room.log().count("stopped by") == sent)
+    assert slow.rest() == (b"x" * 1000 + b"\n") * 200 + b"* the room is closing\n"
+    one.close()
+    assert room.process.wait(DEADLINE) == 0
+
+
+def test_a_flood_into_a_room_that_closes_costs_nobody_what_was_said(room: support.Server) -> None:
+    reader, flooder = room.join(), room.join()
+    room.process.send_signal(signal.SIGTERM)
+    flooder.sock.settimeout(0.3)
+    with suppress(OSError):  # it isn't read any more, or is sent off
+        while True:
+            flooder.sock.sendall(b"x" * 1023 + b"\n")
+    assert reader.rest().endswith(b"x\n* the room is closing\n")

@@ -699,7 +699,7 @@ def test_history_survives_restarts_on_the_same_port_even_one_in_the_middle_of_a_
 
 def test_history_comes_from_the_end_of_a_transcript_however_long_it_is(tmp_path: Path) -> None:
     file = tmp_path / "transcript"
-    lines = [f"{number} {'x' * (number % 100)}" for number in range(10_000)]
+    lines = [f"{number} {'x' * (number % 100)}" for number in range(60_000)]
     file.write_text("".join(f"{TIME}{line}\n" for line in lines))
     assert file.stat().st_size > 2 * MAX_REPLAYED
     got = Transcript(str(file)).messages(MAX_LINE).decode().split("\n")[:-1]

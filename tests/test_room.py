@@ -376,6 +376,16 @@ def test_whoever_is_alone_has_no_list_and_a_crowd_a_short_one(hall: Hall) -> Non
     assert answer.endswith(", 100 more")
 
 
+def test_long_names_make_no_longer_list(hall: Hall) -> None:
+    """Whoever asks and doesn't read keeps an answer or two in the room's memory."""
+    for number in range(200):
+        hall.join(chr(0x20000 + number) * 32)
+    one = hall.join()
+    hall.say(one, "/who\n")
+    (answer,) = hall.heard(one)
+    assert answer.endswith(" more and 1 unnamed") and 8000 < len(answer.encode()) < 8300
+
+
 def test_help_names_every_command(hall: Hall) -> None:
     one = hall.join()
     hall.say(one, "/help\n")
