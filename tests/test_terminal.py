@@ -674,10 +674,10 @@ def test_a_secret_is_neither_shown_nor_kept_nor_brought_back() -> None:
         console.width = width
         console.update()
         assert os.read(reader, 1000).startswith(f"\x1b[?7l\r{row}\x1b7".encode())
-    for keys in (b"\x1f", b"\x19", b"\x1b[A", b"\x12se"):
-        console = asked_for_secret(b"secret\r" + keys)
+    for recall in (b"\x1f", b"\x19", b"\x1b[A", b"\x12se"):
+        console = asked_for_secret(b"secret\r" + recall)
         assert console.ask_secret("password: ") == b"secret"
-        assert console.line.text == "", keys
+        assert console.line.text == "", recall
 
 
 @pytest.mark.parametrize("begun, rest", [(b"\x1b", b"[D"), (b"\x1b[20", b"0~et\x1b[201~")])
