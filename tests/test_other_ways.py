@@ -641,7 +641,7 @@ def test_tls_client_where_nobody_speaks(listener: Any, silent: bool, message: st
     patch = f"import chat_client; chat_client.CONNECT_TIME = {1 if silent else 20}"
     hasty = support.patched_client(patch)
     listener.serve(hang_up)
-    done = finish([*hasty, "127.0.0.1", str(listener.port), "--name", "J", "--tls"], "hi\n")
+    done = finish([*hasty, *listener.address, "--name=J", "--tls"], "hi\n")
     where = f"cannot connect to port {listener.port} on 127.0.0.1"
     assert (done.stderr, done.returncode) == (f"chat_client.py: {where}: {message}\n", 1)
 
