@@ -114,10 +114,8 @@ class Server:
         *options: str,
         log: Path,
         python: str = sys.executable,
-        cwd: Path | None = None,
         tls: bool = False,
         web: bool = False,
-        stderr: int | None = None,
         port: int | None = None,
         within: Sequence[str] = (),
         **popen: Any,
@@ -127,15 +125,15 @@ class Server:
         self.context = trusting(CERTS / "room.pem")  # of those who speak TLS with it
         self.log_file = log
         self.port = free_port() if port is None else port
-        path = str(cwd / script) if cwd else path_of(script, python)
+        path = str(popen["cwd"] / script) if "cwd" in popen else path_of(script, python)
         web_options = ["--web", str(free_port())] if web else []
         command = [path, "--port", str(self.port), *(TLS_OPTIONS if tls else ()), *web_options]
         command = [*within, python, *command, *options]
         with open(log, "wb") as file:
-            popen.update(stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, cwd=cwd or ROOT)
-            self.process = launch(command, stderr=file if stderr is None else stderr, **popen)
+            streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": file}
+            self.process = launch(command, **{"cwd": ROOT, **streams, **popen})
         try:
-            if stderr is not None:
+            if "stderr" in popen:
                 wait_until_listening(self.port)
             else:
                 self.port = int(self.wait_for_log(r"listening on .*?:(\d+)[ ;]")[1])
@@ -205,7 +203,6 @@ class Server:
         return path.read_text()
 
     def memory(self) -> int:
-        """Returns the bytes of memory that the process has in use."""
         return int(self.proc("status").split("VmRSS:")[1].split()[0]) * 1024
 
     def cpu_seconds(self) -> float:
@@ -721,7 +718,6 @@ class Terminal:
         return rest
 
     def wait(self) -> int:
-        """Returns the exit status."""
         return self.process.wait(DEADLINE)
 
     def kill(self) -> None:
@@ -840,7 +836,6 @@ class Window:
         return done.stdout
 
     def keys(self, *names: str) -> None:
-        """Presses keys, by tmux's names for them."""
         self.command("send-keys", *names)
 
     def type(self, text: str) -> None:

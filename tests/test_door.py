@@ -8,13 +8,12 @@ import math
 import os
 import random
 import re
-import socket
 import time
 import unicodedata
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -22,59 +21,19 @@ from unittest import mock
 import pytest
 import support
 from pytest import LogCaptureFixture, MonkeyPatch
-from support import PASSWORD, WELCOME, Inside, Peer, Server, Start, StoppedClock, checked_server
+from support import WELCOME, Inside, Start, StoppedClock, checked_server
 from test_room import ASTERISKS, COLONS, TAKEN, Hall
 
 import chat_client
 import chat_server
-from chat_server import Connection, Dismissed, State, format_address, host_of
+from chat_server import Connection, Dismissed, State, host_of
 
 OPERATORS = "staple battery"
 REMOVED = "* you were removed by an operator; come back in 10 min\n"
 KEPT_OUT = "* you, or somebody at your address, was removed; come back in 10 min\n"
 
 
-@pytest.fixture
-def operators(tmp_path: Path) -> list[str]:
-    (tmp_path / "operators").write_text(f"{OPERATORS}\nsecond line\n")
-    return ["--operator-file", str(tmp_path / "operators")]
-
-
-def knock(room: Server, source: str = "") -> Peer:
-    peer = room.connect(source=source)
-    peer.expect("* password?\n")
-    return peer
-
-
-def get_in(room: Server) -> Peer:
-    peer = knock(room)
-    peer.send(f"{PASSWORD}\r\n")
-    peer.expect(WELCOME)
-    return peer
-
-
 # The password
-
-
-def test_a_stranger_has_one_try_hears_nothing_and_counts_for_nobody(
-    start: Start, tmp_path: Path, password: list[str]
-) -> None:
-    """A wrong password is answered after a tenth of a second here, not a second."""
-    patch = "chat_server.WRONG_TIME, chat_server.TRIES_AHEAD, chat_server.TICK = 0.1, 0.3, 0.1"
-    room = support.patched(start, tmp_path, patch, *password)
-    member = get_in(room)
-    guesses = ["wrong", "", PASSWORD.upper(), f" {PASSWORD}", "x" * 10_000]
-    guesses += [f"{PASSWORD}x", f"{PASSWORD} ", f"{PASSWORD} {PASSWORD}"]
-    strangers = [room.connect() for _ in guesses]
-    member.send("hi\n/who\n")
-    for stranger, guess in zip(strangers, guesses):
-        stranger.expect("* password?\n")
-        stranger.send(f"{guess}\n{PASSWORD}\nheard?\n")
-    for stranger in strangers:
-        stranger.expect("* wrong password\n")
-        assert stranger.rest() == b""
-    member.send("/who\n")
-    member.expect(*["* here: 1 unnamed\n"] * 2)
 
 
 @pytest.mark.parametrize(
@@ -103,45 +62,44 @@ def test_nobody_is_at_the_door_for_long(
     assert peer.rest() == heard
 
 
-def test_a_crowd_at_the_door_disturbs_nobody_else(start: Start, password: list[str]) -> None:
-    room = start("chat_server.py", *password)
-    ann, bob = get_in(room), get_in(room)
-    crowd = [knock(room, source="127.0.0.2") for _ in range(100)]
-    assert room.connect(source="127.0.0.2").rest() == b"* the room is full\n"
-    late = knock(room)  # from a host that has no place there
-    assert crowd[-1].rest() == b"", "it came last, of the host that has most"
-    room.wait_for_log("had to make room at the door")
-    ann.send("hi\n")
-    bob.expect("hi\n")
+def test_a_crowd_at_the_door_leaves_a_place_for_another_host(caplog: LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    server = checked_server(password=b"secret")
+    crowd = [server.meet("192.0.2.2:7") for _ in range(chat_server.DOOR_SIZE)]
+    too_late, late = server.meet("192.0.2.2:7"), server.meet("192.0.2.1:7")
+    server.deliver(server.room.take_batch())
+    assert too_late.rest() == b"* the room is full\n"
+    assert crowd[-1].rest() == b"* password?\n", "it came last, of the host that has most"
+    assert "had to make room at the door" in caplog.text
     for one in (crowd[0], late):
-        one.send(f"{PASSWORD}\n")
-        one.expect(WELCOME)
+        one.send("secret\n")
+        server.turn()
+        one.expect("* password?\n", WELCOME)
 
 
-def test_a_full_door_is_full_only_for_who_has_to_wait_there(start: Start, tmp_path: Path) -> None:
+def test_a_full_door_is_full_only_for_those_who_have_to_wait_there() -> None:
     """A hundred hosts have one idle connection each: after a while the oldest makes room."""
-    patch = "chat_server.HELLO_TIME, chat_server.DOOR_TIME = 0.3, 1000.0"
-    room = support.patched(start, tmp_path, patch, web=True)
-    address = ("127.0.0.1", room.web_port)
-    sources = [(f"127.0.3.{number}", 0) for number in range(1, 101)]
-    crowd = [Peer(socket.create_connection(address, support.DEADLINE, one)) for one in sources]
-    room.join("Ann", web=False)
+    server = checked_server(password=b"secret")
+    clock = StoppedClock(server.clock)
+    crowd = []
+    for host in range(chat_server.DOOR_SIZE):
+        clock.now += 0.01
+        crowd.append(server.meet(f"192.0.2.{host}:7"))
+    too_early = server.meet("198.51.100.1:7")
+    clock.now += chat_server.HELLO_TIME
+    late = server.meet("198.51.100.1:7")
+    server.deliver(server.room.take_batch())
+    assert too_early.rest() == b"* the room is full\n"
+    late.expect("* password?\n")
+    assert crowd[0].rest() == b"* password?\n"
+    server.door.password = b""  # nobody has to wait
+    _peer = server.meet("198.51.100.2:7")
+    assert len(server.room.members) == 1
 
-    def gets_the_page() -> bool:
-        with suppress(OSError), socket.create_connection(address, support.DEADLINE) as sock:
-            sock.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            return b" 200 OK" in sock.recv(1000)
-        return False
 
-    support.eventually(gets_the_page)
-    assert crowd[0].rest() == b""
-
-
-def test_the_log_warns_of_a_password_in_the_clear(
-    start: Start, password: list[str], operators: list[str]
-) -> None:
-    for option in (password, operators):
-        start("chat_server.py", *option).wait_for_log("travels in the clear")
+def test_the_log_warns_of_a_password_in_the_clear(start: Start, password: list[str]) -> None:
+    for option in ("--password-file", "--operator-file"):
+        start("chat_server.py", option, password[1]).wait_for_log("travels in the clear")
     assert "in the clear" not in start("chat_server.py", *password, tls=True).log()
 
 
@@ -234,23 +192,16 @@ def test_where_somebody_is_kept_out_whose_name_is_anyway(
     room.peers[2].expect("* N1 was removed\n", "* n1 is taken\n")  # it was a member already
 
 
-def test_whoever_is_unnamed_is_removed_by_its_address(start: Start, operators: list[str]) -> None:
+def test_whoever_is_unnamed_is_removed_by_its_address() -> None:
     """Nobody stands in for it: in a name, what is between its letters and digits is nothing."""
-    room = start("chat_server.py", *operators)
-    ann = room.join("Ann")
-    ann.send(f"/op {OPERATORS}\n/kick\n")
-    ann.expect("* you are an operator\n")
-    ann.expect("* /kick NAME removes somebody; these have no name: nobody\n")
-    other, one = room.join(), room.join(source="127.0.0.2")
-    theirs, address = (format_address(peer.sock.getsockname()) for peer in (other, one))
-    likeness = re.sub(r"\D", "", address)
-    _like_it = room.join(likeness)
-    ann.send(f"/kick\n/kick {address}\nhi\n")
-    ann.expect(f"* {likeness} joined\n")
-    ann.expect(f"* /kick NAME removes somebody; these have no name: {theirs}, {address}\n")
-    ann.expect(f"* {address} was removed\n")
-    one.expect(f"* {likeness} joined\n", REMOVED)
-    other.expect(f"* {likeness} joined\n", "Ann: hi\n")
+    room, these = Staffed(1, "1920297"), "* /kick NAME removes somebody; these have no name: "
+    room.hear(0, "/kick\n")
+    other, one = (room.server.meet(address) for address in ("192.0.2.8:7", "192.0.2.9:7"))
+    room.hear(0, "/kick\n/kick 192.0.2.9:7\nN0: hi\n")
+    room.peers[0].expect(f"{these}nobody\n", f"{these}192.0.2.8:7, 192.0.2.9:7\n")
+    room.peers[0].expect("* 192.0.2.9:7 was removed\n")
+    one.expect(WELCOME, REMOVED)
+    other.expect(WELCOME, "N0: hi\n")
 
 
 # Operators, from inside
@@ -669,6 +620,19 @@ def test_the_password_may_come_with_corrections_and_what_is_around_a_text(
     assert at_door.conn.until == until, "its time doesn't begin anew"
     assert at_door.say(given[-1:] + b"more\nand").state is State.MEMBER
     assert (at_door.conn.unheard, at_door.conn.input.partial) == (b"more\n", b"and")
+
+
+NO_PASSWORDS = ["wrong", "", "SECRET", " secret", "secret ", "secretx", "secret secret", "x" * 9999]
+
+
+@pytest.mark.parametrize("guess", NO_PASSWORDS, ids=lambda guess: guess[:20])
+def test_whoever_gives_a_wrong_password_has_no_second_try(at_door: AtDoor, guess: str) -> None:
+    conn = at_door.say(f"{guess}\nsecret\n/name Eve\n".encode())
+    while conn.reading:  # until the answer is due
+        at_door.door.serve([conn])
+    with pytest.raises(Dismissed, match="wrong password"):
+        at_door.time_is_up()
+    assert conn.state is State.DOOR
 
 
 def test_nothing_that_comes_has_a_wrong_password_answered_before_its_time(at_door: AtDoor) -> None:

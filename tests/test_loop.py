@@ -336,6 +336,17 @@ def test_closing_room_hears_whoever_goes_on_talking_for_a_second_at_most(
     assert clock.now >= over
 
 
+def test_a_second_signal_ends_it_at_once_and_after_the_first_nobody_comes() -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = checked_server([listener])
+    peer = server.meet()  # which doesn't close
+    signals, sender = socket.socketpair()
+    sender.send(bytes([signal.SIGTERM] * 2))
+    assert server.run(signals) == 1
+    assert peer.available() == b"Welcome to the chatroom!\n* the room is closing\n"
+    assert listener.fileno() == -1
+
+
 def test_loop_sleeps_while_somebody_behind_asks_and_does_not_read(inside: Inside) -> None:
     """Its questions wait until it has read. Read from before that, it would wake each turn."""
     server = inside.server
@@ -882,18 +893,6 @@ def test_a_step_may_be_told_in_two_parts(slowed: Slowed) -> None:
 
 
 # Over sockets
-
-
-def test_second_signal_ends_it_at_once(room: support.Server) -> None:
-    one, _stuck = room.join(), room.join(receive_buffer=4096)
-    one.send(("x" * 1000 + "\n") * 200 + "/who\n")  # more than the kernels take
-    one.expect("* here: 2 unnamed\n")
-    room.process.send_signal(signal.SIGTERM)
-    one.expect("* the room is closing\n")
-    with pytest.raises(ConnectionRefusedError):
-        room.connect()
-    room.process.send_signal(signal.SIGTERM)
-    assert room.process.wait(DEADLINE) == 1
 
 
 def test_a_window_that_is_closed_cuts_nothing_short(room: support.Server) -> None:

@@ -199,14 +199,6 @@ def test_servers_need_only_what_is_in_debians_python3_minimal() -> None:
                 assert {one.partition(".")[0] for one in names} <= {*known.split(), *DISPENSABLE}
 
 
-def test_tls_with_a_library_that_lacks_a_name(start: Start, tmp_path: Path) -> None:
-    """LibreSSL and PyPy."""
-    lacks = "import ssl\nvars(ssl).pop('OP_NO_RENEGOTIATION', None)"
-    room = support.patched(start, tmp_path, lacks, tls=True)
-    assert room.stop(peers=serves(room, "chat_server.py")) == 0
-    assert "Traceback" not in room.log()
-
-
 # Streams
 
 # What Python writes is kept for a while, except in many containers.
