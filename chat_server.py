@@ -300,6 +300,10 @@ class Member:
         self.unread_whispers = 0
         self.warned = False  # it was told that only the room begins a line so: part III
 
+    def has_read(self) -> bool:
+        """Says whether it has read most of the answers to what it said; else it isn't heard."""
+        return self.unread_answers <= MAX_UNREAD
+
 
 class Batch:
     """What is said in one turn of the loop, in order; everyone is handed the same bytes.
@@ -744,7 +748,7 @@ class Connection(Member):
         self.code = NORMAL  # tells its peer why the stream ends
         self.use(lines)
         self.unheard = b""  # whole lines that wait for the next turn
-        self.cost = 0.0  # of the turns' time, as Costs counts it
+        self.cost = 0.0  # in turns, as Costs counts it
         self.mark = 0.0  # it is loud until then, in seconds of the server's clock: see Throttle
         self.read_size = FIRST_READ  # bytes that are read at once
         self.was_full = False  # the last read was as large as that
@@ -975,7 +979,8 @@ class ChatServer:
         self.door.close()
         for conn in list(self.membership.newcomers):
             self.membership.move(conn, State.CLOSED)
-        self.throttle.let_all_speak()
+        for conn in list(self.throttle.waiting):
+            self.throttle.let_one_speak(conn)
         now = self.clock.now()
         self.membership.closes_at = now + FAREWELL
         self.clock.look_by(now + FAREWELL)  # those who are leaving already have no longer
@@ -1058,7 +1063,7 @@ class ChatServer:
             self.membership.guard(self.read, conn, share, began + TURN)
             now = time.process_time()
             conn.fit_read_size(now - before)
-            costs.append((conn, now - before + TURN * (batch.size - size) / full))
+            costs.append((conn, (now - before) / TURN + (batch.size - size) / full))
             before = now
         for conn in readable:
             self.membership.note_input(conn)
@@ -1258,7 +1263,7 @@ class Membership:
         self.move(conn, State.MEMBER)
         self.room.join(conn)
         conn.cost = self.costs.latest  # with less, reconnecting would pay
-        self.throttle.join(conn)
+        conn.mark = conn.since  # it has been silent for no longer
         conn.read_on(True)
         log.info("%s connected, members: %d", conn, len(self.room.members))
         conn.unheard = conn.input.feed(rest)
@@ -1345,7 +1350,9 @@ class Membership:
             else:
                 self.guard(self.finish, conn)
         for conn in self.overdue(self.throttle.behind):
-            if self.throttle.is_too_far_behind(conn):
+            now = self.clock.now()
+            conn.until = now + TICK
+            if self.throttle.behind[conn].is_too_long(conn, now):
                 self.disconnect(conn, "disconnected: too far behind")
         self.throttle.let_speak()
 
@@ -1354,30 +1361,50 @@ class Membership:
 
 
 class Costs:
-    """What each has cost in turns that were too short for all who had something to say, in seconds:
-    of CPU, or of a turn that was full. Whoever's host has cost least is read first, and within a
-    host, whoever has cost least: so a flood gains nothing from many connections. Somebody silent
-    falls at most a turn behind the others, and may cost that much before it waits like them."""
+    """What each has cost of something of which there wasn't enough for all, in turns: of CPU time,
+    or of bytes. Whoever's host has cost least comes first, and within a host, whoever has cost
+    least: so a flood gains nothing from many connections. Somebody silent falls at most one turn
+    behind the others, and may cost that much before it waits like them."""
 
     def __init__(self) -> None:
-        self.latest = 0.0  # the highest cost at which anybody was read
+        self.latest = 0.0  # the highest cost at which it was anybody's turn
         self.hosts: dict[str, float] = {}  # those that have more than the least; others have that
         self.latest_host = 0.0
 
+    def of_host(self, conn: Connection) -> float:
+        """Returns what a connection's host has cost."""
+        return self.hosts.get(conn.host, self.latest_host - 1)
+
     def of(self, conn: Connection) -> tuple[float, float]:
         """Returns what connections are to be sorted by."""
-        return self.hosts.get(conn.host, 0.0), conn.cost
+        return self.of_host(conn), conn.cost
+
+    def lead(self, conn: Connection) -> float:
+        """Returns how much less a connection's host has cost than those whose turn it was."""
+        return max(0.0, self.latest_host - self.of_host(conn))
 
     def charge(self, costs: list[tuple[Connection, float]]) -> None:
-        """Notes what each of those who were read in such a turn has cost."""
+        """Notes what each of those has cost whose turn it was, in that order."""
         for conn, cost in costs:
-            begins = max(conn.cost, self.latest - TURN)
+            begins = max(conn.cost, self.latest - 1)
             self.latest = max(self.latest, begins)
             conn.cost = begins + cost
-            begins = max(self.hosts.get(conn.host, 0.0), self.latest_host - TURN)
-            self.latest_host = max(self.latest_host, begins)
-            self.hosts[conn.host] = begins + cost
-        least = self.latest_host - TURN
+            self.note_turn(conn)
+            self.charge_host(conn, cost)
+        self.forget_silent()
+
+    def note_turn(self, conn: Connection) -> None:
+        """It is somebody's turn, as its host has cost least."""
+        self.latest_host = max(self.latest_host, self.of_host(conn))
+
+    def charge_host(self, conn: Connection, cost: float) -> None:
+        """Notes what a connection's host has cost, whether it was its turn or not."""
+        self.hosts[conn.host] = max(self.of_host(conn), self.latest_host - 1) + cost
+
+    def forget_silent(self) -> None:
+        """Drops what is known of hosts that have only the least, as they are silent; of a thousand,
+        of all that aren't ahead."""
+        least = self.latest_host - (len(self.hosts) < 1000)
         self.hosts = {host: cost for host, cost in self.hosts.items() if cost > least}
 
 
@@ -1385,11 +1412,7 @@ class Costs:
 
 PATIENCE = 5.0  # seconds of PACE that somebody may owe, at least
 STEP = 132 * 1024  # bytes that a reader can take before its kernel tells: Linux frees whole buffers
-# Who may speak while somebody is behind, in seconds of PACE: see Throttle.
-ALLOWANCE = 2.0  # that somebody may say at once, and still be quiet: 8 KiB, as marks move by twice
-CREDIT = 4.0  # that the room's mark may be ahead for the quiet; twice that if their host is quiet
-LOUD_TIME = 10.0  # after which somebody who was loud is quiet, at the latest
-LOUD_COST = 8  # the loud may say 1/8 of PACE although the room's mark is ahead
+CREDIT = 4.0  # seconds that the room's mark may be ahead for the quiet: see Throttle
 
 
 class Lag:
@@ -1401,23 +1424,24 @@ class Lag:
     that much, or twice what it had acknowledged when it fell behind; but few are over 132 KiB.
     """
 
-    __slots__ = ("acknowledged", "latest", "shortfall", "since", "step")
+    __slots__ = ("acknowledged", "latest", "paid", "step")
 
     def __init__(self, conn: Connection, now: float) -> None:
         self.acknowledged = conn.acknowledged()  # what it took while it wasn't behind earns nothing
-        self.shortfall = 0.0  # bytes
-        self.since = now  # when that was counted last
+        self.paid = now  # it has taken PACE until then, and in advance it can't
         self.step = min(self.acknowledged, STEP)
         self.latest = self.step  # bytes that it had taken then: a step can come in two parts
 
     def is_too_long(self, conn: Connection, now: float) -> bool:
-        """Counts what it has taken since the last time; says whether it owes too much."""
+        """Counts what it has taken since the last look; says whether it owes too much now."""
         taken = conn.acknowledged() - self.acknowledged
         self.acknowledged += taken
-        self.shortfall = max(0.0, self.shortfall + PACE * (now - self.since) - taken)
-        self.step = min(taken + self.latest, STEP) if taken else self.step
-        self.since, self.latest = now, taken
-        return self.shortfall > max(PATIENCE * PACE, min(2 * self.step, 1.25 * STEP))
+        self.paid = min(now, self.paid + taken / PACE)
+        if taken:  # part of a step may come late: so one that is smaller counts for half the last
+            self.step = min(max(taken + self.latest, self.step // 2), STEP)
+        self.latest = taken
+        most = max(PATIENCE, min(2 * self.step, 1.25 * STEP) / PACE)
+        return now - self.paid > most and (conn.size > HIGH_WATER or not conn.has_read())
 
 
 class Throttle:
@@ -1425,116 +1449,81 @@ class Throttle:
     `slow`), all together may say only PACE, as much as anybody who stays has to be able to read.
 
     The room has a mark: the time when somebody who reads at PACE, 8 KiB a second, would have read
-    all that was said so far. A line of 64 bytes moves it on by 1/128 s. Each connection and each
-    host has one too, moving by twice that. Whoever's own is ahead of the clock is loud: it has said
-    more than half of PACE, after the first 8 KiB. The quiet may speak while the room's mark is up
-    to 4 s ahead, CREDIT, and 8 s if their host is quiet, too; the loud when it isn't ahead, and
-    otherwise 1/8 of PACE all together, so that many who are quiet don't mute them. Of those who
-    wait, the lowest mark of a host comes first, with what has come of a line on top: see `rank`.
+    all that was said so far. A line of 64 bytes moves it by 1/128 s, and its connection's by 1/64.
+    Whoever's own is ahead of the clock is loud, and remains so while it waits. The loud may speak
+    when the room's isn't ahead; the quiet while it is up to 4 s ahead, CREDIT. Hosts take turns, as
+    Costs says: whoever's has said least comes first, and by 512 bytes less it has 4 s more.
 
-    500 connections from one host flood, and one from another; Ann, at a third, says a line now and
-    then. Soon all 501 are loud. Some 13 times a second the room's mark is reached, and one of them
-    may say 512 bytes, which moves its host's mark on by 1/8 s. So the two hosts take turns, at 3 to
-    4 KiB a second each. The room's mark is never more than 1/12 s ahead: Ann doesn't wait.
+    500 connections from one host flood, and one from another: soon all are loud. Some 13 times a
+    second the room's mark is reached, and one may say 512 bytes; so the two hosts take turns, at 3
+    to 4 KiB a second each. The mark is at most 1/12 s ahead, so Ann, at a third, doesn't wait.
     """
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
+        self.costs = Costs()  # in turns of MIN_READ
         self.behind: dict[Connection, Lag] = {}
         self.slow: Connection | None = None  # is over HIGH_WATER, so that everyone is slowed
-        self.waiting: dict[Connection, None] = {}  # aren't read from; oldest first
+        self.waiting: dict[Connection, float] = {}  # aren't read, and how far ahead their marks are
         self.mark = 0.0  # the room's, in seconds of the clock
-        self.loud_mark = 0.0  # the same of all who are loud, together
-        self.host_marks: dict[str, float] = {}
-        self.heard = 0.0  # the rank of whoever waited and was heard last: no mark counts for less
-
-    # Who may speak
 
     def allow(self, conn: Connection, limit: int, said: int) -> int:
         """Returns how much of `limit` a member may say now; if that is nothing, it has to wait.
         `said` is how many bytes have been said in this turn so far. Raises Gone."""
+        now = self.clock.now()
         if self.slow:
-            ahead = self.mark + said / PACE - self.clock.now()
-            limit = min(limit, MIN_READ) if ahead <= self.credit(conn, self.loud_mark) else 0
-        if limit and self.has_read(conn):
+            self.mark = max(self.mark, now - SHORT_TICK)  # the loop looks only this often
+            ahead = self.mark + said / PACE - now
+            limit = min(limit, MIN_READ) if ahead <= self.credit(conn, conn.mark - now, now) else 0
+        if not conn.has_read():
+            self.note_behind(conn)
+        elif limit:
             return limit
         if not conn.reachable:  # its end doesn't wait for what it may not say yet
             raise Gone("lost")
-        if not self.has_read(conn):
-            self.note_behind(conn)
-        elif conn.mark > self.clock.now():
-            conn.mark = math.inf  # it isn't quiet because it had to wait
-        self.waiting[conn] = None
+        self.waiting[conn] = conn.mark - now
         conn.read_on(False)
-        self.clock.look_by(self.clock.now() + SHORT_TICK)
+        self.clock.look_by(now + SHORT_TICK)
         return 0
 
-    @staticmethod
-    def has_read(conn: Connection) -> bool:
-        """Says whether it has read the answers to what it said; else it isn't heard."""
-        return conn.unread_answers <= MAX_UNREAD
-
-    def credit(self, conn: Connection, loud_mark: float) -> float:
-        """Returns how many seconds ahead the room's mark may be for a member to speak."""
-        now = self.clock.now()
-        if conn.mark > now:
-            return 0.0 if loud_mark > now else 2 * CREDIT
-        return CREDIT if self.host_marks.get(conn.host, 0.0) > now else 2 * CREDIT
+    def credit(self, conn: Connection, loudness: float, now: float) -> float:
+        """Returns how far the room's mark may be ahead for a member whose own is so far ahead: by
+        no more than the time that it has been here, or reconnecting would pay."""
+        return min(now - conn.since, CREDIT * ((loudness <= 0) + self.costs.lead(conn)))
 
     def charge_bytes(self, conn: Connection, size: int) -> None:
         """Notes how many bytes a member has sent, or how many came of them, if those are more."""
-        if self.slow:
-            now, host_mark = self.clock.now(), self.host_marks.get(conn.host, 0.0)
-            least, paid, most = now - ALLOWANCE, 2 * size / PACE, now + LOUD_TIME
-            self.heard = self.heard if self.waiting else least
-            if conn.mark > now:
-                self.loud_mark = max(self.loud_mark, now) + LOUD_COST * size / PACE
-                self.loud_mark = min(self.loud_mark, now + LOUD_TIME)
-            conn.mark = min(max(conn.mark, least) + paid, most)
-            self.host_marks[conn.host] = min(max(host_mark, self.heard) + paid, most)
-
-    def join(self, conn: Connection) -> None:
-        """A newcomer is loud at first, or whoever keeps reconnecting would always be quiet."""
-        if self.slow:
-            conn.mark = self.clock.now() + LOUD_TIME
+        if self.slow or size > MIN_READ / 2:
+            now, cost = self.clock.now(), size / MIN_READ
+            conn.mark = min(max(conn.mark, now - MIN_READ / PACE) + 2 * size / PACE, now + CREDIT)
+            self.costs.charge_host(conn, cost if self.slow else min(cost, self.costs.lead(conn)))
 
     def note_said(self, size: int) -> None:
         """Notes how many bytes were said in a turn, by whomever."""
+        self.costs.forget_silent()
         if self.slow:
-            paid = max(self.mark, self.clock.now() - SHORT_TICK)  # the loop looks only this often
-            self.mark = paid + (size + BATCH_COST) / PACE
+            self.mark += (size + BATCH_COST) / PACE
 
     def let_speak(self) -> None:
         """Lets those who wait speak again, once it is their time."""
-        if self.slow and self.waiting:
+        if self.waiting:
             now = self.clock.now()
-            self.clock.look_by(now + SHORT_TICK)
-            self.host_marks = dict(one for one in self.host_marks.items() if one[1] > self.heard)
-            ahead, loud_mark = self.mark - now, self.loud_mark
+            self.clock.look_by(now + SHORT_TICK if self.slow else math.inf)
+            ahead = self.mark - now if self.slow else -math.inf
             # Whoever has yet to read its answers would use up a turn, and the loop would spin.
-            may_speak = list(filter(self.has_read, self.waiting)) if ahead <= 2 * CREDIT else []
-            for conn in sorted(may_speak, key=self.rank):
-                if ahead <= self.credit(conn, loud_mark):
+            may_speak = [conn for conn in self.waiting if ahead <= 2 * CREDIT and conn.has_read()]
+            if may_speak and ahead > CREDIT / 2 and int(now) > int(now - SHORT_TICK):
+                self.waiting[may_speak[0]] = -math.inf  # once a second, whoever has waited longest
+            may_speak.sort(key=self.waiting.__getitem__)  # of one host, the least loud comes first
+            for conn in sorted(may_speak, key=self.costs.of_host):
+                if ahead <= self.credit(conn, self.waiting[conn], now):
                     ahead += MIN_READ / PACE
-                    self.heard = max(self.heard, min(self.rank(conn)[0], now - ALLOWANCE))
-                    if conn.mark > now:
-                        loud_mark = max(loud_mark, now) + LOUD_COST * MIN_READ / PACE
+                    self.costs.note_turn(conn)
                     self.let_one_speak(conn)
 
-    def rank(self, conn: Connection) -> tuple[float, float]:
-        """Returns what those who wait are to be sorted by. A line counts before it is whole, or a
-        hundred hosts with long lines would each come before somebody who has said a word."""
-        begun = 2 * len(conn.input.partial) / PACE
-        return self.host_marks.get(conn.host, self.heard) + begun, conn.mark
-
     def let_one_speak(self, conn: Connection) -> None:
-        del self.waiting[conn]
-        conn.mark = min(conn.mark, self.clock.now() + LOUD_TIME)
+        conn.mark = self.clock.now() + self.waiting.pop(conn)
         conn.read_on(True)
-
-    def let_all_speak(self) -> None:
-        for conn in list(self.waiting):
-            self.let_one_speak(conn)
 
     # Who is behind
 
@@ -1550,7 +1539,6 @@ class Throttle:
         if conn.size > HIGH_WATER and not self.slow:
             self.slow = conn
             self.mark = now
-            self.loud_mark = now
 
     def note_taken(self, conn: Connection) -> None:
         """Somebody who was behind has taken something."""
@@ -1558,27 +1546,16 @@ class Throttle:
             del self.behind[conn]
             conn.until = math.inf
         self.settle()
-        if not self.slow and conn in self.waiting and self.has_read(conn):
-            self.let_one_speak(conn)
 
     def settle(self) -> None:
         """Once nobody is over HIGH_WATER any more, everyone may speak freely."""
-        if not self.slow or (self.slow in self.behind and self.slow.size > HIGH_WATER):
-            return
-        self.slow = next((conn for conn in self.behind if conn.size > HIGH_WATER), None)
-        if not self.slow:
-            self.let_all_speak()
-
-    def is_too_far_behind(self, conn: Connection) -> bool:
-        """Says whether somebody who is behind owes too much. It is looked at again in a second."""
-        now = self.clock.now()
-        conn.until = now + TICK
-        too_long = self.behind[conn].is_too_long(conn, now)
-        return too_long and (conn.size > HIGH_WATER or not self.has_read(conn))
+        if self.slow and (self.slow not in self.behind or self.slow.size <= HIGH_WATER):
+            self.slow = next((conn for conn in self.behind if conn.size > HIGH_WATER), None)
+        if self.waiting and not self.slow:
+            self.clock.look_by(self.clock.now())
 
     def forget(self, conn: Connection) -> None:
-        """Somebody is no longer a member: what it has yet to get slows nobody down, and it is read
-        again, for the end of its stream."""
+        """Somebody is no longer a member: it slows nobody down, and is read to its stream's end."""
         if conn in self.waiting:
             self.let_one_speak(conn)
         self.behind.pop(conn, None)
@@ -1760,7 +1737,8 @@ def check_voice(room: Room, member: Member, line: str) -> str:
     if may_begin_so and begins_like(line, room.looks):
         raise ValueError("not said, as it begins like what somebody here says; say it differently")
     shown = "".join(filter(str.isprintable, compatible(line)))
-    if re.match(r"[^:]* \(private\) ?(?::|[^\w\0-\x7f])", shown):  # as if somebody had said it who has left
+    # As if somebody had said it who has left. What is no ASCII may look like a colon.
+    if re.match(r"[^:]* \(private\) ?(?::|[^\w\0-\x7f])", shown):
         raise ValueError("not said, as it would pass for a private message")
     return line
 

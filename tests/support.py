@@ -276,7 +276,6 @@ def check_invariants(server: ChatServer) -> None:
     unread = {one for one in throttle.waiting if one.unread_answers > chat_server.MAX_UNREAD}
     assert over | unread <= set(throttle.behind) <= {one for one in members if one.queue}
     assert throttle.slow or not set(throttle.waiting) - unread
-    assert all(one in throttle.waiting for one in members if one.mark == math.inf)
     for conn in leaving - set(room.batch.leavers):  # those will be seen off with that batch
         assert not conn.unheard
         is_due = not conn.wants_write() and (conn.reachable or not conn.reading)

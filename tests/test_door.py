@@ -279,7 +279,7 @@ def test_whoever_is_removed_gets_everything_although_it(how: str) -> None:
     room = Staffed()
     conn, peer = room.conns[1], room.peers[1]
     if how == "is not read from":
-        room.server.throttle.waiting[conn] = None
+        room.server.throttle.waiting[conn] = 0.0
         conn.read_on(False)
         peer.send("unread\n")
         room.hear(0, "N0: bye\n/kick N1\n")
