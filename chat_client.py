@@ -1636,7 +1636,7 @@ class Client:
         console = self.console
         typed = console.typed  # without knowing of the question: it is said behind the door
         if not self.protocol.wants_password:
-            unsent = len(console.unsent())
+            unsent = len(console.unsent()) if self.doing else 0
             lines = f", lines that wait: {unsent}" if unsent else ""
             console.status = f"({self.doing}{lines}) " if self.doing else ""
         elif not (typed and typed[0].leaves):
@@ -1949,7 +1949,7 @@ class Session:
             else:
                 self.forward(line)
         is_outside = protocol.phase in (Phase.WAITING, Phase.AT_DOOR)
-        waits = protocol.was_room and (is_outside or console.unsent())
+        waits = protocol.was_room and (is_outside or (console.typed and not self.left))
         self.client.doing = "waiting for the room" if waits else ""
 
     def forward(self, line: Line) -> None:
