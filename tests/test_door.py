@@ -671,6 +671,17 @@ def test_nobody_is_told_to_come_back_too_early(at_door: AtDoor) -> None:
         at_door.door.check_host(at_door.conn)
 
 
+def test_whoever_is_dismissed_is_read_to_its_end(at_door: AtDoor) -> None:
+    """A close before that would be a reset, which destroys what it is told."""
+    membership = at_door.server.membership
+    conn = at_door.say(b"guess\n")
+    at_door.peer.send(b"another guess\n")
+    membership.guard(at_door.door.go_on, conn, True)
+    at_door.server.deliver(membership.room.take_batch())
+    assert conn in membership.leaving and conn.reading
+    assert at_door.peer.rest() == b"* wrong password\n"
+
+
 def test_whoever_cannot_be_told_why_yet_is_let_go_at_once(caplog: LogCaptureFixture) -> None:
     """Before hands are shaken there is no way to tell it anything."""
     caplog.set_level("INFO")
