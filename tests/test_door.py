@@ -622,10 +622,10 @@ NO_PASSWORDS = ["wrong", "", "SECRET", " secret", "secret ", "secretx", "secret 
 def test_whoever_gives_a_wrong_password_has_no_second_try(at_door: AtDoor, guess: str) -> None:
     conn = at_door.say(f"{guess}\nsecret\n/name Eve\n".encode())
     while conn.reading:  # until the answer is due
+        assert conn.state is State.DOOR, "it got in"
         at_door.door.serve([conn])
     with pytest.raises(Dismissed, match="wrong password"):
         at_door.time_is_up()
-    assert conn.state is State.DOOR
 
 
 def test_nothing_that_comes_has_a_wrong_password_answered_before_its_time(at_door: AtDoor) -> None:
