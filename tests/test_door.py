@@ -629,10 +629,10 @@ NO_PASSWORDS = ["wrong", "", "SECRET", " secret", "secret ", "secretx", "secret 
 def test_whoever_gives_a_wrong_password_has_no_second_try(at_door: AtDoor, guess: str) -> None:
     conn = at_door.say(f"{guess}\nsecret\n/name Eve\n".encode())
     while conn.reading:  # until the answer is due
+        assert conn.state is State.DOOR, "it got in"
         at_door.door.serve([conn])
     with pytest.raises(Dismissed, match="wrong password"):
         at_door.time_is_up()
-    assert conn.state is State.DOOR
 
 
 def test_nothing_that_comes_has_a_wrong_password_answered_before_its_time(at_door: AtDoor) -> None:
@@ -676,6 +676,17 @@ def test_nobody_is_told_to_come_back_too_early(at_door: AtDoor) -> None:
     at_door.door.barred[at_door.conn.host] = at_door.door.clock.now() + 61
     with pytest.raises(Dismissed, match="come back in 2 min"):
         at_door.door.check_host(at_door.conn)
+
+
+def test_whoever_is_dismissed_is_read_to_its_end(at_door: AtDoor) -> None:
+    """A close before that would be a reset, which destroys what it is told."""
+    membership = at_door.server.membership
+    conn = at_door.say(b"guess\n")
+    at_door.peer.send(b"another guess\n")
+    membership.guard(at_door.door.go_on, conn, True)
+    at_door.server.deliver(membership.room.take_batch())
+    assert conn in membership.leaving and conn.reading
+    assert at_door.peer.rest() == b"* wrong password\n"
 
 
 def test_whoever_cannot_be_told_why_yet_is_let_go_at_once(caplog: LogCaptureFixture) -> None:
