@@ -477,7 +477,7 @@ def test_other_lines_are_relayed_byte_for_byte(hall: Hall, line: str) -> None:
     assert hall.heard(two) == [line]
 
 
-@pytest.mark.parametrize("mark", ["\u061c", "\u200e", "\u200f", "\u202e"])
+@pytest.mark.parametrize("mark", ["\u061c", "\u200e", "\u200f", "\u202a", "\u2069"])
 def test_no_mark_makes_it_look_as_if_somebody_else_had_said_it(hall: Hall, mark: str) -> None:
     hall.join("12")
     hall.join("\u05d0\u05d1")
