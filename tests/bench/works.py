@@ -142,7 +142,7 @@ class Member:
         """Hands the kernel what it takes of the unsent bytes."""
         try:
             self.unsent = self.unsent[self.says.send(self.unsent) :]
-        except BlockingIOError:
+        except (BlockingIOError, ssl.SSLWantWriteError):
             pass
         except OSError:
             self.gone = True
@@ -191,10 +191,6 @@ class TLSMember(Member):
             raise BlockingIOError from error
         self.gone = not size
         return size
-
-    def send(self) -> None:
-        with suppress(ssl.SSLWantWriteError):
-            super().send()
 
 
 def new_member(server: Running) -> Member:
