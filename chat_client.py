@@ -1192,9 +1192,10 @@ class Console:
             del self.output[: os.write(self.screen, self.output[: self.write_size])]
         except BlockingIOError:
             pass
-        except OSError:
+        except OSError as error:
             self.output.clear()
-            raise Failure(self.why_closed) from None
+            is_full = error.errno == errno.ENOSPC
+            raise Failure("the disk is full" if is_full else self.why_closed) from None
 
     def write_all(self) -> None:
         """Writes the rest, as long as there is patience."""
@@ -1547,7 +1548,7 @@ def why_not_connected(errors: Sequence[OSError], host: str, port: int, script: s
 CONNECT_TIME = 10.0  # seconds for each address of a host, and for a TLS handshake
 ANSWER_TIME = 0.5  # seconds at least to wait for a welcome or an answer that may never come
 LINGER = 1.0  # seconds at least for the server to close after the user has left
-CONFIRM_TIME = 3.0  # seconds at least for a room to confirm what the user has said before
+CONFIRM_TIME = 3.0  # seconds at least for a room to confirm what was said, or a script's name
 MAX_WAITING = 64 * 1024  # bytes that wait for a slow reader before we stop reading the other side
 QUIET_TIME = 60.0  # seconds after which a room that is silent is asked whether it is there
 LOST_TIME = 15.0  # seconds in which a room has to be heard of that was asked, or is to ask, us

@@ -1082,9 +1082,11 @@ def test_standard_streams_that_were_never_open(room: Server, closed: str) -> Non
     assert done.returncode == (0 if can_show else 1)
 
 
-@pytest.mark.parametrize("closed", ["before", "meanwhile"])
+@pytest.mark.parametrize("closed", ["before", "meanwhile", *["full"] * os.path.exists("/dev/full")])
 def test_closed_standard_output_is_one_clear_line(listener: Listener, closed: str) -> None:
     read_end, write_end = os.pipe()
+    if closed == "full":
+        os.dup2(os.open("/dev/full", os.O_WRONLY), write_end)
     if closed == "before":
         os.close(read_end)
     process, server = begin(listener, stdout=write_end, stderr=subprocess.PIPE)
@@ -1095,7 +1097,8 @@ def test_closed_standard_output_is_one_clear_line(listener: Listener, closed: st
         os.close(read_end)
         server.send("two\n")
     _, errors = process.communicate(timeout=DEADLINE)
-    assert (errors, process.returncode) == (b"chat_client.py: standard output is closed\n", 1)
+    why = b"the disk is full" if closed == "full" else b"standard output is closed"
+    assert (errors, process.returncode) == (b"chat_client.py: " + why + b"\n", 1)
 
 
 def test_a_flood_from_the_server_into_a_slow_pipe_stays_within_bounds(listener: Listener) -> None:
