@@ -260,7 +260,6 @@ NAME = re.compile(
 NEWS = re.compile(rf"\* ({NAME.pattern}) (joined|left|was removed|is now ({NAME.pattern}))")
 HERE = re.compile(r"\* here: (?:\d+ unnamed|(.+?)(?: and \d+ unnamed)?)")
 UNCOUNTED = re.compile("[-.' :\u2018\u2019\u02bb\u02bc\u200c\u200d]")  # in a name
-MESSAGE_FOR = re.compile(r"/msg\s+([^:]*[^:\s])\s*:\s*(.*\S)\s*")
 
 
 def folded(name: str) -> str:
@@ -301,6 +300,7 @@ class ChatProtocol:
         self.requested = ""  # a name that the room was asked for, until it answers
         self.names: dict[str, None] = {}  # that were seen here, the latest last
         self.unseen: set[str] = set()  # commands of our own that are unanswered
+        self.pings: deque[bool] = deque()  # unanswered ones: whether each is our own
         self.set_name(self.wanted)
 
     @property
@@ -382,7 +382,8 @@ class ChatProtocol:
     def hear_room(self, line: str) -> None:
         """Follows what the room itself says, and shows it, unless it answers an idea of our own."""
         news, here = NEWS.fullmatch(line), HERE.fullmatch(line)
-        question = "/who" if here else "/ping" if line == "* pong" else ""
+        is_pong = line == "* pong" and bool(self.pings) and self.pings.popleft()
+        question = "/who" if here else "/ping" if is_pong else ""
         hidden = question in self.unseen or line == f"* you are {self.name}"
         self.unseen.discard(question)
         self.answers = self.answers or hidden
@@ -455,6 +456,8 @@ class ChatProtocol:
     def ask(self, command: str) -> None:
         """Gives a command that is our own idea: the user need not know of it, nor of the answer."""
         self.unseen.add(command)
+        if command == "/ping":
+            self.pings.append(True)
         self.outgoing += f"{command}\n".encode()
 
     def request_name(self, name: str) -> None:
@@ -492,16 +495,18 @@ class ChatProtocol:
     def submit_command(self, line: str) -> None:
         """Does a command, or passes it on to the room."""
         word, _, argument = line.partition(" ")
-        argument, private = argument.strip(), MESSAGE_FOR.fullmatch(line)
+        name, _, text = map(str.strip, argument.partition(":"))
         if word == "/ignore":
-            self.ignore(argument)
-        elif word in ("/name", "/nick") and argument:
-            self.wanted = argument
-            self.request_name(argument)
+            self.ignore(argument.strip())
+        elif word in ("/name", "/nick") and argument.strip():
+            self.wanted = argument.strip()
+            self.request_name(self.wanted)
         else:
             self.outgoing += f"{line}\n".encode()
-        if private:
-            self.to_show.append(f"to {private[1]}{PRIVATE}: {private[2]}")
+        if word == "/ping":
+            self.pings.append(False)
+        if word == "/msg" and name and text:
+            self.to_show.append(f"to {name}{PRIVATE}: {text}")
         elif word == "/help":
             self.to_show.append("* /ignore NAME: hide what NAME says, or show it again")
 
@@ -1081,6 +1086,11 @@ class Console:
             data = b""
         self.feed(data)
 
+    def read_ahead(self) -> None:
+        """Receives all that was typed so far."""
+        while not self.ended and is_ready(self.input, EVENT_READ):
+            self.read()
+
     def feed(self, data: bytes) -> None:
         """Takes what was typed; nothing means the end of input."""
         chunk = self.framer.feed(data)
@@ -1109,8 +1119,7 @@ class Console:
         the next turn of the loop. Raises Failure if nobody can be asked, or answers."""
         if not (self.attended and termios):  # else it would be seen
             raise Failure("the room wants a password; give it with --password-file FILE")
-        while not self.ended and is_ready(self.input, EVENT_READ):
-            self.read()  # getpass() drops what was typed before the question
+        self.read_ahead()  # getpass() drops what was typed before the question
         self.write_all()
         # The loop doesn't run meanwhile, so signals have to strike at once.
         handlers: dict[int, Any] = dict.fromkeys(ENDING_SIGNALS, raise_for_signal)
@@ -1183,7 +1192,7 @@ class Console:
 
     def update(self) -> None:
         """Brings the output up to date, before the loop waits."""
-        if ONLY_SOCKETS and self.output:
+        while ONLY_SOCKETS and self.output:  # a console takes 32,767 bytes at once
             self.write()
 
     def write(self, _: int = 0) -> None:
@@ -1393,8 +1402,10 @@ class Terminal(Console):
         if self.ended:
             raise Failure("no password given")
         if self.secret and self.secret.lines:
-            answer, self.secret, self.status = self.secret.lines[0].text, None, ""
-            return answer.encode()
+            (secret, *more), self.secret, self.status = self.secret.lines, None, ""
+            self.typed.extend(more)  # pasted with it: perhaps a secret, too
+            super().forget_typed(len(self.typed) - len(more))
+            return secret.text.encode()
         if not self.secret and self.line.begun:  # begun before the question
             self.status = "(finish this line, then the password) "
         else:
@@ -1406,9 +1417,8 @@ class Terminal(Console):
         if self.line.text:  # half of the password would be the start of a message
             self.typed.append(Line(self.line.text))
         super().forget_typed(kept)
-        self.line.history.clear()
-        self.line.changes.clear()
-        self.line.drop()
+        self.line = Editor(self.line.candidates, self.do)  # whatever could bring it back is gone
+        self.line.lines = self.typed
 
     def wants_to_leave(self) -> bool:
         return self.ended or any(line.leaves for line in self.typed)
@@ -1916,7 +1926,9 @@ class Session:
         no byte was sent, to be said again."""
         overhead = 22 if self.client.tls else 0  # of a record, at least (RFC 8446, 5.2)
         arrived = self.sent + self.stream_ended + overhead - unacknowledged(self.sock)
-        if self.lost or self.protocol.phase is Phase.AT_DOOR:  # there, nothing is heard
+        is_room = self.protocol.phase is Phase.IN_ROOM and self.protocol.answers
+        # What a room has heard, it confirms. At its door it hears nothing.
+        if self.lost or is_room or self.protocol.phase is Phase.AT_DOOR:
             arrived = 0
         unsent: list[Line] = []
         before = 0
@@ -2231,7 +2243,7 @@ def name_option(text: str) -> str:
     """Returns the user's name. Raises ArgumentTypeError, which argparse shows."""
     # A command line can hold bytes that aren't UTF-8, and control characters.
     name = terminal_text(os.fsencode(text)).strip()
-    if not name or name.startswith("/"):  # each message would begin with it
+    if not name or Line(name).command:  # each message would begin with it
         raise argparse.ArgumentTypeError("a name is text that does not begin with a slash")
     return name
 
@@ -2332,9 +2344,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             Client(console, protocol, args.host, args.port, addresses, tls).run()
     except Failure as error:
         status, told = 1, [str(error)]
+        if console and console.attended and not console.interactive:
+            console.read_ahead()  # what was meant for the room is not for the shell
     except SystemExit as end:
         status = int(str(end))
     except KeyboardInterrupt:
+        status = 0 if console and console.attended else 128 + signal.SIGINT
         if console and not console.interactive:
             sys.stderr.write("\n")  # after the ^C that the terminal shows
     told += console.losses() if console else []

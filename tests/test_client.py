@@ -418,7 +418,7 @@ only the answers to questions of our own are hidden
     : /who                              > /who
     < * here: John   - * pong
     : /ping                             > /ping   > /ping
-    - * pong   < * pong
+    < * pong   - * pong
 what a room has heard is known
     @   : one                           + John: one   > /ping
     : /msg Ann: psst                    > /msg Ann: psst   | to Ann (private): psst
@@ -497,10 +497,14 @@ whoever takes a name after somebody ignored is heard
 whoever leaves at once has said all
     : bye   .   & John
     - * you are John                    + John: bye
-    x                                   ! left
+    - * pong   x                                 ! left
 whoever has left is not connected again
     < a relay   / 0   : last words      | John: last words
     : exit   x                          ! lost the connection: the server closed it
+what a room has not confirmed at its end may not have arrived
+    % John
+    @   : hi                            + John: hi
+    .   x                               ! left before everything had arrived
 somebody who was removed does not come back
     @   - * you were removed by an operator; come back in 10 min
     ! you were removed by an operator; come back in 10 min
@@ -1101,6 +1105,33 @@ def test_closed_standard_output_is_one_clear_line(listener: Listener, closed: st
     assert (errors, process.returncode) == (b"chat_client.py: " + why + b"\n", 1)
 
 
+def test_a_script_that_is_interrupted_has_failed(listener: Listener) -> None:
+    process, server = begin(listener)
+    process.send_signal(signal.SIGINT)
+    assert (process.wait(DEADLINE), server.rest()) == (130, b"")
+
+
+def test_what_is_typed_for_a_room_is_nothing_for_the_shell(
+    listener: Listener, terminal: Run
+) -> None:
+    window = terminal(*PLAIN, *listener.address, "--name", "J")
+    server = listener.accept()
+    window.type("first\nrm\nthird\n")
+    server.send("* the room is full\n")
+    server.close()
+    window.expect("not let in: the room is full; not sent: first; rm; third\n")
+
+
+def test_where_output_cannot_be_waited_for_all_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[bytes] = []
+    monkeypatch.setattr(chat_client, "ONLY_SOCKETS", True)
+    monkeypatch.setattr(os, "write", lambda _, data: written.append(bytes(data[:9])) or 9)
+    console = FakeConsole()
+    console.output += b"more than a console of Windows takes at once"
+    console.update()
+    assert b"".join(written).endswith(b" takes at once")
+
+
 def test_a_flood_from_the_server_into_a_slow_pipe_stays_within_bounds(listener: Listener) -> None:
     process, server = begin(listener)
     line = b"x" * 999 + b"\n"
@@ -1212,7 +1243,7 @@ WRONG = [
     (["lab1:"], " is not a port; ports are 0 to 65535"),
     ([":7007"], "no host is given"),
     ([""], "no host is given"),
-    *((["--name", name], f"argument --name: {NO_NAME}") for name in ("", "\x1b[2J\x07 ", " /msg")),
+    *((["--name", name], f"argument --name: {NO_NAME}") for name in ("", "\x1b[2J", " /a", "\uff0fa")),
     (["-p7100", "localhost"], "there is no option -p"),
     (["--host=lab1", "7100"], "there is no option --host"),
     (["lab1", "7007", "John"], "too many arguments"),

@@ -668,6 +668,9 @@ def test_a_secret_is_neither_shown_nor_kept_nor_brought_back() -> None:
     assert [line.text for line in console.typed] == ["not for it"]
     line = console.line
     assert (line.text, line.killed, list(line.history)) == ("half", "", ["not for it"])
+    console = asked_for_secret(b"\x1b[200~secret\rmore of it\x1b[201~\r")
+    assert (console.ask_secret("password: "), list(console.typed)) == (b"secret", [])
+    assert console.above == b"* lines not sent, as they may hold the password: 1\n"
     console = asked_for_secret(b"half")
     reader, console.screen = os.pipe()
     for width, row in ((80, "password: "), (6, "ord: ")):
@@ -688,9 +691,9 @@ def test_a_key_may_come_in_pieces_while_a_secret_is_typed(begun: bytes, rest: by
 
 
 def test_what_was_typed_while_a_wrong_password_was_checked_can_not_be_brought_back() -> None:
-    console = asked_for_secret(b"wrong\rsecret\rsec\x01ret")
+    console = asked_for_secret(b"wrong\rsecret\rsec\x15sec\x01ret")
     assert console.ask_secret("password: ") == b"wrong"
     console.forget_typed(0)
     assert console.above == b"* lines not sent, as they may hold the password: 2\n"
-    console.line.feed(b"\x1f\x1f\x1b[A")
-    assert (console.line.text, list(console.typed)) == ("", [])
+    console.line.feed(b"\x1f\x1f\x1b[A\x19on")
+    assert (console.line.text, list(console.typed)) == ("on", [])
