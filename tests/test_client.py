@@ -1243,7 +1243,7 @@ WRONG = [
     (["lab1:"], " is not a port; ports are 0 to 65535"),
     ([":7007"], "no host is given"),
     ([""], "no host is given"),
-    *((["--name", name], f"argument --name: {NO_NAME}") for name in ("", "\x1b[2J", " /a", "\uff0fa")),
+    *((["--name", name], f"argument --name: {NO_NAME}") for name in ("", "\a", " /a", "\uff0fa")),
     (["-p7100", "localhost"], "there is no option -p"),
     (["--host=lab1", "7100"], "there is no option --host"),
     (["lab1", "7007", "John"], "too many arguments"),
