@@ -1186,15 +1186,12 @@ PYTHONS = {
 
 
 @pytest.mark.parametrize("python", PYTHONS)
-@pytest.mark.parametrize("start", ["tls"], indirect=True)
 def test_other_pythons_in_a_closed_room(
-    start: Callable[..., Server], tmp_path: Path, terminal: Run, python: str
+    start: support.Start, password: list[str], terminal: Run, python: str
 ) -> None:
-    secret = tmp_path / "password"
-    secret.write_text("secret\n")
-    room = start("chat_server.py", "--password-file", str(secret))
+    room = start("chat_server.py", *password, tls=True)
     command = [*PYTHONS[python](), f"localhost:{room.port}", *support.TRUSTED]
-    done = finish([*command, "--password-file", str(secret)], "John\nhi\nexit\n")
+    done = finish([*command, *password], "John\nhi\nexit\n")
     assert done.stdout == "name: John\nWelcome to the chatroom!\nJohn: hi\n"
     assert (done.stderr, done.returncode) == ("", 0)
     cannot_ask = python in ("minimal", "no getpass")
@@ -1207,8 +1204,8 @@ def test_other_pythons_in_a_closed_room(
         if python == "strict":
             window.answer("password: ", "guess\r")
             assert "guess" not in window.expect("* wrong password")
-        window.answer("password: ", "secret\r")
-        assert "secret" not in window.expect("Welcome to the chatroom!")
+        window.answer("password: ", f"{support.PASSWORD}\r")
+        assert support.PASSWORD not in window.expect("Welcome to the chatroom!")
         window.type("hi\r/who\r")
         window.answer("* here: Ann", "exit\r")
         rest = window.rest()
