@@ -762,18 +762,6 @@ def test_many_who_are_quiet_do_not_mute_a_newcomer(slowed: Slowed) -> None:
     assert slowed.said[newcomer] >= 20 * 100
 
 
-def test_long_lines_of_the_quiet_do_not_mute_a_newcomer(slowed: Slowed) -> None:
-    """They make them loud, but are no part of what the loud may say."""
-    throttle = slowed.throttle
-    newcomer: Any = Someone()
-    newcomer.since = newcomer.mark = slowed.time
-    throttle.mark = slowed.time + CREDIT / 2
-    for one in slowed.talkers(10, loud=True):
-        assert one.mark > slowed.time
-    slowed.pass_by(CREDIT / 4)
-    assert slowed.say(newcomer, 100) == 100
-
-
 def test_whoever_has_been_silent_comes_before_many_hosts(slowed: Slowed) -> None:
     """Each of them speaks seldom, so that none is loud."""
     crowd: list[Any] = [Someone(host=f"198.51.100.{number % 50}") for number in range(100)]
