@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
-from support import ROOT, Server
+from support import ROOT, Start
 
 SOURCE = (ROOT / "chat_server.py").read_text(encoding="utf-8")
 PARTS = re.split(r"(?m)^# === ([IV]+)\. (.+?) =+$", SOURCE)
@@ -76,7 +75,7 @@ def test_one_may_stop_after_the_second_part() -> None:
             assert word not in text.lower(), f"{word} in part {part}"
 
 
-def test_the_first_two_parts_are_a_chat_server(start: Callable[..., Server], tmp_path: Path) -> None:
+def test_the_first_two_parts_are_a_chat_server(start: Start, tmp_path: Path) -> None:
     """With two who talk, one who floods, and one who never reads."""
     cut = SOURCE[: SOURCE.index("# === III. ")]
     (tmp_path / "cut.py").write_text(cut + DOOR, encoding="utf-8")

@@ -7,14 +7,13 @@ import re
 import socket
 from argparse import ArgumentTypeError
 from base64 import b64encode
-from collections.abc import Callable
 from hashlib import sha256
 from itertools import product
 from pathlib import Path
 
 import pytest
 from browser import ACCEPT, BINARY, CLOSE, CONTINUATION, KEY, PING, TEXT, head, masked, request
-from support import CERTS, DEADLINE, WELCOME, Inside, Peer, Server, client, patched, trusting
+from support import CERTS, DEADLINE, WELCOME, Inside, Peer, Server, Start, client, patched, trusting
 
 import chat_server
 from chat_server import MAX_REQUEST, Refusal, Site, is_http, is_whole, response, web_host
@@ -372,9 +371,7 @@ def closing_code(peer: Peer) -> int | None:
 
 
 @web_and_tls
-def test_browsers_are_told_by_a_code_why_it_ends(
-    start: Callable[..., Server], tmp_path: Path
-) -> None:
+def test_browsers_are_told_by_a_code_why_it_ends(start: Start, tmp_path: Path) -> None:
     (tmp_path / "operators").write_text("open sesame\n")
     options = ["--max-clients", "2", "--operator-file", str(tmp_path / "operators")]
     room = start("chat_server.py", *options)
@@ -406,7 +403,7 @@ def test_browsers_are_told_by_a_code_why_it_ends(
 
 
 @web_and_tls
-def test_password(start: Callable[..., Server], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_password(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where nothing comes after it, so that the socket isn't ready any more."""
     monkeypatch.setenv("CHAT_PASSWORD", PASSWORD)
     room = start("chat_server.py")
@@ -428,7 +425,7 @@ def test_password(start: Callable[..., Server], monkeypatch: pytest.MonkeyPatch)
 
 
 @web_and_tls
-def test_a_fault_or_a_close_ends_the_membership(start: Callable[..., Server]) -> None:
+def test_a_fault_or_a_close_ends_the_membership(start: Start) -> None:
     """What came before is heard, and nothing after it: an unfinished line only at a close."""
     room = start("chat_server.py")
     john = room.join("John", web=False)
@@ -466,7 +463,7 @@ def test_browsers_share_a_frame() -> None:
 
 
 @web_and_tls
-def test_visitors_are_no_members_and_only_refusals_are_logged(start: Callable[..., Server]) -> None:
+def test_visitors_are_no_members_and_only_refusals_are_logged(start: Start) -> None:
     room = start("chat_server.py", "--web-host", "https://chat.example.org/")
     peer = visit(room)
     for byte in get(Host="localhost"):
@@ -496,9 +493,7 @@ def test_visitors_are_no_members_and_only_refusals_are_logged(start: Callable[..
 
 
 @web_and_tls
-def test_whoever_is_no_browser_is_told_the_port(
-    start: Callable[..., Server], tmp_path: Path
-) -> None:
+def test_whoever_is_no_browser_is_told_the_port(start: Start, tmp_path: Path) -> None:
     room = patched(start, tmp_path, "chat_server.DOOR_TIME = 0.5")
     told = f"* this port is for browsers; the room is on port {room.port}\n"
     for said in b"John: Hi\n", b"hello there, this is no request at all\n", b"":
@@ -512,7 +507,7 @@ def test_whoever_is_no_browser_is_told_the_port(
 
 @web_and_tls
 def test_browsers_at_the_wrong_port_or_without_tls_are_told_where_to_go(
-    start: Callable[..., Server],
+    start: Start,
 ) -> None:
     room = start("chat_server.py")
     watcher = room.join("Mary", web=False)

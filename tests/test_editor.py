@@ -41,28 +41,18 @@ SEEN_AS_ONE = ["\u4f60", "e\u0301", "\u0915\u093f", FLAG, FAMILY, HEART, THUMB]
 # Keys, and what comes of them, step by step. No keys are a silence.
 KEYS: list[tuple[str, ...]] = [
     ("abc\x1bOHx\x1b[4~y", "xabcy|"),
-    (f"abc{LEFT}{LEFT}{RIGHT}x", "abx|c"),
     (f"{LEFT}{RIGHT}\x7f\x04", "| '\\x04'"),
-    (f"abc{LEFT}\x7f", "a|c"),
     ("abc\x08", "ab|"),
-    ("abc\x01\x04", "|bc"),
     ("abc\x01\x1b[3~", "|bc"),
-    ("abc\x02\x0b", "ab|"),
     ("abc\x02\x15", "|c"),
-    ("abc\x15\x15\x19", "abc|"),
-    ("one two  three\x17", "one two  |"),
     ("one two  \x17", "one |"),
-    ("one two\x17\x17\x19\x19", "one twoone two|"),
     ("one two\x01\x1bd\x1bd\x19", "one two|"),
-    ("one two\x1bb\x1bb\x1bfx", "onex| two"),
     ("one two\x1b[1;5Dx", "one x|two"),
     ("one two\x01\x1b[1;5Cx", "onex| two"),
     ("abc\x14", "acb|"),
-    ("abc\x02\x14", "acb|"),
     ("abc\x02\x02\x14", "ba|c"),
     ("\x14a\x14", "a|"),
     ("one two\r\x12one\x17", "one two↵one |"),
-    ("one two\r\x12two\x1bd", "one two↵one two|"),
     ("abc\x01\x14", "|abc"),
     ("a\x00\x1b[99~\x1bxb", "ab|"),
     ("a\x1b\x1b[Db", "b|a"),
@@ -80,7 +70,6 @@ KEYS: list[tuple[str, ...]] = [
     ("one\x03\x1f", "one|"),
     (f"a{PASTE}b{END_PASTE}c\x1f\x1f", "a|"),
     ("one\x0b\x01\x0b\x1f\x1f\x1f", "|"),
-    ("one\r\x1f", "one↵|"),
     (f"{'x' * 30}\x1f", "x" * 20 + "|", "\x1f", "|"),
     ("a\x1b[\r", "a↵|", "a\x1bO\r\x01b", "a↵b|", "\x1b[1;\rb", "b↵b|"),
     ("one two\x01\x1b[3;5~", "| two"),
@@ -116,7 +105,6 @@ KEYS: list[tuple[str, ...]] = [
     ("ab\x0c\x1a", "ab| '\\x0c' '\\x1a'"),
     # The history
     ("one\rtwo\r\rdraft", "one↵two↵↵draft|", UP, "two|", UP * 3, "one|", f"{DOWN}!", "two!|"),
-    ("one\rdraft", "one↵draft|", f"{UP}{DOWN * 2}", "draft|"),
     (
         *("1\r2\r3\r", "1↵2↵3↵|", f"{UP}{UP}\r", "2↵|", f"new{DOWN}", "new|"),
         *(f"{UP * 2}{DOWN * 2}", "new|"),
@@ -149,7 +137,6 @@ KEYS: list[tuple[str, ...]] = [
     ),
     (f"{PASTE}half\x03\r", "|", "\x03", "|", "x", "x|"),  # the end of what is pasted is lost
     (pasted("//x\nhi") + "\r", "//x↵hi↵|"),  # which may be no command
-    (pasted("hi\n//x") + "\r", "hi↵//x↵|"),
     (pasted("a /b\nc") + "\r", "a /b↵c↵|"),
     (pasted("y\r" * 20) + "\r", "y↵" * 20 + "|"),
     (

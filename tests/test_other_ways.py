@@ -22,16 +22,12 @@ from typing import Any
 import pytest
 import support
 from browser import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, masked
-from openssl import KeyChanger
 from pytest import LogCaptureFixture, MonkeyPatch
 from support import CERTS, DEADLINE, Kernel, Peer, Run, Server, Start, finish, needs, trusting
 
 import chat_client
 import chat_server
 from chat_server import MAX_LINE, MAX_UNSENT, SKIPPED, Certificate, Gone, State, Telnet, WebSocket
-
-tls = pytest.mark.parametrize("start", ["tls"], indirect=True)
-
 
 # Telnet
 
@@ -510,21 +506,14 @@ def test_text_that_cannot_be_encrypted_is_not_taken_for_sent(monkeypatch: Monkey
 def test_whoever_makes_tls_answer_and_does_not_read_is_let_go(
     kernel: Kernel, caplog: LogCaptureFixture
 ) -> None:
-    """As by orders to change keys."""
+    """As by orders to change keys, each of which OpenSSL answers."""
     caplog.set_level("INFO")
-    server, changer = support.tls_room(), KeyChanger()
-    peer = server.meet()
-    (conn,) = server.membership.newcomers
-    assert isinstance(conn, chat_server.TLSConnection)
-    while not changer.is_ready():
-        support.reach(conn, peer, changer.shake_hands())
-        server.turn()
-        changer.feed(peer.available())
+    one = Visitor().join()
     kernel.room = 0
-    while conn in server.room.members:
-        support.reach(conn, peer, changer.change_keys(50, answered=True))
-        server.turn()
-        assert len(conn.unsent) <= MAX_UNSENT
+    while one.conn in one.server.room.members:
+        one.conn.outgoing.write(b"an answer" * 50)
+        one.send(one.say(b"hi\n"))
+        assert len(one.conn.unsent) <= MAX_UNSENT
     assert "makes TLS answer, and does not read the answers" in caplog.text
 
 
@@ -604,9 +593,9 @@ def test_whoever_breaks_tls_is_told_why_and_nobody_else_notices(start: Start, py
     ann.expect("hi\n")
 
 
-@tls
-def test_plain_text_is_answered_in_plain_text_and_not_reset(room: Server) -> None:
+def test_plain_text_is_answered_in_plain_text_and_not_reset(start: Start) -> None:
     """However much of it there is, and whatever it is."""
+    room = start("chat_server.py", tls=True)
     for text in (b"hi\n", b"GET / HTTP/1.1\r\n\r\n", b"\xff\xfd\x03\xff\xfb\x18", b"x\n" * 5000):
         peer = Peer(socket.create_connection(("127.0.0.1", room.port), DEADLINE))
         peer.send(text)
@@ -614,9 +603,9 @@ def test_plain_text_is_answered_in_plain_text_and_not_reset(room: Server) -> Non
     assert room.log().count("does not speak TLS") == 4
 
 
-@tls
-def test_no_group_but_a_curve_is_agreed_on(room: Server) -> None:
+def test_no_group_but_a_curve_is_agreed_on(start: Start) -> None:
     """With ffdhe8192 a client can have a server compute for 100 ms, and needn't compute itself."""
+    room = start("chat_server.py", tls=True)
     command = [needs("openssl"), "s_client", "-connect", f"127.0.0.1:{room.port}", "-groups"]
     for groups, agreed in (("ffdhe8192:ffdhe2048", False), ("ffdhe8192:P-256", True)):
         done = subprocess.run(

@@ -17,30 +17,14 @@ from types import SimpleNamespace
 from typing import Any, Callable, Tuple
 
 import pytest
-from support import (
-    CLIENT,
-    MODULES,
-    PLAIN,
-    Listener,
-    Peer,
-    Run,
-    Screen,
-    Server,
-    Terminal,
-    Window,
-    eventually,
-    modes,
-    needs,
-    patched_client,
-    typed,
-    welcome,
-)
+import support
+from support import CLIENT, Listener, Peer, Run, Server, Window, eventually, modes, typed, welcome
 
 import chat_client
 from chat_client import Painter
 
-Talk = Tuple[Terminal, Peer]  # a client, and its server
-Play = Callable[..., Talk]  # what the fixture `play` is
+# What the fixture `play` is, which returns a client and its server.
+Play = Callable[..., Tuple[support.Terminal, Peer]]
 
 
 @pytest.fixture
@@ -54,21 +38,13 @@ def window(tmp_path: Path) -> Iterator[Window]:
 def play(listener: Listener, terminal: Run) -> Play:
     """play("hi\\n") returns John at a client, and the server, which has said that."""
 
-    def begin(*said: str, client: Sequence[str] = CLIENT, **more: Any) -> Talk:
+    def begin(*said: str, client: Sequence[str] = CLIENT, **more: Any) -> Any:
         window = terminal(*client, *listener.address, "--name", "John", **more)
         server = listener.accept()
         server.send("".join(said))
         return window, server
 
     return begin
-
-
-@pytest.fixture
-def at_door(play: Play) -> Talk:
-    """A client that is asked for the password, and its server."""
-    window, server = play("* password?\n")
-    window.expect("password: ")
-    return window, server
 
 
 # What the screen shows
@@ -183,7 +159,7 @@ def test_a_client_that_is_stopped_can_be_ended(room: Server, window: Window, by:
     if it tried."""
     ann = enter(window, room)
     shell = window.command("display-message", "-p", "#{pane_pid}").strip()
-    client = int(subprocess.check_output([needs("pgrep"), "-P", shell]))
+    client = int(subprocess.check_output([support.needs("pgrep"), "-P", shell]))
     if by == "the user":
         window.keys("C-z")
     else:
@@ -279,9 +255,10 @@ TERMINALS = {
 def test_nothing_is_lost_and_no_piece_of_a_row_stays_in(
     play: Play, env: dict[str, str], reflows: bool, size: int, narrowed: Sequence[int]
 ) -> None:
-    patient = patched_client("import chat_client; chat_client.MEASURE_TIME = 1000")
+    patient = support.patched_client("import chat_client; chat_client.MEASURE_TIME = 1000")
     window, server = play(client=patient, env=env)
-    screen = Screen(window, reflows=reflows, stays=env is GNOME)  # which says where its cursor is
+    stays = env is GNOME  # which says where its cursor is
+    screen = support.Screen(window, reflows, stays)
     lines = [f"Ann: {number}" for number in range(15)]
     server.send("".join(f"{line}\n" for line in lines))
     screen.expect("Ann: 14")
@@ -296,7 +273,7 @@ def test_nothing_is_lost_and_no_piece_of_a_row_stays_in(
 
 def test_a_row_that_is_wider_than_assumed_leaves_nothing_behind(play: Play) -> None:
     window, _server = play("hi\n")
-    screen = Screen(window)  # in which each combining mark takes a column
+    screen = support.Screen(window)  # in which each combining mark takes a column
     window.type("e\u0301" * 60)
     for number in range(5):
         window.type(str(number))
@@ -365,7 +342,7 @@ def test_terminal_is_given_back_as_it_was(listener: Listener, terminal: Run, way
 def test_terminal_is_given_back_after_an_exception(terminal: Run) -> None:
     code = "import chat_client as c; c.Client.run = lambda *_: 1 / 0; c.main([])"
     command = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)}"
-    window = terminal("sh", "-c", f"{command}; echo status $?; read wait", cwd=MODULES)
+    window = terminal("sh", "-c", f"{command}; echo status $?; read wait", cwd=support.MODULES)
     before = modes(window)
     window.expect("ZeroDivisionError")
     window.expect("status 1")
@@ -594,9 +571,9 @@ def test_bells_are_rare(monkeypatch: pytest.MonkeyPatch) -> None:
 # The password, which is typed unseen in the line editor
 
 
-def test_the_room_is_seen_while_the_password_is_not(at_door: Talk) -> None:
-    window, server = at_door
-    window.type("sec")
+def test_the_room_is_seen_while_the_password_is_not(play: Play) -> None:
+    window, server = play("* password?\n")
+    window.answer("password: ", "sec")
     server.send("* be patient\n")
     shown = window.expect("* be patient")
     shown += window.expect("password: ")
@@ -613,7 +590,7 @@ def test_the_room_is_seen_while_the_password_is_not(at_door: Talk) -> None:
 
 
 def test_lines_typed_before_the_question_are_said_behind_the_door(play: Play) -> None:
-    window, server = play(client=PLAIN)
+    window, server = play(client=support.PLAIN)
     window.type("one\ntwo\n")
     server.send("* password?\n")
     window.answer("password: ", "secret\n")
@@ -625,10 +602,10 @@ def test_lines_typed_before_the_question_are_said_behind_the_door(play: Play) ->
 
 @pytest.mark.parametrize("keys, status, message", [("half\x03", 0, ""), ("\x04", 1, "no password")])
 def test_ways_to_leave_when_the_password_is_asked_for(
-    at_door: Talk, terminal: Run, keys: str, status: int, message: str
+    play: Play, terminal: Run, keys: str, status: int, message: str
 ) -> None:
-    window, _server = at_door
-    window.type(keys)
+    window, _server = play("* password?\n")
+    window.answer("password: ", keys)
     assert window.wait() == status
     assert modes(window)[3] == modes(terminal("true"))[3]
     rest = window.rest()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from subprocess import DEVNULL, PIPE
 from typing import Any
 
 import pytest
-from support import DEADLINE, PLAIN, Run, Server, launch, needs, needs_ipv6
+from support import DEADLINE, PLAIN, Run, Server, Start, launch, needs, needs_ipv6
 
 
 @pytest.mark.parametrize("host", ["localhost", "::1", "127.0.0.1"])
@@ -64,7 +63,7 @@ def test_step_4_two_clients_in_the_room(room: Server, terminal: Run) -> None:
 
 
 @pytest.mark.parametrize("tool", ["nc", "ncat", "openssl s_client -quiet -connect"])
-def test_common_tools_are_full_members(start: Callable[..., Server], tool: str) -> None:
+def test_common_tools_are_full_members(start: Start, tool: str) -> None:
     room = start("chat_server.py", tls="-connect" in tool)
     john = room.join("John")
     program, *options = tool.split()

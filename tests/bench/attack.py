@@ -6,16 +6,12 @@ import os
 import select
 import signal
 import socket
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import websocket
 from servers import Running, set_options
 from works import MARK, TEXT_SIZE, Meter, Result, close_all, gather, received
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for the tests' openssl.py
 
 FLOODERS = "127.0.0.9"  # where they come from: to the room that is another host than the two
 PIECE = 16 * 1024  # bytes that a flooder hands to the kernel at once
