@@ -1268,16 +1268,11 @@ class Membership:
         log.info("%s connected, members: %d", conn, len(self.room.members))
         conn.unheard = conn.input.feed(rest)
 
-    def has_input(self, conn: Connection) -> bool:
-        """Says whether there is something to hear that the selector doesn't know of; the end counts
-        too, if it came together with what let a member in."""
-        if conn.state is State.MEMBER:
-            return bool(conn.unheard or conn.pending or conn.ended)
-        return conn.state is State.DOOR and bool(conn.pending)
-
     def note_input(self, conn: Connection) -> None:
-        """Has the loop come back to somebody who has more to hear, without an event."""
-        if self.has_input(conn):
+        """Has the loop come back, without an event, to somebody of whom there is more to hear than
+        the selector knows; the end counts too, if it came together with what let a member in."""
+        has_more = conn.unheard or conn.pending or conn.ended
+        if has_more and conn.state in (State.DOOR, State.MEMBER):
             self.has_more.add(conn)
         else:
             self.has_more.discard(conn)
