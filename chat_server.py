@@ -1151,8 +1151,8 @@ class ChatServer:
             except Exception:
                 log.exception("serving %s failed", conn)
                 self.membership.disconnect(conn, "closed")
-        for conn in batch.leavers:
-            self.membership.guard(self.membership.see_off, conn, batch)
+        while batch.leavers:  # whoever is behind may hold the batch for long
+            self.membership.guard(self.membership.see_off, batch.leavers.pop(), batch)
 
     def flush(self, conn: Connection) -> None:
         """Sends as much of a connection's queue as the kernel takes now."""

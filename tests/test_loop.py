@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import gc
 import math
 import random
 import select
 import selectors
 import signal
 import socket
+import weakref
 from collections import Counter
 from contextlib import suppress
 from typing import Any
@@ -305,6 +307,20 @@ def test_whoever_has_gone_while_it_waits_to_speak_leaves_at_once() -> None:
     assert not slow.loud.queue
     slow.say(b"x\n")
     assert slow.loud not in slow.server.room.members
+
+
+def test_what_waits_for_somebody_keeps_nothing_of_those_who_have_left() -> None:
+    """Of a connection through TLS that would be 18 KB, for as long as the other is behind."""
+    slow = Slow()
+    conn, peer = slow.join()
+    gone = weakref.ref(conn.sock)
+    peer.send("/name Bob\n/quit\n")
+    while conn.state is not State.CLOSED:
+        slow.server.turn(0.01)
+        peer.close()
+    del conn
+    gc.collect()
+    assert not gone()
 
 
 def test_closing_room_hears_all_that_had_arrived(monkeypatch: MonkeyPatch) -> None:
