@@ -979,17 +979,20 @@ class ChatServer:
         self.door.close()
         for conn in list(self.membership.newcomers):
             self.membership.move(conn, State.CLOSED)
-        for conn in list(self.throttle.waiting):
-            self.throttle.let_one_speak(conn)
+        self.throttle.high_water = HARD_LIMIT // 2  # all may speak, as long as nobody loses it
+        self.throttle.settle()
+        self.throttle.let_speak()
         now = self.clock.now()
         self.membership.closes_at = now + FAREWELL
         self.clock.look_by(now + FAREWELL)  # those who are leaving already have no longer
         over, quiet = now + LAST_CALL, now + SHORT_TICK
-        while self.clock.now() < min(over, quiet) and self.stop_signals == 1:
+        while self.clock.now() < over and self.stop_signals == 1:
             # What is still on its way comes a moment after we have read; until then, a turn may
-            # only send others what waits for them.
-            if self.turn(SHORT_TICK):
+            # only send others what waits for them. On a busy machine even that can take long.
+            if self.turn(SHORT_TICK) or self.throttle.waiting:
                 quiet = self.clock.now() + SHORT_TICK
+            elif self.clock.now() >= quiet:
+                break
         self.room.announce("the room is closing")
         for conn in list(self.room.members):
             self.membership.leave(conn, GOING_AWAY, "")
@@ -1089,10 +1092,7 @@ class ChatServer:
                 self.membership.finish(conn)
             return
         said = self.room.batch.size
-        if not self.stop_signals:  # else what arrives is heard, as long as nobody loses it for that
-            limit = self.throttle.allow(conn, limit, said)
-        elif any(one.size > HARD_LIMIT // 2 for one in self.throttle.behind):
-            return
+        limit = self.throttle.allow(conn, limit, said)
         if not limit:
             return
         received = 0
@@ -1458,9 +1458,10 @@ class Throttle:
         self.clock = clock
         self.costs = Costs()  # in turns of MIN_READ
         self.behind: dict[Connection, Lag] = {}
-        self.slow: Connection | None = None  # is over HIGH_WATER, so that everyone is slowed
+        self.slow: Connection | None = None  # is over high_water, so that everyone is slowed
         self.waiting: dict[Connection, float] = {}  # aren't read, and how far ahead their marks are
         self.mark = 0.0  # the room's, in seconds of the clock
+        self.high_water = HIGH_WATER  # much more in a room that closes
 
     def allow(self, conn: Connection, limit: int, said: int) -> int:
         """Returns how much of `limit` a member may say now; if that is nothing, it has to wait.
@@ -1531,7 +1532,7 @@ class Throttle:
             self.behind[conn] = Lag(conn, now)
             conn.until = now + TICK
             self.clock.look_by(conn.until)
-        if conn.size > HIGH_WATER and not self.slow:
+        if conn.size > self.high_water and not self.slow:
             self.slow = conn
             self.mark = now
 
@@ -1544,8 +1545,8 @@ class Throttle:
 
     def settle(self) -> None:
         """Once nobody is over HIGH_WATER any more, everyone may speak freely."""
-        if self.slow and (self.slow not in self.behind or self.slow.size <= HIGH_WATER):
-            self.slow = next((conn for conn in self.behind if conn.size > HIGH_WATER), None)
+        if self.slow and (self.slow not in self.behind or self.slow.size <= self.high_water):
+            self.slow = next((conn for conn in self.behind if conn.size > self.high_water), None)
         if self.waiting and not self.slow:
             self.clock.look_by(self.clock.now())
 

@@ -338,6 +338,39 @@ def test_closing_room_hears_all_that_had_arrived(monkeypatch: MonkeyPatch) -> No
     assert heard.count(b"John: z\n") == 30_000
 
 
+def test_closing_room_looks_once_more_however_busy_the_machine_is(inside: Inside) -> None:
+    """It isn't given the processor for longer than all that it would wait."""
+    conn, peer = inside.join()
+    _, listener = inside.join()
+    reach(conn, peer, b"last words\n")
+    clock = StoppedClock(inside.server.clock)
+
+    def late() -> float:
+        clock.now += 2 * chat_server.SHORT_TICK
+        return clock.now
+
+    inside.server.clock.monotonic = late
+    inside.server.stop_signals = 1
+    inside.server.close_room()
+    assert listener.available() == b"last words\n* the room is closing\n"
+
+
+def test_closing_room_sleeps_while_somebody_is_too_far_behind_to_hear_the_others(
+    monkeypatch: MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(chat_server, "LAST_CALL", 0.25)
+    slow = Slow()
+    while slow.behind.size <= chat_server.HARD_LIMIT // 2:
+        slow.say(b"x\n" * 10_000)
+        slow.talker.available()
+        slow.listener.available()
+    reach(slow.loud, slow.talker, b"z\n" * 10_000)
+    slow.server.stop_signals = 1
+    with mock.patch.object(slow.server, "turn", wraps=slow.server.turn) as turn:
+        slow.server.close_room()
+    assert turn.call_count < 50
+
+
 def test_closing_room_hears_whoever_goes_on_talking_for_a_second_at_most(
     inside: Inside, monkeypatch: MonkeyPatch
 ) -> None:
