@@ -1101,12 +1101,14 @@ class ChatServer:
             received = len(data)
             limit += len(conn.input.partial)  # the beginning of a line was charged before
             conn.unheard = conn.input.feed(data)
+        waited = len(conn.unheard)
         if conn.unheard:
             self.hear(conn, limit, cpu_until)
         if conn.ended and not conn.unheard and conn in self.room.members:
             self.hear_end(conn)
         if conn in self.room.members:
-            self.throttle.charge_bytes(conn, max(received, self.room.batch.size - said))
+            more = self.room.batch.size - said - (waited - len(conn.unheard))  # such as its name
+            self.throttle.charge_bytes(conn, received + max(0, more))
 
     def hear(self, conn: Connection, limit: int, cpu_until: float) -> None:
         """Lets the room hear whole lines, of `limit` bytes or a line more, as read() says."""
@@ -1488,7 +1490,7 @@ class Throttle:
         return min(now - conn.since, CREDIT * ((loudness <= 0) + self.costs.lead(conn)))
 
     def charge_bytes(self, conn: Connection, size: int) -> None:
-        """Notes how many bytes a member has sent, or how many came of them, if those are more."""
+        """Notes how many bytes a member has sent, and how many more came of them."""
         if self.slow or size > MIN_READ / 2:
             now, cost = self.clock.now(), size / MIN_READ
             conn.mark = min(max(conn.mark, now - MIN_READ / PACE) + 2 * size / PACE, now + CREDIT)

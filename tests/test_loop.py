@@ -152,11 +152,13 @@ def test_a_turn_is_bounded_by_what_it_reads_and_by_what_it_delivers(inside: Insi
 
 def test_the_beginning_of_a_line_counts_when_it_comes_and_not_again_later(inside: Inside) -> None:
     conn, peer = inside.join()
-    for some in (b"x" * 2000, b"\n" + b"y\n" * 50):
-        reach(conn, peer, some)
-        inside.server.read(conn, 2000, math.inf)
+    with mock.patch.object(inside.server.throttle, "charge_bytes") as charge:
+        for some in (b"x" * 2000, b"\n" + b"y\n" * 50):
+            reach(conn, peer, some)
+            inside.server.read(conn, 2000, math.inf)
     assert not conn.unheard
     assert inside.server.room.batch.size == 2101
+    assert [call.args[1] for call in charge.mock_calls] == [2000, 101]
 
 
 def test_whoever_has_cost_least_is_heard_first(inside: Inside, monkeypatch: MonkeyPatch) -> None:
@@ -847,7 +849,7 @@ def test_long_lines_of_many_hosts_do_not_mute_the_quiet(slowed: Slowed, hosts: i
             if one.reading and slowed.throttle.allow(one, MIN_READ, 0):
                 is_end = len(one.input.partial) > 8000
                 one.input.feed(b"x" * MIN_READ + b"\n" * is_end)
-                slowed.throttle.charge_bytes(one, 8192 if is_end else MIN_READ)
+                slowed.throttle.charge_bytes(one, MIN_READ)
                 slowed.throttle.note_said(8192 if is_end else 0)
         if slowed.time >= since and slowed.say(talker, 64):
             waited.append(slowed.time - since)
