@@ -1464,6 +1464,7 @@ class Throttle:
         self.waiting: dict[Connection, float] = {}  # aren't read, and how far ahead their marks are
         self.mark = 0.0  # the room's, in seconds of the clock
         self.high_water = HIGH_WATER  # much more in a room that closes
+        self.patient_at = 0.0  # when whoever has waited longest passes for quiet the next time
 
     def allow(self, conn: Connection, limit: int, said: int) -> int:
         """Returns how much of `limit` a member may say now; if that is nothing, it has to wait.
@@ -1510,8 +1511,9 @@ class Throttle:
             ahead = self.mark - now if self.slow else -math.inf
             # Whoever has yet to read its answers would use up a turn, and the loop would spin.
             may_speak = [conn for conn in self.waiting if ahead <= 2 * CREDIT and conn.has_read()]
-            if may_speak and ahead > CREDIT / 2 and int(now) > int(now - SHORT_TICK):
-                self.waiting[may_speak[0]] = -math.inf  # once a second, whoever has waited longest
+            if may_speak and ahead > CREDIT / 2 and now >= self.patient_at:
+                self.patient_at = now + TICK
+                self.waiting[may_speak[0]] = -math.inf
             may_speak.sort(key=self.waiting.__getitem__)  # of one host, the least loud comes first
             for conn in sorted(may_speak, key=self.costs.of_host):
                 if ahead <= self.credit(conn, self.waiting[conn], now):
