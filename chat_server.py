@@ -648,6 +648,7 @@ TURN_READ = 256 * 1024  # bytes that are said, shared among all who are read
 TURN_DELIVERY = 32 * 1024 * 1024  # bytes that are delivered, to all members together
 MIN_READ = 512  # bytes: the least share that a connection gets, of a turn or of PACE
 FIRST_READ = 32 * 1024  # bytes read at once from a connection until their cost is known
+MANY_HOSTS = 1000  # of so many that talk, none earns anything by a pause: see Costs
 
 # For a member that reads more slowly than the others talk, batches wait in a queue. While any queue
 # is over HIGH_WATER, all members together may say only PACE, the least that each has to be able to
@@ -1399,9 +1400,8 @@ class Costs:
         self.hosts[conn.host] = max(self.of_host(conn), self.latest_host - 1) + cost
 
     def forget_silent(self) -> None:
-        """Drops what is known of hosts that have only the least, as they are silent; of a thousand,
-        of all that aren't ahead."""
-        least = self.latest_host - (len(self.hosts) < 1000)
+        """Drops hosts that have only the least, as they are silent; of many, all not ahead."""
+        least = self.latest_host - (len(self.hosts) < MANY_HOSTS)
         self.hosts = {host: cost for host, cost in self.hosts.items() if cost > least}
 
 
@@ -1568,7 +1568,7 @@ class Throttle:
 # generator, to which parts IV and V add their steps. It knows nothing of what travels on the wire.
 
 DOOR_SIZE = 100  # newcomers at the door at once
-DOOR_TIME = 10.0  # seconds for the password, and for a browser's request
+DOOR_TIME = 10.0  # seconds for the password, a browser's request, and the rest of a handshake
 HELLO_TIME = 3.0  # seconds for TLS to begin; and until a full door takes one for idle
 DOOR_SHARE = 0.003  # seconds of CPU, of a turn: a step of a handshake can be some ms of arithmetic
 DOOR_READ = 4 * 1024  # bytes that are read at once
@@ -2388,7 +2388,6 @@ TLS_PIECE = 8 * 1024  # bytes that are encrypted at once: what isn't sent of the
 # much time as a hundred times as many bytes of text.
 TLS_READ = 8 * 1024
 MAX_UNSENT = 16 * 1024  # bytes that may wait encrypted: a piece, and what TLS itself has to say
-HANDSHAKE_TIME = 10.0  # seconds for the rest, which takes two round trips
 
 
 def make_server_tls(cert: str, key: str) -> ssl.SSLContext:
@@ -2620,7 +2619,7 @@ def shake_hands(door: Door, conn: TLSConnection) -> Steps:
         conn.tls = None
         conn.ready = True
         return data
-    door.allow_time(conn, HANDSHAKE_TIME)
+    door.allow_time(conn, DOOR_TIME)
     conn.pending = conn.decrypt(data)
     while not conn.ready:
         conn.pending = conn.decrypt((yield from door.hear(conn, conn.receive_bytes)))
