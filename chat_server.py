@@ -3250,11 +3250,12 @@ class Site:
         """Returns the answer to a whole request that came through TLS, or didn't: the page, or what
         makes a WebSocket of the connection. Raises Refusal."""
         method, target, fields = parse_request(data)
-        self.check(fields.get("host", "").lower(), fields.get("origin"), encrypted)
+        host = fields.get("host", "").lower()
+        self.check(host, fields.get("origin"), encrypted)
         if method not in ("GET", "HEAD"):
             why = "There is only a page to get here."
             raise Refusal("405 Method Not Allowed", why, "Allow: GET, HEAD")
-        if target.partition("?")[0] != "/":
+        if target.partition("?")[0].lower() not in ("/", f"http://{host}/", f"https://{host}/"):
             raise Refusal("404 Not Found", "There is nothing here; the room is at /.")
         if method == "GET" and "sec-websocket-key" in fields:
             return upgrade(fields)
