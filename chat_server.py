@@ -1017,10 +1017,8 @@ class ChatServer:
 
     def look_at_clock(self) -> None:
         """Does what is due. At the turn's end, so that what has come in time is heard first."""
-        clock = self.clock
-        clock.wake(0.0)  # the process may have been stopped in this turn
-        if clock.now() >= clock.next:
-            clock.next = math.inf
+        if self.clock.now() >= self.clock.next:
+            self.clock.next = math.inf
             self.door.meet_deadlines()
             self.membership.meet_deadlines()
 
@@ -1033,7 +1031,7 @@ class ChatServer:
         """
         came = {conn for conn in self.membership.has_more if conn.reading}
         ready = self.selector.select(timeout if timeout < math.inf else None)
-        self.clock.wake(timeout)
+        self.clock.now(timeout)
         for key, events in ready:
             if not isinstance(key.data, Connection):
                 key.data()
@@ -1169,7 +1167,7 @@ class ChatServer:
 
 # --- Time ----------------------------------------------------------------------------------------
 
-OVERSLEPT = 1.0  # seconds that the loop can be late: more means that the process was stopped
+OVERSLEPT = 1.0  # seconds between two looks at the clock: more means that the process was stopped
 
 
 class Clock:
@@ -1179,23 +1177,20 @@ class Clock:
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self.monotonic = monotonic
         self.lost = 0.0
-        self.woken_at = monotonic()
+        self.seen = monotonic()  # when it was last looked at
         self.next = math.inf  # when something that depends on time is due
 
-    def now(self) -> float:
-        return self.monotonic() - self.lost
+    def now(self, slept: float = 0.0) -> float:
+        """Returns the time. Since the last look, the loop has slept for `slept` seconds at most."""
+        seen, self.seen = self.seen, self.monotonic()
+        late = self.seen - seen - slept
+        if late > OVERSLEPT:
+            self.lost += late
+        return self.seen - self.lost
 
     def look_by(self, moment: float) -> None:
         """Has the loop look at what depends on time by then."""
         self.next = min(self.next, moment)
-
-    def wake(self, timeout: float) -> None:
-        """The loop has woken, after `timeout` seconds of sleep at most."""
-        woken_at = self.monotonic()
-        late = woken_at - self.woken_at - timeout
-        if late > OVERSLEPT:
-            self.lost += late
-        self.woken_at = woken_at
 
 
 # --- Who is at the door, in the room, leaving ----------------------------------------------------

@@ -347,11 +347,11 @@ def test_closing_room_looks_once_more_however_busy_the_machine_is(inside: Inside
     reach(conn, peer, b"last words\n")
     clock = StoppedClock(inside.server.clock)
 
-    def late() -> float:
+    def late(slept: float = 0.0) -> float:
         clock.now += 2 * chat_server.SHORT_TICK
         return clock.now
 
-    inside.server.clock.monotonic = late
+    inside.server.clock.now = late  # type: ignore[method-assign]
     inside.server.stop_signals = 1
     inside.server.close_room()
     assert listener.available() == b"last words\n* the room is closing\n"
@@ -611,28 +611,32 @@ def test_nothing_is_kept_of_the_disconnected(caplog: LogCaptureFixture, through_
     assert [line for line in caplog.messages if " lost" in line] == ["peer lost, members: 0"]
 
 
-@pytest.mark.parametrize("stopped", ["asleep", "in a turn"])
+@pytest.mark.parametrize("stopped", ["asleep", "in a turn", "before it is set in a turn"])
 def test_a_deadline_moves_by_the_time_for_which_the_process_was_stopped(
     inside: Inside, monkeypatch: MonkeyPatch, stopped: str
 ) -> None:
     server, clock = inside.server, inside.server.clock
-    time = StoppedClock(clock)
-    time.now = clock.woken_at
+    now = clock.monotonic()
+    clock.monotonic = lambda: now
     due: list[float] = []
 
     def stop(*_: object) -> list[Any]:
-        time.now += 20
+        nonlocal now
+        now += 20
+        if stopped.startswith("before"):
+            clock.look_by(clock.now() + 9.7)
         return []
 
     monkeypatch.setattr(server.door, "meet_deadlines", lambda: due.append(clock.now()))
     with monkeypatch.context() as patch:
-        at = (server, "deliver") if stopped == "in a turn" else (server.selector, "select")
+        at = (server.selector, "select") if stopped == "asleep" else (server, "deliver")
         patch.setattr(*at, stop)
-        clock.look_by(clock.now() + 9.7)
-        server.turn()
+        if not stopped.startswith("before"):
+            clock.look_by(clock.now() + 9.7)
+        server.turn(0)
     assert not due
     for _ in range(11):
-        time.now += 0.9
+        now += 0.9
         server.turn(0)
     assert due
 
@@ -676,7 +680,9 @@ class Slowed:
         self.chance = random.Random(1)
         self.said: Counter[Someone] = Counter()
         self.next_tick = self.time
-        self.throttle = chat_server.Throttle(chat_server.Clock(lambda: self.time))
+        clock = chat_server.Clock()
+        clock.now = lambda slept=0.0: self.time  # type: ignore[method-assign]
+        self.throttle = chat_server.Throttle(clock)
         self.slow: Any = Someone(HIGH_WATER + 1)
         self.throttle.note_behind(self.slow)
 
