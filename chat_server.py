@@ -1524,16 +1524,14 @@ class Throttle:
 
     def note_behind(self, conn: Connection) -> None:
         """A member is over HIGH_WATER, or has left too many answers unread."""
-        if self.slow and conn in self.behind:
-            return
-        now = self.clock.now()
         if conn not in self.behind:
+            now = self.clock.now()
             self.behind[conn] = Lag(conn, now)
             conn.until = now + TICK
             self.clock.look_by(conn.until)
         if conn.size > self.high_water and not self.slow:
             self.slow = conn
-            self.mark = now
+            self.mark = self.clock.now()
 
     def note_taken(self, conn: Connection) -> None:
         """Somebody who was behind has taken something."""
