@@ -1094,10 +1094,10 @@ class ChatServer:
         limit = self.throttle.allow(conn, limit, said)
         if not limit:
             return
-        received = 0
-        if not conn.unheard:
+        came = len(conn.unheard)
+        if not came:
             data = conn.receive(limit)
-            received = len(data)
+            came = len(data)
             limit += len(conn.input.partial)  # the beginning of a line was charged before
             conn.unheard = conn.input.feed(data)
         waited = len(conn.unheard)
@@ -1106,8 +1106,9 @@ class ChatServer:
         if conn.ended and not conn.unheard and conn in self.room.members:
             self.hear_end(conn)
         if conn in self.room.members:
-            more = self.room.batch.size - said - (waited - len(conn.unheard))  # such as its name
-            self.throttle.charge_bytes(conn, received + max(0, more))
+            left = len(conn.unheard)
+            more = self.room.batch.size - said - (waited - left)  # such as its name
+            self.throttle.charge_bytes(conn, came - left + max(0, more))
 
     def hear(self, conn: Connection, limit: int, cpu_until: float) -> None:
         """Lets the room hear whole lines, of `limit` bytes or a line more, as read() says."""

@@ -156,9 +156,12 @@ def test_the_beginning_of_a_line_counts_when_it_comes_and_not_again_later(inside
         for some in (b"x" * 2000, b"\n" + b"y\n" * 50):
             reach(conn, peer, some)
             inside.server.read(conn, 2000, math.inf)
-    assert not conn.unheard
-    assert inside.server.room.batch.size == 2101
-    assert [call.args[1] for call in charge.mock_calls] == [2000, 101]
+        assert not conn.unheard
+        assert inside.server.room.batch.size == 2101
+        conn.unheard = b"z\n" * 50  # as it came with a password
+        for limit in (40, 2000):
+            inside.server.read(conn, limit, math.inf)
+    assert [call.args[1] for call in charge.mock_calls] == [2000, 101, 40, 60]
 
 
 def test_whoever_has_cost_least_is_heard_first(inside: Inside, monkeypatch: MonkeyPatch) -> None:
