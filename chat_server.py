@@ -2082,7 +2082,8 @@ class Operators:
             self.room.tell(member, "only operators can do that; /op PASSWORD makes you one")
             return
         unnamed = {conn.peer: conn for conn in self.room.members if not conn.name}
-        target = unnamed.get(argument) or self.room.names.get(identity(argument))
+        place, name = (argument, "") if ":" in argument else ("", identity(argument))
+        target = unnamed.get(place) or self.room.names.get(name)
         if not argument:
             which = ", ".join(sorted(unnamed)[:MAX_WHO]) or "nobody"
             self.room.tell(member, f"/kick NAME removes somebody; these have no name: {which}")

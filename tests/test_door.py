@@ -193,13 +193,15 @@ def test_where_somebody_is_kept_out_whose_name_is_anyway(
 
 
 def test_whoever_is_unnamed_is_removed_by_its_address() -> None:
-    """Nobody stands in for it: in a name, what is between its letters and digits is nothing."""
+    """Nobody stands in for it, also once it has gone: in a name, what is between its letters and
+    digits is nothing."""
     room, these = Staffed(1, "1920297"), "* /kick NAME removes somebody; these have no name: "
     room.hear(0, "/kick\n")
     other, one = (room.server.meet(address) for address in ("192.0.2.8:7", "192.0.2.9:7"))
-    room.hear(0, "/kick\n/kick 192.0.2.9:7\nN0: hi\n")
+    room.hear(0, "/kick\n/kick 192.0.2.9:7\n/kick 192.0.2.9:7\nN0: hi\n")
     room.peers[0].expect(f"{these}nobody\n", f"{these}192.0.2.8:7, 192.0.2.9:7\n")
-    room.peers[0].expect("* 192.0.2.9:7 was removed\n")
+    nobody = "* nobody here has that name; see /who, or /kick for the unnamed\n"
+    room.peers[0].expect("* 192.0.2.9:7 was removed\n", nobody)
     one.expect(WELCOME, REMOVED)
     other.expect(WELCOME, "N0: hi\n")
 
