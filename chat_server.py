@@ -648,6 +648,7 @@ TURN_READ = 256 * 1024  # bytes that are said, shared among all who are read
 TURN_DELIVERY = 32 * 1024 * 1024  # bytes that are delivered, to all members together
 MIN_READ = 512  # bytes: the least share that a connection gets, of a turn or of PACE
 FIRST_READ = 32 * 1024  # bytes read at once from a connection until their cost is known
+MANY_HOSTS = 1000  # of so many that talk, none earns anything by a pause: see Costs
 
 # For a member that reads more slowly than the others talk, batches wait in a queue. While any queue
 # is over HIGH_WATER, all members together may say only PACE, the least that each has to be able to
@@ -979,17 +980,20 @@ class ChatServer:
         self.door.close()
         for conn in list(self.membership.newcomers):
             self.membership.move(conn, State.CLOSED)
-        for conn in list(self.throttle.waiting):
-            self.throttle.let_one_speak(conn)
+        self.throttle.high_water = HARD_LIMIT // 2  # all may speak, as long as nobody loses it
+        self.throttle.settle()
+        self.throttle.let_speak()
         now = self.clock.now()
         self.membership.closes_at = now + FAREWELL
         self.clock.look_by(now + FAREWELL)  # those who are leaving already have no longer
         over, quiet = now + LAST_CALL, now + SHORT_TICK
-        while self.clock.now() < min(over, quiet) and self.stop_signals == 1:
+        while self.clock.now() < over and self.stop_signals == 1:
             # What is still on its way comes a moment after we have read; until then, a turn may
-            # only send others what waits for them.
-            if self.turn(SHORT_TICK):
+            # only send others what waits for them. On a busy machine even that can take long.
+            if self.turn(SHORT_TICK) or self.throttle.waiting:
                 quiet = self.clock.now() + SHORT_TICK
+            elif self.clock.now() >= quiet:
+                break
         self.room.announce("the room is closing")
         for conn in list(self.room.members):
             self.membership.leave(conn, GOING_AWAY, "")
@@ -1013,10 +1017,8 @@ class ChatServer:
 
     def look_at_clock(self) -> None:
         """Does what is due. At the turn's end, so that what has come in time is heard first."""
-        clock = self.clock
-        clock.wake(0.0)  # the process may have been stopped in this turn
-        if clock.now() >= clock.next:
-            clock.next = math.inf
+        if self.clock.now() >= self.clock.next:
+            self.clock.next = math.inf
             self.door.meet_deadlines()
             self.membership.meet_deadlines()
 
@@ -1029,7 +1031,7 @@ class ChatServer:
         """
         came = {conn for conn in self.membership.has_more if conn.reading}
         ready = self.selector.select(timeout if timeout < math.inf else None)
-        self.clock.wake(timeout)
+        self.clock.now(timeout)
         for key, events in ready:
             if not isinstance(key.data, Connection):
                 key.data()
@@ -1089,24 +1091,24 @@ class ChatServer:
                 self.membership.finish(conn)
             return
         said = self.room.batch.size
-        if not self.stop_signals:  # else what arrives is heard, as long as nobody loses it for that
-            limit = self.throttle.allow(conn, limit, said)
-        elif any(one.size > HARD_LIMIT // 2 for one in self.throttle.behind):
-            return
+        limit = self.throttle.allow(conn, limit, said)
         if not limit:
             return
-        received = 0
-        if not conn.unheard:
+        came = len(conn.unheard)
+        if not came:
             data = conn.receive(limit)
-            received = len(data)
+            came = len(data)
             limit += len(conn.input.partial)  # the beginning of a line was charged before
             conn.unheard = conn.input.feed(data)
+        waited = len(conn.unheard)
         if conn.unheard:
             self.hear(conn, limit, cpu_until)
         if conn.ended and not conn.unheard and conn in self.room.members:
             self.hear_end(conn)
         if conn in self.room.members:
-            self.throttle.charge_bytes(conn, max(received, self.room.batch.size - said))
+            left = len(conn.unheard)
+            more = self.room.batch.size - said - (waited - left)  # such as its name
+            self.throttle.charge_bytes(conn, came - left + max(0, more))
 
     def hear(self, conn: Connection, limit: int, cpu_until: float) -> None:
         """Lets the room hear whole lines, of `limit` bytes or a line more, as read() says."""
@@ -1151,8 +1153,8 @@ class ChatServer:
             except Exception:
                 log.exception("serving %s failed", conn)
                 self.membership.disconnect(conn, "closed")
-        for conn in batch.leavers:
-            self.membership.guard(self.membership.see_off, conn, batch)
+        while batch.leavers:  # whoever is behind may hold the batch for long
+            self.membership.guard(self.membership.see_off, batch.leavers.pop(), batch)
 
     def flush(self, conn: Connection) -> None:
         """Sends as much of a connection's queue as the kernel takes now."""
@@ -1166,7 +1168,7 @@ class ChatServer:
 
 # --- Time ----------------------------------------------------------------------------------------
 
-OVERSLEPT = 1.0  # seconds that the loop can be late: more means that the process was stopped
+OVERSLEPT = 1.0  # seconds between two looks at the clock: more means that the process was stopped
 
 
 class Clock:
@@ -1176,23 +1178,20 @@ class Clock:
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self.monotonic = monotonic
         self.lost = 0.0
-        self.woken_at = monotonic()
+        self.seen = monotonic()  # when it was last looked at
         self.next = math.inf  # when something that depends on time is due
 
-    def now(self) -> float:
-        return self.monotonic() - self.lost
+    def now(self, slept: float = 0.0) -> float:
+        """Returns the time. Since the last look, the loop has slept for `slept` seconds at most."""
+        seen, self.seen = self.seen, self.monotonic()
+        late = self.seen - seen - slept
+        if late > OVERSLEPT:
+            self.lost += late
+        return self.seen - self.lost
 
     def look_by(self, moment: float) -> None:
         """Has the loop look at what depends on time by then."""
         self.next = min(self.next, moment)
-
-    def wake(self, timeout: float) -> None:
-        """The loop has woken, after `timeout` seconds of sleep at most."""
-        woken_at = self.monotonic()
-        late = woken_at - self.woken_at - timeout
-        if late > OVERSLEPT:
-            self.lost += late
-        self.woken_at = woken_at
 
 
 # --- Who is at the door, in the room, leaving ----------------------------------------------------
@@ -1268,16 +1267,11 @@ class Membership:
         log.info("%s connected, members: %d", conn, len(self.room.members))
         conn.unheard = conn.input.feed(rest)
 
-    def has_input(self, conn: Connection) -> bool:
-        """Says whether there is something to hear that the selector doesn't know of; the end counts
-        too, if it came together with what let a member in."""
-        if conn.state is State.MEMBER:
-            return bool(conn.unheard or conn.pending or conn.ended)
-        return conn.state is State.DOOR and bool(conn.pending)
-
     def note_input(self, conn: Connection) -> None:
-        """Has the loop come back to somebody who has more to hear, without an event."""
-        if self.has_input(conn):
+        """Has the loop come back, without an event, to somebody of whom there is more to hear than
+        the selector knows; the end counts too, if it came together with what let a member in."""
+        has_more = conn.unheard or conn.pending or conn.ended
+        if has_more and conn.state in (State.DOOR, State.MEMBER):
             self.has_more.add(conn)
         else:
             self.has_more.discard(conn)
@@ -1402,9 +1396,8 @@ class Costs:
         self.hosts[conn.host] = max(self.of_host(conn), self.latest_host - 1) + cost
 
     def forget_silent(self) -> None:
-        """Drops what is known of hosts that have only the least, as they are silent; of a thousand,
-        of all that aren't ahead."""
-        least = self.latest_host - (len(self.hosts) < 1000)
+        """Drops hosts that have only the least, as they are silent; of many, all not ahead."""
+        least = self.latest_host - (len(self.hosts) < MANY_HOSTS)
         self.hosts = {host: cost for host, cost in self.hosts.items() if cost > least}
 
 
@@ -1463,9 +1456,11 @@ class Throttle:
         self.clock = clock
         self.costs = Costs()  # in turns of MIN_READ
         self.behind: dict[Connection, Lag] = {}
-        self.slow: Connection | None = None  # is over HIGH_WATER, so that everyone is slowed
+        self.slow: Connection | None = None  # is over high_water, so that everyone is slowed
         self.waiting: dict[Connection, float] = {}  # aren't read, and how far ahead their marks are
         self.mark = 0.0  # the room's, in seconds of the clock
+        self.high_water = HIGH_WATER  # much more in a room that closes
+        self.patient_at = 0.0  # when whoever has waited longest passes for quiet the next time
 
     def allow(self, conn: Connection, limit: int, said: int) -> int:
         """Returns how much of `limit` a member may say now; if that is nothing, it has to wait.
@@ -1492,7 +1487,7 @@ class Throttle:
         return min(now - conn.since, CREDIT * ((loudness <= 0) + self.costs.lead(conn)))
 
     def charge_bytes(self, conn: Connection, size: int) -> None:
-        """Notes how many bytes a member has sent, or how many came of them, if those are more."""
+        """Notes how many bytes a member has sent, and how many more came of them."""
         if self.slow or size > MIN_READ / 2:
             now, cost = self.clock.now(), size / MIN_READ
             conn.mark = min(max(conn.mark, now - MIN_READ / PACE) + 2 * size / PACE, now + CREDIT)
@@ -1512,8 +1507,9 @@ class Throttle:
             ahead = self.mark - now if self.slow else -math.inf
             # Whoever has yet to read its answers would use up a turn, and the loop would spin.
             may_speak = [conn for conn in self.waiting if ahead <= 2 * CREDIT and conn.has_read()]
-            if may_speak and ahead > CREDIT / 2 and int(now) > int(now - SHORT_TICK):
-                self.waiting[may_speak[0]] = -math.inf  # once a second, whoever has waited longest
+            if may_speak and ahead > CREDIT / 2 and now >= self.patient_at:
+                self.patient_at = now + TICK
+                self.waiting[may_speak[0]] = -math.inf
             may_speak.sort(key=self.waiting.__getitem__)  # of one host, the least loud comes first
             for conn in sorted(may_speak, key=self.costs.of_host):
                 if ahead <= self.credit(conn, self.waiting[conn], now):
@@ -1529,16 +1525,14 @@ class Throttle:
 
     def note_behind(self, conn: Connection) -> None:
         """A member is over HIGH_WATER, or has left too many answers unread."""
-        if self.slow and conn in self.behind:
-            return
-        now = self.clock.now()
         if conn not in self.behind:
+            now = self.clock.now()
             self.behind[conn] = Lag(conn, now)
             conn.until = now + TICK
             self.clock.look_by(conn.until)
-        if conn.size > HIGH_WATER and not self.slow:
+        if conn.size > self.high_water and not self.slow:
             self.slow = conn
-            self.mark = now
+            self.mark = self.clock.now()
 
     def note_taken(self, conn: Connection) -> None:
         """Somebody who was behind has taken something."""
@@ -1549,8 +1543,8 @@ class Throttle:
 
     def settle(self) -> None:
         """Once nobody is over HIGH_WATER any more, everyone may speak freely."""
-        if self.slow and (self.slow not in self.behind or self.slow.size <= HIGH_WATER):
-            self.slow = next((conn for conn in self.behind if conn.size > HIGH_WATER), None)
+        if self.slow and (self.slow not in self.behind or self.slow.size <= self.high_water):
+            self.slow = next((conn for conn in self.behind if conn.size > self.high_water), None)
         if self.waiting and not self.slow:
             self.clock.look_by(self.clock.now())
 
@@ -1568,7 +1562,7 @@ class Throttle:
 # generator, to which parts IV and V add their steps. It knows nothing of what travels on the wire.
 
 DOOR_SIZE = 100  # newcomers at the door at once
-DOOR_TIME = 10.0  # seconds for the password, and for a browser's request
+DOOR_TIME = 10.0  # seconds for the password, a browser's request, and the rest of a handshake
 HELLO_TIME = 3.0  # seconds for TLS to begin; and until a full door takes one for idle
 DOOR_SHARE = 0.003  # seconds of CPU, of a turn: a step of a handshake can be some ms of arithmetic
 DOOR_READ = 4 * 1024  # bytes that are read at once
@@ -2088,7 +2082,8 @@ class Operators:
             self.room.tell(member, "only operators can do that; /op PASSWORD makes you one")
             return
         unnamed = {conn.peer: conn for conn in self.room.members if not conn.name}
-        target = unnamed.get(argument) or self.room.names.get(identity(argument))
+        place, name = (argument, "") if ":" in argument else ("", identity(argument))
+        target = unnamed.get(place) or self.room.names.get(name)
         if not argument:
             which = ", ".join(sorted(unnamed)[:MAX_WHO]) or "nobody"
             self.room.tell(member, f"/kick NAME removes somebody; these have no name: {which}")
@@ -2388,7 +2383,6 @@ TLS_PIECE = 8 * 1024  # bytes that are encrypted at once: what isn't sent of the
 # much time as a hundred times as many bytes of text.
 TLS_READ = 8 * 1024
 MAX_UNSENT = 16 * 1024  # bytes that may wait encrypted: a piece, and what TLS itself has to say
-HANDSHAKE_TIME = 10.0  # seconds for the rest, which takes two round trips
 
 
 def make_server_tls(cert: str, key: str) -> ssl.SSLContext:
@@ -2620,7 +2614,7 @@ def shake_hands(door: Door, conn: TLSConnection) -> Steps:
         conn.tls = None
         conn.ready = True
         return data
-    door.allow_time(conn, HANDSHAKE_TIME)
+    door.allow_time(conn, DOOR_TIME)
     conn.pending = conn.decrypt(data)
     while not conn.ready:
         conn.pending = conn.decrypt((yield from door.hear(conn, conn.receive_bytes)))
@@ -3251,11 +3245,12 @@ class Site:
         """Returns the answer to a whole request that came through TLS, or didn't: the page, or what
         makes a WebSocket of the connection. Raises Refusal."""
         method, target, fields = parse_request(data)
-        self.check(fields.get("host", "").lower(), fields.get("origin"), encrypted)
+        host = fields.get("host", "").lower()
+        self.check(host, fields.get("origin"), encrypted)
         if method not in ("GET", "HEAD"):
             why = "There is only a page to get here."
             raise Refusal("405 Method Not Allowed", why, "Allow: GET, HEAD")
-        if target.partition("?")[0] != "/":
+        if target.partition("?")[0].lower() not in ("/", f"http://{host}/", f"https://{host}/"):
             raise Refusal("404 Not Found", "There is nothing here; the room is at /.")
         if method == "GET" and "sec-websocket-key" in fields:
             return upgrade(fields)

@@ -85,6 +85,7 @@ def ask(asked: bytes, *hosts: str, secure: bool = False, encrypted: bool | None 
     "first, status",
     [
         *((f"GET {target} HTTP/1.1", 200) for target in ("/", "/?", "/?name=John")),
+        *((f"GET {one}:7080/ HTTP/1.1", 200) for one in ("http://localhost", "HTTPS://LocalHost")),
         *(("GET / HTTP/1.0", 200), ("GET / HTTP/1.2", 200), ("GET /nothing HTTP/1.1", 404)),
         *((f"GET {one} HTTP/1.1", 404) for one in ("/index.html", "//", "/%2e", "*", "x")),
         ("GET http://localhost/ HTTP/1.1", 404),

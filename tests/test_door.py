@@ -36,7 +36,7 @@ KEPT_OUT = "* you, or somebody at your address, was removed; come back in 10 min
     "make, said, seconds, heard",
     [
         (support.tls_room, b"", chat_server.HELLO_TIME, b"* this room speaks TLS; use --tls\n"),
-        (support.tls_room, b"\x16\x03\x01", chat_server.HANDSHAKE_TIME, b""),
+        (support.tls_room, b"\x16\x03\x01", chat_server.DOOR_TIME, b""),
         (checked_server, b"sec", chat_server.DOOR_TIME, b"* password?\n"),
         (checked_server, b"guess\n", chat_server.WRONG_TIME, b"* password?\n* wrong password\n"),
     ],
@@ -190,13 +190,15 @@ def test_where_somebody_is_kept_out_whose_name_is_anyway(
 
 
 def test_whoever_is_unnamed_is_removed_by_its_address() -> None:
-    """Nobody stands in for it: in a name, what is between its letters and digits is nothing."""
+    """Nobody stands in for it, also once it has gone: in a name, what is between its letters and
+    digits is nothing."""
     room, these = Staffed(1, "1920297"), "* /kick NAME removes somebody; these have no name: "
     room.hear(0, "/kick\n")
     other, one = (room.server.meet(address) for address in ("192.0.2.8:7", "192.0.2.9:7"))
-    room.hear(0, "/kick\n/kick 192.0.2.9:7\nN0: hi\n")
+    room.hear(0, "/kick\n/kick 192.0.2.9:7\n/kick 192.0.2.9:7\nN0: hi\n")
     room.peers[0].expect(f"{these}nobody\n", f"{these}192.0.2.8:7, 192.0.2.9:7\n")
-    room.peers[0].expect("* 192.0.2.9:7 was removed\n")
+    nobody = "* nobody here has that name; see /who, or /kick for the unnamed\n"
+    room.peers[0].expect("* 192.0.2.9:7 was removed\n", nobody)
     one.expect(WELCOME, REMOVED)
     other.expect(WELCOME, "N0: hi\n")
 

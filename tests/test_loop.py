@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import gc
 import math
 import random
 import select
 import selectors
 import signal
 import socket
+import weakref
 from collections import Counter
 from contextlib import suppress
 from typing import Any
@@ -150,11 +152,16 @@ def test_a_turn_is_bounded_by_what_it_reads_and_by_what_it_delivers(inside: Insi
 
 def test_the_beginning_of_a_line_counts_when_it_comes_and_not_again_later(inside: Inside) -> None:
     conn, peer = inside.join()
-    for some in (b"x" * 2000, b"\n" + b"y\n" * 50):
-        reach(conn, peer, some)
-        inside.server.read(conn, 2000, math.inf)
-    assert not conn.unheard
-    assert inside.server.room.batch.size == 2101
+    with mock.patch.object(inside.server.throttle, "charge_bytes") as charge:
+        for some in (b"x" * 2000, b"\n" + b"y\n" * 50):
+            reach(conn, peer, some)
+            inside.server.read(conn, 2000, math.inf)
+        assert not conn.unheard
+        assert inside.server.room.batch.size == 2101
+        conn.unheard = b"z\n" * 50  # as it came with a password
+        for limit in (40, 2000):
+            inside.server.read(conn, limit, math.inf)
+    assert [call.args[1] for call in charge.mock_calls] == [2000, 101, 40, 60]
 
 
 def test_whoever_has_cost_least_is_heard_first(inside: Inside, monkeypatch: MonkeyPatch) -> None:
@@ -307,6 +314,20 @@ def test_whoever_has_gone_while_it_waits_to_speak_leaves_at_once() -> None:
     assert slow.loud not in slow.server.room.members
 
 
+def test_what_waits_for_somebody_keeps_nothing_of_those_who_have_left() -> None:
+    """Of a connection through TLS that would be 18 KB, for as long as the other is behind."""
+    slow = Slow()
+    conn, peer = slow.join()
+    gone = weakref.ref(conn.sock)
+    peer.send("/name Bob\n/quit\n")
+    while conn.state is not State.CLOSED:
+        slow.server.turn(0.01)
+        peer.close()
+    del conn
+    gc.collect()
+    assert not gone()
+
+
 def test_closing_room_hears_all_that_had_arrived(monkeypatch: MonkeyPatch) -> None:
     """Of whoever had to wait, and for as long as something comes: 0.1 s and more here. A window
     that is closed sends SIGHUP twice, which cuts nothing short."""
@@ -321,6 +342,39 @@ def test_closing_room_hears_all_that_had_arrived(monkeypatch: MonkeyPatch) -> No
     heard = slow.listener.available()
     assert heard.endswith(b"John: z\nJohn: last words\n* the room is closing\n")
     assert heard.count(b"John: z\n") == 30_000
+
+
+def test_closing_room_looks_once_more_however_busy_the_machine_is(inside: Inside) -> None:
+    """It isn't given the processor for longer than all that it would wait."""
+    conn, peer = inside.join()
+    _, listener = inside.join()
+    reach(conn, peer, b"last words\n")
+    clock = StoppedClock(inside.server.clock)
+
+    def late(slept: float = 0.0) -> float:
+        clock.now += 2 * chat_server.SHORT_TICK
+        return clock.now
+
+    inside.server.clock.now = late  # type: ignore[method-assign]
+    inside.server.stop_signals = 1
+    inside.server.close_room()
+    assert listener.available() == b"last words\n* the room is closing\n"
+
+
+def test_closing_room_sleeps_while_somebody_is_too_far_behind_to_hear_the_others(
+    monkeypatch: MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(chat_server, "LAST_CALL", 0.25)
+    slow = Slow()
+    while slow.behind.size <= chat_server.HARD_LIMIT // 2:
+        slow.say(b"x\n" * 10_000)
+        slow.talker.available()
+        slow.listener.available()
+    reach(slow.loud, slow.talker, b"z\n" * 10_000)
+    slow.server.stop_signals = 1
+    with mock.patch.object(slow.server, "turn", wraps=slow.server.turn) as turn:
+        slow.server.close_room()
+    assert turn.call_count < 50
 
 
 def test_closing_room_hears_whoever_goes_on_talking_for_a_second_at_most(
@@ -561,28 +615,32 @@ def test_nothing_is_kept_of_the_disconnected(caplog: LogCaptureFixture, through_
     assert [line for line in caplog.messages if " lost" in line] == ["peer lost, members: 0"]
 
 
-@pytest.mark.parametrize("stopped", ["asleep", "in a turn"])
+@pytest.mark.parametrize("stopped", ["asleep", "in a turn", "before it is set in a turn"])
 def test_a_deadline_moves_by_the_time_for_which_the_process_was_stopped(
     inside: Inside, monkeypatch: MonkeyPatch, stopped: str
 ) -> None:
     server, clock = inside.server, inside.server.clock
-    time = StoppedClock(clock)
-    time.now = clock.woken_at
+    now = clock.monotonic()
+    clock.monotonic = lambda: now
     due: list[float] = []
 
     def stop(*_: object) -> list[Any]:
-        time.now += 20
+        nonlocal now
+        now += 20
+        if stopped.startswith("before"):
+            clock.look_by(clock.now() + 9.7)
         return []
 
     monkeypatch.setattr(server.door, "meet_deadlines", lambda: due.append(clock.now()))
     with monkeypatch.context() as patch:
-        at = (server, "deliver") if stopped == "in a turn" else (server.selector, "select")
+        at = (server.selector, "select") if stopped == "asleep" else (server, "deliver")
         patch.setattr(*at, stop)
-        clock.look_by(clock.now() + 9.7)
-        server.turn()
+        if not stopped.startswith("before"):
+            clock.look_by(clock.now() + 9.7)
+        server.turn(0)
     assert not due
     for _ in range(11):
-        time.now += 0.9
+        now += 0.9
         server.turn(0)
     assert due
 
@@ -626,7 +684,9 @@ class Slowed:
         self.chance = random.Random(1)
         self.said: Counter[Someone] = Counter()
         self.next_tick = self.time
-        self.throttle = chat_server.Throttle(chat_server.Clock(lambda: self.time))
+        clock = chat_server.Clock()
+        clock.now = lambda slept=0.0: self.time  # type: ignore[method-assign]
+        self.throttle = chat_server.Throttle(clock)
         self.slow: Any = Someone(HIGH_WATER + 1)
         self.throttle.note_behind(self.slow)
 
@@ -787,7 +847,7 @@ def test_long_lines_of_many_hosts_do_not_mute_the_quiet(slowed: Slowed, hosts: i
             if one.reading and slowed.throttle.allow(one, MIN_READ, 0):
                 is_end = len(one.input.partial) > 8000
                 one.input.feed(b"x" * MIN_READ + b"\n" * is_end)
-                slowed.throttle.charge_bytes(one, 8192 if is_end else MIN_READ)
+                slowed.throttle.charge_bytes(one, MIN_READ)
                 slowed.throttle.note_said(8192 if is_end else 0)
         if slowed.time >= since and slowed.say(talker, 64):
             waited.append(slowed.time - since)
@@ -833,6 +893,16 @@ def test_many_who_are_quiet_do_not_mute_the_loud(slowed: Slowed) -> None:
     for turn in range(1200):
         slowed.flood([loud, *crowd[turn % 40 :: 40]], 0.05, 100)
     assert slowed.said[loud] >= 10 * 100
+
+
+def test_whoever_has_waited_longest_is_heard_however_seldom_the_loop_looks(slowed: Slowed) -> None:
+    (loud,) = slowed.talkers(1, loud=True)
+    for _ in range(10):
+        slowed.pass_by(0.3)
+        slowed.throttle.mark = slowed.time + 0.7 * CREDIT
+        slowed.throttle.let_speak()
+        slowed.say(loud, 100)
+    assert slowed.said[loud] >= 100
 
 
 def test_everyone_speaks_freely_after_the_last_has_left(slowed: Slowed) -> None:
