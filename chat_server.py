@@ -1625,9 +1625,9 @@ def unaccented(text: str) -> str:
 
 
 def alphabet(char: str) -> str:
-    """Returns the alphabet of a letter or a mark: LATIN, GREEK, CYRILLIC, ..."""
+    """Returns the alphabet of a letter, a digit or a mark: LATIN, GREEK, ...; DIGIT for 0 to 9."""
     name = unicodedata.name(char, "")
-    return "CJK" if name.startswith(CJK) else name.partition(" ")[0]
+    return "CJK" if name.startswith(CJK) else re.sub("EXTENDED |-.*", "", name).partition(" ")[0]
 
 
 def own_mark(char: str, before: str) -> str:
@@ -1665,7 +1665,7 @@ def valid_name(text: str) -> str:
     found = letters(name)
     if found != BETWEEN.sub("", name) or name[0] in f"_{PUNCTUATION}":
         raise ValueError("has letters and digits in it, and after the first also spaces and .-_'")
-    if len({alphabet(char) for char in found if char.isalpha()} - {"CJK"}) > 1:
+    if len({alphabet(char) for char in found if char.isalnum()} - {"CJK", "DIGIT"}) > 1:
         raise ValueError("does not mix alphabets, as some of their letters look alike")
     said = NOTICE_WORDS.search(" ".join(re.findall(r"[^\W_]+", name.casefold())))
     if said:
