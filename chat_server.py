@@ -3251,6 +3251,9 @@ class Site:
         """Returns the answer to a whole request that came through TLS, or didn't: the page, or what
         makes a WebSocket of the connection. Raises Refusal."""
         method, target, fields = parse_request(data)
+        url = re.fullmatch("https?://([^/]*)(/.*)?", target, re.IGNORECASE)
+        if url:  # as to a proxy (RFC 9112, section 3.2.2)
+            fields["host"], target = url[1], url[2] or "/"
         self.check(fields.get("host", "").lower(), fields.get("origin"), encrypted)
         if method not in ("GET", "HEAD"):
             why = "There is only a page to get here."
