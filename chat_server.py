@@ -2687,12 +2687,10 @@ SCRIPT = r"""
 "use strict";
 const PLACE = location.host + location.pathname.replace(/\/$/, ""), TITLE = `Chat on ${PLACE}`;
 const MAX_ROWS = 5000, MAX_KEPT = 500;  // rows in all, and those that outlive a reload
-const PAUSE = 100;  // ms until rows that have come are added; more where there are many
 const ASK_AFTER = 13, LOST_AFTER = 18;  // seconds of silence until it asks, and until it gives up
 const MAX_WAIT = 30, MAX_PASTED = 20;  // seconds between two tries; lines without a question
 const NEWS = /^(.+) (?:(joined)|left|was removed|is now (.+))$/;
 const NAME = /^\/name /, PING = /^\/ping\b/, PRIVATE = /^\/msg\b\s*([^:]*):?\s*/;
-const NEVER_REFUSED = /^\/(?:help|who|names|ping|op|kick|quit|exit)\b/;
 // What is unseen before it, or a full-width slash, makes no message of it: it may be private.
 const COMMAND = /^[\s\p{C}\p{DI}\u2800]*[/\uff0f](?![/\uff0f])\S*/u;
 // A link ends before what ends a sentence, and before a bracket that isn't opened in it.
@@ -2750,7 +2748,7 @@ function show(kind, text, speaker = "", hour = clock()) {
   const isNews = isNew && /^(?:said|private)/.test(kind);
   if (speaker) words.prepend(inColor(speaker), /private/.test(kind) ? " (private): " : ": ");
   if (speaker && kind === "own private") words.prepend("to ");
-  if (isNews && !unread) fresh.append(unreadLine);
+  if (isNews && !unread) fresh.append(unreadLine.cloneNode(true));
   if (isNews) unread += 1;
   return fresh.appendChild(make("p", { className: kind }, make("time", {}, hour), words));
 }
@@ -2762,6 +2760,7 @@ function settle(isAsked) {  // adds rows: measuring takes some ms, so once for m
   if (Math.abs(moved) >= 1) following = rest < (moved < 0 ? 2 : 40);
   if (isAsked) following = true;
   log.append(fresh);
+  if (following) [...log.querySelectorAll(".unread")].slice(0, -1).map((old) => old.remove());
   const bottom = () => log.lastChild?.getBoundingClientRect().bottom, before = bottom();
   while (log.childElementCount > MAX_ROWS) log.firstChild.remove();
   const shift = following ? log.scrollHeight : bottom() - before;  // the latter isn't rounded
@@ -2849,7 +2848,7 @@ function receive({ data }) {
   silence = 0;
   for (const line of data.split("\n").slice(0, -1)) if (socket) hear(line);
   if (isReady) lostAt = Date.now();
-  settling = settling || setTimeout(settle, PAUSE + log.childElementCount / 16);
+  settling = settling || setTimeout(settle, 100 + log.childElementCount / 16);
 }
 
 function hear(line) {
@@ -2895,8 +2894,8 @@ function catchUp(history) {  // shows what of it hasn't been shown before a conn
   for (const line of all.slice(at < 0 ? 0 : at + last.length)) show("said", line, "", "");
 }
 
-function hearNotice(text) {
-  const [{ line = "", row } = {}] = sent;  // answers come in order, so this is what any is for
+function hearNotice(text) {  // answers come in order, so any is for the first of what was sent
+  const [{ line = "", row } = {}] = /^(?:bye$|the room is |you were )/.test(text) ? [] : sent;
   const [isNews, name, joined, now] = NEWS.exec(text) || [], asksName = !row && NAME.test(line);
   const [, ownName] = /^you are (?!an operator$)(.+)$/.exec(text) || [];
   let isShown = true;  // but not the answer to what the page itself has asked
@@ -2906,9 +2905,9 @@ function hearNotice(text) {
   else if (ownName) isShown = takeName(ownName, row);
   else if (text.startsWith("here: ")) isShown = hearNames(text.slice(6)) || row;
   else if (asksName && me) isShown = false;  // ours was free again, and somebody else was faster
-  else if (asksName && text.endsWith(" is taken")) send(line.replace(/(.{37}).+/u, "$1") + "_");
+  else if (asksName && / taken$/.test(text)) send(line.replace(/^(.{0,37})$|[^_](_*)$/u, "$1_$2"));
   else if (asksName) return enter(false, text.replace(": /name NAME", ""));
-  else if (row && !/^(?:bye|the room is closing|you were removed.*)$/.test(text)) refuse(line, row);
+  else if (row) refuse(line, row);
   if (isShown) show("notice", text);
   if (joinedAt && !isReady && !sent.length) beKnown();
 }
@@ -2935,7 +2934,7 @@ function takeName(name, row) {
 }
 
 function refuse(line, row) {  // marks what the room didn't take, and gives it back
-  if (NEVER_REFUSED.test(line) || row.querySelector("em")) return;
+  if (/^\/(?:help|op|kick)\b/.test(line)) return;  // what answers these is no refusal
   mark(row, "not sent");  // and what may be private stays away from what may not
   if (box.value && [line, box.value].some((text) => COMMAND.test(text))) return;
   write([line, box.value].filter(Boolean).join("\n"));
@@ -2944,12 +2943,14 @@ function refuse(line, row) {  // marks what the room didn't take, and gives it b
 function save() {  // for a reload, also by a phone that needed the memory
   let left = 1e6;  // characters; browsers keep some millions
   settle();
+  const text = (row) => row.lastChild.textContent
+    + (sent.some((one) => one.row === row) ? " (perhaps not sent)" : "");
   const rows = [...log.querySelectorAll("p:not(.unread):not(.hint)")].slice(-MAX_KEPT)
-    .map((row) => [row.className, row.lastChild.textContent, "", row.firstChild.textContent])
+    .map((row) => [row.className, text(row), "", row.firstChild.textContent])
     .reverse().filter((row) => (left -= row[1].length) > 0).reverse();
   const state = { wanted, password, lostAt, rows, draft: box.value, ignored: [...ignored] };
   const isIn = page.room.hidden ? log.childElementCount > 1 : socket || retry;
-  keep("sessionStorage", isIn ? JSON.stringify(state) : "");
+  keep("sessionStorage", JSON.stringify(isIn ? state : { draft: box.value }));
   keep("localStorage", wanted);
 }
 
@@ -3021,6 +3022,7 @@ page.door.onsubmit = (event) => {
   [password, page.secret.value] = [page.secret.value || password, ""];
   connect();
 };
+page.door.oninput = () => page.door.hidden || hangUp("");  // nobody comes in half typed
 box.onkeydown = (event) => {
   const act = { Enter: speak, Tab: complete, ArrowUp: recall, ArrowDown: recall }[event.key];
   isShifted = event.shiftKey;
@@ -3060,16 +3062,14 @@ document.onvisibilitychange = () => (document.hidden ? save() : wake());
 const pulse = setInterval(listen, 1000);
 for (const heading of document.querySelectorAll("h1")) heading.textContent = TITLE;
 WIDE.onchange();
-if (kept.rows) {
-  for (const row of kept.rows) show(...row);
-  write(kept.draft);
-  connect();
-}
+for (const row of kept.rows || []) show(...row);
+write(kept.draft || "");
+if (kept.rows) connect();
 enter(Boolean(kept.rows));
 """
 
 PAGE = f"""<!doctype html>
-<html lang="en">
+<html lang="en" translate="no">
 <meta name="viewport" content="width=device-width, interactive-widget=resizes-content">
 <title>Chat</title>
 <link rel="icon" href="data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg'

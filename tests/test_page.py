@@ -145,6 +145,7 @@ def test_a_name_is_remembered_and_whoever_has_left_or_was_removed_stays_away_unt
     room: WebRoom, bob: Peer, ann: Page
 ) -> None:
     assert ann.value("document.title") == f"Chat on 127.0.0.1:{room.web}"
+    assert not ann.value("log.translate"), "names, and what is compared, stay as they are"
     say(ann, "/name Anna")
     is_known_as(ann, "Anna")
     ann.open(room.url)
@@ -177,6 +178,24 @@ def test_a_name_that_one_cannot_have_yet(room: WebRoom, bob: Peer, page: Page) -
     is_known_as(page, "Ann")
     say(page, "Again")
     bob.expect("* Ann left\n", "* Ann_ is now Ann\n", "Ann: Again\n")
+    _others = [room.server.join(f"{'x' * (32 - tail)}{'_' * tail}") for tail in (0, 1)]
+    page.value(f"enter(false); page.nick.value = '{'x' * 32}'; page.door.requestSubmit()")
+    is_known_as(page, f"{'x' * 30}__")
+
+
+def test_nobody_comes_in_by_a_name_that_is_half_typed(
+    start: Callable[..., Server], room: WebRoom, page: Page
+) -> None:
+    page.open(room.url)
+    room.server.kill()
+    knock(page, "Ann")
+    shows(page, "Not connected.")
+    page.type("Anna")
+    again = WebRoom(start, "--port", str(room.server.port), "--web", str(room.web))
+    bob = again.server.join("Bob")
+    assert page.value("[page.nick.value, retry, socket]") == ["AnnAnna", 0, None]
+    page.press("Enter")
+    bob.expect("* AnnAnna joined\n")
 
 
 # Talk
@@ -311,6 +330,19 @@ def test_what_the_room_refuses_is_marked_and_given_back(ann: Page) -> None:
     assert rows(ann, ".own")[-1] == "Anna: delivered"
     say(ann, "/op\u3000sesame")
     assert rows(ann, ".own")[-1] == "/op \u2026"
+
+
+def test_what_the_room_says_at_the_end_refuses_nothing(ann: Page) -> None:
+    for last in "the room is full, and your place goes to somebody else", "the room is closing":
+        ann.value(f"send('Hello', show('own', 'Hello', me)); hear('* {last}'); lose({{}})")
+        assert rows(ann, ".own")[-1] == "Ann: Hello (perhaps not sent)"
+        ann.value("connect()")
+        settled(ann)
+        ann.value(f"me = ''; isReady = false; sent = [{{ line: '/name Ann' }}]; hear('* {last}')")
+        assert ann.value("page.door.hidden"), "it isn't about the name"
+        ann.value("lose({}); connect()")
+        settled(ann)
+    assert ann.value("box.value") == ""
 
 
 def test_a_private_message_is_never_public_and_who_is_ignored_says_nothing(
@@ -452,6 +484,19 @@ def test_what_is_unread_is_counted_and_marked(bob: Peer, ann: Page) -> None:
     bob.send("four\n")
     shows(ann, "Bob: four")
     assert ann.value(kinds).endswith("said,said,private,unread,said")
+    ann.hide(False)
+    ann.value("for (let row = 0; row < 100; row++) show('said', 'more'); settle()")
+    ann.wait_for(IS_LOW)
+    ann.value("log.scrollTop -= 300")
+    ann.wait_for("!following")
+    ann.value("window.seen = log.children[90]")
+    before = ann.value("seen.getBoundingClientRect().top")
+    bob.send("five\n")
+    ann.wait_for("log.lastChild.innerText.endsWith('five') && !settling")
+    assert ann.value("seen.getBoundingClientRect().top") == before, "no line went away above it"
+    ann.click("#jump")
+    ann.wait_for(IS_LOW)
+    assert ann.value(kinds).count("unread") == 1
 
 
 LONG = "a message that takes several rows on a phone " * 3
@@ -693,8 +738,10 @@ def test_a_closed_room_asks_for_its_password_and_a_reload_leads_back(
     page.value("box.value = '/quit'")
     page.press("Enter")
     shows(page, "You have left.")
+    page.type("Not said")
     page.call("Page.reload")
     page.wait_for("document.readyState === 'complete' && document.activeElement.id === 'nick'")
+    assert page.value("[box.value, password, log.childElementCount]") == ["Not said", "", 1]
 
 
 def test_what_did_not_arrive_is_marked_and_what_was_not_sent_outlives_the_room(
@@ -705,6 +752,8 @@ def test_what_did_not_arrive_is_marked_and_what_was_not_sent_outlives_the_room(
     settled(ann)
     room.server.process.send_signal(signal.SIGSTOP)
     say(ann, "This does not")
+    kept = ann.value("JSON.parse(keep('sessionStorage')).rows.map((row) => row[1])")
+    assert kept[1:] == ["Ann: This arrives", "Ann: This does not (perhaps not sent)"]
     ann.type("Half a li")
     room.server.kill()
     shows(ann, "perhaps")
