@@ -2647,13 +2647,13 @@ STYLE = """
 [hidden] { display: none !important; }
 body { height: 100vh; height: 100dvh;  /* without a phone's own bars, where that is known */
   background: var(--back); overflow-wrap: anywhere;
-  font: 16px/1.4 system-ui, sans-serif; }  /* an iPhone zooms in on fields with smaller letters */
+  font: 100%/1.4 system-ui, sans-serif; }  /* an iPhone zooms in on fields with smaller letters */
 a { color: var(--strong); direction: ltr; unicode-bidi: isolate; }
 #room h1, #state:not(:empty), li span, summary, input, textarea, button { padding: .7em .8em; }
 input, textarea, button { font: inherit; color: inherit; background: var(--back);
   border: 1px solid var(--dim); border-radius: .4em; }
 button { background: var(--strong); color: var(--back); }
-:focus-visible { outline: 3px solid var(--strong); outline-offset: -2px; }
+:focus-visible { outline: 3px solid; outline-offset: -2px; }  /* as its text, so on a button too */
 #door, label { display: grid; gap: .6em; }
 #door { max-width: 22em; margin: 0 auto; padding: 12vh 1em 1em; }
 #room { display: grid; grid: auto minmax(0, 1fr) auto auto / minmax(0, 1fr) auto; height: 100%;
@@ -2723,7 +2723,6 @@ const words = (text) => ` ${(fold(text).match(WORD) || []).join(" ")} `;
 const isMention = (text) => wanted && words(text).includes(words(wanted));
 const mark = (row, why) => row.lastChild.append(make("em", {}, ` (${why})`));
 const fresh = document.createDocumentFragment();  // rows that the log gets when it settles
-const unreadLine = make("p", { className: "unread" }, make("span", {}, "\u2014 New \u2014"));
 
 function make(tag, properties, ...content) {
   const element = Object.assign(document.createElement(tag), properties);
@@ -2748,7 +2747,7 @@ function show(kind, text, speaker = "", hour = clock()) {
   const isNews = isNew && /^(?:said|private)/.test(kind);
   if (speaker) words.prepend(inColor(speaker), /private/.test(kind) ? " (private): " : ": ");
   if (speaker && kind === "own private") words.prepend("to ");
-  if (isNews && !unread) fresh.append(unreadLine.cloneNode(true));
+  if (isNews && !unread) fresh.append(make("p", { className: "unread" }, "\u2014 New \u2014"));
   if (isNews) unread += 1;
   return fresh.appendChild(make("p", { className: kind }, make("time", {}, hour), words));
 }
@@ -3035,6 +3034,7 @@ box.onbeforeinput = (event) => {  // Enter, when what was being composed was lef
   speak();
 };
 box.oninput = () => { page.say.innerText = "Send"; };
+page.say.onkeydown = ({ repeat }) => !repeat;  // whoever still holds Enter answers no question
 [page.say.onclick, page.again.onclick, page.jump.onclick] = [speak, connect, () => settle(true)];
 log.onscroll = () => { if (Math.abs(log.scrollTop - place) >= 1) settle(); };
 window.onresize = ({ type }) => {  // as a phone is turned, and before any scroll which that causes

@@ -38,6 +38,20 @@ LOW_CONTRAST = """
   return found;
 })()
 """
+# Returns what shows no ring when it has the focus.
+NO_RING = """
+(() => {
+  const before = document.activeElement, found = [];
+  for (const one of document.querySelectorAll("button, input, textarea, summary, [tabindex]")) {
+    one.focus();
+    const { outlineStyle, outlineColor, backgroundColor } = getComputedStyle(one);
+    const hasRing = outlineStyle === "solid" && outlineColor !== backgroundColor;
+    if (document.activeElement === one && !hasRing) found.push(one.outerHTML);
+  }
+  before.focus();
+  return found;
+})()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -283,7 +297,9 @@ def test_a_paste_is_so_many_messages_and_what_is_said_too_early_waits(bob: Peer,
     bob.expect(*(f"{line}\n" for line in said))
     assert rows(ann, ".own") == said
     ann.type("\n".join(map(str, range(21))))
-    ann.press("Enter")
+    for held in range(3):
+        enter = {"key": "Enter", "windowsVirtualKeyCode": 13, "text": "\r", "autoRepeat": held > 0}
+        ann.call("Input.dispatchKeyEvent", type="keyDown", **enter)
     assert ann.value("document.activeElement.innerText") == "Send 21 lines"
     ann.value("box.focus()")
     ann.type("!")
@@ -594,7 +610,7 @@ def test_everything_can_be_read_and_touched(room: WebRoom, bob: Peer, page: Page
         assert page.value(small) == []
         for scheme in "dark", "light":
             page.prefer("prefers-color-scheme", scheme)
-            assert page.value(LOW_CONTRAST) == []
+            assert page.value(LOW_CONTRAST) == page.value(NO_RING) == []
 
     page.open(room.url)
     for size in SIZES.values():
@@ -617,7 +633,11 @@ def test_everything_can_be_read_and_touched(room: WebRoom, bob: Peer, page: Page
         assert page.value("document.documentElement.scrollWidth") == size[0]
         assert page.value("log.scrollWidth === log.clientWidth")
         assert page.value("document.documentElement.scrollHeight") == size[1]
-        assert page.value("parseFloat(getComputedStyle(box).fontSize)") >= 16
+        font_size = "parseFloat(getComputedStyle(box).fontSize)"
+        assert page.value(font_size) >= 16
+        page.call("Page.setFontSizes", fontSizes={"standard": 24})  # as some users have it
+        page.wait_for(f"{font_size} === 24")
+        page.call("Page.setFontSizes", fontSizes={"standard": 16})
     room.server.kill()
     shows(page, "Not connected")
     check()
