@@ -1847,7 +1847,7 @@ class Door:
         self.password = password  # none if empty
         self.clock = membership.clock
         # Times of the clock, which may be past.
-        self.barred: dict[str, float] = {}  # until when nobody can come in: by host, or address
+        self.barred: dict[str, float] = {}  # until when: a host, an address, or "name " and a name
         self.tried: dict[str, float] = {}  # when the wrong passwords from a host are paid for
         self.all_tried = 0.0  # and when those of all are
         self.acceptor: Acceptor  # which calls admit()
@@ -2005,7 +2005,7 @@ class Door:
         self.all_tried = max(self.all_tried, now) + WRONG_TIME_OF_ALL
 
     def bar(self, place: str) -> None:
-        """Lets nobody in from a host, or an address, for BAN_TIME, not even those at the door."""
+        """Keeps out a host, an address, or a name, for BAN_TIME: also whoever is at the door."""
         now = self.clock.now()
         self.barred = {one: until for one, until in self.barred.items() if until > now}
         self.barred[place] = now + BAN_TIME
@@ -2044,7 +2044,6 @@ class Operators:
         self.membership = door.membership
         self.room = room = door.membership.room
         self.password = password  # as it is heard in a line
-        self.barred: dict[str, float] = {}  # names, as identity() has them, and until when
         room.checks.append(self.check_password)
         room.suspects += [b"/", "\uff0f".encode()]
         room.commands.update({"/op": self.become_operator, "/kick": self.kick})
@@ -2054,7 +2053,7 @@ class Operators:
     def is_barred(self, name: str) -> bool:
         """Says whether a name, by its identity(), is one that nobody can take because its owner
         was removed."""
-        return self.barred.get(name, 0.0) > self.door.clock.now()
+        return self.door.barred.get(f"name {name}", 0.0) > self.door.clock.now()
 
     def check_password(self, member: Member, line: str) -> str:
         """Returns the line. Raises ValueError if it may have an operator's password in it."""
@@ -2111,9 +2110,7 @@ class Operators:
         self.room.tell(conn, f"you were removed by an operator; come back in {minutes} min")
         self.membership.leave(conn, REFUSED, "was removed")
         if conn.name:
-            now = self.door.clock.now()
-            self.barred = {name: until for name, until in self.barred.items() if until > now}
-            self.barred[identity(conn.name)] = now + BAN_TIME
+            self.door.bar(f"name {identity(conn.name)}")
         else:
             self.room.tell(by, f"{conn.peer} was removed")
         log.info("%s was removed by %s, members: %d", conn, by, len(self.room.members))
