@@ -2041,7 +2041,6 @@ class Operators:
 
     def __init__(self, door: Door, password: bytes) -> None:
         self.door = door
-        self.membership = door.membership
         self.room = room = door.membership.room
         self.password = password  # as it is heard in a line
         room.checks.append(self.check_password)
@@ -2108,7 +2107,7 @@ class Operators:
         place = conn.host if conn.host != host_of(here) else address_in(conn.peer)
         minutes = math.ceil(BAN_TIME / 60)
         self.room.tell(conn, f"you were removed by an operator; come back in {minutes} min")
-        self.membership.leave(conn, REFUSED, "was removed")
+        self.door.membership.leave(conn, REFUSED, "was removed")
         if conn.name:
             self.door.bar(f"name {identity(conn.name)}")
         else:
@@ -3031,7 +3030,7 @@ box.onbeforeinput = (event) => {  // Enter, when what was being composed was lef
   speak();
 };
 box.oninput = () => { page.say.innerText = "Send"; };
-page.say.onkeydown = ({ repeat }) => !repeat;  // whoever still holds Enter answers no question
+page.say.onkeydown = ({ key, repeat }) => key !== "Enter" || !repeat;  // held, it answers nothing
 [page.say.onclick, page.again.onclick, page.jump.onclick] = [speak, connect, () => settle(true)];
 log.onscroll = () => { if (Math.abs(log.scrollTop - place) >= 1) settle(); };
 window.onresize = ({ type }) => {  // as a phone is turned, and before any scroll which that causes
