@@ -3017,7 +3017,7 @@ page.door.onsubmit = (event) => {
   [password, page.secret.value] = [page.secret.value || password, ""];
   connect();
 };
-page.door.oninput = () => page.door.hidden || hangUp("");  // nobody comes in half typed
+page.door.oninput = () => (socket || retry) && !page.door.hidden && hangUp("");  // half typed
 box.onkeydown = (event) => {
   const act = { Enter: speak, Tab: complete, ArrowUp: recall, ArrowDown: recall }[event.key];
   isShifted = event.shiftKey;

@@ -183,6 +183,8 @@ def test_a_name_that_one_cannot_have_yet(room: WebRoom, bob: Peer, page: Page) -
     page.open(room.url)
     knock(page, "A:nn")
     shows(page, "a name has letters and digits")
+    page.type("!")
+    shows(page, "a name has letters and digits")  # while they type
     knock(page, "Ann")
     shows(page, "you are Ann_")
     assert "Ann is taken" in rows(page, ".notice")
