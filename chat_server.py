@@ -1568,7 +1568,7 @@ class Throttle:
 # generator, to which parts IV and V add their steps. It knows nothing of what travels on the wire.
 
 DOOR_SIZE = 100  # newcomers at the door at once
-DOOR_TIME = 10.0  # seconds for the password, and for a browser's request
+DOOR_TIME = 10.0  # seconds for the rest of a handshake, for a browser's request, for the password
 HELLO_TIME = 3.0  # seconds for TLS to begin; and until a full door takes one for idle
 DOOR_SHARE = 0.003  # seconds of CPU, of a turn: a step of a handshake can be some ms of arithmetic
 DOOR_READ = 4 * 1024  # bytes that are read at once
@@ -2384,7 +2384,6 @@ TLS_PIECE = 8 * 1024  # bytes that are encrypted at once: what isn't sent of the
 # much time as a hundred times as many bytes of text.
 TLS_READ = 8 * 1024
 MAX_UNSENT = 16 * 1024  # bytes that may wait encrypted: a piece, and what TLS itself has to say
-HANDSHAKE_TIME = 10.0  # seconds for the rest, which takes two round trips
 
 
 def make_server_tls(cert: str, key: str) -> ssl.SSLContext:
@@ -2616,7 +2615,7 @@ def shake_hands(door: Door, conn: TLSConnection) -> Steps:
         conn.tls = None
         conn.ready = True
         return data
-    door.allow_time(conn, HANDSHAKE_TIME)
+    door.allow_time(conn, DOOR_TIME)
     conn.pending = conn.decrypt(data)
     while not conn.ready:
         conn.pending = conn.decrypt((yield from door.hear(conn, conn.receive_bytes)))

@@ -40,7 +40,7 @@ KEPT_OUT = "* you, or somebody at your address, was removed; come back in 10 min
     "make, said, seconds, heard",
     [
         (support.tls_room, b"", chat_server.HELLO_TIME, b"* this room speaks TLS; use --tls\n"),
-        (support.tls_room, b"\x16\x03\x01", chat_server.HANDSHAKE_TIME, b""),
+        (support.tls_room, b"\x16\x03\x01", chat_server.DOOR_TIME, b""),
         (checked_server, b"sec", chat_server.DOOR_TIME, b"* password?\n"),
         (checked_server, b"guess\n", chat_server.WRONG_TIME, b"* password?\n* wrong password\n"),
     ],
