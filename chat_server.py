@@ -2931,7 +2931,7 @@ function refuse(line, row) {  // marks what the room didn't take, and gives it b
   if (/^\/(?:help|op|kick)\b/.test(line)) return;  // what answers these is no refusal
   mark(row, "not sent");  // and what may be private stays away from what may not
   if (box.value && [line, box.value].some((text) => COMMAND.test(text))) return;
-  write([line, box.value].filter(Boolean).join("\n"));
+  box.setRangeText(line + (box.value && "\n"), 0, 0, box.value ? "preserve" : "end");
 }
 
 function save() {  // for a reload, also by a phone that needed the memory

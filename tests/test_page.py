@@ -335,9 +335,10 @@ def test_what_the_room_refuses_is_marked_and_given_back(ann: Page) -> None:
     assert ann.value("box.value") == ""
     assert rows(ann, ".own")[-4:] == ["Ann: Hello", "/help", "/who", "/name Anna"]
     ann.type("something else")
-    ann.value("send('y'.repeat(60), show('own', 'y', me))")
+    ann.value("box.setSelectionRange(9, 9); send('y'.repeat(60), show('own', 'y', me))")
     settled(ann)
-    assert ann.value("box.value") == f"{'y' * 60}\nsomething else"
+    ann.type(",")  # which comes where it would have come
+    assert ann.value("box.value") == f"{'y' * 60}\nsomething, else"
     ann.value("write('/msg Zed: half a sec')")  # nothing public is put before it
     ann.value("send('z'.repeat(60), show('own', 'z', me))")
     settled(ann)
