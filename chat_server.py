@@ -1709,7 +1709,7 @@ def begins_like(line: str, looks: Container[str]) -> bool:
         for some, other in LETTERS.findall(unaccented((name_like or odd)[:MAX_PIECE])):
             if other and found in looks:
                 return True
-            found += unicodedata.normalize("NFD", some) or own_mark(other, found)
+            found += unicodedata.normalize("NFD", some or own_mark(other, found))
     return False
 
 
