@@ -1155,6 +1155,8 @@ class Console:
 
     def losses(self) -> list[str]:
         """Returns what to tell somebody who sits there of lines that were typed in vain."""
+        if self.attended and not self.wants_to_leave():
+            self.read_ahead()  # what was meant for the room is not for the shell
         told = {"not sent": self.unsent(), IN_DOUBT: self.doubtful} if self.attended else {}
         return [f"{what}: {'; '.join(lines)}" for what, lines in told.items() if lines]
 
@@ -2344,8 +2346,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             Client(console, protocol, args.host, args.port, addresses, tls).run()
     except Failure as error:
         status, told = 1, [str(error)]
-        if console and console.attended and not console.interactive:
-            console.read_ahead()  # what was meant for the room is not for the shell
     except SystemExit as end:
         status = int(str(end))
     except KeyboardInterrupt:

@@ -1562,7 +1562,7 @@ class Throttle:
 # generator, to which parts IV and V add their steps. It knows nothing of what travels on the wire.
 
 DOOR_SIZE = 100  # newcomers at the door at once
-DOOR_TIME = 10.0  # seconds for the password, a browser's request, and the rest of a handshake
+DOOR_TIME = 10.0  # seconds for the rest of a handshake, for a browser's request, for the password
 HELLO_TIME = 3.0  # seconds for TLS to begin; and until a full door takes one for idle
 DOOR_SHARE = 0.003  # seconds of CPU, of a turn: a step of a handshake can be some ms of arithmetic
 DOOR_READ = 4 * 1024  # bytes that are read at once
@@ -1619,9 +1619,9 @@ def unaccented(text: str) -> str:
 
 
 def alphabet(char: str) -> str:
-    """Returns the alphabet of a letter or a mark: LATIN, GREEK, CYRILLIC, ..."""
+    """Returns the alphabet of a letter, a digit or a mark: LATIN, GREEK, ...; DIGIT for 0 to 9."""
     name = unicodedata.name(char, "")
-    return "CJK" if name.startswith(CJK) else name.partition(" ")[0]
+    return "CJK" if name.startswith(CJK) else re.sub("EXTENDED |-.*", "", name).partition(" ")[0]
 
 
 def own_mark(char: str, before: str) -> str:
@@ -1659,7 +1659,7 @@ def valid_name(text: str) -> str:
     found = letters(name)
     if found != BETWEEN.sub("", name) or name[0] in f"_{PUNCTUATION}":
         raise ValueError("has letters and digits in it, and after the first also spaces and .-_'")
-    if len({alphabet(char) for char in found if char.isalpha()} - {"CJK"}) > 1:
+    if len({alphabet(char) for char in found if char.isalnum()} - {"CJK", "DIGIT"}) > 1:
         raise ValueError("does not mix alphabets, as some of their letters look alike")
     said = NOTICE_WORDS.search(" ".join(re.findall(r"[^\W_]+", name.casefold())))
     if said:
@@ -1703,7 +1703,7 @@ def begins_like(line: str, looks: Container[str]) -> bool:
         for some, other in LETTERS.findall(unaccented((name_like or odd)[:MAX_PIECE])):
             if other and found in looks:
                 return True
-            found += unicodedata.normalize("NFD", some) or own_mark(other, found)
+            found += unicodedata.normalize("NFD", some or own_mark(other, found))
     return False
 
 
@@ -1841,7 +1841,7 @@ class Door:
         self.password = password  # none if empty
         self.clock = membership.clock
         # Times of the clock, which may be past.
-        self.barred: dict[str, float] = {}  # until when nobody can come in: by host, or address
+        self.barred: dict[str, float] = {}  # until when: a host, an address, or "name " and a name
         self.tried: dict[str, float] = {}  # when the wrong passwords from a host are paid for
         self.all_tried = 0.0  # and when those of all are
         self.acceptor: Acceptor  # which calls admit()
@@ -1999,7 +1999,7 @@ class Door:
         self.all_tried = max(self.all_tried, now) + WRONG_TIME_OF_ALL
 
     def bar(self, place: str) -> None:
-        """Lets nobody in from a host, or an address, for BAN_TIME, not even those at the door."""
+        """Keeps out a host, an address, or a name, for BAN_TIME: also whoever is at the door."""
         now = self.clock.now()
         self.barred = {one: until for one, until in self.barred.items() if until > now}
         self.barred[place] = now + BAN_TIME
@@ -2035,10 +2035,8 @@ class Operators:
 
     def __init__(self, door: Door, password: bytes) -> None:
         self.door = door
-        self.membership = door.membership
         self.room = room = door.membership.room
         self.password = password  # as it is heard in a line
-        self.barred: dict[str, float] = {}  # names, as identity() has them, and until when
         room.checks.append(self.check_password)
         room.suspects += [b"/", "\uff0f".encode()]
         room.commands.update({"/op": self.become_operator, "/kick": self.kick})
@@ -2048,7 +2046,7 @@ class Operators:
     def is_barred(self, name: str) -> bool:
         """Says whether a name, by its identity(), is one that nobody can take because its owner
         was removed."""
-        return self.barred.get(name, 0.0) > self.door.clock.now()
+        return self.door.barred.get(f"name {name}", 0.0) > self.door.clock.now()
 
     def check_password(self, member: Member, line: str) -> str:
         """Returns the line. Raises ValueError if it may have an operator's password in it."""
@@ -2104,11 +2102,9 @@ class Operators:
         place = conn.host if conn.host != host_of(here) else address_in(conn.peer)
         minutes = math.ceil(BAN_TIME / 60)
         self.room.tell(conn, f"you were removed by an operator; come back in {minutes} min")
-        self.membership.leave(conn, REFUSED, "was removed")
+        self.door.membership.leave(conn, REFUSED, "was removed")
         if conn.name:
-            now = self.door.clock.now()
-            self.barred = {name: until for name, until in self.barred.items() if until > now}
-            self.barred[identity(conn.name)] = now + BAN_TIME
+            self.door.bar(f"name {identity(conn.name)}")
         else:
             self.room.tell(by, f"{conn.peer} was removed")
         log.info("%s was removed by %s, members: %d", conn, by, len(self.room.members))
@@ -2641,13 +2637,13 @@ STYLE = """
 [hidden] { display: none !important; }
 body { height: 100vh; height: 100dvh;  /* without a phone's own bars, where that is known */
   background: var(--back); overflow-wrap: anywhere;
-  font: 16px/1.4 system-ui, sans-serif; }  /* an iPhone zooms in on fields with smaller letters */
+  font: 100%/1.4 system-ui, sans-serif; }  /* an iPhone zooms in on fields with smaller letters */
 a { color: var(--strong); direction: ltr; unicode-bidi: isolate; }
 #room h1, #state:not(:empty), li span, summary, input, textarea, button { padding: .7em .8em; }
 input, textarea, button { font: inherit; color: inherit; background: var(--back);
   border: 1px solid var(--dim); border-radius: .4em; }
 button { background: var(--strong); color: var(--back); }
-:focus-visible { outline: 3px solid var(--strong); outline-offset: -2px; }
+:focus-visible { outline: 3px solid; outline-offset: -2px; }  /* as its text, so on a button too */
 #door, label { display: grid; gap: .6em; }
 #door { max-width: 22em; margin: 0 auto; padding: 12vh 1em 1em; }
 #room { display: grid; grid: auto minmax(0, 1fr) auto auto / minmax(0, 1fr) auto; height: 100%;
@@ -2681,12 +2677,10 @@ SCRIPT = r"""
 "use strict";
 const PLACE = location.host + location.pathname.replace(/\/$/, ""), TITLE = `Chat on ${PLACE}`;
 const MAX_ROWS = 5000, MAX_KEPT = 500;  // rows in all, and those that outlive a reload
-const PAUSE = 100;  // ms until rows that have come are added; more where there are many
 const ASK_AFTER = 13, LOST_AFTER = 18;  // seconds of silence until it asks, and until it gives up
 const MAX_WAIT = 30, MAX_PASTED = 20;  // seconds between two tries; lines without a question
 const NEWS = /^(.+) (?:(joined)|left|was removed|is now (.+))$/;
 const NAME = /^\/name /, PING = /^\/ping\b/, PRIVATE = /^\/msg\b\s*([^:]*):?\s*/;
-const NEVER_REFUSED = /^\/(?:help|who|names|ping|op|kick|quit|exit)\b/;
 // What is unseen before it, or a full-width slash, makes no message of it: it may be private.
 const COMMAND = /^[\s\p{C}\p{DI}\u2800]*[/\uff0f](?![/\uff0f])\S*/u;
 // A link ends before what ends a sentence, and before a bracket that isn't opened in it.
@@ -2719,7 +2713,6 @@ const words = (text) => ` ${(fold(text).match(WORD) || []).join(" ")} `;
 const isMention = (text) => wanted && words(text).includes(words(wanted));
 const mark = (row, why) => row.lastChild.append(make("em", {}, ` (${why})`));
 const fresh = document.createDocumentFragment();  // rows that the log gets when it settles
-const unreadLine = make("p", { className: "unread" }, make("span", {}, "\u2014 New \u2014"));
 
 function make(tag, properties, ...content) {
   const element = Object.assign(document.createElement(tag), properties);
@@ -2744,7 +2737,7 @@ function show(kind, text, speaker = "", hour = clock()) {
   const isNews = isNew && /^(?:said|private)/.test(kind);
   if (speaker) words.prepend(inColor(speaker), /private/.test(kind) ? " (private): " : ": ");
   if (speaker && kind === "own private") words.prepend("to ");
-  if (isNews && !unread) fresh.append(unreadLine);
+  if (isNews && !unread) fresh.append(make("p", { className: "unread" }, "\u2014 New \u2014"));
   if (isNews) unread += 1;
   return fresh.appendChild(make("p", { className: kind }, make("time", {}, hour), words));
 }
@@ -2756,6 +2749,7 @@ function settle(isAsked) {  // adds rows: measuring takes some ms, so once for m
   if (Math.abs(moved) >= 1) following = rest < (moved < 0 ? 2 : 40);
   if (isAsked) following = true;
   log.append(fresh);
+  if (following) [...log.querySelectorAll(".unread")].slice(0, -1).map((old) => old.remove());
   const bottom = () => log.lastChild?.getBoundingClientRect().bottom, before = bottom();
   while (log.childElementCount > MAX_ROWS) log.firstChild.remove();
   const shift = following ? log.scrollHeight : bottom() - before;  // the latter isn't rounded
@@ -2843,7 +2837,7 @@ function receive({ data }) {
   silence = 0;
   for (const line of data.split("\n").slice(0, -1)) if (socket) hear(line);
   if (isReady) lostAt = Date.now();
-  settling = settling || setTimeout(settle, PAUSE + log.childElementCount / 16);
+  settling = settling || setTimeout(settle, 100 + log.childElementCount / 16);
 }
 
 function hear(line) {
@@ -2889,8 +2883,8 @@ function catchUp(history) {  // shows what of it hasn't been shown before a conn
   for (const line of all.slice(at < 0 ? 0 : at + last.length)) show("said", line, "", "");
 }
 
-function hearNotice(text) {
-  const [{ line = "", row } = {}] = sent;  // answers come in order, so this is what any is for
+function hearNotice(text) {  // answers come in order, so any is for the first of what was sent
+  const [{ line = "", row } = {}] = /^(?:bye$|the room is |you were )/.test(text) ? [] : sent;
   const [isNews, name, joined, now] = NEWS.exec(text) || [], asksName = !row && NAME.test(line);
   const [, ownName] = /^you are (?!an operator$)(.+)$/.exec(text) || [];
   let isShown = true;  // but not the answer to what the page itself has asked
@@ -2900,9 +2894,9 @@ function hearNotice(text) {
   else if (ownName) isShown = takeName(ownName, row);
   else if (text.startsWith("here: ")) isShown = hearNames(text.slice(6)) || row;
   else if (asksName && me) isShown = false;  // ours was free again, and somebody else was faster
-  else if (asksName && text.endsWith(" is taken")) send(line.replace(/(.{37}).+/u, "$1") + "_");
+  else if (asksName && / taken$/.test(text)) send(line.replace(/^(.{0,37})$|[^_](_*)$/u, "$1_$2"));
   else if (asksName) return enter(false, text.replace(": /name NAME", ""));
-  else if (row && !/^(?:bye|the room is closing|you were removed.*)$/.test(text)) refuse(line, row);
+  else if (row) refuse(line, row);
   if (isShown) show("notice", text);
   if (joinedAt && !isReady && !sent.length) beKnown();
 }
@@ -2929,21 +2923,23 @@ function takeName(name, row) {
 }
 
 function refuse(line, row) {  // marks what the room didn't take, and gives it back
-  if (NEVER_REFUSED.test(line) || row.querySelector("em")) return;
+  if (/^\/(?:help|op|kick)\b/.test(line)) return;  // what answers these is no refusal
   mark(row, "not sent");  // and what may be private stays away from what may not
   if (box.value && [line, box.value].some((text) => COMMAND.test(text))) return;
-  write([line, box.value].filter(Boolean).join("\n"));
+  box.setRangeText(line + (box.value && "\n"), 0, 0, box.value ? "preserve" : "end");
 }
 
 function save() {  // for a reload, also by a phone that needed the memory
   let left = 1e6;  // characters; browsers keep some millions
   settle();
+  const text = (row) => row.lastChild.textContent
+    + (sent.some((one) => one.row === row) ? " (perhaps not sent)" : "");
   const rows = [...log.querySelectorAll("p:not(.unread):not(.hint)")].slice(-MAX_KEPT)
-    .map((row) => [row.className, row.lastChild.textContent, "", row.firstChild.textContent])
+    .map((row) => [row.className, text(row), "", row.firstChild.textContent])
     .reverse().filter((row) => (left -= row[1].length) > 0).reverse();
   const state = { wanted, password, lostAt, rows, draft: box.value, ignored: [...ignored] };
   const isIn = page.room.hidden ? log.childElementCount > 1 : socket || retry;
-  keep("sessionStorage", isIn ? JSON.stringify(state) : "");
+  keep("sessionStorage", JSON.stringify(isIn ? state : { draft: box.value }));
   keep("localStorage", wanted);
 }
 
@@ -3015,6 +3011,7 @@ page.door.onsubmit = (event) => {
   [password, page.secret.value] = [page.secret.value || password, ""];
   connect();
 };
+page.door.oninput = () => (socket || retry) && !page.door.hidden && hangUp("");  // half typed
 box.onkeydown = (event) => {
   const act = { Enter: speak, Tab: complete, ArrowUp: recall, ArrowDown: recall }[event.key];
   isShifted = event.shiftKey;
@@ -3027,6 +3024,7 @@ box.onbeforeinput = (event) => {  // Enter, when what was being composed was lef
   speak();
 };
 box.oninput = () => { page.say.innerText = "Send"; };
+page.say.onkeydown = ({ key, repeat }) => key !== "Enter" || !repeat;  // held, it answers nothing
 [page.say.onclick, page.again.onclick, page.jump.onclick] = [speak, connect, () => settle(true)];
 log.onscroll = () => { if (Math.abs(log.scrollTop - place) >= 1) settle(); };
 window.onresize = ({ type }) => {  // as a phone is turned, and before any scroll which that causes
@@ -3054,16 +3052,14 @@ document.onvisibilitychange = () => (document.hidden ? save() : wake());
 const pulse = setInterval(listen, 1000);
 for (const heading of document.querySelectorAll("h1")) heading.textContent = TITLE;
 WIDE.onchange();
-if (kept.rows) {
-  for (const row of kept.rows) show(...row);
-  write(kept.draft);
-  connect();
-}
+for (const row of kept.rows || []) show(...row);
+write(kept.draft || "");
+if (kept.rows) connect();
 enter(Boolean(kept.rows));
 """
 
 PAGE = f"""<!doctype html>
-<html lang="en">
+<html lang="en" translate="no">
 <meta name="viewport" content="width=device-width, interactive-widget=resizes-content">
 <title>Chat</title>
 <link rel="icon" href="data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg'
@@ -3245,12 +3241,14 @@ class Site:
         """Returns the answer to a whole request that came through TLS, or didn't: the page, or what
         makes a WebSocket of the connection. Raises Refusal."""
         method, target, fields = parse_request(data)
-        host = fields.get("host", "").lower()
-        self.check(host, fields.get("origin"), encrypted)
+        url = re.fullmatch("https?://([^/]*)(/.*)?", target, re.IGNORECASE)
+        if url:  # as to a proxy (RFC 9112, section 3.2.2)
+            fields["host"], target = url[1], url[2] or "/"
+        self.check(fields.get("host", "").lower(), fields.get("origin"), encrypted)
         if method not in ("GET", "HEAD"):
             why = "There is only a page to get here."
             raise Refusal("405 Method Not Allowed", why, "Allow: GET, HEAD")
-        if target.partition("?")[0].lower() not in ("/", f"http://{host}/", f"https://{host}/"):
+        if target.partition("?")[0] != "/":
             raise Refusal("404 Not Found", "There is nothing here; the room is at /.")
         if method == "GET" and "sec-websocket-key" in fields:
             return upgrade(fields)

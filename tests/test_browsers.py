@@ -85,10 +85,10 @@ def ask(asked: bytes, *hosts: str, secure: bool = False, encrypted: bool | None 
     "first, status",
     [
         *((f"GET {target} HTTP/1.1", 200) for target in ("/", "/?", "/?name=John")),
-        *((f"GET {one}:7080/ HTTP/1.1", 200) for one in ("http://localhost", "HTTPS://LocalHost")),
         *(("GET / HTTP/1.0", 200), ("GET / HTTP/1.2", 200), ("GET /nothing HTTP/1.1", 404)),
         *((f"GET {one} HTTP/1.1", 404) for one in ("/index.html", "//", "/%2e", "*", "x")),
-        ("GET http://localhost/ HTTP/1.1", 404),
+        *((f"GET {one} HTTP/1.1", 200) for one in ("http://localhost/?", "HTTPS://localhost:7080")),
+        *((f"GET {one} HTTP/1.1", 404) for one in ("http://localhost/x", "ftp://localhost/")),
         *((f"{one} / HTTP/1.1", 405) for one in ("POST", "PUT", "OPTIONS", "get", "X!")),
         *(("OPTIONS * HTTP/1.1", 405), ("CONNECT localhost:80 HTTP/1.1", 405)),
     ],
@@ -190,6 +190,16 @@ def test_no_name_that_may_be_somebody_elses_leads_to_us(
         assert name in answer.why and f"--web-host {name}" in answer.why
     assert ask(get(Host=host), secure=True).status == (400 if status == 400 else 200)
     assert ask(head("GET / HTTP/1.0", Host=host), *names).status == status
+
+
+def test_a_host_in_the_target_is_the_one_that_counts() -> None:
+    for target, host, status in (
+        *(("http://localhost/", "evil.example", 200), ("http://evil.example/", "localhost", 421)),
+        *(("http:///", "localhost", 400), ("http://me@localhost/", "localhost", 400)),
+    ):
+        assert ask(head(f"GET {target} HTTP/1.1", Host=host)).status == status
+    opened = upgrade(first="GET http://evil.example/ HTTP/1.1", Origin="http://evil.example")
+    assert ask(opened).status == 421
 
 
 def test_exactly_one_host() -> None:
@@ -337,7 +347,7 @@ def test_what_may_become_http(data: bytes, may_be: bool) -> None:
 
 
 def test_request_in_the_clear_is_sent_over_to_https() -> None:
-    for target in ("/", "/a?b=c&d", "//evil.example/", "http://other.example/", "*"):
+    for target in ("/", "/a?b=c&d", "//evil.example/", "ftp://other.example/", "*"):
         asked = head(f"GET {target} HTTP/1.1", Host="Chat.example.org:7080")
         answer = ask(asked, "chat.example.org", secure=True, encrypted=False)
         assert answer.start == "HTTP/1.1 307 Temporary Redirect"

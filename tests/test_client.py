@@ -1064,9 +1064,10 @@ def test_a_script_that_is_interrupted_has_failed(listener: Listener) -> None:
 def test_what_is_typed_for_a_room_is_nothing_for_the_shell(
     listener: Listener, terminal: Run
 ) -> None:
-    window = terminal(*PLAIN, *listener.address, "--name", "J")
+    window = terminal(*support.PLAIN, *listener.address, "--name", "J")
     server = listener.accept()
     window.type("first\nrm\nthird\n")
+    window.expect("third\n")  # as the terminal shows it
     server.send("* the room is full\n")
     server.close()
     window.expect("not let in: the room is full; not sent: first; rm; third\n")

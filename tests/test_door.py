@@ -6,10 +6,11 @@ from __future__ import annotations
 import hmac
 import math
 import time
+import unicodedata
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -22,7 +23,7 @@ from test_room import ASTERISKS, COLONS, TAKEN, Hall
 
 import chat_client
 import chat_server
-from chat_server import Connection, Dismissed, State, host_of
+from chat_server import Connection, Dismissed, State, begins_like, host_of, look, valid_name
 
 OPERATORS = "staple battery"
 REMOVED = "* you were removed by an operator; come back in 10 min\n"
@@ -182,7 +183,7 @@ def test_where_somebody_is_kept_out_whose_name_is_anyway(
     for conn in room.conns[1:]:
         conn.peer, conn.host = peer, host_of(peer)
     room.hear(0, "/kick N1\n")
-    assert list(room.server.door.barred) == kept_out
+    assert list(room.server.door.barred) == ["name n1", *kept_out]
     with pytest.raises(Dismissed) if kept_out else nullcontext():
         room.server.door.check_host(room.conns[2])
     room.hear(2, "/name n1\n")
@@ -353,6 +354,7 @@ def test_the_password_is_seen_nowhere(
 # Names that can be written in other code points; and one that counts as twice its letters.
 REWRITTEN = ["\u0623\u062d\u0645\u062f", "\u0929\u0930", "\u0b94", "\u1026", "\u304c", "\u6bcd"]
 REWRITTEN += ["\u1fb3", "\u1fb4", "Rs", "a_b", "\ud55c" * 32, "\u00df" * 20]
+REWRITTEN += ["\u09b8\u09cb\u09ae\u09be", "\u0b95\u0bca\u0b9f\u0bbf"]
 UNSEEN = "\u200b\u00ad\u034f\ufe0f\u2060\u2800\u3164\u1160\u115f\ud7b0\U000e0020\u200c\u200d\u00a0"
 UNSEEN += "\u202a\u202d\u202e\u2067\u200f\u0301\u0323\u20dd\u0338\u0a83\u302f\U0001d159"
 
@@ -409,6 +411,25 @@ def test_nobody_passes_for_another_or_for_the_room(hall: Hall, line: str) -> Non
     assert hall.heard(two) == ["fine", "fine too"]
     (why,) = hall.heard(one)
     assert why.startswith(("* not said, as it", "* only the room begins a line"))
+
+
+def test_no_name_with_a_sign_of_several_parts_can_be_passed_for(hall: Hall) -> None:
+    """As many a vowel is in India."""
+    one, two = hall.join(), hall.join()
+    for form in ("NFC", "NFD"):
+        for name in ("\u09b8\u09cb\u09ae\u09be", "\u0b95\u0bca\u0b9f\u0bbf"):
+            hall.say(one, unicodedata.normalize(form, f"{name}: hi\n"))
+    assert hall.heard(two) == []
+    letters = {chat_server.alphabet(chr(code)): chr(code) for code in range(0x780, 0x1_2000)
+               if unicodedata.category(chr(code)) == "Lo"}  # fmt: skip
+    names = 0
+    for char in map(chr, range(0xA0, 0x1_2000)):
+        name = letters.get(chat_server.alphabet(char), "") + char
+        with suppress(ValueError):
+            if unicodedata.normalize("NFD", char) != char and valid_name(name):
+                assert begins_like(f"{name}: hi", {look(name)}), ascii(name)
+                names += 1
+    assert names > 1000
 
 
 @pytest.mark.parametrize(

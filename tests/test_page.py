@@ -38,6 +38,20 @@ LOW_CONTRAST = """
   return found;
 })()
 """
+# Returns what shows no ring when it has the focus.
+NO_RING = """
+(() => {
+  const before = document.activeElement, found = [];
+  for (const one of document.querySelectorAll("button, input, textarea, summary, [tabindex]")) {
+    one.focus();
+    const { outlineStyle, outlineColor, backgroundColor } = getComputedStyle(one);
+    const hasRing = outlineStyle === "solid" && outlineColor !== backgroundColor;
+    if (document.activeElement === one && !hasRing) found.push(one.outerHTML);
+  }
+  before.focus();
+  return found;
+})()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +159,7 @@ def test_a_name_is_remembered_and_whoever_has_left_or_was_removed_stays_away_unt
     room: WebRoom, bob: Peer, ann: Page
 ) -> None:
     assert ann.value("document.title") == f"Chat on 127.0.0.1:{room.web}"
+    assert not ann.value("log.translate"), "names, and what is compared, stay as they are"
     say(ann, "/name Anna")
     is_known_as(ann, "Anna")
     ann.open(room.url)
@@ -168,6 +183,8 @@ def test_a_name_that_one_cannot_have_yet(room: WebRoom, bob: Peer, page: Page) -
     page.open(room.url)
     knock(page, "A:nn")
     shows(page, "a name has letters and digits")
+    page.type("!")
+    shows(page, "a name has letters and digits")  # while they type
     knock(page, "Ann")
     shows(page, "you are Ann_")
     assert "Ann is taken" in rows(page, ".notice")
@@ -177,6 +194,24 @@ def test_a_name_that_one_cannot_have_yet(room: WebRoom, bob: Peer, page: Page) -
     is_known_as(page, "Ann")
     say(page, "Again")
     bob.expect("* Ann left\n", "* Ann_ is now Ann\n", "Ann: Again\n")
+    _others = [room.server.join(f"{'x' * (32 - tail)}{'_' * tail}") for tail in (0, 1)]
+    page.value(f"enter(false); page.nick.value = '{'x' * 32}'; page.door.requestSubmit()")
+    is_known_as(page, f"{'x' * 30}__")
+
+
+def test_nobody_comes_in_by_a_name_that_is_half_typed(
+    start: Callable[..., Server], room: WebRoom, page: Page
+) -> None:
+    page.open(room.url)
+    room.server.kill()
+    knock(page, "Ann")
+    shows(page, "Not connected.")
+    page.type("Anna")
+    again = WebRoom(start, "--port", str(room.server.port), "--web", str(room.web))
+    bob = again.server.join("Bob")
+    assert page.value("[page.nick.value, retry, socket]") == ["AnnAnna", 0, None]
+    page.press("Enter")
+    bob.expect("* AnnAnna joined\n")
 
 
 # Talk
@@ -264,7 +299,9 @@ def test_a_paste_is_so_many_messages_and_what_is_said_too_early_waits(bob: Peer,
     bob.expect(*(f"{line}\n" for line in said))
     assert rows(ann, ".own") == said
     ann.type("\n".join(map(str, range(21))))
-    ann.press("Enter")
+    for held in range(3):
+        enter = {"key": "Enter", "windowsVirtualKeyCode": 13, "text": "\r", "autoRepeat": held > 0}
+        ann.call("Input.dispatchKeyEvent", type="keyDown", **enter)
     assert ann.value("document.activeElement.innerText") == "Send 21 lines"
     ann.value("box.focus()")
     ann.type("!")
@@ -298,9 +335,10 @@ def test_what_the_room_refuses_is_marked_and_given_back(ann: Page) -> None:
     assert ann.value("box.value") == ""
     assert rows(ann, ".own")[-4:] == ["Ann: Hello", "/help", "/who", "/name Anna"]
     ann.type("something else")
-    ann.value("send('y'.repeat(60), show('own', 'y', me))")
+    ann.value("box.setSelectionRange(9, 9); send('y'.repeat(60), show('own', 'y', me))")
     settled(ann)
-    assert ann.value("box.value") == f"{'y' * 60}\nsomething else"
+    ann.type(",")  # which comes where it would have come
+    assert ann.value("box.value") == f"{'y' * 60}\nsomething, else"
     ann.value("write('/msg Zed: half a sec')")  # nothing public is put before it
     ann.value("send('z'.repeat(60), show('own', 'z', me))")
     settled(ann)
@@ -311,6 +349,19 @@ def test_what_the_room_refuses_is_marked_and_given_back(ann: Page) -> None:
     assert rows(ann, ".own")[-1] == "Anna: delivered"
     say(ann, "/op\u3000sesame")
     assert rows(ann, ".own")[-1] == "/op \u2026"
+
+
+def test_what_the_room_says_at_the_end_refuses_nothing(ann: Page) -> None:
+    for last in "the room is full, and your place goes to somebody else", "the room is closing":
+        ann.value(f"send('Hello', show('own', 'Hello', me)); hear('* {last}'); lose({{}})")
+        assert rows(ann, ".own")[-1] == "Ann: Hello (perhaps not sent)"
+        ann.value("connect()")
+        settled(ann)
+        ann.value(f"me = ''; isReady = false; sent = [{{ line: '/name Ann' }}]; hear('* {last}')")
+        assert ann.value("page.door.hidden"), "it isn't about the name"
+        ann.value("lose({}); connect()")
+        settled(ann)
+    assert ann.value("box.value") == ""
 
 
 def test_a_private_message_is_never_public_and_who_is_ignored_says_nothing(
@@ -448,6 +499,19 @@ def test_what_is_unread_is_counted_and_marked(bob: Peer, ann: Page) -> None:
     bob.send("four\n")
     shows(ann, "Bob: four")
     assert ann.value(kinds).endswith("said,said,private,unread,said")
+    ann.hide(False)
+    ann.value("for (let row = 0; row < 100; row++) show('said', 'more'); settle()")
+    ann.wait_for(IS_LOW)
+    ann.value("log.scrollTop -= 300")
+    ann.wait_for("!following")
+    ann.value("window.seen = log.children[90]")
+    before = ann.value("seen.getBoundingClientRect().top")
+    bob.send("five\n")
+    ann.wait_for("log.lastChild.innerText.endsWith('five') && !settling")
+    assert ann.value("seen.getBoundingClientRect().top") == before, "no line went away above it"
+    ann.click("#jump")
+    ann.wait_for(IS_LOW)
+    assert ann.value(kinds).count("unread") == 1
 
 
 LONG = "a message that takes several rows on a phone " * 3
@@ -545,7 +609,7 @@ def test_everything_can_be_read_and_touched(room: WebRoom, bob: Peer, page: Page
         assert page.value(small) == []
         for scheme in "dark", "light":
             page.prefer("prefers-color-scheme", scheme)
-            assert page.value(LOW_CONTRAST) == []
+            assert page.value(LOW_CONTRAST) == page.value(NO_RING) == []
 
     page.open(room.url)
     for size in SIZES.values():
@@ -568,7 +632,11 @@ def test_everything_can_be_read_and_touched(room: WebRoom, bob: Peer, page: Page
         assert page.value("document.documentElement.scrollWidth") == size[0]
         assert page.value("log.scrollWidth === log.clientWidth")
         assert page.value("document.documentElement.scrollHeight") == size[1]
-        assert page.value("parseFloat(getComputedStyle(box).fontSize)") >= 16
+        font_size = "parseFloat(getComputedStyle(box).fontSize)"
+        assert page.value(font_size) >= 16
+        page.call("Page.setFontSizes", fontSizes={"standard": 24})  # as some users have it
+        page.wait_for(f"{font_size} === 24")
+        page.call("Page.setFontSizes", fontSizes={"standard": 16})
     room.server.kill()
     shows(page, "Not connected")
     check()
@@ -689,8 +757,10 @@ def test_a_closed_room_asks_for_its_password_and_a_reload_leads_back(
     page.value("box.value = '/quit'")
     page.press("Enter")
     shows(page, "You have left.")
+    page.type("Not said")
     page.call("Page.reload")
     page.wait_for("document.readyState === 'complete' && document.activeElement.id === 'nick'")
+    assert page.value("[box.value, password, log.childElementCount]") == ["Not said", "", 1]
 
 
 def test_what_did_not_arrive_is_marked_and_what_was_not_sent_outlives_the_room(
@@ -701,6 +771,8 @@ def test_what_did_not_arrive_is_marked_and_what_was_not_sent_outlives_the_room(
     settled(ann)
     room.server.process.send_signal(signal.SIGSTOP)
     say(ann, "This does not")
+    kept = ann.value("JSON.parse(keep('sessionStorage')).rows.map((row) => row[1])")
+    assert kept[1:] == ["Ann: This arrives", "Ann: This does not (perhaps not sent)"]
     ann.type("Half a li")
     room.server.kill()
     shows(ann, "perhaps")

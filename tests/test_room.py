@@ -279,6 +279,7 @@ def test_same_letters_are_the_same_name(hall: Hall, name: str, same: str, other:
         *("\u0301Ann", "\u11a8Ann", "A\u11a8nn", "\u202eAnn", "a\u200bb", "An\u200cn", "A\u2028nn"),
         *("A\ufe0fnn", "Jo\u034fhn", "Ann (priv\u0430te)"),
         *("\u0410nn", "Ann \u03b1", "\u0430\u03b1"),  # two alphabets
+        *("B\u0966b", "B\u0e50b", "l\u0665l", "Lab \u06f3", "He\u3021lo"),  # digits of another one
         # what only the room says
         *("Ann joined", "LEFT", "Ann is now Q", "Ann was removed by Bob", "Ann left. Eve"),
         *("2 unnamed", "7 more", "you were removed", "\uff59\uff4f\uff55 are here", "left-Eve"),
@@ -298,6 +299,7 @@ def test_a_name_is_what_it_looks_like(name: str) -> None:
         *("\u672c John", "\u00d1and\u00fa", "\ud55c", "\u4f50\u3005\u6728"),
         *("\u30e1\u30a2\u30ea\u30fc", "3", "John_", "\u0d28\u0d4d\u200d", "\u0786\u07a6"),
         *("Okina\u02bb", "Andy Moreno", "Dr. Who-Is", "x" * MAX_NAME),
+        *("\u0645\u062d\u0645\u062f \u0663", "\u0639\u0644\u06cc \u06f3", "\u0e2a\u0e21 \u0e51 2"),
     ],
 )
 def test_names_in_any_alphabet_in_their_compatible_form(name: str) -> None:
