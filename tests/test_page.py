@@ -200,7 +200,7 @@ def test_a_name_that_one_cannot_have_yet(room: WebRoom, bob: Peer, page: Page) -
 
 
 def test_nobody_comes_in_by_a_name_that_is_half_typed(
-    start: Callable[..., Server], room: WebRoom, page: Page
+    start: Start, room: WebRoom, page: Page
 ) -> None:
     page.open(room.url)
     room.server.kill()
