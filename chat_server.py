@@ -1698,12 +1698,13 @@ def begins_like(line: str, looks: Container[str]) -> bool:
             return sign in (":", "(") and found in looks
         if odd and found in looks or count > 2 * MAX_PIECE:  # nobody writes like that
             return True
-        if odd and found[-1:] < "\u0780":
-            continue
         for some, other in LETTERS.findall(unaccented((name_like or odd)[:MAX_PIECE])):
             if other and found in looks:
                 return True
-            found += unicodedata.normalize("NFD", some or own_mark(other, found))
+            found = unicodedata.normalize("NFD", found + (some or own_mark(other, found)))
+        # A mark at the end of a name comes in one piece with what is behind it.
+        if odd and found in looks and not all(one.isspace() or own_mark(one, found) for one in odd):
+            return True
     return False
 
 

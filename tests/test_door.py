@@ -413,13 +413,18 @@ def test_nobody_passes_for_another_or_for_the_room(hall: Hall, line: str) -> Non
     assert why.startswith(("* not said, as it", "* only the room begins a line"))
 
 
-def test_no_name_with_a_sign_of_several_parts_can_be_passed_for(hall: Hall) -> None:
-    """As many a vowel is in India."""
+def test_nobody_passes_for_somebody_whose_name_has_marks(hall: Hall) -> None:
+    """Some have several parts, as many a vowel has in India."""
     one, two = hall.join(), hall.join()
     for form in ("NFC", "NFD"):
         for name in ("\u09b8\u09cb\u09ae\u09be", "\u0b95\u0bca\u0b9f\u0bbf"):
             hall.say(one, unicodedata.normalize(form, f"{name}: hi\n"))
     assert hall.heard(two) == []
+    for colon in COLONS:  # as many a name ends there
+        for end in (f"{colon} hi", f" {colon}hi", f" (private){colon} hi"):
+            hall.say(one, f"\u0926\u0947\u0935\u0940{end}\n\u0e21\u0e32\u0e25\u0e35{end}\n")
+    hall.say(one, "\u0926\u0947\u0935\u0940 \u0939\u0948: hi\n")
+    assert hall.heard(two) == ["\u0926\u0947\u0935\u0940 \u0939\u0948: hi"]
     letters = {chat_server.alphabet(chr(code)): chr(code) for code in range(0x780, 0x1_2000)
                if unicodedata.category(chr(code)) == "Lo"}  # fmt: skip
     names = 0

@@ -22,7 +22,7 @@ from chat_server import MAX_NAME, MAX_UNREAD, TOLD_COST, History, Member, is_cle
 TAKEN = ["Ann", "John Smith", "Zo\u00eb", "\u0416\u0435\u043d\u044f", "\ud55c\ub098", "Lab 3"]
 TAKEN += ["\u674e\u96f7", "\u0930\u093e\u092e", "\u0639\u0644\u06cc\u200c\u0631\u0636\u0627"]
 TAKEN += ["O'Neil", "\u0e2a\u0e21\u0e0a\u0e32\u0e22", "\u3060\u3044\u304d", "Stra\u00dfe"]
-TAKEN += ["H\u01b0ng"]
+TAKEN += ["H\u01b0ng", "\u0926\u0947\u0935\u0940", "\u0e21\u0e32\u0e25\u0e35"]
 # What may look like a colon, or an asterisk.
 COLONS = "\u2236\ua789\u2d7f\ufe55\uff1a\u05c3\u0703\u1365\u1803\u1809\u205a\u02d0\u02f8\u0589"
 COLONS += "\ua4fd\u0903\u0a83\u1038\u302f\U00010781\U000e003a"
