@@ -4,7 +4,7 @@ Server, patched                   one of the servers as a process, which others 
 checked_server, Inside, tls_room  a room that doesn't run, whose invariants are checked
 StoppedClock, Kernel, reach       its time, what takes what it sends, what it can read
 client, finish, patched_client    a command in pipes, until it ends
-FakeConsole, unconnected          the client without a terminal, or without a connection
+FakeConsole                       the client without a terminal
 Peer, Listener, welcome           the other end of a connection; a server that a test plays
 Terminal, Screen                  a command in a pseudo-terminal, and what a window makes of it
 Window                            a shell in tmux, whose screen can be read
@@ -134,7 +134,7 @@ class Server:
             self.process = launch(command, **{"cwd": ROOT, **streams, **popen})
         try:
             if "stderr" in popen:
-                wait_until_listening(self.port)
+                eventually(self.listens)
             else:
                 self.port = int(self.wait_for_log(r"listening on .*?:(\d+)[ ;]")[1])
             if web:
@@ -142,6 +142,10 @@ class Server:
         except AssertionError:
             self.kill()
             raise
+
+    def listens(self) -> bool:
+        with socket.socket() as sock:
+            return sock.connect_ex(("127.0.0.1", self.port)) == 0
 
     def log(self) -> str:
         return self.log_file.read_text()
@@ -496,13 +500,6 @@ class FakeConsole(chat_client.Console):
         self.shown.append("\a")
 
 
-def unconnected(
-    protocol: chat_client.ChatProtocol, sock: Any = None, console: FakeConsole | None = None
-) -> chat_client.Session:
-    """Returns a session whose socket, if any, isn't one."""
-    return chat_client.Session(chat_client.Client(console or FakeConsole(), protocol), sock)
-
-
 def as_bytes(text: bytes | str) -> bytes:
     return text.encode() if isinstance(text, str) else text
 
@@ -648,14 +645,6 @@ def free_port() -> int:
             undo.pop_all()
             PORTS[address[1]] = mark
             return address[1]
-
-
-def wait_until_listening(port: int) -> None:
-    def listens() -> bool:
-        with socket.socket() as sock:
-            return sock.connect_ex(("127.0.0.1", port)) == 0
-
-    eventually(listens)
 
 
 class Terminal:

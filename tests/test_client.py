@@ -705,7 +705,7 @@ def test_control_z_stops_nobody_while_a_password_is_typed(monkeypatch: pytest.Mo
 
 
 def test_of_what_nobody_has_acknowledged_a_part_is_what_tls_adds() -> None:
-    session = support.unconnected(ChatProtocol("J"))
+    session = chat_client.Session(Client(FakeConsole(), ChatProtocol("J")), mock.Mock())
     session.client.tls = mock.Mock()
     session.sent = 20
     session.said.extend([(10, Line("one")), (20, Line("two"))])
@@ -717,7 +717,7 @@ def test_of_what_nobody_has_acknowledged_a_part_is_what_tls_adds() -> None:
 def test_what_is_unread_of_the_connection_before_keeps_nobody_from_the_next() -> None:
     console = FakeConsole()
     console.output += bytes(MAX_WAITING)
-    session = support.unconnected(ChatProtocol("J"), console=console)
+    session = chat_client.Session(Client(console, ChatProtocol("J")), mock.Mock())
     assert session.can_read()
     console.output += bytes(MAX_WAITING)
     assert not session.can_read()
@@ -738,17 +738,13 @@ def test_how_long_a_first_word_is_waited_for(took: float, patience: float) -> No
 
 
 def test_the_wish_to_leave_ends_no_connection_that_comes_in_time() -> None:
-    """The lines before it are then said first."""
+    """The lines before it are then said first. But the password keeps nobody at a plain terminal."""
     one = Client(FakeConsole("last words", "exit"), ChatProtocol("J"))
     assert not one.wait(0.0)
     assert not one.timers
-
-
-def test_the_password_keeps_nobody_who_wants_to_leave_a_plain_terminal() -> None:
-    client = Client(FakeConsole("quit"), ChatProtocol("J"))
-    client.console.interactive, client.protocol.phase = False, chat_client.Phase.AT_DOOR
+    one.console.interactive, one.protocol.phase = False, chat_client.Phase.AT_DOOR
     with pytest.raises(KeyboardInterrupt):
-        client.wait(0.0)
+        one.wait(0.0)
 
 
 def test_what_waits_for_the_room_is_counted_where_it_was_typed() -> None:

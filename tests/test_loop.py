@@ -225,25 +225,22 @@ def test_the_loop_does_not_sleep_before_the_end_of_whoever_was_lost_is_told(insi
 
 
 def test_whatever_takes_long_is_read_in_small_pieces(inside: Inside) -> None:
-    conn, _ = inside.join()
+    """And each full read has the next one larger once."""
+    conn, peer = inside.join()
     cheap, dear = 0.0001, 2 * chat_server.TURN
     conn.fit_read_size(cheap)
     assert conn.read_size == chat_server.FIRST_READ, "a few bytes prove nothing"
-    for seconds, size in ((cheap, chat_server.TURN_READ), (dear, MIN_READ)):
-        for _ in range(20):
-            conn.was_full = True
-            conn.fit_read_size(seconds)
-        assert conn.read_size == size
-
-
-def test_each_full_read_has_the_next_one_larger_once(inside: Inside) -> None:
-    conn, peer = inside.join()
     conn.read_size = MIN_READ
     reach(conn, peer, b"x" * MIN_READ)
     conn.receive(chat_server.TURN_READ)
     for _ in range(2):  # in the second turn nothing is read
         conn.fit_read_size(0.0)
         assert conn.read_size == 2 * MIN_READ
+    for seconds, size in ((cheap, chat_server.TURN_READ), (dear, MIN_READ)):
+        for _ in range(20):
+            conn.was_full = True
+            conn.fit_read_size(seconds)
+        assert conn.read_size == size
 
 
 @pytest.mark.parametrize("where", ["write", "read"])
@@ -648,15 +645,12 @@ def test_a_deadline_moves_by_the_time_for_which_the_process_was_stopped(
 # Who may say how much
 
 
-class Someone:
+class Someone(chat_server.Member):
     """What the throttle knows of a connection."""
 
-    reachable = True
-    silent = False
-
-    def __init__(self, size: int = 0, unread: int = 0, host: str = "192.0.2.1") -> None:
+    def __init__(self, size: int = 0, host: str = "192.0.2.1") -> None:
+        super().__init__()
         self.size = size
-        self.unread_answers = unread
         self.host = host
         self.cost = self.mark = 0.0
         self.since = 0.0
@@ -668,9 +662,6 @@ class Someone:
 
     def acknowledged(self) -> int:
         return self.taken
-
-    def has_read(self) -> bool:
-        return self.unread_answers <= MAX_UNREAD
 
     def read_on(self, reading: bool) -> None:
         self.reading = reading
@@ -689,9 +680,6 @@ class Slowed:
         self.throttle = chat_server.Throttle(clock)
         self.slow: Any = Someone(HIGH_WATER + 1)
         self.throttle.note_behind(self.slow)
-
-    def pass_by(self, seconds: float) -> None:
-        self.time += seconds
 
     def talkers(self, count: int, loud: bool = False) -> list[Any]:
         crowd: list[Any] = [Someone() for _ in range(count)]
@@ -714,7 +702,7 @@ class Slowed:
         """Returns how much they say in all."""
         said = 0
         for _ in range(int(seconds / 0.05)):
-            self.pass_by(0.05)
+            self.time += 0.05
             if self.time >= self.next_tick:
                 self.next_tick = self.time + 1
                 for one, lag in self.throttle.behind.items():
@@ -729,7 +717,7 @@ class Slowed:
         isn't over the mark for a moment now and then, by which it gains nothing."""
         until = self.time + seconds
         while self.time < until:
-            self.pass_by(max(0.001, min(0.5, until - self.time)))
+            self.time += max(0.001, min(0.5, until - self.time))
             if self.throttle.behind[self.slow].is_too_long(self.slow, self.time):
                 return False
             for self.slow.size in (HIGH_WATER, HIGH_WATER + 1):
@@ -841,7 +829,7 @@ def test_long_lines_of_many_hosts_do_not_mute_the_quiet(slowed: Slowed, hosts: i
     talker: Any = Someone(host="another")
     since, waited = slowed.time, [0.0]
     for turn in range(1200):
-        slowed.pass_by(0.05)
+        slowed.time += 0.05
         slowed.throttle.let_speak()
         for one in crowd:
             if one.reading and slowed.throttle.allow(one, MIN_READ, 0):
@@ -943,7 +931,7 @@ def test_whoever_takes_its_pace_stays_in_whatever_steps(
 
 
 def test_whoever_is_behind_by_little_stays(slowed: Slowed) -> None:
-    slowed.pass_by(60)
+    slowed.time += 60
     slowed.slow.size = HIGH_WATER
     lag = slowed.throttle.behind[slowed.slow]
     assert not lag.is_too_long(slowed.slow, slowed.time)
