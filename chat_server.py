@@ -989,10 +989,12 @@ class ChatServer:
         over, quiet = now + LAST_CALL, now + SHORT_TICK
         while self.clock.now() < over and self.stop_signals == 1:
             # What is still on its way comes a moment after we have read; until then, a turn may
-            # only send others what waits for them. On a busy machine even that can take long.
-            if self.turn(SHORT_TICK) or self.throttle.waiting:
+            # only send others what waits for them. As that can take long on a busy machine, the end
+            # is when it is over and then nobody can be read.
+            left = quiet - self.clock.now()
+            if self.turn(max(0.0, left)) or self.throttle.waiting:
                 quiet = self.clock.now() + SHORT_TICK
-            elif self.clock.now() >= quiet:
+            elif left <= 0:
                 break
         self.room.announce("the room is closing")
         for conn in list(self.room.members):

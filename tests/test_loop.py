@@ -341,21 +341,22 @@ def test_closing_room_hears_all_that_had_arrived(monkeypatch: MonkeyPatch) -> No
     assert heard.count(b"John: z\n") == 30_000
 
 
-def test_closing_room_looks_once_more_however_busy_the_machine_is(inside: Inside) -> None:
-    """It isn't given the processor for longer than all that it would wait."""
-    conn, peer = inside.join()
-    _, listener = inside.join()
-    reach(conn, peer, b"last words\n")
+def test_closing_room_looks_once_more_however_busy_the_machine_is(
+    inside: Inside, monkeypatch: MonkeyPatch
+) -> None:
+    """A turn that only sends, or none at all, can have taken longer than all that it would wait."""
     clock = StoppedClock(inside.server.clock)
+    waits: list[float] = []
 
-    def late(slept: float = 0.0) -> float:
+    def turn(longest: float) -> bool:
+        waits.append(longest)
         clock.now += 2 * chat_server.SHORT_TICK
-        return clock.now
+        return False
 
-    inside.server.clock.now = late  # type: ignore[method-assign]
+    monkeypatch.setattr(inside.server, "turn", turn)
     inside.server.stop_signals = 1
     inside.server.close_room()
-    assert listener.available() == b"last words\n* the room is closing\n"
+    assert len(waits) == 2 and waits[1] == 0
 
 
 def test_closing_room_sleeps_while_somebody_is_too_far_behind_to_hear_the_others(
