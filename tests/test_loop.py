@@ -887,7 +887,7 @@ def test_many_who_are_quiet_do_not_mute_the_loud(slowed: Slowed) -> None:
 def test_whoever_has_waited_longest_is_heard_however_seldom_the_loop_looks(slowed: Slowed) -> None:
     (loud,) = slowed.talkers(1, loud=True)
     for _ in range(10):
-        slowed.pass_by(0.3)
+        slowed.time += 0.3
         slowed.throttle.mark = slowed.time + 0.7 * CREDIT
         slowed.throttle.let_speak()
         slowed.say(loud, 100)
