@@ -274,21 +274,15 @@ class StoppedLog:
             text += os.read(self.reader, 65536)
         return text.decode().replace("\r", "")
 
-    def close(self) -> None:
+    def __del__(self) -> None:
         for end in {self.reader, self.writer}:
             os.close(end)
 
 
-@pytest.fixture
-def log(request: pytest.FixtureRequest) -> Iterator[StoppedLog]:
-    one = StoppedLog(request.param)
-    yield one
-    one.close()
-
-
-@pytest.mark.parametrize("log", ["terminal", "pipe", "socket"], indirect=True)
-def test_lines_of_a_log_that_is_read_now_and_then_are_whole_or_counted(log: StoppedLog) -> None:
+@pytest.mark.parametrize("kind", ["terminal", "pipe", "socket"])
+def test_lines_of_a_log_that_is_read_now_and_then_are_whole_or_counted(kind: str) -> None:
     """Long ones too, which don't fit in as a whole."""
+    log = StoppedLog(kind)
     out, read = LossyStream(log.writer), []
 
     def write_all() -> None:
@@ -309,10 +303,9 @@ def test_lines_of_a_log_that_is_read_now_and_then_are_whole_or_counted(log: Stop
     assert 0 <= len(whole) + sum(told) + out.lost - 3000 <= 2 * len(told) + 1
 
 
-@pytest.mark.parametrize(
-    "log", ["lost terminal", "ctrl-s", "terminal", "pipe", "socket"], indirect=True
-)
-def test_no_script_waits_for_a_reader_of_its_log(start: Start, log: StoppedLog) -> None:
+@pytest.mark.parametrize("kind", ["lost terminal", "ctrl-s", "terminal", "pipe", "socket"])
+def test_no_script_waits_for_a_reader_of_its_log(start: Start, kind: str) -> None:
+    log = StoppedLog(kind)
     log.stop()
     goes_on(start, log.writer)
     assert os.get_blocking(log.writer), "whoever shares it relies on that"
