@@ -43,9 +43,11 @@ def test_step_3_chat_client_with_the_echo_server(echo: Server, terminal: Run) ->
 
 def test_step_4_two_clients_in_the_room(room: Server, terminal: Run) -> None:
     john, other = (terminal(*PLAIN, "localhost", str(room.port)) for _ in range(2))
+    watcher = room.join()
     for window, name in (john, "John"), (other, "OtherJohn"):
         window.answer("name: ", f"{name}\n")
         window.expect(f"{name}\nWelcome to the chatroom!\n")
+        watcher.expect(f"* {name} joined\n")  # so OtherJohn doesn't hear of John's joining
     john.expect("* OtherJohn joined\n")
     other.type("Hi!\n")
     other.expect("Hi!\nOtherJohn: Hi!\n")
