@@ -382,7 +382,7 @@ def pair() -> tuple[socket.socket, Peer]:
 
 
 def reach(conn: Connection, peer: Peer, said: bytes | str = b"") -> None:
-    """What a peer says, or else the end of its stream, reaches its connection, but isn't read yet."""
+    """What a peer says, or else the end of its stream, reaches its connection, but isn't read."""
     peer.send(said) if said else peer.half_close()
     select.select([conn.sock], [], [], DEADLINE)
 

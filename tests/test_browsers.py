@@ -517,9 +517,7 @@ def test_whoever_is_no_browser_is_told_the_port(start: Start, tmp_path: Path) ->
 
 
 @web_and_tls
-def test_browsers_at_the_wrong_port_or_without_tls_are_told_where_to_go(
-    start: Start,
-) -> None:
+def test_browsers_at_the_wrong_port_are_told_where_to_go(start: Start) -> None:
     room = start("chat_server.py")
     watcher = room.join("Mary", web=False)
     lost = visit(room, get(Host="localhost"), port=room.port)

@@ -106,8 +106,7 @@ def test_the_log_warns_of_a_password_in_the_clear(start: Start, password: list[s
 @pytest.mark.parametrize(
     "content, given",
     [
-        (b"secret", b"secret"),
-        (b" blanks around \r\nsecond line\n", b" blanks around "),
+        *((b"secret", b"secret"), (b" blanks around \r\nsecond line\n", b" blanks around ")),
         (b"\xef\xbb\xbfsecret\r\n", b"secret"),
         # As Windows writes it; some of these letters have a byte that looks like a line's end.
         (b"\xff\xfe" + "\u010a \u0a05\r\nx".encode("utf-16-le"), "\u010a \u0a05".encode()),
@@ -129,9 +128,7 @@ def test_password_files(tmp_path: Path, module: Any, content: Any, given: bytes 
         module.read_password(str(file))
 
 
-def test_passwords_fit_a_line_and_the_operators_is_as_it_is_heard_in_one(
-    tmp_path: Path, monkeypatch: MonkeyPatch
-) -> None:
+def test_passwords_fit_a_line_as_it_is_heard(tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
     """The room's may come from the environment."""
     monkeypatch.setenv("CHAT_PASSWORD", " the room's \nx")
     assert chat_client.read_password(None) == b" the room's "
@@ -164,8 +161,7 @@ def test_a_ban_that_is_over_keeps_out_neither_host_nor_name(caplog: LogCaptureFi
         ("192.0.2.1:7", "192.0.2.9:8", ["192.0.2.9"]),
         ("[2001:db8::1]:7", "[2001:db8:0:1::9]:8", ["20010db800000001"]),
         ("[2001:db8::1]:7", "[2001:db8::9]:8", ["2001:db8::9"]),
-        ("[2001:db8::1]:7", "[2001:db8::1]:8", []),
-        ("[::1]:7", "[::1]:8", []),
+        *(("[2001:db8::1]:7", "[2001:db8::1]:8", []), ("[::1]:7", "[::1]:8", [])),
         ("127.0.0.1:7", "127.0.0.1:8", []),
         ("127.0.1.1:7", "127.0.0.1:8", []),  # Debian's address for the host's own name
         ("", "192.0.2.9:8", ["192.0.2.9"]),  # macOS has none of a connection that was reset
@@ -330,9 +326,7 @@ MISTYPED += ["\u200b/op", "\ufeff/op", "\uff0f\uff4f\uff50", "John: \uff0fop"]
 
 
 @pytest.mark.parametrize("name", ["", "John", "Ann"])
-def test_the_password_is_seen_nowhere(
-    monkeypatch: MonkeyPatch, caplog: LogCaptureFixture, name: str
-) -> None:
+def test_no_password_shows(monkeypatch: MonkeyPatch, caplog: LogCaptureFixture, name: str) -> None:
     """However it is mistyped, alone or among others; and no answer sets off another."""
     monkeypatch.setattr(chat_server, "WRONG_TIME", 0)
     caplog.set_level("DEBUG")  # so that what is said is logged, too
@@ -518,10 +512,8 @@ def test_two_rooms_that_a_relay_joins_go_quiet(names: list[str]) -> None:
 
 def test_a_host_is_an_address_or_a_network_of_64_bits() -> None:
     for host, same, other in (
-        ("192.0.2.1", "192.0.2.1", "192.0.2.2"),
-        ("192.0.2.1", "::ffff:192.0.2.1", "::2"),
-        ("192.0.2.1", "::ffff:c000:201", "::ffff:c000:202"),
-        ("127.0.0.1", "::1", "::2"),
+        *(("192.0.2.1", "192.0.2.1", "192.0.2.2"), ("192.0.2.1", "::ffff:192.0.2.1", "::2")),
+        *(("192.0.2.1", "::ffff:c000:201", "::ffff:c000:202"), ("127.0.0.1", "::1", "::2")),
         ("2001:db8:1:2::3", "2001:db8:1:2:ffff::", "2001:db8:1:3::3"),
         ("fe80::1", "fe80::1%eth0", "fe80::2"),
     ):
@@ -597,9 +589,7 @@ def at_door() -> AtDoor:
         *(b"secX\bret\r\n", b"wrong\x15secret\n", b"\xef\xbb\xbfsecret\n"),
     ],
 )
-def test_the_password_may_come_with_corrections_and_what_is_around_a_text(
-    at_door: AtDoor, given: bytes
-) -> None:
+def test_a_password_may_come_with_corrections(at_door: AtDoor, given: bytes) -> None:
     until = at_door.conn.until
     for byte in given[:-1]:
         assert at_door.say(bytes([byte])).state is State.DOOR
@@ -647,9 +637,7 @@ def test_a_password_that_comes_too_early_waits(at_door: AtDoor) -> None:
 
 
 @pytest.mark.parametrize("said", [b"secret\n", b""], ids=["with the password", "in silence"])
-def test_whoever_is_kept_out_by_now_does_not_get_in_and_is_told_at_once(
-    at_door: AtDoor, said: bytes
-) -> None:
+def test_whoever_is_kept_out_by_now_is_told_at_once(at_door: AtDoor, said: bytes) -> None:
     at_door.door.bar(at_door.conn.host)
     if said:
         assert at_door.say(said).state is State.LEAVING

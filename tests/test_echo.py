@@ -122,9 +122,7 @@ def echo_client(peer_name: str = "peer") -> tuple[Any, echo_server.Connection, P
 
 
 @pytest.mark.parametrize("sizes", [(3, 3, 3), (0, 9), (0, 0, 1, 0, 8)])
-def test_an_echo_takes_as_many_sends_as_it_needs_and_no_look_at_the_clock(
-    monkeypatch: MonkeyPatch, sizes: tuple[int, ...]
-) -> None:
+def test_an_echo_takes_the_sends_it_needs(monkeypatch: MonkeyPatch, sizes: tuple[int, ...]) -> None:
     """The kernel takes only so many bytes at once; for 0 it takes nothing now."""
     server, conn, peer = echo_client()
     sock, left = conn.sock, [*sizes]
@@ -151,9 +149,7 @@ def test_an_echo_takes_as_many_sends_as_it_needs_and_no_look_at_the_clock(
     assert conn.sock.fileno() == -1
 
 
-def test_a_bug_of_the_echo_server_ends_one_connection_alone(
-    caplog: LogCaptureFixture, monkeypatch: MonkeyPatch
-) -> None:
+def test_a_bug_ends_one_echo_alone(caplog: LogCaptureFixture, monkeypatch: MonkeyPatch) -> None:
     def stumble(conn: echo_server.Connection, data: bytes) -> None:
         if conn.peer == "Ann":
             raise ValueError("a bug")

@@ -341,9 +341,7 @@ def test_closing_room_hears_all_that_had_arrived(monkeypatch: MonkeyPatch) -> No
     assert heard.count(b"John: z\n") == 30_000
 
 
-def test_closing_room_looks_once_more_however_busy_the_machine_is(
-    inside: Inside, monkeypatch: MonkeyPatch
-) -> None:
+def test_a_busy_closing_room_looks_once_more(inside: Inside, monkeypatch: MonkeyPatch) -> None:
     """A turn that only sends, or none at all, can have taken longer than all that it would wait."""
     clock = StoppedClock(inside.server.clock)
     waits: list[float] = []
@@ -359,9 +357,7 @@ def test_closing_room_looks_once_more_however_busy_the_machine_is(
     assert len(waits) == 2 and waits[1] == 0
 
 
-def test_closing_room_sleeps_while_somebody_is_too_far_behind_to_hear_the_others(
-    monkeypatch: MonkeyPatch,
-) -> None:
+def test_closing_room_sleeps_while_somebody_is_too_far_behind(monkeypatch: MonkeyPatch) -> None:
     monkeypatch.setattr(chat_server, "LAST_CALL", 0.25)
     slow = Slow()
     while slow.behind.size <= chat_server.HARD_LIMIT // 2:
@@ -375,9 +371,7 @@ def test_closing_room_sleeps_while_somebody_is_too_far_behind_to_hear_the_others
     assert turn.call_count < 50
 
 
-def test_closing_room_hears_whoever_goes_on_talking_for_a_second_at_most(
-    inside: Inside, monkeypatch: MonkeyPatch
-) -> None:
+def test_closing_room_hears_talkers_for_a_second(inside: Inside, monkeypatch: MonkeyPatch) -> None:
     clock = StoppedClock(inside.server.clock)
     over = clock.now + chat_server.LAST_CALL
 
@@ -421,9 +415,7 @@ QUESTIONS = {"command": b"/who\n", "telnet": b"\xff\xfd\x06", "ping": masked(PIN
 
 
 @pytest.mark.parametrize("kind", QUESTIONS)
-def test_few_answers_wait_for_whoever_does_not_read(
-    inside: Inside, kernel: Kernel, kind: str
-) -> None:
+def test_few_answers_wait_unread(inside: Inside, kernel: Kernel, kind: str) -> None:
     """Each in a turn of its own is a batch of its own, which takes memory."""
     server = inside.server
     conn, peer = inside.join()
@@ -470,9 +462,7 @@ def test_nobody_stays_after_its_end_for_what_it_had_to_say(question: str, is_slo
     assert len(server.room.members) == 2
 
 
-def test_whoever_does_not_read_what_others_whisper_is_heard_all_the_same(
-    inside: Inside, kernel: Kernel
-) -> None:
+def test_whispers_silence_nobody_who_leaves_them_unread(inside: Inside, kernel: Kernel) -> None:
     server = inside.server
     (vic, talker), (_, eve) = inside.join(), inside.join()
     kernel.room = 0
@@ -488,9 +478,7 @@ def test_whoever_does_not_read_what_others_whisper_is_heard_all_the_same(
 # Whoever leaves
 
 
-def test_whoever_has_left_is_closed_after_its_own_close(
-    inside: Inside, caplog: LogCaptureFixture
-) -> None:
+def test_a_leaver_is_closed_after_its_own_close(inside: Inside, caplog: LogCaptureFixture) -> None:
     """Not before: input that comes in between would make a reset of the close."""
     caplog.set_level("INFO")
     server = inside.server
@@ -532,9 +520,7 @@ def test_whoever_leaves_and_reads_slowly_has_the_whole_farewell_for_it(inside: I
 
 
 @pytest.mark.parametrize("pace, gets_all", [(PACE + 1024, True), (PACE // 2, False)])
-def test_whoever_has_left_and_takes_its_pace_gets_all(
-    inside: Inside, kernel: Kernel, pace: int, gets_all: bool
-) -> None:
+def test_leavers_at_pace_get_all(inside: Inside, kernel: Kernel, pace: int, gets_all: bool) -> None:
     """What it hasn't read when it ends its stream can take it longer than a farewell."""
     conn, peer = inside.join()
     kernel.room = 0
@@ -548,9 +534,7 @@ def test_whoever_has_left_and_takes_its_pace_gets_all(
     assert (conn.taken - before == 12 * PACE + 1) == gets_all, "else it is closed before"
 
 
-def test_a_room_that_ends_waits_no_longer_for_whoever_was_leaving(
-    inside: Inside, kernel: Kernel
-) -> None:
+def test_the_end_of_a_room_waits_no_longer_for_leavers(inside: Inside, kernel: Kernel) -> None:
     """Even if that has just taken much, and so would have more time."""
     server = inside.server
     conn, peer = inside.join()
@@ -572,9 +556,7 @@ def test_a_room_that_ends_waits_no_longer_for_whoever_was_leaving(
 
 
 @pytest.mark.parametrize("number", [errno.EPIPE, errno.ECONNRESET, errno.EPROTOTYPE])
-def test_what_was_said_before_its_end_is_heard_although_nothing_can_be_sent(
-    inside: Inside, monkeypatch: MonkeyPatch, number: int
-) -> None:
+def test_words_before_the_end_count(inside: Inside, monkeypatch: MonkeyPatch, number: int) -> None:
     """EPROTOTYPE is what macOS says while a connection is being taken down."""
     conn, peer = inside.join()
     monkeypatch.setattr(socket.socket, "send", mock.Mock(side_effect=OSError(number, "gone")))
@@ -614,9 +596,7 @@ def test_nothing_is_kept_of_the_disconnected(caplog: LogCaptureFixture, through_
 
 
 @pytest.mark.parametrize("stopped", ["asleep", "in a turn", "before it is set in a turn"])
-def test_a_deadline_moves_by_the_time_for_which_the_process_was_stopped(
-    inside: Inside, monkeypatch: MonkeyPatch, stopped: str
-) -> None:
+def test_a_stop_moves_deadlines(inside: Inside, monkeypatch: MonkeyPatch, stopped: str) -> None:
     server, clock = inside.server, inside.server.clock
     now = clock.monotonic()
     clock.monotonic = lambda: now
@@ -917,9 +897,7 @@ def test_everyone_speaks_freely_after_the_last_has_left(slowed: Slowed) -> None:
 
 @pytest.mark.parametrize("rate, stays", [(8, True), (20, True), (3, False)])
 @pytest.mark.parametrize("segment", [1448, 65_536])
-def test_whoever_takes_its_pace_stays_in_whatever_steps(
-    slowed: Slowed, segment: int, rate: int, stays: bool
-) -> None:
+def test_a_steady_reader_stays(slowed: Slowed, segment: int, rate: int, stays: bool) -> None:
     """A kernel can tell of what was read in steps of 128 KiB."""
     throttle = slowed.throttle
     throttle.forget(slowed.slow)

@@ -471,9 +471,7 @@ def test_end_that_came_with_a_request_is_seen_although_the_kernel_is_full(kernel
 
 
 @pytest.mark.parametrize("waiting, taken", [(b"", 1000), (b"", 0), (b"last words\n", 1000)])
-def test_nothing_is_sent_in_the_clear_after_the_end(
-    kernel: Kernel, waiting: bytes, taken: int
-) -> None:
+def test_nothing_goes_out_in_the_clear(kernel: Kernel, waiting: bytes, taken: int) -> None:
     """Which comes after all that waits, and waits itself while the kernel takes nothing."""
     one = Visitor().join()
     kernel.room = 0
@@ -502,9 +500,7 @@ def test_text_that_cannot_be_encrypted_is_not_taken_for_sent(monkeypatch: Monkey
         one.conn.send(b"hi\n")
 
 
-def test_whoever_makes_tls_answer_and_does_not_read_is_let_go(
-    kernel: Kernel, caplog: LogCaptureFixture
-) -> None:
+def test_whoever_makes_tls_answer_has_to_read(kernel: Kernel, caplog: LogCaptureFixture) -> None:
     """As by orders to change keys, each of which OpenSSL answers."""
     caplog.set_level("INFO")
     one = Visitor().join()
@@ -681,9 +677,7 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
     return cert, key
 
 
-def test_newcomers_get_the_new_certificate_and_nobody_is_cut_off(
-    start: Start, files: tuple[Path, Path]
-) -> None:
+def test_newcomers_get_the_new_certificate(start: Start, files: tuple[Path, Path]) -> None:
     cert, key = files
     room = start("chat_server.py", "--tls-cert", str(cert), "--tls-key", str(key))
     room.tls = True
@@ -700,9 +694,7 @@ def test_newcomers_get_the_new_certificate_and_nobody_is_cut_off(
     assert room.log().count(f"newcomers get the new certificate in {cert}") == 1
 
 
-def test_each_reason_for_the_old_one_is_logged_once(
-    files: tuple[Path, Path], caplog: LogCaptureFixture
-) -> None:
+def test_reasons_for_the_old_are_told(files: tuple[Path, Path], caplog: LogCaptureFixture) -> None:
     """And a change can come so soon after the last that the time of the file doesn't show it."""
     cert, _ = files
     whole = cert.read_bytes()

@@ -155,9 +155,7 @@ def let_seconds_pass(page: Page, count: int) -> None:
 # Names
 
 
-def test_a_name_is_remembered_and_whoever_has_left_or_was_removed_stays_away_until_asked(
-    room: WebRoom, bob: Peer, ann: Page
-) -> None:
+def test_a_name_is_remembered_but_who_left_stays_away(room: WebRoom, bob: Peer, ann: Page) -> None:
     assert ann.value("document.title") == f"Chat on 127.0.0.1:{room.web}"
     assert not ann.value("log.translate"), "names, and what is compared, stay as they are"
     say(ann, "/name Anna")
@@ -199,9 +197,7 @@ def test_a_name_that_one_cannot_have_yet(room: WebRoom, bob: Peer, page: Page) -
     is_known_as(page, f"{'x' * 30}__")
 
 
-def test_nobody_comes_in_by_a_name_that_is_half_typed(
-    start: Start, room: WebRoom, page: Page
-) -> None:
+def test_nobody_comes_in_by_half_a_name(start: Start, room: WebRoom, page: Page) -> None:
     page.open(room.url)
     room.server.kill()
     knock(page, "Ann")
@@ -238,9 +234,7 @@ def test_talk_both_ways(bob: Peer, ann: Page) -> None:
     assert "\nBob: Hello Ann\nBob:   twice\nAnn: Hello Bob\n" in copied, "without times"
 
 
-def test_what_is_said_is_only_ever_text_with_names_and_addresses(
-    room: WebRoom, bob: Peer, ann: Page
-) -> None:
+def test_what_is_said_is_only_ever_text(room: WebRoom, bob: Peer, ann: Page) -> None:
     other = room.server.join()
     markup = "<img src=x onerror=alert(1)><script>alert(2)</script> &lt;"
     wiki = "https://en.wikipedia.org/wiki/Foo_(bar)"
@@ -364,9 +358,7 @@ def test_what_the_room_says_at_the_end_refuses_nothing(ann: Page) -> None:
     assert ann.value("box.value") == ""
 
 
-def test_a_private_message_is_never_public_and_who_is_ignored_says_nothing(
-    room: WebRoom, bob: Peer, ann: Page
-) -> None:
+def test_what_is_private_is_never_public(room: WebRoom, bob: Peer, ann: Page) -> None:
     carl = room.server.join("Carl")
     ann.type("/msg Bob: one")
     ann.press("Enter", SHIFT)
@@ -575,9 +567,7 @@ def test_whoever_turns_a_phone_is_still_where_they_were(ann: Page) -> None:
     assert not ann.value("following")
 
 
-def test_a_page_has_5000_rows_at_most_and_its_reader_stays_where_it_is(
-    bob: Peer, ann: Page
-) -> None:
+def test_a_reader_stays_where_it_is_among_5000_rows_at_most(bob: Peer, ann: Page) -> None:
     ann.value("for (let row = 0; row < MAX_ROWS; row++) show('said', `${row}.`); settle()")
     ann.value(TWO_FRAMES)
     ann.value("show('said', 'short'); settle()")
@@ -664,9 +654,7 @@ def test_the_people_stand_beside_the_messages(room: WebRoom, bob: Peer, ann: Pag
     shows(ann, "here: Ann, Bert and 2 unnamed")
 
 
-def test_on_a_phone_the_people_are_in_a_panel_and_the_keyboard_is_enough(
-    bob: Peer, ann: Page
-) -> None:
+def test_on_a_phone_the_people_are_in_a_panel(bob: Peer, ann: Page) -> None:
     ann.resize(*SIZES["phone"])
     ann.wait_for("!page.who.open")
     assert ann.value("log.getBoundingClientRect().width") == SIZES["phone"][0]
@@ -762,9 +750,7 @@ def test_a_closed_room_asks_for_its_password_and_a_reload_leads_back(
     assert page.value("[box.value, password, log.childElementCount]") == ["Not said", "", 1]
 
 
-def test_what_did_not_arrive_is_marked_and_what_was_not_sent_outlives_the_room(
-    start: Start, room: WebRoom, bob: Peer, ann: Page
-) -> None:
+def test_what_did_not_arrive_is_marked(start: Start, room: WebRoom, bob: Peer, ann: Page) -> None:
     say(ann, "This arrives")
     bob.expect("Ann: This arrives\n")
     settled(ann)
@@ -836,9 +822,7 @@ def test_the_history_is_not_shown_twice(room: WebRoom, bob: Peer, page: Page) ->
         assert rows(page, ".gap")[0].endswith("messages may be missing") == missing
 
 
-def test_a_connection_that_says_nothing_any_more_is_lost(
-    room: WebRoom, bob: Peer, page: Page
-) -> None:
+def test_a_silent_connection_is_lost(room: WebRoom, bob: Peer, page: Page) -> None:
     page.before_load(
         "{ const send = WebSocket.prototype.send; window.outgoing = [];"
         "WebSocket.prototype.send = function (line) { outgoing.push(line); send.call(this, line); };"
@@ -892,9 +876,7 @@ def test_a_full_room_is_tried_again(start: Start, page: Page) -> None:
 
 
 @pytest.mark.parametrize("start", ["tls"], indirect=True)
-def test_through_tls_for_whoever_has_no_name_and_keeps_nothing(
-    room: WebRoom, bob: Peer, page: Page
-) -> None:
+def test_through_tls_without_a_name_or_storage(room: WebRoom, bob: Peer, page: Page) -> None:
     page.call("Security.setIgnoreCertificateErrors", ignore=True)
     page.before_load(
         "Object.defineProperty(window, 'localStorage', "

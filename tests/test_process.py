@@ -228,9 +228,7 @@ def goes_on(start: Start, stderr: int, *within: str, python: str = sys.executabl
 @pytest.mark.parametrize(
     "streams", [">/dev/full 2>/dev/full", "> >(:) 2> >(:)", "2>&-", "<&- >&- 2>&-"]
 )
-def test_standard_streams_never_change_what_is_done_or_the_exit_status(
-    start: Start, python: str, streams: str
-) -> None:
+def test_standard_streams_change_no_exit_status(start: Start, python: str, streams: str) -> None:
     within = needs("bash"), "-c", f'exec "$@" {streams}', "bash"
     goes_on(start, subprocess.DEVNULL, *within, python=python)
 
@@ -409,9 +407,7 @@ def test_a_signal_after_the_end_leaves_no_trace(start: Start, tmp_path: Path) ->
 
 
 @both_servers
-def test_descriptor_limit_is_raised_as_far_as_can_be_and_then_newcomers_wait(
-    start: Start, script: str
-) -> None:
+def test_the_descriptor_limit_is_raised_and_then_newcomers_wait(start: Start, script: str) -> None:
     lower = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (64, 100))
     server = start(script, preexec_fn=lower)
     first, *_, last = peers = serves(server, script) * 2
@@ -431,9 +427,7 @@ def test_descriptor_limit_is_raised_as_far_as_can_be_and_then_newcomers_wait(
 
 
 @pytest.mark.parametrize("limit, members", [(1024, 792), (100, 10_000), (20_000, 10_000)])
-def test_no_more_are_let_in_than_files_can_be_opened(
-    monkeypatch: MonkeyPatch, limit: int, members: int
-) -> None:
+def test_files_limit_the_members(monkeypatch: MonkeyPatch, limit: int, members: int) -> None:
     """Else one host could take them all."""
     monkeypatch.setattr(chat_server, "allow_descriptors", lambda needed: min(needed, limit))
     assert chat_server.allow_members(10_000) == members
@@ -505,9 +499,7 @@ ROOM_OPTIONS = {"TCP_NOTSENT_LOWAT": 64 * 1024}
 
 @pytest.mark.parametrize("platform", [sys.platform, "elsewhere"])
 @pytest.mark.parametrize("module", [chat_server, echo_server])
-def test_each_connection_gets_the_socket_options(
-    module: Any, platform: str, monkeypatch: MonkeyPatch
-) -> None:
+def test_each_socket_has_its_options(module: Any, platform: str, monkeypatch: MonkeyPatch) -> None:
     """Also whoever connects at the first moment: from its listener, or, where that isn't sure, one
     by one."""
     listen, peers = socket.socket.listen, []
@@ -563,9 +555,7 @@ def read_pipe(fifo: Path) -> list[str]:
     return [re.sub(STAMP, "", line) for line in lines]
 
 
-def test_a_pipe_keeps_lines_for_its_reader_and_what_is_missing_is_counted(
-    tmp_path: Path, caplog: LogCaptureFixture
-) -> None:
+def test_a_pipe_keeps_lines_and_counts_others(tmp_path: Path, caplog: LogCaptureFixture) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     transcript = Transcript(str(fifo))
@@ -614,9 +604,7 @@ def test_a_disk_that_is_full_for_a_moment(tmp_path: Path, caplog: LogCaptureFixt
         assert file.read_text().startswith("* Ann joined\x18\n20")
 
 
-def test_a_transcript_that_has_vanished_is_started_anew_for_its_owner_alone(
-    tmp_path: Path, caplog: LogCaptureFixture
-) -> None:
+def test_a_transcript_that_vanished_begins_anew(tmp_path: Path, caplog: LogCaptureFixture) -> None:
     folder, elsewhere = tmp_path / "folder", tmp_path / "elsewhere"
     folder.mkdir()
     file = folder / "transcript"
@@ -664,9 +652,7 @@ def test_what_of_a_transcript_was_said(line: str, said: str) -> None:
     assert chat_server.said_before(data, 100).decode() == f"before\n{said}after\n"
 
 
-def test_history_survives_restarts_on_the_same_port_even_one_in_the_middle_of_a_line(
-    start: Start, tmp_path: Path
-) -> None:
+def test_history_survives_a_restart_in_the_middle_of_a_line(start: Start, tmp_path: Path) -> None:
     file = tmp_path / "transcript"
     said = ["Ann: one", f"Ann: {TIME}two", f"{TIME}three"]
     file.write_text("".join(f"{TIME}{line}\n" for line in [*said, "* Ann left"]) + f"{TIME}torn")
@@ -875,9 +861,7 @@ def test_hint_where_the_certificate_itself_cannot_be_copied(tmp_path: Path, told
     ]
 
 
-def test_what_the_log_says_works_when_pasted_in_another_folder_of_the_network(
-    start: Start, tmp_path: Path, password: list[str]
-) -> None:
+def test_what_the_log_says_can_be_pasted(start: Start, tmp_path: Path, password: list[str]) -> None:
     folder = tmp_path / "there"
     folder.mkdir()
     shutil.copy(ROOT / "chat_client.py", folder)
@@ -928,9 +912,7 @@ def test_a_scanner_reads_every_version(size: int, tmp_path: Path) -> None:
     assert qr_code(text.encode().ljust(107)) == []
 
 
-def test_a_terminal_shows_the_address_if_it_can_and_a_log_none_of_it(
-    terminal: Run, start: Start, tmp_path: Path
-) -> None:
+def test_the_address_is_shown_on_terminals(terminal: Run, start: Start, tmp_path: Path) -> None:
     options = "--host", "127.0.0.1", "--port", "0", "--web", "0"
     command = sys.executable, path_of("chat_server.py"), *options
     plain = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}

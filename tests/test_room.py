@@ -121,8 +121,7 @@ def test_any_stream_in_any_pieces_gives_its_lines_and_a_mark_for_each_that_is_to
 @pytest.mark.parametrize(
     "data, shown",
     [
-        (b"a\x00b\tc\x1b[31m\x07\xc2\x9b\r", "ab\tc[31m"),
-        (b"\xff\xe4\xbd", "\ufffd\ufffd"),
+        *((b"a\x00b\tc\x1b[31m\x07\xc2\x9b\r", "ab\tc[31m"), (b"\xff\xe4\xbd", "\ufffd\ufffd")),
         (b"\xed\xa0\x80\xe4\xbd\xa0", "\ufffd\ufffd\ufffd\u4f60"),
         (b"x\xe2\x80\xa8Ann: hi\xe2\x80\xa9", "x Ann: hi "),  # a new line on some screens
         # What takes back a character, or all.
@@ -235,10 +234,8 @@ def test_history_has_the_last_lines_however_they_came(count: int) -> None:
 def test_naming_is_announced_to_the_others_and_confirmed_to_oneself(hall: Hall) -> None:
     one, two = hall.join(), hall.join()
     for name, news in (
-        ("john", ["* john joined"]),
-        ("John", ["* john is now John"]),
-        ("Jim", ["* John is now Jim"]),
-        ("Jim", []),
+        *(("john", ["* john joined"]), ("John", ["* john is now John"])),
+        *(("Jim", ["* John is now Jim"]), ("Jim", [])),
     ):
         hall.say(one, f"/name {name}\n")
         assert (hall.heard(one), hall.heard(two)) == ([f"* you are {name}"], news)
@@ -250,10 +247,8 @@ def test_naming_is_announced_to_the_others_and_confirmed_to_oneself(hall: Hall) 
     "name, same, other",
     [
         ("John Smith", "JOHN-SMITH", "John_Smith"),
-        ("John", "\uff2a\uff4f\uff48\uff4e", "John_"),
-        ("O'Neil", "O\u2019Neil", "O_Neil"),
-        ("Stra\u00dfe", "STRASSE", "Strase"),
-        ("Zo\u00eb", "ZOE\u0308", "Zoe"),
+        *(("John", "\uff2a\uff4f\uff48\uff4e", "John_"), ("O'Neil", "O\u2019Neil", "O_Neil")),
+        *(("Stra\u00dfe", "STRASSE", "Strase"), ("Zo\u00eb", "ZOE\u0308", "Zoe")),
         ("H\u01b0ng", "h\u01afng", "H\u00f9ng"),
         ("\u0930\u093e\u092e", "\u0930\u093e \u092e", "\u0930\u092e\u093e"),
         ("\u0639\u0644\u06cc\u200c\u0631", "\u0639\u0644\u06cc\u0631", "\u0639\u0644\u0631"),
@@ -343,8 +338,7 @@ NO_SUCH_COMMAND = "* no such command; /help lists them, and //TEXT says /TEXT"
 @pytest.mark.parametrize(
     "said, answers",
     [
-        ("/who", ["* here: Ann, John and 1 unnamed"]),
-        ("/ping", ["* pong"]),
+        *(("/who", ["* here: Ann, John and 1 unnamed"]), ("/ping", ["* pong"])),
         ("/nick Jo\n/names\n/exit", ["* you are Jo", "* here: Ann, Jo and 1 unnamed", "* bye"]),
         ("/quit\nnot heard", ["* bye"]),
         *((line, [HOW_TO_WHISPER]) for line in ("/msg Ann hi", "/msg Ann: ", "/msg")),
@@ -365,9 +359,7 @@ def test_only_their_sender_gets_answers_to_commands(hall: Hall, said: str, answe
 
 
 @pytest.mark.parametrize("letter, most, more", [("x", 8192, ", 100"), ("\U00020000", 8300, "")])
-def test_whoever_is_alone_has_no_list_and_a_crowd_a_short_one(
-    hall: Hall, letter: str, most: int, more: str
-) -> None:
+def test_a_crowd_has_a_short_list(hall: Hall, letter: str, most: int, more: str) -> None:
     """Of long names, too: whoever asks and doesn't read keeps an answer or two in memory."""
     one = hall.join()
     hall.say(one, "/who\n/name A\n/who\n")

@@ -203,9 +203,7 @@ NARROWED = {
 
 
 @pytest.mark.parametrize("where", NARROWED)
-def test_no_piece_of_a_row_stays_when_the_window_gets_narrower(
-    listener: Listener, window: Window, where: str
-) -> None:
+def test_no_piece_of_a_row_stays(listener: Listener, window: Window, where: str) -> None:
     def expect(text: str, columns: int) -> None:
         row = "".join(typed(text).view("John: ", columns)).rstrip()
         window.expect("line 28", "line 29", row)
@@ -423,9 +421,7 @@ def untaken() -> chat_client.Terminal:
     return console
 
 
-def test_what_waits_above_the_row_is_shown_once_when_the_terminal_is_given_back(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_what_waits_above_the_row_is_shown_once_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat_client.Terminal, "write_all", lambda _: None)
     monkeypatch.setattr(chat_client.termios, "tcsetattr", lambda *_: None)
     monkeypatch.setattr(os, "tcgetpgrp", lambda _: os.getpgrp())
