@@ -495,17 +495,18 @@ class ChatProtocol:
     def submit_command(self, line: str) -> None:
         """Does a command, or passes it on to the room."""
         word, _, argument = line.partition(" ")
+        argument = argument.strip()
         name, _, text = map(str.strip, argument.partition(":"))
         if word == "/ignore":
-            self.ignore(argument.strip())
-        elif word in ("/name", "/nick") and argument.strip():
-            self.wanted = argument.strip()
-            self.request_name(self.wanted)
+            self.ignore(argument)
+        elif word in ("/name", "/nick") and argument:
+            self.wanted = argument
+            self.request_name(argument)
         else:
             self.outgoing += f"{line}\n".encode()
         if word == "/ping":
             self.pings.append(False)
-        if word == "/msg" and name and text:
+        elif word == "/msg" and name and text:
             self.to_show.append(f"to {name}{PRIVATE}: {text}")
         elif word == "/help":
             self.to_show.append("* /ignore NAME: hide what NAME says, or show it again")

@@ -2640,7 +2640,7 @@ STYLE = """
 [hidden] { display: none !important; }
 body { height: 100vh; height: 100dvh;  /* without a phone's own bars, where that is known */
   background: var(--back); overflow-wrap: anywhere;
-  font: 100%/1.4 system-ui, sans-serif; }  /* an iPhone zooms in on fields with smaller letters */
+  font: 100%/1.4 system-ui, sans-serif; }  /* the user's size; below 16px an iPhone zooms in */
 a { color: var(--strong); direction: ltr; unicode-bidi: isolate; }
 #room h1, #state:not(:empty), li span, summary, input, textarea, button { padding: .7em .8em; }
 input, textarea, button { font: inherit; color: inherit; background: var(--back);

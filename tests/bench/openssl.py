@@ -6,22 +6,20 @@ import ctypes
 import ssl
 from typing import Any
 
-import pytest
-
 
 class Pointer(ctypes.c_void_p):
     """An address, which stays one: of a plain c_void_p, a call would make a number."""
 
 
 def load_openssl() -> Any:
-    """Returns the library that Python's own ssl uses, or skips the test where it can't be had."""
+    """Returns the library that Python's own ssl uses. Raises RuntimeError if it can't be had."""
     try:
         library = ctypes.CDLL(ssl._ssl.__file__)  # type: ignore[attr-defined]
         for name in ("TLS_client_method", "SSL_CTX_new", "SSL_new", "BIO_s_mem", "BIO_new"):
             getattr(library, name).restype = Pointer
         library.SSL_key_update.restype = ctypes.c_int
-    except (AttributeError, OSError):
-        pytest.skip("this Python's OpenSSL can't be called")
+    except (AttributeError, OSError) as error:
+        raise RuntimeError("this Python's OpenSSL can't be called") from error
     return library
 
 
