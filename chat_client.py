@@ -299,8 +299,9 @@ class ChatProtocol:
         self.why = ""  # what to tell the user if it ends before we are let in, as far as we know
         self.requested = ""  # a name that the room was asked for, until it answers
         self.names: dict[str, None] = {}  # that were seen here, the latest last
-        self.unseen: set[str] = set()  # commands of our own that are unanswered
-        self.pings: deque[bool] = deque()  # unanswered ones: whether each is our own
+        # Of each /who and /ping that is unanswered, whether it is our own: the user need not know
+        # of that, nor of the answer.
+        self.unanswered: dict[str, deque[bool]] = {"/who": deque(), "/ping": deque()}
         self.set_name(self.wanted)
 
     @property
@@ -317,7 +318,8 @@ class ChatProtocol:
         """The other side is no room of ours: there is no answer to wait for."""
         self.phase = Phase.RELAY
         self.why = ""
-        self.unseen.clear()
+        for questions in self.unanswered.values():
+            questions.clear()
         self.accepts_input = True
 
     def set_name(self, name: str) -> None:
@@ -382,10 +384,8 @@ class ChatProtocol:
     def hear_room(self, line: str) -> None:
         """Follows what the room itself says, and shows it, unless it answers an idea of our own."""
         news, here = NEWS.fullmatch(line), HERE.fullmatch(line)
-        is_pong = line == "* pong" and bool(self.pings) and self.pings.popleft()
-        question = "/who" if here else "/ping" if is_pong else ""
-        hidden = question in self.unseen or line == f"* you are {self.name}"
-        self.unseen.discard(question)
+        questions = self.unanswered.get("/who" if here else "/ping" if line == "* pong" else "")
+        hidden = bool(questions and questions.popleft()) or line == f"* you are {self.name}"
         self.answers = self.answers or hidden
         if here:
             for name in [*filter(NAME.fullmatch, (here[1] or "").split(", ")), *self.names]:
@@ -454,10 +454,8 @@ class ChatProtocol:
     # To the other side
 
     def ask(self, command: str) -> None:
-        """Gives a command that is our own idea: the user need not know of it, nor of the answer."""
-        self.unseen.add(command)
-        if command == "/ping":
-            self.pings.append(True)
+        """Gives a command that is our own idea."""
+        self.unanswered[command].append(True)
         self.outgoing += f"{command}\n".encode()
 
     def request_name(self, name: str) -> None:
@@ -504,8 +502,8 @@ class ChatProtocol:
             self.request_name(argument)
         else:
             self.outgoing += f"{line}\n".encode()
-        if word == "/ping":
-            self.pings.append(False)
+        if word in self.unanswered:
+            self.unanswered[word].append(False)
         elif word == "/msg" and name and text:
             self.to_show.append(f"to {name}{PRIVATE}: {text}")
         elif word == "/help":
@@ -1918,7 +1916,7 @@ class Session:
         be asked, and still speaks, is taken to have heard all that has arrived."""
         is_relay = self.protocol.phase is Phase.RELAY
         heard = self.sent - unacknowledged(self.sock) if is_relay else self.asked
-        if "/ping" not in self.protocol.unseen:
+        if True not in self.protocol.unanswered["/ping"]:
             while self.said and self.said[0][0] <= heard:
                 self.said.popleft()
             self.asked = 0
